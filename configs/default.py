@@ -1,0 +1,83 @@
+"""Every field, once. The values are those both published recipes share."""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+  """The configuration that the others override."""
+  config = ml_collections.ConfigDict()
+
+  # Seed of everything random: initial parameters, order, noise.
+  config.seed = 0
+  # Where TFDS keeps prepared data sets; "" for its own default,
+  # ~/tensorflow_datasets.
+  config.data_dir = ""
+
+  config.clip = clip = ml_collections.ConfigDict()
+  # A Hugging Face name or folder, or "demo" for the toy in this package.
+  clip.weights = "openai/clip-vit-large-patch14-336"
+  # Of CLIP's computation: "float32" or "bfloat16". The rest is float32.
+  clip.dtype = "bfloat16"
+
+  config.model = model = ml_collections.ConfigDict()
+  # Side that images are resized to, in pixels; a multiple of the patch size.
+  model.image_size_pixels = 518
+  # Vision layers, counted from 1, whose patches are compared with the prompts.
+  model.feature_layers = (24,)
+  # Vision layers with a value path, counted from the last.
+  model.num_value_layers = 24
+  # Side of the neighbourhood average, in patches; odd.
+  model.smoothing_window_patches = 5
+  # Heads of the prototype extractor's attention; divides CLIP's joint width.
+  model.num_heads = 12
+  # A prompt is: start, context words, state words, category words, ".", end.
+  # There are as many prototypes per state as state words. Without category
+  # words the prompt ends in "object." instead.
+  model.num_context_words = 6
+  model.num_state_words = 6
+  model.num_category_words = 2
+  # Tokens of the text tower that a layer replaces, and layers that do.
+  model.deep_prompt_length = 4
+  model.deep_prompt_depth = 8
+  # Which prototypes a state's prompt gets: "crossed", the other state's, as in
+  # the authors' released code; "matched", its own, as in the paper.
+  model.prototype_injection = "crossed"
+  # Cosines are divided by it before the softmax.
+  model.temperature = 0.07
+
+  config.train = train = ml_collections.ConfigDict()
+  # The auxiliary data set; its test split has the anomalies.
+  train.dataset = "visa"
+  train.split = "test"
+  # 0 writes a checkpoint of the untrained prompts.
+  train.num_epochs = 10
+  # Images in a step, over all devices. An epoch's last step may have less.
+  train.batch_size = 8
+  # Adam's; constant.
+  train.learning_rate = 1e-3
+  train.b1 = 0.5
+  train.b2 = 0.999
+  train.eps = 1e-8
+  # Loss between image features and category biases: "none", "pairwise" (every
+  # image with every bias, as in the released code) or "matched".
+  train.reconstruction = "none"
+  train.log_every_steps = 20
+  train.checkpoint_every_steps = 500
+  # Newest checkpoints that are kept.
+  train.num_kept_checkpoints = 3
+
+  config.evaluation = evaluation = ml_collections.ConfigDict()
+  evaluation.datasets = ("mvtec_ad",)
+  evaluation.split = "test"
+  # Images in a step, over all devices. No result depends on it.
+  evaluation.batch_size = 8
+  # Category codes sampled for an image.
+  evaluation.num_samples = 10
+  # Share of the distance to normal prototypes in a patch's weight.
+  evaluation.alpha = 0.26
+  # Share of the whole image's probability in its score.
+  evaluation.beta = 0.9
+  # Anomalous images of each category in the picture sheet.
+  evaluation.num_pictures = 4
+
+  return config.lock()

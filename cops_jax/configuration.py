@@ -1,0 +1,128 @@
+"""From a config to the model it describes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from cops_jax.errors import InputError
+from cops_jax.losses import RECONSTRUCTIONS
+from cops_jax.models.cops import CoPS
+from cops_jax.models.prompts import PROTOTYPE_INJECTIONS
+from cops_jax.weights import PretrainedCLIP
+
+# Purposes of random numbers, folded into the seed's key.
+INIT_KEY, TRAIN_KEY, EVALUATION_KEY = range(3)
+
+
+def random_key(seed: int, purpose: int) -> jax.Array:
+  """The key of one purpose; keys of other purposes are independent."""
+  return jax.random.fold_in(jax.random.key(seed), purpose)
+
+
+def build_model(config: Any, clip: PretrainedCLIP) -> CoPS:
+  """The model that a config describes, on a loaded CLIP.
+
+  Raises:
+    InputError: a field's value does not fit CLIP or another field.
+  """
+  model, vision = config.model, clip.config.vision_config
+  num_layers = vision.num_hidden_layers
+  width = clip.config.projection_dim
+  text_layers = clip.config.text_config.num_hidden_layers
+  num_words = (
+    model.num_context_words + model.num_state_words + model.num_category_words
+  )
+
+  def check(condition, field, value, expected):
+    if not condition:
+      raise InputError(
+        f"config.{field} is {value!r}; with CLIP {config.clip.weights!r} it must"
+        f" be {expected}"
+      )
+
+  check(
+    model.image_size_pixels > 0
+    and model.image_size_pixels % vision.patch_size == 0,
+    "model.image_size_pixels",
+    model.image_size_pixels,
+    f"a multiple of the patch size {vision.patch_size}",
+  )
+  check(
+    model.feature_layers
+    and all(1 <= layer <= num_layers for layer in model.feature_layers),
+    "model.feature_layers",
+    tuple(model.feature_layers),
+    f"numbers from 1 to {num_layers}",
+  )
+  check(
+    0 <= model.num_value_layers <= num_layers,
+    "model.num_value_layers",
+    model.num_value_layers,
+    f"from 0 to {num_layers}",
+  )
+  check(
+    model.smoothing_window_patches % 2 == 1,
+    "model.smoothing_window_patches",
+    model.smoothing_window_patches,
+    "odd",
+  )
+  check(
+    model.num_heads > 0 and width % model.num_heads == 0,
+    "model.num_heads",
+    model.num_heads,
+    f"a divisor of the joint width {width}",
+  )
+  check(
+    0 <= model.deep_prompt_depth < text_layers,
+    "model.deep_prompt_depth",
+    model.deep_prompt_depth,
+    f"less than the {text_layers} text layers",
+  )
+  check(
+    0 <= model.deep_prompt_length <= num_words,
+    "model.deep_prompt_length",
+    model.deep_prompt_length,
+    f"at most the {num_words} learned words",
+  )
+  check(
+    model.prototype_injection in PROTOTYPE_INJECTIONS,
+    "model.prototype_injection",
+    model.prototype_injection,
+    f"one of {', '.join(PROTOTYPE_INJECTIONS)}",
+  )
+  check(
+    config.train.reconstruction in RECONSTRUCTIONS,
+    "train.reconstruction",
+    config.train.reconstruction,
+    f"one of {', '.join(RECONSTRUCTIONS)}",
+  )
+  check(
+    config.clip.dtype in ("float32", "bfloat16"),
+    "clip.dtype",
+    config.clip.dtype,
+    "float32 or bfloat16",
+  )
+  tokens = clip.tokens
+  suffix = (tokens.period, tokens.end)
+  if not model.num_category_words:
+    suffix = (tokens.object, *suffix)
+  return CoPS(
+    clip_config=clip.config,
+    prefix_tokens=(tokens.start,),
+    suffix_tokens=suffix,
+    feature_layers=tuple(model.feature_layers),
+    num_value_layers=model.num_value_layers,
+    smoothing_window=model.smoothing_window_patches,
+    num_heads=model.num_heads,
+    num_context_words=model.num_context_words,
+    num_state_words=model.num_state_words,
+    num_category_words=model.num_category_words,
+    deep_prompt_length=model.deep_prompt_length,
+    deep_prompt_depth=model.deep_prompt_depth,
+    prototype_injection=model.prototype_injection,
+    temperature=model.temperature,
+    dtype=jnp.dtype(config.clip.dtype),
+  )

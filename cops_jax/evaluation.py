@@ -1,0 +1,237 @@
+"""Zero-shot evaluation: scores and maps of whole data sets."""
+
+from __future__ import annotations
+
+import collections
+import logging
+import os
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax.sharding import Mesh
+
+from cops_jax import checkpoints
+from cops_jax import input_pipeline
+from cops_jax import metrics
+from cops_jax import reporting
+from cops_jax import scoring
+from cops_jax import sharding
+from cops_jax import weights
+from cops_jax.configuration import EVALUATION_KEY, build_model, random_key
+from cops_jax.errors import InputError
+from cops_jax.models.clip import normalize_images
+from cops_jax.models.cops import CoPS, init_trainable, join_params
+from cops_jax.models.vae import example_noise
+from cops_jax.progress import Progress
+from cops_jax.reporting import DatasetResult, ImageResult, Picture
+
+_logger = logging.getLogger(__name__)
+
+
+def make_predict_step(
+  model: CoPS,
+  mesh: Mesh,
+  *,
+  seed: int,
+  num_samples: int,
+  alpha: float,
+  beta: float,
+) -> Callable[[Any, Any, Mapping[str, Any]], dict[str, jax.Array]]:
+  """Compiles the step from a batch to its scores and maps.
+
+  Args:
+    model: CoPS.
+    mesh: to split batches over.
+    seed: of the category codes' noise, which each example's id keys.
+    num_samples: codes for an image.
+    alpha, beta: see `cops_jax.scoring`.
+
+  Returns:
+    `step(trainable, clip_params, batch)`, giving image_score (b,) and
+    anomaly_map (b, h, w), float32 in [0, 1].
+  """
+  key = random_key(seed, EVALUATION_KEY)
+  width = model.clip_config.projection_dim
+  replicated = sharding.replicated_sharding(mesh)
+
+  def predict_step(trainable, clip_params, batch):
+    variables = join_params(trainable, clip_params)
+    images = normalize_images(batch["image"])
+    features = model.apply(variables, images, method=CoPS.encode_images)
+    noise = example_noise(key, batch["example_id"], num_samples, width)
+    outputs = model.apply(variables, *features, noise, is_training=False)
+    patch_scores = scoring.weighted_patch_scores(
+      outputs.patch_probability, outputs.distances, alpha
+    )
+    return {
+      "image_score": scoring.image_scores(
+        outputs.image_logits, patch_scores, beta
+      ),
+      "anomaly_map": scoring.anomaly_maps(patch_scores, images.shape[1]),
+    }
+
+  return jax.jit(
+    predict_step,
+    in_shardings=(replicated, replicated, sharding.batch_sharding(mesh)),
+    out_shardings=replicated,
+  )
+
+
+def evaluate_dataset(
+  examples: Sequence[Mapping[str, Any]],
+  predict: Callable[[Mapping[str, Any]], Mapping[str, jax.Array]],
+  *,
+  name: str,
+  mesh: Mesh,
+  image_size: int,
+  patch_size: int,
+  batch_size: int,
+  num_pictures: int,
+) -> DatasetResult:
+  """Scores every example once and computes the metrics.
+
+  Args:
+    examples: from `cops_jax.datasets.load`.
+    predict: from a sharded batch to `make_predict_step`'s outputs.
+    name: the data set's, for progress.
+    mesh: that `predict` was compiled for.
+    image_size, patch_size: pixels.
+    batch_size: no result depends on it.
+    num_pictures: anomalous images to keep of each category.
+
+  Raises:
+    InputError: an image cannot be read, or gets NaN for a score.
+  """
+  num_steps = input_pipeline.num_batches(len(examples), batch_size)
+  batches = input_pipeline.iterate_batches(
+    examples,
+    image_size=image_size,
+    patch_size=patch_size,
+    batch_size=batch_size,
+    num_devices=mesh.size,
+    steps=range(num_steps),
+  )
+  images = []
+  histograms = collections.defaultdict(metrics.PixelHistogram)
+  pictures = collections.defaultdict(list)
+  progress = Progress(len(examples), "images")
+  for batch in batches:
+    index, masks = batch.pop("index"), batch.pop("mask")
+    outputs = jax.device_get(predict(sharding.shard_batch(batch, mesh)))
+    for row in np.flatnonzero(batch["padding_mask"]):
+      example = examples[int(index[row])]
+      category, path = example["category"], example["path"]
+      score, anomaly_map = (
+        outputs[field][row] for field in ("image_score", "anomaly_map")
+      )
+      if not np.isfinite(score) or not np.isfinite(anomaly_map).all():
+        raise InputError(
+          f"the score of {path} in data set {name!r} is not a number: the"
+          " checkpoint or the CLIP weights are damaged"
+        )
+      label = int(batch["label"][row])
+      images.append(
+        ImageResult(example["dataset"], category, path, label, float(score))
+      )
+      if example["has_mask"]:
+        histograms[category].add(anomaly_map, masks[row].astype(bool))
+      if label == scoring.ANOMALY:
+        # Chosen by id, so neither order nor batches change the sheet.
+        shown = pictures[category]
+        shown.append(
+          Picture(
+            category=category,
+            image_score=float(score),
+            sort_key=int(batch["example_id"][row]),
+            image=batch["image"][row],
+            mask=masks[row],
+            anomaly_map=anomaly_map,
+          )
+        )
+        shown.sort(key=lambda picture: picture.sort_key)
+        del shown[num_pictures:]
+    progress.update(len(images), f"evaluating {name}")
+  if len(images) != len(examples):
+    raise AssertionError(f"{len(images)} of {len(examples)} images evaluated")
+
+  images.sort(key=lambda image: (image.category, image.path))
+  categories = {}
+  for category in sorted({image.category for image in images}):
+    rows = [image for image in images if image.category == category]
+    categories[category] = metrics.image_metrics(
+      np.array([row.image_score for row in rows]),
+      np.array([row.label == scoring.ANOMALY for row in rows]),
+    ) | histograms[category].compute()
+  return DatasetResult(
+    categories,
+    images,
+    [picture for category in sorted(pictures) for picture in pictures[category]],
+  )
+
+
+def evaluate(
+  config: Any, workdir: str | os.PathLike
+) -> tuple[dict[str, DatasetResult], list[pathlib.Path]]:
+  """Evaluates a work directory's newest checkpoint and writes the results.
+
+  Args:
+    config: a ConfigDict with the fields of configs/default.py.
+    workdir: of a training run; receives results.json, results.csv, scores.csv
+      and pictures/.
+
+  Returns:
+    A result for each of config.evaluation.datasets, and the paths of the
+    picture sheets.
+
+  Raises:
+    InputError: see the message.
+  """
+  from cops_jax import datasets
+
+  checkpoints.check_config(
+    workdir, config.to_dict(), sections=("clip", "model")
+  )
+  clip = weights.load_clip(config.clip.weights)
+  model = build_model(config, clip)
+  mesh = sharding.make_mesh()
+  template = jax.eval_shape(lambda: init_trainable(model, jax.random.key(0)))
+  with checkpoints.Checkpoints(workdir) as saved:
+    step, trainable = saved.restore_params(template)
+  trainable = sharding.replicate(trainable, mesh)
+  clip_params = sharding.replicate(clip.params, mesh)
+  settings = config.evaluation
+  predict_step = make_predict_step(
+    model,
+    mesh,
+    seed=config.seed,
+    num_samples=settings.num_samples,
+    alpha=settings.alpha,
+    beta=settings.beta,
+  )
+  _logger.info(
+    "evaluating step %d of %s on %d %s device(s)",
+    step,
+    workdir,
+    mesh.size,
+    jax.default_backend(),
+  )
+  results = {}
+  for name in settings.datasets:
+    examples = datasets.load(name, settings.split, config.data_dir or None)
+    results[name] = evaluate_dataset(
+      examples,
+      lambda batch: predict_step(trainable, clip_params, batch),
+      name=name,
+      mesh=mesh,
+      image_size=config.model.image_size_pixels,
+      patch_size=clip.config.vision_config.patch_size,
+      batch_size=settings.batch_size,
+      num_pictures=settings.num_pictures,
+    )
+  sheets = reporting.write_results(pathlib.Path(workdir), results)
+  return results, sheets

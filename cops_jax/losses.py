@@ -1,0 +1,186 @@
+"""CoPS's training losses: pure functions on arrays.
+
+Every mean is over the whole (global) batch; examples that only pad it, where
+`padding_mask` is False, count nowhere. Masks come as counts: the number of mask
+pixels in each patch. Predictions are constant over a patch, so per-pixel losses
+need no more, exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from cops_jax.scoring import ANOMALY, NORMAL
+from cops_jax.typing import Array, Bool, Float, Int
+
+RECONSTRUCTIONS = ("pairwise", "matched", "none")
+PATCH_LOSS_WEIGHT = 4.0
+
+_FOCAL_EPSILON = 1e-5
+
+
+def _mean(values, weights):
+  """Weighted mean; 0 where the weights are all 0."""
+  weights = jnp.broadcast_to(weights, values.shape).astype(values.dtype)
+  total = weights.sum()
+  return (values * weights).sum() / jnp.where(total > 0, total, 1)
+
+
+def image_loss(
+  logits: Float[Array, "b s=2"],
+  labels: Int[Array, "b"],
+  padding_mask: Bool[Array, "b"],
+) -> Float[Array, ""]:
+  """Softmax cross-entropy with the image labels."""
+  losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+  return _mean(losses, padding_mask)
+
+
+def focal_loss(
+  probability: Float[Array, "b n s=2"],
+  mask_counts: Int[Array, "b n"],
+  patch_area: int,
+  padding_mask: Bool[Array, "b"],
+) -> Float[Array, ""]:
+  """Mean over pixels of `-(1 - pt)^2 log pt` (Lin et al. 2017, gamma 2).
+
+  `pt = clip(onehot(mask), e, 1 - e) . probability + e` with e = 1e-5.
+
+  Args:
+    probability: of the two states in each patch.
+    mask_counts: anomalous pixels in each patch.
+    patch_area: pixels in a patch.
+    padding_mask: which examples are real.
+  """
+  epsilon = _FOCAL_EPSILON
+  normal, anomaly = probability[..., NORMAL], probability[..., ANOMALY]
+
+  def pixel_loss(own, other):
+    pt = (1 - epsilon) * own + epsilon * other + epsilon
+    return -((1 - pt) ** 2) * jnp.log(pt)
+
+  fraction = mask_counts / patch_area
+  losses = fraction * pixel_loss(anomaly, normal)
+  losses += (1 - fraction) * pixel_loss(normal, anomaly)
+  return _mean(losses, padding_mask[:, None])
+
+
+def dice_loss(
+  probability: Float[Array, "b n"],
+  counts: Int[Array, "b n"],
+  patch_area: int,
+  padding_mask: Bool[Array, "b"],
+) -> Float[Array, ""]:
+  """1 - mean over images of `(2 sum(p m) + 1) / (sum(p) + sum(m) + 1)`.
+
+  The sums run over pixels (Milletari et al. 2016, with smoothing 1).
+
+  Args:
+    probability: of each patch.
+    counts: target pixels in each patch.
+    patch_area: pixels in a patch.
+    padding_mask: which examples are real.
+  """
+  overlap = (probability * counts).sum(axis=-1)
+  total = probability.sum(axis=-1) * patch_area + counts.sum(axis=-1)
+  return 1 - _mean((2 * overlap + 1) / (total + 1), padding_mask)
+
+
+def patch_loss(
+  probability: Float[Array, "b f n s=2"],
+  mask_counts: Int[Array, "b n"],
+  patch_area: int,
+  padding_mask: Bool[Array, "b"],
+) -> Float[Array, ""]:
+  """Focal loss and both states' dice losses, summed over feature layers."""
+
+  def layer_loss(probability):
+    return (
+      focal_loss(probability, mask_counts, patch_area, padding_mask)
+      + dice_loss(
+        probability[..., ANOMALY], mask_counts, patch_area, padding_mask
+      )
+      + dice_loss(
+        probability[..., NORMAL],
+        patch_area - mask_counts,
+        patch_area,
+        padding_mask,
+      )
+    )
+
+  return jax.vmap(layer_loss, in_axes=1)(probability).sum()
+
+
+def gather_loss(
+  distances: Float[Array, "b s=2 n"],
+  mask_counts: Int[Array, "b n"],
+  padding_mask: Bool[Array, "b"],
+) -> Float[Array, ""]:
+  """Mean distance of mask-free patches to the normal prototypes."""
+  return _mean(
+    distances[:, NORMAL], (mask_counts == 0) & padding_mask[:, None]
+  )
+
+
+def scatter_loss(
+  distances: Float[Array, "b s=2 n"],
+  mask_counts: Int[Array, "b n"],
+  padding_mask: Bool[Array, "b"],
+) -> Float[Array, ""]:
+  """Mean distance of patches with mask pixels to the anomaly prototypes.
+
+  0 where the batch has no such patch.
+  """
+  return _mean(
+    distances[:, ANOMALY], (mask_counts > 0) & padding_mask[:, None]
+  )
+
+
+def kl_loss(
+  mean: Float[Array, "b d"],
+  log_var: Float[Array, "b d"],
+  padding_mask: Bool[Array, "b"],
+) -> Float[Array, ""]:
+  """Batch mean of KL(N(mean, exp(log_var)) || N(0, I)).
+
+  `-1/2 sum_d (1 + log_var - mean^2 - exp(log_var))` (Kingma and Welling 2014).
+  """
+  divergence = -0.5 * (1 + log_var - mean**2 - jnp.exp(log_var)).sum(axis=-1)
+  return _mean(divergence, padding_mask)
+
+
+def reconstruction_loss(
+  image_features: Float[Array, "b d"],
+  category_bias: Float[Array, "b d"],
+  padding_mask: Bool[Array, "b"],
+  mode: str,
+) -> Float[Array, ""]:
+  """Mean squared difference of image features and decoded biases.
+
+  Args:
+    image_features: not normalised.
+    category_bias: one sample for each image.
+    padding_mask: which examples are real.
+    mode: "pairwise", every image with every bias, as the authors' released code
+      computes it; "matched", each image with its own; "none", 0.
+  """
+  if mode == "none":
+    return jnp.zeros(())
+  if mode == "matched":
+    return _mean((image_features - category_bias) ** 2, padding_mask[:, None])
+  return _mean(
+    (image_features[:, None] - category_bias[None]) ** 2,
+    (padding_mask[:, None] & padding_mask[None])[..., None],
+  )
+
+
+def total_loss(terms: Mapping[str, Float[Array, ""]]) -> Float[Array, ""]:
+  """Weighted sum of the six terms: the patch loss counts four times."""
+  return sum(
+    (PATCH_LOSS_WEIGHT if name == "patch" else 1.0) * term
+    for name, term in terms.items()
+  )

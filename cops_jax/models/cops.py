@@ -1,0 +1,192 @@
+"""The whole CoPS model: frozen CLIP and the trained prompt synthesis."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+from transformers import CLIPConfig
+
+from cops_jax import scoring
+from cops_jax.models.clip import CLIP
+from cops_jax.models.prompts import PromptLearner
+from cops_jax.models.prototypes import PrototypeExtractor
+from cops_jax.models.vae import CategoryVAE
+from cops_jax.typing import Array, Float
+
+CLIP_PARAMS = "clip"  # The frozen subtree's name beside the trainable ones.
+
+
+@flax.struct.dataclass
+class Outputs:
+  """What the model says of a batch; index 0 of `s` is normal, 1 anomaly.
+
+  Attributes:
+    prototypes: for each state.
+    distances: cosine distance of each patch to its nearest prototype.
+    text_features: L2-normalised.
+    patch_probability: for each feature layer.
+    image_logits: cosine over temperature.
+    category_bias: decoded from the sampled codes.
+    code_mean, code_log_var: the codes' posterior; None in evaluation.
+  """
+
+  prototypes: Float[Array, "b s=2 k d"]
+  distances: Float[Array, "b s=2 n"]
+  text_features: Float[Array, "b s=2 d"]
+  patch_probability: Float[Array, "b f n s=2"]
+  image_logits: Float[Array, "b s=2"]
+  category_bias: Float[Array, "b z d"]
+  code_mean: Float[Array, "b d"] | None = None
+  code_log_var: Float[Array, "b d"] | None = None
+
+
+class CoPS(nn.Module):
+  """Conditional prompt synthesis on a frozen CLIP.
+
+  Its parameters are two trees, joined by `join_params`: CLIP's under "clip",
+  frozen, and the rest, trained. `encode_images` needs CLIP's alone.
+
+  Attributes:
+    clip_config: sizes of CLIP.
+    prefix_tokens, suffix_tokens: ids before and after the learned words.
+    feature_layers: 1-based vision layers whose patches are compared.
+    num_value_layers: vision layers with a value path, counted from the last.
+    smoothing_window: side of the neighbourhood average, in patches; odd.
+    num_heads: of the prototype extractor; divides the joint width.
+    dtype: of CLIP's computation; everything learned is float32.
+    The others: see `PromptLearner`.
+  """
+
+  clip_config: CLIPConfig
+  prefix_tokens: tuple[int, ...]
+  suffix_tokens: tuple[int, ...]
+  feature_layers: tuple[int, ...]
+  num_value_layers: int
+  smoothing_window: int
+  num_heads: int
+  num_context_words: int
+  num_state_words: int
+  num_category_words: int
+  deep_prompt_length: int
+  deep_prompt_depth: int
+  prototype_injection: str
+  temperature: float
+  dtype: Any = jnp.float32
+
+  def setup(self):
+    width = self.clip_config.projection_dim
+    self.clip = CLIP(self.clip_config, dtype=self.dtype)
+    self.prototype_extractor = PrototypeExtractor(
+      num_prototypes=self.num_state_words, num_heads=self.num_heads
+    )
+    self.category_vae = CategoryVAE(width)
+    self.prompt_learner = PromptLearner(
+      width=width,
+      num_context_words=self.num_context_words,
+      num_state_words=self.num_state_words,
+      num_category_words=self.num_category_words,
+      deep_prompt_length=self.deep_prompt_length,
+      deep_prompt_depth=self.deep_prompt_depth,
+      prototype_injection=self.prototype_injection,
+    )
+
+  def encode_images(
+    self, images: Float[Array, "b h w 3"]
+  ) -> tuple[Float[Array, "b d"], Float[Array, "b f n d"]]:
+    """CLIP's image and patch features, float32; see `CLIP.encode_images`."""
+    image_features, patch_features = self.clip.encode_images(
+      images,
+      feature_layers=self.feature_layers,
+      num_value_layers=self.num_value_layers,
+    )
+    return (
+      image_features.astype(jnp.float32),
+      patch_features.astype(jnp.float32),
+    )
+
+  def __call__(
+    self,
+    image_features: Float[Array, "b d"],
+    patch_features: Float[Array, "b f n d"],
+    noise: Float[Array, "b z d"],
+    *,
+    is_training: bool,
+  ) -> Outputs:
+    """Synthesises each image's prompts and compares the image with them.
+
+    Args:
+      image_features, patch_features: from `encode_images`.
+      noise: standard normal. In training it perturbs the posterior's mean; in
+        evaluation it is the code itself, drawn from the prior.
+      is_training: which of the two.
+    """
+    patch_features = scoring.smooth_patches(
+      patch_features, self.smoothing_window
+    )
+    fused = patch_features.mean(axis=1)
+    prototypes = self.prototype_extractor(fused)
+
+    mean = log_var = None
+    codes = noise
+    if is_training:
+      mean, log_var = self.category_vae.encode(image_features)
+      codes = mean[:, None] + jnp.exp(log_var / 2)[:, None] * noise
+    category_bias = self.category_vae.decode(codes)
+
+    embeddings, deep_prompts = self.prompt_learner(
+      prototypes,
+      category_bias,
+      self.clip.embed_tokens(jnp.array(self.prefix_tokens)),
+      self.clip.embed_tokens(jnp.array(self.suffix_tokens)),
+    )
+    text_features = self.clip.encode_prompts(
+      embeddings.reshape(-1, *embeddings.shape[3:]), deep_prompts
+    ).reshape(*embeddings.shape[:3], -1)  # b s z d
+    text_features = scoring.normalize(
+      scoring.normalize(text_features.astype(jnp.float32)).mean(axis=2)
+    )
+
+    return Outputs(
+      prototypes=prototypes,
+      distances=scoring.prototype_distances(fused, prototypes),
+      text_features=text_features,
+      patch_probability=jax.nn.softmax(
+        scoring.text_logits(patch_features, text_features, self.temperature)
+      ),
+      image_logits=scoring.text_logits(
+        image_features, text_features, self.temperature
+      ),
+      category_bias=category_bias,
+      code_mean=mean,
+      code_log_var=log_var,
+    )
+
+
+def join_params(
+  trainable: Mapping[str, Any], clip: Mapping[str, Any]
+) -> Mapping[str, Any]:
+  """The variables of `CoPS` from its two parameter trees."""
+  return {"params": {**trainable, CLIP_PARAMS: clip}}
+
+
+def init_trainable(model: CoPS, key: jax.Array) -> Mapping[str, Any]:
+  """Random trainable parameters, float32; CLIP's are never materialised."""
+  config = model.clip_config.vision_config
+  side = config.patch_size
+
+  def initialize(model):
+    features = model.encode_images(jnp.zeros((1, side, side, 3)))
+    width = features[0].shape[-1]
+    return model(*features, jnp.zeros((1, 1, width)), is_training=True)
+
+  @jax.jit  # Compiled, what does not reach the result is never computed.
+  def init():
+    params = model.init(key, method=initialize)["params"]
+    return {name: tree for name, tree in params.items() if name != CLIP_PARAMS}
+
+  return init()

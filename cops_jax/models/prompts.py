@@ -1,0 +1,94 @@
+"""Learned prompts: context, state and category words, and deep prompts."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from cops_jax.typing import Array, Float
+
+_normal = nn.initializers.normal(0.02)
+
+# Which state's prototypes the prompts of (normal, anomaly) receive.
+PROTOTYPE_INJECTIONS = {"crossed": (1, 0), "matched": (0, 1)}
+
+
+class PromptLearner(nn.Module):
+  """One learned prompt for each state, conditioned on the image.
+
+  Attributes:
+    width: of the text tower.
+    num_context_words, num_state_words, num_category_words: learned words, in
+      this order between the start token and the full stop.
+    deep_prompt_length: tokens replaced in a deeper layer.
+    deep_prompt_depth: deeper layers that get replaced tokens.
+    prototype_injection: "crossed" adds the anomaly prototypes to the normal
+      prompt and the other way round, as the authors' released code does;
+      "matched" adds each state's own, as the paper describes.
+  """
+
+  width: int
+  num_context_words: int
+  num_state_words: int
+  num_category_words: int
+  deep_prompt_length: int
+  deep_prompt_depth: int
+  prototype_injection: str
+
+  def setup(self):
+    num_words = (
+      self.num_context_words + self.num_state_words + self.num_category_words
+    )
+    self.context = self.param("context", _normal, (2, num_words, self.width))
+    self.deep_prompts = self.param(
+      "deep_prompts",
+      _normal,
+      (self.deep_prompt_depth, self.deep_prompt_length, self.width),
+    )
+
+  def __call__(
+    self,
+    prototypes: Float[Array, "b s=2 k d"],
+    category_bias: Float[Array, "b z d"],
+    prefix: Float[Array, "p d"],
+    suffix: Float[Array, "q d"],
+  ) -> tuple[Float[Array, "b s=2 z l d"], Float[Array, "depth t d"]]:
+    """Assembles the prompts' embeddings, without positions.
+
+    Args:
+      prototypes: as many per state as there are state words. Detached here: the
+        text features do not train the extractor.
+      category_bias: added to every category word.
+      prefix: embeddings of the tokens before the learned words (start).
+      suffix: embeddings of the tokens after them (full stop, end).
+
+    Returns:
+      The embeddings, and the deep prompts for `CLIP.encode_prompts`.
+    """
+    batch, num_samples, width = category_bias.shape
+    injected = jax.lax.stop_gradient(prototypes)[
+      :, PROTOTYPE_INJECTIONS[self.prototype_injection], :, :
+    ]
+    context, state, category = jnp.split(
+      self.context,
+      (self.num_context_words, self.num_context_words + self.num_state_words),
+      axis=1,
+    )  # each: s words d
+
+    def tile(words):  # Anything that broadcasts to b s z words d.
+      return jnp.broadcast_to(
+        words, (batch, 2, num_samples, words.shape[-2], width)
+      )
+
+    embeddings = jnp.concatenate(
+      [
+        tile(prefix[None, None, None]),
+        tile(context[None, :, None]),
+        tile((state[None] + injected)[:, :, None]),
+        tile(category[None, :, None] + category_bias[:, None, :, None]),
+        tile(suffix[None, None, None]),
+      ],
+      axis=3,
+    )
+    return embeddings, self.deep_prompts

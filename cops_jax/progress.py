@@ -1,0 +1,51 @@
+"""A line of progress every few seconds: how far, how fast, how long still."""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import time
+
+
+
+_logger = logging.getLogger(__name__)
+
+_INTERVAL_SECONDS = 5.0
+
+
+class Progress:
+  """Logs progress towards a known total.
+
+  Args:
+    total: units of work.
+    unit: their name, in the plural.
+    start: units already done.
+  """
+
+  def __init__(self, total: int, unit: str, start: int = 0):
+    self._total, self._unit, self._start = total, unit, start
+    self._began = self._logged = time.monotonic()
+
+  def rate(self, done: int) -> float:
+    """Units per second since the start."""
+    elapsed = time.monotonic() - self._began
+    return (done - self._start) / max(elapsed, 1e-9)
+
+  def update(self, done: int, message: str) -> None:
+    """Logs, but not more often than every few seconds, and at the end."""
+    now = time.monotonic()
+    if done < self._total and now - self._logged < _INTERVAL_SECONDS:
+      return
+    self._logged = now
+    rate = self.rate(done)
+    left = (self._total - done) / max(rate, 1e-9)
+    _logger.info(
+      "%s: %d/%d %s, %.1f %s/s, %s left",
+      message,
+      done,
+      self._total,
+      self._unit,
+      rate,
+      self._unit,
+      datetime.timedelta(seconds=round(left)),
+    )

@@ -1,0 +1,268 @@
+"""Training the prompts on one auxiliary data set, CLIP frozen."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from jax.sharding import Mesh
+
+from cops_jax import checkpoints
+from cops_jax import input_pipeline
+from cops_jax import losses
+from cops_jax import sharding
+from cops_jax import weights
+from cops_jax.configuration import (
+  INIT_KEY,
+  TRAIN_KEY,
+  build_model,
+  random_key,
+)
+from cops_jax.files import write_file
+from cops_jax.models.clip import normalize_images
+from cops_jax.models.cops import CoPS, init_trainable, join_params
+from cops_jax.models.vae import example_noise
+from cops_jax.progress import Progress
+
+_logger = logging.getLogger(__name__)
+
+# Fields of a batch that a training step reads.
+_STEP_FIELDS = ("image", "mask_counts", "label", "example_id", "padding_mask")
+
+
+@flax.struct.dataclass
+class TrainState:
+  """All that training changes. CLIP's parameters are not part of it."""
+
+  step: jax.Array
+  params: Any
+  opt_state: Any
+
+
+def make_optimizer(settings: Any) -> optax.GradientTransformation:
+  """Adam as the fields of config.train say."""
+  return optax.adam(
+    settings.learning_rate, b1=settings.b1, b2=settings.b2, eps=settings.eps
+  )
+
+
+def create_train_state(
+  model: CoPS, optimizer: optax.GradientTransformation, seed: int
+) -> TrainState:
+  """A state with random parameters, before the first step."""
+  params = init_trainable(model, random_key(seed, INIT_KEY))
+  return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+
+def loss_and_terms(
+  model: CoPS,
+  params: Any,
+  clip_params: Any,
+  batch: Mapping[str, jax.Array],
+  noise: jax.Array,
+  reconstruction: str,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """The loss of a batch and, unweighted, the terms it is made of.
+
+  Args:
+    model: CoPS.
+    params, clip_params: its two parameter trees.
+    batch: image (b, h, w, 3), normalised, mask_counts (b, n), label and
+      padding_mask (b,).
+    noise: (b, 1, d), standard normal.
+    reconstruction: see `losses.reconstruction_loss`.
+  """
+  variables = join_params(params, clip_params)
+  features = model.apply(variables, batch["image"], method=CoPS.encode_images)
+  outputs = model.apply(variables, *features, noise, is_training=True)
+  padding_mask, counts = batch["padding_mask"], batch["mask_counts"]
+  patch_area = model.clip_config.vision_config.patch_size**2
+  terms = {
+    "image": losses.image_loss(
+      outputs.image_logits, batch["label"], padding_mask
+    ),
+    "patch": losses.patch_loss(
+      outputs.patch_probability, counts, patch_area, padding_mask
+    ),
+    "gather": losses.gather_loss(outputs.distances, counts, padding_mask),
+    "scatter": losses.scatter_loss(outputs.distances, counts, padding_mask),
+    "kl": losses.kl_loss(outputs.code_mean, outputs.code_log_var, padding_mask),
+    "reconstruction": losses.reconstruction_loss(
+      features[0], outputs.category_bias[:, 0], padding_mask, reconstruction
+    ),
+  }
+  loss = losses.total_loss(terms)
+  return loss, {"loss": loss, **terms}
+
+
+def make_train_step(
+  model: CoPS,
+  optimizer: optax.GradientTransformation,
+  mesh: Mesh,
+  *,
+  seed: int,
+  reconstruction: str,
+) -> Callable[
+  [TrainState, Any, Mapping[str, jax.Array]],
+  tuple[TrainState, dict[str, jax.Array]],
+]:
+  """Compiles one optimizer step over a global batch.
+
+  Returns:
+    `step(state, clip_params, batch)`, giving the next state and the loss with
+    its terms. The given state's memory is reused.
+  """
+  key = random_key(seed, TRAIN_KEY)
+  width = model.clip_config.projection_dim
+  replicated = sharding.replicated_sharding(mesh)
+
+  def train_step(state, clip_params, batch):
+    noise = example_noise(
+      jax.random.fold_in(key, state.step), batch["example_id"], 1, width
+    )
+    batch = {**batch, "image": normalize_images(batch["image"])}
+
+    def loss(params):
+      return loss_and_terms(
+        model, params, clip_params, batch, noise, reconstruction
+      )
+
+    gradients, terms = jax.grad(loss, has_aux=True)(state.params)
+    updates, opt_state = optimizer.update(
+      gradients, state.opt_state, state.params
+    )
+    params = optax.apply_updates(state.params, updates)
+    return TrainState(state.step + 1, params, opt_state), terms
+
+  return jax.jit(
+    train_step,
+    in_shardings=(replicated, replicated, sharding.batch_sharding(mesh)),
+    out_shardings=replicated,
+    donate_argnums=0,
+  )
+
+
+def train(config: Any, workdir: str | os.PathLike) -> TrainState:
+  """Trains, or goes on training, in a work directory.
+
+  Writes config.json, metrics.jsonl (a line of loss terms every so many steps)
+  and checkpoints/. A directory that holds this config's checkpoints is resumed
+  from the newest.
+
+  Args:
+    config: a ConfigDict with the fields of configs/default.py.
+    workdir: created if need be.
+
+  Returns:
+    The final state.
+
+  Raises:
+    InputError: see the message.
+  """
+  from cops_jax import datasets
+
+  settings = config.train
+  clip = weights.load_clip(config.clip.weights)
+  model = build_model(config, clip)
+  examples = datasets.load(
+    settings.dataset, settings.split, config.data_dir or None
+  )
+  checkpoints.claim_workdir(workdir, config.to_dict())
+
+  mesh = sharding.make_mesh()
+  optimizer = make_optimizer(settings)
+  state = create_train_state(model, optimizer, config.seed)
+  epoch_steps = input_pipeline.num_batches(len(examples), settings.batch_size)
+  num_steps = settings.num_epochs * epoch_steps
+  metrics_file = pathlib.Path(workdir) / "metrics.jsonl"
+  with checkpoints.Checkpoints(workdir, settings.num_kept_checkpoints) as saved:
+    first_step = saved.latest_step()
+    if first_step is not None:
+      step, params, opt_state = saved.restore(state.params, state.opt_state)
+      state = TrainState(jnp.int32(step), params, opt_state)
+      _logger.info("resuming %s from step %d", workdir, step)
+    first_step = first_step or 0
+    state = sharding.replicate(state, mesh)
+    clip_params = sharding.replicate(clip.params, mesh)
+    train_step = make_train_step(
+      model,
+      optimizer,
+      mesh,
+      seed=config.seed,
+      reconstruction=settings.reconstruction,
+    )
+    _logger.info(
+      "training %s parameters on %d images of %s: %d steps of %d images, %d %s"
+      " device(s)",
+      f"{sum(leaf.size for leaf in jax.tree.leaves(state.params)):,}",
+      len(examples),
+      settings.dataset,
+      num_steps,
+      settings.batch_size,
+      mesh.size,
+      jax.default_backend(),
+    )
+    batches = input_pipeline.iterate_batches(
+      examples,
+      image_size=config.model.image_size_pixels,
+      patch_size=clip.config.vision_config.patch_size,
+      batch_size=settings.batch_size,
+      num_devices=mesh.size,
+      steps=range(first_step, num_steps),
+      shuffle_seed=config.seed,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+    )
+    _truncate_metrics(metrics_file, first_step)
+    progress = Progress(num_steps, "steps", start=first_step)
+    recent = []
+    for step, batch in enumerate(batches, start=first_step + 1):
+      batch = {name: batch[name] for name in _STEP_FIELDS}
+      state, terms = train_step(
+        state, clip_params, sharding.shard_batch(batch, mesh)
+      )
+      recent.append(terms)
+      if step % settings.log_every_steps == 0 or step == num_steps:
+        means = _means(jax.device_get(recent))
+        recent.clear()
+        _log_metrics(metrics_file, step, means)
+        progress.update(
+          step,
+          f"epoch {math.ceil(step / epoch_steps)}/{settings.num_epochs},"
+          f" loss {means['loss']:.4f}",
+        )
+      if step % settings.checkpoint_every_steps == 0 and step < num_steps:
+        saved.save(step, state.params, state.opt_state)
+    if num_steps > first_step or saved.latest_step() is None:
+      saved.save(num_steps, state.params, state.opt_state)
+  return state
+
+
+def _means(rows):
+  return {
+    name: float(sum(row[name] for row in rows)) / len(rows) for name in rows[0]
+  }
+
+
+def _log_metrics(path, step, means):
+  with path.open("a", encoding="utf-8") as file:
+    file.write(json.dumps({"step": step, **means}) + "\n")
+
+
+def _truncate_metrics(path, last_step):
+  """Drops the lines of steps that will be taken again."""
+  if not path.exists():
+    return
+  lines = path.read_text(encoding="utf-8").splitlines()
+  kept = [line for line in lines if json.loads(line)["step"] <= last_step]
+  write_file(path, "".join(f"{line}\n" for line in kept))

@@ -1,0 +1,175 @@
+"""The authors' numbers at a tiny size, in this project's names.
+
+`weights.npz` holds random CLIP weights in OpenAI's names and prompt parameters
+in the names of the authors' checkpoints; each recipe's file holds inputs,
+outputs, losses and gradients of the authors' code in float32.
+"""
+
+import functools
+import json
+import pathlib
+
+import flax.traverse_util
+import numpy as np
+from transformers import CLIPConfig
+
+from cops_jax import weights
+from cops_jax.models.cops import CoPS
+
+DATA = pathlib.Path(__file__).parent / "data"
+RECIPES = ("visa", "mvtec")
+# Window, alpha, beta and reconstruction of the two published recipes.
+SETTINGS = {
+  "visa": dict(window=5, alpha=0.26, beta=0.9, reconstruction="none"),
+  "mvtec": dict(window=3, alpha=0.35, beta=1.0, reconstruction="pairwise"),
+}
+
+
+@functools.cache
+def load(name):
+  with np.load(DATA / f"{name}.npz") as file:
+    return {key: file[key] for key in file}
+
+
+@functools.cache
+def clip_config():
+  sizes = json.loads(str(load("visa_recipe")["config"]))
+  return CLIPConfig(
+    text_config=dict(
+      vocab_size=int(load("weights")["clip.token_embedding.ids"].size),
+      hidden_size=sizes["embed"],
+      intermediate_size=4 * sizes["embed"],
+      num_hidden_layers=sizes["text_layers"],
+      num_attention_heads=sizes["embed"] // 64,
+    ),
+    vision_config=dict(
+      hidden_size=sizes["vision_width"],
+      intermediate_size=4 * sizes["vision_width"],
+      num_hidden_layers=sizes["vision_layers"],
+      num_attention_heads=sizes["vision_width"] // 64,
+      image_size=14 * sizes["grid"],
+      patch_size=14,
+    ),
+    projection_dim=sizes["embed"],
+  )
+
+
+@functools.cache
+def clip_params():
+  """CLIP's parameter tree; token ids are rows of the stored embedding."""
+  source = {
+    name.removeprefix("clip."): array.astype(np.float32)
+    for name, array in load("weights").items()
+    if name.startswith("clip.")
+  }
+  tensors = {
+    "logit_scale": source["logit_scale"],
+    "text_projection.weight": source["text_projection"].T,
+    "visual_projection.weight": source["visual.proj"].T,
+  }
+  text, vision = "text_model", "vision_model"
+  plain = {
+    "token_embedding.rows": f"{text}.embeddings.token_embedding.weight",
+    "positional_embedding": f"{text}.embeddings.position_embedding.weight",
+    "ln_final.weight": f"{text}.final_layer_norm.weight",
+    "ln_final.bias": f"{text}.final_layer_norm.bias",
+    "visual.class_embedding": f"{vision}.embeddings.class_embedding",
+    "visual.conv1.weight": f"{vision}.embeddings.patch_embedding.weight",
+    "visual.positional_embedding": (
+      f"{vision}.embeddings.position_embedding.weight"
+    ),
+    "visual.ln_pre.weight": f"{vision}.pre_layrnorm.weight",
+    "visual.ln_pre.bias": f"{vision}.pre_layrnorm.bias",
+    "visual.ln_post.weight": f"{vision}.post_layernorm.weight",
+    "visual.ln_post.bias": f"{vision}.post_layernorm.bias",
+  }
+  for old, new in plain.items():
+    tensors[new] = source[old]
+  parts = {
+    "ln_1": "layer_norm1",
+    "ln_2": "layer_norm2",
+    "attn.out_proj": "self_attn.out_proj",
+    "mlp.c_fc": "mlp.fc1",
+    "mlp.c_proj": "mlp.fc2",
+  }
+  for prefix, model in (("", text), ("visual.", vision)):
+    for name, array in source.items():
+      head = f"{prefix}transformer.resblocks."
+      if not name.startswith(head):
+        continue
+      number, part = name.removeprefix(head).split(".", 1)
+      target = f"{model}.encoder.layers.{number}"
+      if part.startswith("attn.in_proj_"):
+        kind = part.removeprefix("attn.in_proj_")
+        for projection, rows in zip("qkv", np.split(array, 3), strict=True):
+          tensors[f"{target}.self_attn.{projection}_proj.{kind}"] = rows
+      else:
+        module, leaf = part.rsplit(".", 1)
+        tensors[f"{target}.{parts[module]}.{leaf}"] = array
+  return weights.params_from_torch_names(tensors, clip_config(), "golden")
+
+
+def trainable(prefix, source):
+  """The authors' prompt parameters (or gradients) as the trainable tree."""
+  source = {
+    name.removeprefix(prefix): array.astype(np.float32)
+    for name, array in source.items()
+    if name.startswith(prefix)
+  }
+  deep = sorted(name for name in source if name.startswith("compound"))
+  tree = {
+    "prompt_learner.context": np.concatenate(
+      [source["ctx_pos"][0], source["ctx_neg"][0]]
+    ),
+    "prompt_learner.deep_prompts": np.stack([source[name] for name in deep]),
+    "prototype_extractor.queries": np.stack([source["t_n"], source["t_a"]]),
+  }
+  stacked = zip(
+    ("query", "key", "value"),
+    np.split(source["extractor.attn.in_proj_weight"], 3),
+    np.split(source["extractor.attn.in_proj_bias"], 3),
+    strict=True,
+  )
+  for name, weight, bias in stacked:
+    tree[f"prototype_extractor.{name}.kernel"] = weight.T
+    tree[f"prototype_extractor.{name}.bias"] = bias
+  linear = {
+    "extractor.attn.out_proj": "prototype_extractor.out",
+    "extractor.mlp.c_fc": "prototype_extractor.c_fc",
+    "extractor.mlp.c_proj": "prototype_extractor.c_proj",
+    "vae_encoder.net.0": "category_vae.encoder",
+    "vae_encoder.mean": "category_vae.mean",
+    "vae_encoder.log_var": "category_vae.log_var",
+    "vae_decoder.net.0": "category_vae.decoder",
+    "vae_decoder.net.2": "category_vae.output",
+  }
+  for old, new in linear.items():
+    tree[f"{new}.kernel"] = source[f"{old}.weight"].T
+    tree[f"{new}.bias"] = source[f"{old}.bias"]
+  for norm in ("ln_1", "ln_2"):
+    tree[f"prototype_extractor.{norm}.scale"] = source[
+      f"extractor.{norm}.weight"
+    ]
+    tree[f"prototype_extractor.{norm}.bias"] = source[f"extractor.{norm}.bias"]
+  return flax.traverse_util.unflatten_dict(tree, sep=".")
+
+
+def model(recipe):
+  sizes = json.loads(str(load(f"{recipe}_recipe")["config"]))
+  ids = list(load("weights")["clip.token_embedding.ids"])
+  return CoPS(
+    clip_config=clip_config(),
+    prefix_tokens=(ids.index(49406),),
+    suffix_tokens=(ids.index(269), ids.index(49407)),
+    feature_layers=tuple(sizes["features"]),
+    num_value_layers=sizes["dpam"],
+    smoothing_window=SETTINGS[recipe]["window"],
+    num_heads=sizes["heads"],
+    num_context_words=sizes["n_ctx"] - sizes["prt"],
+    num_state_words=sizes["prt"],
+    num_category_words=2,
+    deep_prompt_length=sizes["t_n_ctx"],
+    deep_prompt_depth=sizes["depth"],
+    prototype_injection="crossed",
+    temperature=0.07,
+  )
