@@ -163,6 +163,6 @@ class Checkpoints:
       )
     except (ValueError, KeyError, OSError) as error:
       raise InputError(
-        f"checkpoint {step} in {self._workdir} cannot be restored: it is damaged"
-        f" or of a model of another size ({error})"
+        f"checkpoint {step} in {self._workdir} cannot be restored: it is"
+        f" damaged or of a model of another size ({error})"
       ) from error

@@ -39,8 +39,8 @@ def build_model(config: Any, clip: PretrainedCLIP) -> CoPS:
   def check(condition, field, value, expected):
     if not condition:
       raise InputError(
-        f"config.{field} is {value!r}; with CLIP {config.clip.weights!r} it must"
-        f" be {expected}"
+        f"config.{field} is {value!r}; with CLIP {config.clip.weights!r} it"
+        f" must be {expected}"
       )
 
   check(

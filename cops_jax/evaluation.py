@@ -10,18 +10,18 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-
 from jax.sharding import Mesh
 
-from cops_jax import checkpoints
-from cops_jax import input_pipeline
-from cops_jax import metrics
-from cops_jax import reporting
-from cops_jax import scoring
-from cops_jax import sharding
-from cops_jax import weights
+from cops_jax import (
+  checkpoints,
+  input_pipeline,
+  metrics,
+  reporting,
+  scoring,
+  sharding,
+  weights,
+)
 from cops_jax.configuration import EVALUATION_KEY, build_model, random_key
 from cops_jax.errors import InputError
 from cops_jax.models.clip import normalize_images
@@ -163,14 +163,19 @@ def evaluate_dataset(
   categories = {}
   for category in sorted({image.category for image in images}):
     rows = [image for image in images if image.category == category]
-    categories[category] = metrics.image_metrics(
-      np.array([row.image_score for row in rows]),
-      np.array([row.label == scoring.ANOMALY for row in rows]),
-    ) | histograms[category].compute()
+    categories[category] = (
+      metrics.image_metrics(
+        np.array([row.image_score for row in rows]),
+        np.array([row.label == scoring.ANOMALY for row in rows]),
+      )
+      | histograms[category].compute()
+    )
   return DatasetResult(
     categories,
     images,
-    [picture for category in sorted(pictures) for picture in pictures[category]],
+    [
+      picture for category in sorted(pictures) for picture in pictures[category]
+    ],
   )
 
 

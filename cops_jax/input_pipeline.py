@@ -16,13 +16,13 @@ import numpy as np
 from PIL import Image
 
 from cops_jax.errors import InputError
-from cops_jax.typing import Int
+from cops_jax.typing import Integer
 
 _NUM_THREADS = 4
 _PREFETCH_BATCHES = 2
 
 
-def decode_image(data: bytes, size: int) -> Int[np.ndarray, "h w 3"]:
+def decode_image(data: bytes, size: int) -> Integer[np.ndarray, "h w 3"]:
   """An image file as uint8 RGB of side `size`.
 
   Resized with PIL's bicubic filter in the mode that the file has, its aspect
@@ -33,7 +33,7 @@ def decode_image(data: bytes, size: int) -> Int[np.ndarray, "h w 3"]:
     return np.asarray(image.convert("RGB"))
 
 
-def decode_mask(data: bytes, size: int) -> Int[np.ndarray, "h w"]:
+def decode_mask(data: bytes, size: int) -> Integer[np.ndarray, "h w"]:
   """A mask file as 0 and 1, uint8, of side `size`.
 
   Grey values above 0 become 255; resized with PIL's bilinear filter, a pixel
@@ -48,8 +48,8 @@ def decode_mask(data: bytes, size: int) -> Int[np.ndarray, "h w"]:
 
 
 def count_mask_pixels(
-  mask: Int[np.ndarray, "h w"], patch_size: int
-) -> Int[np.ndarray, "n"]:
+  mask: Integer[np.ndarray, "h w"], patch_size: int
+) -> Integer[np.ndarray, n]:
   """Mask pixels in each patch, int32, in row-major order."""
   side = mask.shape[0] // patch_size
   blocks = mask.reshape(side, patch_size, side, patch_size)
@@ -59,7 +59,7 @@ def count_mask_pixels(
 def hash_example_id(dataset: str, example_id: str) -> np.uint32:
   """The number that keys an example's noise."""
   digest = hashlib.sha256(f"{dataset}/{example_id}".encode()).digest()
-  return np.frombuffer(digest[:4], np.uint32)[0]
+  return np.uint32(int.from_bytes(digest[:4], "little"))
 
 
 def load_example(

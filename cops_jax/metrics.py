@@ -10,7 +10,7 @@ import dataclasses
 
 import numpy as np
 
-from cops_jax.typing import Bool, Float, Int
+from cops_jax.typing import Bool, Float, Integer
 
 # A score's bin is the leading bits of its float32 distance to the nearer end of
 # [0, 1]: 11 bits of mantissa, so bins are fine where probabilities saturate.
@@ -20,7 +20,7 @@ NUM_BINS = 2 * _MIDDLE_BIN + 1
 
 
 def auroc_from_counts(
-  normal: Int[np.ndarray, "t"], anomalous: Int[np.ndarray, "t"]
+  normal: Integer[np.ndarray, t], anomalous: Integer[np.ndarray, t]
 ) -> float:
   """Area under the ROC curve, ties counting half.
 
@@ -40,7 +40,7 @@ def auroc_from_counts(
 
 
 def average_precision_from_counts(
-  normal: Int[np.ndarray, "t"], anomalous: Int[np.ndarray, "t"]
+  normal: Integer[np.ndarray, t], anomalous: Integer[np.ndarray, t]
 ) -> float:
   """Average precision, the step-wise sum over thresholds.
 
@@ -58,7 +58,7 @@ def average_precision_from_counts(
 
 
 def image_metrics(
-  scores: Float[np.ndarray, "n"], labels: Bool[np.ndarray, "n"]
+  scores: Float[np.ndarray, n], labels: Bool[np.ndarray, n]
 ) -> dict[str, float]:
   """Exact `image_auroc` and `image_ap`."""
   _, positions = np.unique(scores, return_inverse=True)
@@ -71,7 +71,7 @@ def image_metrics(
   }
 
 
-def score_bins(scores: Float[np.ndarray, "*n"]) -> Int[np.ndarray, "*n"]:
+def score_bins(scores: Float[np.ndarray, "*n"]) -> Integer[np.ndarray, "*n"]:
   """Bin of each score in [0, 1]; never decreases with the score."""
   scores = np.clip(scores, 0.0, 1.0).astype(np.float32)
   is_low = scores < 0.5
@@ -89,7 +89,7 @@ class PixelHistogram:
   distance to the nearer of 0 and 1, and count as ties.
   """
 
-  counts: Int[np.ndarray, "2 bins"] = dataclasses.field(
+  counts: Integer[np.ndarray, "2 bins"] = dataclasses.field(
     default_factory=lambda: np.zeros((2, NUM_BINS), np.int64)
   )
 

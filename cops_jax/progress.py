@@ -6,8 +6,6 @@ import datetime
 import logging
 import time
 
-
-
 _logger = logging.getLogger(__name__)
 
 _INTERVAL_SECONDS = 5.0

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from cops_jax.files import write_file
-from cops_jax.typing import Float, Int
+from cops_jax.typing import Float, Integer
 
 METRICS = ("image_auroc", "image_ap", "pixel_auroc", "pixel_ap")
 
@@ -45,8 +45,8 @@ class Picture:
   category: str
   image_score: float
   sort_key: int
-  image: Int[np.ndarray, "h w 3"]
-  mask: Int[np.ndarray, "h w"]
+  image: Integer[np.ndarray, "h w 3"]
+  mask: Integer[np.ndarray, "h w"]
   anomaly_map: Float[np.ndarray, "h w"]
 
 
@@ -86,7 +86,9 @@ def _rows(
 
 def format_table(results: Mapping[str, DatasetResult]) -> str:
   """A table to read, in percent; `n/a` where a metric is undefined."""
-  lines = [("data set", "category", *(name.replace("_", " ") for name in METRICS))]
+  lines = [
+    ("data set", "category", *(name.replace("_", " ") for name in METRICS))
+  ]
   for name, category, row in _rows(results):
     values = (row[metric] for metric in METRICS)
     lines.append(

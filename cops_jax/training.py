@@ -8,20 +8,14 @@ import math
 import os
 import pathlib
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-
 from jax.sharding import Mesh
 
-from cops_jax import checkpoints
-from cops_jax import input_pipeline
-from cops_jax import losses
-from cops_jax import sharding
-from cops_jax import weights
+from cops_jax import checkpoints, input_pipeline, losses, sharding, weights
 from cops_jax.configuration import (
   INIT_KEY,
   TRAIN_KEY,
@@ -40,8 +34,7 @@ _logger = logging.getLogger(__name__)
 _STEP_FIELDS = ("image", "mask_counts", "label", "example_id", "padding_mask")
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(NamedTuple):
   """All that training changes. CLIP's parameters are not part of it."""
 
   step: jax.Array

@@ -6,12 +6,13 @@ never evaluated outside the tests.
 
 Dimension letters, the same everywhere: `b` batch, `h w` pixels, `gh gw` patch
 grid, `n` patches, `f` feature layers, `l` text length, `c` tower width, `d`
-joint embedding width, `k` prototypes, `z` samples, `s` states (normal, anomaly).
+joint embedding width, `k` prototypes, `z` samples, `s` states (normal,
+anomaly).
 """
 
 try:
-  from jaxtyping import Array, Bool, Float, Int
+  from jaxtyping import Array, Bool, Float, Integer
 except ImportError:
-  Array = Bool = Float = Int = None
+  Array = Bool = Float = Integer = None
 
-__all__ = ["Array", "Bool", "Float", "Int"]
+__all__ = ["Array", "Bool", "Float", "Integer"]

@@ -72,7 +72,7 @@ def _to_torch(name: str, array: np.ndarray) -> tuple[str, np.ndarray]:
   """One flax parameter in torch's name and memory order."""
   stem, _, leaf = name.rpartition(".")
   if leaf == "kernel":
-    # Dense (in, out) -> (out, in); convolution (h, w, in, out) -> (out, in, h, w).
+    # Dense: in out -> out in. Convolution: h w in out -> out in h w.
     axes = (1, 0) if array.ndim == 2 else (3, 2, 0, 1)
     return f"{stem}.weight", np.transpose(array, axes)
   if leaf in ("scale", "embedding"):
@@ -126,8 +126,8 @@ def params_from_torch_names(
   problems += [f"unexpected: {name}" for name in sorted(tensors)]
   if problems:
     raise InputError(
-      f"{source} does not hold the CLIP model that its config.json describes:\n  "
-      + "\n  ".join(problems)
+      f"{source} does not hold the CLIP model that its config.json describes:"
+      + "".join(f"\n  {problem}" for problem in problems)
     )
   return flax.traverse_util.unflatten_dict(params, sep=".")
 
@@ -135,7 +135,9 @@ def params_from_torch_names(
 def params_to_torch_names(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
   """CLIP's parameter tree in Hugging Face's torch names and memory order."""
   flat = flax.traverse_util.flatten_dict(params, sep=".")
-  return dict(_to_torch(name, np.asarray(array)) for name, array in flat.items())
+  return dict(
+    _to_torch(name, np.asarray(array)) for name, array in flat.items()
+  )
 
 
 def load_clip(name_or_path: str) -> PretrainedCLIP:
@@ -160,7 +162,9 @@ def load_clip(name_or_path: str) -> PretrainedCLIP:
   try:
     config = CLIPConfig.from_dict(json.loads(text))
   except json.JSONDecodeError as error:
-    raise InputError(f"{folder / 'config.json'} is not JSON: {error}") from error
+    raise InputError(
+      f"{folder / 'config.json'} is not JSON: {error}"
+    ) from error
   path, tensors = _read_tensors(folder)
   params = params_from_torch_names(tensors, config, str(path))
   return PretrainedCLIP(config, params, _prompt_tokens(folder))
@@ -181,10 +185,10 @@ def _download(name: str) -> pathlib.Path:
       folder = huggingface_hub.snapshot_download(name, local_files_only=True)
     except Exception:
       raise InputError(
-        f"CLIP weights {name!r} are neither a folder here nor a model that can be"
-        f" downloaded ({type(error).__name__}). Give config.clip.weights a"
-        " Hugging Face model folder, or, with network access, a hub name such as"
-        " openai/clip-vit-large-patch14-336."
+        f"CLIP weights {name!r} are neither a folder here nor a model that can"
+        f" be downloaded ({type(error).__name__}). Give config.clip.weights a"
+        " Hugging Face model folder, or, with network access, a hub name such"
+        " as openai/clip-vit-large-patch14-336."
       ) from error
   return pathlib.Path(folder)
 

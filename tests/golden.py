@@ -10,11 +10,13 @@ import json
 import pathlib
 
 import flax.traverse_util
+import jax
+import jax.numpy as jnp
 import numpy as np
 from transformers import CLIPConfig
 
 from cops_jax import weights
-from cops_jax.models.cops import CoPS
+from cops_jax.models.cops import CoPS, join_params
 
 DATA = pathlib.Path(__file__).parent / "data"
 RECIPES = ("visa", "mvtec")
@@ -106,7 +108,8 @@ def clip_params():
       else:
         module, leaf = part.rsplit(".", 1)
         tensors[f"{target}.{parts[module]}.{leaf}"] = array
-  return weights.params_from_torch_names(tensors, clip_config(), "golden")
+  params = weights.params_from_torch_names(tensors, clip_config(), "golden")
+  return jax.tree.map(jnp.asarray, params)
 
 
 def trainable(prefix, source):
@@ -151,6 +154,7 @@ def trainable(prefix, source):
       f"extractor.{norm}.weight"
     ]
     tree[f"prototype_extractor.{norm}.bias"] = source[f"extractor.{norm}.bias"]
+  tree = {name: jnp.asarray(array) for name, array in tree.items()}
   return flax.traverse_util.unflatten_dict(tree, sep=".")
 
 
@@ -173,3 +177,22 @@ def model(recipe):
     prototype_injection="crossed",
     temperature=0.07,
   )
+
+
+def variables():
+  """Both parameter trees of `CoPS`, joined."""
+  return join_params(trainable("prompt.", load("weights")), clip_params())
+
+
+def images(recipe):
+  """The normalised images, (b, h, w, 3) float32."""
+  stored = jnp.asarray(load(f"{recipe}_recipe")["in.image"], jnp.float32)
+  return stored.transpose(0, 2, 3, 1)
+
+
+def assert_close(actual, expected, tolerance=1e-5):
+  """Bounds the largest difference over the largest entry."""
+  actual, expected = np.asarray(actual), np.asarray(expected)
+  assert actual.shape == expected.shape
+  error = np.abs(actual - expected).max() / np.abs(expected).max()
+  assert error <= tolerance, f"relative error {error:.2e}"

@@ -8,22 +8,27 @@ stock `FlaxCLIPModel` drop in unconverted and plain CLIP stays available through
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from transformers.models.clip.modeling_flax_clip import FlaxCLIPModule
 
-from cops_jax.typing import Array, Float, Int
-
+from cops_jax.typing import Array, Float, Integer
 
 # Of the images CLIP was trained on, per RGB channel, in [0, 1].
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
 IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-def normalize_images(images: Int[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
+def normalize_images(
+  images: Integer[Array, "b h w 3"],
+) -> Float[Array, "b h w 3"]:
   """uint8 images as CLIP expects them."""
-  return (images / 255.0 - jnp.array(IMAGE_MEAN)) / jnp.array(IMAGE_STD)
+  mean, std = (
+    jnp.array(values).reshape(1, 1, 1, 3) for values in (IMAGE_MEAN, IMAGE_STD)
+  )
+  return (images / 255.0 - mean) / std
 
 
 def resize_position_embedding(
@@ -52,7 +57,7 @@ def resize_position_embedding(
 
 
 def _attend(attention, query, key, value, *, is_causal=False):
-  """Multi-head attention with a CLIP layer's own heads and output projection."""
+  """Attention with a CLIP layer's own heads and output projection."""
   # b l c -> b l heads head_dim
   split = attention._split_heads
   mixed = jax.nn.dot_product_attention(
@@ -69,14 +74,16 @@ class CLIP(FlaxCLIPModule):
     dtype: of the computation; parameters keep their own.
   """
 
-  def encode_images(
+  dtype: Any = jnp.float32
+
+  def vision_streams(
     self,
     images: Float[Array, "b h w 3"],
     *,
     feature_layers: Sequence[int],
     num_value_layers: int,
-  ) -> tuple[Float[Array, "b d"], Float[Array, "b f n d"]]:
-    """Image features of plain CLIP, patch features of the value path.
+  ) -> tuple[Float[Array, "b n1 c"], Float[Array, "b f n1 c"]]:
+    """Runs the vision tower's two streams, the class token first in both.
 
     The last `num_value_layers` layers carry a second stream besides CLIP's own:
     it starts as a copy of it and adds, in every layer, value-value attention
@@ -86,13 +93,12 @@ class CLIP(FlaxCLIPModule):
     Args:
       images: normalised with CLIP's mean and standard deviation; square, the
         side a multiple of the patch size.
-      feature_layers: 1-based numbers of the layers to read patches from.
+      feature_layers: 1-based numbers of the layers to read the value path from.
       num_value_layers: how many of the last layers have the value path.
 
     Returns:
-      The projected class token, as the authors' code reads it: without the
-      post-layernorm and not L2-normalised. And the projected patches for each
-      feature layer, in row-major order, neither smoothed nor normalised.
+      CLIP's own stream after the last layer, and the value path (CLIP's own
+      stream in the layers without one) after each feature layer.
     """
     tower = self.vision_model
     tokens = tower.embeddings.patch_embedding(images)
@@ -108,12 +114,14 @@ class CLIP(FlaxCLIPModule):
     positions = resize_position_embedding(
       tower.embeddings.position_embedding.embedding, grid_size
     )
-    original = tower.pre_layrnorm(original + positions.astype(tokens.dtype)[None])
+    original = tower.pre_layrnorm(
+      original + positions.astype(tokens.dtype)[None]
+    )
 
     layers = tower.encoder.layers.layers
     first_value_layer = len(layers) - num_value_layers + 1
     value_path = original
-    patch_features = {}
+    features = {}
     for number, layer in enumerate(layers, start=1):
       attention = layer.self_attn
       hidden = layer.layer_norm1(original)
@@ -128,15 +136,39 @@ class CLIP(FlaxCLIPModule):
       if number < first_value_layer:
         value_path = original
       if number in feature_layers:
-        patch_features[number] = self.visual_projection(
-          tower.post_layernorm(value_path)[:, 1:]
-        )
-    image_features = self.visual_projection(original[:, 0])
-    return image_features, jnp.stack(
-      [patch_features[number] for number in feature_layers], axis=1
+        features[number] = value_path
+    return original, jnp.stack(
+      [features[number] for number in feature_layers], axis=1
     )
 
-  def embed_tokens(self, token_ids: Int[Array, "*l"]) -> Float[Array, "*l c"]:
+  def encode_images(
+    self,
+    images: Float[Array, "b h w 3"],
+    *,
+    feature_layers: Sequence[int],
+    num_value_layers: int,
+  ) -> tuple[Float[Array, "b d"], Float[Array, "b f n d"]]:
+    """Image features of plain CLIP, patch features of the value path.
+
+    Args: see `vision_streams`.
+
+    Returns:
+      The projected class token, as the authors' code reads it: without the
+      post-layernorm and not L2-normalised. And the projected patches for each
+      feature layer, in row-major order, neither smoothed nor normalised.
+    """
+    original, value_paths = self.vision_streams(
+      images, feature_layers=feature_layers, num_value_layers=num_value_layers
+    )
+    patches = self.vision_model.post_layernorm(value_paths[:, :, 1:])
+    return (
+      self.visual_projection(original[:, 0]),
+      self.visual_projection(patches),
+    )
+
+  def embed_tokens(
+    self, token_ids: Integer[Array, "*l"]
+  ) -> Float[Array, "*l c"]:
     """Text token embeddings, without positions."""
     return self.text_model.embeddings.token_embedding(token_ids)
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
-import flax.struct
 import jax
 import jax.numpy as jnp
 from transformers import CLIPConfig
@@ -21,8 +20,7 @@ from cops_jax.typing import Array, Float
 CLIP_PARAMS = "clip"  # The frozen subtree's name beside the trainable ones.
 
 
-@flax.struct.dataclass
-class Outputs:
+class Outputs(NamedTuple):
   """What the model says of a batch; index 0 of `s` is normal, 1 anomaly.
 
   Attributes:

@@ -14,7 +14,7 @@ _stacked_glorot = nn.initializers.variance_scaling(0.5, "fan_avg", "uniform")
 _normal = nn.initializers.normal(0.02)
 
 
-def quick_gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+def quick_gelu(x: Float[Array, ...]) -> Float[Array, ...]:
   """CLIP's activation, x * sigmoid(1.702 x)."""
   return x * jax.nn.sigmoid(1.702 * x)
 
@@ -59,7 +59,9 @@ class PrototypeExtractor(nn.Module):
     x = x + nn.Dense(width, kernel_init=_normal, name="out")(attended)
 
     hidden = _layer_norm("ln_2")(x)
-    hidden = quick_gelu(nn.Dense(width, kernel_init=_normal, name="c_fc")(hidden))
+    hidden = quick_gelu(
+      nn.Dense(width, kernel_init=_normal, name="c_fc")(hidden)
+    )
     x = x + nn.Dense(width, kernel_init=_normal, name="c_proj")(hidden)
     return x.reshape(batch, 2, self.num_prototypes, width)
 

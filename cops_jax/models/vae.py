@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cops_jax.typing import Array, Float, Int
+from cops_jax.typing import Array, Float, Integer
 
 
 class CategoryVAE(nn.Module):
@@ -44,7 +44,7 @@ class CategoryVAE(nn.Module):
 
 
 def example_noise(
-  key: jax.Array, example_ids: Int[Array, "b"], num_samples: int, width: int
+  key: jax.Array, example_ids: Integer[Array, b], num_samples: int, width: int
 ) -> Float[Array, "b z d"]:
   """Standard normal noise that depends on the key and each example's id alone.
 

@@ -1,0 +1,147 @@
+"""The losses on patch counts against their definitions on pixels."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cops_jax import losses
+from cops_jax.input_pipeline import count_mask_pixels
+from golden import assert_close
+
+PATCH, GRID, BATCH = 4, 3, 2
+
+
+@pytest.fixture(scope="module")
+def case():
+  rng = np.random.default_rng(0)
+  mask = (rng.random((BATCH, PATCH * GRID, PATCH * GRID)) > 0.7).astype(
+    np.uint8
+  )
+  mask[0, :PATCH] = 0
+  counts = np.stack([count_mask_pixels(image, PATCH) for image in mask])
+  anomaly = rng.random((BATCH, GRID**2))
+  probability = np.stack([1 - anomaly, anomaly], axis=-1)
+  return mask, counts, probability
+
+
+def on_pixels(patches):
+  grid = patches.reshape(BATCH, GRID, GRID)
+  return grid.repeat(PATCH, axis=1).repeat(PATCH, axis=2)
+
+
+def counts_of(counts):
+  return jnp.asarray(counts, jnp.int32)
+
+
+def everything(batch=BATCH):
+  return jnp.ones(batch, bool)
+
+
+def test_focal_loss(case):
+  mask, counts, probability = case
+  normal, anomaly = (on_pixels(probability[..., state]) for state in (0, 1))
+  one_hot = np.clip(np.stack([1 - mask, mask], -1), 1e-5, 1 - 1e-5)
+  pt = (one_hot * np.stack([normal, anomaly], -1)).sum(-1) + 1e-5
+  want = np.mean(-((1 - pt) ** 2) * np.log(pt))
+  actual = losses.focal_loss(
+    jnp.asarray(probability, jnp.float32),
+    counts_of(counts),
+    PATCH**2,
+    everything(),
+  )
+  assert_close(actual, want)
+
+
+def test_dice_loss(case):
+  mask, counts, probability = case
+  anomaly = on_pixels(probability[..., 1])
+  ratios = [
+    (2 * (p * m).sum() + 1) / (p.sum() + m.sum() + 1)
+    for p, m in zip(anomaly, mask, strict=True)
+  ]
+  actual = losses.dice_loss(
+    jnp.asarray(probability[..., 1], jnp.float32),
+    counts_of(counts),
+    PATCH**2,
+    everything(),
+  )
+  assert_close(actual, 1 - np.mean(ratios))
+
+
+def test_patch_loss_sums_layers(case):
+  _, counts, probability = case
+  layer = jnp.asarray(probability, jnp.float32)[:, None]
+  both = jnp.concatenate([layer, layer[..., ::-1]], axis=1)
+
+  def loss(probability):
+    return losses.patch_loss(
+      probability, counts_of(counts), PATCH**2, everything()
+    )
+
+  assert_close(loss(both), loss(layer) + loss(layer[..., ::-1]))
+
+
+def test_gather_and_scatter_split_the_patches():
+  distances = jnp.array([[[1.0, 2.0, 4.0], [8.0, 16.0, 32.0]]])
+  counts = jnp.array([[0, 3, 0]])
+  assert losses.gather_loss(distances, counts, everything(1)) == 2.5
+  assert losses.scatter_loss(distances, counts, everything(1)) == 16.0
+  none = jnp.zeros((1, 3), jnp.int32)
+  value, gradient = jax.value_and_grad(losses.scatter_loss)(
+    distances, none, everything(1)
+  )
+  assert value == 0 and not gradient.any()
+
+
+def test_kl_by_hand():
+  mean, log_var = jnp.array([[1.0, 0.0]]), jnp.array([[0.0, jnp.log(2.0)]])
+  want = 0.5 * (1 + 0) + 0.5 * (2 - 1 - np.log(2))
+  assert_close(losses.kl_loss(mean, log_var, everything(1)), want, 1e-6)
+  zeros = jnp.zeros((1, 2))
+  assert losses.kl_loss(zeros, zeros, everything(1)) == 0
+
+
+def test_reconstruction_modes():
+  features = jnp.array([[0.0], [1.0]])
+  biases = jnp.array([[1.0], [3.0]])
+
+  def loss(mode):
+    return losses.reconstruction_loss(features, biases, everything(), mode)
+
+  # Differences: (0, 1), (0, 3), (1, 1), (1, 3); with their own: (0, 1), (1, 3).
+  assert loss("pairwise") == (1 + 9 + 0 + 4) / 4
+  assert loss("matched") == (1 + 4) / 2
+  assert loss("none") == 0
+
+
+def test_padding_counts_nowhere(case):
+  """The losses of two images of which one is padding are those of the other."""
+  _, counts, probability = case
+  rng = np.random.default_rng(1)
+  first, second = rng.normal(size=(2, BATCH, 5)).astype(np.float32)
+  arrays = (
+    probability.astype(np.float32),
+    counts,
+    rng.random((BATCH, 2, GRID**2)).astype(np.float32),
+    first,
+    second,
+    np.array([1, 0], np.int32),
+  )
+
+  def every_loss(arrays, mask):
+    p, c, d, x, y, label = map(jnp.asarray, arrays)
+    return [
+      losses.image_loss(x[:, :2], label, mask),
+      losses.patch_loss(p[:, None], c, PATCH**2, mask),
+      losses.gather_loss(d, c, mask),
+      losses.scatter_loss(d, c, mask),
+      losses.kl_loss(x, y, mask),
+      losses.reconstruction_loss(x, y, mask, "pairwise"),
+      losses.reconstruction_loss(x, y, mask, "matched"),
+    ]
+
+  padded = every_loss(arrays, jnp.array([False, True]))
+  alone = every_loss([array[1:] for array in arrays], everything(1))
+  for actual, want in zip(padded, alone, strict=True):
+    np.testing.assert_allclose(actual, want, rtol=1e-6)

@@ -1,0 +1,181 @@
+"""Training steps against the authors' code, on any number of devices."""
+
+import chex
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import golden
+from cops_jax import input_pipeline, sharding, training
+from cops_jax.models import cops
+from golden import assert_close
+
+# The columns of the stored losses.
+TERMS = ("loss", "image", "patch", "gather", "scatter", "kl", "reconstruction")
+
+
+def golden_batch(recipe):
+  expected = golden.load(f"{recipe}_recipe")
+  counts = [
+    input_pipeline.count_mask_pixels(mask, 14) for mask in expected["in.mask"]
+  ]
+  batch = {
+    "image": golden.images(recipe),
+    "mask_counts": jnp.asarray(np.stack(counts)),
+    "label": jnp.asarray(expected["in.label"], jnp.int32),
+    "padding_mask": jnp.ones(len(counts), bool),
+  }
+  return batch, jnp.asarray(expected["in.train_noise"])[:, None]
+
+
+def golden_loss(recipe, batch, noise, model=None):
+  model = model or golden.model(recipe)
+
+  def loss(params):
+    return training.loss_and_terms(
+      model,
+      params,
+      golden.clip_params(),
+      batch,
+      noise,
+      golden.SETTINGS[recipe]["reconstruction"],
+    )
+
+  return loss
+
+
+@pytest.mark.parametrize("recipe", golden.RECIPES)
+def test_gradients_and_five_adam_steps(recipe):
+  expected = golden.load(f"{recipe}_recipe")
+  params = golden.trainable("prompt.", golden.load("weights"))
+  optimizer = optax.adam(1e-3, b1=0.5, b2=0.999, eps=1e-8)
+  state = optimizer.init(params)
+  gradient_step = jax.jit(
+    jax.grad(golden_loss(recipe, *golden_batch(recipe)), has_aux=True)
+  )
+  rows = []
+  for step in range(5):
+    gradients, terms = gradient_step(params)
+    rows.append([terms[name] for name in TERMS])
+    if step == 0:
+      first_gradients = gradients
+    updates, state = optimizer.update(gradients, state, params)
+    params = optax.apply_updates(params, updates)
+  rows, want = np.array(rows), expected["train.losses"]
+  for column, name in enumerate(TERMS):
+    if want[0, column] == 0:
+      assert not rows[:, column].any(), name
+      continue
+    assert_close(rows[:1, column], want[:1, column], 1e-5)
+    assert_close(rows[:, column], want[:, column], 5e-5)
+
+  actual = flax.traverse_util.flatten_dict(first_gradients, sep=".")
+  want = flax.traverse_util.flatten_dict(
+    golden.trainable("grad.", expected), sep="."
+  )
+  assert actual.keys() == want.keys()
+  # The key's bias shifts all of a query's logits alike: no gradient.
+  for name in actual.keys() - {"prototype_extractor.key.bias"}:
+    assert_close(actual[name], want[name], 5e-5)
+
+
+def test_padding_changes_nothing():
+  """A batch padded with garbage has the loss and gradients of the batch."""
+  batch, noise = golden_batch("mvtec")
+  params = golden.trainable("prompt.", golden.load("weights"))
+
+  def pad(array):
+    return jnp.concatenate([array, array[:2]])
+
+  padded = {name: pad(array) for name, array in batch.items()}
+  padded["padding_mask"] = jnp.arange(5) < 3
+  plain_loss = golden_loss("mvtec", batch, noise)
+  padded_loss = golden_loss("mvtec", padded, pad(noise))
+  plain, _ = jax.jit(jax.grad(plain_loss, has_aux=True))(params)
+  other, _ = jax.jit(jax.grad(padded_loss, has_aux=True))(params)
+  # Relative to the whole gradient: the key bias's is rounding error alone.
+  scale = max(jnp.abs(leaf).max() for leaf in jax.tree.leaves(plain))
+  chex.assert_trees_all_close(plain, other, rtol=1e-4, atol=1e-6 * scale)
+
+
+def tiny_batch(size, padded_size):
+  rng = np.random.default_rng(0)
+  images = rng.integers(0, 256, (padded_size, 28, 28, 3), dtype=np.uint8)
+  return {
+    "image": images,
+    "mask_counts": rng.integers(0, 3, (padded_size, 4)).astype(np.int32),
+    "label": rng.integers(0, 2, padded_size).astype(np.int32),
+    "example_id": np.arange(padded_size, dtype=np.uint32),
+    "padding_mask": np.arange(padded_size) < size,
+  }
+
+
+def take_steps(mesh, batch, num_steps=3):
+  model = golden.model("visa")
+  optimizer = optax.adam(1e-3)
+  state = training.create_train_state(model, optimizer, seed=0)
+  step = training.make_train_step(
+    model, optimizer, mesh, seed=0, reconstruction="pairwise"
+  )
+  losses = []
+  for _ in range(num_steps):
+    state, terms = step(
+      sharding.replicate(state, mesh),
+      sharding.replicate(golden.clip_params(), mesh),
+      sharding.shard_batch(batch, mesh),
+    )
+    losses.append(float(terms["loss"]))
+  return losses, state
+
+
+def test_devices_do_not_matter():
+  """6 images on one device, and on 8 devices with 2 of padding."""
+  devices = np.array(jax.devices())
+  assert len(devices) == 8
+  one = jax.sharding.Mesh(devices[:1], (sharding.DATA_AXIS,))
+  losses, state = take_steps(one, tiny_batch(6, 6))
+  batch = tiny_batch(6, 6)
+  batch = {
+    name: np.concatenate([array, np.zeros_like(array[:2])])
+    for name, array in batch.items()
+  }
+  many_losses, many_state = take_steps(sharding.make_mesh(), batch)
+  np.testing.assert_allclose(losses, many_losses, rtol=1e-5)
+  assert losses[0] != losses[1]
+  chex.assert_trees_all_close(
+    jax.device_get(state.params),
+    jax.device_get(many_state.params),
+    rtol=1e-4,
+    atol=1e-4,
+  )
+  assert int(many_state.step) == 3
+
+
+def test_order_in_the_batch_does_not_matter():
+  mesh = sharding.make_mesh()
+  batch = tiny_batch(8, 8)
+  turned = {name: np.roll(array, 3, axis=0) for name, array in batch.items()}
+  losses, _ = take_steps(mesh, batch, 2)
+  turned_losses, _ = take_steps(mesh, turned, 2)
+  np.testing.assert_allclose(losses, turned_losses, rtol=1e-5)
+
+
+def test_initial_distributions():
+  model = golden.model("visa")
+  params = cops.init_trainable(model, jax.random.key(0))
+  flat = flax.traverse_util.flatten_dict(params, sep=".")
+  assert cops.CLIP_PARAMS not in params
+  width = model.clip_config.projection_dim
+  limit = (6 / (4 * width)) ** 0.5
+  for name, array in flat.items():
+    if name.endswith(".bias"):
+      assert not array.any(), name
+    elif name.endswith(".scale"):
+      assert (array == 1).all(), name
+    elif name.split(".")[1] in ("query", "key", "value"):
+      assert limit * 0.99 < abs(array).max() <= limit, name
+    else:
+      assert 0.018 < array.std() < 0.022, name
