@@ -7,23 +7,16 @@ the work directory.
 """
 
 from absl import flags
-from ml_collections import config_flags
 
 from cops_jax import cli
 
-_CONFIG = config_flags.DEFINE_config_file(
-  "config", None, "Config file, see configs/.", lock_config=True
-)
-_WORKDIR = flags.DEFINE_string(
-  "workdir", None, "Directory of a training run; receives the results."
-)
-flags.mark_flags_as_required(["config", "workdir"])
+flags.adopt_module_key_flags(cli)
 
 
-def main(_):
+def main(config, workdir):
   from cops_jax import evaluation, reporting
 
-  results, sheets = evaluation.evaluate(_CONFIG.value, _WORKDIR.value)
+  results, sheets = evaluation.evaluate(config, workdir)
   print(reporting.format_table(results))
   for sheet in sheets:
     print(f"pictures: {sheet}")

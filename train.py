@@ -2,27 +2,21 @@
 
   python train.py --config=configs/demo.py --workdir=runs/demo
 
-Any field of the config can be set: --config.train.batch_size=16.
+Any field of the config can be set: --config.train.batch_size=16. The same
+command again resumes an interrupted run.
 """
 
 from absl import flags
-from ml_collections import config_flags
 
 from cops_jax import cli
 
-_CONFIG = config_flags.DEFINE_config_file(
-  "config", None, "Config file, see configs/.", lock_config=True
-)
-_WORKDIR = flags.DEFINE_string(
-  "workdir", None, "Directory for checkpoints and logs."
-)
-flags.mark_flags_as_required(["config", "workdir"])
+flags.adopt_module_key_flags(cli)
 
 
-def main(_):
+def main(config, workdir):
   from cops_jax import training
 
-  training.train(_CONFIG.value, _WORKDIR.value)
+  training.train(config, workdir)
 
 
 if __name__ == "__main__":

@@ -99,6 +99,9 @@ def build_model(config: Any, clip: PretrainedCLIP) -> CoPS:
     config.train.reconstruction,
     f"one of {', '.join(RECONSTRUCTIONS)}",
   )
+  for section in ("train", "evaluation"):
+    batch_size = config[section].batch_size
+    check(batch_size > 0, f"{section}.batch_size", batch_size, "at least 1")
   check(
     config.clip.dtype in ("float32", "bfloat16"),
     "clip.dtype",

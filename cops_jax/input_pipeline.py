@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from cops_jax.errors import InputError
 from cops_jax.typing import Integer
@@ -28,6 +27,8 @@ def decode_image(data: bytes, size: int) -> Integer[np.ndarray, "h w 3"]:
   Resized with PIL's bicubic filter in the mode that the file has, its aspect
   ratio not kept, then converted to RGB.
   """
+  from PIL import Image
+
   with Image.open(io.BytesIO(data)) as image:
     image = image.resize((size, size), Image.Resampling.BICUBIC)
     return np.asarray(image.convert("RGB"))
@@ -39,6 +40,8 @@ def decode_mask(data: bytes, size: int) -> Integer[np.ndarray, "h w"]:
   Grey values above 0 become 255; resized with PIL's bilinear filter, a pixel
   belongs to the mask from one half.
   """
+  from PIL import Image
+
   with Image.open(io.BytesIO(data)) as mask:
     binary = np.asarray(mask.convert("L")) > 0
   resized = Image.fromarray(binary.astype(np.uint8) * 255).resize(

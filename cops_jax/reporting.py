@@ -11,7 +11,6 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw
 
 from cops_jax.files import write_file
 from cops_jax.typing import Float, Integer
@@ -156,10 +155,8 @@ def write_results(
   sheets = []
   for name, result in results.items():
     if result.pictures:
-      file = io.BytesIO()
-      picture_sheet(result.pictures).save(file, "PNG")
       sheets.append(workdir / "pictures" / f"{name}.png")
-      write_file(sheets[-1], file.getvalue())
+      write_file(sheets[-1], picture_sheet(result.pictures))
   return sheets
 
 
@@ -175,12 +172,17 @@ def _write_csv(path, header, rows):
   write_file(path, file.getvalue())
 
 
-def picture_sheet(pictures: Sequence[Picture]) -> Image.Image:
+def picture_sheet(pictures: Sequence[Picture]) -> bytes:
   """Image, mask and anomaly map side by side; a row for each category.
 
   The maps of a category share one colour scale, from its lowest to its highest
   value shown.
+
+  Returns:
+    A PNG file's bytes.
   """
+  from PIL import Image, ImageDraw
+
   categories = list(dict.fromkeys(picture.category for picture in pictures))
   rows = [
     [picture for picture in pictures if picture.category == category]
@@ -218,7 +220,9 @@ def picture_sheet(pictures: Sequence[Picture]) -> Image.Image:
           .resize((_TILE_PIXELS, _TILE_PIXELS)),
           (left + index * _TILE_PIXELS, top + _TITLE_PIXELS),
         )
-  return sheet
+  file = io.BytesIO()
+  sheet.save(file, "PNG")
+  return file.getvalue()
 
 
 def _heat(values):

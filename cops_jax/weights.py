@@ -20,7 +20,7 @@ from cops_jax.errors import InputError
 from cops_jax.models.clip import CLIP
 
 DEMO_CLIP = "demo"
-_DEMO_FOLDER = pathlib.Path(__file__).parent / "assets" / "demo_clip"
+DEMO_FOLDER = pathlib.Path(__file__).parent / "assets" / "demo_clip"
 
 # By preference.
 _TENSOR_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -153,7 +153,7 @@ def load_clip(name_or_path: str) -> PretrainedCLIP:
     InputError: a file is missing, damaged or does not fit its config.json.
   """
   if name_or_path == DEMO_CLIP:
-    folder = _DEMO_FOLDER
+    folder = DEMO_FOLDER
   elif pathlib.Path(name_or_path).is_dir():
     folder = pathlib.Path(name_or_path)
   else:

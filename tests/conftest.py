@@ -6,10 +6,81 @@ os.environ["XLA_FLAGS"] = (
   os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
 
+import shutil
+
 import jax
+import numpy as np
+import pytest
 from jaxtyping import install_import_hook
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Parity is claimed in full float32, whatever the hardware's default.
 jax.config.update("jax_default_matmul_precision", "highest")
 install_import_hook("cops_jax", "beartype.beartype")
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory):
+  """A folder for prepared data sets; the demo's are generated once."""
+  return str(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="session")
+def clip_folder(tmp_path_factory):
+  """A Hugging Face folder of a random CLIP, small and quick."""
+  from transformers import CLIPConfig
+
+  from cops_jax import weights
+
+  folder = tmp_path_factory.mktemp("clip")
+  demo = weights.DEMO_FOLDER
+  for name in ("vocab.json", "merges.txt"):
+    shutil.copy(demo / name, folder)
+  vocab_size = CLIPConfig.from_pretrained(demo).text_config.vocab_size
+  config = CLIPConfig(
+    text_config=dict(
+      vocab_size=vocab_size,
+      hidden_size=24,
+      intermediate_size=48,
+      num_hidden_layers=3,
+      num_attention_heads=2,
+      max_position_embeddings=77,
+    ),
+    vision_config=dict(
+      hidden_size=32,
+      intermediate_size=64,
+      num_hidden_layers=3,
+      num_attention_heads=2,
+      image_size=64,
+      patch_size=16,
+    ),
+    projection_dim=24,
+  )
+  rng = np.random.default_rng(0)
+  params = jax.tree.map(
+    lambda leaf: rng.normal(0, 0.1, leaf.shape).astype(np.float32),
+    weights.clip_param_shapes(config),
+  )
+  weights.save_clip(folder, config, params)
+  return folder
+
+
+@pytest.fixture
+def config(clip_folder, data_dir):
+  """The demo's config on the random CLIP: an epoch is nine steps."""
+  from configs import demo
+
+  config = demo.get_config()
+  config.data_dir = data_dir
+  config.clip.weights = str(clip_folder)
+  config.model.image_size_pixels = 48
+  config.model.feature_layers = (2, 3)
+  config.model.num_value_layers = 2
+  config.model.num_heads = 4
+  config.model.deep_prompt_depth = 2
+  config.train.num_epochs = 1
+  config.train.batch_size = 64
+  config.train.log_every_steps = 2
+  config.train.checkpoint_every_steps = 4
+  config.evaluation.batch_size = 100
+  return config

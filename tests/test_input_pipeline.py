@@ -36,7 +36,9 @@ def test_masks_are_binary_before_and_after_resizing():
   values = np.zeros((20, 30), np.uint8)
   values[5:12, 8:20] = 1  # As dark as a mask can be.
   actual = input_pipeline.decode_mask(encode(Image.fromarray(values)), 16)
-  full = Image.fromarray(values * 255).resize((16, 16), Image.Resampling.BILINEAR)
+  full = Image.fromarray(values * 255).resize(
+    (16, 16), Image.Resampling.BILINEAR
+  )
   np.testing.assert_array_equal(actual, np.asarray(full) >= 128)
   assert 0 < actual.sum() < actual.size
 

@@ -1,0 +1,179 @@
+"""train.py and eval.py as a user runs them, and what they do with bad input."""
+
+import csv
+import json
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from cops_jax.checkpoints import Checkpoints
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def arguments(clip_folder, data_dir):
+  """The `config` fixture's overrides as flags."""
+  values = {
+    "data_dir": data_dir,
+    "clip.weights": clip_folder,
+    "model.image_size_pixels": 48,
+    "model.feature_layers": "(2,3)",
+    "model.num_value_layers": 2,
+    "model.num_heads": 4,
+    "model.deep_prompt_depth": 2,
+    "train.num_epochs": 1,
+    "train.batch_size": 64,
+    "train.log_every_steps": 2,
+    "train.checkpoint_every_steps": 4,
+    "evaluation.batch_size": 100,
+  }
+  return [
+    "--config=configs/demo.py",
+    *(f"--config.{name}={value}" for name, value in values.items()),
+  ]
+
+
+def start(script, *arguments):
+  return subprocess.Popen(
+    [sys.executable, script, *map(str, arguments)],
+    cwd=ROOT,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+
+
+def run(script, *arguments):
+  process = start(script, *arguments)
+  out, err = process.communicate(timeout=300)
+  return process.returncode, out, err
+
+
+@pytest.fixture(scope="module")
+def trained(arguments, tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("trained")
+  code, _, err = run("train.py", *arguments, f"--workdir={workdir}")
+  assert code == 0, err
+  return workdir, err
+
+
+def test_training_shows_progress_and_writes_its_files(trained):
+  workdir, log = trained
+  assert "576 images of demo_auxiliary: 9 steps of 64 images" in log
+  assert "9/9 steps" in log and "steps/s" in log and "left" in log
+  rows = [
+    json.loads(line)
+    for line in (workdir / "metrics.jsonl").read_text().splitlines()
+  ]
+  assert [row["step"] for row in rows] == [2, 4, 6, 8, 9]
+  assert set(rows[0]) == {
+    *("step", "loss", "image", "patch", "gather", "scatter", "kl"),
+    "reconstruction",
+  }
+  assert rows[-1]["loss"] < rows[0]["loss"]
+  config = json.loads((workdir / "config.json").read_text())
+  assert config["train"]["batch_size"] == 64
+  with Checkpoints(workdir) as saved:
+    assert saved.latest_step() == 9
+
+
+def test_evaluation_prints_a_table_and_writes_its_files(trained, arguments):
+  workdir, _ = trained
+  code, out, err = run("eval.py", *arguments, f"--workdir={workdir}")
+  assert code == 0, err
+  assert "demo_unseen  mean" in out
+  assert f"pictures: {workdir}/pictures/demo_unseen.png" in out
+  assert "612/612 images" in err
+  results = json.loads((workdir / "results.json").read_text())["datasets"]
+  assert set(results["demo_unseen"]["categories"]) == {
+    *("wood", "brick", "knit", "hex_nut", "gear", "biscuit")
+  }
+  assert set(results["demo_unseen"]["mean"]) == {
+    *("image_auroc", "image_ap", "pixel_auroc", "pixel_ap")
+  }
+  with (workdir / "scores.csv").open() as file:
+    assert len(list(csv.DictReader(file))) == 612
+
+
+def test_killed_and_resumed_is_as_if_nothing_happened(
+  trained, arguments, tmp_path
+):
+  """SIGKILL as soon as a checkpoint is there; then the same command again."""
+  process = start("train.py", *arguments, f"--workdir={tmp_path}")
+  deadline = time.monotonic() + 120
+  while not (tmp_path / "checkpoints" / "4").exists():
+    assert time.monotonic() < deadline and process.poll() is None
+    time.sleep(0.02)
+  process.send_signal(signal.SIGKILL)
+  process.communicate()
+  code, _, err = run("train.py", *arguments, f"--workdir={tmp_path}")
+  assert code == 0, err
+  assert f"resuming {tmp_path} from step" in err
+  whole, _ = trained
+  for name in ("metrics.jsonl", "config.json"):
+    assert (tmp_path / name).read_text() == (whole / name).read_text()
+  assert _leaves(tmp_path) == _leaves(whole)
+
+
+def _leaves(workdir):
+  """The newest checkpoint's parameters, as bytes."""
+  import jax
+  import orbax.checkpoint as ocp
+
+  path = workdir / "checkpoints" / "9" / "params"
+  tree = ocp.StandardCheckpointer().restore(path)
+  return [leaf.tobytes() for leaf in jax.tree.leaves(jax.device_get(tree))]
+
+
+def test_no_epochs_is_a_checkpoint_of_untrained_prompts(arguments, tmp_path):
+  code, _, err = run(
+    "train.py",
+    *arguments,
+    f"--workdir={tmp_path}",
+    "--config.train.num_epochs=0",
+  )
+  assert code == 0, err
+  with Checkpoints(tmp_path) as saved:
+    assert saved.latest_step() == 0
+
+
+@pytest.mark.parametrize(
+  "script, extra, expected",
+  (
+    ("train.py", "--config.train.epochs=3", 'Did you mean "num_epochs"'),
+    ("train.py", "--config.train.batch_size=x", "train.batch_size=x: invalid"),
+    ("train.py", "--config=configs/none.py", "configs/none.py"),
+    ("train.py", "--config.model.image_size_pixels=50", "patch size 16"),
+    ("train.py", "--config.clip.weights=/nowhere", "'/nowhere' are neither"),
+    ("train.py", "--config.train.dataset=mvtec", "unknown data set 'mvtec'"),
+    ("train.py", "surplus", "unexpected argument 'surplus'"),
+    ("eval.py", "--config.seed=0", "holds no training run"),
+  ),
+)
+def test_bad_input_is_one_sentence_and_writes_nothing(
+  arguments, tmp_path, monkeypatch, script, extra, expected
+):
+  monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+  workdir = tmp_path / "run"
+  code, out, err = run(script, *arguments, f"--workdir={workdir}", extra)
+  assert code != 0
+  assert expected in err
+  assert "Traceback" not in err and out == ""
+  assert not workdir.exists()
+
+
+def test_another_config_is_refused(trained, arguments):
+  workdir, _ = trained
+  before = sorted(path.name for path in workdir.iterdir())
+  changed = "--config.model.temperature=0.1"
+  for script in ("train.py", "eval.py"):
+    code, _, err = run(script, *arguments, f"--workdir={workdir}", changed)
+    assert code == 1
+    assert "model.temperature is 0.07 there and 0.1 here" in err
+    assert "Traceback" not in err
+  assert sorted(path.name for path in workdir.iterdir()) == before
