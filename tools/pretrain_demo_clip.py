@@ -8,7 +8,8 @@ categories and its unseen defect kinds are never generated here.
 A CLIP as small as this learns nothing local from captions of whole images, so
 more losses stand beside CLIP's contrastive loss between images and captions: a
 region-text loss between the patches of the value path and the texts of the
-patch's own state (no defect, or a kind of defect), an image-text loss between
+patch's own state (no defect, or a kind of defect) and of what else is there to
+see (colour, brightness, contrast, place), an image-text loss between
 the class token as CoPS reads it and the texts of the image's state, and two
 losses of linear heads that are thrown away afterwards: from each patch's token,
 is it defective, and what is missing to the same image without the defect?
@@ -35,7 +36,7 @@ from cops_jax.models.clip import CLIP, normalize_images
 from cops_jax.scoring import normalize
 
 _OUTPUT = flags.DEFINE_string("output", None, "Folder to write.", required=True)
-_STEPS = flags.DEFINE_integer("steps", 4000, "Optimizer steps.")
+_STEPS = flags.DEFINE_integer("steps", 3000, "Optimizer steps.")
 _PAIRS = flags.DEFINE_integer(
   "pairs", 16, "Pairs of a normal and a defective image in a step."
 )
@@ -55,6 +56,32 @@ MAX_LENGTH = 16
 KINDS = tuple(demo.SEEN_DEFECTS)
 GOOD = ("flawless", "perfect", "intact", "normal", "undamaged", "clean")
 BAD = ("damaged", "defective", "broken", "anomalous", "flawed", "faulty")
+# What else a patch shows, so that its features say more than its state.
+COLORS = {
+  "red": (0.75, 0.2, 0.2),
+  "orange": (0.85, 0.5, 0.2),
+  "yellow": (0.85, 0.8, 0.3),
+  "green": (0.3, 0.65, 0.3),
+  "cyan": (0.3, 0.7, 0.7),
+  "blue": (0.25, 0.35, 0.75),
+  "purple": (0.55, 0.3, 0.65),
+  "pink": (0.85, 0.5, 0.65),
+  "brown": (0.45, 0.3, 0.2),
+  "grey": (0.5, 0.5, 0.5),
+  "black": (0.1, 0.1, 0.1),
+  "white": (0.9, 0.9, 0.9),
+}
+ATTRIBUTES = (
+  tuple(COLORS),
+  ("dark", "dim", "light", "bright"),
+  ("plain", "textured", "contrasty"),
+  ("upper left", "upper middle", "upper right")
+  + ("middle left", "middle", "middle right")
+  + ("lower left", "lower middle", "lower right"),
+)
+BRIGHTNESS_EDGES = (0.2, 0.4, 0.6)
+CONTRAST_EDGES = (0.03, 0.09)  # Of the standard deviation in a patch.
+ATTRIBUTE_WEIGHT = 0.2
 TEMPLATES = (
   "a photo of a {} {} .",
   "a close-up photo of the {} {} .",
@@ -300,6 +327,9 @@ def draw_batch(rng, tokenize, num_pairs, size):
     same_text=said[:, None] == said[None],
     caption=tokenize(captions),
     state_text=tokenize(state_texts),
+    attribute_text=tokenize(
+      [f"a {word} region ." for group in ATTRIBUTES for word in group]
+    ),
   )
 
 
@@ -372,6 +402,19 @@ def losses(model, batch, heads):
       tokens @ heads["defective"] + heads["bias"], is_bad * 1.0
     )
   )
+  described = text_features(model, batch["attribute_text"])
+  sizes = np.cumsum([len(group) for group in ATTRIBUTES])[:-1]
+  attributes = sum(
+    cross_entropy(
+      patches @ texts.T / TEMPERATURE, labels, jnp.ones(share.shape)
+    )
+    for texts, labels in zip(
+      jnp.split(described, sizes),
+      attribute_labels(batch["image"] / 255.0),
+      strict=True,
+    )
+  )
+
   pixels = patch_pixels(images)
   normal_pixels = jnp.tile(pixels[: len(pixels) // 2], (2, 1, 1))
   error = tokens @ heads["repair"] - (normal_pixels - pixels)
@@ -383,12 +426,33 @@ def losses(model, batch, heads):
     image=image,
     defective=defective,
     repair=repair,
+    attributes=attributes,
   )
-  weights_of_terms = dict(contrastive=0.3, region_kind=0.5)
+  weights_of_terms = dict(
+    contrastive=0.3, region_kind=0.5, attributes=ATTRIBUTE_WEIGHT
+  )
   total = sum(
     weights_of_terms.get(name, 1.0) * term for name, term in terms.items()
   )
   return total, terms
+
+
+def attribute_labels(images):
+  """The index of each patch's word in each group of `ATTRIBUTES`, (b, n)."""
+  pixels = patch_pixels(images)
+  pixels = pixels.reshape(*pixels.shape[:2], -1, 3)
+  color = pixels.mean(axis=2)
+  anchors = jnp.array(list(COLORS.values()))
+  distance = jnp.square(color[:, :, None] - anchors).sum(axis=-1)
+  grey = pixels.mean(axis=3)
+  brightness = jnp.digitize(grey.mean(axis=2), jnp.array(BRIGHTNESS_EDGES))
+  contrast = jnp.digitize(grey.std(axis=2), jnp.array(CONTRAST_EDGES))
+  batch, patches = contrast.shape
+  grid = round(patches**0.5)
+  third = jnp.arange(grid) * 3 // grid
+  place = (3 * third[:, None] + third).reshape(1, -1)
+  place = jnp.broadcast_to(place, (batch, patches))
+  return distance.argmin(axis=-1), brightness, contrast, place
 
 
 def patch_pixels(images):
@@ -404,6 +468,7 @@ def main(_):
   vocabulary = ["object . with without the an image close-up", *TEMPLATES]
   vocabulary += [*GOOD, *BAD, *map(words, KINDS)]
   vocabulary += map(words, demo.PRETRAINING_CATEGORIES)
+  vocabulary += ["region", *(word for group in ATTRIBUTES for word in group)]
   texts = [text.replace("{}", "") for text in vocabulary]
   tokenizer = build_tokenizer(folder, texts)
 
