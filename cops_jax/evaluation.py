@@ -32,6 +32,9 @@ from cops_jax.reporting import DatasetResult, ImageResult, Picture
 
 _logger = logging.getLogger(__name__)
 
+# Fields of a batch that a predicting step reads.
+_STEP_FIELDS = ("image", "example_id")
+
 
 def make_predict_step(
   model: CoPS,
@@ -98,7 +101,7 @@ def evaluate_dataset(
   Args:
     examples: from `cops_jax.datasets.load`.
     predict: from a sharded batch to `make_predict_step`'s outputs.
-    name: the data set's, for progress.
+    name: the data set's.
     mesh: that `predict` was compiled for.
     image_size, patch_size: pixels.
     batch_size: no result depends on it.
@@ -121,11 +124,12 @@ def evaluate_dataset(
   pictures = collections.defaultdict(list)
   progress = Progress(len(examples), "images")
   for batch in batches:
-    index, masks = batch.pop("index"), batch.pop("mask")
-    outputs = jax.device_get(predict(sharding.shard_batch(batch, mesh)))
+    inputs = {name: batch[name] for name in _STEP_FIELDS}
+    outputs = jax.device_get(predict(sharding.shard_batch(inputs, mesh)))
     for row in np.flatnonzero(batch["padding_mask"]):
-      example = examples[int(index[row])]
-      category, path = example["category"], example["path"]
+      category, path = (
+        str(batch[field][row]) for field in ("category", "path")
+      )
       score, anomaly_map = (
         outputs[field][row] for field in ("image_score", "anomaly_map")
       )
@@ -135,11 +139,10 @@ def evaluate_dataset(
           " checkpoint or the CLIP weights are damaged"
         )
       label = int(batch["label"][row])
-      images.append(
-        ImageResult(example["dataset"], category, path, label, float(score))
-      )
-      if example["has_mask"]:
-        histograms[category].add(anomaly_map, masks[row].astype(bool))
+      images.append(ImageResult(name, category, path, label, float(score)))
+      if batch["has_mask"][row]:
+        mask = batch["mask"][row].astype(bool)
+        histograms[category].add(anomaly_map, mask)
       if label == scoring.ANOMALY:
         # Chosen by id, so neither order nor batches change the sheet.
         shown = pictures[category]
@@ -149,7 +152,7 @@ def evaluate_dataset(
             image_score=float(score),
             sort_key=int(batch["example_id"][row]),
             image=batch["image"][row],
-            mask=masks[row],
+            mask=batch["mask"][row],
             anomaly_map=anomaly_map,
           )
         )

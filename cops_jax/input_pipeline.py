@@ -89,7 +89,10 @@ def load_example(
     "image": decode(decode_image, "image"),
     "mask": mask,
     "mask_counts": count_mask_pixels(mask, patch_size),
+    "has_mask": np.bool_(example["has_mask"]),
     "label": np.int32(example["label"]),
+    "category": np.str_(example["category"]),
+    "path": np.str_(example["path"]),
     "example_id": hash_example_id(example["dataset"], example["id"]),
     "padding_mask": np.bool_(True),
   }
@@ -125,10 +128,9 @@ def iterate_batches(
     process_index, process_count: which contiguous part of each batch to yield.
 
   Yields:
-    image uint8 (b, h, w, 3), mask uint8 (b, h, w), mask_counts int32 (b, n),
-    label int32, example_id uint32, padding_mask bool and index int32 (b,), the
-    example's position in `examples`. Padding has padding_mask False, index -1
-    and zeros.
+    image uint8 (b, h, w, 3), mask uint8 (b, h, w), mask_counts int32 (b, n);
+    has_mask bool, label int32, category and path str, example_id uint32 and
+    padding_mask bool, all (b,). Padding has padding_mask False and zeros.
 
   Raises:
     InputError: an example cannot be decoded.
@@ -154,9 +156,8 @@ def iterate_batches(
     place = epoch_step * batch_size + slot
     if slot >= batch_size or place >= len(examples):
       return _padding(image_size, patch_size)
-    index = epoch_order(epoch)[place]
-    fields = load_example(examples[int(index)], image_size, patch_size)
-    return {**fields, "index": np.int32(index)}
+    example = examples[int(epoch_order(epoch)[place])]
+    return load_example(example, image_size, patch_size)
 
   dataset = grain.MapDataset.range(len(steps) * local_size).map(load)
   yield from dataset.to_iter_dataset(
@@ -173,8 +174,10 @@ def _padding(image_size, patch_size):
     "image": np.zeros((image_size, image_size, 3), np.uint8),
     "mask": np.zeros((image_size, image_size), np.uint8),
     "mask_counts": np.zeros(num_patches, np.int32),
+    "has_mask": np.bool_(False),
     "label": np.int32(0),
+    "category": np.str_(""),
+    "path": np.str_(""),
     "example_id": np.uint32(0),
     "padding_mask": np.bool_(False),
-    "index": np.int32(-1),
   }

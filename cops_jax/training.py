@@ -256,6 +256,8 @@ def _truncate_metrics(path, last_step):
   """Drops the lines of steps that will be taken again."""
   if not path.exists():
     return
-  lines = path.read_text(encoding="utf-8").splitlines()
+  lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+  # A run that was killed while writing leaves part of a line.
+  lines = [line for line in lines if line.endswith("\n")]
   kept = [line for line in lines if json.loads(line)["step"] <= last_step]
-  write_file(path, "".join(f"{line}\n" for line in kept))
+  write_file(path, "".join(kept))

@@ -57,7 +57,9 @@ def make_examples(number):
     {
       "image": encode(Image.new("RGB", (8, 8), (index, 0, 0))),
       "mask": encode(Image.new("L", (8, 8), 255 * (index % 2))),
+      "has_mask": True,
       "label": index % 2,
+      "category": "x" * index,
       "dataset": "made",
       "path": f"{index}.png",
       "id": str(index),
@@ -77,9 +79,9 @@ def iterate(examples, batch_size, **kwargs):
 def real(batches):
   """The examples' positions in the order of the batches."""
   return [
-    int(index)
+    int(path.removesuffix(".png"))
     for batch in batches
-    for index in batch["index"][batch["padding_mask"]]
+    for path in batch["path"][batch["padding_mask"]]
   ]
 
 
@@ -91,13 +93,14 @@ def test_every_example_once(batch_size, num_devices):
   batches = iterate(examples, batch_size, steps=steps, num_devices=num_devices)
   assert real(batches) == list(range(7))
   for batch in batches:
-    assert len(batch["index"]) % num_devices == 0
+    assert len(batch["path"]) % num_devices == 0
     is_real = batch["padding_mask"]
     np.testing.assert_array_equal(
-      batch["image"][is_real, 0, 0, 0], batch["index"][is_real]
+      batch["image"][is_real, 0, 0, 0],
+      [len(category) for category in batch["category"][is_real]],
     )
     assert not batch["image"][~is_real].any()
-    assert (batch["index"][~is_real] == -1).all()
+    assert (batch["path"][~is_real] == "").all()
     want = np.where(batch["label"] == 1, 16, 0)[:, None] * np.ones(4)
     np.testing.assert_array_equal(batch["mask_counts"], want)
 
@@ -106,7 +109,7 @@ def test_epochs_are_shuffled_anew_and_whole():
   examples = make_examples(10)
   batches = iterate(examples, 4, steps=range(6), shuffle_seed=1)
   epochs = [real(batches[:3]), real(batches[3:])]
-  assert [len(batch["index"]) for batch in batches] == [4] * 6
+  assert [len(batch["path"]) for batch in batches] == [4] * 6
   assert [batch["padding_mask"].sum() for batch in batches] == [4, 4, 2] * 2
   assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
   assert epochs[0] != epochs[1]

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from cops_jax.errors import InputError
+
+_logger = logging.getLogger(__name__)
 
 # The module that registers a TFDS builder of each name.
 BUILDERS = {
@@ -59,7 +64,12 @@ def load(name: str, split: str, data_dir: str | None = None) -> Examples:
 
   importlib.import_module(BUILDERS[name])
   builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
-  builder.download_and_prepare()
+  if not builder.is_prepared():
+    _logger.info("generating data set %s in %s", name, builder.data_dir)
+    tfds.disable_progress_bar()
+    # TFDS announces itself on standard output, where results are printed.
+    with contextlib.redirect_stdout(io.StringIO()):
+      builder.download_and_prepare()
   if split not in builder.info.splits:
     raise InputError(
       f"data set {name!r} has no split {split!r}; it has:"
