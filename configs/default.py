@@ -12,6 +12,9 @@ def get_config() -> ml_collections.ConfigDict:
   # Where TFDS keeps prepared data sets; "" for its own default,
   # ~/tensorflow_datasets.
   config.data_dir = ""
+  # Where data sets' original files lie, each in a folder of its name; "" for
+  # downloads/manual in data_dir.
+  config.manual_dir = ""
 
   config.clip = clip = ml_collections.ConfigDict()
   # A Hugging Face name or folder, or "demo" for the toy in this package.

@@ -19,6 +19,7 @@ _CONFIG_FILE = "config.json"
 # evaluation: they do not change what is trained.
 _FREE_FIELDS = (
   "data_dir",
+  "manual_dir",
   "evaluation",
   "train.log_every_steps",
   "train.checkpoint_every_steps",

@@ -230,7 +230,12 @@ def evaluate(
   )
   results = {}
   for name in settings.datasets:
-    examples = datasets.load(name, settings.split, config.data_dir or None)
+    examples = datasets.load(
+      name,
+      settings.split,
+      config.data_dir or None,
+      config.manual_dir or None,
+    )
     results[name] = evaluate_dataset(
       examples,
       lambda batch: predict_step(trainable, clip_params, batch),

@@ -168,7 +168,10 @@ def train(config: Any, workdir: str | os.PathLike) -> TrainState:
   clip = weights.load_clip(config.clip.weights)
   model = build_model(config, clip)
   examples = datasets.load(
-    settings.dataset, settings.split, config.data_dir or None
+    settings.dataset,
+    settings.split,
+    config.data_dir or None,
+    config.manual_dir or None,
   )
   checkpoints.claim_workdir(workdir, config.to_dict())
 

@@ -82,6 +82,17 @@ def test_evaluation_outputs(recipe, expected, features):
     assert_close(value, expected[f"eval.{name}"])
 
 
+def test_half_precision_is_near(recipe, features):
+  """CLIP in bfloat16 as on accelerators; what comes out of it is float32."""
+  half = golden.model(recipe).clone(dtype=jnp.bfloat16)
+  actual = half.apply(
+    golden.variables(), golden.images(recipe), method=cops.CoPS.encode_images
+  )
+  for low, full in zip(actual, features, strict=True):
+    assert low.dtype == jnp.float32
+    assert_close(low, full, 0.03)
+
+
 def test_injection_modes_swap_the_states(features):
   """ "matched" on swapped queries is "crossed" on the stored ones."""
   variables = golden.variables()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cops_jax.datasets import demo
-from cops_jax.datasets.demo import evaluation
+from cops_jax.datasets.demo import evaluation_only
 
 
 def test_evaluation_is_disjoint_from_all_training():
@@ -24,11 +24,11 @@ def test_evaluation_is_disjoint_from_all_training():
 
 
 def _evaluation_functions_called(names):
-  """Those of `evaluation.py` that run while the categories are drawn."""
+  """Those of `evaluation_only.py` that run while the categories are drawn."""
   called = set()
 
   def record(frame, event, _):
-    if event == "call" and frame.f_code.co_filename == evaluation.__file__:
+    if event == "call" and frame.f_code.co_filename == evaluation_only.__file__:
       called.add(frame.f_code.co_name)
 
   rng = np.random.default_rng(0)

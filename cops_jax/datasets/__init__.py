@@ -1,4 +1,4 @@
-"""Data sets by name: `load` gives their examples, preparing generated ones."""
+"""Data sets by name: `load` gives their examples."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ _logger = logging.getLogger(__name__)
 BUILDERS = {
   "demo_auxiliary": "cops_jax.datasets.demo.builder",
   "demo_unseen": "cops_jax.datasets.demo.builder",
+  "mvtec_ad": "cops_jax.datasets.published",
+  "visa": "cops_jax.datasets.published",
 }
 
 
@@ -45,16 +47,24 @@ class Examples(Sequence):
     return (self[index] for index in range(len(self)))
 
 
-def load(name: str, split: str, data_dir: str | None = None) -> Examples:
-  """Opens a data set's split, generating it first where it is generated.
+def load(
+  name: str,
+  split: str,
+  data_dir: str | None = None,
+  manual_dir: str | None = None,
+) -> Examples:
+  """Opens a data set's split, preparing the data set the first time.
 
   Args:
     name: a key of `BUILDERS`.
     split: "test", which has anomalies, or "train" where there is one.
     data_dir: where TFDS keeps prepared data; None for TFDS's default.
+    manual_dir: where the original files lie, a folder of its name for each
+      data set; None for downloads/manual in data_dir.
 
   Raises:
-    InputError: unknown name or split, or no examples in it.
+    InputError: unknown name or split, no examples in it, or original files
+      that are needed and missing or not as expected.
   """
   if name not in BUILDERS:
     raise InputError(
@@ -65,11 +75,13 @@ def load(name: str, split: str, data_dir: str | None = None) -> Examples:
   importlib.import_module(BUILDERS[name])
   builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
   if not builder.is_prepared():
-    _logger.info("generating data set %s in %s", name, builder.data_dir)
+    _logger.info("preparing data set %s in %s", name, builder.data_dir)
     tfds.disable_progress_bar()
     # TFDS announces itself on standard output, where results are printed.
     with contextlib.redirect_stdout(io.StringIO()):
-      builder.download_and_prepare()
+      builder.download_and_prepare(
+        download_config=tfds.download.DownloadConfig(manual_dir=manual_dir)
+      )
   if split not in builder.info.splits:
     raise InputError(
       f"data set {name!r} has no split {split!r}; it has:"

@@ -12,6 +12,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from cops_jax.datasets import demo
+from cops_jax.datasets.features import example_features
 
 
 def _png(array: np.ndarray) -> io.BytesIO:
@@ -32,26 +33,13 @@ class _Demo(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   num_of_each_kind: int  # Images of a category and an anomaly kind.
 
   def _info(self) -> tfds.core.DatasetInfo:
-    features = tfds.features
     return tfds.core.DatasetInfo(
       builder=self,
       description=(
         "Generated photographs of surfaces and objects, with defects and their"
         " masks. Made for this project; free to use."
       ),
-      features=features.FeaturesDict(
-        {
-          "image": features.Image(encoding_format="png"),
-          "mask": features.Image(shape=(None, None, 1), encoding_format="png"),
-          "has_mask": np.bool_,
-          "label": features.ClassLabel(names=["normal", "anomaly"]),
-          "category": features.Text(),
-          "anomaly_kind": features.Text(),
-          "dataset": features.Text(),
-          "path": features.Text(),
-          "id": features.Text(),
-        }
-      ),
+      features=example_features(),
     )
 
   def _split_generators(self, dl_manager) -> dict[str, Any]:

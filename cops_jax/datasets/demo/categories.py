@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy import ndimage
 
-from cops_jax.datasets.demo import evaluation, patterns, shapes
+from cops_jax.datasets.demo import evaluation_only, patterns, shapes
 from cops_jax.datasets.demo.drawing import REFERENCE_SIZE, jitter
 from cops_jax.datasets.demo.objects import (
   draw_object,
@@ -126,21 +126,24 @@ _TRAINING = (
 )
 
 _EVALUATION = (
-  Category("wood", "surface", evaluation.wood),
-  Category("brick", "surface", evaluation.brick),
-  Category("knit", "surface", evaluation.knit),
+  Category("wood", "surface", evaluation_only.wood),
+  Category("brick", "surface", evaluation_only.brick),
+  Category("knit", "surface", evaluation_only.knit),
   _fixed_object(
     "hex_nut",
-    evaluation.hex_nut,
+    evaluation_only.hex_nut,
     ((0.66, 0.60, 0.45), (0.20, 0.20, 0.22)),
     (36, 44),
   ),
   _fixed_object(
-    "gear", evaluation.gear, ((0.50, 0.55, 0.62), (0.83, 0.81, 0.77)), (38, 46)
+    "gear",
+    evaluation_only.gear,
+    ((0.50, 0.55, 0.62), (0.83, 0.81, 0.77)),
+    (38, 46),
   ),
   _fixed_object(
     "biscuit",
-    evaluation.biscuit,
+    evaluation_only.biscuit,
     ((0.80, 0.60, 0.34), (0.30, 0.40, 0.50)),
     (36, 42),
     0.5,
