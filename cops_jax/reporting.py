@@ -176,7 +176,7 @@ def picture_sheet(pictures: Sequence[Picture]) -> bytes:
   """Image, mask and anomaly map side by side; a row for each category.
 
   The maps of a category share one colour scale, from its lowest to its highest
-  value shown.
+  value shown, square-rooted so that weak responses show too.
 
   Returns:
     A PNG file's bytes.
@@ -212,7 +212,7 @@ def picture_sheet(pictures: Sequence[Picture]) -> bytes:
         fill="black",
       )
       scaled = (picture.anomaly_map - low) / max(high - low, 1e-12)
-      tiles = (picture.image, picture.mask * 255, _heat(scaled))
+      tiles = (picture.image, picture.mask * 255, _heat(np.sqrt(scaled)))
       for index, tile in enumerate(tiles):
         sheet.paste(
           Image.fromarray(tile.astype(np.uint8))
