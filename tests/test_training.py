@@ -31,14 +31,14 @@ def golden_batch(recipe):
   return batch, jnp.asarray(expected["in.train_noise"])[:, None]
 
 
-def golden_loss(recipe, batch, noise, model=None):
-  model = model or golden.model(recipe)
+def golden_loss(recipe, batch, noise):
+  model, clip_params = golden.model(recipe), golden.clip_params()
 
   def loss(params):
     return training.loss_and_terms(
       model,
       params,
-      golden.clip_params(),
+      clip_params,
       batch,
       noise,
       golden.SETTINGS[recipe]["reconstruction"],
@@ -145,12 +145,12 @@ def test_devices_do_not_matter():
   many_losses, many_state = take_steps(sharding.make_mesh(), batch)
   np.testing.assert_allclose(losses, many_losses, rtol=1e-5)
   assert losses[0] != losses[1]
-  chex.assert_trees_all_close(
-    jax.device_get(state.params),
-    jax.device_get(many_state.params),
-    rtol=1e-4,
-    atol=1e-4,
-  )
+  # Relative to the whole tree: Adam turns rounding errors of a gradient that is
+  # almost zero into whole steps.
+  params, many_params = jax.device_get((state.params, many_state.params))
+  difference = jax.tree.map(np.subtract, params, many_params)
+  norm = optax.tree.norm
+  assert norm(difference) <= 1e-4 * norm(params)
   assert int(many_state.step) == 3
 
 
