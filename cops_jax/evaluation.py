@@ -123,9 +123,7 @@ def evaluate_dataset(
   histograms = collections.defaultdict(metrics.PixelHistogram)
   pictures = collections.defaultdict(list)
   progress = Progress(len(examples), "images")
-  for batch in batches:
-    inputs = {name: batch[name] for name in _STEP_FIELDS}
-    outputs = jax.device_get(predict(sharding.shard_batch(inputs, mesh)))
+  for batch, outputs in _with_outputs(batches, predict, mesh):
     for row in np.flatnonzero(batch["padding_mask"]):
       category, path = (
         str(batch[field][row]) for field in ("category", "path")
@@ -180,6 +178,19 @@ def evaluate_dataset(
       picture for category in sorted(pictures) for picture in pictures[category]
     ],
   )
+
+
+def _with_outputs(batches, predict, mesh):
+  """Batches and their outputs; devices run one batch ahead of the host."""
+  ready = None
+  for batch in batches:
+    inputs = {name: batch[name] for name in _STEP_FIELDS}
+    running = batch, predict(sharding.shard_batch(inputs, mesh))
+    if ready is not None:
+      yield ready[0], jax.device_get(ready[1])
+    ready = running
+  if ready is not None:
+    yield ready[0], jax.device_get(ready[1])
 
 
 def evaluate(

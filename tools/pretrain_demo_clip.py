@@ -2,8 +2,8 @@
 
   python tools/pretrain_demo_clip.py --output=cops_jax/assets/demo_clip
 
-CPU only; about an hour and a half on 2 cores. The demo's six evaluation
-categories and its unseen defect kinds are never generated here.
+CPU only; 44 minutes on 2 cores. The demo's six evaluation categories and its
+unseen defect kinds are never generated here.
 
 A CLIP as small as this learns nothing local from captions of whole images, so
 more losses stand beside CLIP's contrastive loss between images and captions: a
