@@ -39,7 +39,12 @@ def claim_workdir(
   if path.exists():
     check_config(workdir, config, sections=tuple(config))
   else:
-    write_file(path, json.dumps(config, indent=2) + "\n")
+    try:
+      write_file(path, json.dumps(config, indent=2) + "\n")
+    except OSError as error:
+      raise InputError(
+        f"cannot write in --workdir={workdir}: {error}"
+      ) from error
 
 
 def check_config(

@@ -17,6 +17,18 @@ from cops_jax.weights import PretrainedCLIP
 INIT_KEY, TRAIN_KEY, EVALUATION_KEY = range(3)
 
 
+_LEAST_VALUES = {
+  "train.num_epochs": 0,
+  "train.batch_size": 1,
+  "train.log_every_steps": 1,
+  "train.checkpoint_every_steps": 1,
+  "train.num_kept_checkpoints": 1,
+  "evaluation.batch_size": 1,
+  "evaluation.num_samples": 1,
+  "evaluation.num_pictures": 0,
+}
+
+
 def random_key(seed: int, purpose: int) -> jax.Array:
   """The key of one purpose; keys of other purposes are independent."""
   return jax.random.fold_in(jax.random.key(seed), purpose)
@@ -99,9 +111,10 @@ def build_model(config: Any, clip: PretrainedCLIP) -> CoPS:
     config.train.reconstruction,
     f"one of {', '.join(RECONSTRUCTIONS)}",
   )
-  for section in ("train", "evaluation"):
-    batch_size = config[section].batch_size
-    check(batch_size > 0, f"{section}.batch_size", batch_size, "at least 1")
+  for field, least in _LEAST_VALUES.items():
+    section, name = field.split(".")
+    number = config[section][name]
+    check(number >= least, field, number, f"at least {least}")
   check(
     config.clip.dtype in ("float32", "bfloat16"),
     "clip.dtype",

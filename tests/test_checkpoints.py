@@ -51,6 +51,12 @@ def test_no_run(tmp_path):
   assert not (tmp_path / "nowhere").exists()
 
 
+def test_a_file_is_no_workdir(tmp_path):
+  (tmp_path / "file").write_text("")
+  with pytest.raises(InputError, match="cannot write in --workdir=.*/file"):
+    claim_workdir(tmp_path / "file", CONFIG)
+
+
 def test_damaged_config(tmp_path):
   (tmp_path / "config.json").write_text('{"seed": 0')
   with pytest.raises(InputError, match="config.json is damaged"):

@@ -35,6 +35,8 @@ def test_a_config_becomes_a_model(config, clip):
     ("model.prototype_injection", "both", "one of crossed, matched"),
     ("train.reconstruction", "all", "one of pairwise, matched, none"),
     ("train.batch_size", 0, "at least 1"),
+    ("train.num_epochs", -1, "at least 0"),
+    ("evaluation.num_samples", 0, "at least 1"),
     ("clip.dtype", "float16", "float32 or bfloat16"),
   ),
 )

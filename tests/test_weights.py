@@ -55,6 +55,41 @@ def test_same_parameters_as_torchs_clip(clip_folder):
     )
 
 
+def test_torchs_own_format(copy):
+  """As on hub models that offer nothing else, with a buffer of old versions."""
+  torch = pytest.importorskip("torch")
+  expected = weights.load_clip(str(copy))
+  tensors = load_file(copy / "model.safetensors")
+  state = {name: torch.tensor(array) for name, array in tensors.items()}
+  state["text_model.embeddings.position_ids"] = torch.arange(77)[None]
+  torch.save(state, copy / "pytorch_model.bin")
+  (copy / "model.safetensors").unlink()
+  actual = weights.load_clip(str(copy))
+  chex.assert_trees_all_equal(actual.params, expected.params)
+
+
+@pytest.mark.parametrize("tensors", ("model.safetensors", "pytorch_model.bin"))
+def test_a_hub_name_downloads_what_is_needed(clip_folder, monkeypatch, tensors):
+  import huggingface_hub
+
+  asked = {}
+
+  def snapshot_download(name, allow_patterns):
+    asked[name] = allow_patterns
+    return str(clip_folder)
+
+  monkeypatch.setattr(
+    huggingface_hub.HfApi,
+    "list_repo_files",
+    lambda self, name: [tensors, "pytorch_model.bin", "tf_model.h5"],
+  )
+  monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+  weights.load_clip("some/clip")
+  assert asked == {
+    "some/clip": ["config.json", "vocab.json", "merges.txt", tensors]
+  }
+
+
 def test_tokens_of_the_demo():
   clip = weights.load_clip(weights.DEMO_CLIP)
   vocab = json.loads((weights.DEMO_FOLDER / "vocab.json").read_text())
