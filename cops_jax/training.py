@@ -162,6 +162,8 @@ def train(config: Any, workdir: str | os.PathLike) -> TrainState:
   Raises:
     InputError: see the message.
   """
+  from clu import parameter_overview
+
   from cops_jax import datasets
 
   settings = config.train
@@ -198,9 +200,13 @@ def train(config: Any, workdir: str | os.PathLike) -> TrainState:
       reconstruction=settings.reconstruction,
     )
     _logger.info(
-      "training %s parameters on %d images of %s: %d steps of %d images, %d %s"
-      " device(s)",
-      f"{sum(leaf.size for leaf in jax.tree.leaves(state.params)):,}",
+      "trainable parameters:\n%s",
+      parameter_overview.get_parameter_overview(
+        state.params, include_stats=False
+      ),
+    )
+    _logger.info(
+      "training on %d images of %s: %d steps of %d images, %d %s device(s)",
       len(examples),
       settings.dataset,
       num_steps,

@@ -65,6 +65,7 @@ def trained(arguments, tmp_path_factory):
 def test_training_shows_progress_and_writes_its_files(trained):
   workdir, log = trained
   assert "576 images of demo_auxiliary: 9 steps of 64 images" in log
+  assert "| prompt_learner/context " in log
   assert "9/9 steps" in log and "steps/s" in log and "left" in log
   rows = [
     json.loads(line)
