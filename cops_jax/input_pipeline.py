@@ -80,8 +80,8 @@ def load_example(
     except Exception as error:  # PIL raises what its many decoders raise.
       raise InputError(
         f"cannot read the {field} of {example['path']} in data set"
-        f" {example['dataset']!r}: {error}. Replace the file and prepare the"
-        " data set again."
+        f" {example['dataset']!r}: {error}. Replace the file and delete"
+        " the prepared copy in the data directory; it is then made anew."
       ) from error
 
   mask = decode(decode_mask, "mask")
