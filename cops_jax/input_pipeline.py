@@ -52,7 +52,7 @@ def decode_mask(data: bytes, size: int) -> Integer[np.ndarray, "h w"]:
 
 def count_mask_pixels(
   mask: Integer[np.ndarray, "h w"], patch_size: int
-) -> Integer[np.ndarray, n]:
+) -> Integer[np.ndarray, "n"]:
   """Mask pixels in each patch, int32, in row-major order."""
   side = mask.shape[0] // patch_size
   blocks = mask.reshape(side, patch_size, side, patch_size)

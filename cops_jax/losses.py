@@ -32,8 +32,8 @@ def _mean(values, weights):
 
 def image_loss(
   logits: Float[Array, "b s=2"],
-  labels: Integer[Array, b],
-  padding_mask: Bool[Array, b],
+  labels: Integer[Array, "b"],
+  padding_mask: Bool[Array, "b"],
 ) -> Float[Array, ""]:
   """Softmax cross-entropy with the image labels."""
   losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
@@ -44,7 +44,7 @@ def focal_loss(
   probability: Float[Array, "b n s=2"],
   mask_counts: Integer[Array, "b n"],
   patch_area: int,
-  padding_mask: Bool[Array, b],
+  padding_mask: Bool[Array, "b"],
 ) -> Float[Array, ""]:
   """Mean over pixels of `-(1 - pt)^2 log pt` (Lin et al. 2017, gamma 2).
 
@@ -73,7 +73,7 @@ def dice_loss(
   probability: Float[Array, "b n"],
   counts: Integer[Array, "b n"],
   patch_area: int,
-  padding_mask: Bool[Array, b],
+  padding_mask: Bool[Array, "b"],
 ) -> Float[Array, ""]:
   """1 - mean over images of `(2 sum(p m) + 1) / (sum(p) + sum(m) + 1)`.
 
@@ -94,7 +94,7 @@ def patch_loss(
   probability: Float[Array, "b f n s=2"],
   mask_counts: Integer[Array, "b n"],
   patch_area: int,
-  padding_mask: Bool[Array, b],
+  padding_mask: Bool[Array, "b"],
 ) -> Float[Array, ""]:
   """Focal loss and both states' dice losses, summed over feature layers."""
 
@@ -118,7 +118,7 @@ def patch_loss(
 def gather_loss(
   distances: Float[Array, "b s=2 n"],
   mask_counts: Integer[Array, "b n"],
-  padding_mask: Bool[Array, b],
+  padding_mask: Bool[Array, "b"],
 ) -> Float[Array, ""]:
   """Mean distance of mask-free patches to the normal prototypes."""
   return _mean(distances[:, NORMAL], (mask_counts == 0) & padding_mask[:, None])
@@ -127,7 +127,7 @@ def gather_loss(
 def scatter_loss(
   distances: Float[Array, "b s=2 n"],
   mask_counts: Integer[Array, "b n"],
-  padding_mask: Bool[Array, b],
+  padding_mask: Bool[Array, "b"],
 ) -> Float[Array, ""]:
   """Mean distance of patches with mask pixels to the anomaly prototypes.
 
@@ -139,7 +139,7 @@ def scatter_loss(
 def kl_loss(
   mean: Float[Array, "b d"],
   log_var: Float[Array, "b d"],
-  padding_mask: Bool[Array, b],
+  padding_mask: Bool[Array, "b"],
 ) -> Float[Array, ""]:
   """Batch mean of KL(N(mean, exp(log_var)) || N(0, I)).
 
@@ -152,7 +152,7 @@ def kl_loss(
 def reconstruction_loss(
   image_features: Float[Array, "b d"],
   category_bias: Float[Array, "b d"],
-  padding_mask: Bool[Array, b],
+  padding_mask: Bool[Array, "b"],
   mode: str,
 ) -> Float[Array, ""]:
   """Mean squared difference of image features and decoded biases.

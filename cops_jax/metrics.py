@@ -20,7 +20,7 @@ NUM_BINS = 2 * _MIDDLE_BIN + 1
 
 
 def auroc_from_counts(
-  normal: Integer[np.ndarray, t], anomalous: Integer[np.ndarray, t]
+  normal: Integer[np.ndarray, "t"], anomalous: Integer[np.ndarray, "t"]
 ) -> float:
   """Area under the ROC curve, ties counting half.
 
@@ -40,7 +40,7 @@ def auroc_from_counts(
 
 
 def average_precision_from_counts(
-  normal: Integer[np.ndarray, t], anomalous: Integer[np.ndarray, t]
+  normal: Integer[np.ndarray, "t"], anomalous: Integer[np.ndarray, "t"]
 ) -> float:
   """Average precision, the step-wise sum over thresholds.
 
@@ -58,7 +58,7 @@ def average_precision_from_counts(
 
 
 def image_metrics(
-  scores: Float[np.ndarray, n], labels: Bool[np.ndarray, n]
+  scores: Float[np.ndarray, "n"], labels: Bool[np.ndarray, "n"]
 ) -> dict[str, float]:
   """Exact `image_auroc` and `image_ap`."""
   _, positions = np.unique(scores, return_inverse=True)

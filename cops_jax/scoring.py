@@ -99,7 +99,7 @@ def image_scores(
   image_logits: Float[Array, "b s=2"],
   patch_scores: Float[Array, "b n"],
   beta: float,
-) -> Float[Array, b]:
+) -> Float[Array, "b"]:
   """`beta * anomaly probability + (1 - beta) * largest patch score`."""
   probability = jax.nn.softmax(image_logits)[:, ANOMALY]
   return beta * probability + (1 - beta) * patch_scores.max(axis=-1)

@@ -1,6 +1,6 @@
 """CLIP's two towers as CoPS uses them, built on transformers' Flax CLIP.
 
-`CLIP` is transformers' own module with two more methods, so the parameters of a
+`CLIP` is transformers' own module with more methods, so the parameters of a
 stock `FlaxCLIPModel` drop in unconverted and plain CLIP stays available through
 `__call__`. It is frozen: nothing here is trained.
 """

@@ -44,7 +44,7 @@ class CategoryVAE(nn.Module):
 
 
 def example_noise(
-  key: jax.Array, example_ids: Integer[Array, b], num_samples: int, width: int
+  key: jax.Array, example_ids: Integer[Array, "b"], num_samples: int, width: int
 ) -> Float[Array, "b z d"]:
   """Standard normal noise that depends on the key and each example's id alone.
 
