@@ -352,9 +352,13 @@ def text_features(model, ids):
   return normalize(model.text_projection(hidden[1]))
 
 
+def weighted_mean(values, weight):
+  return (values * weight).sum() / weight.sum()
+
+
 def cross_entropy(logits, labels, weight):
   losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-  return (losses * weight).sum() / weight.sum()
+  return weighted_mean(losses, weight)
 
 
 def losses(model, batch, heads):
@@ -393,14 +397,12 @@ def losses(model, batch, heads):
   ones = jnp.ones_like(label, jnp.float32)
   image = cross_entropy(class_token @ pair.T / TEMPERATURE, label, ones)
 
-  def weighted_mean(values):
-    return (values * weight).sum() / weight.sum()
-
   tokens = original[:, 1:]
   defective = weighted_mean(
     optax.sigmoid_binary_cross_entropy(
       tokens @ heads["defective"] + heads["bias"], is_bad * 1.0
-    )
+    ),
+    weight,
   )
   described = text_features(model, batch["attribute_text"])
   sizes = np.cumsum([len(group) for group in ATTRIBUTES])[:-1]
@@ -418,7 +420,7 @@ def losses(model, batch, heads):
   pixels = patch_pixels(images)
   normal_pixels = jnp.tile(pixels[: len(pixels) // 2], (2, 1, 1))
   error = tokens @ heads["repair"] - (normal_pixels - pixels)
-  repair = weighted_mean((error**2).mean(axis=-1))
+  repair = weighted_mean((error**2).mean(axis=-1), weight)
   terms = dict(
     contrastive=contrastive,
     region=region,
