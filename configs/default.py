@@ -16,6 +16,14 @@ def get_config() -> ml_collections.ConfigDict:
   # downloads/manual in data_dir.
   config.manual_dir = ""
 
+  config.input = inputs = ml_collections.ConfigDict()
+  # Processes that decode images; 0 for threads of the main one, which is enough
+  # for a few cores.
+  inputs.num_workers = 0
+  # What an image or mask that cannot be decoded does: "error" ends the run;
+  # "skip" warns, lists the file in the results and leaves the example out.
+  inputs.unreadable_files = "error"
+
   config.clip = clip = ml_collections.ConfigDict()
   # A Hugging Face name or folder, or "demo" for the toy in this package.
   clip.weights = "openai/clip-vit-large-patch14-336"
@@ -49,7 +57,9 @@ def get_config() -> ml_collections.ConfigDict:
   model.temperature = 0.07
 
   config.train = train = ml_collections.ConfigDict()
-  # The auxiliary data set; its test split has the anomalies.
+  # The auxiliary data set; its test split has the anomalies. A name that
+  # "python -m cops_jax.datasets list" shows, or your own images: folder:PATH in
+  # MVTec's layout, meta_json:PATH with a meta.json.
   train.dataset = "visa"
   train.split = "test"
   # 0 writes a checkpoint of the untrained prompts.
@@ -70,6 +80,7 @@ def get_config() -> ml_collections.ConfigDict:
   train.num_kept_checkpoints = 3
 
   config.evaluation = evaluation = ml_collections.ConfigDict()
+  # As train.dataset.
   evaluation.datasets = ("mvtec_ad",)
   evaluation.split = "test"
   # Images in a step, over all devices. No result depends on it.

@@ -20,6 +20,7 @@ _CONFIG_FILE = "config.json"
 _FREE_FIELDS = (
   "data_dir",
   "manual_dir",
+  "input",
   "evaluation",
   "train.log_every_steps",
   "train.checkpoint_every_steps",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +11,7 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from cops_jax.errors import InputError
+from cops_jax.progress import show_messages
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config", None, "Config file, see configs/.", lock_config=True
@@ -51,12 +51,6 @@ def run(main: Callable[[Any, str], None]) -> None:
     except InputError as error:
       sys.exit(f"error: {error}")
 
-  # Ours alone: jax and Orbax log every detail at this level.
-  logger = logging.getLogger("cops_jax")
-  logger.setLevel(logging.INFO)
-  logger.propagate = False
-  handler = logging.StreamHandler()
-  handler.setFormatter(logging.Formatter("%(message)s"))
-  logger.addHandler(handler)
+  show_messages()
   absl_logging.set_verbosity(absl_logging.WARNING)
   app.run(guarded, flags_parser=_parse)

@@ -16,8 +16,10 @@ from cops_jax.weights import PretrainedCLIP
 # Purposes of random numbers, folded into the seed's key.
 INIT_KEY, TRAIN_KEY, EVALUATION_KEY = range(3)
 
+UNREADABLE_FILES = ("error", "skip")
 
 _LEAST_VALUES = {
+  "input.num_workers": 0,
   "train.num_epochs": 0,
   "train.batch_size": 1,
   "train.log_every_steps": 1,
@@ -104,6 +106,12 @@ def build_model(config: Any, clip: PretrainedCLIP) -> CoPS:
     "model.prototype_injection",
     model.prototype_injection,
     f"one of {', '.join(PROTOTYPE_INJECTIONS)}",
+  )
+  check(
+    config.input.unreadable_files in UNREADABLE_FILES,
+    "input.unreadable_files",
+    config.input.unreadable_files,
+    f"one of {', '.join(UNREADABLE_FILES)}",
   )
   check(
     config.train.reconstruction in RECONSTRUCTIONS,

@@ -95,6 +95,8 @@ def evaluate_dataset(
   patch_size: int,
   batch_size: int,
   num_pictures: int,
+  num_workers: int = 0,
+  skip_unreadable: bool = False,
 ) -> DatasetResult:
   """Scores every example once and computes the metrics.
 
@@ -106,10 +108,13 @@ def evaluate_dataset(
     image_size, patch_size: pixels.
     batch_size: no result depends on it.
     num_pictures: anomalous images to keep of each category.
+    num_workers: processes that decode images.
+    skip_unreadable: whether to leave out examples that cannot be read.
 
   Raises:
     InputError: an image cannot be read, or gets NaN for a score.
   """
+  skipped = {}
   num_steps = input_pipeline.num_batches(len(examples), batch_size)
   batches = input_pipeline.iterate_batches(
     examples,
@@ -118,6 +123,9 @@ def evaluate_dataset(
     batch_size=batch_size,
     num_devices=mesh.size,
     steps=range(num_steps),
+    full_masks=True,
+    num_workers=num_workers,
+    skipped=skipped if skip_unreadable else None,
   )
   images = []
   histograms = collections.defaultdict(metrics.PixelHistogram)
@@ -157,8 +165,13 @@ def evaluate_dataset(
         shown.sort(key=lambda picture: picture.sort_key)
         del shown[num_pictures:]
     progress.update(len(images), f"evaluating {name}")
-  if len(images) != len(examples):
-    raise AssertionError(f"{len(images)} of {len(examples)} images evaluated")
+  if len(images) + len(skipped) != len(examples):
+    raise AssertionError(
+      f"{len(images)} images of {name} evaluated and {len(skipped)} left out,"
+      f" of {len(examples)}"
+    )
+  if not images:
+    raise InputError(f"no image of data set {name!r} could be read")
 
   images.sort(key=lambda image: (image.category, image.path))
   categories = {}
@@ -177,6 +190,7 @@ def evaluate_dataset(
     [
       picture for category in sorted(pictures) for picture in pictures[category]
     ],
+    skipped,
   )
 
 
@@ -247,15 +261,22 @@ def evaluate(
       config.data_dir or None,
       config.manual_dir or None,
     )
-    results[name] = evaluate_dataset(
+    if examples.name in results:
+      raise InputError(
+        f"two of config.evaluation.datasets are called {examples.name!r}; give"
+        " their folders different names"
+      )
+    results[examples.name] = evaluate_dataset(
       examples,
       lambda batch: predict_step(trainable, clip_params, batch),
-      name=name,
+      name=examples.name,
       mesh=mesh,
       image_size=config.model.image_size_pixels,
       patch_size=clip.config.vision_config.patch_size,
       batch_size=settings.batch_size,
       num_pictures=settings.num_pictures,
+      num_workers=config.input.num_workers,
+      skip_unreadable=config.input.unreadable_files == "skip",
     )
   sheets = reporting.write_results(pathlib.Path(workdir), results)
   return results, sheets

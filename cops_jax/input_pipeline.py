@@ -1,15 +1,21 @@
-"""From files' bytes to batches, with Grain.
+"""From image files to batches, with Grain.
 
-A batch is a function of the data set, the seed and the step alone: nothing of
-the iterator needs saving, and any number of hosts sees the same global order.
+A batch is a function of the data set, the seed and the step alone. So the step
+is all of an iterator's state, in the middle of an epoch too, and any number of
+hosts and worker processes sees the same global order.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import functools
 import hashlib
 import io
-from collections.abc import Iterator, Mapping, Sequence
+import logging
+import os
+import pathlib
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,37 +23,47 @@ import numpy as np
 from cops_jax.errors import InputError
 from cops_jax.typing import Integer
 
-_NUM_THREADS = 4
+_logger = logging.getLogger(__name__)
+
+_MAX_THREADS = 16
 _PREFETCH_BATCHES = 2
 
 
-def decode_image(data: bytes, size: int) -> Integer[np.ndarray, "h w 3"]:
-  """An image file as uint8 RGB of side `size`.
+def decode_image(
+  file: bytes | pathlib.Path, size: int
+) -> Integer[np.ndarray, "h w 3"]:
+  """An image file, or its bytes, as uint8 RGB of side `size`.
 
   Resized with PIL's bicubic filter in the mode that the file has, its aspect
   ratio not kept, then converted to RGB.
   """
   from PIL import Image
 
-  with Image.open(io.BytesIO(data)) as image:
+  with Image.open(_seekable(file)) as image:
     image = image.resize((size, size), Image.Resampling.BICUBIC)
     return np.asarray(image.convert("RGB"))
 
 
-def decode_mask(data: bytes, size: int) -> Integer[np.ndarray, "h w"]:
-  """A mask file as 0 and 1, uint8, of side `size`.
+def decode_mask(
+  file: bytes | pathlib.Path, size: int
+) -> Integer[np.ndarray, "h w"]:
+  """A mask file, or its bytes, as 0 and 1, uint8, of side `size`.
 
   Grey values above 0 become 255; resized with PIL's bilinear filter, a pixel
   belongs to the mask from one half.
   """
   from PIL import Image
 
-  with Image.open(io.BytesIO(data)) as mask:
+  with Image.open(_seekable(file)) as mask:
     binary = np.asarray(mask.convert("L")) > 0
   resized = Image.fromarray(binary.astype(np.uint8) * 255).resize(
     (size, size), Image.Resampling.BILINEAR
   )
   return (np.asarray(resized) / 255 > 0.5).astype(np.uint8)
+
+
+def _seekable(file: bytes | pathlib.Path) -> io.BytesIO | pathlib.Path:
+  return io.BytesIO(file) if isinstance(file, bytes) else file
 
 
 def count_mask_pixels(
@@ -65,42 +81,85 @@ def hash_example_id(dataset: str, example_id: str) -> np.uint32:
   return np.uint32(int.from_bytes(digest[:4], "little"))
 
 
-def load_example(
-  example: Mapping[str, Any], image_size: int, patch_size: int
-) -> dict[str, np.ndarray]:
-  """Decodes one example of a data set into a batch's fields.
-
-  Raises:
-    InputError: the image or the mask cannot be decoded; names the file.
-  """
-
-  def decode(decoder, field):
-    try:
-      return decoder(example[field], image_size)
-    except Exception as error:  # PIL raises what its many decoders raise.
-      raise InputError(
-        f"cannot read the {field} of {example['path']} in data set"
-        f" {example['dataset']!r}: {error}. Replace the file and delete"
-        " the prepared copy in the data directory; it is then made anew."
-      ) from error
-
-  mask = decode(decode_mask, "mask")
-  return {
-    "image": decode(decode_image, "image"),
-    "mask": mask,
-    "mask_counts": count_mask_pixels(mask, patch_size),
-    "has_mask": np.bool_(example["has_mask"]),
-    "label": np.int32(example["label"]),
-    "category": np.str_(example["category"]),
-    "path": np.str_(example["path"]),
-    "example_id": hash_example_id(example["dataset"], example["id"]),
-    "padding_mask": np.bool_(True),
-  }
-
-
 def num_batches(num_examples: int, batch_size: int) -> int:
   """Batches in one pass over the examples, the short last one included."""
   return -(-num_examples // batch_size)
+
+
+@functools.lru_cache(maxsize=2)
+def _shuffled(number: int, seed: int, epoch: int) -> Integer[np.ndarray, "n"]:
+  return np.random.default_rng((seed, epoch)).permutation(number)
+
+
+@dataclasses.dataclass(frozen=True)
+class _RowLoader:
+  """From a position in this process's sequence of rows to the row there.
+
+  A class, not a closure, so that worker processes can be given it.
+  """
+
+  examples: Sequence[Mapping[str, Any]]
+  image_size: int
+  patch_size: int
+  batch_size: int
+  local_size: int
+  process_index: int
+  steps: range
+  shuffle_seed: int | None
+  full_masks: bool
+
+  def __call__(self, position: int) -> dict[str, Any]:
+    step, slot = divmod(position, self.local_size)
+    slot += self.process_index * self.local_size
+    num_examples = len(self.examples)
+    epoch, epoch_step = divmod(
+      self.steps[step], num_batches(num_examples, self.batch_size)
+    )
+    place = epoch_step * self.batch_size + slot
+    if slot >= self.batch_size or place >= num_examples:
+      return self._padding()
+    if self.shuffle_seed is not None:
+      place = int(_shuffled(num_examples, self.shuffle_seed, epoch)[place])
+    return self._load(self.examples[place])
+
+  def _load(self, example: Mapping[str, Any]) -> dict[str, Any]:
+    decoded = {}
+    for field, decode in (("image", decode_image), ("mask", decode_mask)):
+      try:
+        decoded[field] = decode(example[field], self.image_size)
+      except Exception as error:  # PIL raises what its many decoders raise.
+        reason = f"its {field} cannot be read: {error}"
+        return self._padding(path=example["path"], error=reason)
+    return {
+      "image": decoded["image"],
+      **self._targets(decoded["mask"]),
+      "has_mask": np.bool_(example["has_mask"]),
+      "label": np.int32(example["label"]),
+      "category": np.str_(example["category"]),
+      "path": np.str_(example["path"]),
+      "example_id": hash_example_id(example["dataset"], example["id"]),
+      "padding_mask": np.bool_(True),
+      "error": np.str_(""),
+    }
+
+  def _padding(self, path: str = "", error: str = "") -> dict[str, Any]:
+    shape = (self.image_size, self.image_size)
+    return {
+      "image": np.zeros((*shape, 3), np.uint8),
+      **self._targets(np.zeros(shape, np.uint8)),
+      "has_mask": np.bool_(False),
+      "label": np.int32(0),
+      "category": np.str_(""),
+      "path": np.str_(path),
+      "example_id": np.uint32(0),
+      "padding_mask": np.bool_(False),
+      "error": np.str_(error),
+    }
+
+  def _targets(self, mask: Integer[np.ndarray, "h w"]) -> dict[str, Any]:
+    if self.full_masks:
+      return {"mask": mask}
+    return {"mask_counts": count_mask_pixels(mask, self.patch_size)}
 
 
 def iterate_batches(
@@ -114,6 +173,9 @@ def iterate_batches(
   shuffle_seed: int | None = None,
   process_index: int = 0,
   process_count: int = 1,
+  full_masks: bool = False,
+  num_workers: int = 0,
+  skipped: MutableMapping[str, str] | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
   """Yields this process's part of each global batch.
 
@@ -122,62 +184,77 @@ def iterate_batches(
     image_size: pixels, a multiple of `patch_size`.
     patch_size: pixels.
     batch_size: examples in a global batch. An epoch's last batch may hold less.
-    num_devices: batches are padded to a multiple of it.
+    num_devices: of all processes; batches are padded to a multiple of it.
     steps: which batches; step numbers run on from epoch to epoch.
     shuffle_seed: every epoch is shuffled anew with it; None keeps the order.
     process_index, process_count: which contiguous part of each batch to yield.
+    full_masks: whether masks come as pixels instead of counts by patch.
+    num_workers: processes that decode; 0 for threads of this one.
+    skipped: receives path and reason of examples whose image or mask cannot be
+      read, and which are then left out; if None, they are an error.
 
   Yields:
-    image uint8 (b, h, w, 3), mask uint8 (b, h, w), mask_counts int32 (b, n);
-    has_mask bool, label int32, category and path str, example_id uint32 and
-    padding_mask bool, all (b,). Padding has padding_mask False and zeros.
+    image uint8 (b, h, w, 3) and mask_counts int32 (b, n) or, with `full_masks`,
+    mask uint8 (b, h, w); has_mask bool, label int32, category and path str,
+    example_id uint32 and padding_mask bool, all (b,). What only pads the batch,
+    or was skipped, has padding_mask False and zeros.
 
   Raises:
-    InputError: an example cannot be decoded.
+    InputError: an example cannot be read.
   """
   import grain
+  from absl import flags
 
   padded_size = num_batches(batch_size, num_devices) * num_devices
   local_size = padded_size // process_count
-  epoch_steps = num_batches(len(examples), batch_size)
-
-  @functools.lru_cache(maxsize=2)
-  def epoch_order(epoch):
-    if shuffle_seed is None:
-      return np.arange(len(examples))
-    return np.random.default_rng((shuffle_seed, epoch)).permutation(
-      len(examples)
-    )
-
-  def load(position):
-    step, slot = divmod(position, local_size)
-    slot += process_index * local_size
-    epoch, epoch_step = divmod(steps[step], epoch_steps)
-    place = epoch_step * batch_size + slot
-    if slot >= batch_size or place >= len(examples):
-      return _padding(image_size, patch_size)
-    example = examples[int(epoch_order(epoch)[place])]
-    return load_example(example, image_size, patch_size)
-
-  dataset = grain.MapDataset.range(len(steps) * local_size).map(load)
-  yield from dataset.to_iter_dataset(
+  load_row = _RowLoader(
+    examples,
+    image_size,
+    patch_size,
+    batch_size,
+    local_size,
+    process_index,
+    steps,
+    shuffle_seed,
+    full_masks,
+  )
+  rows = grain.MapDataset.range(len(steps) * local_size).map(load_row)
+  rows = rows.to_iter_dataset(
     grain.ReadOptions(
-      num_threads=_NUM_THREADS,
+      num_threads=min(os.cpu_count() or 1, _MAX_THREADS),
       prefetch_buffer_size=_PREFETCH_BATCHES * local_size,
     )
-  ).batch(local_size)
+  )
+  if num_workers:
+    if not flags.FLAGS.is_parsed():  # Grain hands them on to its workers.
+      flags.FLAGS.mark_as_parsed()
+    # Workers take turns row by row, so the order stays that of the positions.
+    rows = rows.mp_prefetch(
+      grain.MultiprocessingOptions(
+        num_workers, per_worker_buffer_size=num_batches(local_size, num_workers)
+      )
+    )
+    # Rows through pipes: shared memory is no faster here, and containers have
+    # little of it.
+    rows = grain.experimental.WithOptionsIterDataset(
+      rows, grain.experimental.DatasetOptions(min_shm_size=1 << 62)
+    )
+  with contextlib.closing(iter(rows.batch(local_size))) as batches:
+    for batch in batches:
+      for row in np.flatnonzero(batch["error"] != ""):
+        path, reason = str(batch["path"][row]), str(batch["error"][row])
+        _leave_out(examples, path, reason, skipped)
+      yield {name: batch[name] for name in batch if name != "error"}
 
 
-def _padding(image_size, patch_size):
-  num_patches = (image_size // patch_size) ** 2
-  return {
-    "image": np.zeros((image_size, image_size, 3), np.uint8),
-    "mask": np.zeros((image_size, image_size), np.uint8),
-    "mask_counts": np.zeros(num_patches, np.int32),
-    "has_mask": np.bool_(False),
-    "label": np.int32(0),
-    "category": np.str_(""),
-    "path": np.str_(""),
-    "example_id": np.uint32(0),
-    "padding_mask": np.bool_(False),
-  }
+def _leave_out(examples, path, reason, skipped):
+  if skipped is None:
+    raise InputError(
+      f"{path} of data set {examples[0]['dataset']!r}: {reason}. Replace the"
+      " file and, if the data set was prepared, delete the prepared copy: it is"
+      " then made anew. Or leave such files out:"
+      " --config.input.unreadable_files=skip"
+    )
+  if path not in skipped:
+    _logger.warning("left out %s: %s", path, reason)
+    skipped[path] = reason

@@ -1,4 +1,4 @@
-"""A line of progress every few seconds: how far, how fast, how long still."""
+"""Messages of long work: how far, how fast, how long still."""
 
 from __future__ import annotations
 
@@ -9,6 +9,17 @@ import time
 _logger = logging.getLogger(__name__)
 
 _INTERVAL_SECONDS = 5.0
+
+
+def show_messages() -> None:
+  """Prints this project's log messages, plainly, on standard error."""
+  # Ours alone: jax and Orbax log every detail at this level.
+  logger = logging.getLogger("cops_jax")
+  logger.setLevel(logging.INFO)
+  logger.propagate = False
+  handler = logging.StreamHandler()
+  handler.setFormatter(logging.Formatter("%(message)s"))
+  logger.addHandler(handler)
 
 
 class Progress:

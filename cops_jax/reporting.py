@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from cops_jax.files import write_file
+from cops_jax.tables import align
 from cops_jax.typing import Float, Integer
 
 METRICS = ("image_auroc", "image_ap", "pixel_auroc", "pixel_ap")
@@ -57,11 +58,13 @@ class DatasetResult:
     categories: metrics of each category, its images and pixels pooled.
     images: sorted by category and path.
     pictures: of some anomalous images of each category.
+    skipped: files that could not be read, left out of everything, and why.
   """
 
   categories: Mapping[str, Mapping[str, float]]
   images: Sequence[ImageResult]
   pictures: Sequence[Picture]
+  skipped: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
   @property
   def mean(self) -> dict[str, float]:
@@ -97,18 +100,18 @@ def format_table(results: Mapping[str, DatasetResult]) -> str:
         *("n/a" if math.isnan(value) else f"{value:.1%}" for value in values),
       )
     )
-  widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-  texts = [
-    "  ".join(
-      cell.ljust(width) if column < 2 else cell.rjust(width)
-      for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-    ).rstrip()
-    for line in lines
-  ]
+  texts = align(lines, num_text_columns=2)
   rule = "-" * max(map(len, texts))
   ruled = [texts[0], rule]
   for text, line in zip(texts[1:], lines[1:], strict=True):
     ruled += [rule, text, rule] if line[1] == "mean" else [text]
+  ruled += [
+    f"{name}: {len(result.skipped)} of"
+    f" {len(result.images) + len(result.skipped)} images left out, as they"
+    " could not be read: see results.json"
+    for name, result in results.items()
+    if result.skipped
+  ]
   return "\n".join(ruled)
 
 
@@ -128,6 +131,7 @@ def write_results(
       "categories": {
         category: _defined(row) for category, row in result.categories.items()
       },
+      "skipped_files": dict(result.skipped),
     }
     for name, result in results.items()
   }

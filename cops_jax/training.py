@@ -22,6 +22,7 @@ from cops_jax.configuration import (
   build_model,
   random_key,
 )
+from cops_jax.errors import InputError
 from cops_jax.files import write_file
 from cops_jax.models.clip import normalize_images
 from cops_jax.models.cops import CoPS, init_trainable, join_params
@@ -148,9 +149,10 @@ def make_train_step(
 def train(config: Any, workdir: str | os.PathLike) -> TrainState:
   """Trains, or goes on training, in a work directory.
 
-  Writes config.json, metrics.jsonl (a line of loss terms every so many steps)
-  and checkpoints/. A directory that holds this config's checkpoints is resumed
-  from the newest.
+  Writes config.json, metrics.jsonl (a line of loss terms every so many steps),
+  checkpoints/ and, if unreadable files were left out, skipped_files.json with
+  the reason for each. A directory that holds this config's checkpoints is
+  resumed from the newest.
 
   Args:
     config: a ConfigDict with the fields of configs/default.py.
@@ -208,12 +210,13 @@ def train(config: Any, workdir: str | os.PathLike) -> TrainState:
     _logger.info(
       "training on %d images of %s: %d steps of %d images, %d %s device(s)",
       len(examples),
-      settings.dataset,
+      examples.name,
       num_steps,
       settings.batch_size,
       mesh.size,
       jax.default_backend(),
     )
+    skipped = {} if config.input.unreadable_files == "skip" else None
     batches = input_pipeline.iterate_batches(
       examples,
       image_size=config.model.image_size_pixels,
@@ -224,11 +227,18 @@ def train(config: Any, workdir: str | os.PathLike) -> TrainState:
       shuffle_seed=config.seed,
       process_index=jax.process_index(),
       process_count=jax.process_count(),
+      num_workers=config.input.num_workers,
+      skipped=skipped,
     )
     _truncate_metrics(metrics_file, first_step)
     progress = Progress(num_steps, "steps", start=first_step)
     recent = []
+    num_skipped = 0
     for step, batch in enumerate(batches, start=first_step + 1):
+      if skipped and len(skipped) > num_skipped:
+        num_skipped = len(skipped)
+        _add_skipped(pathlib.Path(workdir) / "skipped_files.json", skipped)
+      _require_masks(batch, examples.name)
       batch = {name: batch[name] for name in _STEP_FIELDS}
       state, terms = train_step(
         state, clip_params, sharding.shard_batch(batch, mesh)
@@ -248,6 +258,22 @@ def train(config: Any, workdir: str | os.PathLike) -> TrainState:
     if num_steps > first_step or saved.latest_step() is None:
       saved.save(num_steps, state.params, state.opt_state)
   return state
+
+
+def _require_masks(batch, name):
+  unmasked = batch["padding_mask"] & ~batch["has_mask"]
+  if unmasked.any():
+    raise InputError(
+      f"data set {name!r} cannot be trained on: its images, such as"
+      f" {batch['path'][unmasked][0]}, come without masks. Choose another"
+      " config.train.dataset."
+    )
+
+
+def _add_skipped(path, skipped):
+  """Adds to what the run skipped before it was interrupted."""
+  before = json.loads(path.read_text("utf-8")) if path.exists() else {}
+  write_file(path, json.dumps({**before, **skipped}, indent=2) + "\n")
 
 
 def _means(rows):

@@ -17,7 +17,9 @@ def unseen(data_dir):
 
 
 def test_unknown_name():
-  with pytest.raises(InputError, match="'mvtec'; known are: demo_auxiliary"):
+  with pytest.raises(
+    InputError, match="'mvtec'; known are mvtec_ad, visa, .*fol"
+  ):
     datasets.load("mvtec", "test")
 
 

@@ -1,6 +1,7 @@
 """Decoding bit for bit, and every example exactly once."""
 
 import io
+import multiprocessing
 
 import numpy as np
 import pytest
@@ -22,14 +23,49 @@ def noise_image(mode, size=(23, 17)):
   return Image.fromarray(pixels).convert(mode)
 
 
-@pytest.mark.parametrize("mode", ("RGB", "L", "RGBA", "P", "1"))
-def test_images_are_resized_in_their_own_mode(mode):
-  data = encode(noise_image(mode))
+MODES = {
+  **dict.fromkeys(("RGB", "L", "LA", "RGBA", "P", "1"), ("PNG", "TIFF")),
+  "CMYK": ("JPEG", "TIFF"),
+  "I;16": ("PNG", "TIFF"),
+  "F": ("TIFF",),
+}
+
+
+@pytest.mark.parametrize(
+  "mode, format", [(mode, name) for mode in MODES for name in MODES[mode]]
+)
+def test_images_are_resized_in_their_own_mode(mode, format):
+  if mode in ("I;16", "F"):
+    values = np.random.default_rng(0).integers(0, 600, (17, 23))
+    dtype = np.uint16 if mode == "I;16" else np.float32
+    data = encode(Image.fromarray(values.astype(dtype)), format)
+  else:
+    data = encode(noise_image(mode), format)
   actual = input_pipeline.decode_image(data, 16)
   image = Image.open(io.BytesIO(data))
   assert image.mode == mode
   want = image.resize((16, 16), Image.Resampling.BICUBIC).convert("RGB")
   np.testing.assert_array_equal(actual, np.asarray(want))
+
+
+def test_files_are_decoded_as_their_bytes(tmp_path):
+  path = tmp_path / "image.png"
+  path.write_bytes(encode(noise_image("RGB")))
+  for decode in (input_pipeline.decode_image, input_pipeline.decode_mask):
+    np.testing.assert_array_equal(
+      decode(path, 16), decode(path.read_bytes(), 16)
+    )
+
+
+@pytest.mark.parametrize("mode", ("L", "1", "P", "RGB", "RGBA", "I;16"))
+def test_masks_of_any_mode(mode):
+  values = np.zeros((16, 16), np.uint16 if mode == "I;16" else np.uint8)
+  values[4:12, 2:9] = 700 if mode == "I;16" else 255
+  mask = Image.fromarray(values)
+  data = encode(mask if mode == "I;16" else mask.convert(mode))
+  np.testing.assert_array_equal(
+    input_pipeline.decode_mask(data, 16), values > 0
+  )
 
 
 def test_masks_are_binary_before_and_after_resizing():
@@ -139,12 +175,101 @@ def test_hosts_share_the_global_batches():
       )
 
 
-@pytest.mark.parametrize("field", ("image", "mask"))
-def test_unreadable_files_are_named(field):
-  examples = make_examples(3)
-  examples[1][field] = examples[1][field][:20]
-  with pytest.raises(InputError, match=f"{field} of 1.png in data set 'made'"):
-    iterate(examples, 3, steps=range(1))
+def test_hosts_evaluate_every_example_once():
+  """For any batch size, number of hosts and of devices on each."""
+  examples = make_examples(11)
+  for batch_size in (1, 3, 4, 16):
+    for process_count, devices in ((1, 1), (2, 1), (3, 2)):
+      seen = []
+      for index in range(process_count):
+        batches = iterate(
+          examples,
+          batch_size,
+          steps=range(input_pipeline.num_batches(11, batch_size)),
+          num_devices=process_count * devices,
+          process_index=index,
+          process_count=process_count,
+          full_masks=True,
+        )
+        assert len({len(batch["path"]) for batch in batches}) == 1
+        seen += real(batches)
+      assert sorted(seen) == list(range(11))
+
+
+def test_worker_processes_change_nothing():
+  examples = make_examples(10)
+  kwargs = dict(steps=range(1, 6), shuffle_seed=3, full_masks=True)
+  alone = iterate(examples, 4, **kwargs)
+  for num_workers in (1, 3):
+    helped = iterate(examples, 4, num_workers=num_workers, **kwargs)
+    for batch, other in zip(alone, helped, strict=True):
+      assert batch.keys() == other.keys()
+      for name in batch:
+        np.testing.assert_array_equal(batch[name], other[name])
+
+
+def test_masks_leave_as_counts_or_whole():
+  examples = make_examples(2)
+  (batch,) = iterate(examples, 2, steps=range(1))
+  assert "mask" not in batch
+  np.testing.assert_array_equal(batch["mask_counts"], [[0] * 4, [16] * 4])
+  (batch,) = iterate(examples, 2, steps=range(1), full_masks=True)
+  assert "mask_counts" not in batch
+  assert batch["mask"].shape == (2, 8, 8)
+  np.testing.assert_array_equal(batch["mask"].mean(axis=(1, 2)), [0, 1])
+
+
+@pytest.fixture(params=("image", "mask", "missing"))
+def unreadable(request, tmp_path):
+  """Four examples, the second of which cannot be read."""
+  examples = make_examples(4)
+  if request.param == "missing":
+    examples[1]["image"] = tmp_path / "deleted.png"
+    return examples, "image", "No such file"
+  examples[1][request.param] = examples[1][request.param][:50]
+  return examples, request.param, ""
+
+
+def test_unreadable_files_are_named(unreadable):
+  examples, field, reason = unreadable
+  with pytest.raises(InputError) as error:
+    iterate(examples, 3, steps=range(2))
+  assert str(error.value).startswith(
+    f"1.png of data set 'made': its {field} cannot be read: "
+  )
+  assert reason in str(error.value)
+  assert "unreadable_files=skip" in str(error.value)
+
+
+@pytest.mark.parametrize("num_workers", (0, 1))
+def test_unreadable_files_are_left_out(unreadable, num_workers, caplog):
+  examples, field, _ = unreadable
+  skipped = {}
+  batches = iterate(
+    examples, 3, steps=range(4), num_workers=num_workers, skipped=skipped
+  )
+  assert real(batches) == [0, 2, 3] * 2
+  assert list(skipped) == ["1.png"]
+  assert skipped["1.png"].startswith(f"its {field} cannot be read: ")
+  # Told once, though met in both epochs.
+  assert caplog.text.count("left out 1.png") == 1
+  assert not batches[0]["image"][1].any()
+
+
+class DamagedInWorkers(list):
+  """Examples whose first cannot be had in a worker process."""
+
+  def __getitem__(self, index):
+    if index == 0 and multiprocessing.parent_process():
+      raise InputError("data set 'made' is damaged at record 0")
+    return super().__getitem__(index)
+
+
+def test_errors_of_workers_arrive_in_one_piece():
+  examples = DamagedInWorkers(make_examples(3))
+  assert real(iterate(examples, 3, steps=range(1))) == [0, 1, 2]
+  with pytest.raises(InputError, match="^data set 'made' is damaged at record"):
+    iterate(examples, 3, steps=range(1), num_workers=1)
 
 
 def test_example_ids_are_stable():

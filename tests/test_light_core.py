@@ -1,8 +1,11 @@
 """What the core does without."""
 
+import os
 import pathlib
 import subprocess
 import sys
+
+from original_layouts import write_tree
 
 ABSENT = (
   "PIL",
@@ -34,8 +37,8 @@ sys.meta_path = [
   Finder if finder is importlib.machinery.PathFinder else finder
   for finder in sys.meta_path
 ]
-import cops_jax.datasets
 import cops_jax.evaluation
+import cops_jax.input_pipeline
 import cops_jax.losses
 import cops_jax.models.cops
 import cops_jax.training
@@ -51,3 +54,39 @@ def test_core_imports_without_the_rest():
     [sys.executable, "-c", refused], cwd=root, capture_output=True, text=True
   )
   assert "No module named 'grain'" in result.stderr
+
+
+USE_DATA_SETS = """
+import sys
+from cops_jax import datasets, input_pipeline
+
+if __name__ == "__main__":
+  examples = datasets.load("kvasir", "test", sys.argv[1], sys.argv[2])
+  batches = input_pipeline.iterate_batches(
+    examples, image_size=8, patch_size=4, batch_size=2, steps=range(2),
+    num_workers=1,
+  )
+  print(sum(batch["padding_mask"].sum() for batch in batches), "images")
+"""
+
+
+def test_data_sets_need_neither_tensorflow_nor_torch(tmp_path):
+  """From original files to batches, in worker processes too."""
+  forbidden = tmp_path / "forbidden"
+  forbidden.mkdir()
+  for name in ("tensorflow", "torch"):
+    (forbidden / f"{name}.py").write_text(f"raise ImportError('used {name}')")
+  write_tree("kvasir", tmp_path)
+  script = tmp_path / "use_data_sets.py"
+  script.write_text(USE_DATA_SETS)
+  root = pathlib.Path(__file__).parent.parent
+  path = os.pathsep.join([str(forbidden), str(root)])
+  result = subprocess.run(
+    [sys.executable, script, tmp_path / "prepared", tmp_path],
+    env={**os.environ, "PYTHONPATH": path},
+    capture_output=True,
+    text=True,
+  )
+  assert result.returncode == 0, result.stderr
+  assert result.stdout == "3 images\n"
+  assert "used " not in result.stderr

@@ -1,19 +1,33 @@
-"""Data sets' folders as their publishers lay them out."""
+"""Data sets' folders and lists as their publishers lay them out.
+
+Each reader lists the images it finds and, instead of stopping at the first,
+everything that is wrong.
+"""
 
 from __future__ import annotations
 
+import collections
 import csv
 import dataclasses
+import json
+import os
 import pathlib
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Sequence
+from typing import Any
 
 from cops_jax.errors import InputError
 
-_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
-_MASK_ENDINGS = ("_mask", "_gt")
-_VISA_COLUMNS = ("object", "split", "label", "image", "mask")
-
 NORMAL_KIND = "good"
+VISA_TABLE = "split_csv/1cls.csv"
+META_FILE = "meta.json"
+
+_SPLITS = ("train", "test")
+_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+_JUNK = ("thumbs.db", "desktop.ini")
+_MASK_ENDING = re.compile(r"[-_. ](masks?|gt|ground_?truth|segmentation)$")
+_VISA_COLUMNS = ("object", "split", "label", "image", "mask")
+_MAX_SHOWN = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,10 +36,11 @@ class Record:
 
   Attributes:
     split: "train" or "test".
-    category: of the product.
-    anomaly_kind: the kind of anomaly, or "good".
+    category: of the product or organ.
+    anomaly_kind: the kind of anomaly; "good" for a normal image.
     image: the file.
-    mask: its mask's file; None for a normal image.
+    mask: its mask's file; None for a normal image, and without `has_mask`.
+    has_mask: False where no ground truth by pixels exists.
   """
 
   split: str
@@ -33,110 +48,324 @@ class Record:
   anomaly_kind: str
   image: pathlib.Path
   mask: pathlib.Path | None
+  has_mask: bool
+
+  @property
+  def is_anomaly(self) -> bool:
+    return self.anomaly_kind != NORMAL_KIND
 
 
-def read_mvtec(
-  root: pathlib.Path, categories: Sequence[str]
-) -> Iterator[Record]:
-  """Reads CATEGORY/{train,test}/KIND/* and CATEGORY/ground_truth/KIND/*.
+@dataclasses.dataclass
+class Listing:
+  """What a reader found.
 
-  Raises:
-    InputError: a category has no test images, or masks do not pair.
+  Attributes:
+    records: the images.
+    problems: what must be mended before the data set can be used.
+    oddities: what was left out or guessed, and may well be right.
   """
+
+  records: list[Record] = dataclasses.field(default_factory=list)
+  problems: list[str] = dataclasses.field(default_factory=list)
+  oddities: list[str] = dataclasses.field(default_factory=list)
+
+  def require_sound(self, name: str) -> None:
+    """Raises InputError, with the first problems, if there are any."""
+    if self.problems:
+      shown = self.problems[:_MAX_SHOWN]
+      if len(self.problems) > _MAX_SHOWN:
+        shown.append(f"and {len(self.problems) - _MAX_SHOWN} more")
+      raise InputError(
+        f"the files of data set {name!r} are not as expected:"
+        + "".join(f"\n  {problem}" for problem in shown)
+      )
+
+
+def read_folders(
+  root: pathlib.Path,
+  categories: Sequence[str],
+  *,
+  images: str,
+  masks: str | None,
+  normal: str | None,
+  kinds: Sequence[str] = (),
+) -> Listing:
+  """Reads images from folders that tell their category, split and kind.
+
+  Args:
+    root: of the data set.
+    categories: to read.
+    images: the folders of images below the root. {category} and {split} stand
+      for their names, and {kind}, at the end, for any folder there but that of
+      the masks. Without it, every image has an anomaly.
+    masks: likewise the folders of the masks; None if there are none.
+    normal: the kind that is no anomaly; None if all are anomalies.
+    kinds: the only folders that {kind} stands for, all of them required.
+  """
+  listing = Listing()
+  above, _, _ = images.partition("{kind}")
   for category in categories:
-    found = 0
-    for split in ("train", "test"):
-      for folder in _folders(root / category / split):
-        images, masks = _images(folder), None
-        if folder.name != NORMAL_KIND:
-          masks = pair_masks(
-            images, root / category / "ground_truth" / folder.name
-          )
-        for image in images:
-          found += split == "test"
-          mask = masks[image] if masks else None
-          yield Record(split, category, folder.name, image, mask)
-    if not found:
-      raise InputError(
-        f"{root / category / 'test'} has no images; expected"
-        f" {NORMAL_KIND}/*.png in it and a folder for each kind of anomaly"
+    found = []  # Split, kind and file.
+    for split in _SPLITS if "{split}" in images else ("test",):
+      parent = root / above.format(category=category, split=split)
+      if above == images:
+        folders = {"anomaly": parent}
+      elif kinds:
+        folders = {kind: parent / kind for kind in kinds}
+      else:
+        folders = {
+          folder.name: folder
+          for folder in _folders(parent)
+          if folder != root / (masks or "")
+        }
+      for kind, folder in folders.items():
+        if split == "train" and kind != normal:
+          continue  # That split is of normal images only.
+        files = list_images(folder, listing)
+        if not files and kind in kinds:
+          listing.problems.append(f"{folder} has no images")
+        found += [(split, kind, file) for file in files]
+    if not any(split == "test" for split, _, _ in found):
+      listing.problems.append(
+        f"category {category!r} has no test images; expected"
+        f" {parent / ('' if above == images else '*')}/*.png or another format"
       )
-
-
-def read_visa(
-  root: pathlib.Path, categories: Sequence[str]
-) -> Iterator[Record]:
-  """Reads split_csv/1cls.csv, whose paths are relative to the root.
-
-  Raises:
-    InputError: the table, a column, a category or a file is missing.
-  """
-  table = root / "split_csv" / "1cls.csv"
-  if not table.is_file():
-    raise InputError(f"{table} does not exist; VisA's download holds it")
-  with table.open(newline="", encoding="utf-8") as file:
-    reader = csv.DictReader(file)
-    missing = set(_VISA_COLUMNS) - set(reader.fieldnames or ())
-    if missing:
-      raise InputError(
-        f"{table} lacks the columns {', '.join(sorted(missing))}"
+    mask_folders = collections.defaultdict(list)
+    for _, kind, file in found:
+      if masks and kind != normal:
+        folder = root / masks.format(category=category, kind=kind)
+        mask_folders[folder].append(file)
+    mask_of = {}
+    for folder, files in mask_folders.items():
+      mask_of |= pair_masks(files, folder, listing)
+    listing.records += [
+      Record(
+        split,
+        category,
+        NORMAL_KIND if kind == normal else kind,
+        file,
+        mask_of.get(file),
+        has_mask=masks is not None,
       )
-    rows = list(reader)
-  absent = set(categories) - {row["object"] for row in rows}
+      for split, kind, file in found
+    ]
+  return listing
+
+
+def read_visa(root: pathlib.Path, categories: Sequence[str]) -> Listing:
+  """Reads VisA's table, whose paths are relative to the root."""
+  listing = Listing()
+  table = root / VISA_TABLE
+  try:
+    with table.open(newline="", encoding="utf-8-sig") as file:
+      reader = csv.DictReader(file)
+      missing = set(_VISA_COLUMNS) - set(reader.fieldnames or ())
+      rows = list(reader)
+  except (OSError, UnicodeDecodeError, csv.Error) as error:
+    listing.problems.append(f"{table}, VisA's table, cannot be read: {error}")
+    return listing
+  if missing:
+    listing.problems.append(
+      f"{table} lacks the columns {', '.join(sorted(missing))}"
+    )
+    return listing
+  absent = [
+    name
+    for name in categories
+    if not any(row["object"] == name and row["split"] == "test" for row in rows)
+  ]
   if absent:
-    raise InputError(f"{table} has no rows for {', '.join(sorted(absent))}")
-  for row in rows:
-    is_normal = row["label"] == "normal"
-    image = root / row["image"]
-    mask = None if is_normal else root / row["mask"]
-    for path in (image, mask):
-      if path is not None and not path.is_file():
-        raise InputError(f"{path} does not exist, but {table} lists it")
-    kind = NORMAL_KIND if is_normal else "anomaly"
-    yield Record(row["split"], row["object"], kind, image, mask)
+    listing.problems.append(f"{table} has no test rows for {', '.join(absent)}")
+  for number, row in enumerate(rows, start=2):
+    place = f"{table}, line {number}"
+    if row["split"] not in _SPLITS or row["label"] not in ("normal", "anomaly"):
+      listing.problems.append(
+        f"{place}: split {row['split']!r} and label {row['label']!r}; expected"
+        " train or test, and normal or anomaly"
+      )
+      continue
+    is_anomaly = row["label"] == "anomaly"
+    image = _listed_file(root, row["image"], place, listing)
+    mask = None
+    if is_anomaly:
+      mask = _listed_file(root, row["mask"], place, listing)
+    if image:
+      kind = "anomaly" if is_anomaly else NORMAL_KIND
+      listing.records.append(
+        Record(row["split"], row["object"], kind, image, mask, has_mask=True)
+      )
+  _note_repetitions(listing, table)
+  return listing
+
+
+def read_meta_json(root: pathlib.Path) -> Listing:
+  """Reads the list of AnomalyCLIP, AdaCLIP and the authors' code.
+
+  {"train": {CATEGORY: [ENTRY, ...]}, "test": {...}} where an entry has img_path
+  and mask_path, relative to the root, specie_name, the kind of anomaly, and
+  anomaly, 0 or 1. A category has masks for all its anomalous images or, with
+  empty mask_paths, for none.
+  """
+  listing = Listing()
+  table = root / META_FILE
+  try:
+    splits = json.loads(table.read_text(encoding="utf-8-sig"))
+  except (OSError, ValueError) as error:
+    listing.problems.append(f"{table} cannot be read: {error}")
+    return listing
+  if not isinstance(splits, dict) or not splits.get("test"):
+    listing.problems.append(f'{table} has no "test" images')
+    return listing
+  for split in _SPLITS:
+    categories = splits.get(split) or {}
+    if not isinstance(categories, dict):
+      listing.problems.append(f"{table}: {split!r} is no table of categories")
+      continue
+    for category, entries in categories.items():
+      place = f"{table}, {split} {category}"
+      _read_meta_category(root, split, category, entries, place, listing)
+  _note_repetitions(listing, table)
+  return listing
+
+
+def _read_meta_category(
+  root: pathlib.Path,
+  split: str,
+  category: str,
+  entries: Any,
+  place: str,
+  listing: Listing,
+) -> None:
+  if not isinstance(entries, list) or not all(
+    isinstance(entry, dict)
+    and isinstance(entry.get("img_path"), str)
+    and isinstance(entry.get("mask_path") or "", str)
+    and entry.get("anomaly") in (0, 1)
+    for entry in entries
+  ):
+    listing.problems.append(
+      f"{place}: expected a list of entries with img_path, mask_path (text) and"
+      " anomaly (0 or 1)"
+    )
+    return
+  anomalous = [entry for entry in entries if entry["anomaly"]]
+  unmasked = [entry for entry in anomalous if not entry.get("mask_path")]
+  has_mask = len(unmasked) < len(anomalous) or not anomalous
+  if has_mask and unmasked:
+    listing.problems.append(
+      f"{place}: {len(unmasked)} of {len(anomalous)} anomalous images have no"
+      f" mask_path, {unmasked[0]['img_path']} among them; give one to each or"
+      " to none"
+    )
+  for entry in entries:
+    image = _listed_file(root, entry["img_path"], place, listing)
+    mask = None
+    if entry["anomaly"] and entry.get("mask_path"):
+      mask = _listed_file(root, entry["mask_path"], place, listing)
+    kind = NORMAL_KIND
+    if entry["anomaly"]:
+      kind = str(entry.get("specie_name") or "anomaly")
+      if kind == NORMAL_KIND:
+        kind = "anomaly"
+    if image:
+      listing.records.append(
+        Record(split, category, kind, image, mask, has_mask)
+      )
 
 
 def pair_masks(
-  images: Sequence[pathlib.Path], folder: pathlib.Path
+  images: Sequence[pathlib.Path], folder: pathlib.Path, listing: Listing
 ) -> dict[pathlib.Path, pathlib.Path]:
   """Each image's mask: by stem, else by sorted order where the counts agree.
 
-  Stems are compared without case and without an ending such as "_mask".
-
-  Raises:
-    InputError: neither is possible; names the folder and both counts.
+  Stems are compared without case and without an ending such as "_mask" or
+  "_GT". Order takes numbers in names by their value. Where neither pairs them,
+  that becomes a problem of the listing.
   """
-  masks = _images(folder)
-  by_stem = {_stem(mask): mask for mask in masks}
-  if all(_stem(image) in by_stem for image in images):
-    return {image: by_stem[_stem(image)] for image in images}
-  if len(images) == len(masks):
-    return dict(zip(images, masks, strict=True))
-  raise InputError(
-    f"{folder} holds {len(masks)} masks for the {len(images)} images of"
-    f" {images[0].parent}, and their names do not pair"
+  masks = list_images(folder, listing)
+  image_of = {_stem(image): image for image in images}
+  mask_of = {_stem(mask): mask for mask in masks}
+  shared = image_of.keys() & mask_of.keys()
+  is_unique = len(image_of) == len(images) and len(mask_of) == len(masks)
+  if is_unique and len(shared) == len(images):
+    listing.oddities += [
+      f"{mask_of[stem]} is the mask of no image"
+      for stem in sorted(mask_of.keys() - shared)
+    ]
+    return {image_of[stem]: mask_of[stem] for stem in image_of}
+  if not shared and len(images) == len(masks):
+    listing.oddities.append(
+      f"{folder}: names match no image's, so masks were paired by sorted order"
+    )
+    return dict(
+      zip(
+        sorted(images, key=_sort_key), sorted(masks, key=_sort_key), strict=True
+      )
+    )
+  alone = next((image for image in images if _stem(image) not in shared), None)
+  reason = f"{alone.name} has none" if alone and shared else "names do not pair"
+  parents = ", ".join(sorted({str(image.parent) for image in images}))
+  listing.problems.append(
+    f"{folder} holds {len(masks)} masks for the {len(images)} anomalous images"
+    f" of {parents}: {reason}"
   )
+  return {}
 
 
-def _stem(path):
-  stem = path.stem.lower()
-  for ending in _MASK_ENDINGS:
-    stem = stem.removesuffix(ending)
-  return stem
-
-
-def _folders(folder):
+def list_images(folder: pathlib.Path, listing: Listing) -> list[pathlib.Path]:
+  """Image files by name; other files are noted, what systems leave is not."""
   if not folder.is_dir():
     return []
-  return sorted(path for path in folder.iterdir() if path.is_dir())
+  images = []
+  for path in sorted(folder.iterdir()):
+    if path.name.startswith(".") or path.name.lower() in _JUNK:
+      continue
+    if path.suffix.lower() in _IMAGE_SUFFIXES and path.is_file():
+      images.append(path)
+    else:
+      listing.oddities.append(f"{path} is no image file and was left out")
+  return images
 
 
-def _images(folder):
-  """Image files by name; macOS's ._* doubles and other files are none."""
+def _folders(folder: pathlib.Path) -> list[pathlib.Path]:
   if not folder.is_dir():
     return []
   return sorted(
     path
     for path in folder.iterdir()
-    if path.suffix.lower() in _IMAGE_SUFFIXES and not path.name.startswith(".")
+    if path.is_dir() and not path.name.startswith((".", "__"))
   )
+
+
+def _stem(path: pathlib.Path) -> str:
+  return _MASK_ENDING.sub("", path.stem.lower())
+
+
+def _sort_key(path: pathlib.Path) -> list[Any]:
+  parts = re.split(r"(\d+)", path.stem.lower())
+  return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
+
+
+def _listed_file(
+  root: pathlib.Path, text: str | None, place: str, listing: Listing
+) -> pathlib.Path | None:
+  """A file that a list names, if it is there and below the root."""
+  text = os.path.normpath(text or "")
+  if text == os.curdir:
+    listing.problems.append(f"{place}: a path is empty")
+  elif os.path.isabs(text) or text.split(os.sep)[0] == os.pardir:
+    listing.problems.append(f"{place}: {text} lies outside {root}")
+  elif not (root / text).is_file():
+    listing.problems.append(f"{place}: {root / text} does not exist")
+  else:
+    return root / text
+  return None
+
+
+def _note_repetitions(listing: Listing, table: pathlib.Path) -> None:
+  counts = collections.Counter(record.image for record in listing.records)
+  listing.problems += [
+    f"{table} lists {image} {count} times"
+    for image, count in counts.items()
+    if count > 1
+  ]

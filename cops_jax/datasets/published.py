@@ -1,152 +1,140 @@
-"""TFDS builders of published data sets: one class, a table of rows."""
+"""The one TFDS builder of all published data sets."""
 
 from __future__ import annotations
 
-import dataclasses
-import io
+import functools
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import tensorflow_datasets as tfds
-from PIL import Image
+from tensorflow_datasets.core import dataset_builder
 
-from cops_jax.datasets.features import example_features
-from cops_jax.datasets.layouts import Record, read_mvtec, read_visa
+from cops_jax.datasets.download import download
+from cops_jax.datasets.features import example_features, file_example
+from cops_jax.datasets.layouts import Record
+from cops_jax.datasets.specifications import SPECIFICATIONS, Specification
 from cops_jax.errors import InputError
+from cops_jax.progress import Progress
+
+_SHARD_BYTES = 256 << 20
 
 
-@dataclasses.dataclass(frozen=True)
-class Specification:
-  """A row of the table: what tells one published data set from another."""
+class Published(dataset_builder.ShardBasedBuilder, skip_registration=True):
+  """The original files of a published data set, bytes unchanged.
 
-  name: str
-  categories: Sequence[str]
-  read: Callable[[pathlib.Path, Sequence[str]], Iterator[Record]]
-  description: str
-  homepage: str
-  citation: str
-
-
-SPECIFICATIONS = (
-  Specification(
-    name="mvtec_ad",
-    categories=(
-      *("carpet", "grid", "leather", "tile", "wood", "bottle", "cable"),
-      *("capsule", "hazelnut", "metal_nut", "pill", "screw", "toothbrush"),
-      *("transistor", "zipper"),
-    ),
-    read=read_mvtec,
-    description=(
-      "MVTec AD: ten objects and five textures from industry, with 73 kinds of"
-      " defects. Licence: CC BY-NC-SA 4.0, not for commercial use."
-    ),
-    homepage="https://www.mvtec.com/company/research/datasets/mvtec-ad",
-    citation=(
-      "Bergmann, Fauser, Sattlegger, Steger: MVTec AD - A Comprehensive"
-      " Real-World Dataset for Unsupervised Anomaly Detection. CVPR 2019."
-    ),
-  ),
-  Specification(
-    name="visa",
-    categories=(
-      *("candle", "capsules", "cashew", "chewinggum", "fryum", "macaroni1"),
-      *("macaroni2", "pcb1", "pcb2", "pcb3", "pcb4", "pipe_fryum"),
-    ),
-    read=read_visa,
-    description=(
-      "VisA: twelve objects of three kinds, circuit boards among them."
-      " Licence: CC BY 4.0."
-    ),
-    homepage="https://github.com/amazon-science/spot-diff",
-    citation=(
-      "Zou, Jeong, Pemula, Zhang, Dabeer: SPot-the-Difference Self-Supervised"
-      " Pre-training for Anomaly Detection and Segmentation. ECCV 2022."
-    ),
-  ),
-)
-
-
-def _empty_mask() -> bytes:
-  file = io.BytesIO()
-  Image.new("L", (1, 1)).save(file, "PNG")
-  return file.getvalue()
-
-
-class _Published(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-  """The original files of a published data set, bytes unchanged."""
+  Written shard by shard: TFDS's shuffling builder needs tensorflow from one
+  gigabyte on. So the stored order is that of the files.
+  """
 
   VERSION = tfds.core.Version("1.0.0")
 
   specification: Specification
 
+  def __init__(self, *, file_format: Any = None, **kwargs: Any):
+    # The one format that needs no tensorflow.
+    super().__init__(file_format=file_format or "array_record", **kwargs)
+
   def _info(self) -> tfds.core.DatasetInfo:
+    row = self.specification
     return tfds.core.DatasetInfo(
       builder=self,
-      description=self.specification.description,
-      homepage=self.specification.homepage,
-      citation=self.specification.citation,
+      description=f"{row.title}. {row.description} Licence: {row.licence}.",
+      homepage=row.homepage,
+      citation=row.citation,
       features=example_features(),
+      license=row.licence,
     )
 
-  def _split_generators(self, dl_manager) -> dict[str, Any]:
-    specification = self.specification
-    try:
-      root = pathlib.Path(dl_manager.manual_dir) / specification.name
-    except AssertionError as error:  # TFDS's, with the directory and our hint.
-      raise InputError(
-        f"data set {specification.name!r} is not prepared: {error}"
-      ) from error
-    if not root.is_dir():
-      raise InputError(
-        f"data set {specification.name!r} is not prepared, and its original"
-        f" files are not in {root}. {self.MANUAL_DOWNLOAD_INSTRUCTIONS}"
-      )
+  def _shard_iterators_per_split(
+    self, dl_manager: tfds.download.DownloadManager
+  ) -> Mapping[str, Sequence[Callable[[], Iterator[Any]]]]:
+    root = self._get_original_files(dl_manager)
     # All of it is listed before anything is written.
-    records = list(specification.read(root, specification.categories))
+    listing = self.specification.read(root, self.specification.categories)
+    listing.require_sound(self.name)
+    progress = Progress(len(listing.records), "images")
+    num_done = 0
+
+    def generate(records):
+      nonlocal num_done
+      for record in records:
+        example = file_example(record, root, self.name)
+        yield example["id"], example
+        num_done += 1
+        progress.update(num_done, f"preparing {self.name}")
+
     return {
-      split: self._generate_examples(
-        root, [record for record in records if record.split == split]
-      )
-      for split in sorted({record.split for record in records})
+      split: [functools.partial(generate, shard) for shard in shards]
+      for split, shards in _shards(listing.records).items()
     }
 
-  def _generate_examples(
-    self, root: pathlib.Path, records: Sequence[Record]
-  ) -> Iterator[tuple[str, dict[str, Any]]]:
-    for record in records:
-      path = record.image.relative_to(root).as_posix()
-      yield (
-        path,
-        {
-          "image": record.image.read_bytes(),
-          "mask": record.mask.read_bytes() if record.mask else _empty_mask(),
-          "has_mask": True,
-          "label": int(record.mask is not None),
-          "category": record.category,
-          "anomaly_kind": record.anomaly_kind,
-          "dataset": self.name,
-          "path": path,
-          "id": path,
-        },
-      )
+  def find_original_files(self, manual_dir: Any = None) -> pathlib.Path | None:
+    """Their folder: in the manual directory, or where they were downloaded to.
+
+    None if there is none. `manual_dir` as in `cops_jax.datasets.load`.
+    """
+    downloads = pathlib.Path(self.data_dir_root) / "downloads"
+    for parent in (pathlib.Path(manual_dir or downloads / "manual"), downloads):
+      if (parent / self.name).is_dir():
+        return parent / self.name
+    return None
+
+  def _get_original_files(
+    self, dl_manager: tfds.download.DownloadManager
+  ) -> pathlib.Path:
+    try:
+      manual_dir = dl_manager.manual_dir
+    except AssertionError:  # TFDS's, where that is missing or empty.
+      manual_dir = None
+    root = self.find_original_files(manual_dir)
+    if root:
+      return root
+    if self.specification.archive:
+      downloads = pathlib.Path(dl_manager.download_dir)
+      return download(self.specification.archive, downloads / self.name)
+    raise InputError(
+      f"data set {self.name!r} is not prepared, and its original files are not"
+      f" there. {self.MANUAL_DOWNLOAD_INSTRUCTIONS}"
+    )
+
+
+def _shards(
+  records: Sequence[Record],
+) -> dict[str, list[Sequence[Record]]]:
+  """Records by split, cut where a shard's files have reached its size."""
+  shards = {}
+  for split in sorted({record.split for record in records}):
+    shards[split] = [[]]
+    num_bytes = 0
+    for record in (record for record in records if record.split == split):
+      if num_bytes > _SHARD_BYTES:
+        shards[split].append([])
+        num_bytes = 0
+      shards[split][-1].append(record)
+      num_bytes += record.image.stat().st_size
+  return shards
 
 
 # Each registers itself with TFDS under its name.
-_BUILDERS = {
+BUILDERS = {
   row.name: type(
     "".join(part.capitalize() for part in row.name.split("_")),
-    (_Published,),
+    (Published,),
     {
       "name": row.name,
       "specification": row,
       "MANUAL_DOWNLOAD_INSTRUCTIONS": (
-        f"Get the data set from {row.homepage} and unpack it there into the"
-        f" folder {row.name}, or set config.manual_dir to where that folder is."
+        f"Get {row.title} from {row.homepage} and unpack it as the folder"
+        f" {row.name} of the manual directory (--manual_dir, or"
+        " config.manual_dir), so that the folder holds"
+        f" {row.layout}."
       ),
       "__module__": __name__,
-      "__doc__": row.description,
+      "__doc__": f"{row.title}. {row.description}",
     },
   )
-  for row in SPECIFICATIONS
+  for row in SPECIFICATIONS.values()
 }
+# By their names in this module, too, worker processes can be given them.
+globals().update({cls.__name__: cls for cls in BUILDERS.values()})

@@ -92,3 +92,6 @@ class DemoUnseen(_Demo):
   anomaly_kinds = tuple(demo.DEFECTS)
   num_normal = 51
   num_of_each_kind = 3
+
+
+BUILDERS = {builder.name: builder for builder in (DemoAuxiliary, DemoUnseen)}

@@ -1,0 +1,151 @@
+"""Prepares, checks and lists data sets.
+
+python -m cops_jax.datasets list
+python -m cops_jax.datasets check visa --manual_dir=DIR
+python -m cops_jax.datasets prepare visa mvtec_ad --manual_dir=DIR
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import multiprocessing
+import os
+import sys
+from collections.abc import Sequence
+
+from cops_jax.datasets import (
+  SPECIFICATIONS,
+  checking,
+  custom,
+  preparation,
+  require_known,
+)
+from cops_jax.errors import InputError
+from cops_jax.progress import show_messages
+from cops_jax.tables import align
+
+
+def _state(name, options):
+  builder = preparation.make_builder(name, options.data_dir)
+  if preparation.is_prepared(builder):
+    return "prepared"
+  if builder.find_original_files(options.manual_dir):
+    return "original files found"
+  if builder.specification.archive:
+    return "can be downloaded"
+  return "no original files"
+
+
+def _list(options):
+  rows = [("name", "state", "test images", "licence", "where to get it")]
+  rows += [
+    (
+      name,
+      _state(name, options),
+      str(row.num_test_images),
+      row.licence,
+      row.homepage,
+    )
+    for name, row in SPECIFICATIONS.items()
+  ]
+  print("\n".join(align(rows, num_text_columns=len(rows[0]))))
+  return 0
+
+
+def _check(options):
+  is_sound = True
+  for name in options.names:
+    result = checking.check(name, options.data_dir, options.manual_dir)
+    print(result, end="\n\n")
+    is_sound &= not result.problems
+  return 0 if is_sound else 1
+
+
+def _prepare_one(name, options):
+  builder = preparation.prepare(name, options.data_dir, options.manual_dir)
+  return {
+    split: str(info.num_examples) for split, info in builder.info.splits.items()
+  }
+
+
+def _prepare(options):
+  names = options.names
+  if options.all:
+    absent = [
+      name
+      for name in SPECIFICATIONS
+      if _state(name, options) == "no original files"
+    ]
+    for name in absent:
+      print(f"{name}: no original files, see the list command")
+    names = [name for name in SPECIFICATIONS if name not in absent]
+  rows, errors = [("name", "train images", "test images")], []
+  # Copying is bound by one core for each data set.
+  with concurrent.futures.ProcessPoolExecutor(
+    max_workers=min(len(names), os.cpu_count() or 1) or 1,
+    mp_context=multiprocessing.get_context("spawn"),
+    initializer=show_messages,
+  ) as pool:
+    running = {name: pool.submit(_prepare_one, name, options) for name in names}
+    try:
+      for name, future in running.items():
+        try:
+          splits = future.result()
+          numbers = (splits.get(split, "-") for split in ("train", "test"))
+          rows.append((name, *numbers))
+        except InputError as error:
+          errors.append(f"error: {error}")
+    except KeyboardInterrupt:
+      pool.shutdown(cancel_futures=True)
+      sys.exit("interrupted; the data sets finished so far are kept")
+  print("\n".join([*align(rows, num_text_columns=1), *errors]))
+  return 1 if errors else 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+  """The command line; returns its exit status."""
+  parser = argparse.ArgumentParser(
+    prog="python -m cops_jax.datasets", description=__doc__.partition("\n")[0]
+  )
+  directories = argparse.ArgumentParser(add_help=False)
+  directories.add_argument(
+    "--data_dir", help="prepared data; ~/tensorflow_datasets if not given"
+  )
+  directories.add_argument(
+    "--manual_dir",
+    help="original files, a folder of its name for each data set;"
+    " downloads/manual in data_dir if not given",
+  )
+  commands = parser.add_subparsers(dest="command", required=True)
+  commands.add_parser(
+    "list", parents=[directories], help="show the published data sets"
+  )
+  check = commands.add_parser(
+    "check", parents=[directories], help="read every file and count"
+  )
+  prepare = commands.add_parser(
+    "prepare", parents=[directories], help="make data sets ready for use"
+  )
+  check.add_argument("names", nargs="+", metavar="NAME")
+  prepare.add_argument("names", nargs="*", metavar="NAME")
+  prepare.add_argument(
+    "--all", action="store_true", help="all whose original files are there"
+  )
+  options = parser.parse_args(arguments)
+  if options.command == "prepare" and options.all == bool(options.names):
+    parser.error("prepare takes names of data sets or --all")
+  show_messages()
+  try:
+    if options.command == "list":
+      return _list(options)
+    for name in options.names:
+      if options.command == "prepare" or not custom.locate(name):
+        require_known(name)
+    return {"check": _check, "prepare": _prepare}[options.command](options)
+  except InputError as error:
+    sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+  sys.exit(main())

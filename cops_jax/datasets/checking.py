@@ -1,0 +1,210 @@
+"""Checks of a data set's files: counts, unreadable and odd ones."""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import dataclasses
+import io
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from cops_jax.datasets import custom, preparation
+from cops_jax.datasets.features import file_example
+from cops_jax.datasets.specifications import SPECIFICATIONS
+from cops_jax.progress import Progress
+from cops_jax.tables import align
+
+_MAX_SHOWN = 10
+# PIL's conversion to RGB clips their values at 255.
+_WIDE_MODES = ("I", "I;16", "I;16B", "I;16L", "F")
+
+
+@dataclasses.dataclass
+class Check:
+  """What a check found.
+
+  Attributes:
+    name: of the data set.
+    source: what was checked, in words.
+    counts: of images by category, split and "normal", "anomalous" or "masks".
+    formats: of image files by format and mode.
+    problems: what must be mended before the data set can be used.
+    warnings: what is unlike the published data set.
+    oddities: what may well be right.
+  """
+
+  name: str
+  source: str
+  counts: collections.Counter = dataclasses.field(
+    default_factory=collections.Counter
+  )
+  formats: collections.Counter = dataclasses.field(
+    default_factory=collections.Counter
+  )
+  problems: list[str] = dataclasses.field(default_factory=list)
+  warnings: list[str] = dataclasses.field(default_factory=list)
+  oddities: list[str] = dataclasses.field(default_factory=list)
+
+  def __str__(self) -> str:
+    lines = [f"{self.name}: {self.source}"]
+    if self.counts:
+      lines += ["", *self._table(), ""]
+      formats = (f"{n} {name}" for name, n in self.formats.most_common())
+      lines.append(f"image files: {', '.join(formats)}")
+    for title in ("problems", "warnings", "oddities"):
+      found = getattr(self, title)
+      lines.append(f"{title}: {len(found) or 'none'}")
+      lines += [f"  {line}" for line in found[:_MAX_SHOWN]]
+      if len(found) > _MAX_SHOWN:
+        lines.append(f"  and {len(found) - _MAX_SHOWN} more")
+    return "\n".join(lines)
+
+  def _table(self):
+    kinds = ("normal", "anomalous", "masks")
+    places = sorted({(category, split) for category, split, _ in self.counts})
+    rows = [("category", "split", *kinds)]
+    for category, split in places:
+      numbers = (self.counts[category, split, kind] for kind in kinds)
+      rows.append((category, split, *map(str, numbers)))
+    for split in sorted({split for _, split in places}):
+      numbers = (self._total(split, kind) for kind in kinds)
+      rows.append(("total", split, *map(str, numbers)))
+    return align(rows, num_text_columns=2)
+
+  def _total(self, split, kind):
+    return sum(
+      number
+      for (_, *place), number in self.counts.items()
+      if place == [split, kind]
+    )
+
+  def compare_with_known_counts(self) -> None:
+    """Warns where the test split has not as many images as others counted."""
+    row = SPECIFICATIONS.get(self.name)
+    if row is None:
+      return
+    anomalous = self._total("test", "anomalous")
+    found = {
+      "images": (
+        anomalous + self._total("test", "normal"),
+        row.num_test_images,
+      ),
+      "anomalous images": (anomalous, row.num_test_anomalies),
+    }
+    self.warnings += [
+      f"{number} {what} in the test split, {number - known:+} against the"
+      f" {known} of the published data set"
+      for what, (number, known) in found.items()
+      if known not in (None, number)
+    ]
+
+
+def check(
+  name: str, data_dir: str | None = None, manual_dir: str | None = None
+) -> Check:
+  """Reads every file of a data set.
+
+  The original files are checked where they are there, else the prepared copy.
+
+  Args:
+    name, data_dir, manual_dir: see `cops_jax.datasets.load`.
+
+  Raises:
+    InputError: custom data's path is no folder, or prepared data are damaged.
+  """
+  location = custom.locate(name)
+  if location:
+    reader, root = location
+    listing = custom.READERS[reader](root)
+    name = root.name
+  else:
+    row = SPECIFICATIONS.get(name)
+    builder = preparation.make_builder(name, data_dir)
+    root = row and builder.find_original_files(manual_dir)
+    listing = root and row.read(root, row.categories)
+  if listing:
+    result = Check(name, f"original files in {root}")
+    result.problems += listing.problems
+    result.oddities += listing.oddities
+    records = listing.records
+
+    def load(index):
+      record = records[index]
+      return record.split, file_example(record, root, name)
+
+    _inspect_all(result, load, len(records))
+  elif preparation.is_prepared(builder):
+    result = Check(name, f"prepared copy in {builder.data_dir}")
+    for split in sorted(builder.info.splits):
+      examples = preparation.load_prepared(name, split, data_dir, manual_dir)
+      _inspect_all(
+        result,
+        lambda index, split=split, examples=examples: (split, examples[index]),
+        len(examples),
+      )
+  else:
+    result = Check(name, "neither original files nor a prepared copy")
+    result.problems.append(
+      builder.MANUAL_DOWNLOAD_INSTRUCTIONS or "prepare it first"
+    )
+    return result
+  result.compare_with_known_counts()
+  return result
+
+
+def _inspect_all(
+  result: Check,
+  load: Callable[[int], tuple[str, Mapping[str, Any]]],
+  number: int,
+) -> None:
+  """Adds what reading some examples shows; PIL works in parallel threads."""
+  progress = Progress(number, "images")
+  with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    found = pool.map(lambda index: _inspect(*load(index)), range(number))
+    for index, (counts, format_, problems, oddities) in enumerate(found):
+      result.counts.update(counts)
+      result.formats.update(format_)
+      result.problems += problems
+      result.oddities += oddities
+      progress.update(index + 1, f"checking {result.name}")
+
+
+def _inspect(split, example):
+  """Counts, format, problems and oddities of one example."""
+  path, place = example["path"], (example["category"], split)
+  counts = [(*place, "anomalous" if example["label"] else "normal")]
+  problems, oddities = [], []
+  image, mask = (
+    _read(example[field], f"{path}: its {field}", problems)
+    for field in ("image", "mask")
+  )
+  if example["label"] and example["has_mask"]:
+    counts.append((*place, "masks"))
+    if image and mask and mask.size != image.size:
+      oddities.append(
+        f"{path}: its mask has {mask.width} x {mask.height} pixels, not"
+        f" {image.width} x {image.height}"
+      )
+    if mask and not np.any(mask.convert("L")):
+      oddities.append(f"{path}: its mask is empty, but the image is anomalous")
+  if image and image.mode in _WIDE_MODES:
+    oddities.append(
+      f"{path}: mode {image.mode}, whose values above 255 are cut off"
+    )
+  format_ = [f"{image.format} {image.mode}"] if image else ["unreadable"]
+  return counts, format_, problems, oddities
+
+
+def _read(file, what, problems):
+  try:
+    with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as i:
+      i.load()
+      return i
+  except Exception as error:  # PIL raises what its many decoders raise.
+    problems.append(f"{what} cannot be read: {error}")
+    return None

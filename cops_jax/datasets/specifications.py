@@ -1,0 +1,335 @@
+"""The thirteen published data sets: what tells one from another."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable, Sequence
+
+from cops_jax.datasets.layouts import Listing, read_folders, read_visa
+
+_NC = "CC BY-NC-SA 4.0, not for commercial use"
+_SEE_HOMEPAGE = "see the home page"
+
+_MVTEC = functools.partial(
+  read_folders,
+  images="{category}/{split}/{kind}",
+  masks="{category}/ground_truth/{kind}",
+  normal="good",
+)
+_IMAGES_AND_MASKS = functools.partial(
+  read_folders, images="images", masks="masks", normal=None
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Archive:
+  """A download that needs no form.
+
+  Attributes:
+    url: of a tar file of the data set's root.
+    sha256: of that file.
+  """
+
+  url: str
+  sha256: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Specification:
+  """A published data set.
+
+  Attributes:
+    name: TFDS's, and that of the folder of original files.
+    title: its own name.
+    categories: of products or organs.
+    read: the reader of its original files.
+    layout: these, in words, below their folder.
+    description: a sentence.
+    licence: as far as its publishers state one.
+    homepage: where to get it.
+    citation: the paper.
+    num_test_images: as counted by others; None if nobody's count is known.
+    num_test_anomalies: likewise.
+    archive: for a data set that downloads itself.
+  """
+
+  name: str
+  title: str
+  categories: Sequence[str]
+  read: Callable[[pathlib.Path, Sequence[str]], Listing]
+  layout: str
+  description: str
+  licence: str
+  homepage: str
+  citation: str
+  num_test_images: int | None = None
+  num_test_anomalies: int | None = None
+  archive: Archive | None = None
+
+
+_MVTEC_LAYOUT = (
+  "CATEGORY/train/good, CATEGORY/test/{good,DEFECT} and"
+  " CATEGORY/ground_truth/DEFECT/NNN_mask.png"
+)
+_POLYP_LAYOUT = "images/* and masks/*"
+
+_ROWS = (
+  Specification(
+    name="mvtec_ad",
+    title="MVTec AD",
+    categories=(
+      *("carpet", "grid", "leather", "tile", "wood", "bottle", "cable"),
+      *("capsule", "hazelnut", "metal_nut", "pill", "screw", "toothbrush"),
+      *("transistor", "zipper"),
+    ),
+    read=_MVTEC,
+    layout=_MVTEC_LAYOUT,
+    description="Ten objects and five textures with 73 kinds of defects.",
+    licence=_NC,
+    homepage="https://www.mvtec.com/company/research/datasets/mvtec-ad",
+    citation=(
+      "Bergmann, Fauser, Sattlegger, Steger: MVTec AD - A Comprehensive"
+      " Real-World Dataset for Unsupervised Anomaly Detection. CVPR 2019."
+    ),
+    num_test_images=1725,
+    num_test_anomalies=1258,
+  ),
+  Specification(
+    name="visa",
+    title="VisA",
+    categories=(
+      *("candle", "capsules", "cashew", "chewinggum", "fryum", "macaroni1"),
+      *("macaroni2", "pcb1", "pcb2", "pcb3", "pcb4", "pipe_fryum"),
+    ),
+    read=read_visa,
+    layout="split_csv/1cls.csv and the images and masks that it lists",
+    description="Twelve objects: circuit boards, single and multiple items.",
+    licence="CC BY 4.0",
+    homepage="https://github.com/amazon-science/spot-diff",
+    citation=(
+      "Zou, Jeong, Pemula, Zhang, Dabeer: SPot-the-Difference Self-Supervised"
+      " Pre-training for Anomaly Detection and Segmentation. ECCV 2022."
+    ),
+    num_test_images=2162,
+    num_test_anomalies=1200,
+    archive=Archive(
+      url=(
+        "https://amazon-visual-anomaly.s3.us-west-2.amazonaws.com/"
+        "VisA_20220922.tar"
+      ),
+      sha256="2eb8690c803ab37de0324772964100169ec8ba1fa3f7e94291c9ca673f40f362",
+    ),
+  ),
+  Specification(
+    name="btad",
+    title="BTAD",
+    categories=("01", "02", "03"),
+    read=functools.partial(
+      read_folders,
+      images="{category}/{split}/{kind}",
+      masks="{category}/ground_truth/{kind}",
+      normal="ok",
+    ),
+    layout="CATEGORY/{train,test}/{ok,ko} and CATEGORY/ground_truth/ko/*",
+    description="Three industrial products with body and surface defects.",
+    licence=_NC,
+    homepage="https://github.com/pankajmishra000/VT-ADL",
+    citation=(
+      "Mishra, Verk, Fornasier, Piciarelli, Foresti: VT-ADL: A Vision"
+      " Transformer Network for Image Anomaly Detection and Localization. ISIE"
+      " 2021."
+    ),
+    num_test_images=741,
+    num_test_anomalies=290,
+  ),
+  Specification(
+    name="mpdd",
+    title="MPDD",
+    categories=(
+      *("bracket_black", "bracket_brown", "bracket_white", "connector"),
+      *("metal_plate", "tubes"),
+    ),
+    read=_MVTEC,
+    layout=_MVTEC_LAYOUT,
+    description="Six kinds of painted metal parts.",
+    licence=_NC,
+    homepage="https://github.com/stepanje/MPDD",
+    citation=(
+      "Jezek, Jonak, Burget, Dvorak, Skotak: Deep Learning-Based Defect"
+      " Detection of Metal Parts: Evaluating Current Methods in Complex"
+      " Conditions. ICUMT 2021."
+    ),
+    num_test_images=458,
+  ),
+  Specification(
+    name="dtd_synthetic",
+    title="DTD-Synthetic",
+    categories=(
+      *("Woven_001", "Woven_127", "Woven_104", "Stratified_154"),
+      *("Blotchy_099", "Woven_068", "Woven_125", "Marbled_078"),
+      *("Perforated_037", "Mesh_114", "Fibrous_183", "Matted_069"),
+    ),
+    read=_MVTEC,
+    layout=_MVTEC_LAYOUT,
+    description="Twelve textures of DTD with synthetic anomalies.",
+    licence=_SEE_HOMEPAGE,
+    homepage=(
+      "https://drive.google.com/drive/folders/10OyPzvI3H6llCZBxKxFlKWt1Pw1tkMK1"
+    ),
+    citation=(
+      "Aota, Tong, Okatani: Zero-Shot versus Many-Shot: Unsupervised Texture"
+      " Anomaly Detection. WACV 2023."
+    ),
+    num_test_images=1304,
+    num_test_anomalies=947,
+  ),
+  Specification(
+    name="head_ct",
+    title="HeadCT",
+    categories=("brain",),
+    read=functools.partial(
+      read_folders,
+      images="{category}/test/{kind}",
+      masks=None,
+      normal="good",
+    ),
+    layout="brain/test/{good,ANOMALY}",
+    description="Slices of head CT with and without haemorrhage; no masks.",
+    licence=_SEE_HOMEPAGE,
+    homepage="https://www.kaggle.com/datasets/felipekitamura/head-ct-hemorrhage",
+    citation="Kitamura: Head CT - hemorrhage. Kaggle, 2018.",
+    num_test_images=200,
+    num_test_anomalies=100,
+  ),
+  Specification(
+    name="brain_mri",
+    title="BrainMRI",
+    categories=("brain",),
+    read=functools.partial(
+      read_folders,
+      images="brain_tumor_dataset/{kind}",
+      masks=None,
+      normal="no",
+      kinds=("no", "yes"),
+    ),
+    layout="brain_tumor_dataset/{yes,no}",
+    description="Slices of brain MRI with and without tumours; no masks.",
+    licence=_SEE_HOMEPAGE,
+    homepage=(
+      "https://www.kaggle.com/datasets/navoneel/"
+      "brain-mri-images-for-brain-tumor-detection"
+    ),
+    citation=(
+      "Chakrabarty: Brain MRI Images for Brain Tumor Detection. Kaggle, 2019."
+    ),
+    num_test_images=253,
+  ),
+  Specification(
+    name="br35h",
+    title="Br35H",
+    categories=("brain",),
+    read=functools.partial(
+      read_folders,
+      images="{kind}",
+      masks=None,
+      normal="no",
+      kinds=("no", "yes"),
+    ),
+    layout="{yes,no}",
+    description="Slices of brain MRI with and without tumours; no masks.",
+    licence=_SEE_HOMEPAGE,
+    homepage="https://www.kaggle.com/datasets/ahmedhamada0/brain-tumor-detection",
+    citation="Hamada: Br35H :: Brain Tumor Detection 2020. Kaggle, 2020.",
+    num_test_images=3000,
+    num_test_anomalies=1500,
+  ),
+  Specification(
+    name="isic",
+    title="ISIC",
+    categories=("skin",),
+    read=functools.partial(
+      read_folders,
+      images="{category}/test/{kind}",
+      masks="{category}/ISBI2016_ISIC_Part1_Test_GroundTruth",
+      normal="good",
+    ),
+    layout=(
+      "skin/test/{good,ANOMALY} and skin/ISBI2016_ISIC_Part1_Test_GroundTruth/*"
+    ),
+    description="Skin lesions, the test images of ISIC 2016, part 1.",
+    licence=_SEE_HOMEPAGE,
+    homepage="https://challenge.isic-archive.com/data/#2016",
+    citation=(
+      "Gutman, Codella, Celebi, Helba, Marchetti, Mishra, Halpern: Skin Lesion"
+      " Analysis toward Melanoma Detection. arXiv 1605.01397, 2016."
+    ),
+    num_test_images=379,
+  ),
+  Specification(
+    name="cvc_colondb",
+    title="CVC-ColonDB",
+    categories=("colon",),
+    read=_IMAGES_AND_MASKS,
+    layout=_POLYP_LAYOUT,
+    description="Polyps in frames of colonoscopy videos.",
+    licence=_SEE_HOMEPAGE,
+    homepage="http://mv.cvc.uab.es/projects/colon-qa/cvccolondb",
+    citation=(
+      "Tajbakhsh, Gurudu, Liang: Automated Polyp Detection in Colonoscopy"
+      " Videos Using Shape and Context Information. IEEE TMI 2015."
+    ),
+    num_test_images=380,
+  ),
+  Specification(
+    name="cvc_clinicdb",
+    title="CVC-ClinicDB",
+    categories=("colon",),
+    read=_IMAGES_AND_MASKS,
+    layout=_POLYP_LAYOUT,
+    description="Polyps in frames of colonoscopy videos.",
+    licence=_SEE_HOMEPAGE,
+    homepage="https://polyp.grand-challenge.org/CVCClinicDB/",
+    citation=(
+      "Bernal, Sanchez, Fernandez-Esparrach, Gil, Rodriguez, Vilarino: WM-DOVA"
+      " Maps for Accurate Polyp Highlighting in Colonoscopy. CMIG 2015."
+    ),
+    num_test_images=612,
+  ),
+  Specification(
+    name="kvasir",
+    title="Kvasir",
+    categories=("colon",),
+    read=_IMAGES_AND_MASKS,
+    layout=_POLYP_LAYOUT,
+    description="Kvasir-SEG: polyps in endoscopic images.",
+    licence=_SEE_HOMEPAGE,
+    homepage="https://datasets.simula.no/kvasir-seg/",
+    citation=(
+      "Jha, Smedsrud, Riegler, Halvorsen, de Lange, Johansen, Johansen:"
+      " Kvasir-SEG: A Segmented Polyp Dataset. MMM 2020."
+    ),
+    num_test_images=1000,
+  ),
+  Specification(
+    name="endo",
+    title="Endo",
+    categories=("colon",),
+    read=functools.partial(
+      read_folders, images="{kind}", masks="masks", normal="good"
+    ),
+    layout="a folder for each kind of image, good for normal ones, and masks/*",
+    description="Polyps in the test images of the EndoTect challenge.",
+    licence=_SEE_HOMEPAGE,
+    homepage="https://endotect.com/",
+    citation=(
+      "Hicks, Jha, Thambawita, Halvorsen, Hammer, Riegler: The EndoTect 2020"
+      " Challenge: Evaluation and Comparison of Classification, Segmentation"
+      " and Inference Time for Endoscopy. ICPR 2020."
+    ),
+    num_test_images=200,
+  ),
+)
+
+SPECIFICATIONS = {row.name: row for row in _ROWS}
