@@ -19,7 +19,7 @@ def show_messages() -> None:
   logger.propagate = False
   handler = logging.StreamHandler()
   handler.setFormatter(logging.Formatter("%(message)s"))
-  logger.addHandler(handler)
+  logger.handlers = [handler]
 
 
 class Progress:

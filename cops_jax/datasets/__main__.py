@@ -62,13 +62,6 @@ def _check(options):
   return 0 if is_sound else 1
 
 
-def _prepare_one(name, options):
-  builder = preparation.prepare(name, options.data_dir, options.manual_dir)
-  return {
-    split: str(info.num_examples) for split, info in builder.info.splits.items()
-  }
-
-
 def _prepare(options):
   names = options.names
   if options.all:
@@ -81,26 +74,37 @@ def _prepare(options):
       print(f"{name}: no original files, see the list command")
     names = [name for name in SPECIFICATIONS if name not in absent]
   rows, errors = [("name", "train images", "test images")], []
-  # Copying is bound by one core for each data set.
+  # Copying a data set keeps one core busy.
   with concurrent.futures.ProcessPoolExecutor(
-    max_workers=min(len(names), os.cpu_count() or 1) or 1,
+    max_workers=max(1, min(len(names), os.cpu_count() or 1)),
     mp_context=multiprocessing.get_context("spawn"),
     initializer=show_messages,
   ) as pool:
-    running = {name: pool.submit(_prepare_one, name, options) for name in names}
+    running = {
+      name: pool.submit(
+        preparation.prepare_and_count,
+        name,
+        options.data_dir,
+        options.manual_dir,
+      )
+      for name in names
+    }
     try:
       for name, future in running.items():
         try:
-          splits = future.result()
-          numbers = (splits.get(split, "-") for split in ("train", "test"))
-          rows.append((name, *numbers))
+          counts = future.result()
         except InputError as error:
           errors.append(f"error: {error}")
+        else:
+          cells = (str(counts.get(split, "-")) for split in ("train", "test"))
+          rows.append((name, *cells))
     except KeyboardInterrupt:
       pool.shutdown(cancel_futures=True)
       sys.exit("interrupted; the data sets finished so far are kept")
-  print("\n".join([*align(rows, num_text_columns=1), *errors]))
-  return 1 if errors else 0
+  print("\n".join(align(rows, num_text_columns=1)))
+  if errors:
+    sys.exit("\n".join(errors))
+  return 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

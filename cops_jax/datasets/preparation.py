@@ -103,6 +103,14 @@ def prepare(
   return builder
 
 
+def prepare_and_count(
+  name: str, data_dir: str | None, manual_dir: str | None
+) -> dict[str, int]:
+  """Prepares a data set and counts its images by split; see `prepare`."""
+  splits = prepare(name, data_dir, manual_dir).info.splits
+  return {split: info.num_examples for split, info in splits.items()}
+
+
 def load_prepared(
   name: str, split: str, data_dir: str | None, manual_dir: str | None
 ) -> PreparedExamples:
