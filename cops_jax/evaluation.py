@@ -171,7 +171,7 @@ def evaluate_dataset(
       f" of {len(examples)}"
     )
   if not images:
-    raise InputError(f"no image of data set {name!r} could be read")
+    raise InputError(f"no image of {name!r} can be read")
 
   images.sort(key=lambda image: (image.category, image.path))
   categories = {}

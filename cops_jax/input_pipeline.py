@@ -11,59 +11,21 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
-import io
 import logging
 import os
-import pathlib
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from cops_jax.errors import InputError
+from cops_jax.images import decode_image, decode_mask
 from cops_jax.typing import Integer
 
 _logger = logging.getLogger(__name__)
 
 _MAX_THREADS = 16
 _PREFETCH_BATCHES = 2
-
-
-def decode_image(
-  file: bytes | pathlib.Path, size: int
-) -> Integer[np.ndarray, "h w 3"]:
-  """An image file, or its bytes, as uint8 RGB of side `size`.
-
-  Resized with PIL's bicubic filter in the mode that the file has, its aspect
-  ratio not kept, then converted to RGB.
-  """
-  from PIL import Image
-
-  with Image.open(_seekable(file)) as image:
-    image = image.resize((size, size), Image.Resampling.BICUBIC)
-    return np.asarray(image.convert("RGB"))
-
-
-def decode_mask(
-  file: bytes | pathlib.Path, size: int
-) -> Integer[np.ndarray, "h w"]:
-  """A mask file, or its bytes, as 0 and 1, uint8, of side `size`.
-
-  Grey values above 0 become 255; resized with PIL's bilinear filter, a pixel
-  belongs to the mask from one half.
-  """
-  from PIL import Image
-
-  with Image.open(_seekable(file)) as mask:
-    binary = np.asarray(mask.convert("L")) > 0
-  resized = Image.fromarray(binary.astype(np.uint8) * 255).resize(
-    (size, size), Image.Resampling.BILINEAR
-  )
-  return (np.asarray(resized) / 255 > 0.5).astype(np.uint8)
-
-
-def _seekable(file: bytes | pathlib.Path) -> io.BytesIO | pathlib.Path:
-  return io.BytesIO(file) if isinstance(file, bytes) else file
 
 
 def count_mask_pixels(

@@ -238,6 +238,8 @@ def train(config: Any, workdir: str | os.PathLike) -> TrainState:
       if skipped and len(skipped) > num_skipped:
         num_skipped = len(skipped)
         _add_skipped(pathlib.Path(workdir) / "skipped_files.json", skipped)
+        if num_skipped == len(examples):
+          raise InputError(f"no image of {examples.name!r} can be read")
       _require_masks(batch, examples.name)
       batch = {name: batch[name] for name in _STEP_FIELDS}
       state, terms = train_step(

@@ -214,6 +214,14 @@ def test_a_truncated_image_in_a_run(workable, tmp_path):
   assert len(results["parts"].images) == 5
   stored = json.loads((workdir / "results.json").read_text())
   assert stored["datasets"]["parts"]["skipped_files"].keys() == skipped.keys()
+  for path in tree.root.rglob("test/*/*.png"):
+    path.write_bytes(b"")
+  for run, directory in (
+    (evaluation.evaluate, workdir),
+    (training.train, tmp_path / "other"),
+  ):
+    with pytest.raises(InputError, match="no image of 'parts' can be read"):
+      run(config, directory)
 
 
 def test_training_without_masks_is_refused(tree, config, tmp_path):
@@ -222,19 +230,6 @@ def test_training_without_masks_is_refused(tree, config, tmp_path):
   config.train.dataset = f"folder:{tree.root}"
   with pytest.raises(InputError, match="cannot be trained on.*without masks"):
     training.train(config, tmp_path / "run")
-
-
-def test_images_that_cannot_be_read_at_all(workable, tmp_path):
-  from cops_jax import evaluation, training
-
-  tree, config = workable
-  config.train.num_epochs = 0
-  training.train(config, tmp_path / "run")
-  for path in tree.root.rglob("test/*/*.png"):
-    path.write_bytes(b"")
-  config.input.unreadable_files = "skip"
-  with pytest.raises(InputError, match="no image of data set 'parts' could be"):
-    evaluation.evaluate(config, tmp_path / "run")
 
 
 def test_a_split_without_images(tmp_path):

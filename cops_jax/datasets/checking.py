@@ -5,17 +5,16 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import dataclasses
-import io
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from cops_jax.datasets import custom, preparation
 from cops_jax.datasets.features import file_example
 from cops_jax.datasets.specifications import SPECIFICATIONS
+from cops_jax.images import open_image
 from cops_jax.progress import Progress
 from cops_jax.tables import align
 
@@ -202,9 +201,9 @@ def _inspect(split, example):
 
 def _read(file, what, problems):
   try:
-    with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as i:
-      i.load()
-      return i
+    with open_image(file) as image:
+      image.load()
+      return image
   except Exception as error:  # PIL raises what its many decoders raise.
     problems.append(f"{what} cannot be read: {error}")
     return None

@@ -11,6 +11,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from cops_jax.datasets.layouts import Record
+from cops_jax.images import open_image
 
 
 class ImageFile(tfds.features.Image):
@@ -21,7 +22,7 @@ class ImageFile(tfds.features.Image):
 
   def decode_example_np(self, example: bytes) -> np.ndarray:
     num_channels = self.shape[-1]
-    with Image.open(io.BytesIO(example)) as image:
+    with open_image(example) as image:
       pixels = np.asarray(image.convert("L" if num_channels == 1 else "RGB"))
     return pixels.reshape(*pixels.shape[:2], num_channels)
 

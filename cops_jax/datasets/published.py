@@ -75,9 +75,10 @@ class Published(dataset_builder.ShardBasedBuilder, skip_registration=True):
     None if there is none. `manual_dir` as in `cops_jax.datasets.load`.
     """
     downloads = pathlib.Path(self.data_dir_root) / "downloads"
-    for parent in (pathlib.Path(manual_dir or downloads / "manual"), downloads):
-      if (parent / self.name).is_dir():
-        return parent / self.name
+    for parent in (manual_dir or downloads / "manual", downloads):
+      root = pathlib.Path(parent).expanduser() / self.name
+      if root.is_dir():
+        return root
     return None
 
   def _get_original_files(

@@ -1,0 +1,67 @@
+"""Image and mask files as arrays, exactly as the authors' code decodes them."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import pathlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cops_jax.typing import Integer
+
+if TYPE_CHECKING:
+  from PIL import Image
+
+
+@contextlib.contextmanager
+def open_image(file: bytes | pathlib.Path) -> Iterator[Image.Image]:
+  """Opens an image file, or its bytes, with PIL.
+
+  Raises:
+    ValueError: it is in no format that PIL reads. What PIL itself raises where
+      a file is damaged is of many kinds.
+  """
+  from PIL import Image, UnidentifiedImageError
+
+  try:
+    opened = Image.open(io.BytesIO(file) if isinstance(file, bytes) else file)
+  except UnidentifiedImageError as error:  # Its message may name a BytesIO.
+    raise ValueError("no image format that PIL reads") from error
+  with opened as image:
+    yield image
+
+
+def decode_image(
+  file: bytes | pathlib.Path, size: int
+) -> Integer[np.ndarray, "h w 3"]:
+  """An image file, or its bytes, as uint8 RGB of side `size`.
+
+  Resized with PIL's bicubic filter in the mode that the file has, its aspect
+  ratio not kept, then converted to RGB.
+  """
+  from PIL import Image
+
+  with open_image(file) as image:
+    image = image.resize((size, size), Image.Resampling.BICUBIC)
+    return np.asarray(image.convert("RGB"))
+
+
+def decode_mask(
+  file: bytes | pathlib.Path, size: int
+) -> Integer[np.ndarray, "h w"]:
+  """A mask file, or its bytes, as 0 and 1, uint8, of side `size`.
+
+  Grey values above 0 become 255; resized with PIL's bilinear filter, a pixel
+  belongs to the mask from one half.
+  """
+  from PIL import Image
+
+  with open_image(file) as mask:
+    binary = np.asarray(mask.convert("L")) > 0
+  resized = Image.fromarray(binary.astype(np.uint8) * 255).resize(
+    (size, size), Image.Resampling.BILINEAR
+  )
+  return (np.asarray(resized) / 255 > 0.5).astype(np.uint8)

@@ -1,0 +1,83 @@
+"""Decoding bit for bit as PIL does it, called directly."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cops_jax import images
+
+
+def encode(image, format="PNG"):
+  file = io.BytesIO()
+  image.save(file, format)
+  return file.getvalue()
+
+
+def noise_image(mode, size=(23, 17)):
+  rng = np.random.default_rng(0)
+  pixels = rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+  return Image.fromarray(pixels).convert(mode)
+
+
+MODES = {
+  **dict.fromkeys(("RGB", "L", "LA", "RGBA", "P", "1"), ("PNG", "TIFF")),
+  "CMYK": ("JPEG", "TIFF"),
+  "I;16": ("PNG", "TIFF"),
+  "F": ("TIFF",),
+}
+
+
+@pytest.mark.parametrize(
+  "mode, format", [(mode, name) for mode in MODES for name in MODES[mode]]
+)
+def test_images_are_resized_in_their_own_mode(mode, format):
+  if mode in ("I;16", "F"):
+    values = np.random.default_rng(0).integers(0, 600, (17, 23))
+    dtype = np.uint16 if mode == "I;16" else np.float32
+    data = encode(Image.fromarray(values.astype(dtype)), format)
+  else:
+    data = encode(noise_image(mode), format)
+  actual = images.decode_image(data, 16)
+  image = Image.open(io.BytesIO(data))
+  assert image.mode == mode
+  want = image.resize((16, 16), Image.Resampling.BICUBIC).convert("RGB")
+  np.testing.assert_array_equal(actual, np.asarray(want))
+
+
+def test_files_are_decoded_as_their_bytes(tmp_path):
+  path = tmp_path / "image.png"
+  path.write_bytes(encode(noise_image("RGB")))
+  for decode in (images.decode_image, images.decode_mask):
+    np.testing.assert_array_equal(
+      decode(path, 16), decode(path.read_bytes(), 16)
+    )
+
+
+@pytest.mark.parametrize("mode", ("L", "1", "P", "RGB", "RGBA", "I;16"))
+def test_masks_of_any_mode(mode):
+  values = np.zeros((16, 16), np.uint16 if mode == "I;16" else np.uint8)
+  values[4:12, 2:9] = 700 if mode == "I;16" else 255
+  mask = Image.fromarray(values)
+  data = encode(mask if mode == "I;16" else mask.convert(mode))
+  np.testing.assert_array_equal(images.decode_mask(data, 16), values > 0)
+
+
+def test_masks_are_binary_before_and_after_resizing():
+  values = np.zeros((20, 30), np.uint8)
+  values[5:12, 8:20] = 1  # As dark as a mask can be.
+  actual = images.decode_mask(encode(Image.fromarray(values)), 16)
+  full = Image.fromarray(values * 255).resize(
+    (16, 16), Image.Resampling.BILINEAR
+  )
+  np.testing.assert_array_equal(actual, np.asarray(full) >= 128)
+  assert 0 < actual.sum() < actual.size
+
+
+def test_no_image(tmp_path):
+  (tmp_path / "x.png").write_bytes(b"text")
+  for file in (b"text", tmp_path / "x.png"):
+    for decode in (images.decode_image, images.decode_mask):
+      with pytest.raises(ValueError, match="^no image format that PIL reads"):
+        decode(file, 8)
