@@ -85,6 +85,11 @@ def test_pairs_that_could_not_be_made(tmp_path):
   assert "tubes/ground_truth/hole holds 1 masks for the 2" in problem
 
 
+def test_empty_folders_are_noted(tmp_path):
+  tree = write_tree("endo", tmp_path)
+  assert check(tree).oddities == [f"{tree.root / 'empty'} has no images"]
+
+
 def test_a_prepared_copy_is_checked_without_the_files(tmp_path):
   tree = write_tree("isic", tmp_path)
   before = check(tree)

@@ -122,8 +122,9 @@ def read_folders(
         if split == "train" and kind != normal:
           continue  # That split is of normal images only.
         files = list_images(folder, listing)
-        if not files and kind in kinds:
-          listing.problems.append(f"{folder} has no images")
+        if not files:
+          worry = listing.problems if kind in kinds else listing.oddities
+          worry.append(f"{folder} has no images")
         found += [(split, kind, file) for file in files]
     if not any(split == "test" for split, _, _ in found):
       listing.problems.append(

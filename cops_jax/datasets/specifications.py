@@ -259,7 +259,7 @@ _ROWS = (
       "skin/test/{good,ANOMALY} and skin/ISBI2016_ISIC_Part1_Test_GroundTruth/*"
     ),
     description="Skin lesions, the test images of ISIC 2016, part 1.",
-    licence=_SEE_HOMEPAGE,
+    licence="CC0",
     homepage="https://challenge.isic-archive.com/data/#2016",
     citation=(
       "Gutman, Codella, Celebi, Helba, Marchetti, Mishra, Halpern: Skin Lesion"
@@ -304,7 +304,7 @@ _ROWS = (
     read=_IMAGES_AND_MASKS,
     layout=_POLYP_LAYOUT,
     description="Kvasir-SEG: polyps in endoscopic images.",
-    licence=_SEE_HOMEPAGE,
+    licence="for research and education only",
     homepage="https://datasets.simula.no/kvasir-seg/",
     citation=(
       "Jha, Smedsrud, Riegler, Halvorsen, de Lange, Johansen, Johansen:"
