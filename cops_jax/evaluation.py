@@ -164,7 +164,7 @@ def evaluate_dataset(
         )
         shown.sort(key=lambda picture: picture.sort_key)
         del shown[num_pictures:]
-    progress.update(len(images), f"evaluating {name}")
+    progress.update(len(images) + len(skipped), f"evaluating {name}")
   if len(images) + len(skipped) != len(examples):
     raise AssertionError(
       f"{len(images)} images of {name} evaluated and {len(skipped)} left out,"

@@ -58,6 +58,20 @@ def test_table(results):
   assert len({len(line) for line in lines}) == 1
 
 
+def test_skipped_files_are_told(results, tmp_path):
+  result = results["made"]
+  assert "left out" not in reporting.format_table(results)
+  results["made"] = reporting.DatasetResult(
+    result.categories, result.images, [], {"cable/d.png": "truncated"}
+  )
+  assert reporting.format_table(results).endswith(
+    "made: 1 of 3 images left out, as they could not be read: see results.json"
+  )
+  reporting.write_results(tmp_path, results)
+  stored = json.loads((tmp_path / "results.json").read_text())["datasets"]
+  assert stored["made"]["skipped_files"] == {"cable/d.png": "truncated"}
+
+
 def read_csv(path):
   with path.open() as file:
     return list(csv.DictReader(file))
