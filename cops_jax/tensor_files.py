@@ -84,6 +84,35 @@ def read_tensor_file(
   )
 
 
+def check_tensors(
+  tensors: Mapping[str, np.ndarray],
+  shapes: Mapping[str, tuple[int, ...]],
+  source: str,
+) -> None:
+  """Checks that tensors are floats of just these names and shapes.
+
+  Raises:
+    InputError: naming every missing, unexpected and misshapen tensor at once;
+      begins with `source`.
+  """
+  problems = []
+  for name, shape in shapes.items():
+    array = tensors.get(name)
+    if array is None:
+      problems.append(f"missing: {name}")
+    elif array.shape != tuple(shape):
+      problems.append(f"shape of {name}: {array.shape}, expected {shape}")
+    elif array.dtype.kind != "f" and array.dtype != ml_dtypes.bfloat16:
+      problems.append(f"type of {name}: {array.dtype}, expected a float")
+  problems += [
+    f"unexpected: {name}" for name in sorted(set(tensors) - set(shapes))
+  ]
+  if problems:
+    raise InputError(
+      f"{source}:" + "".join(f"\n  {problem}" for problem in problems)
+    )
+
+
 def _read_safetensors(path):
   try:
     with safe_open(path, framework="numpy") as file:

@@ -74,19 +74,19 @@ def test_a_hub_name_downloads_what_is_needed(clip_folder, monkeypatch, tensors):
 
   asked = {}
 
-  def snapshot_download(name, allow_patterns):
-    asked[name] = allow_patterns
+  def snapshot_download(name, revision, allow_patterns):
+    asked[name, revision] = allow_patterns
     return str(clip_folder)
 
   monkeypatch.setattr(
     huggingface_hub.HfApi,
     "list_repo_files",
-    lambda self, name: [tensors, "pytorch_model.bin", "tf_model.h5"],
+    lambda self, name, revision: [tensors, "pytorch_model.bin", "tf_model.h5"],
   )
   monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-  weights.load_clip("some/clip")
+  weights.load_clip("some/clip", revision="v1")
   assert asked == {
-    "some/clip": ["config.json", "vocab.json", "merges.txt", tensors]
+    ("some/clip", "v1"): ["config.json", "vocab.json", "merges.txt", tensors]
   }
 
 
