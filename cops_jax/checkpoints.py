@@ -33,6 +33,11 @@ class Checkpoints:
       options=ocp.CheckpointManagerOptions(
         max_to_keep=num_kept, create=num_kept is not None
       ),
+      # Named here so that shapes can be read without a tree of them.
+      item_handlers={
+        name: ocp.StandardCheckpointHandler()
+        for name in ("params", "opt_state")
+      },
     )
 
   def __enter__(self) -> Checkpoints:
@@ -64,21 +69,38 @@ class Checkpoints:
     restored = self._restore(params=params, opt_state=opt_state)
     return self.latest_step(), restored["params"], restored["opt_state"]
 
-  def restore_params(self, params: Any) -> tuple[int, Any]:
+  def restore_params(self, params: Any = None) -> tuple[int, Any]:
     """The newest checkpoint's step and parameters.
+
+    Args:
+      params: a tree of the wanted shapes and shardings; None for those that
+        were saved, on one device.
 
     Raises:
       InputError: there is no checkpoint, or it is of another model.
     """
-    return self.latest_step(), self._restore(params=params)["params"]
+    step = self._require_step()
+    if params is None:
+      device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+      params = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(
+          leaf.shape, leaf.dtype, sharding=device
+        ),
+        self._manager.item_metadata(step)["params"],
+      )
+    return step, self._restore(params=params)["params"]
 
-  def _restore(self, **trees):
+  def _require_step(self):
     step = self.latest_step()
     if step is None:
       raise InputError(
         f"{self._workdir} has no checkpoint yet. Train first:"
         f" python train.py --config=... --workdir={self._workdir}"
       )
+    return step
+
+  def _restore(self, **trees):
+    step = self._require_step()
     try:
       return self._manager.restore(
         step,

@@ -138,7 +138,13 @@ def params_from_tensors(
   Raises:
     InputError: naming every missing, unexpected and misshapen tensor at once.
   """
-  shapes = flax.traverse_util.flatten_dict(clip_param_shapes(config), sep=".")
+  try:
+    shapes = flax.traverse_util.flatten_dict(clip_param_shapes(config), sep=".")
+  except Exception as error:  # Bad sizes are noticed late and variously.
+    raise InputError(
+      f"{source}: its sizes describe no CLIP that can be built"
+      f" ({type(error).__name__}: {str(error)[:200]})"
+    ) from error
   places = {name: place(name, leaf.shape) for name, leaf in shapes.items()}
   tensors = {
     name: array

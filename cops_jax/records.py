@@ -138,8 +138,8 @@ def check_config(
   Raises:
     InputError: values differ; names them.
   """
-  saved = _flatten(record.config)
-  asked = _flatten(_with_tuples(json.loads(json.dumps(config))))
+  saved = flatten(record.config)
+  asked = flatten(_with_tuples(json.loads(json.dumps(config))))
   differences = [
     f"{name} is {saved.get(name)!r} there and {asked.get(name)!r} here"
     for name in sorted(saved.keys() | asked.keys())
@@ -171,11 +171,12 @@ def check_clip(
     )
 
 
-def _flatten(tree, prefix=""):
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+  """A nested config's fields by dotted name."""
   flat = {}
-  for name, value in tree.items():
+  for name, value in config.items():
     if isinstance(value, dict):
-      flat |= _flatten(value, f"{prefix}{name}.")
+      flat |= flatten(value, f"{prefix}{name}.")
     else:
       flat[prefix + name] = value
   return flat

@@ -1,5 +1,22 @@
-"""CLIP weights and trained prompts, in and out."""
+"""CLIP weights and trained prompts, in and out.
 
+  python -m cops_jax.weights export --workdir=runs/demo --out=prompts.pth
+  python -m cops_jax.weights inspect prompts.pth
+
+`export` writes a run's newest prompts as one file: .safetensors or, for the
+authors' code, .pth. `inspect` prints what a file of weights holds, without
+running any of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import pathlib
+import sys
+
+from cops_jax import clip_names, prompt_files, records, tensor_files
+from cops_jax.checkpoints import Checkpoints
 from cops_jax.clip_files import (
   DEMO_CLIP,
   DEMO_FOLDER,
@@ -9,6 +26,7 @@ from cops_jax.clip_files import (
   save_clip,
 )
 from cops_jax.clip_names import clip_param_shapes
+from cops_jax.errors import InputError
 
 __all__ = [
   "DEMO_CLIP",
@@ -16,6 +34,118 @@ __all__ = [
   "PretrainedCLIP",
   "PromptTokens",
   "clip_param_shapes",
+  "export",
+  "inspect",
   "load_clip",
   "save_clip",
 ]
+
+
+def export(workdir: str, out: str) -> str:
+  """Writes the newest prompts of a work directory as one file.
+
+  Args:
+    workdir: of a training run.
+    out: ends in .safetensors or .pth; see `prompt_files.write_prompts`.
+
+  Returns:
+    What was written, in words.
+
+  Raises:
+    InputError: there is no checkpoint, or the file cannot be written.
+  """
+  record = records.read_record(workdir)
+  with Checkpoints(workdir) as saved:
+    step, trainable = saved.restore_params()
+  prompt_files.write_prompts(out, trainable, record)
+  return f"{out}: the prompts of step {step} of {workdir}"
+
+
+def inspect(path: str) -> str:
+  """What a file of weights holds, as text.
+
+  Raises:
+    InputError: the file cannot be read.
+  """
+  from clu import parameter_overview
+
+  file = tensor_files.read_tensor_file(path)
+  dtypes = collections.Counter(
+    str(array.dtype) for array in file.tensors.values()
+  )
+  lines = [
+    f"file:    {path}",
+    f"format:  {file.format}, {_contents(file)}",
+    f"size:    {pathlib.Path(path).stat().st_size:,} bytes",
+    f"sha256:  {file.sha256}",
+    "dtype:   "
+    + ", ".join(f"{dtype} ({count})" for dtype, count in dtypes.items()),
+  ]
+  if file.record:
+    record = records.from_json(file.record, path)
+    config = records.flatten(record.config)
+    lines += [
+      f"run:     cops_jax {record.version}, trained on"
+      f" {config.get('train.dataset')} with CLIP {config.get('clip.weights')}",
+      f"         CLIP's sha256 {record.clip_sha256}",
+    ]
+  table = parameter_overview.get_parameter_overview(
+    dict(file.tensors), include_stats=False
+  )
+  return "\n".join([*lines, table])
+
+
+def _contents(file):
+  names = file.tensors
+  if clip_names.is_openai(names):
+    config = clip_names.config_from_openai(names, str(file.path))
+    vision, text = config.vision_config, config.text_config
+    return (
+      f"CLIP in OpenAI's names: {vision.num_hidden_layers} vision layers of"
+      f" width {vision.hidden_size}, patches of {vision.patch_size} pixels in"
+      f" images of {vision.image_size}, {text.num_hidden_layers} text layers of"
+      f" width {text.hidden_size}, joint width {config.projection_dim}"
+    )
+  for start, contents in (
+    ("vision_model.", "CLIP in Hugging Face's names"),
+    ("prompt_learner.context", "trained prompts in this project's names"),
+    ("prompt_learner.", "trained prompts in the authors' names"),
+  ):
+    if any(name.startswith(start) for name in names):
+      return contents
+  return "neither a CLIP nor prompts that are known here"
+
+
+def main(arguments: list[str] | None = None) -> None:
+  """The command line; an `InputError` ends it with its sentence."""
+  parser = argparse.ArgumentParser(
+    prog="python -m cops_jax.weights",
+    description=__doc__.partition("\n")[0],
+    allow_abbrev=False,
+  )
+  commands = parser.add_subparsers(dest="command", required=True)
+  command = commands.add_parser(
+    "export", help="write a run's newest prompts as one file"
+  )
+  command.add_argument("--workdir", required=True, help="of a training run")
+  command.add_argument(
+    "--out",
+    required=True,
+    help="ends in .safetensors or .pth (authors' format)",
+  )
+  command = commands.add_parser(
+    "inspect", help="print what a file of weights holds"
+  )
+  command.add_argument("file")
+  options = parser.parse_args(arguments)
+  try:
+    if options.command == "export":
+      print(export(options.workdir, options.out))
+    else:
+      print(inspect(options.file))
+  except InputError as error:
+    sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+  main()
