@@ -74,6 +74,9 @@ def load(
     ValueError: it asks for something else, or for absurdly much.
     Others of the standard library: it is damaged.
   """
+  for opcode, argument, _ in pickletools.genops(stream):
+    if opcode.name in ("GLOBAL", "INST"):
+      _admit(argument.replace(" ", "."))
   interpreter = _Interpreter(read_storage, byte_order, max_tensor_bytes)
   # One byte of a pickle can ask for an object of many. Real pickles stay well
   # below this share.
@@ -166,13 +169,13 @@ class _Interpreter:
         self._memo[len(self._memo)] = stack[-1]
       case "BINGET" | "LONG_BINGET":
         stack.append(self._memo[argument])
-      case "GLOBAL" | "INST":
-        stack.append(_admit(argument.replace(" ", "."), opcode))
+      case "GLOBAL":
+        stack.append(_admit(argument.replace(" ", ".")))
       case "STACK_GLOBAL":
         name, module = stack.pop(), stack.pop()
         if not isinstance(name, str) or not isinstance(module, str):
           raise ValueError(f"it asks for a {_kind(name)} by name")
-        stack.append(_admit(f"{module}.{name}", opcode))
+        stack.append(_admit(f"{module}.{name}"))
       case "REDUCE" | "NEWOBJ":
         arguments, function = stack.pop(), stack.pop()
         stack.append(self._build(opcode, function, arguments))
@@ -212,6 +215,8 @@ class _Interpreter:
     target = self._stack[-1]
     if not isinstance(target, dict):
       raise ValueError(f"it sets items of a {_kind(target)}")
+    if len(items) % 2:
+      raise ValueError("it sets a key without a value")
     self._spend(50 * len(items))
     for key, value in zip(items[::2], items[1::2], strict=True):
       if not isinstance(key, str | int):
@@ -263,7 +268,7 @@ class _Interpreter:
     if self._tensor_bytes < 0:
       raise ValueError("its tensors overlap; together they exceed the file")
     if not count:
-      return np.zeros(shape, elements.dtype)
+      return elements[:0].reshape(shape)
     return np.lib.stride_tricks.as_strided(
       elements[offset:],
       shape,
@@ -282,9 +287,8 @@ class _Interpreter:
     return np.frombuffer(content, dtype, storage.size)
 
 
-def _admit(name, opcode):
-  is_admitted = name in _GLOBALS or name.startswith(_SCRIPT_CLASS)
-  if opcode == "INST" or not is_admitted:
+def _admit(name):
+  if name not in _GLOBALS and not name.startswith(_SCRIPT_CLASS):
     raise ValueError(
       f"it asks for {name[:200]}. Only tensors and plain containers are read;"
       " nothing of it was run"

@@ -8,6 +8,7 @@ os.environ["XLA_FLAGS"] = (
 
 import shutil
 
+import hypothesis
 import jax
 import numpy as np
 import pytest
@@ -17,6 +18,15 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # Parity is claimed in full float32, whatever the hardware's default.
 jax.config.update("jax_default_matmul_precision", "highest")
 install_import_hook("cops_jax", "beartype.beartype")
+
+# `--hypothesis-profile=soak` looks further, and elsewhere each time.
+hypothesis.settings.register_profile(
+  "quick", max_examples=400, deadline=None, derandomize=True, database=None
+)
+hypothesis.settings.register_profile(
+  "soak", max_examples=10_000, deadline=None, database=None
+)
+hypothesis.settings.load_profile("quick")
 
 
 @pytest.fixture(scope="session")
