@@ -19,7 +19,7 @@ import numpy as np
 from transformers import CLIPConfig
 
 from cops_jax import tensor_files
-from cops_jax.errors import InputError
+from cops_jax.errors import InputError, shorten
 from cops_jax.models.clip import CLIP
 
 # What files carry besides parameters. OpenAI's archives note three sizes.
@@ -143,7 +143,7 @@ def params_from_tensors(
   except Exception as error:  # Bad sizes are noticed late and variously.
     raise InputError(
       f"{source}: its sizes describe no CLIP that can be built"
-      f" ({type(error).__name__}: {str(error)[:200]})"
+      f" ({type(error).__name__}: {shorten(error)})"
     ) from error
   places = {name: place(name, leaf.shape) for name, leaf in shapes.items()}
   tensors = {

@@ -14,7 +14,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from cops_jax import torch_files
-from cops_jax.errors import InputError
+from cops_jax.errors import InputError, shorten
 
 _FLAX_ARRAY = 1  # flax.serialization's extension type of arrays.
 
@@ -126,7 +126,7 @@ def _read_safetensors(path):
     LookupError,
   ) as error:
     raise InputError(
-      f"{path} is not a whole safetensors file: {error}"
+      f"{path} is not a whole safetensors file: {shorten(error)}"
     ) from error
 
 
@@ -149,8 +149,7 @@ def _read_msgpack(path):
     ValueError,
   ) as error:
     raise InputError(
-      f"{path} is not a whole file of flax parameters:"
-      f" {str(error) or type(error).__name__}"
+      f"{path} is not a whole file of flax parameters: {shorten(error)}"
     ) from error
 
 

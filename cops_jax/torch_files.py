@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cops_jax import torch_pickles
-from cops_jax.errors import InputError
+from cops_jax.errors import InputError, shorten
 from cops_jax.files import write_file
 from cops_jax.torch_pickles import Module
 
@@ -80,7 +80,7 @@ def read_tensors(path: str | os.PathLike) -> TorchFile:
     if type(error) is not ValueError and not isinstance(error, OSError):
       reason = f"it is damaged or incomplete ({type(error).__name__}: {error})"
     raise InputError(
-      f"{path} cannot be read as a torch file: {reason}"
+      f"{path} cannot be read as a torch file: {shorten(reason)}"
     ) from error
 
 

@@ -11,6 +11,7 @@ import functools
 import math
 import pickletools
 import struct
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -74,13 +75,16 @@ def load(
     ValueError: it asks for something else, or for absurdly much.
     Others of the standard library: it is damaged.
   """
-  for opcode, argument, _ in pickletools.genops(stream):
-    if opcode.name in ("GLOBAL", "INST"):
-      _admit(argument.replace(" ", "."))
   interpreter = _Interpreter(read_storage, byte_order, max_tensor_bytes)
-  # One byte of a pickle can ask for an object of many. Real pickles stay well
-  # below this share.
-  return interpreter.run(stream, max_object_bytes=65536 + 32 * len(stream))
+  with warnings.catch_warnings():
+    # pickletools decodes a damaged string's escapes.
+    warnings.simplefilter("ignore", DeprecationWarning)
+    for opcode, argument, _ in pickletools.genops(stream):
+      if opcode.name in ("GLOBAL", "INST"):
+        _admit(argument.replace(" ", "."))
+    # One byte of a pickle can ask for an object of many. Real pickles stay well
+    # below this share.
+    return interpreter.run(stream, max_object_bytes=65536 + 32 * len(stream))
 
 
 class _Global(NamedTuple):
@@ -121,8 +125,9 @@ class _Interpreter:
     self._object_bytes = max_object_bytes
     for opcode, argument, _ in pickletools.genops(stream):
       if opcode.name == "STOP":
-        (root,) = self._stack
-        return root
+        if len(self._stack) != 1:
+          raise ValueError(f"its pickle ends with {len(self._stack)} values")
+        return self._stack[0]
       self._step(opcode.name, argument)
     raise ValueError("its pickle has no end")
 

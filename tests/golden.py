@@ -9,12 +9,11 @@ import functools
 import json
 import pathlib
 
-import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cops_jax import clip_names
+from cops_jax import clip_names, prompt_files
 from cops_jax.models.cops import CoPS, join_params
 
 DATA = pathlib.Path(__file__).parent / "data"
@@ -61,48 +60,12 @@ def clip_params():
 
 def trainable(prefix, source):
   """The authors' prompt parameters (or gradients) as the trainable tree."""
-  source = {
+  tensors = {
     name.removeprefix(prefix): array.astype(np.float32)
     for name, array in source.items()
     if name.startswith(prefix)
   }
-  deep = sorted(name for name in source if name.startswith("compound"))
-  tree = {
-    "prompt_learner.context": np.concatenate(
-      [source["ctx_pos"][0], source["ctx_neg"][0]]
-    ),
-    "prompt_learner.deep_prompts": np.stack([source[name] for name in deep]),
-    "prototype_extractor.queries": np.stack([source["t_n"], source["t_a"]]),
-  }
-  stacked = zip(
-    ("query", "key", "value"),
-    np.split(source["extractor.attn.in_proj_weight"], 3),
-    np.split(source["extractor.attn.in_proj_bias"], 3),
-    strict=True,
-  )
-  for name, weight, bias in stacked:
-    tree[f"prototype_extractor.{name}.kernel"] = weight.T
-    tree[f"prototype_extractor.{name}.bias"] = bias
-  linear = {
-    "extractor.attn.out_proj": "prototype_extractor.out",
-    "extractor.mlp.c_fc": "prototype_extractor.c_fc",
-    "extractor.mlp.c_proj": "prototype_extractor.c_proj",
-    "vae_encoder.net.0": "category_vae.encoder",
-    "vae_encoder.mean": "category_vae.mean",
-    "vae_encoder.log_var": "category_vae.log_var",
-    "vae_decoder.net.0": "category_vae.decoder",
-    "vae_decoder.net.2": "category_vae.output",
-  }
-  for old, new in linear.items():
-    tree[f"{new}.kernel"] = source[f"{old}.weight"].T
-    tree[f"{new}.bias"] = source[f"{old}.bias"]
-  for norm in ("ln_1", "ln_2"):
-    tree[f"prototype_extractor.{norm}.scale"] = source[
-      f"extractor.{norm}.weight"
-    ]
-    tree[f"prototype_extractor.{norm}.bias"] = source[f"extractor.{norm}.bias"]
-  tree = {name: jnp.asarray(array) for name, array in tree.items()}
-  return flax.traverse_util.unflatten_dict(tree, sep=".")
+  return jax.tree.map(jnp.asarray, prompt_files.from_authors_names(tensors))
 
 
 def model(recipe):

@@ -142,7 +142,7 @@ def test_all_problems_are_listed_at_once():
 
 def mutate(content, changes):
   """Applies changes, each at a place given as a share of the length."""
-  for kind, place, value, other in changes:
+  for kind, place, value, name in changes:
     at = int(place * len(content))
     if kind == "set":
       content = content[:at] + bytes([value]) + content[at + 1 :]
@@ -157,6 +157,7 @@ def mutate(content, changes):
     elif kind == "insert":
       content = content[:at] + bytes([value]) * (1 + value % 9) + content[at:]
     else:  # Some bytes of another file.
+      other = SEEDS[name]
       start = int(place * len(other))
       content = content[:at] + other[start : start + value] + content[at:]
   return content
@@ -194,7 +195,7 @@ changes = st.lists(
     st.sampled_from(("set", "flip", "cut", "drop", "insert", "splice")),
     st.floats(0, 1, exclude_max=True),
     st.integers(0, 255),
-    st.sampled_from(tuple(SEEDS.values())),
+    st.sampled_from(weight_files.FILES),
   ),
   min_size=1,
   max_size=6,

@@ -284,6 +284,8 @@ def test_hostile_pickles_are_refused_by_name_and_nothing_runs(
     (b"\x80\x02}]K\x01s.", "has a list for a key"),
     (b"I" + b"9" * 5000 + b"\n.", "Exceeds the limit"),
     (b"\x80\x02}X\x2c\x01\0\0" + b"n" * 300 + b"}s.", "name is too long"),
+    (b"S'\\h'\n.", "its pickle has the instruction STRING"),
+    (b"\x80\x02}}.", "its pickle ends with 2 values"),
     (b"", "exhausted before seeing STOP"),
   ),
 )
