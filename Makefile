@@ -11,7 +11,7 @@ PIP_INSTALL = .venv/bin/python -m pip install --quiet --disable-pip-version-chec
 
 demo: .venv/core
 	.venv/bin/python train.py --config=configs/demo.py --workdir=runs/demo
-	.venv/bin/python eval.py --config=configs/demo.py --workdir=runs/demo
+	.venv/bin/python eval.py --workdir=runs/demo
 
 test: .venv/test
 	.venv/bin/python -m ruff check .

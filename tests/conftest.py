@@ -75,8 +75,7 @@ def clip_folder(tmp_path_factory):
   return folder
 
 
-@pytest.fixture
-def config(clip_folder, data_dir):
+def make_config(clip_folder, data_dir):
   """The demo's config on the random CLIP: an epoch is nine steps."""
   from configs import demo
 
@@ -94,3 +93,8 @@ def config(clip_folder, data_dir):
   config.train.checkpoint_every_steps = 4
   config.evaluation.batch_size = 100
   return config
+
+
+@pytest.fixture
+def config(clip_folder, data_dir):
+  return make_config(clip_folder, data_dir)
