@@ -41,17 +41,27 @@ def _parse(arguments, recorded_config):
       flags.FLAGS.unparse_flags()
       del flags.FLAGS.config
       config_flags.DEFINE_config_dict("config", config)
-    flags.mark_flags_as_required([_CONFIG])
+    else:
+      flags.mark_flags_as_required([_CONFIG])
     rest = flags.FLAGS(arguments)
     _CONFIG.value.keys()  # A file that could not be read raises only now.
     return rest
   except (flags.Error, InputError) as error:
-    sys.exit(f"error: {error}")
+    sys.exit(f"error: {_root_cause(error)}")
   except (AttributeError, KeyError) as error:
     message = str(error).strip("'\"").replace("\\n", " ").replace("\\'", "'")
     sys.exit(f"error: a --config.FIELD flag names no field: {message}")
   except OSError as error:
     sys.exit(f"error: {' '.join(str(error).split())}")
+
+
+def _root_cause(error):
+  """The InputError of a config file, which ml_collections and absl wrap."""
+  first, cause = error, error
+  while cause := cause.__cause__ or cause.__context__:
+    if isinstance(cause, InputError):
+      first = cause
+  return first
 
 
 def run(
