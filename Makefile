@@ -1,21 +1,25 @@
 # make demo: train on generated data, find anomalies in categories never seen.
 # make test: run the tests.
-# Both first create .venv with the versions of constraints.txt.
+# make soak: damage ten thousand weight files and read them.
+# All first create .venv with the versions of constraints.txt.
 
 PYTHON ?= python3
 PIP_INSTALL = .venv/bin/python -m pip install --quiet --disable-pip-version-check \
   --constraint constraints.txt
 
-.PHONY: demo test
+.PHONY: demo soak test
 
 demo: .venv/core
 	.venv/bin/python train.py --config=configs/demo.py --workdir=runs/demo
-	.venv/bin/python eval.py --config=configs/demo.py --workdir=runs/demo
+	.venv/bin/python eval.py --workdir=runs/demo
 
 test: .venv/test
 	.venv/bin/python -m ruff check .
 	.venv/bin/python -m ruff format --check .
 	.venv/bin/python -m pytest --quiet --durations=5
+
+soak: .venv/test
+	.venv/bin/python -m pytest --quiet --hypothesis-profile=soak -k fuzzed
 
 .venv/core: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

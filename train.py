@@ -12,11 +12,23 @@ from cops_jax import cli
 
 flags.adopt_module_key_flags(cli)
 
+_INIT_FROM = flags.DEFINE_string(
+  "init_from",
+  "",
+  "Trained prompts to begin from: a work directory, the authors' epoch_N.pth or"
+  " exported prompts. The optimizer begins afresh.",
+)
 
-def main(config, workdir):
+
+def main(config, workdir, allow_other_clip):
   from cops_jax import training
 
-  training.train(config, workdir)
+  training.train(
+    config,
+    workdir,
+    init_from=_INIT_FROM.value,
+    allow_other_clip=allow_other_clip,
+  )
 
 
 if __name__ == "__main__":

@@ -25,8 +25,13 @@ def get_config() -> ml_collections.ConfigDict:
   inputs.unreadable_files = "error"
 
   config.clip = clip = ml_collections.ConfigDict()
-  # A Hugging Face name or folder, or "demo" for the toy in this package.
+  # A Hugging Face name or folder, OpenAI's own .pt or a state dict in OpenAI's
+  # names, or "demo" for the toy in this package.
   clip.weights = "openai/clip-vit-large-patch14-336"
+  # Branch, tag or commit on the Hugging Face hub; "" for the newest.
+  clip.revision = ""
+  # SHA-256 that the file with the weights must have; "" accepts any.
+  clip.sha256 = ""
   # Of CLIP's computation: "float32" or "bfloat16". The rest is float32.
   clip.dtype = "bfloat16"
 

@@ -1,7 +1,7 @@
 """The embedded default: generated data and a toy CLIP, no download.
 
   python train.py --config=configs/demo.py --workdir=runs/demo
-  python eval.py --config=configs/demo.py --workdir=runs/demo
+  python eval.py --workdir=runs/demo
 
 On 2 CPU cores about a minute of training and 15 seconds of evaluation. Mean
 over six categories never seen, seeds 0, 1 and 2, in percent: image AUROC 84.0,

@@ -1,7 +1,7 @@
 """The published recipe trained on MVTec AD, evaluated on VisA.
 
   python train.py --config=configs/mvtec.py --workdir=runs/mvtec
-  python eval.py --config=configs/mvtec.py --workdir=runs/mvtec
+  python eval.py --workdir=runs/mvtec
 
 Published result on VisA, in percent: image AUROC 85.4, image AP 88.0, pixel
 AUROC 95.7, pixel AP 23.4. The authors used one GPU. No time is given here, as

@@ -1,98 +1,21 @@
-"""Orbax checkpoints of what is trained, and the config beside them."""
+"""Orbax checkpoints of what is trained."""
 
 from __future__ import annotations
 
-import json
 import os
 import pathlib
-from collections.abc import Mapping
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
 from cops_jax.errors import InputError
-from cops_jax.files import write_file
-
-_CONFIG_FILE = "config.json"
-# Fields that may differ between the starts of one run, or from a run to its
-# evaluation: they do not change what is trained.
-_FREE_FIELDS = (
-  "data_dir",
-  "manual_dir",
-  "input",
-  "evaluation",
-  "train.log_every_steps",
-  "train.checkpoint_every_steps",
-  "train.num_kept_checkpoints",
-)
 
 
-def claim_workdir(
-  workdir: str | os.PathLike, config: Mapping[str, Any]
-) -> None:
-  """Makes a work directory this config's, or checks that it is.
-
-  Raises:
-    InputError: it holds a run with another config; names the differences.
-  """
-  path = pathlib.Path(workdir) / _CONFIG_FILE
-  if path.exists():
-    check_config(workdir, config, sections=tuple(config))
-  else:
-    try:
-      write_file(path, json.dumps(config, indent=2) + "\n")
-    except OSError as error:
-      raise InputError(
-        f"cannot write in --workdir={workdir}: {error}"
-      ) from error
-
-
-def check_config(
-  workdir: str | os.PathLike,
-  config: Mapping[str, Any],
-  sections: tuple[str, ...],
-) -> None:
-  """Checks that a run was made with the same values in some sections.
-
-  Raises:
-    InputError: there is no run, or values differ; names them.
-  """
-  path = pathlib.Path(workdir) / _CONFIG_FILE
-  if not path.is_file():
-    raise InputError(
-      f"{workdir} holds no training run: {path} does not exist. Train first:"
-      f" python train.py --config=... --workdir={workdir}"
-    )
-  try:
-    saved = _flatten(json.loads(path.read_text(encoding="utf-8")))
-  except (json.JSONDecodeError, UnicodeDecodeError) as error:
-    raise InputError(
-      f"{path} is damaged ({error}); restore it or train in a new directory"
-    ) from error
-  asked = _flatten(json.loads(json.dumps(config)))
-  differences = [
-    f"{name} is {saved.get(name)!r} there and {asked.get(name)!r} here"
-    for name in sorted(saved.keys() | asked.keys())
-    if saved.get(name) != asked.get(name)
-    and name.split(".")[0] in sections
-    and not name.startswith(_FREE_FIELDS)
-  ]
-  if differences:
-    raise InputError(
-      f"{workdir} holds a run with another config: {'; '.join(differences)}."
-      " Use its config or another --workdir."
-    )
-
-
-def _flatten(tree, prefix=""):
-  flat = {}
-  for name, value in tree.items():
-    if isinstance(value, dict):
-      flat |= _flatten(value, f"{prefix}{name}.")
-    else:
-      flat[prefix + name] = value
-  return flat
+def has_checkpoint(workdir: str | os.PathLike) -> bool:
+  """Whether a work directory, which need not exist, has a checkpoint."""
+  with Checkpoints(workdir) as saved:
+    return saved.latest_step() is not None
 
 
 class Checkpoints:
@@ -110,6 +33,11 @@ class Checkpoints:
       options=ocp.CheckpointManagerOptions(
         max_to_keep=num_kept, create=num_kept is not None
       ),
+      # Named here so that shapes can be read without a tree of them.
+      item_handlers={
+        name: ocp.StandardCheckpointHandler()
+        for name in ("params", "opt_state")
+      },
     )
 
   def __enter__(self) -> Checkpoints:
@@ -141,21 +69,38 @@ class Checkpoints:
     restored = self._restore(params=params, opt_state=opt_state)
     return self.latest_step(), restored["params"], restored["opt_state"]
 
-  def restore_params(self, params: Any) -> tuple[int, Any]:
+  def restore_params(self, params: Any = None) -> tuple[int, Any]:
     """The newest checkpoint's step and parameters.
+
+    Args:
+      params: a tree of the wanted shapes and shardings; None for those that
+        were saved, on one device.
 
     Raises:
       InputError: there is no checkpoint, or it is of another model.
     """
-    return self.latest_step(), self._restore(params=params)["params"]
+    step = self._require_step()
+    if params is None:
+      device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+      params = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(
+          leaf.shape, leaf.dtype, sharding=device
+        ),
+        self._manager.item_metadata(step)["params"],
+      )
+    return step, self._restore(params=params)["params"]
 
-  def _restore(self, **trees):
+  def _require_step(self):
     step = self.latest_step()
     if step is None:
       raise InputError(
         f"{self._workdir} has no checkpoint yet. Train first:"
         f" python train.py --config=... --workdir={self._workdir}"
       )
+    return step
+
+  def _restore(self, **trees):
+    step = self._require_step()
     try:
       return self._manager.restore(
         step,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -21,15 +22,32 @@ _WORKDIR = flags.DEFINE_string(
 )
 
 
-def _parse(arguments):
+_ALLOW_OTHER_CLIP = flags.DEFINE_bool(
+  "allow_other_clip", False, "Accept other CLIP weights than the run's own."
+)
+
+
+def _parse(arguments, recorded_config):
   """absl's flags; ml_collections' errors are told as shortly as absl's."""
-  flags.mark_flags_as_required([_CONFIG, _WORKDIR])
+  flags.mark_flags_as_required([_WORKDIR])
   try:
+    if recorded_config and not any(
+      re.match("--?config(=|$)", argument) for argument in arguments
+    ):
+      # The other flags say where the config is recorded; it then defines the
+      # --config.FIELD flags.
+      flags.FLAGS(arguments, known_only=True)
+      config = recorded_config()
+      flags.FLAGS.unparse_flags()
+      del flags.FLAGS.config
+      config_flags.DEFINE_config_dict("config", config)
+    else:
+      flags.mark_flags_as_required([_CONFIG])
     rest = flags.FLAGS(arguments)
     _CONFIG.value.keys()  # A file that could not be read raises only now.
     return rest
-  except flags.Error as error:
-    sys.exit(f"error: {error}")
+  except (flags.Error, InputError) as error:
+    sys.exit(f"error: {_root_cause(error)}")
   except (AttributeError, KeyError) as error:
     message = str(error).strip("'\"").replace("\\n", " ").replace("\\'", "'")
     sys.exit(f"error: a --config.FIELD flag names no field: {message}")
@@ -37,8 +55,25 @@ def _parse(arguments):
     sys.exit(f"error: {' '.join(str(error).split())}")
 
 
-def run(main: Callable[[Any, str], None]) -> None:
-  """Calls a script's main with the config and the work directory.
+def _root_cause(error):
+  """The InputError of a config file, which ml_collections and absl wrap."""
+  first, cause = error, error
+  while cause := cause.__cause__ or cause.__context__:
+    if isinstance(cause, InputError):
+      first = cause
+  return first
+
+
+def run(
+  main: Callable[[Any, str, bool], None],
+  recorded_config: Callable[[], Any] | None = None,
+) -> None:
+  """Calls a script's main with config, work directory and --allow_other_clip.
+
+  Args:
+    main: does the work.
+    recorded_config: gives the config where --config is absent; called when the
+      script's other flags have their values.
 
   An `InputError` ends the script with its sentence and exit status 1.
   """
@@ -47,10 +82,13 @@ def run(main: Callable[[Any, str], None]) -> None:
     if len(arguments) > 1:
       sys.exit(f"error: unexpected argument {arguments[1]!r}")
     try:
-      main(_CONFIG.value, _WORKDIR.value)
+      main(_CONFIG.value, _WORKDIR.value, _ALLOW_OTHER_CLIP.value)
     except InputError as error:
       sys.exit(f"error: {error}")
 
   show_messages()
   absl_logging.set_verbosity(absl_logging.WARNING)
-  app.run(guarded, flags_parser=_parse)
+  app.run(
+    guarded,
+    flags_parser=lambda arguments: _parse(arguments, recorded_config),
+  )

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from cops_jax import weights
 from cops_jax.errors import InputError
 from cops_jax.losses import RECONSTRUCTIONS
 from cops_jax.models.cops import CoPS
@@ -34,6 +35,12 @@ _LEAST_VALUES = {
 def random_key(seed: int, purpose: int) -> jax.Array:
   """The key of one purpose; keys of other purposes are independent."""
   return jax.random.fold_in(jax.random.key(seed), purpose)
+
+
+def load_clip(config: Any) -> PretrainedCLIP:
+  """The CLIP that a config names; see `weights.load_clip`."""
+  clip = config.clip
+  return weights.load_clip(clip.weights, clip.revision, clip.sha256)
 
 
 def build_model(config: Any, clip: PretrainedCLIP) -> CoPS:

@@ -6,3 +6,9 @@ class InputError(ValueError):
 
   The message is complete: what and where, what was expected, what to do.
   """
+
+
+def shorten(reason: object) -> str:
+  """A library's error as text; some quote whole files."""
+  text = str(reason) or type(reason).__name__
+  return text if len(text) <= 400 else f"{text[:400]}..."

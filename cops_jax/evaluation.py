@@ -14,15 +14,21 @@ import numpy as np
 from jax.sharding import Mesh
 
 from cops_jax import (
-  checkpoints,
+  __version__,
   input_pipeline,
   metrics,
+  prompt_files,
+  records,
   reporting,
   scoring,
   sharding,
-  weights,
 )
-from cops_jax.configuration import EVALUATION_KEY, build_model, random_key
+from cops_jax.configuration import (
+  EVALUATION_KEY,
+  build_model,
+  load_clip,
+  random_key,
+)
 from cops_jax.errors import InputError
 from cops_jax.models.clip import normalize_images
 from cops_jax.models.cops import CoPS, init_trainable, join_params
@@ -208,14 +214,21 @@ def _with_outputs(batches, predict, mesh):
 
 
 def evaluate(
-  config: Any, workdir: str | os.PathLike
+  config: Any,
+  workdir: str | os.PathLike,
+  *,
+  checkpoint: str | os.PathLike | None = None,
+  allow_other_clip: bool = False,
 ) -> tuple[dict[str, DatasetResult], list[pathlib.Path]]:
-  """Evaluates a work directory's newest checkpoint and writes the results.
+  """Evaluates trained prompts and writes the results.
 
   Args:
     config: a ConfigDict with the fields of configs/default.py.
-    workdir: of a training run; receives results.json, results.csv, scores.csv
-      and pictures/.
+    workdir: receives results.json, results.csv, scores.csv and pictures/.
+    checkpoint: trained prompts, see `prompt_files.load_prompts`; by default
+      the work directory's own.
+    allow_other_clip: whether other CLIP weights will do than those that the
+      prompts were trained with.
 
   Returns:
     A result for each of config.evaluation.datasets, and the paths of the
@@ -226,15 +239,21 @@ def evaluate(
   """
   from cops_jax import datasets
 
-  checkpoints.check_config(
-    workdir, config.to_dict(), sections=("clip", "model")
-  )
-  clip = weights.load_clip(config.clip.weights)
+  checkpoint = checkpoint or workdir
+  record = prompt_files.find_record(checkpoint)
+  if record is None:
+    _logger.warning("%s does not say which CLIP it was trained on", checkpoint)
+  else:
+    records.check_config(
+      record, config.to_dict(), ("clip", "model"), str(checkpoint)
+    )
+  clip = load_clip(config)
+  if record is not None:
+    records.check_clip(record, clip.sha256, str(checkpoint), allow_other_clip)
   model = build_model(config, clip)
   mesh = sharding.make_mesh()
   template = jax.eval_shape(lambda: init_trainable(model, jax.random.key(0)))
-  with checkpoints.Checkpoints(workdir) as saved:
-    step, trainable = saved.restore_params(template)
+  trainable, source = prompt_files.load_prompts(checkpoint, template)
   trainable = sharding.replicate(trainable, mesh)
   clip_params = sharding.replicate(clip.params, mesh)
   settings = config.evaluation
@@ -247,9 +266,8 @@ def evaluate(
     beta=settings.beta,
   )
   _logger.info(
-    "evaluating step %d of %s on %d %s device(s)",
-    step,
-    workdir,
+    "evaluating %s on %d %s device(s)",
+    source,
     mesh.size,
     jax.default_backend(),
   )
@@ -278,5 +296,10 @@ def evaluate(
       num_workers=config.input.num_workers,
       skip_unreadable=config.input.unreadable_files == "skip",
     )
-  sheets = reporting.write_results(pathlib.Path(workdir), results)
+  provenance = {
+    "checkpoint": source,
+    "clip_sha256": clip.sha256,
+    "version": __version__,
+  }
+  sheets = reporting.write_results(pathlib.Path(workdir), results, provenance)
   return results, sheets

@@ -116,11 +116,14 @@ def format_table(results: Mapping[str, DatasetResult]) -> str:
 
 
 def write_results(
-  workdir: pathlib.Path, results: Mapping[str, DatasetResult]
+  workdir: pathlib.Path,
+  results: Mapping[str, DatasetResult],
+  provenance: Mapping[str, str],
 ) -> list[pathlib.Path]:
   """Writes results.json, results.csv, scores.csv and pictures/NAME.png.
 
   In the files metrics are in [0, 1], and undefined ones are left out or empty.
+  `provenance` says in results.json what was evaluated.
 
   Returns:
     The picture sheets' paths.
@@ -137,7 +140,7 @@ def write_results(
   }
   write_file(
     workdir / "results.json",
-    json.dumps({"datasets": defined}, indent=2) + "\n",
+    json.dumps({**provenance, "datasets": defined}, indent=2) + "\n",
   )
   _write_csv(
     workdir / "results.csv",

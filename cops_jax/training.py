@@ -10,16 +10,25 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from cops_jax import checkpoints, input_pipeline, losses, sharding, weights
+from cops_jax import (
+  checkpoints,
+  input_pipeline,
+  losses,
+  prompt_files,
+  records,
+  sharding,
+)
 from cops_jax.configuration import (
   INIT_KEY,
   TRAIN_KEY,
   build_model,
+  load_clip,
   random_key,
 )
 from cops_jax.errors import InputError
@@ -146,10 +155,16 @@ def make_train_step(
   )
 
 
-def train(config: Any, workdir: str | os.PathLike) -> TrainState:
+def train(
+  config: Any,
+  workdir: str | os.PathLike,
+  *,
+  init_from: str | os.PathLike = "",
+  allow_other_clip: bool = False,
+) -> TrainState:
   """Trains, or goes on training, in a work directory.
 
-  Writes config.json, metrics.jsonl (a line of loss terms every so many steps),
+  Writes run.json, metrics.jsonl (a line of loss terms every so many steps),
   checkpoints/ and, if unreadable files were left out, skipped_files.json with
   the reason for each. A directory that holds this config's checkpoints is
   resumed from the newest.
@@ -157,6 +172,10 @@ def train(config: Any, workdir: str | os.PathLike) -> TrainState:
   Args:
     config: a ConfigDict with the fields of configs/default.py.
     workdir: created if need be.
+    init_from: trained prompts to begin from, see `prompt_files.load_prompts`;
+      "" begins with random ones. The optimizer begins afresh.
+    allow_other_clip: whether other CLIP weights will do than those that the
+      run, or what it begins from, was trained with.
 
   Returns:
     The final state.
@@ -169,7 +188,7 @@ def train(config: Any, workdir: str | os.PathLike) -> TrainState:
   from cops_jax import datasets
 
   settings = config.train
-  clip = weights.load_clip(config.clip.weights)
+  clip = load_clip(config)
   model = build_model(config, clip)
   examples = datasets.load(
     settings.dataset,
@@ -177,11 +196,19 @@ def train(config: Any, workdir: str | os.PathLike) -> TrainState:
     config.data_dir or None,
     config.manual_dir or None,
   )
-  checkpoints.claim_workdir(workdir, config.to_dict())
-
   mesh = sharding.make_mesh()
   optimizer = make_optimizer(settings)
   state = create_train_state(model, optimizer, config.seed)
+  if init_from and not checkpoints.has_checkpoint(workdir):
+    state = state._replace(
+      params=_read_start(init_from, state.params, clip, allow_other_clip)
+    )
+  records.claim_workdir(
+    workdir,
+    records.Record(config.to_dict(), clip.sha256, str(init_from)),
+    allow_other_clip=allow_other_clip,
+  )
+
   epoch_steps = input_pipeline.num_batches(len(examples), settings.batch_size)
   num_steps = settings.num_epochs * epoch_steps
   metrics_file = pathlib.Path(workdir) / "metrics.jsonl"
@@ -260,6 +287,26 @@ def train(config: Any, workdir: str | os.PathLike) -> TrainState:
     if num_steps > first_step or saved.latest_step() is None:
       saved.save(num_steps, state.params, state.opt_state)
   return state
+
+
+def _read_start(init_from, params, clip, allow_other_clip):
+  """Trained prompts in place of the random ones; an absent encoder's stay."""
+  record = prompt_files.find_record(init_from)
+  if record is not None:
+    records.check_clip(record, clip.sha256, str(init_from), allow_other_clip)
+  trained, source = prompt_files.load_prompts(init_from, params)
+  trained = flax.traverse_util.flatten_dict(trained)
+  random = flax.traverse_util.flatten_dict(params)
+  _logger.info("beginning from %s", source)
+  absent = sorted(".".join(name) for name in random.keys() - trained.keys())
+  if absent:
+    _logger.info(
+      "%s has no VAE encoder, which begins with random parameters: %s",
+      init_from,
+      ", ".join(absent),
+    )
+  trained = jax.tree.map(jnp.asarray, {**random, **trained})
+  return flax.traverse_util.unflatten_dict(trained)
 
 
 def _require_masks(batch, name):

@@ -8,6 +8,7 @@ os.environ["XLA_FLAGS"] = (
 
 import shutil
 
+import hypothesis
 import jax
 import numpy as np
 import pytest
@@ -17,6 +18,15 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # Parity is claimed in full float32, whatever the hardware's default.
 jax.config.update("jax_default_matmul_precision", "highest")
 install_import_hook("cops_jax", "beartype.beartype")
+
+# `--hypothesis-profile=soak` looks further, and elsewhere each time.
+hypothesis.settings.register_profile(
+  "quick", max_examples=400, deadline=None, derandomize=True, database=None
+)
+hypothesis.settings.register_profile(
+  "soak", max_examples=10_000, deadline=None, database=None
+)
+hypothesis.settings.load_profile("quick")
 
 
 @pytest.fixture(scope="session")
@@ -65,8 +75,7 @@ def clip_folder(tmp_path_factory):
   return folder
 
 
-@pytest.fixture
-def config(clip_folder, data_dir):
+def make_config(clip_folder, data_dir):
   """The demo's config on the random CLIP: an epoch is nine steps."""
   from configs import demo
 
@@ -84,3 +93,8 @@ def config(clip_folder, data_dir):
   config.train.checkpoint_every_steps = 4
   config.evaluation.batch_size = 100
   return config
+
+
+@pytest.fixture
+def config(clip_folder, data_dir):
+  return make_config(clip_folder, data_dir)

@@ -9,13 +9,11 @@ import functools
 import json
 import pathlib
 
-import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
-from transformers import CLIPConfig
 
-from cops_jax import weights
+from cops_jax import clip_names, prompt_files
 from cops_jax.models.cops import CoPS, join_params
 
 DATA = pathlib.Path(__file__).parent / "data"
@@ -34,128 +32,40 @@ def load(name):
 
 
 @functools.cache
-def clip_config():
-  sizes = json.loads(str(load("visa_recipe")["config"]))
-  return CLIPConfig(
-    text_config=dict(
-      vocab_size=int(load("weights")["clip.token_embedding.ids"].size),
-      hidden_size=sizes["embed"],
-      intermediate_size=4 * sizes["embed"],
-      num_hidden_layers=sizes["text_layers"],
-      num_attention_heads=sizes["embed"] // 64,
-    ),
-    vision_config=dict(
-      hidden_size=sizes["vision_width"],
-      intermediate_size=4 * sizes["vision_width"],
-      num_hidden_layers=sizes["vision_layers"],
-      num_attention_heads=sizes["vision_width"] // 64,
-      image_size=14 * sizes["grid"],
-      patch_size=14,
-    ),
-    projection_dim=sizes["embed"],
-  )
-
-
-@functools.cache
-def clip_params():
-  """CLIP's parameter tree; token ids are rows of the stored embedding."""
-  source = {
+def clip_tensors():
+  """CLIP in OpenAI's names; token ids are rows of the stored embedding."""
+  tensors = {
     name.removeprefix("clip."): array.astype(np.float32)
     for name, array in load("weights").items()
     if name.startswith("clip.")
   }
-  tensors = {
-    "logit_scale": source["logit_scale"],
-    "text_projection.weight": source["text_projection"].T,
-    "visual_projection.weight": source["visual.proj"].T,
-  }
-  text, vision = "text_model", "vision_model"
-  plain = {
-    "token_embedding.rows": f"{text}.embeddings.token_embedding.weight",
-    "positional_embedding": f"{text}.embeddings.position_embedding.weight",
-    "ln_final.weight": f"{text}.final_layer_norm.weight",
-    "ln_final.bias": f"{text}.final_layer_norm.bias",
-    "visual.class_embedding": f"{vision}.embeddings.class_embedding",
-    "visual.conv1.weight": f"{vision}.embeddings.patch_embedding.weight",
-    "visual.positional_embedding": (
-      f"{vision}.embeddings.position_embedding.weight"
-    ),
-    "visual.ln_pre.weight": f"{vision}.pre_layrnorm.weight",
-    "visual.ln_pre.bias": f"{vision}.pre_layrnorm.bias",
-    "visual.ln_post.weight": f"{vision}.post_layernorm.weight",
-    "visual.ln_post.bias": f"{vision}.post_layernorm.bias",
-  }
-  for old, new in plain.items():
-    tensors[new] = source[old]
-  parts = {
-    "ln_1": "layer_norm1",
-    "ln_2": "layer_norm2",
-    "attn.out_proj": "self_attn.out_proj",
-    "mlp.c_fc": "mlp.fc1",
-    "mlp.c_proj": "mlp.fc2",
-  }
-  for prefix, model in (("", text), ("visual.", vision)):
-    for name, array in source.items():
-      head = f"{prefix}transformer.resblocks."
-      if not name.startswith(head):
-        continue
-      number, part = name.removeprefix(head).split(".", 1)
-      target = f"{model}.encoder.layers.{number}"
-      if part.startswith("attn.in_proj_"):
-        kind = part.removeprefix("attn.in_proj_")
-        for projection, rows in zip("qkv", np.split(array, 3), strict=True):
-          tensors[f"{target}.self_attn.{projection}_proj.{kind}"] = rows
-      else:
-        module, leaf = part.rsplit(".", 1)
-        tensors[f"{target}.{parts[module]}.{leaf}"] = array
-  params = weights.params_from_torch_names(tensors, clip_config(), "golden")
+  del tensors["token_embedding.ids"]
+  tensors["token_embedding.weight"] = tensors.pop("token_embedding.rows")
+  return tensors
+
+
+@functools.cache
+def clip_config():
+  return clip_names.config_from_openai(clip_tensors(), "golden")
+
+
+@functools.cache
+def clip_params():
+  """CLIP's parameter tree."""
+  params = clip_names.params_from_tensors(
+    clip_tensors(), clip_config(), clip_names.openai_place, "golden"
+  )
   return jax.tree.map(jnp.asarray, params)
 
 
 def trainable(prefix, source):
   """The authors' prompt parameters (or gradients) as the trainable tree."""
-  source = {
+  tensors = {
     name.removeprefix(prefix): array.astype(np.float32)
     for name, array in source.items()
     if name.startswith(prefix)
   }
-  deep = sorted(name for name in source if name.startswith("compound"))
-  tree = {
-    "prompt_learner.context": np.concatenate(
-      [source["ctx_pos"][0], source["ctx_neg"][0]]
-    ),
-    "prompt_learner.deep_prompts": np.stack([source[name] for name in deep]),
-    "prototype_extractor.queries": np.stack([source["t_n"], source["t_a"]]),
-  }
-  stacked = zip(
-    ("query", "key", "value"),
-    np.split(source["extractor.attn.in_proj_weight"], 3),
-    np.split(source["extractor.attn.in_proj_bias"], 3),
-    strict=True,
-  )
-  for name, weight, bias in stacked:
-    tree[f"prototype_extractor.{name}.kernel"] = weight.T
-    tree[f"prototype_extractor.{name}.bias"] = bias
-  linear = {
-    "extractor.attn.out_proj": "prototype_extractor.out",
-    "extractor.mlp.c_fc": "prototype_extractor.c_fc",
-    "extractor.mlp.c_proj": "prototype_extractor.c_proj",
-    "vae_encoder.net.0": "category_vae.encoder",
-    "vae_encoder.mean": "category_vae.mean",
-    "vae_encoder.log_var": "category_vae.log_var",
-    "vae_decoder.net.0": "category_vae.decoder",
-    "vae_decoder.net.2": "category_vae.output",
-  }
-  for old, new in linear.items():
-    tree[f"{new}.kernel"] = source[f"{old}.weight"].T
-    tree[f"{new}.bias"] = source[f"{old}.bias"]
-  for norm in ("ln_1", "ln_2"):
-    tree[f"prototype_extractor.{norm}.scale"] = source[
-      f"extractor.{norm}.weight"
-    ]
-    tree[f"prototype_extractor.{norm}.bias"] = source[f"extractor.{norm}.bias"]
-  tree = {name: jnp.asarray(array) for name, array in tree.items()}
-  return flax.traverse_util.unflatten_dict(tree, sep=".")
+  return jax.tree.map(jnp.asarray, prompt_files.from_authors_names(tensors))
 
 
 def model(recipe):

@@ -1,66 +1,11 @@
-"""Work directories: whose they are, and what is in them."""
+"""Checkpoints of parameters and optimizer."""
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cops_jax.checkpoints import Checkpoints, check_config, claim_workdir
+from cops_jax.checkpoints import Checkpoints, has_checkpoint
 from cops_jax.errors import InputError
-
-CONFIG = {
-  "seed": 0,
-  "data_dir": "",
-  "model": {"temperature": 0.07, "feature_layers": (24,)},
-  "train": {"learning_rate": 1e-3, "log_every_steps": 20},
-  "evaluation": {"beta": 0.9},
-}
-
-
-def changed(section, name, value):
-  return {**CONFIG, section: {**CONFIG[section], name: value}}
-
-
-def test_a_workdir_can_be_claimed_again(tmp_path):
-  claim_workdir(tmp_path, CONFIG)
-  claim_workdir(tmp_path, CONFIG)
-  claim_workdir(tmp_path, changed("evaluation", "beta", 1.0))
-  claim_workdir(tmp_path, changed("train", "log_every_steps", 1))
-  claim_workdir(tmp_path, {**CONFIG, "data_dir": "elsewhere"})
-
-
-def test_another_config_is_refused_and_the_first_kept(tmp_path):
-  claim_workdir(tmp_path, CONFIG)
-  before = (tmp_path / "config.json").read_text()
-  with pytest.raises(InputError, match=r"train\.learning_rate is 0\.001 there"):
-    claim_workdir(tmp_path, changed("train", "learning_rate", 1e-4))
-  assert (tmp_path / "config.json").read_text() == before
-
-
-def test_only_the_asked_sections_are_compared(tmp_path):
-  claim_workdir(tmp_path, CONFIG)
-  other = changed("train", "learning_rate", 1e-4)
-  check_config(tmp_path, other, sections=("model",))
-  other = changed("model", "temperature", 0.1)
-  with pytest.raises(InputError, match=r"model\.temperature is 0\.07 there"):
-    check_config(tmp_path, other, sections=("model",))
-
-
-def test_no_run(tmp_path):
-  with pytest.raises(InputError, match="holds no training run"):
-    check_config(tmp_path / "nowhere", CONFIG, sections=("model",))
-  assert not (tmp_path / "nowhere").exists()
-
-
-def test_a_file_is_no_workdir(tmp_path):
-  (tmp_path / "file").write_text("")
-  with pytest.raises(InputError, match="cannot write in --workdir=.*/file"):
-    claim_workdir(tmp_path / "file", CONFIG)
-
-
-def test_damaged_config(tmp_path):
-  (tmp_path / "config.json").write_text('{"seed": 0')
-  with pytest.raises(InputError, match="config.json is damaged"):
-    claim_workdir(tmp_path, CONFIG)
 
 
 def test_round_trip(tmp_path):
@@ -85,7 +30,7 @@ def test_round_trip(tmp_path):
 
 
 def test_missing_checkpoint(tmp_path):
-  claim_workdir(tmp_path, CONFIG)
+  assert not has_checkpoint(tmp_path / "nowhere")
   with Checkpoints(tmp_path) as saved:
     with pytest.raises(InputError, match="has no checkpoint yet"):
       saved.restore_params({"a": jnp.zeros(3)})

@@ -78,8 +78,10 @@ def read_csv(path):
 
 
 def test_files(results, tmp_path):
-  sheets = reporting.write_results(tmp_path, results)
-  stored = json.loads((tmp_path / "results.json").read_text())["datasets"]
+  sheets = reporting.write_results(tmp_path, results, {"version": "1"})
+  stored = json.loads((tmp_path / "results.json").read_text())
+  assert stored.pop("version") == "1"
+  stored = stored["datasets"]
   assert stored["made"]["mean"]["image_auroc"] == pytest.approx(0.7)
   assert stored["made"]["categories"]["cable"] == dict(
     image_auroc=0.5, image_ap=0.4

@@ -77,16 +77,20 @@ def test_training_shows_progress_and_writes_its_files(trained):
     "reconstruction",
   }
   assert rows[-1]["loss"] < rows[0]["loss"]
-  config = json.loads((workdir / "config.json").read_text())
-  assert config["train"]["batch_size"] == 64
+  record = json.loads((workdir / "run.json").read_text())
+  assert record["config"]["train"]["batch_size"] == 64
   with Checkpoints(workdir) as saved:
     assert saved.latest_step() == 9
 
 
-def test_evaluation_prints_a_table_and_writes_its_files(trained, arguments):
+def test_evaluation_needs_no_config_and_writes_its_files(trained):
+  """The run's own, with a field set by hand."""
   workdir, _ = trained
-  code, out, err = run("eval.py", *arguments, f"--workdir={workdir}")
+  code, out, err = run(
+    "eval.py", f"--workdir={workdir}", "--config.evaluation.num_pictures=1"
+  )
   assert code == 0, err
+  assert f"evaluating step 9 of {workdir}" in err
   assert "demo_unseen  mean" in out
   assert f"pictures: {workdir}/pictures/demo_unseen.png" in out
   assert "612/612 images" in err
@@ -116,7 +120,7 @@ def test_killed_and_resumed_is_as_if_nothing_happened(
   assert code == 0, err
   assert f"resuming {tmp_path} from step" in err
   whole, _ = trained
-  for name in ("metrics.jsonl", "config.json"):
+  for name in ("metrics.jsonl", "run.json"):
     assert (tmp_path / name).read_text() == (whole / name).read_text()
   assert _leaves(tmp_path) == _leaves(whole)
 
@@ -166,6 +170,18 @@ def test_bad_input_is_one_sentence_and_writes_nothing(
   assert expected in err
   assert "Traceback" not in err and out == ""
   assert not workdir.exists()
+
+
+def test_evaluation_without_a_config_cannot_do_everything(trained):
+  workdir, _ = trained
+  released = ROOT / "tests" / "data" / "weights" / "epoch_1.pth"
+  for extra, expected in (
+    (f"--checkpoint={released}", "does not say with which config it was"),
+    ("--config.seeds=1", 'Did you mean "seed"'),
+  ):
+    code, out, err = run("eval.py", f"--workdir={workdir}", extra)
+    assert code == 1 and out == ""
+    assert expected in err and "Traceback" not in err
 
 
 def test_another_config_is_refused(trained, arguments):

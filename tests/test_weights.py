@@ -1,156 +1,289 @@
-"""CLIP from a Hugging Face folder, strictly."""
+"""The command for weight files, and runs that begin or end with such files."""
 
+import hashlib
 import json
+import logging
 import shutil
+import subprocess
+import sys
 
 import chex
+import flax.traverse_util
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from transformers import FlaxCLIPModel
 
-from cops_jax import weights
+import cops_jax
+import weight_files
+from configs import recorded
+from cops_jax import evaluation, prompt_files, training, weights
+from cops_jax.checkpoints import Checkpoints
 from cops_jax.errors import InputError
+from cops_jax.records import read_record
+from cops_jax.torch_files import write_tensors
+
+
+@pytest.fixture(scope="module")
+def untrained(clip_folder, data_dir, tmp_path_factory):
+  """A run of no steps, and its config."""
+  from conftest import make_config
+
+  config = make_config(clip_folder, data_dir)
+  config.train.num_epochs = 0
+  workdir = tmp_path_factory.mktemp("untrained")
+  training.train(config, workdir)
+  return workdir, config
 
 
 @pytest.fixture
-def copy(clip_folder, tmp_path):
-  return shutil.copytree(clip_folder, tmp_path / "copy")
+def untrained_config(untrained):
+  return untrained[1].copy_and_resolve_references()
 
 
-def edit(folder, **changes):
-  """Changes tensors of a folder; None removes one."""
+@pytest.fixture(scope="module")
+def exported(untrained, tmp_path_factory):
+  """Both formats of the run's prompts."""
+  folder = tmp_path_factory.mktemp("exported")
+  paths = [folder / "prompts.pth", folder / "prompts.safetensors"]
+  for path in paths:
+    weights.export(str(untrained[0]), str(path))
+  return paths
+
+
+@pytest.fixture
+def other_clip(clip_folder, tmp_path):
+  """A CLIP of the same sizes with one other number."""
+  folder = shutil.copytree(clip_folder, tmp_path / "other_clip")
   path = folder / "model.safetensors"
-  tensors = {**load_file(path), **changes}
-  save_file({k: v for k, v in tensors.items() if v is not None}, path)
-
-
-def test_round_trip_is_exact_in_half_precision(clip_folder, tmp_path):
-  first = weights.load_clip(str(clip_folder))
-  shutil.copytree(clip_folder, tmp_path, dirs_exist_ok=True)
-  weights.save_clip(tmp_path, first.config, first.params)
-  second = weights.load_clip(str(tmp_path))
-  chex.assert_trees_all_equal(first.params, second.params)
-  assert second.params["logit_scale"].shape == ()
-  assert second.tokens == first.tokens
-
-
-def test_same_parameters_as_torchs_clip(clip_folder):
-  """transformers' torch model reads the folder to the same output."""
-  torch = pytest.importorskip("torch")
-  from transformers import CLIPModel
-
-  loaded = weights.load_clip(str(clip_folder))
-  flax_model = FlaxCLIPModel(loaded.config, _do_init=False)
-  pixels = np.random.default_rng(0).normal(size=(2, 3, 64, 64))
-  pixels = pixels.astype(np.float32)
-  ids = np.array([[5, 6, 7, 8]], np.int32)
-  ours = flax_model(ids, pixels, params=loaded.params)
-  model = CLIPModel.from_pretrained(clip_folder, torch_dtype=torch.float32)
-  with torch.no_grad():
-    theirs = model(torch.tensor(ids, dtype=torch.long), torch.tensor(pixels))
-  for name in ("image_embeds", "text_embeds", "logits_per_image"):
-    np.testing.assert_allclose(
-      ours[name], theirs[name].numpy(), rtol=1e-4, atol=1e-5
-    )
-
-
-def test_torchs_own_format(copy):
-  """As on hub models that offer nothing else, with a buffer of old versions."""
-  torch = pytest.importorskip("torch")
-  expected = weights.load_clip(str(copy))
-  tensors = load_file(copy / "model.safetensors")
-  state = {name: torch.tensor(array) for name, array in tensors.items()}
-  state["text_model.embeddings.position_ids"] = torch.arange(77)[None]
-  torch.save(state, copy / "pytorch_model.bin")
-  (copy / "model.safetensors").unlink()
-  actual = weights.load_clip(str(copy))
-  chex.assert_trees_all_equal(actual.params, expected.params)
-
-
-@pytest.mark.parametrize("tensors", ("model.safetensors", "pytorch_model.bin"))
-def test_a_hub_name_downloads_what_is_needed(clip_folder, monkeypatch, tensors):
-  import huggingface_hub
-
-  asked = {}
-
-  def snapshot_download(name, allow_patterns):
-    asked[name] = allow_patterns
-    return str(clip_folder)
-
-  monkeypatch.setattr(
-    huggingface_hub.HfApi,
-    "list_repo_files",
-    lambda self, name: [tensors, "pytorch_model.bin", "tf_model.h5"],
+  save_file(
+    {**load_file(path), "logit_scale": np.float16([3]).reshape(())}, path
   )
-  monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-  weights.load_clip("some/clip")
-  assert asked == {
-    "some/clip": ["config.json", "vocab.json", "merges.txt", tensors]
-  }
+  return folder
 
 
-def test_tokens_of_the_demo():
-  clip = weights.load_clip(weights.DEMO_CLIP)
-  vocab = json.loads((weights.DEMO_FOLDER / "vocab.json").read_text())
-  assert clip.tokens == weights.PromptTokens(
-    start=vocab["<|startoftext|>"],
-    object=vocab["object</w>"],
-    period=vocab[".</w>"],
-    end=vocab["<|endoftext|>"],
+def parameters(workdir):
+  with Checkpoints(workdir) as saved:
+    return jax.device_get(saved.restore_params()[1])
+
+
+def test_a_run_records_itself(untrained, clip_folder):
+  workdir, config = untrained
+  record = read_record(workdir)
+  content = (clip_folder / "model.safetensors").read_bytes()
+  assert record.clip_sha256 == hashlib.sha256(content).hexdigest()
+  assert record.version == cops_jax.__version__
+  assert record.init_from == ""
+  assert recorded.get_config(workdir).to_dict() == config.to_dict()
+
+
+def test_exports_hold_the_runs_prompts_and_its_record(untrained, exported):
+  workdir, config = untrained
+  expected = parameters(workdir)
+  for path in exported:
+    loaded, _ = prompt_files.load_prompts(path, expected)
+    chex.assert_trees_all_equal(loaded, expected)
+    assert prompt_files.find_record(path) == read_record(workdir)
+    assert recorded.get_config(path).to_dict() == config.to_dict()
+
+
+def test_the_command_line(untrained, tmp_path):
+  out = tmp_path / "deeper" / "prompts.pth"
+  result = subprocess.run(
+    [
+      *(sys.executable, "-m", "cops_jax.weights", "export"),
+      *(f"--workdir={untrained[0]}", f"--out={out}"),
+    ],
+    capture_output=True,
+    text=True,
   )
-
-
-def test_the_demo_is_small():
-  files = weights.DEMO_FOLDER.rglob("*")
-  assert sum(file.stat().st_size for file in files) < 8e6
-
-
-def test_every_wrong_tensor_is_listed(copy):
-  edit(
-    copy,
-    **{
-      "logit_scale": None,
-      "text_projection.weight": np.zeros((3, 24), np.float16),
-      "surplus.weight": np.zeros(2, np.float16),
-      "vision_model.embeddings.position_ids": np.arange(17),
-    },
-  )
-  with pytest.raises(InputError) as caught:
-    weights.load_clip(str(copy))
-  message = str(caught.value)
-  assert "missing: logit_scale" in message
-  assert "text_projection.weight: (3, 24), expected (24, 24)" in message
-  assert "unexpected: surplus.weight" in message
-  assert "position_ids" not in message
-
-
-def test_truncated_file(copy):
-  path = copy / "model.safetensors"
-  path.write_bytes(path.read_bytes()[:1000])
-  with pytest.raises(InputError, match="not a whole safetensors file"):
-    weights.load_clip(str(copy))
+  assert result.returncode == 0, result.stderr
+  assert result.stdout == f"{out}: the prompts of step 0 of {untrained[0]}\n"
+  assert out.is_file()
 
 
 @pytest.mark.parametrize(
-  "name", ("config.json", "vocab.json", "merges.txt", "model.safetensors")
+  "arguments, expected",
+  (
+    (("export", "--workdir={0}", "--out=a.bin"), "must end in .safetensors or"),
+    (("export", "--workdir={0}/no", "--out=a.pth"), "holds no training run"),
+    (("inspect", "{0}/no"), "no cannot be read: No such file or directory"),
+    (("inspect", "{0}"), "cannot be read: Is a directory"),
+    (("inspect", "{0}/run.json"), "neither safetensors nor torch's zip format"),
+  ),
 )
-def test_missing_file(copy, name):
-  (copy / name).unlink()
-  with pytest.raises(InputError, match=f"{name} does not exist"):
-    weights.load_clip(str(copy))
+def test_the_commands_errors(untrained, arguments, expected):
+  with pytest.raises(SystemExit) as caught:
+    weights.main([text.format(untrained[0]) for text in arguments])
+  assert str(caught.value).startswith("error: ")
+  assert expected in str(caught.value)
 
 
-def test_damaged_config(copy):
-  (copy / "config.json").write_text("{")
-  with pytest.raises(InputError, match="config.json is not JSON"):
-    weights.load_clip(str(copy))
+@pytest.mark.parametrize(
+  "name, expected",
+  (
+    (
+      "openai_script.pt",
+      (
+        "TorchScript archive, CLIP in OpenAI's names: 2 vision layers of width"
+        " 8, patches of 4 pixels in images of 8, 1 text layers of width 8",
+        "| visual.proj ",
+        "float16 (50), int64 (3)",
+      ),
+    ),
+    ("openai_state.pt", ("torch, CLIP in OpenAI's names", "25,643 bytes")),
+    ("pytorch_model.bin", ("torch, CLIP in Hugging Face's names",)),
+    ("model.safetensors", ("safetensors, CLIP in Hugging Face's names",)),
+    ("flax_model.msgpack", ("flax msgpack, CLIP in Hugging Face's names",)),
+    (
+      "epoch_1.pth",
+      (
+        "torch, trained prompts in the authors' names",
+        "| prompt_learner.ctx_pos                        | (1, 1, 14, 8) |",
+        "float16 (22)",
+        "8,737 bytes",
+        "Total: ",
+      ),
+    ),
+  ),
+)
+def test_inspect(name, expected):
+  path = weight_files.DATA / name
+  text = weights.inspect(str(path))
+  for part in (*expected, hashlib.sha256(path.read_bytes()).hexdigest()):
+    assert part in text
 
 
-def test_unknown_name(monkeypatch):
-  monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-  import huggingface_hub.constants
+def test_inspect_shows_the_run_of_exported_prompts(exported, untrained):
+  for path in exported:
+    text = weights.inspect(str(path))
+    assert "trained on demo_auxiliary with CLIP" in text
+    assert read_record(untrained[0]).clip_sha256 in text
 
-  monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-  with pytest.raises(InputError, match="'no/such-clip' are neither a folder"):
-    weights.load_clip("no/such-clip")
+
+def test_inspect_of_something_else(tmp_path):
+  write_tensors(tmp_path / "file", {"x": np.zeros(3)}, "root")
+  text = weights.inspect(str(tmp_path / "file"))
+  assert "neither a CLIP nor prompts that are known here" in text
+
+
+def test_training_begins_from_a_file_or_a_run(
+  untrained, exported, untrained_config, tmp_path
+):
+  untrained_config.seed = 7
+  expected = parameters(untrained[0])
+  for index, start in enumerate((untrained[0], exported[0])):
+    workdir = tmp_path / str(index)
+    training.train(untrained_config, workdir, init_from=start)
+    chex.assert_trees_all_equal(parameters(workdir), expected)
+    assert read_record(workdir).init_from == str(start)
+  # A resumed run does not read the file again, and must ask for the same.
+  training.train(untrained_config, workdir, init_from=start)
+  with pytest.raises(InputError, match="holds a run that began from"):
+    training.train(untrained_config, workdir)
+
+
+def test_training_begins_from_the_authors_file_without_an_encoder(
+  untrained, untrained_config, tmp_path, caplog, monkeypatch
+):
+  monkeypatch.setattr(logging.getLogger("cops_jax"), "propagate", True)
+  start = jax.tree.map(lambda leaf: leaf + 1, parameters(untrained[0]))
+  tensors = prompt_files.to_authors_names(start)
+  halves = {
+    name: array.astype(np.float16)
+    for name, array in tensors.items()
+    if not name.startswith("vae_encoder")
+  }
+  path = tmp_path / "epoch_3.pth"
+  write_tensors(path, halves, "prompt_learner")
+  with caplog.at_level(logging.INFO, "cops_jax"):
+    training.train(untrained_config, tmp_path / "run", init_from=path)
+  assert "epoch_3.pth has no VAE encoder, which begins with random" in (
+    caplog.text
+  )
+  actual = flax.traverse_util.flatten_dict(parameters(tmp_path / "run"))
+  random = flax.traverse_util.flatten_dict(parameters(untrained[0]))
+  for name, leaf in flax.traverse_util.flatten_dict(start).items():
+    if name[1] in ("encoder", "mean", "log_var"):
+      np.testing.assert_array_equal(actual[name], random[name])
+    else:
+      half = np.float16(leaf).astype(np.float32)
+      np.testing.assert_array_equal(actual[name], half, strict=True)
+
+
+def test_a_start_that_does_not_fit_leaves_nothing(untrained_config, tmp_path):
+  workdir = tmp_path / "run"
+  path = weight_files.DATA / "epoch_1.pth"
+  with pytest.raises(InputError, match="(?s)does not hold the prompts.*shape"):
+    training.train(untrained_config, workdir, init_from=path)
+  with pytest.raises(InputError, match="nowhere holds no training run"):
+    training.train(untrained_config, workdir, init_from=tmp_path / "nowhere")
+  assert not workdir.exists()
+
+
+def test_another_clip_is_refused_unless_told_otherwise(
+  untrained, exported, untrained_config, other_clip, tmp_path
+):
+  before = sorted(untrained[0].iterdir())
+  untrained_config.clip.weights = str(other_clip)
+  content = (other_clip / "model.safetensors").read_bytes()
+  hashes = (
+    f"{read_record(untrained[0]).clip_sha256}; the file here has"
+    f" {hashlib.sha256(content).hexdigest()}"
+  )
+  workdir = tmp_path / "new"
+  for action, arguments in (
+    (training.train, dict(workdir=untrained[0])),
+    (training.train, dict(workdir=workdir, init_from=exported[0])),
+    (evaluation.evaluate, dict(workdir=untrained[0])),
+    (evaluation.evaluate, dict(workdir=workdir, checkpoint=exported[1])),
+  ):
+    with pytest.raises(InputError, match=hashes):
+      action(untrained_config, **arguments)
+  assert sorted(untrained[0].iterdir()) == before and not workdir.exists()
+  training.train(untrained_config, untrained[0], allow_other_clip=True)
+  training.train(
+    untrained_config, workdir, init_from=exported[0], allow_other_clip=True
+  )
+
+
+def test_the_same_clip_may_lie_elsewhere(
+  untrained, untrained_config, clip_folder, tmp_path
+):
+  moved = shutil.copytree(clip_folder, tmp_path / "moved")
+  untrained_config.clip.weights = str(moved)
+  training.train(untrained_config, untrained[0])
+
+
+def test_evaluation_of_a_run_and_of_a_file_gives_the_same_scores(
+  untrained, exported, untrained_config, tmp_path, monkeypatch
+):
+  from cops_jax import datasets
+
+  load = datasets.load
+
+  def load_few(*arguments):
+    examples = load(*arguments)
+    return [examples[index] for index in range(0, len(examples), 30)]
+
+  monkeypatch.setattr(datasets, "load", load_few)
+  rows = []
+  for index, checkpoint in enumerate((untrained[0], exported[0])):
+    workdir = tmp_path / str(index)
+    evaluation.evaluate(untrained_config, workdir, checkpoint=checkpoint)
+    results = json.loads((workdir / "results.json").read_text())
+    assert str(checkpoint) in results["checkpoint"]
+    assert results["clip_sha256"] == read_record(untrained[0]).clip_sha256
+    rows.append((workdir / "scores.csv").read_text())
+  assert rows[0] == rows[1]
+
+
+def test_a_recorded_config_of_another_version(untrained, tmp_path):
+  record = json.loads((untrained[0] / "run.json").read_text())
+  record["config"]["model"]["forgotten"] = 1
+  (tmp_path / "run.json").write_text(json.dumps(record))
+  with pytest.raises(InputError, match="made by version .* 'forgotten'|forgo"):
+    recorded.get_config(tmp_path)
+  path = weight_files.DATA / "epoch_1.pth"
+  with pytest.raises(InputError, match="with which config it was trained; add"):
+    recorded.get_config(path)

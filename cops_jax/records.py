@@ -1,0 +1,183 @@
+"""What a run notes of itself: config, CLIP and version, in `run.json`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from cops_jax import __version__
+from cops_jax.errors import InputError
+from cops_jax.files import write_file
+
+_FILE = "run.json"
+# Fields that may differ between the starts of one run, or from a run to its
+# evaluation. They do not change what is trained; of CLIP the hash decides.
+_FREE_FIELDS = (
+  "data_dir",
+  "manual_dir",
+  "input",
+  "clip.weights",
+  "clip.revision",
+  "clip.sha256",
+  "evaluation",
+  "train.log_every_steps",
+  "train.checkpoint_every_steps",
+  "train.num_kept_checkpoints",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+  """Enough to build a run's model again.
+
+  Attributes:
+    config: the resolved config, nested dictionaries.
+    clip_sha256: of the file with the CLIP weights that it was trained on.
+    init_from: where its parameters began, "" for random ones.
+    version: of this project.
+  """
+
+  config: Mapping[str, Any]
+  clip_sha256: str
+  init_from: str = ""
+  version: str = __version__
+
+  def to_json(self) -> str:
+    """The record as text."""
+    return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+
+def from_json(text: str, source: str) -> Record:
+  """The inverse of `Record.to_json`; lists become tuples.
+
+  Raises:
+    InputError: the text is no record; names the source.
+  """
+  try:
+    values = json.loads(text)
+    record = Record(**values)
+    if not isinstance(record.config, dict) or not all(
+      isinstance(value, str)
+      for name, value in values.items()
+      if name != "config"
+    ):
+      raise TypeError("a field has another type")
+  except (ValueError, TypeError, RecursionError) as error:
+    raise InputError(
+      f"{source} is damaged ({error}); restore it or train in a new directory"
+    ) from error
+  return dataclasses.replace(record, config=_with_tuples(record.config))
+
+
+def _with_tuples(value):
+  if isinstance(value, dict):
+    return {name: _with_tuples(item) for name, item in value.items()}
+  return tuple(value) if isinstance(value, list) else value
+
+
+def read_record(workdir: str | os.PathLike) -> Record:
+  """The record of a work directory.
+
+  Raises:
+    InputError: there is no run, or its record is damaged or of old.
+  """
+  workdir = pathlib.Path(workdir)
+  path = workdir / _FILE
+  try:
+    return from_json(path.read_text(encoding="utf-8"), str(path))
+  except UnicodeDecodeError as error:
+    raise InputError(f"{path} is damaged ({error}); restore it") from error
+  except OSError as error:
+    if (workdir / "checkpoints").is_dir():
+      raise InputError(
+        f"{path} does not exist: the run was made by an older version, which"
+        " did not note the CLIP it was trained on. Train it again in another"
+        " directory."
+      ) from error
+    raise InputError(
+      f"{workdir} holds no training run: {path} does not exist. Train first:"
+      f" python train.py --config=... --workdir={workdir}"
+    ) from error
+
+
+def claim_workdir(
+  workdir: str | os.PathLike, record: Record, *, allow_other_clip: bool = False
+) -> None:
+  """Makes a work directory this run's, or checks that it is.
+
+  Raises:
+    InputError: it holds a run with another config, CLIP or start; names the
+      differences.
+  """
+  workdir = pathlib.Path(workdir)
+  if (workdir / _FILE).exists() or (workdir / "checkpoints").is_dir():
+    saved = read_record(workdir)
+    check_config(saved, record.config, tuple(record.config), str(workdir))
+    check_clip(saved, record.clip_sha256, str(workdir), allow_other_clip)
+    if saved.init_from != record.init_from:
+      raise InputError(
+        f"{workdir} holds a run that began from"
+        f" --init_from={saved.init_from!r}, not {record.init_from!r}. Use the"
+        " same or another --workdir."
+      )
+    return
+  try:
+    write_file(workdir / _FILE, record.to_json())
+  except OSError as error:
+    raise InputError(f"cannot write in --workdir={workdir}: {error}") from error
+
+
+def check_config(
+  record: Record, config: Mapping[str, Any], sections: tuple[str, ...], run: str
+) -> None:
+  """Checks that a run was made with the same values in some sections.
+
+  Raises:
+    InputError: values differ; names them.
+  """
+  saved = flatten(record.config)
+  asked = flatten(_with_tuples(json.loads(json.dumps(config))))
+  differences = [
+    f"{name} is {saved.get(name)!r} there and {asked.get(name)!r} here"
+    for name in sorted(saved.keys() | asked.keys())
+    if saved.get(name) != asked.get(name)
+    and name.split(".")[0] in sections
+    and not name.startswith(_FREE_FIELDS)
+  ]
+  if differences:
+    raise InputError(
+      f"{run} holds a run with another config: {'; '.join(differences)}."
+      " Use its config or another --workdir."
+    )
+
+
+def check_clip(
+  record: Record, sha256: str, run: str, allow_other_clip: bool
+) -> None:
+  """Checks that CLIP's weights are those that a run was trained on.
+
+  Raises:
+    InputError: they are not; names both hashes.
+  """
+  if sha256 != record.clip_sha256 and not allow_other_clip:
+    raise InputError(
+      f"{run} was trained on CLIP weights with the SHA-256"
+      f" {record.clip_sha256}; the file here has {sha256}. Set"
+      " config.clip.weights to the same file, or add --allow_other_clip if the"
+      " two hold the same model."
+    )
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+  """A nested config's fields by dotted name."""
+  flat = {}
+  for name, value in config.items():
+    if isinstance(value, dict):
+      flat |= flatten(value, f"{prefix}{name}.")
+    else:
+      flat[prefix + name] = value
+  return flat
