@@ -7,152 +7,26 @@ import logging
 import math
 import os
 import pathlib
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
-import optax
-from jax.sharding import Mesh
 
 from cops_jax import (
   checkpoints,
   input_pipeline,
-  losses,
   prompt_files,
   records,
   sharding,
+  train_steps,
 )
-from cops_jax.configuration import (
-  INIT_KEY,
-  TRAIN_KEY,
-  build_model,
-  load_clip,
-  random_key,
-)
+from cops_jax.configuration import build_model, load_clip
 from cops_jax.errors import InputError
 from cops_jax.files import write_file
-from cops_jax.models.clip import normalize_images
-from cops_jax.models.cops import CoPS, init_trainable, join_params
-from cops_jax.models.vae import example_noise
 from cops_jax.progress import Progress
 
 _logger = logging.getLogger(__name__)
-
-# Fields of a batch that a training step reads.
-_STEP_FIELDS = ("image", "mask_counts", "label", "example_id", "padding_mask")
-
-
-class TrainState(NamedTuple):
-  """All that training changes. CLIP's parameters are not part of it."""
-
-  step: jax.Array
-  params: Any
-  opt_state: Any
-
-
-def make_optimizer(settings: Any) -> optax.GradientTransformation:
-  """Adam as the fields of config.train say."""
-  return optax.adam(
-    settings.learning_rate, b1=settings.b1, b2=settings.b2, eps=settings.eps
-  )
-
-
-def create_train_state(
-  model: CoPS, optimizer: optax.GradientTransformation, seed: int
-) -> TrainState:
-  """A state with random parameters, before the first step."""
-  params = init_trainable(model, random_key(seed, INIT_KEY))
-  return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
-
-
-def loss_and_terms(
-  model: CoPS,
-  params: Any,
-  clip_params: Any,
-  batch: Mapping[str, jax.Array],
-  noise: jax.Array,
-  reconstruction: str,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-  """The loss of a batch and, unweighted, the terms it is made of.
-
-  Args:
-    model: CoPS.
-    params, clip_params: its two parameter trees.
-    batch: image (b, h, w, 3), normalised, mask_counts (b, n), label and
-      padding_mask (b,).
-    noise: (b, 1, d), standard normal.
-    reconstruction: see `losses.reconstruction_loss`.
-  """
-  variables = join_params(params, clip_params)
-  features = model.apply(variables, batch["image"], method=CoPS.encode_images)
-  outputs = model.apply(variables, *features, noise, is_training=True)
-  padding_mask, counts = batch["padding_mask"], batch["mask_counts"]
-  patch_area = model.clip_config.vision_config.patch_size**2
-  terms = {
-    "image": losses.image_loss(
-      outputs.image_logits, batch["label"], padding_mask
-    ),
-    "patch": losses.patch_loss(
-      outputs.patch_probability, counts, patch_area, padding_mask
-    ),
-    "gather": losses.gather_loss(outputs.distances, counts, padding_mask),
-    "scatter": losses.scatter_loss(outputs.distances, counts, padding_mask),
-    "kl": losses.kl_loss(outputs.code_mean, outputs.code_log_var, padding_mask),
-    "reconstruction": losses.reconstruction_loss(
-      features[0], outputs.category_bias[:, 0], padding_mask, reconstruction
-    ),
-  }
-  loss = losses.total_loss(terms)
-  return loss, {"loss": loss, **terms}
-
-
-def make_train_step(
-  model: CoPS,
-  optimizer: optax.GradientTransformation,
-  mesh: Mesh,
-  *,
-  seed: int,
-  reconstruction: str,
-) -> Callable[
-  [TrainState, Any, Mapping[str, jax.Array]],
-  tuple[TrainState, dict[str, jax.Array]],
-]:
-  """Compiles one optimizer step over a global batch.
-
-  Returns:
-    `step(state, clip_params, batch)`, giving the next state and the loss with
-    its terms. The given state's memory is reused.
-  """
-  key = random_key(seed, TRAIN_KEY)
-  width = model.clip_config.projection_dim
-  replicated = sharding.replicated_sharding(mesh)
-
-  def train_step(state, clip_params, batch):
-    noise = example_noise(
-      jax.random.fold_in(key, state.step), batch["example_id"], 1, width
-    )
-    batch = {**batch, "image": normalize_images(batch["image"])}
-
-    def loss(params):
-      return loss_and_terms(
-        model, params, clip_params, batch, noise, reconstruction
-      )
-
-    gradients, terms = jax.grad(loss, has_aux=True)(state.params)
-    updates, opt_state = optimizer.update(
-      gradients, state.opt_state, state.params
-    )
-    params = optax.apply_updates(state.params, updates)
-    return TrainState(state.step + 1, params, opt_state), terms
-
-  return jax.jit(
-    train_step,
-    in_shardings=(replicated, replicated, sharding.batch_sharding(mesh)),
-    out_shardings=replicated,
-    donate_argnums=0,
-  )
 
 
 def train(
@@ -161,7 +35,7 @@ def train(
   *,
   init_from: str | os.PathLike = "",
   allow_other_clip: bool = False,
-) -> TrainState:
+) -> train_steps.TrainState:
   """Trains, or goes on training, in a work directory.
 
   Writes run.json, metrics.jsonl (a line of loss terms every so many steps),
@@ -197,8 +71,8 @@ def train(
     config.manual_dir or None,
   )
   mesh = sharding.make_mesh()
-  optimizer = make_optimizer(settings)
-  state = create_train_state(model, optimizer, config.seed)
+  optimizer = train_steps.make_optimizer(settings)
+  state = train_steps.create_train_state(model, optimizer, config.seed)
   if init_from and not checkpoints.has_checkpoint(workdir):
     state = state._replace(
       params=_read_start(init_from, state.params, clip, allow_other_clip)
@@ -216,12 +90,12 @@ def train(
     first_step = saved.latest_step()
     if first_step is not None:
       step, params, opt_state = saved.restore(state.params, state.opt_state)
-      state = TrainState(jnp.int32(step), params, opt_state)
+      state = train_steps.TrainState(jnp.int32(step), params, opt_state)
       _logger.info("resuming %s from step %d", workdir, step)
     first_step = first_step or 0
     state = sharding.replicate(state, mesh)
     clip_params = sharding.replicate(clip.params, mesh)
-    train_step = make_train_step(
+    train_step = train_steps.make_train_step(
       model,
       optimizer,
       mesh,
@@ -268,7 +142,7 @@ def train(
         if num_skipped == len(examples):
           raise InputError(f"no image of {examples.name!r} can be read")
       _require_masks(batch, examples.name)
-      batch = {name: batch[name] for name in _STEP_FIELDS}
+      batch = {name: batch[name] for name in train_steps.STEP_FIELDS}
       state, terms = train_step(
         state, clip_params, sharding.shard_batch(batch, mesh)
       )

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import golden
-from cops_jax import input_pipeline, sharding, training
+from cops_jax import input_pipeline, sharding, train_steps
 from cops_jax.models import cops
 from golden import assert_close
 
@@ -35,7 +35,7 @@ def golden_loss(recipe, batch, noise):
   model, clip_params = golden.model(recipe), golden.clip_params()
 
   def loss(params):
-    return training.loss_and_terms(
+    return train_steps.loss_and_terms(
       model,
       params,
       clip_params,
@@ -116,8 +116,8 @@ def tiny_batch(size, padded_size):
 def take_steps(mesh, batch, num_steps=3):
   model = golden.model("visa")
   optimizer = optax.adam(1e-3)
-  state = training.create_train_state(model, optimizer, seed=0)
-  step = training.make_train_step(
+  state = train_steps.create_train_state(model, optimizer, seed=0)
+  step = train_steps.make_train_step(
     model, optimizer, mesh, seed=0, reconstruction="pairwise"
   )
   losses = []
