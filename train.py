@@ -18,16 +18,30 @@ _INIT_FROM = flags.DEFINE_string(
   "Trained prompts to begin from: a work directory, the authors' epoch_N.pth or"
   " exported prompts. The optimizer begins afresh.",
 )
+_PROFILE_STEPS = flags.DEFINE_list(
+  "profile_steps", [], "First and last step to profile, such as 10,12."
+)
 
 
 def main(config, workdir, allow_other_clip):
   from cops_jax import training
+  from cops_jax.errors import InputError
 
+  try:
+    profile_steps = [int(step) for step in _PROFILE_STEPS.value]
+    if profile_steps and not 0 < profile_steps[0] <= profile_steps[1]:
+      raise ValueError
+  except (ValueError, IndexError) as error:
+    raise InputError(
+      f"--profile_steps={','.join(_PROFILE_STEPS.value)}: expected the numbers"
+      " of the first and the last step"
+    ) from error
   training.train(
     config,
     workdir,
     init_from=_INIT_FROM.value,
     allow_other_clip=allow_other_clip,
+    profile_steps=profile_steps,
   )
 
 

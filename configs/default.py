@@ -34,6 +34,9 @@ def get_config() -> ml_collections.ConfigDict:
   clip.sha256 = ""
   # Of CLIP's computation: "float32" or "bfloat16". The rest is float32.
   clip.dtype = "bfloat16"
+  # Whether each device holds a part of CLIP's parameters instead of all: saves
+  # memory, and costs their exchange in every step.
+  clip.split_over_devices = False
 
   config.model = model = ml_collections.ConfigDict()
   # Side that images are resized to, in pixels; a multiple of the patch size.
@@ -71,6 +74,8 @@ def get_config() -> ml_collections.ConfigDict:
   train.num_epochs = 10
   # Images in a step, over all devices. An epoch's last step may have less.
   train.batch_size = 8
+  # Steps whose mean gradient makes one update of the parameters.
+  train.accumulate_steps = 1
   # Adam's; constant.
   train.learning_rate = 1e-3
   train.b1 = 0.5
@@ -81,6 +86,11 @@ def get_config() -> ml_collections.ConfigDict:
   train.reconstruction = "none"
   train.log_every_steps = 20
   train.checkpoint_every_steps = 500
+  # Evaluates as the section below says, and writes the means into the metrics;
+  # 0 for never.
+  train.evaluate_every_steps = 0
+  # Writes the metrics for TensorBoard too; needs the extra [tensorboard].
+  train.use_tensorboard = False
   # Newest checkpoints that are kept.
   train.num_kept_checkpoints = 3
 

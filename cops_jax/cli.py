@@ -11,6 +11,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
+from cops_jax import distributed
 from cops_jax.errors import InputError
 from cops_jax.progress import show_messages
 
@@ -21,9 +22,23 @@ _WORKDIR = flags.DEFINE_string(
   "workdir", None, "Directory of the run: checkpoints, logs and results."
 )
 
-
 _ALLOW_OTHER_CLIP = flags.DEFINE_bool(
   "allow_other_clip", False, "Accept other CLIP weights than the run's own."
+)
+_DISTRIBUTED = flags.DEFINE_bool(
+  "distributed",
+  False,
+  "Join the other processes of a cluster that JAX recognises: a TPU pod, Slurm,"
+  " Open MPI. For others give the next three flags instead.",
+)
+_COORDINATOR_ADDRESS = flags.DEFINE_string(
+  "coordinator_address", None, "Host and port of the first process."
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+  "num_processes", None, "Processes in the cluster.", lower_bound=1
+)
+_PROCESS_ID = flags.DEFINE_integer(
+  "process_id", None, "This process's number, from 0.", lower_bound=0
 )
 
 
@@ -82,6 +97,13 @@ def run(
     if len(arguments) > 1:
       sys.exit(f"error: unexpected argument {arguments[1]!r}")
     try:
+      cluster = (
+        _COORDINATOR_ADDRESS.value,
+        _NUM_PROCESSES.value,
+        _PROCESS_ID.value,
+      )
+      if _DISTRIBUTED.value or cluster != (None, None, None):
+        distributed.start(*cluster)
       main(_CONFIG.value, _WORKDIR.value, _ALLOW_OTHER_CLIP.value)
     except InputError as error:
       sys.exit(f"error: {error}")

@@ -6,8 +6,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
-from cops_jax import weights
+from cops_jax import sharding, weights
 from cops_jax.errors import InputError
 from cops_jax.losses import RECONSTRUCTIONS
 from cops_jax.models.cops import CoPS
@@ -23,6 +24,8 @@ _LEAST_VALUES = {
   "input.num_workers": 0,
   "train.num_epochs": 0,
   "train.batch_size": 1,
+  "train.accumulate_steps": 1,
+  "train.evaluate_every_steps": 0,
   "train.log_every_steps": 1,
   "train.checkpoint_every_steps": 1,
   "train.num_kept_checkpoints": 1,
@@ -41,6 +44,13 @@ def load_clip(config: Any) -> PretrainedCLIP:
   """The CLIP that a config names; see `weights.load_clip`."""
   clip = config.clip
   return weights.load_clip(clip.weights, clip.revision, clip.sha256)
+
+
+def clip_shardings(config: Any, clip: PretrainedCLIP, mesh: Mesh) -> Any:
+  """How CLIP's parameters lie on the devices: one sharding, or one for each."""
+  if config.clip.split_over_devices:
+    return sharding.split_shardings(clip.params, mesh)
+  return sharding.replicated_sharding(mesh)
 
 
 def build_model(config: Any, clip: PretrainedCLIP) -> CoPS:

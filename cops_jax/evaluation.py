@@ -26,6 +26,7 @@ from cops_jax import (
 from cops_jax.configuration import (
   EVALUATION_KEY,
   build_model,
+  clip_shardings,
   load_clip,
   random_key,
 )
@@ -50,6 +51,7 @@ def make_predict_step(
   num_samples: int,
   alpha: float,
   beta: float,
+  clip_shardings: Any = None,
 ) -> Callable[[Any, Any, Mapping[str, Any]], dict[str, jax.Array]]:
   """Compiles the step from a batch to its scores and maps.
 
@@ -59,6 +61,7 @@ def make_predict_step(
     seed: of the category codes' noise, which each example's id keys.
     num_samples: codes for an image.
     alpha, beta: see `cops_jax.scoring`.
+    clip_shardings: of CLIP's parameters; None if every device has a copy.
 
   Returns:
     `step(trainable, clip_params, batch)`, giving image_score (b,) and
@@ -86,7 +89,11 @@ def make_predict_step(
 
   return jax.jit(
     predict_step,
-    in_shardings=(replicated, replicated, sharding.batch_sharding(mesh)),
+    in_shardings=(
+      replicated,
+      replicated if clip_shardings is None else clip_shardings,
+      sharding.batch_sharding(mesh),
+    ),
     out_shardings=replicated,
   )
 
@@ -205,12 +212,72 @@ def _with_outputs(batches, predict, mesh):
   ready = None
   for batch in batches:
     inputs = {name: batch[name] for name in _STEP_FIELDS}
-    running = batch, predict(sharding.shard_batch(inputs, mesh))
+    running = batch, predict(sharding.shard_global_batch(inputs, mesh))
     if ready is not None:
       yield ready[0], jax.device_get(ready[1])
     ready = running
   if ready is not None:
     yield ready[0], jax.device_get(ready[1])
+
+
+def make_evaluator(
+  config: Any, model: CoPS, mesh: Mesh, shardings: Any
+) -> Callable[[Any, Any], dict[str, DatasetResult]]:
+  """Makes the function that evaluates prompts as config.evaluation says.
+
+  Args:
+    config: a ConfigDict with the fields of configs/default.py.
+    model: CoPS.
+    mesh: to split batches over.
+    shardings: see `configuration.clip_shardings`.
+
+  Returns:
+    `evaluate(trainable, clip_params)`, giving a result for each data set, of
+    trees that are on the mesh. In a cluster every process calls it and reads
+    all images.
+  """
+  from cops_jax import datasets
+
+  settings = config.evaluation
+  predict_step = make_predict_step(
+    model,
+    mesh,
+    seed=config.seed,
+    num_samples=settings.num_samples,
+    alpha=settings.alpha,
+    beta=settings.beta,
+    clip_shardings=shardings,
+  )
+
+  def evaluate_datasets(trainable, clip_params):
+    results = {}
+    for name in settings.datasets:
+      examples = datasets.load(
+        name,
+        settings.split,
+        config.data_dir or None,
+        config.manual_dir or None,
+      )
+      if examples.name in results:
+        raise InputError(
+          f"two of config.evaluation.datasets are called {examples.name!r};"
+          " give their folders different names"
+        )
+      results[examples.name] = evaluate_dataset(
+        examples,
+        lambda batch: predict_step(trainable, clip_params, batch),
+        name=examples.name,
+        mesh=mesh,
+        image_size=config.model.image_size_pixels,
+        patch_size=model.clip_config.vision_config.patch_size,
+        batch_size=settings.batch_size,
+        num_pictures=settings.num_pictures,
+        num_workers=config.input.num_workers,
+        skip_unreadable=config.input.unreadable_files == "skip",
+      )
+    return results
+
+  return evaluate_datasets
 
 
 def evaluate(
@@ -237,8 +304,6 @@ def evaluate(
   Raises:
     InputError: see the message.
   """
-  from cops_jax import datasets
-
   checkpoint = checkpoint or workdir
   record = prompt_files.find_record(checkpoint)
   if record is None:
@@ -254,52 +319,22 @@ def evaluate(
   mesh = sharding.make_mesh()
   template = jax.eval_shape(lambda: init_trainable(model, jax.random.key(0)))
   trainable, source = prompt_files.load_prompts(checkpoint, template)
-  trainable = sharding.replicate(trainable, mesh)
-  clip_params = sharding.replicate(clip.params, mesh)
-  settings = config.evaluation
-  predict_step = make_predict_step(
-    model,
-    mesh,
-    seed=config.seed,
-    num_samples=settings.num_samples,
-    alpha=settings.alpha,
-    beta=settings.beta,
-  )
   _logger.info(
     "evaluating %s on %d %s device(s)",
     source,
     mesh.size,
     jax.default_backend(),
   )
-  results = {}
-  for name in settings.datasets:
-    examples = datasets.load(
-      name,
-      settings.split,
-      config.data_dir or None,
-      config.manual_dir or None,
-    )
-    if examples.name in results:
-      raise InputError(
-        f"two of config.evaluation.datasets are called {examples.name!r}; give"
-        " their folders different names"
-      )
-    results[examples.name] = evaluate_dataset(
-      examples,
-      lambda batch: predict_step(trainable, clip_params, batch),
-      name=examples.name,
-      mesh=mesh,
-      image_size=config.model.image_size_pixels,
-      patch_size=clip.config.vision_config.patch_size,
-      batch_size=settings.batch_size,
-      num_pictures=settings.num_pictures,
-      num_workers=config.input.num_workers,
-      skip_unreadable=config.input.unreadable_files == "skip",
-    )
+  shardings = clip_shardings(config, clip, mesh)
+  results = make_evaluator(config, model, mesh, shardings)(
+    sharding.replicate(trainable, mesh), jax.device_put(clip.params, shardings)
+  )
   provenance = {
     "checkpoint": source,
     "clip_sha256": clip.sha256,
     "version": __version__,
   }
+  if jax.process_index() > 0:
+    return results, []
   sheets = reporting.write_results(pathlib.Path(workdir), results, provenance)
   return results, sheets

@@ -23,10 +23,13 @@ _FREE_FIELDS = (
   "clip.weights",
   "clip.revision",
   "clip.sha256",
+  "clip.split_over_devices",
   "evaluation",
   "train.log_every_steps",
   "train.checkpoint_every_steps",
+  "train.evaluate_every_steps",
   "train.num_kept_checkpoints",
+  "train.use_tensorboard",
 )
 
 
@@ -105,9 +108,15 @@ def read_record(workdir: str | os.PathLike) -> Record:
 
 
 def claim_workdir(
-  workdir: str | os.PathLike, record: Record, *, allow_other_clip: bool = False
+  workdir: str | os.PathLike,
+  record: Record,
+  *,
+  allow_other_clip: bool = False,
+  is_writer: bool = True,
 ) -> None:
   """Makes a work directory this run's, or checks that it is.
+
+  Of a cluster's processes, one is the writer.
 
   Raises:
     InputError: it holds a run with another config, CLIP or start; names the
@@ -124,6 +133,8 @@ def claim_workdir(
         f" --init_from={saved.init_from!r}, not {record.init_from!r}. Use the"
         " same or another --workdir."
       )
+    return
+  if not is_writer:
     return
   try:
     write_file(workdir / _FILE, record.to_json())

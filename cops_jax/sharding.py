@@ -1,4 +1,4 @@
-"""The device mesh: batches split over it, parameters replicated."""
+"""The device mesh: batches split over it, parameters replicated or split."""
 
 from __future__ import annotations
 
@@ -27,6 +27,36 @@ def replicated_sharding(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec())
 
 
+def split_shardings(tree: Any, mesh: Mesh) -> Any:
+  """A sharding for each array that leaves every device an equal part of it.
+
+  The longest axis that the number of devices divides is split; an array without
+  one is replicated.
+  """
+
+  def split(leaf):
+    axes = [
+      axis for axis, size in enumerate(leaf.shape) if size % mesh.size == 0
+    ]
+    if not axes:
+      return replicated_sharding(mesh)
+    axis = max(axes, key=lambda axis: leaf.shape[axis])
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, DATA_AXIS))
+
+  return jax.tree.map(split, tree)
+
+
+def shard_global_batch(
+  batch: Mapping[str, np.ndarray], mesh: Mesh
+) -> dict[str, Any]:
+  """As `shard_batch`, where every process has the whole global batch."""
+  process, count = jax.process_index(), jax.process_count()
+  return shard_batch(
+    {name: np.split(array, count)[process] for name, array in batch.items()},
+    mesh,
+  )
+
+
 def shard_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, Any]:
   """Puts this process's part of a global batch on its devices."""
   sharding = batch_sharding(mesh)
@@ -39,3 +69,10 @@ def shard_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, Any]:
 def replicate(tree: Any, mesh: Mesh) -> Any:
   """Puts a copy of every array on every device."""
   return jax.device_put(tree, replicated_sharding(mesh))
+
+
+def num_device_bytes(tree: Any) -> int:
+  """Bytes of the arrays on one device."""
+  return sum(
+    leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(tree)
+  )

@@ -21,18 +21,36 @@ STEP_FIELDS = ("image", "mask_counts", "label", "example_id", "padding_mask")
 
 
 class TrainState(NamedTuple):
-  """All that training changes. CLIP's parameters are not part of it."""
+  """All that training changes. CLIP's parameters are not part of it.
+
+  Attributes:
+    step: steps taken.
+    params: trainable parameters.
+    opt_state: the optimizer's.
+    is_finite: whether all losses and gradients so far were. The step that they
+      first are not, and all that follow, leave the rest of the state as it was.
+  """
 
   step: jax.Array
   params: Any
   opt_state: Any
+  is_finite: jax.Array
 
 
 def make_optimizer(settings: Any) -> optax.GradientTransformation:
-  """Adam as the fields of config.train say."""
-  return optax.adam(
+  """Adam as the fields of config.train say.
+
+  With accumulate_steps above 1 it takes the mean gradient of so many steps at
+  the last of them, and leaves the parameters alone at the others.
+  """
+  adam = optax.adam(
     settings.learning_rate, b1=settings.b1, b2=settings.b2, eps=settings.eps
   )
+  if settings.accumulate_steps == 1:
+    return adam
+  return optax.MultiSteps(
+    adam, settings.accumulate_steps
+  ).gradient_transformation()
 
 
 def create_train_state(
@@ -40,7 +58,9 @@ def create_train_state(
 ) -> TrainState:
   """A state with random parameters, before the first step."""
   params = init_trainable(model, random_key(seed, INIT_KEY))
-  return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+  return TrainState(
+    jnp.zeros((), jnp.int32), params, optimizer.init(params), jnp.array(True)
+  )
 
 
 def loss_and_terms(
@@ -91,15 +111,24 @@ def make_train_step(
   *,
   seed: int,
   reconstruction: str,
+  clip_shardings: Any = None,
 ) -> Callable[
   [TrainState, Any, Mapping[str, jax.Array]],
   tuple[TrainState, dict[str, jax.Array]],
 ]:
   """Compiles one optimizer step over a global batch.
 
+  Args:
+    model: CoPS.
+    optimizer: see `make_optimizer`.
+    mesh: to split batches over.
+    seed: of the category codes' noise, which step and example key.
+    reconstruction: see `losses.reconstruction_loss`.
+    clip_shardings: of CLIP's parameters; None if every device has a copy.
+
   Returns:
     `step(state, clip_params, batch)`, giving the next state and the loss with
-    its terms. The given state's memory is reused.
+    its terms and the gradient's norm. The given state's memory is reused.
   """
   key = random_key(seed, TRAIN_KEY)
   width = model.clip_config.projection_dim
@@ -117,15 +146,28 @@ def make_train_step(
       )
 
     gradients, terms = jax.grad(loss, has_aux=True)(state.params)
+    gradient_norm = optax.tree.norm(gradients)
     updates, opt_state = optimizer.update(
       gradients, state.opt_state, state.params
     )
     params = optax.apply_updates(state.params, updates)
-    return TrainState(state.step + 1, params, opt_state), terms
+    is_finite = jnp.isfinite(terms["loss"]) & jnp.isfinite(gradient_norm)
+    is_finite &= state.is_finite
+    new_state = TrainState(state.step + 1, params, opt_state, is_finite)
+    new_state = jax.tree.map(
+      lambda new, old: jnp.where(is_finite, new, old),
+      new_state,
+      state._replace(is_finite=is_finite),
+    )
+    return new_state, {**terms, "gradient_norm": gradient_norm}
 
   return jax.jit(
     train_step,
-    in_shardings=(replicated, replicated, sharding.batch_sharding(mesh)),
+    in_shardings=(
+      replicated,
+      replicated if clip_shardings is None else clip_shardings,
+      sharding.batch_sharding(mesh),
+    ),
     out_shardings=replicated,
     donate_argnums=0,
   )

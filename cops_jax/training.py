@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import flax.traverse_util
@@ -15,13 +16,15 @@ import jax.numpy as jnp
 
 from cops_jax import (
   checkpoints,
+  evaluation,
   input_pipeline,
   prompt_files,
   records,
+  run_log,
   sharding,
   train_steps,
 )
-from cops_jax.configuration import build_model, load_clip
+from cops_jax.configuration import build_model, clip_shardings, load_clip
 from cops_jax.errors import InputError
 from cops_jax.files import write_file
 from cops_jax.progress import Progress
@@ -35,13 +38,14 @@ def train(
   *,
   init_from: str | os.PathLike = "",
   allow_other_clip: bool = False,
+  profile_steps: Sequence[int] = (),
 ) -> train_steps.TrainState:
   """Trains, or goes on training, in a work directory.
 
   Writes run.json, metrics.jsonl (a line of loss terms every so many steps),
-  checkpoints/ and, if unreadable files were left out, skipped_files.json with
-  the reason for each. A directory that holds this config's checkpoints is
-  resumed from the newest.
+  losses.png, checkpoints/ and, if unreadable files were left out,
+  skipped_files.json with the reason for each. A directory that holds this
+  config's checkpoints is resumed from the newest.
 
   Args:
     config: a ConfigDict with the fields of configs/default.py.
@@ -50,6 +54,7 @@ def train(
       "" begins with random ones. The optimizer begins afresh.
     allow_other_clip: whether other CLIP weights will do than those that the
       run, or what it begins from, was trained with.
+    profile_steps: first and last step to profile, into profile/.
 
   Returns:
     The final state.
@@ -61,7 +66,8 @@ def train(
 
   from cops_jax import datasets
 
-  settings = config.train
+  settings, workdir = config.train, pathlib.Path(workdir)
+  is_writer = jax.process_index() == 0
   clip = load_clip(config)
   model = build_model(config, clip)
   examples = datasets.load(
@@ -81,27 +87,42 @@ def train(
     workdir,
     records.Record(config.to_dict(), clip.sha256, str(init_from)),
     allow_other_clip=allow_other_clip,
+    is_writer=is_writer,
   )
 
   epoch_steps = input_pipeline.num_batches(len(examples), settings.batch_size)
   num_steps = settings.num_epochs * epoch_steps
-  metrics_file = pathlib.Path(workdir) / "metrics.jsonl"
-  with checkpoints.Checkpoints(workdir, settings.num_kept_checkpoints) as saved:
+  with (
+    checkpoints.Checkpoints(workdir, settings.num_kept_checkpoints) as saved,
+    run_log.RunLog(
+      workdir,
+      saved.latest_step() or 0,
+      use_tensorboard=settings.use_tensorboard,
+      is_active=is_writer,
+    ) as log,
+  ):
+    state = sharding.replicate(state, mesh)
     first_step = saved.latest_step()
     if first_step is not None:
       step, params, opt_state = saved.restore(state.params, state.opt_state)
-      state = train_steps.TrainState(jnp.int32(step), params, opt_state)
+      state = state._replace(
+        step=sharding.replicate(jnp.int32(step), mesh),
+        params=params,
+        opt_state=opt_state,
+      )
       _logger.info("resuming %s from step %d", workdir, step)
     first_step = first_step or 0
-    state = sharding.replicate(state, mesh)
-    clip_params = sharding.replicate(clip.params, mesh)
+    shardings = clip_shardings(config, clip, mesh)
+    clip_params = jax.device_put(clip.params, shardings)
     train_step = train_steps.make_train_step(
       model,
       optimizer,
       mesh,
       seed=config.seed,
       reconstruction=settings.reconstruction,
+      clip_shardings=shardings,
     )
+    evaluate = evaluation.make_evaluator(config, model, mesh, shardings)
     _logger.info(
       "trainable parameters:\n%s",
       parameter_overview.get_parameter_overview(
@@ -109,13 +130,20 @@ def train(
       ),
     )
     _logger.info(
-      "training on %d images of %s: %d steps of %d images, %d %s device(s)",
+      "training on %d images of %s: %d steps of %d images; %d %s device(s) of"
+      " %d process(es), mesh %s; %s trainable parameters; %.1f MB of training"
+      " state and %.1f MB of CLIP on each device",
       len(examples),
       examples.name,
       num_steps,
       settings.batch_size,
       mesh.size,
       jax.default_backend(),
+      jax.process_count(),
+      dict(mesh.shape),
+      f"{sum(leaf.size for leaf in jax.tree.leaves(state.params)):,}",
+      sharding.num_device_bytes(state) / 1e6,
+      sharding.num_device_bytes(clip_params) / 1e6,
     )
     skipped = {} if config.input.unreadable_files == "skip" else None
     batches = input_pipeline.iterate_batches(
@@ -131,36 +159,99 @@ def train(
       num_workers=config.input.num_workers,
       skipped=skipped,
     )
-    _truncate_metrics(metrics_file, first_step)
-    progress = Progress(num_steps, "steps", start=first_step)
-    recent = []
+
+    def num_images(step):
+      epochs, rest = divmod(step, epoch_steps)
+      rest = min(rest * settings.batch_size, len(examples))
+      return epochs * len(examples) + rest
+
+    progress = Progress(
+      num_images(num_steps), "images", start=num_images(first_step)
+    )
+    recent = []  # Terms of the steps since the last line of the log.
+    waiting = []  # The step before, which devices may still be computing.
     num_skipped = 0
     for step, batch in enumerate(batches, start=first_step + 1):
       if skipped and len(skipped) > num_skipped:
         num_skipped = len(skipped)
-        _add_skipped(pathlib.Path(workdir) / "skipped_files.json", skipped)
+        _add_skipped(workdir, skipped)
         if num_skipped == len(examples):
           raise InputError(f"no image of {examples.name!r} can be read")
       _require_masks(batch, examples.name)
-      batch = {name: batch[name] for name in train_steps.STEP_FIELDS}
+      if step in profile_steps[:1]:
+        jax.profiler.start_trace(workdir / "profile")
+      inputs = {name: batch[name] for name in train_steps.STEP_FIELDS}
       state, terms = train_step(
-        state, clip_params, sharding.shard_batch(batch, mesh)
+        state, clip_params, sharding.shard_batch(inputs, mesh)
       )
-      recent.append(terms)
-      if step % settings.log_every_steps == 0 or step == num_steps:
-        means = _means(jax.device_get(recent))
-        recent.clear()
-        _log_metrics(metrics_file, step, means)
-        progress.update(
-          step,
-          f"epoch {math.ceil(step / epoch_steps)}/{settings.num_epochs},"
-          f" loss {means['loss']:.4f}",
+      waiting.append((step, terms, batch["path"][batch["padding_mask"]]))
+
+      is_last = step == num_steps
+      is_logged = is_last or step % settings.log_every_steps == 0
+      is_saved = is_last or step % settings.checkpoint_every_steps == 0
+      is_evaluated = settings.evaluate_every_steps and (
+        is_last or step % settings.evaluate_every_steps == 0
+      )
+      is_profiled = step in profile_steps[1:]
+      wants_all = is_logged or is_saved or is_evaluated or is_profiled
+      while len(waiting) > (0 if wants_all else 1):
+        recent.append(jax.device_get(waiting[0][1]))
+        if not all(map(math.isfinite, recent[-1].values())):
+          _stop_at_non_finite(workdir, saved, state, *waiting[0])
+        del waiting[0]
+      if is_profiled:
+        jax.profiler.stop_trace()
+        _logger.info(
+          "profile of steps %d to %d: %s/profile", *profile_steps, workdir
         )
-      if step % settings.checkpoint_every_steps == 0 and step < num_steps:
+      if is_logged:
+        means = _means(recent)
+        recent.clear()
+        log.write(step, means)
+        progress.update(
+          num_images(step),
+          f"epoch {math.ceil(step / epoch_steps)}/{settings.num_epochs},"
+          f" step {step}/{num_steps}, loss {means['loss']:.4f}",
+        )
+      if is_evaluated:  # Before saving: a run killed here evaluates again.
+        log.write(
+          step,
+          {
+            f"{name}/{metric}": value
+            for name, result in evaluate(state.params, clip_params).items()
+            for metric, value in result.mean.items()
+            if not math.isnan(value)
+          },
+        )
+      if is_saved:
         saved.save(step, state.params, state.opt_state)
-    if num_steps > first_step or saved.latest_step() is None:
-      saved.save(num_steps, state.params, state.opt_state)
+    if saved.latest_step() is None:
+      saved.save(0, state.params, state.opt_state)
+  if is_writer and num_steps and (curves := run_log.plot_losses(workdir)):
+    _logger.info("curves of the losses: %s", curves)
   return state
+
+
+def _stop_at_non_finite(workdir, saved, state, step, terms, paths):
+  """Saves the state before a step with a NaN or an infinity, and raises."""
+  last = int(state.step)
+  if last != saved.latest_step():
+    saved.save(last, state.params, state.opt_state)
+  terms = {name: float(term) for name, term in terms.items()}
+  names = [name for name, value in terms.items() if not math.isfinite(value)]
+  report = workdir / "non_finite.json"
+  content = {
+    "step": step,
+    "terms": {name: repr(value) for name, value in terms.items()},
+    "examples": [str(path) for path in paths],
+  }
+  if jax.process_index() == 0:
+    write_file(report, json.dumps(content, indent=2) + "\n")
+  raise InputError(
+    f"step {step} is not finite in: {', '.join(names)}. {report} lists the"
+    f" terms and the batch's examples; checkpoint {last} is the state before,"
+    " from which the same command takes that step again."
+  )
 
 
 def _read_start(init_from, params, clip, allow_other_clip):
@@ -193,8 +284,10 @@ def _require_masks(batch, name):
     )
 
 
-def _add_skipped(path, skipped):
+def _add_skipped(workdir, skipped):
   """Adds to what the run skipped before it was interrupted."""
+  process = jax.process_index()  # Each reads, and so skips, its own part.
+  path = workdir / f"skipped_files{f'-{process}' if process else ''}.json"
   before = json.loads(path.read_text("utf-8")) if path.exists() else {}
   write_file(path, json.dumps({**before, **skipped}, indent=2) + "\n")
 
@@ -203,19 +296,3 @@ def _means(rows):
   return {
     name: float(sum(row[name] for row in rows)) / len(rows) for name in rows[0]
   }
-
-
-def _log_metrics(path, step, means):
-  with path.open("a", encoding="utf-8") as file:
-    file.write(json.dumps({"step": step, **means}) + "\n")
-
-
-def _truncate_metrics(path, last_step):
-  """Drops the lines of steps that will be taken again."""
-  if not path.exists():
-    return
-  lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-  # A run that was killed while writing leaves part of a line.
-  lines = [line for line in lines if line.endswith("\n")]
-  kept = [line for line in lines if json.loads(line)["step"] <= last_step]
-  write_file(path, "".join(kept))

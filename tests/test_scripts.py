@@ -9,6 +9,7 @@ import sys
 import time
 
 import pytest
+from PIL import Image
 
 from cops_jax.checkpoints import Checkpoints
 
@@ -66,7 +67,11 @@ def test_training_shows_progress_and_writes_its_files(trained):
   workdir, log = trained
   assert "576 images of demo_auxiliary: 9 steps of 64 images" in log
   assert "| prompt_learner/context " in log
-  assert "9/9 steps" in log and "steps/s" in log and "left" in log
+  assert "step 9/9" in log and "576/576 images" in log and "left" in log
+  assert "8 cpu device(s) of 1 process(es), mesh {'data': 8}" in log
+  assert "MB of CLIP on each device" in log
+  with Image.open(workdir / "losses.png") as curves:
+    assert curves.width > 800
   rows = [
     json.loads(line)
     for line in (workdir / "metrics.jsonl").read_text().splitlines()
@@ -74,7 +79,7 @@ def test_training_shows_progress_and_writes_its_files(trained):
   assert [row["step"] for row in rows] == [2, 4, 6, 8, 9]
   assert set(rows[0]) == {
     *("step", "loss", "image", "patch", "gather", "scatter", "kl"),
-    "reconstruction",
+    *("reconstruction", "gradient_norm"),
   }
   assert rows[-1]["loss"] < rows[0]["loss"]
   record = json.loads((workdir / "run.json").read_text())

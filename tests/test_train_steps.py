@@ -1,5 +1,7 @@
 """Training steps against the authors' code, on any number of devices."""
 
+from types import SimpleNamespace
+
 import chex
 import flax.traverse_util
 import jax
@@ -101,6 +103,17 @@ def test_padding_changes_nothing():
   chex.assert_trees_all_close(plain, other, rtol=1e-4, atol=1e-6 * scale)
 
 
+def make_adam(accumulate_steps=1):
+  settings = SimpleNamespace(
+    learning_rate=1e-3,
+    b1=0.9,
+    b2=0.999,
+    eps=1e-8,
+    accumulate_steps=accumulate_steps,
+  )
+  return train_steps.make_optimizer(settings)
+
+
 def tiny_batch(size, padded_size):
   rng = np.random.default_rng(0)
   images = rng.integers(0, 256, (padded_size, 28, 28, 3), dtype=np.uint8)
@@ -115,7 +128,7 @@ def tiny_batch(size, padded_size):
 
 def take_steps(mesh, batch, num_steps=3):
   model = golden.model("visa")
-  optimizer = optax.adam(1e-3)
+  optimizer = make_adam()
   state = train_steps.create_train_state(model, optimizer, seed=0)
   step = train_steps.make_train_step(
     model, optimizer, mesh, seed=0, reconstruction="pairwise"
@@ -136,13 +149,13 @@ def test_devices_do_not_matter():
   devices = np.array(jax.devices())
   assert len(devices) == 8
   one = jax.sharding.Mesh(devices[:1], (sharding.DATA_AXIS,))
-  losses, state = take_steps(one, tiny_batch(6, 6))
+  losses, state = take_steps(one, tiny_batch(6, 6), 20)
   batch = tiny_batch(6, 6)
   batch = {
     name: np.concatenate([array, np.zeros_like(array[:2])])
     for name, array in batch.items()
   }
-  many_losses, many_state = take_steps(sharding.make_mesh(), batch)
+  many_losses, many_state = take_steps(sharding.make_mesh(), batch, 20)
   np.testing.assert_allclose(losses, many_losses, rtol=1e-5)
   assert losses[0] != losses[1]
   # Relative to the whole tree: Adam turns rounding errors of a gradient that is
@@ -151,7 +164,7 @@ def test_devices_do_not_matter():
   difference = jax.tree.map(np.subtract, params, many_params)
   norm = optax.tree.norm
   assert norm(difference) <= 1e-4 * norm(params)
-  assert int(many_state.step) == 3
+  assert int(many_state.step) == 20
 
 
 def test_order_in_the_batch_does_not_matter():
@@ -179,3 +192,50 @@ def test_initial_distributions():
       assert limit * 0.99 < abs(array).max() <= limit, name
     else:
       assert 0.018 < array.std() < 0.022, name
+
+
+def test_accumulated_gradients_make_one_update():
+  params = {"x": jnp.array([1.0, -2.0]), "y": jnp.array(3.0)}
+  gradients = [
+    {"x": jnp.array([0.5, 0.25]) * (k + 1), "y": jnp.array(-0.1) * k}
+    for k in range(4)
+  ]
+  adam, accumulating = make_adam(), make_adam(accumulate_steps=2)
+  state, accumulating_state = adam.init(params), accumulating.init(params)
+  for first, second in (gradients[:2], gradients[2:]):
+    updates, accumulating_state = accumulating.update(
+      first, accumulating_state, params
+    )
+    assert not any(leaf.any() for leaf in jax.tree.leaves(updates))
+    updates, accumulating_state = accumulating.update(
+      second, accumulating_state, params
+    )
+    mean = jax.tree.map(lambda a, b: (a + b) / 2, first, second)
+    want, state = adam.update(mean, state, params)
+    chex.assert_trees_all_close(updates, want, rtol=1e-6)
+    params = optax.apply_updates(params, updates)
+
+
+def test_a_step_that_is_not_finite_leaves_the_state_alone():
+  mesh = sharding.make_mesh()
+  model, optimizer = golden.model("visa"), make_adam()
+  state = train_steps.create_train_state(model, optimizer, seed=0)
+  step = train_steps.make_train_step(
+    model, optimizer, mesh, seed=0, reconstruction="none"
+  )
+  batch = sharding.shard_batch(tiny_batch(8, 8), mesh)
+  clip_params = sharding.replicate(golden.clip_params(), mesh)
+  damaged = jax.tree.map(lambda leaf: leaf * jnp.nan, clip_params)
+  state, _ = step(sharding.replicate(state, mesh), clip_params, batch)
+  before = jax.device_get(state)
+  assert before.is_finite and before.step == 1
+  state, terms = step(state, damaged, batch)
+  assert np.isnan(terms["loss"])
+  # Later, sound steps do not go on from there.
+  state, terms = step(state, clip_params, batch)
+  assert np.isfinite(terms["loss"])
+  after = jax.device_get(state)
+  assert not after.is_finite
+  chex.assert_trees_all_equal(
+    after._replace(is_finite=before.is_finite), before
+  )

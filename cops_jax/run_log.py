@@ -1,0 +1,128 @@
+"""What a run writes down while it goes on: numbers, and curves at the end."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from cops_jax.errors import InputError
+from cops_jax.files import write_file
+
+_METRICS_FILE = "metrics.jsonl"
+_CURVES_FILE = "losses.png"
+
+
+class RunLog:
+  """metrics.jsonl, a line a time, and TensorBoard's files if asked for.
+
+  Use as a context manager.
+
+  Args:
+    workdir: where to write.
+    last_step: lines of later steps, which will be taken again, are dropped.
+    use_tensorboard: whether to write TensorBoard's files too.
+    is_active: whether to write at all; one process of a cluster does.
+
+  Raises:
+    InputError: TensorBoard is asked for, and its package is not installed.
+  """
+
+  def __init__(
+    self,
+    workdir: pathlib.Path,
+    last_step: int,
+    *,
+    use_tensorboard: bool = False,
+    is_active: bool = True,
+  ):
+    self._path = workdir / _METRICS_FILE
+    self._is_active, self._tensorboard = is_active, None
+    if use_tensorboard and is_active:
+      try:
+        from clu import metric_writers
+      except ImportError as error:
+        raise InputError(
+          "config.train.use_tensorboard needs a package that is not installed:"
+          " pip install 'cops_jax[tensorboard]'"
+        ) from error
+      self._tensorboard = metric_writers.SummaryWriter(
+        str(workdir / "tensorboard")
+      )
+    if is_active and self._path.exists():
+      kept = [row for row in read_metrics(workdir) if row["step"] <= last_step]
+      write_file(self._path, "".join(map(_line, kept)))
+
+  def __enter__(self) -> RunLog:
+    return self
+
+  def __exit__(self, *_) -> None:
+    if self._tensorboard:
+      self._tensorboard.close()
+
+  def write(self, step: int, scalars: Mapping[str, float]) -> None:
+    """Adds the values of some quantities at a step."""
+    if not self._is_active:
+      return
+    with self._path.open("a", encoding="utf-8") as file:
+      file.write(_line({"step": step, **scalars}))
+    if self._tensorboard:
+      self._tensorboard.write_scalars(step, scalars)
+      self._tensorboard.flush()
+
+
+def _line(row: Mapping[str, Any]) -> str:
+  return json.dumps(row) + "\n"
+
+
+def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
+  """The rows of metrics.jsonl."""
+  text = (workdir / _METRICS_FILE).read_text(encoding="utf-8")
+  # A run that was killed while writing leaves part of a line.
+  return [
+    json.loads(line)
+    for line in text.splitlines(keepends=True)
+    if line.endswith("\n")
+  ]
+
+
+def plot_losses(workdir: pathlib.Path) -> pathlib.Path | None:
+  """Draws the loss and its terms over the steps.
+
+  Returns:
+    The picture's path; None if there is nothing to draw.
+  """
+  import io
+
+  from matplotlib.backends.backend_agg import FigureCanvasAgg
+  from matplotlib.figure import Figure
+  from matplotlib.ticker import MaxNLocator
+
+  rows = [row for row in read_metrics(workdir) if "loss" in row]
+  names = [
+    name
+    for name in dict.fromkeys(name for row in rows for name in row)
+    if name != "step" and any(row.get(name) for row in rows)
+  ]
+  if not names:
+    return None
+  names.sort(key=lambda name: name != "loss")
+  num_columns = min(4, len(names))
+  num_rows = -(-len(names) // num_columns)
+  figure = Figure(
+    figsize=(3.2 * num_columns, 2.4 * num_rows), layout="constrained"
+  )
+  FigureCanvasAgg(figure)
+  for index, name in enumerate(names, start=1):
+    axis = figure.add_subplot(num_rows, num_columns, index)
+    shown = [row for row in rows if name in row]
+    axis.plot([row["step"] for row in shown], [row[name] for row in shown])
+    axis.set_title(name.replace("_", " "))
+    axis.set_xlabel("step")
+    axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axis.grid(alpha=0.3)
+  file = io.BytesIO()
+  figure.savefig(file, format="png", dpi=100)
+  write_file(workdir / _CURVES_FILE, file.getvalue())
+  return workdir / _CURVES_FILE
