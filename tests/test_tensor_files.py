@@ -237,5 +237,5 @@ def test_fuzzed_files_are_read_or_refused(
   finally:
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-  # Some 250 kB are the reader's own, whatever the file.
-  assert peak < 500_000 + 20 * len(content)
+  # Some 260 kB are the buffer for the hash, whatever the file.
+  assert peak < 300_000 + 20 * len(content)
