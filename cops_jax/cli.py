@@ -53,7 +53,6 @@ def _parse(arguments, recorded_config):
       # --config.FIELD flags.
       flags.FLAGS(arguments, known_only=True)
       config = recorded_config()
-      flags.FLAGS.unparse_flags()
       del flags.FLAGS.config
       config_flags.DEFINE_config_dict("config", config)
     else:

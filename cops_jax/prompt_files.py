@@ -129,7 +129,13 @@ def find_record(path: str | os.PathLike) -> records.Record | None:
   Raises:
     InputError: there is nothing at the path, or its record is damaged.
   """
-  if not pathlib.Path(path).is_file():
+  path = pathlib.Path(path)
+  if path.suffix and not path.exists():
+    raise InputError(
+      f"{path} does not exist; trained prompts are in a work directory, in the"
+      " authors' epoch_N.pth or in an exported file"
+    )
+  if not path.is_file():
     return records.read_record(path)
   text = read_tensor_file(path).record
   return records.from_json(text, str(path)) if text else None

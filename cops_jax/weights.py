@@ -98,7 +98,12 @@ def inspect(path: str) -> str:
 def _contents(file):
   names = file.tensors
   if clip_names.is_openai(names):
-    config = clip_names.config_from_openai(names, str(file.path))
+    try:
+      config = clip_names.config_from_openai(names, str(file.path))
+    except InputError as error:
+      return (
+        f"tensors in OpenAI's names, but no CLIP that is read here: {error}"
+      )
     vision, text = config.vision_config, config.text_config
     return (
       f"CLIP in OpenAI's names: {vision.num_hidden_layers} vision layers of"

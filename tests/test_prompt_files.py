@@ -209,7 +209,7 @@ def test_a_file_of_something_else(tmp_path):
   path = weight_files.DATA / "pytorch_model.bin"
   with pytest.raises(InputError, match="holds no trained prompts: .* It has"):
     prompt_files.load_prompts(path, tiny_template())
-  with pytest.raises(InputError, match="holds no training run"):
+  with pytest.raises(InputError, match="nowhere.pth does not exist; trained"):
     prompt_files.find_record(tmp_path / "nowhere.pth")
 
 

@@ -165,6 +165,9 @@ def test_inspect_of_something_else(tmp_path):
   write_tensors(tmp_path / "file", {"x": np.zeros(3)}, "root")
   text = weights.inspect(str(tmp_path / "file"))
   assert "neither a CLIP nor prompts that are known here" in text
+  path = tmp_path / "resnet.safetensors"
+  save_file({"visual.layer1.0.conv1.weight": np.zeros((2, 2))}, path)
+  assert "holds a CLIP with a ResNet" in weights.inspect(str(path))
 
 
 def test_training_begins_from_a_file_or_a_run(
