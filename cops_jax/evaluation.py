@@ -224,7 +224,8 @@ def evaluate(
 
   Args:
     config: a ConfigDict with the fields of configs/default.py.
-    workdir: receives results.json, results.csv, scores.csv and pictures/.
+    workdir: receives results.json, results.csv, scores.csv and pictures/. If it
+      cannot be written there is a warning.
     checkpoint: trained prompts, see `prompt_files.load_prompts`; by default
       the work directory's own.
     allow_other_clip: whether other CLIP weights will do than those that the
@@ -301,5 +302,15 @@ def evaluate(
     "clip_sha256": clip.sha256,
     "version": __version__,
   }
-  sheets = reporting.write_results(pathlib.Path(workdir), results, provenance)
+  try:
+    sheets = reporting.write_results(pathlib.Path(workdir), results, provenance)
+  except OSError as error:  # What was computed for hours is still returned.
+    _logger.warning(
+      "the results are not written: %s: %s. Use another --workdir with"
+      " --checkpoint=%s to have the files.",
+      error.filename or workdir,
+      error.strerror,
+      checkpoint,
+    )
+    sheets = []
   return results, sheets

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from cops_jax import (
   checkpoints,
   input_pipeline,
+  interruption,
   prompt_files,
   records,
   sharding,
@@ -56,6 +57,8 @@ def train(
 
   Raises:
     InputError: see the message.
+    SystemExit: a signal came and was caught, see `interruption`; what was
+      trained until then is saved.
   """
   from clu import parameter_overview
 
@@ -87,13 +90,15 @@ def train(
   num_steps = settings.num_epochs * epoch_steps
   metrics_file = pathlib.Path(workdir) / "metrics.jsonl"
   with checkpoints.Checkpoints(workdir, settings.num_kept_checkpoints) as saved:
-    first_step = saved.latest_step()
-    if first_step is not None:
-      step, params, opt_state = saved.restore(state.params, state.opt_state)
-      state = train_steps.TrainState(jnp.int32(step), params, opt_state)
-      _logger.info("resuming %s from step %d", workdir, step)
-    first_step = first_step or 0
     state = sharding.replicate(state, mesh)
+    first_step, recent = 0, []
+    if saved.latest_step() is not None:
+      first_step, params, opt_state, recent = saved.restore(
+        state.params, state.opt_state
+      )
+      step = sharding.replicate(jnp.int32(first_step), mesh)
+      state = train_steps.TrainState(step, params, opt_state)
+      _logger.info("resuming %s from step %d", workdir, first_step)
     clip_params = sharding.replicate(clip.params, mesh)
     train_step = train_steps.make_train_step(
       model,
@@ -133,8 +138,8 @@ def train(
     )
     _truncate_metrics(metrics_file, first_step)
     progress = Progress(num_steps, "steps", start=first_step)
-    recent = []
     num_skipped = 0
+    interruption.defer()
     for step, batch in enumerate(batches, start=first_step + 1):
       if skipped and len(skipped) > num_skipped:
         num_skipped = len(skipped)
@@ -148,7 +153,7 @@ def train(
       )
       recent.append(terms)
       if step % settings.log_every_steps == 0 or step == num_steps:
-        means = _means(jax.device_get(recent))
+        means = _means(_to_floats(recent))
         recent.clear()
         _log_metrics(metrics_file, step, means)
         progress.update(
@@ -156,8 +161,16 @@ def train(
           f"epoch {math.ceil(step / epoch_steps)}/{settings.num_epochs},"
           f" loss {means['loss']:.4f}",
         )
-      if step % settings.checkpoint_every_steps == 0 and step < num_steps:
-        saved.save(step, state.params, state.opt_state)
+      if step == num_steps:
+        break
+      is_interrupted = interruption.is_due(step - first_step)
+      if is_interrupted or step % settings.checkpoint_every_steps == 0:
+        saved.save(step, state.params, state.opt_state, _to_floats(recent))
+      if is_interrupted:
+        interruption.stop(
+          f"stopped after step {step} of {num_steps}, which is saved: the same"
+          f" command goes on from there (exit code {interruption.EXIT_CODE})"
+        )
     if num_steps > first_step or saved.latest_step() is None:
       saved.save(num_steps, state.params, state.opt_state)
   return state
@@ -199,15 +212,23 @@ def _add_skipped(path, skipped):
   write_file(path, json.dumps({**before, **skipped}, indent=2) + "\n")
 
 
+def _to_floats(rows):
+  return jax.tree.map(float, jax.device_get(rows))
+
+
 def _means(rows):
-  return {
-    name: float(sum(row[name] for row in rows)) / len(rows) for name in rows[0]
-  }
+  return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
 
 
 def _log_metrics(path, step, means):
-  with path.open("a", encoding="utf-8") as file:
-    file.write(json.dumps({"step": step, **means}) + "\n")
+  try:
+    with path.open("a", encoding="utf-8") as file:
+      file.write(json.dumps({"step": step, **means}) + "\n")
+  except OSError as error:
+    raise InputError(
+      f"{path} cannot be written: {error.strerror}. Make room and go on from"
+      " the newest checkpoint with the same command."
+    ) from error
 
 
 def _truncate_metrics(path, last_step):
