@@ -2,13 +2,14 @@
 
   python train.py --config=configs/demo.py --workdir=runs/demo
 
-Any field of the config can be set: --config.train.batch_size=16. The same
-command again resumes an interrupted run.
+Any field of the config can be set: --config.train.batch_size=16. SIGTERM and
+Ctrl-C save and end with exit code 75; the same command again resumes an
+interrupted run. --verify checks the checkpoints of a work directory instead.
 """
 
 from absl import flags
 
-from cops_jax import cli
+from cops_jax import cli, interruption
 
 flags.adopt_module_key_flags(cli)
 
@@ -46,4 +47,5 @@ def main(config, workdir, allow_other_clip):
 
 
 if __name__ == "__main__":
+  interruption.catch_signals()
   cli.run(main)

@@ -40,23 +40,28 @@ _NUM_PROCESSES = flags.DEFINE_integer(
 _PROCESS_ID = flags.DEFINE_integer(
   "process_id", None, "This process's number, from 0.", lower_bound=0
 )
+_VERIFY = flags.DEFINE_bool(
+  "verify", False, "Only check the work directory's files; needs no --config."
+)
 
 
 def _parse(arguments, recorded_config):
   """absl's flags; ml_collections' errors are told as shortly as absl's."""
   flags.mark_flags_as_required([_WORKDIR])
   try:
-    if recorded_config and not any(
-      re.match("--?config(=|$)", argument) for argument in arguments
-    ):
-      # The other flags say where the config is recorded; it then defines the
-      # --config.FIELD flags.
-      flags.FLAGS(arguments, known_only=True)
-      config = recorded_config()
-      del flags.FLAGS.config
-      config_flags.DEFINE_config_dict("config", config)
-    else:
-      flags.mark_flags_as_required([_CONFIG])
+    has_config = any(re.match("--?config(=|$)", text) for text in arguments)
+    if not has_config:
+      # The other flags say whether one is needed and where it is recorded.
+      rest = flags.FLAGS(arguments, known_only=True)
+      if _VERIFY.value:
+        return rest
+      config = recorded_config() if recorded_config else None
+      flags.FLAGS.unparse_flags()
+      if config is not None:
+        # It defines the --config.FIELD flags.
+        del flags.FLAGS.config
+        config_flags.DEFINE_config_dict("config", config)
+    flags.mark_flags_as_required([_CONFIG])
     rest = flags.FLAGS(arguments)
     _CONFIG.value.keys()  # A file that could not be read raises only now.
     return rest
@@ -67,6 +72,22 @@ def _parse(arguments, recorded_config):
     sys.exit(f"error: a --config.FIELD flag names no field: {message}")
   except OSError as error:
     sys.exit(f"error: {' '.join(str(error).split())}")
+
+
+def _verify(workdir):
+  """Prints what is wrong in a work directory; gives the exit status."""
+  from cops_jax import checkpoints, records
+
+  damage_of_steps = checkpoints.find_damage(workdir)
+  for step, damage in damage_of_steps.items():
+    print(f"step {step}: {'; '.join(damage) or 'good'}")
+  is_good = not any(damage_of_steps.values())
+  try:
+    records.read_record(workdir)
+  except InputError as error:
+    is_good = False
+    print(error)
+  return 0 if is_good else 1
 
 
 def _root_cause(error):
@@ -89,13 +110,16 @@ def run(
     recorded_config: gives the config where --config is absent; called when the
       script's other flags have their values.
 
-  An `InputError` ends the script with its sentence and exit status 1.
+  An `InputError` ends the script with its sentence and exit status 1. With
+  --verify the work directory is checked instead, and main not called.
   """
 
   def guarded(arguments):
     if len(arguments) > 1:
       sys.exit(f"error: unexpected argument {arguments[1]!r}")
     try:
+      if _VERIFY.value:
+        sys.exit(_verify(_WORKDIR.value))
       cluster = (
         _COORDINATOR_ADDRESS.value,
         _NUM_PROCESSES.value,

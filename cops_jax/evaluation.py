@@ -291,7 +291,8 @@ def evaluate(
 
   Args:
     config: a ConfigDict with the fields of configs/default.py.
-    workdir: receives results.json, results.csv, scores.csv and pictures/.
+    workdir: receives results.json, results.csv, scores.csv and pictures/. If it
+      cannot be written there is a warning.
     checkpoint: trained prompts, see `prompt_files.load_prompts`; by default
       the work directory's own.
     allow_other_clip: whether other CLIP weights will do than those that the
@@ -317,7 +318,12 @@ def evaluate(
     records.check_clip(record, clip.sha256, str(checkpoint), allow_other_clip)
   model = build_model(config, clip)
   mesh = sharding.make_mesh()
-  template = jax.eval_shape(lambda: init_trainable(model, jax.random.key(0)))
+  template = jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct(
+      leaf.shape, leaf.dtype, sharding=sharding.replicated_sharding(mesh)
+    ),
+    jax.eval_shape(lambda: init_trainable(model, jax.random.key(0))),
+  )
   trainable, source = prompt_files.load_prompts(checkpoint, template)
   _logger.info(
     "evaluating %s on %d %s device(s)",
@@ -336,5 +342,15 @@ def evaluate(
   }
   if jax.process_index() > 0:
     return results, []
-  sheets = reporting.write_results(pathlib.Path(workdir), results, provenance)
+  try:
+    sheets = reporting.write_results(pathlib.Path(workdir), results, provenance)
+  except OSError as error:  # What was computed for hours is still returned.
+    _logger.warning(
+      "the results are not written: %s: %s. Use another --workdir with"
+      " --checkpoint=%s to have the files.",
+      error.filename or workdir,
+      error.strerror,
+      checkpoint,
+    )
+    sheets = []
   return results, sheets

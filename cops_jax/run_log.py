@@ -17,8 +17,6 @@ _CURVES_FILE = "losses.png"
 class RunLog:
   """metrics.jsonl, a line a time, and TensorBoard's files if asked for.
 
-  Use as a context manager.
-
   Args:
     workdir: where to write.
     last_step: lines of later steps, which will be taken again, are dropped.
@@ -54,19 +52,22 @@ class RunLog:
       kept = [row for row in read_metrics(workdir) if row["step"] <= last_step]
       write_file(self._path, "".join(map(_line, kept)))
 
-  def __enter__(self) -> RunLog:
-    return self
-
-  def __exit__(self, *_) -> None:
-    if self._tensorboard:
-      self._tensorboard.close()
-
   def write(self, step: int, scalars: Mapping[str, float]) -> None:
-    """Adds the values of some quantities at a step."""
+    """Adds the values of some quantities at a step.
+
+    Raises:
+      InputError: the file cannot be written.
+    """
     if not self._is_active:
       return
-    with self._path.open("a", encoding="utf-8") as file:
-      file.write(_line({"step": step, **scalars}))
+    try:
+      with self._path.open("a", encoding="utf-8") as file:
+        file.write(_line({"step": step, **scalars}))
+    except OSError as error:
+      raise InputError(
+        f"{self._path} cannot be written: {error.strerror}. Make room and go on"
+        " from the newest checkpoint with the same command."
+      ) from error
     if self._tensorboard:
       self._tensorboard.write_scalars(step, scalars)
       self._tensorboard.flush()

@@ -18,6 +18,7 @@ from cops_jax import (
   checkpoints,
   evaluation,
   input_pipeline,
+  interruption,
   prompt_files,
   records,
   run_log,
@@ -61,6 +62,8 @@ def train(
 
   Raises:
     InputError: see the message.
+    SystemExit: a signal came and was caught, see `interruption`; what was
+      trained until then is saved.
   """
   from clu import parameter_overview
 
@@ -78,11 +81,12 @@ def train(
   )
   mesh = sharding.make_mesh()
   optimizer = train_steps.make_optimizer(settings)
-  state = train_steps.create_train_state(model, optimizer, config.seed)
+  state = sharding.replicate(
+    train_steps.create_train_state(model, optimizer, config.seed), mesh
+  )
   if init_from and not checkpoints.has_checkpoint(workdir):
-    state = state._replace(
-      params=_read_start(init_from, state.params, clip, allow_other_clip)
-    )
+    params = _read_start(init_from, state.params, clip, allow_other_clip)
+    state = state._replace(params=sharding.replicate(params, mesh))
   records.claim_workdir(
     workdir,
     records.Record(config.to_dict(), clip.sha256, str(init_from)),
@@ -92,26 +96,16 @@ def train(
 
   epoch_steps = input_pipeline.num_batches(len(examples), settings.batch_size)
   num_steps = settings.num_epochs * epoch_steps
-  with (
-    checkpoints.Checkpoints(workdir, settings.num_kept_checkpoints) as saved,
-    run_log.RunLog(
-      workdir,
-      saved.latest_step() or 0,
-      use_tensorboard=settings.use_tensorboard,
-      is_active=is_writer,
-    ) as log,
-  ):
-    state = sharding.replicate(state, mesh)
-    first_step = saved.latest_step()
-    if first_step is not None:
-      step, params, opt_state = saved.restore(state.params, state.opt_state)
-      state = state._replace(
-        step=sharding.replicate(jnp.int32(step), mesh),
-        params=params,
-        opt_state=opt_state,
+  with checkpoints.Checkpoints(workdir, settings.num_kept_checkpoints) as saved:
+    first_step = 0
+    recent = []  # Terms of the steps since the last line of the log.
+    if saved.latest_step() is not None:
+      first_step, params, opt_state, recent = saved.restore(
+        state.params, state.opt_state
       )
-      _logger.info("resuming %s from step %d", workdir, step)
-    first_step = first_step or 0
+      step = sharding.replicate(jnp.int32(first_step), mesh)
+      state = state._replace(step=step, params=params, opt_state=opt_state)
+      _logger.info("resuming %s from step %d", workdir, first_step)
     shardings = clip_shardings(config, clip, mesh)
     clip_params = jax.device_put(clip.params, shardings)
     train_step = train_steps.make_train_step(
@@ -168,9 +162,15 @@ def train(
     progress = Progress(
       num_images(num_steps), "images", start=num_images(first_step)
     )
-    recent = []  # Terms of the steps since the last line of the log.
+    log = run_log.RunLog(
+      workdir,
+      first_step,
+      use_tensorboard=settings.use_tensorboard,
+      is_active=is_writer,
+    )
     waiting = []  # The step before, which devices may still be computing.
     num_skipped = 0
+    interruption.defer()
     for step, batch in enumerate(batches, start=first_step + 1):
       if skipped and len(skipped) > num_skipped:
         num_skipped = len(skipped)
@@ -193,12 +193,17 @@ def train(
         is_last or step % settings.evaluate_every_steps == 0
       )
       is_profiled = step in profile_steps[1:]
+      is_interrupted = interruption.is_due(step - first_step) and not is_last
+      is_saved |= is_interrupted
       wants_all = is_logged or is_saved or is_evaluated or is_profiled
       while len(waiting) > (0 if wants_all else 1):
-        recent.append(jax.device_get(waiting[0][1]))
-        if not all(map(math.isfinite, recent[-1].values())):
-          _stop_at_non_finite(workdir, saved, state, *waiting[0])
-        del waiting[0]
+        done_step, done_terms, paths = waiting.pop(0)
+        done_terms = jax.tree.map(float, jax.device_get(done_terms))
+        if not all(map(math.isfinite, done_terms.values())):
+          _save_non_finite(
+            workdir, saved, state, recent, done_step, done_terms, paths
+          )
+        recent.append(done_terms)
       if is_profiled:
         jax.profiler.stop_trace()
         _logger.info(
@@ -224,7 +229,12 @@ def train(
           },
         )
       if is_saved:
-        saved.save(step, state.params, state.opt_state)
+        saved.save(step, state.params, state.opt_state, recent)
+      if is_interrupted:
+        interruption.stop(
+          f"stopped after step {step} of {num_steps}, which is saved: the same"
+          f" command goes on from there (exit code {interruption.EXIT_CODE})"
+        )
     if saved.latest_step() is None:
       saved.save(0, state.params, state.opt_state)
   if is_writer and num_steps and (curves := run_log.plot_losses(workdir)):
@@ -232,12 +242,11 @@ def train(
   return state
 
 
-def _stop_at_non_finite(workdir, saved, state, step, terms, paths):
+def _save_non_finite(workdir, saved, state, recent, step, terms, paths):
   """Saves the state before a step with a NaN or an infinity, and raises."""
   last = int(state.step)
   if last != saved.latest_step():
-    saved.save(last, state.params, state.opt_state)
-  terms = {name: float(term) for name, term in terms.items()}
+    saved.save(last, state.params, state.opt_state, recent)
   names = [name for name, value in terms.items() if not math.isfinite(value)]
   report = workdir / "non_finite.json"
   content = {
@@ -293,6 +302,4 @@ def _add_skipped(workdir, skipped):
 
 
 def _means(rows):
-  return {
-    name: float(sum(row[name] for row in rows)) / len(rows) for name in rows[0]
-  }
+  return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}

@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 from jaxtyping import install_import_hook
 
+from scripts import run
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Parity is claimed in full float32, whatever the hardware's default.
 jax.config.update("jax_default_matmul_precision", "highest")
@@ -98,3 +100,34 @@ def make_config(clip_folder, data_dir):
 @pytest.fixture
 def config(clip_folder, data_dir):
   return make_config(clip_folder, data_dir)
+
+
+@pytest.fixture(scope="session")
+def arguments(clip_folder, data_dir):
+  """The `config` fixture's overrides as flags."""
+  values = {
+    "data_dir": data_dir,
+    "clip.weights": clip_folder,
+    "model.image_size_pixels": 48,
+    "model.feature_layers": "(2,3)",
+    "model.num_value_layers": 2,
+    "model.num_heads": 4,
+    "model.deep_prompt_depth": 2,
+    "train.num_epochs": 1,
+    "train.batch_size": 64,
+    "train.log_every_steps": 2,
+    "train.checkpoint_every_steps": 4,
+    "evaluation.batch_size": 100,
+  }
+  return [
+    "--config=configs/demo.py",
+    *(f"--config.{name}={value}" for name, value in values.items()),
+  ]
+
+
+@pytest.fixture(scope="session")
+def trained(arguments, tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("trained")
+  code, _, err = run("train.py", *arguments, f"--workdir={workdir}")
+  assert code == 0, err
+  return workdir, err

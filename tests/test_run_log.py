@@ -17,9 +17,9 @@ def rows(workdir):
 
 
 def test_lines(tmp_path):
-  with run_log.RunLog(tmp_path, 0) as log:
-    log.write(2, {"loss": 0.5})
-    log.write(4, {"loss": 0.25, "kl": 1.0})
+  log = run_log.RunLog(tmp_path, 0)
+  log.write(2, {"loss": 0.5})
+  log.write(4, {"loss": 0.25, "kl": 1.0})
   assert rows(tmp_path) == [
     {"step": 2, "loss": 0.5},
     {"step": 4, "loss": 0.25, "kl": 1.0},
@@ -27,19 +27,19 @@ def test_lines(tmp_path):
 
 
 def test_steps_that_are_taken_again_are_dropped(tmp_path):
-  with run_log.RunLog(tmp_path, 0) as log:
-    for step in (2, 4, 6):
-      log.write(step, {"loss": float(step)})
+  log = run_log.RunLog(tmp_path, 0)
+  for step in (2, 4, 6):
+    log.write(step, {"loss": float(step)})
   with (tmp_path / "metrics.jsonl").open("a") as file:
     file.write('{"step": 8, "lo')  # Killed while writing.
-  with run_log.RunLog(tmp_path, 4) as log:
-    log.write(6, {"loss": 60.0})
+  log = run_log.RunLog(tmp_path, 4)
+  log.write(6, {"loss": 60.0})
   assert [row["loss"] for row in rows(tmp_path)] == [2, 4, 60]
 
 
 def test_one_process_writes(tmp_path):
-  with run_log.RunLog(tmp_path, 0, is_active=False) as log:
-    log.write(2, {"loss": 0.5})
+  log = run_log.RunLog(tmp_path, 0, is_active=False)
+  log.write(2, {"loss": 0.5})
   assert not list(tmp_path.iterdir())
 
 
@@ -63,36 +63,32 @@ def test_tensorboard_gets_the_same_numbers(tmp_path, monkeypatch):
     def flush(self):
       calls.append("flush")
 
-    def close(self):
-      calls.append("close")
-
   module = types.ModuleType("clu.metric_writers")
   module.SummaryWriter = SummaryWriter
   monkeypatch.setitem(sys.modules, "clu.metric_writers", module)
   monkeypatch.setattr("clu.metric_writers", module, raising=False)
-  with run_log.RunLog(tmp_path, 0, use_tensorboard=True) as log:
-    log.write(3, {"loss": 0.5})
+  log = run_log.RunLog(tmp_path, 0, use_tensorboard=True)
+  log.write(3, {"loss": 0.5})
   assert calls == [
     ("open", str(tmp_path / "tensorboard")),
     (3, {"loss": 0.5}),
     "flush",
-    "close",
   ]
 
 
 def test_tensorboard_files(tmp_path):
   pytest.importorskip("tensorflow")
-  with run_log.RunLog(tmp_path, 0, use_tensorboard=True) as log:
-    log.write(3, {"loss": 0.5})
+  log = run_log.RunLog(tmp_path, 0, use_tensorboard=True)
+  log.write(3, {"loss": 0.5})
   (file,) = (tmp_path / "tensorboard").iterdir()
   assert b"loss" in file.read_bytes()
 
 
 def test_curves(tmp_path):
-  with run_log.RunLog(tmp_path, 0) as log:
-    for step in range(1, 6):
-      log.write(step, {"kl": 1 / step, "loss": 2 / step, "reconstruction": 0.0})
-    log.write(5, {"made/image_auroc": 0.9})
+  log = run_log.RunLog(tmp_path, 0)
+  for step in range(1, 6):
+    log.write(step, {"kl": 1 / step, "loss": 2 / step, "reconstruction": 0.0})
+  log.write(5, {"made/image_auroc": 0.9})
   path = run_log.plot_losses(tmp_path)
   assert path == tmp_path / "losses.png"
   with Image.open(path) as picture:
@@ -102,6 +98,6 @@ def test_curves(tmp_path):
 
 
 def test_nothing_to_draw(tmp_path):
-  with run_log.RunLog(tmp_path, 0) as log:
-    log.write(5, {"made/image_auroc": 0.9})
+  log = run_log.RunLog(tmp_path, 0)
+  log.write(5, {"made/image_auroc": 0.9})
   assert run_log.plot_losses(tmp_path) is None

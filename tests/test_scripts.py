@@ -2,65 +2,12 @@
 
 import csv
 import json
-import pathlib
-import signal
-import subprocess
-import sys
-import time
 
 import pytest
 from PIL import Image
 
 from cops_jax.checkpoints import Checkpoints
-
-ROOT = pathlib.Path(__file__).parent.parent
-
-
-@pytest.fixture(scope="module")
-def arguments(clip_folder, data_dir):
-  """The `config` fixture's overrides as flags."""
-  values = {
-    "data_dir": data_dir,
-    "clip.weights": clip_folder,
-    "model.image_size_pixels": 48,
-    "model.feature_layers": "(2,3)",
-    "model.num_value_layers": 2,
-    "model.num_heads": 4,
-    "model.deep_prompt_depth": 2,
-    "train.num_epochs": 1,
-    "train.batch_size": 64,
-    "train.log_every_steps": 2,
-    "train.checkpoint_every_steps": 4,
-    "evaluation.batch_size": 100,
-  }
-  return [
-    "--config=configs/demo.py",
-    *(f"--config.{name}={value}" for name, value in values.items()),
-  ]
-
-
-def start(script, *arguments):
-  return subprocess.Popen(
-    [sys.executable, script, *map(str, arguments)],
-    cwd=ROOT,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
-  )
-
-
-def run(script, *arguments):
-  process = start(script, *arguments)
-  out, err = process.communicate(timeout=300)
-  return process.returncode, out, err
-
-
-@pytest.fixture(scope="module")
-def trained(arguments, tmp_path_factory):
-  workdir = tmp_path_factory.mktemp("trained")
-  code, _, err = run("train.py", *arguments, f"--workdir={workdir}")
-  assert code == 0, err
-  return workdir, err
+from scripts import ROOT, run
 
 
 def test_training_shows_progress_and_writes_its_files(trained):
@@ -108,36 +55,6 @@ def test_evaluation_needs_no_config_and_writes_its_files(trained):
   }
   with (workdir / "scores.csv").open() as file:
     assert len(list(csv.DictReader(file))) == 612
-
-
-def test_killed_and_resumed_is_as_if_nothing_happened(
-  trained, arguments, tmp_path
-):
-  """SIGKILL as soon as a checkpoint is there; then the same command again."""
-  process = start("train.py", *arguments, f"--workdir={tmp_path}")
-  deadline = time.monotonic() + 120
-  while not (tmp_path / "checkpoints" / "4").exists():
-    assert time.monotonic() < deadline and process.poll() is None
-    time.sleep(0.02)
-  process.send_signal(signal.SIGKILL)
-  process.communicate()
-  code, _, err = run("train.py", *arguments, f"--workdir={tmp_path}")
-  assert code == 0, err
-  assert f"resuming {tmp_path} from step" in err
-  whole, _ = trained
-  for name in ("metrics.jsonl", "run.json"):
-    assert (tmp_path / name).read_text() == (whole / name).read_text()
-  assert _leaves(tmp_path) == _leaves(whole)
-
-
-def _leaves(workdir):
-  """The newest checkpoint's parameters, as bytes."""
-  import jax
-  import orbax.checkpoint as ocp
-
-  path = workdir / "checkpoints" / "9" / "params"
-  tree = ocp.StandardCheckpointer().restore(path)
-  return [leaf.tobytes() for leaf in jax.tree.leaves(jax.device_get(tree))]
 
 
 def test_no_epochs_is_a_checkpoint_of_untrained_prompts(arguments, tmp_path):
