@@ -49,19 +49,19 @@ def _parse(arguments, recorded_config):
   """absl's flags; ml_collections' errors are told as shortly as absl's."""
   flags.mark_flags_as_required([_WORKDIR])
   try:
-    has_config = any(re.match("--?config(=|$)", text) for text in arguments)
-    if not has_config:
+    config = None
+    if not any(re.match("--?config(=|$)", text) for text in arguments):
       # The other flags say whether one is needed and where it is recorded.
       rest = flags.FLAGS(arguments, known_only=True)
       if _VERIFY.value:
         return rest
       config = recorded_config() if recorded_config else None
-      flags.FLAGS.unparse_flags()
       if config is not None:
         # It defines the --config.FIELD flags.
         del flags.FLAGS.config
         config_flags.DEFINE_config_dict("config", config)
-    flags.mark_flags_as_required([_CONFIG])
+    if config is None:
+      flags.mark_flags_as_required([_CONFIG])
     rest = flags.FLAGS(arguments)
     _CONFIG.value.keys()  # A file that could not be read raises only now.
     return rest
