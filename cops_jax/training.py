@@ -235,7 +235,7 @@ def train(
           f"stopped after step {step} of {num_steps}, which is saved: the same"
           f" command goes on from there (exit code {interruption.EXIT_CODE})"
         )
-    if saved.latest_step() is None:
+    if not num_steps and saved.latest_step() is None:
       saved.save(0, state.params, state.opt_state)
   if is_writer and num_steps and (curves := run_log.plot_losses(workdir)):
     _logger.info("curves of the losses: %s", curves)
