@@ -220,7 +220,11 @@ def play(arguments, workdir, num_processes, rng=None, number=None):
           + rest,
           cwd=ROOT,
           stderr=file,
-          env=os.environ | {"JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo"},
+          env=os.environ
+          | {
+            "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
+            "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+          },
         )
       )
   phase = ""
