@@ -1,6 +1,6 @@
 # make demo: train on generated data, find anomalies in categories never seen.
 # make test: run the tests.
-# make soak: damage ten thousand weight files and read them.
+# make soak: damage ten thousand weight files; kill training 48 times at random.
 # All first create .venv with the versions of constraints.txt.
 
 PYTHON ?= python3
@@ -20,6 +20,7 @@ test: .venv/test
 
 soak: .venv/test
 	.venv/bin/python -m pytest --quiet --hypothesis-profile=soak -k fuzzed
+	.venv/bin/python -m pytest --quiet --capture=no -m soak
 
 .venv/core: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -130,6 +130,7 @@ class Checkpoints:
       # What Orbax logs of errors, several tracebacks, it raises too. Its
       # threads go on logging them until the process ends.
       absl_logging.set_verbosity(absl_logging.FATAL)
+      self._require_room(step, (params, opt_state))
       self._checkpointer.save(
         partial,
         args=ocp.args.Composite(
@@ -247,6 +248,19 @@ class Checkpoints:
       " the same command."
     )
 
+  def _require_room(self, step, trees):
+    """Full disks are found here, before Orbax's threads all fail at once."""
+    if jax.process_index() != 0:
+      return
+    num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(trees))
+    self._directory.mkdir(parents=True, exist_ok=True)
+    path = self._directory / f"{step}.room{_PARTIAL}"
+    with path.open("wb") as file:
+      try:
+        os.posix_fallocate(file.fileno(), 0, max(num_bytes, 1))
+      finally:
+        path.unlink()
+
   def _delete_old(self):
     for step in find_steps(self._workdir)[: -self._num_kept]:
       path = self._directory / str(step)
@@ -257,7 +271,10 @@ class Checkpoints:
     if jax.process_index() != 0:
       return
     for path in self._directory.glob(f"*{_PARTIAL}*"):
-      shutil.rmtree(path, ignore_errors=True)
+      if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+      else:
+        path.unlink(missing_ok=True)
 
 
 def _standard_restore(tree):
