@@ -23,6 +23,7 @@ from cops_jax import (
 )
 from cops_jax.configuration import build_model, load_clip
 from cops_jax.errors import InputError
+from cops_jax.features import default_folder, open_features
 from cops_jax.files import write_file
 from cops_jax.progress import Progress
 
@@ -118,6 +119,21 @@ def train(
       jax.default_backend(),
     )
     skipped = {} if config.input.unreadable_files == "skip" else None
+    features = None
+    if settings.cache_features != "none" and first_step < num_steps:
+      features = open_features(
+        examples,
+        settings.split,
+        model,
+        clip,
+        mesh,
+        dtype=settings.cache_features,
+        folder=config.features_dir or default_folder(config.data_dir or None),
+        image_size=config.model.image_size_pixels,
+        batch_size=settings.batch_size,
+        num_workers=config.input.num_workers,
+        skipped=skipped,
+      )
     batches = input_pipeline.iterate_batches(
       examples,
       image_size=config.model.image_size_pixels,
@@ -130,6 +146,7 @@ def train(
       process_count=jax.process_count(),
       num_workers=config.input.num_workers,
       skipped=skipped,
+      features=features,
     )
     _truncate_metrics(metrics_file, first_step)
     progress = Progress(num_steps, "steps", start=first_step)
@@ -142,7 +159,9 @@ def train(
         if num_skipped == len(examples):
           raise InputError(f"no image of {examples.name!r} can be read")
       _require_masks(batch, examples.name)
-      batch = {name: batch[name] for name in train_steps.STEP_FIELDS}
+      batch = {
+        name: batch[name] for name in train_steps.STEP_FIELDS if name in batch
+      }
       state, terms = train_step(
         state, clip_params, sharding.shard_batch(batch, mesh)
       )
