@@ -147,6 +147,8 @@ class FeatureCache:
       record = self._files[path][number]
     except Exception as error:  # ArrayRecord's kinds are not documented.
       raise self._damaged(path, error) from error
+    if len(record) != self.num_record_bytes:
+      raise self._damaged(path, f"record {number} has {len(record)} bytes")
     rows = np.frombuffer(record, self._dtype).reshape(-1, self._shape[-1])
     return {
       "image_features": rows[0],
