@@ -314,8 +314,9 @@ def open_features(
     _logger.info("features of %s are read from %s", examples.name, folder)
     return cache
   try:
-    write_file(folder / "manifest.json", text)
+    folder.mkdir(parents=True, exist_ok=True)
     with _lock(folder):
+      write_file(folder / "manifest.json", text)
       cache = FeatureCache(folder, dtype, shape)
       missing = cache.missing(examples)
       _require_space(cache, len(missing), examples.name, dtype)

@@ -60,7 +60,7 @@ def loss_and_terms(
     model: CoPS.
     params, clip_params: its two parameter trees.
     batch: image (b, h, w, 3), normalised, or image_features (b, d) and
-      patch_features (b, f, n, d), float32; mask_counts (b, n), label and
+      patch_features (b, f, n, d), as stored; mask_counts (b, n), label and
       padding_mask (b,).
     noise: (b, 1, d), standard normal.
     reconstruction: see `losses.reconstruction_loss`.
@@ -69,7 +69,10 @@ def loss_and_terms(
   if "image" in batch:
     features = model.apply(variables, batch["image"], method=CoPS.encode_images)
   else:
-    features = batch["image_features"], batch["patch_features"]
+    features = tuple(
+      batch[name].astype(jnp.float32)
+      for name in ("image_features", "patch_features")
+    )
   outputs = model.apply(variables, *features, noise, is_training=True)
   padding_mask, counts = batch["padding_mask"], batch["mask_counts"]
   patch_area = model.clip_config.vision_config.patch_size**2
@@ -116,12 +119,8 @@ def make_train_step(
     noise = example_noise(
       jax.random.fold_in(key, state.step), batch["example_id"], 1, width
     )
-    batch = dict(batch)
     if "image" in batch:
-      batch["image"] = normalize_images(batch["image"])
-    else:  # As they are stored.
-      for name in ("image_features", "patch_features"):
-        batch[name] = batch[name].astype(jnp.float32)
+      batch = {**batch, "image": normalize_images(batch["image"])}
 
     def loss(params):
       return loss_and_terms(

@@ -1,6 +1,7 @@
 """The cache of vision features: exact, shared, resumable, never stale."""
 
 import collections
+import concurrent.futures
 import json
 import logging
 import os
@@ -83,7 +84,6 @@ def test_training_is_the_same_and_runs_share_a_cache(
   assert outcome(tmp_path / "filling") == (want_rows, want_leaves)
   # An image feature and 2 x 9 patch features of width 24.
   gigabytes = f"{576 * (1 + 2 * 9) * 24 * 4 / 1e9:.3g} GB"
-  assert f"features: {gigabytes} as float32, of" not in caplog.text
   assert f"{gigabytes} as float32, of " in caplog.text
   assert "computing features of demo_auxiliary: 576/576 images" in caplog.text
 
@@ -100,6 +100,11 @@ def test_training_is_the_same_and_runs_share_a_cache(
   training.train(config, tmp_path / "reading")
   assert encoded["images"] == 2 * 576
   assert outcome(tmp_path / "reading") == (want_rows, want_leaves)
+
+  config.evaluation.datasets = ("demo_auxiliary",)
+  results, _ = evaluation.evaluate(config, tmp_path / "reading")
+  assert len(results["demo_auxiliary"].images) == 576
+  assert encoded["images"] == 2 * 576
 
 
 @pytest.fixture
@@ -321,3 +326,12 @@ def test_evaluation_is_the_same(config, images, open_cache, monkeypatch):
   for picture, other in zip(result.pictures, want.pictures, strict=True):
     np.testing.assert_array_equal(picture.image, other.image)
     np.testing.assert_array_equal(picture.anomaly_map, other.anomaly_map)
+
+
+def test_one_fills_and_the_others_wait(images, open_cache, encoded):
+  examples = load(images)
+  with concurrent.futures.ThreadPoolExecutor(3) as pool:
+    caches = list(pool.map(open_cache, [examples] * 3))
+  assert encoded["images"] == 12
+  for cache in caches:
+    assert not cache.missing(examples)
