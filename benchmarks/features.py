@@ -1,6 +1,6 @@
 """An epoch of training from cached features, against one without a cache.
 
-  python benchmarks/features.py
+  python -m benchmarks.features
 
 ViT-L/14@336 at 518 x 518 pixels with random weights and the published recipe's
 config (bfloat16) but for the batch: 1 image, for the sake of memory. The data
