@@ -15,6 +15,9 @@ def get_config() -> ml_collections.ConfigDict:
   # Where data sets' original files lie, each in a folder of its name; "" for
   # downloads/manual in data_dir.
   config.manual_dir = ""
+  # Where vision features are cached, a folder for each data set and model; ""
+  # for features in data_dir. Runs and evaluations share it.
+  config.features_dir = ""
 
   config.input = inputs = ml_collections.ConfigDict()
   # Processes that decode images; 0 for threads of the main one, which is enough
@@ -84,6 +87,11 @@ def get_config() -> ml_collections.ConfigDict:
   # Loss between image features and category biases: "none", "pairwise" (every
   # image with every bias, as in the released code) or "matched".
   train.reconstruction = "none"
+  # Type in which the vision features of each image are kept on disk, so that
+  # the vision tower runs once for an image, in this run, in others and in their
+  # evaluations: "float32", "bfloat16" (as exact where clip.dtype is bfloat16,
+  # and half as large) or "float16". "none" runs it in every step.
+  train.cache_features = "none"
   train.log_every_steps = 20
   train.checkpoint_every_steps = 500
   # Evaluates as the section below says, and writes the means into the metrics;

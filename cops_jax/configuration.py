@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from cops_jax import sharding, weights
 from cops_jax.errors import InputError
+from cops_jax.features import STORAGE_TYPES
 from cops_jax.losses import RECONSTRUCTIONS
 from cops_jax.models.cops import CoPS
 from cops_jax.models.prompts import PROTOTYPE_INJECTIONS
@@ -135,6 +136,12 @@ def build_model(config: Any, clip: PretrainedCLIP) -> CoPS:
     "train.reconstruction",
     config.train.reconstruction,
     f"one of {', '.join(RECONSTRUCTIONS)}",
+  )
+  check(
+    config.train.cache_features in STORAGE_TYPES,
+    "train.cache_features",
+    config.train.cache_features,
+    f"one of {', '.join(STORAGE_TYPES)}",
   )
   for field, least in _LEAST_VALUES.items():
     section, name = field.split(".")

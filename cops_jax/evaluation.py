@@ -31,16 +31,23 @@ from cops_jax.configuration import (
   random_key,
 )
 from cops_jax.errors import InputError
-from cops_jax.models.clip import normalize_images
-from cops_jax.models.cops import CoPS, init_trainable, join_params
+from cops_jax.features import FeatureCache, default_folder, open_features
+from cops_jax.images import decode_image
+from cops_jax.models.cops import (
+  CoPS,
+  encode_batch,
+  init_trainable,
+  join_params,
+)
 from cops_jax.models.vae import example_noise
 from cops_jax.progress import Progress
 from cops_jax.reporting import DatasetResult, ImageResult, Picture
+from cops_jax.weights import PretrainedCLIP
 
 _logger = logging.getLogger(__name__)
 
 # Fields of a batch that a predicting step reads.
-_STEP_FIELDS = ("image", "example_id")
+_STEP_FIELDS = ("image", "image_features", "patch_features", "example_id")
 
 
 def make_predict_step(
@@ -65,16 +72,18 @@ def make_predict_step(
 
   Returns:
     `step(trainable, clip_params, batch)`, giving image_score (b,) and
-    anomaly_map (b, h, w), float32 in [0, 1].
+    anomaly_map (b, h, w), float32 in [0, 1]. A batch has example_id and image,
+    or what `encode_batch` takes instead.
   """
   key = random_key(seed, EVALUATION_KEY)
   width = model.clip_config.projection_dim
+  patch_size = model.clip_config.vision_config.patch_size
   replicated = sharding.replicated_sharding(mesh)
 
   def predict_step(trainable, clip_params, batch):
     variables = join_params(trainable, clip_params)
-    images = normalize_images(batch["image"])
-    features = model.apply(variables, images, method=CoPS.encode_images)
+    features = encode_batch(model, variables, batch)
+    image_size = round(features[1].shape[2] ** 0.5) * patch_size
     noise = example_noise(key, batch["example_id"], num_samples, width)
     outputs = model.apply(variables, *features, noise, is_training=False)
     patch_scores = scoring.weighted_patch_scores(
@@ -84,7 +93,7 @@ def make_predict_step(
       "image_score": scoring.image_scores(
         outputs.image_logits, patch_scores, beta
       ),
-      "anomaly_map": scoring.anomaly_maps(patch_scores, images.shape[1]),
+      "anomaly_map": scoring.anomaly_maps(patch_scores, image_size),
     }
 
   return jax.jit(
@@ -110,6 +119,7 @@ def evaluate_dataset(
   num_pictures: int,
   num_workers: int = 0,
   skip_unreadable: bool = False,
+  features: FeatureCache | None = None,
 ) -> DatasetResult:
   """Scores every example once and computes the metrics.
 
@@ -123,6 +133,7 @@ def evaluate_dataset(
     num_pictures: anomalous images to keep of each category.
     num_workers: processes that decode images.
     skip_unreadable: whether to leave out examples that cannot be read.
+    features: given to `predict` in place of the images.
 
   Raises:
     InputError: an image cannot be read, or gets NaN for a score.
@@ -139,12 +150,18 @@ def evaluate_dataset(
     full_masks=True,
     num_workers=num_workers,
     skipped=skipped if skip_unreadable else None,
+    features=features,
   )
   images = []
   histograms = collections.defaultdict(metrics.PixelHistogram)
   pictures = collections.defaultdict(list)
   progress = Progress(len(examples), "images")
-  for batch, outputs in _with_outputs(batches, predict, mesh):
+
+  def run(batch):
+    fields = {name: batch[name] for name in _STEP_FIELDS if name in batch}
+    return predict(sharding.shard_global_batch(fields, mesh))
+
+  for batch, outputs in sharding.run_ahead(batches, run):
     for row in np.flatnonzero(batch["padding_mask"]):
       category, path = (
         str(batch[field][row]) for field in ("category", "path")
@@ -166,16 +183,16 @@ def evaluate_dataset(
         # Chosen by id, so neither order nor batches change the sheet.
         shown = pictures[category]
         shown.append(
-          Picture(
-            category=category,
-            image_score=float(score),
-            sort_key=int(batch["example_id"][row]),
-            image=batch["image"][row],
-            mask=batch["mask"][row],
-            anomaly_map=anomaly_map,
-          )
+          {
+            "index": int(batch["index"][row]),
+            "category": category,
+            "image_score": float(score),
+            "sort_key": int(batch["example_id"][row]),
+            "mask": batch["mask"][row],
+            "anomaly_map": anomaly_map,
+          }
         )
-        shown.sort(key=lambda picture: picture.sort_key)
+        shown.sort(key=lambda picture: picture["sort_key"])
         del shown[num_pictures:]
     progress.update(len(images) + len(skipped), f"evaluating {name}")
   if len(images) + len(skipped) != len(examples):
@@ -201,33 +218,30 @@ def evaluate_dataset(
     categories,
     images,
     [
-      picture for category in sorted(pictures) for picture in pictures[category]
+      _with_image(picture, examples, image_size)
+      for category in sorted(pictures)
+      for picture in pictures[category]
     ],
     skipped,
   )
 
 
-def _with_outputs(batches, predict, mesh):
-  """Batches and their outputs; devices run one batch ahead of the host."""
-  ready = None
-  for batch in batches:
-    inputs = {name: batch[name] for name in _STEP_FIELDS}
-    running = batch, predict(sharding.shard_global_batch(inputs, mesh))
-    if ready is not None:
-      yield ready[0], jax.device_get(ready[1])
-    ready = running
-  if ready is not None:
-    yield ready[0], jax.device_get(ready[1])
+def _with_image(picture, examples, image_size):
+  """Decoded now: a batch of features has no images."""
+  index = picture.pop("index")
+  image = decode_image(examples[index]["image"], image_size)
+  return Picture(image=image, **picture)
 
 
 def make_evaluator(
-  config: Any, model: CoPS, mesh: Mesh, shardings: Any
+  config: Any, model: CoPS, clip: PretrainedCLIP, mesh: Mesh, shardings: Any
 ) -> Callable[[Any, Any], dict[str, DatasetResult]]:
   """Makes the function that evaluates prompts as config.evaluation says.
 
   Args:
     config: a ConfigDict with the fields of configs/default.py.
     model: CoPS.
+    clip: that it is built on.
     mesh: to split batches over.
     shardings: see `configuration.clip_shardings`.
 
@@ -263,6 +277,22 @@ def make_evaluator(
           f"two of config.evaluation.datasets are called {examples.name!r};"
           " give their folders different names"
         )
+      skip_unreadable = config.input.unreadable_files == "skip"
+      features = None
+      if config.train.cache_features != "none":
+        features = open_features(
+          examples,
+          settings.split,
+          model,
+          clip,
+          mesh,
+          dtype=config.train.cache_features,
+          folder=config.features_dir or default_folder(config.data_dir or None),
+          image_size=config.model.image_size_pixels,
+          batch_size=settings.batch_size,
+          num_workers=config.input.num_workers,
+          skipped={} if skip_unreadable else None,
+        )
       results[examples.name] = evaluate_dataset(
         examples,
         lambda batch: predict_step(trainable, clip_params, batch),
@@ -273,7 +303,8 @@ def make_evaluator(
         batch_size=settings.batch_size,
         num_pictures=settings.num_pictures,
         num_workers=config.input.num_workers,
-        skip_unreadable=config.input.unreadable_files == "skip",
+        skip_unreadable=skip_unreadable,
+        features=features,
       )
     return results
 
@@ -332,7 +363,7 @@ def evaluate(
     jax.default_backend(),
   )
   shardings = clip_shardings(config, clip, mesh)
-  results = make_evaluator(config, model, mesh, shardings)(
+  results = make_evaluator(config, model, clip, mesh, shardings)(
     sharding.replicate(trainable, mesh), jax.device_put(clip.params, shardings)
   )
   provenance = {

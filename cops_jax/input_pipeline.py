@@ -14,13 +14,16 @@ import hashlib
 import logging
 import os
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cops_jax.errors import InputError
 from cops_jax.images import decode_image, decode_mask
 from cops_jax.typing import Integer
+
+if TYPE_CHECKING:
+  from cops_jax.features import FeatureCache
 
 _logger = logging.getLogger(__name__)
 
@@ -69,6 +72,7 @@ class _RowLoader:
   steps: range
   shuffle_seed: int | None
   full_masks: bool
+  features: FeatureCache | None
 
   def __call__(self, position: int) -> dict[str, Any]:
     step, slot = divmod(position, self.local_size)
@@ -82,19 +86,34 @@ class _RowLoader:
       return self._padding()
     if self.shuffle_seed is not None:
       place = int(_shuffled(num_examples, self.shuffle_seed, epoch)[place])
-    return self._load(self.examples[place])
+    return self._load(place)
 
-  def _load(self, example: Mapping[str, Any]) -> dict[str, Any]:
+  def _load(self, place: int) -> dict[str, Any]:
+    example = self.examples[place]
+    features = None
+    if self.features is not None:
+      features = self.features.find(example)
     decoded = {}
     for field, decode in (("image", decode_image), ("mask", decode_mask)):
+      if field == "image" and features is not None:
+        continue
       try:
         decoded[field] = decode(example[field], self.image_size)
       except Exception as error:  # PIL raises what its many decoders raise.
         reason = f"its {field} cannot be read: {error}"
         return self._padding(path=example["path"], error=reason)
+    if self.features is None:
+      features = {"image": decoded["image"]}
+    elif features is None:
+      raise InputError(
+        f"the cached features in {self.features.folder} are stale:"
+        f" {example['path']} has changed since. Delete that folder; they are"
+        " then computed anew."
+      )
     return {
-      "image": decoded["image"],
+      **features,
       **self._targets(decoded["mask"]),
+      "index": np.int32(place),
       "has_mask": np.bool_(example["has_mask"]),
       "label": np.int32(example["label"]),
       "category": np.str_(example["category"]),
@@ -106,9 +125,14 @@ class _RowLoader:
 
   def _padding(self, path: str = "", error: str = "") -> dict[str, Any]:
     shape = (self.image_size, self.image_size)
+    if self.features is None:
+      features = {"image": np.zeros((*shape, 3), np.uint8)}
+    else:
+      features = self.features.padding()
     return {
-      "image": np.zeros((*shape, 3), np.uint8),
+      **features,
       **self._targets(np.zeros(shape, np.uint8)),
+      "index": np.int32(0),
       "has_mask": np.bool_(False),
       "label": np.int32(0),
       "category": np.str_(""),
@@ -138,6 +162,7 @@ def iterate_batches(
   full_masks: bool = False,
   num_workers: int = 0,
   skipped: MutableMapping[str, str] | None = None,
+  features: FeatureCache | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
   """Yields this process's part of each global batch.
 
@@ -154,15 +179,19 @@ def iterate_batches(
     num_workers: processes that decode; 0 for threads of this one.
     skipped: receives path and reason of examples whose image or mask cannot be
       read, and which are then left out; if None, they are an error.
+    features: a cache of the examples' features, to take in place of images.
 
   Yields:
-    image uint8 (b, h, w, 3) and mask_counts int32 (b, n) or, with `full_masks`,
-    mask uint8 (b, h, w); has_mask bool, label int32, category and path str,
-    example_id uint32 and padding_mask bool, all (b,). What only pads the batch,
-    or was skipped, has padding_mask False and zeros.
+    image uint8 (b, h, w, 3) or, with `features`, image_features (b, d) and
+    patch_features (b, f, n, d); mask_counts int32 (b, n) or, with `full_masks`,
+    mask uint8 (b, h, w); index in the data set int32, has_mask bool, label
+    int32, category and path str, example_id uint32 and padding_mask bool, all
+    (b,). What only pads the batch, or was skipped, has padding_mask False and
+    zeros, but features of ones.
 
   Raises:
-    InputError: an example cannot be read.
+    InputError: an example cannot be read, or its features are damaged or of
+      another version of the file.
   """
   import grain
   from absl import flags
@@ -179,6 +208,7 @@ def iterate_batches(
     steps,
     shuffle_seed,
     full_masks,
+    features,
   )
   rows = grain.MapDataset.range(len(steps) * local_size).map(load_row)
   rows = rows.to_iter_dataset(

@@ -19,6 +19,7 @@ _FILE = "run.json"
 _FREE_FIELDS = (
   "data_dir",
   "manual_dir",
+  "features_dir",
   "input",
   "clip.weights",
   "clip.revision",

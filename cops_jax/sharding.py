@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -64,6 +64,20 @@ def shard_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, Any]:
     name: jax.make_array_from_process_local_data(sharding, array)
     for name, array in batch.items()
   }
+
+
+def run_ahead(
+  batches: Iterable[Any], step: Callable[[Any], Any]
+) -> Iterator[tuple[Any, Any]]:
+  """Batches and a step's outputs, on the host; devices run one batch ahead."""
+  ready = None
+  for batch in batches:
+    running = batch, step(batch)
+    if ready is not None:
+      yield ready[0], jax.device_get(ready[1])
+    ready = running
+  if ready is not None:
+    yield ready[0], jax.device_get(ready[1])
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:

@@ -17,7 +17,10 @@ from cops_jax.models.cops import CoPS, init_trainable, join_params
 from cops_jax.models.vae import example_noise
 
 # Fields of a batch that a training step reads.
-STEP_FIELDS = ("image", "mask_counts", "label", "example_id", "padding_mask")
+STEP_FIELDS = (
+  *("image", "image_features", "patch_features"),  # The one or the others.
+  *("mask_counts", "label", "example_id", "padding_mask"),
+)
 
 
 class TrainState(NamedTuple):
@@ -76,13 +79,20 @@ def loss_and_terms(
   Args:
     model: CoPS.
     params, clip_params: its two parameter trees.
-    batch: image (b, h, w, 3), normalised, mask_counts (b, n), label and
+    batch: image (b, h, w, 3), normalised, or image_features (b, d) and
+      patch_features (b, f, n, d), as stored; mask_counts (b, n), label and
       padding_mask (b,).
     noise: (b, 1, d), standard normal.
     reconstruction: see `losses.reconstruction_loss`.
   """
   variables = join_params(params, clip_params)
-  features = model.apply(variables, batch["image"], method=CoPS.encode_images)
+  if "image" in batch:
+    features = model.apply(variables, batch["image"], method=CoPS.encode_images)
+  else:
+    features = tuple(
+      batch[name].astype(jnp.float32)
+      for name in ("image_features", "patch_features")
+    )
   outputs = model.apply(variables, *features, noise, is_training=True)
   padding_mask, counts = batch["padding_mask"], batch["mask_counts"]
   patch_area = model.clip_config.vision_config.patch_size**2
@@ -138,7 +148,8 @@ def make_train_step(
     noise = example_noise(
       jax.random.fold_in(key, state.step), batch["example_id"], 1, width
     )
-    batch = {**batch, "image": normalize_images(batch["image"])}
+    if "image" in batch:
+      batch = {**batch, "image": normalize_images(batch["image"])}
 
     def loss(params):
       return loss_and_terms(

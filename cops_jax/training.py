@@ -27,6 +27,7 @@ from cops_jax import (
 )
 from cops_jax.configuration import build_model, clip_shardings, load_clip
 from cops_jax.errors import InputError
+from cops_jax.features import default_folder, open_features
 from cops_jax.files import write_file
 from cops_jax.progress import Progress
 
@@ -116,7 +117,7 @@ def train(
       reconstruction=settings.reconstruction,
       clip_shardings=shardings,
     )
-    evaluate = evaluation.make_evaluator(config, model, mesh, shardings)
+    evaluate = evaluation.make_evaluator(config, model, clip, mesh, shardings)
     _logger.info(
       "trainable parameters:\n%s",
       parameter_overview.get_parameter_overview(
@@ -140,6 +141,21 @@ def train(
       sharding.num_device_bytes(clip_params) / 1e6,
     )
     skipped = {} if config.input.unreadable_files == "skip" else None
+    features = None
+    if settings.cache_features != "none" and first_step < num_steps:
+      features = open_features(
+        examples,
+        settings.split,
+        model,
+        clip,
+        mesh,
+        dtype=settings.cache_features,
+        folder=config.features_dir or default_folder(config.data_dir or None),
+        image_size=config.model.image_size_pixels,
+        batch_size=settings.batch_size,
+        num_workers=config.input.num_workers,
+        skipped=skipped,
+      )
     batches = input_pipeline.iterate_batches(
       examples,
       image_size=config.model.image_size_pixels,
@@ -152,6 +168,7 @@ def train(
       process_count=jax.process_count(),
       num_workers=config.input.num_workers,
       skipped=skipped,
+      features=features,
     )
 
     def num_images(step):
@@ -180,7 +197,9 @@ def train(
       _require_masks(batch, examples.name)
       if step in profile_steps[:1]:
         jax.profiler.start_trace(workdir / "profile")
-      inputs = {name: batch[name] for name in train_steps.STEP_FIELDS}
+      inputs = {
+        name: batch[name] for name in train_steps.STEP_FIELDS if name in batch
+      }
       state, terms = train_step(
         state, clip_params, sharding.shard_batch(inputs, mesh)
       )

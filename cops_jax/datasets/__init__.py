@@ -45,7 +45,8 @@ def load(
   Returns:
     Undecoded examples, dicts of image and mask (a file's bytes or its path),
     has_mask, label (0 normal, 1 anomaly), category, anomaly_kind, dataset, path
-    and id. The sequence's `name` is the data set's, in examples and results.
+    and id. The sequence's `name` is the data set's, in examples and results;
+    its `identity` tells it from others of that name: a version or a folder.
 
   Raises:
     InputError: unknown name or split, no examples in it, or original files

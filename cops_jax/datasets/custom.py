@@ -23,6 +23,7 @@ class FileExamples(Sequence):
 
   def __init__(self, name: str, root: pathlib.Path, records: Sequence[Record]):
     self.name, self._root, self._records = name, root, records
+    self.identity = str(root)
 
   def __len__(self) -> int:
     return len(self._records)

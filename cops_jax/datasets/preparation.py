@@ -21,8 +21,9 @@ _logger = logging.getLogger(__name__)
 class PreparedExamples(Sequence):
   """A prepared split: dicts of undecoded examples, images as files' bytes."""
 
-  def __init__(self, name: str, folder: str, source: Sequence):
+  def __init__(self, name: str, version: str, folder: str, source: Sequence):
     self.name, self._folder, self._source = name, folder, source
+    self.identity = version
 
   def __len__(self) -> int:
     return len(self._source)
@@ -127,4 +128,4 @@ def load_prepared(
     )
   skip = tfds.decode.SkipDecoding()
   source = builder.as_data_source(split, decoders={"image": skip, "mask": skip})
-  return PreparedExamples(name, builder.data_dir, source)
+  return PreparedExamples(name, str(builder.version), builder.data_dir, source)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from transformers import CLIPConfig
 
 from cops_jax import scoring
-from cops_jax.models.clip import CLIP
+from cops_jax.models.clip import CLIP, normalize_images
 from cops_jax.models.prompts import PromptLearner
 from cops_jax.models.prototypes import PrototypeExtractor
 from cops_jax.models.vae import CategoryVAE
@@ -102,6 +102,11 @@ class CoPS(nn.Module):
       feature_layers=self.feature_layers,
       num_value_layers=self.num_value_layers,
     )
+    # Whatever is compiled around it, the tower gives the same numbers, and
+    # numbers of its own type.
+    image_features, patch_features = jax.lax.optimization_barrier(
+      (image_features, patch_features)
+    )
     return (
       image_features.astype(jnp.float32),
       patch_features.astype(jnp.float32),
@@ -163,6 +168,25 @@ class CoPS(nn.Module):
       code_mean=mean,
       code_log_var=log_var,
     )
+
+
+def encode_batch(
+  model: CoPS, variables: Mapping[str, Any], batch: Mapping[str, Array]
+) -> tuple[Float[Array, "b d"], Float[Array, "b f n d"]]:
+  """`CoPS.encode_images`'s features of a batch.
+
+  Args:
+    model, variables: CoPS; of its parameters CLIP's alone are needed.
+    batch: image uint8 (b, h, w, 3); or, computed before, image_features (b, d)
+      and patch_features (b, f, n, d) in any floating-point type.
+  """
+  if "image" not in batch:
+    return tuple(
+      batch[name].astype(jnp.float32)
+      for name in ("image_features", "patch_features")
+    )
+  images = normalize_images(batch["image"])
+  return model.apply(variables, images, method=CoPS.encode_images)
 
 
 def join_params(
