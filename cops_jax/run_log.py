@@ -43,7 +43,7 @@ class RunLog:
       except ImportError as error:
         raise InputError(
           "config.train.use_tensorboard needs a package that is not installed:"
-          " pip install 'cops_jax[tensorboard]'"
+          " pip install --editable '.[tensorboard]'"
         ) from error
       self._tensorboard = metric_writers.SummaryWriter(
         str(workdir / "tensorboard")

@@ -45,7 +45,7 @@ def test_one_process_writes(tmp_path):
 
 def test_tensorboard_needs_its_package(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, "clu.metric_writers", None)
-  with pytest.raises(InputError, match=r"pip install 'cops_jax\[tens"):
+  with pytest.raises(InputError, match=r"\[tensorboard\]"):
     run_log.RunLog(tmp_path, 0, use_tensorboard=True)
 
 
