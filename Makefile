@@ -16,7 +16,7 @@ demo: .venv/core
 test: .venv/test
 	.venv/bin/python -m ruff check .
 	.venv/bin/python -m ruff format --check .
-	.venv/bin/python -m pytest --quiet --durations=5
+	.venv/bin/python -m pytest --quiet --durations=5 --numprocesses=auto --dist=loadfile
 
 soak: .venv/test
 	.venv/bin/python -m pytest --quiet --hypothesis-profile=soak -k fuzzed

@@ -67,7 +67,7 @@ def test_skipped_files_are_told(results, tmp_path):
   assert reporting.format_table(results).endswith(
     "made: 1 of 3 images left out, as they could not be read: see results.json"
   )
-  reporting.write_results(tmp_path, results)
+  reporting.write_results(tmp_path, results, {})
   stored = json.loads((tmp_path / "results.json").read_text())["datasets"]
   assert stored["made"]["skipped_files"] == {"cable/d.png": "truncated"}
 
