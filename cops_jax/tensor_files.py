@@ -64,7 +64,10 @@ def read_tensor_file(
       f" {expected_sha256}. Get the right file, or change the field if this is"
       " the one you want."
     )
-  if head.startswith((b"PK", b"\x80")):
+  # Safetensors begins with the length of the JSON that follows. Its first bytes
+  # may look like a zip file's or a pickle's; its last are 0, and theirs are not.
+  is_torch = head.startswith((b"PK", b"\x80")) and head[4:9] != b"\0\0\0\0{"
+  if is_torch:
     tensors, is_script, record = torch_files.read_tensors(path)
     name = "TorchScript archive" if is_script else "torch"
     return TensorFile(path, name, tensors, record, sha256)

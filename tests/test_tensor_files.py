@@ -44,6 +44,24 @@ def test_safetensors(tmp_path):
     np.testing.assert_array_equal(file.tensors[name], array, strict=True)
 
 
+@pytest.mark.parametrize("beginning", (b"\x80", b"\x88"))
+def test_safetensors_whose_length_looks_like_another_format(
+  tmp_path, beginning
+):
+  """It begins with the header's length; that may be any multiple of 8."""
+  path = tmp_path / "x.safetensors"
+  tensors = {"a": np.arange(3, dtype=np.float32)}
+  for size in range(0, 256, 8):
+    content = save(tensors, {"record": "x" * size})
+    if content.startswith(beginning):
+      break
+  assert content.startswith(beginning)
+  path.write_bytes(content)
+  file = read_tensor_file(path)
+  assert file.format == "safetensors" and file.record == "x" * size
+  np.testing.assert_array_equal(file.tensors["a"], tensors["a"])
+
+
 def test_flax_msgpack(tmp_path):
   path = tmp_path / "file"
   tree = {"a": {"b": TENSORS["a.b"], "c": TENSORS["a.c"]}, "d": TENSORS["d"]}
