@@ -65,7 +65,7 @@ def read_tensor_file(
       " the one you want."
     )
   # Safetensors begins with the length of the JSON that follows. Its first bytes
-  # may look like a zip file's or a pickle's; its last are 0, and theirs are not.
+  # may look like a zip file's or a pickle's; its last are 0, unlike theirs.
   is_torch = head.startswith((b"PK", b"\x80")) and head[4:9] != b"\0\0\0\0{"
   if is_torch:
     tensors, is_script, record = torch_files.read_tensors(path)
