@@ -13,7 +13,12 @@ from jax.sharding import Mesh
 from cops_jax import losses, sharding
 from cops_jax.configuration import INIT_KEY, TRAIN_KEY, random_key
 from cops_jax.models.clip import normalize_images
-from cops_jax.models.cops import CoPS, init_trainable, join_params
+from cops_jax.models.cops import (
+  CoPS,
+  init_trainable,
+  join_params,
+  stored_features,
+)
 from cops_jax.models.vae import example_noise
 
 # Fields of a batch that a training step reads.
@@ -89,10 +94,7 @@ def loss_and_terms(
   if "image" in batch:
     features = model.apply(variables, batch["image"], method=CoPS.encode_images)
   else:
-    features = tuple(
-      batch[name].astype(jnp.float32)
-      for name in ("image_features", "patch_features")
-    )
+    features = stored_features(batch)
   outputs = model.apply(variables, *features, noise, is_training=True)
   padding_mask, counts = batch["padding_mask"], batch["mask_counts"]
   patch_area = model.clip_config.vision_config.patch_size**2

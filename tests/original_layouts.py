@@ -210,3 +210,14 @@ def write_tree(name, manual_dir):
   tree = Tree(pathlib.Path(manual_dir) / name)
   _WRITERS[name](tree)
   return tree
+
+
+def write_parts(root):
+  """A folder in MVTec's layout, small enough to train on: six images."""
+  tree = Tree(root)
+  for number in range(3):
+    tree.image(f"nut/test/good/{number}.png", "test", "nut")
+    mask = f"nut/ground_truth/dent/{number}.png"
+    tree.image(f"nut/test/dent/{number}.png", "test", "nut", "dent", mask=mask)
+    tree.mask(mask)
+  return tree

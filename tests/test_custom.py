@@ -6,7 +6,7 @@ import pytest
 
 from cops_jax import datasets
 from cops_jax.errors import InputError
-from original_layouts import Tree
+from original_layouts import Tree, write_parts
 
 MASK = "long/ground_truth/bent/1_mask.png"
 
@@ -159,12 +159,7 @@ def test_meta_json_that_is_none(tree, text):
 @pytest.fixture
 def workable(config, tmp_path):
   """Custom data to train on, and their config: a step for every image."""
-  tree = Tree(tmp_path / "parts")
-  for number in range(3):
-    tree.image(f"nut/test/good/{number}.png", "test", "nut")
-    mask = f"nut/ground_truth/dent/{number}.png"
-    tree.image(f"nut/test/dent/{number}.png", "test", "nut", "dent", mask=mask)
-    tree.mask(mask)
+  tree = write_parts(tmp_path / "parts")
   config.train.dataset = f"folder:{tree.root}"
   config.train.batch_size = 1
   config.evaluation.datasets = (f"folder:{tree.root}",)

@@ -7,18 +7,13 @@ import pytest
 from cops_jax import training
 from cops_jax.checkpoints import Checkpoints
 from cops_jax.errors import InputError
-from original_layouts import Tree
+from original_layouts import write_parts
 
 
 @pytest.fixture
 def tiny(config, tmp_path):
   """Six images of a folder, two in a step."""
-  tree = Tree(tmp_path / "parts")
-  for number in range(3):
-    tree.image(f"nut/test/good/{number}.png", "test", "nut")
-    mask = f"nut/ground_truth/dent/{number}.png"
-    tree.image(f"nut/test/dent/{number}.png", "test", "nut", "dent", mask=mask)
-    tree.mask(mask)
+  tree = write_parts(tmp_path / "parts")
   config.train.dataset = f"folder:{tree.root}"
   config.train.batch_size = 2
   config.train.log_every_steps = 2

@@ -170,6 +170,16 @@ class CoPS(nn.Module):
     )
 
 
+def stored_features(
+  batch: Mapping[str, Array],
+) -> tuple[Float[Array, "b d"], Float[Array, "b f n d"]]:
+  """`CoPS.encode_images`'s features, computed before, as float32."""
+  return tuple(
+    batch[name].astype(jnp.float32)
+    for name in ("image_features", "patch_features")
+  )
+
+
 def encode_batch(
   model: CoPS, variables: Mapping[str, Any], batch: Mapping[str, Array]
 ) -> tuple[Float[Array, "b d"], Float[Array, "b f n d"]]:
@@ -181,10 +191,7 @@ def encode_batch(
       and patch_features (b, f, n, d) in any floating-point type.
   """
   if "image" not in batch:
-    return tuple(
-      batch[name].astype(jnp.float32)
-      for name in ("image_features", "patch_features")
-    )
+    return stored_features(batch)
   images = normalize_images(batch["image"])
   return model.apply(variables, images, method=CoPS.encode_images)
 
