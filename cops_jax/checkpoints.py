@@ -119,7 +119,7 @@ class Checkpoints:
     opt_state: Any,
     recent_terms: Sequence[Mapping[str, float]] = (),
   ) -> None:
-    """Saves a new step; returns when it is complete.
+    """Saves a new step; returns, in all processes, when it is complete.
 
     Raises:
       InputError: it cannot be written. Older checkpoints are as before.
@@ -130,7 +130,7 @@ class Checkpoints:
       # What Orbax logs of errors, several tracebacks, it raises too. Its
       # threads go on logging them until the process ends.
       absl_logging.set_verbosity(absl_logging.FATAL)
-      self._require_room(step, (params, opt_state))
+      _in_first_process(self._require_room, step, (params, opt_state))
       self._checkpointer.save(
         partial,
         args=ocp.args.Composite(
@@ -139,10 +139,7 @@ class Checkpoints:
           recent_terms=ocp.args.JsonSave(list(recent_terms)),
         ),
       )
-      if jax.process_index() == 0:
-        manifests.write_manifest(partial)
-        partial.rename(self._directory / str(step))
-        self._delete_old()
+      _in_first_process(self._complete, step, partial)
     except (OSError, ValueError) as error:
       self._delete_partial()
       raise InputError(
@@ -250,8 +247,6 @@ class Checkpoints:
 
   def _require_room(self, step, trees):
     """Full disks are found here, before Orbax's threads all fail at once."""
-    if jax.process_index() != 0:
-      return
     num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(trees))
     self._directory.mkdir(parents=True, exist_ok=True)
     path = self._directory / f"{step}.room{_PARTIAL}"
@@ -260,6 +255,11 @@ class Checkpoints:
         os.posix_fallocate(file.fileno(), 0, max(num_bytes, 1))
       finally:
         path.unlink()
+
+  def _complete(self, step, partial):
+    manifests.write_manifest(partial)
+    partial.rename(self._directory / str(step))
+    self._delete_old()
 
   def _delete_old(self):
     for step in find_steps(self._workdir)[: -self._num_kept]:
@@ -275,6 +275,23 @@ class Checkpoints:
         shutil.rmtree(path, ignore_errors=True)
       else:
         path.unlink(missing_ok=True)
+
+
+def _in_first_process(function, *args):
+  """Calls it there alone; where it fails, all processes do.
+
+  Raises:
+    OSError: the function's own, or one that points to the first process.
+  """
+  error = None
+  if jax.process_index() == 0:
+    try:
+      function(*args)
+    except OSError as caught:
+      error = caught
+  has_failed = multihost_utils.broadcast_one_to_all(np.bool_(error is not None))
+  if has_failed:
+    raise error or OSError("the first process says why")
 
 
 def _standard_restore(tree):
@@ -296,4 +313,6 @@ def _standard_restore(tree):
 def _reason(error):
   """The system's words in place of TensorStore's pages."""
   code = re.search(r"os_error_code='(\d+)'", str(error))
-  return os.strerror(int(code[1])) if code else shorten(error)
+  if code:
+    return os.strerror(int(code[1]))
+  return getattr(error, "strerror", None) or shorten(error)

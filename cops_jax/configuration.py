@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from cops_jax import sharding, weights
+from cops_jax import features, weights
 from cops_jax.errors import InputError
-from cops_jax.features import STORAGE_TYPES
+from cops_jax.feature_files import FeatureCache
 from cops_jax.losses import RECONSTRUCTIONS
 from cops_jax.models.cops import CoPS
 from cops_jax.models.prompts import PROTOTYPE_INJECTIONS
@@ -47,11 +48,42 @@ def load_clip(config: Any) -> PretrainedCLIP:
   return weights.load_clip(clip.weights, clip.revision, clip.sha256)
 
 
-def clip_shardings(config: Any, clip: PretrainedCLIP, mesh: Mesh) -> Any:
-  """How CLIP's parameters lie on the devices: one sharding, or one for each."""
-  if config.clip.split_over_devices:
-    return sharding.split_shardings(clip.params, mesh)
-  return sharding.replicated_sharding(mesh)
+def open_features(
+  config: Any,
+  examples: Sequence[Mapping[str, Any]],
+  split: str,
+  model: CoPS,
+  clip: PretrainedCLIP,
+  mesh: Mesh,
+  *,
+  batch_size: int,
+  skipped: MutableMapping[str, str] | None,
+) -> FeatureCache | None:
+  """A data set's cached features, computed as far as they are missing.
+
+  Arguments and errors as in `features.open_features`.
+
+  Returns:
+    None if the config wants no cache.
+  """
+  dtype = config.train.cache_features
+  if dtype == "none":
+    return None
+  return features.open_features(
+    examples,
+    split,
+    model,
+    clip,
+    mesh,
+    dtype=dtype,
+    folder=config.features_dir
+    or features.default_folder(config.data_dir or None),
+    image_size=config.model.image_size_pixels,
+    batch_size=batch_size,
+    split_clip=config.clip.split_over_devices,
+    num_workers=config.input.num_workers,
+    skipped=skipped,
+  )
 
 
 def build_model(config: Any, clip: PretrainedCLIP) -> CoPS:
@@ -138,10 +170,10 @@ def build_model(config: Any, clip: PretrainedCLIP) -> CoPS:
     f"one of {', '.join(RECONSTRUCTIONS)}",
   )
   check(
-    config.train.cache_features in STORAGE_TYPES,
+    config.train.cache_features in features.STORAGE_TYPES,
     "train.cache_features",
     config.train.cache_features,
-    f"one of {', '.join(STORAGE_TYPES)}",
+    f"one of {', '.join(features.STORAGE_TYPES)}",
   )
   for field, least in _LEAST_VALUES.items():
     section, name = field.split(".")

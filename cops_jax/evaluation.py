@@ -26,12 +26,12 @@ from cops_jax import (
 from cops_jax.configuration import (
   EVALUATION_KEY,
   build_model,
-  clip_shardings,
   load_clip,
+  open_features,
   random_key,
 )
 from cops_jax.errors import InputError
-from cops_jax.features import FeatureCache, default_folder, open_features
+from cops_jax.feature_files import FeatureCache
 from cops_jax.images import decode_image
 from cops_jax.models.cops import (
   CoPS,
@@ -243,7 +243,7 @@ def make_evaluator(
     model: CoPS.
     clip: that it is built on.
     mesh: to split batches over.
-    shardings: see `configuration.clip_shardings`.
+    shardings: see `sharding.clip_shardings`.
 
   Returns:
     `evaluate(trainable, clip_params)`, giving a result for each data set, of
@@ -278,21 +278,16 @@ def make_evaluator(
           " give their folders different names"
         )
       skip_unreadable = config.input.unreadable_files == "skip"
-      features = None
-      if config.train.cache_features != "none":
-        features = open_features(
-          examples,
-          settings.split,
-          model,
-          clip,
-          mesh,
-          dtype=config.train.cache_features,
-          folder=config.features_dir or default_folder(config.data_dir or None),
-          image_size=config.model.image_size_pixels,
-          batch_size=settings.batch_size,
-          num_workers=config.input.num_workers,
-          skipped={} if skip_unreadable else None,
-        )
+      features = open_features(
+        config,
+        examples,
+        settings.split,
+        model,
+        clip,
+        mesh,
+        batch_size=settings.batch_size,
+        skipped={} if skip_unreadable else None,
+      )
       results[examples.name] = evaluate_dataset(
         examples,
         lambda batch: predict_step(trainable, clip_params, batch),
@@ -362,7 +357,9 @@ def evaluate(
     mesh.size,
     jax.default_backend(),
   )
-  shardings = clip_shardings(config, clip, mesh)
+  shardings = sharding.clip_shardings(
+    clip.params, mesh, config.clip.split_over_devices
+  )
   results = make_evaluator(config, model, clip, mesh, shardings)(
     sharding.replicate(trainable, mesh), jax.device_put(clip.params, shardings)
   )

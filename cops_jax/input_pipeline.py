@@ -23,7 +23,7 @@ from cops_jax.images import decode_image, decode_mask
 from cops_jax.typing import Integer
 
 if TYPE_CHECKING:
-  from cops_jax.features import FeatureCache
+  from cops_jax.feature_files import FeatureCache
 
 _logger = logging.getLogger(__name__)
 

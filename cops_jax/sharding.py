@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -46,6 +47,19 @@ def split_shardings(tree: Any, mesh: Mesh) -> Any:
   return jax.tree.map(split, tree)
 
 
+def clip_shardings(clip_params: Any, mesh: Mesh, is_split: bool) -> Any:
+  """How CLIP's parameters lie on the devices: one sharding, or one for each.
+
+  Args:
+    clip_params: a tree of arrays.
+    mesh: of the devices.
+    is_split: whether each device holds a part instead of a copy.
+  """
+  if is_split:
+    return split_shardings(clip_params, mesh)
+  return replicated_sharding(mesh)
+
+
 def shard_global_batch(
   batch: Mapping[str, np.ndarray], mesh: Mesh
 ) -> dict[str, Any]:
@@ -88,5 +102,6 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
 def num_device_bytes(tree: Any) -> int:
   """Bytes of the arrays on one device."""
   return sum(
-    leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(tree)
+    math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+    for leaf in jax.tree.leaves(tree)
   )

@@ -25,9 +25,8 @@ from cops_jax import (
   sharding,
   train_steps,
 )
-from cops_jax.configuration import build_model, clip_shardings, load_clip
+from cops_jax.configuration import build_model, load_clip, open_features
 from cops_jax.errors import InputError
-from cops_jax.features import default_folder, open_features
 from cops_jax.files import write_file
 from cops_jax.progress import Progress
 
@@ -107,7 +106,9 @@ def train(
       step = sharding.replicate(jnp.int32(first_step), mesh)
       state = state._replace(step=step, params=params, opt_state=opt_state)
       _logger.info("resuming %s from step %d", workdir, first_step)
-    shardings = clip_shardings(config, clip, mesh)
+    shardings = sharding.clip_shardings(
+      clip.params, mesh, config.clip.split_over_devices
+    )
     clip_params = jax.device_put(clip.params, shardings)
     train_step = train_steps.make_train_step(
       model,
@@ -142,18 +143,15 @@ def train(
     )
     skipped = {} if config.input.unreadable_files == "skip" else None
     features = None
-    if settings.cache_features != "none" and first_step < num_steps:
+    if first_step < num_steps:
       features = open_features(
+        config,
         examples,
         settings.split,
         model,
         clip,
         mesh,
-        dtype=settings.cache_features,
-        folder=config.features_dir or default_folder(config.data_dir or None),
-        image_size=config.model.image_size_pixels,
         batch_size=settings.batch_size,
-        num_workers=config.input.num_workers,
         skipped=skipped,
       )
     batches = input_pipeline.iterate_batches(

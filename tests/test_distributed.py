@@ -2,21 +2,23 @@
 
 import json
 import os
-import pathlib
+import resource
+import signal
 import socket
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
 import optax
 import pytest
+from conftest import make_config
 
 from cops_jax import distributed, training
-from cops_jax.checkpoints import Checkpoints
+from cops_jax.checkpoints import Checkpoints, find_steps
 from cops_jax.errors import InputError
-
-ROOT = pathlib.Path(__file__).parent.parent
+from scripts import ROOT
 
 
 def free_port():
@@ -25,11 +27,11 @@ def free_port():
     return one.getsockname()[1]
 
 
-def run_cluster(num_processes, num_devices, *arguments):
-  """train.py in several processes; their outputs."""
+def start_cluster(num_processes, num_devices, *arguments):
+  """train.py in several processes."""
   address = f"--coordinator_address=127.0.0.1:{free_port()}"
   flags = f"--xla_force_host_platform_device_count={num_devices}"
-  processes = [
+  return [
     subprocess.Popen(
       [
         *(sys.executable, "train.py", *arguments, address),
@@ -44,11 +46,13 @@ def run_cluster(num_processes, num_devices, *arguments):
     )
     for index in range(num_processes)
   ]
-  results = []
-  for process in processes:
-    _, err = process.communicate(timeout=300)
-    results.append((process.returncode, err))
-  return results
+
+
+def end_cluster(processes):
+  """Exit codes and messages."""
+  results = [process.communicate(timeout=300) for process in processes]
+  codes = [process.returncode for process in processes]
+  return codes, [err for _, err in results]
 
 
 def metrics(workdir):
@@ -63,42 +67,29 @@ def params(workdir):
   return jax.device_get(tree)
 
 
-def test_two_processes_train_and_evaluate_as_one(config, clip_folder, tmp_path):
-  """2 processes of 4 devices, and this one of 8, for 20 steps."""
-  settings = {
-    "data_dir": config.data_dir,
-    "clip.weights": clip_folder,
-    "model.image_size_pixels": 48,
-    "model.feature_layers": "(2,3)",
-    "model.num_value_layers": 2,
-    "model.num_heads": 4,
-    "model.deep_prompt_depth": 2,
-    "train.num_epochs": 1,
-    "train.batch_size": 29,
-    "train.log_every_steps": 1,
-    "train.checkpoint_every_steps": 20,
-    "train.evaluate_every_steps": 20,
-    "evaluation.batch_size": 100,
-  }
+@pytest.fixture(scope="module")
+def one(clip_folder, data_dir, tmp_path_factory):
+  """20 steps in this process, on 8 devices."""
+  config = make_config(clip_folder, data_dir)
   config.train.batch_size = 29
   config.train.log_every_steps = 1
   config.train.checkpoint_every_steps = 20
   config.train.evaluate_every_steps = 20
-  one, two = tmp_path / "one", tmp_path / "two"
-  training.train(config, one, profile_steps=(2, 3))
-  assert list((one / "profile").rglob("*.xplane.pb"))
-  (first, log), (second, silence) = run_cluster(
-    *(2, 4),
-    "--config=configs/demo.py",
-    f"--workdir={two}",
-    *(f"--config.{name}={value}" for name, value in settings.items()),
-  )
-  assert first == 0, log
-  assert second == 0, silence
-  assert "8 cpu device(s) of 2 process(es)" in log
-  assert "cpu device(s)" not in silence
+  workdir = tmp_path_factory.mktemp("one")
+  training.train(config, workdir, profile_steps=(2, 3))
+  assert list((workdir / "profile").rglob("*.xplane.pb"))
+  return workdir
 
-  rows, other_rows = metrics(one), metrics(two)
+
+STEPS = (
+  "--config.train.batch_size=29",
+  "--config.train.log_every_steps=1",
+  "--config.train.evaluate_every_steps=20",
+)
+
+
+def assert_same_numbers(workdir, whole):
+  rows, other_rows = metrics(whole), metrics(workdir)
   assert [row["step"] for row in rows] == [*range(1, 21), 20]
   for row, other in zip(rows, other_rows, strict=True):
     assert row.keys() == other.keys()
@@ -108,11 +99,76 @@ def test_two_processes_train_and_evaluate_as_one(config, clip_folder, tmp_path):
       want = pytest.approx(row[name], rel=tolerance, abs=1e-5)
       assert other[name] == want, name
   assert "demo_unseen/pixel_auroc" in rows[-1]
-  whole, other = params(one), params(two)
-  difference = jax.tree.map(np.subtract, whole, other)
-  assert optax.tree.norm(difference) <= 1e-4 * optax.tree.norm(whole)
+  ours, other = params(whole), params(workdir)
+  difference = jax.tree.map(np.subtract, ours, other)
+  assert optax.tree.norm(difference) <= 1e-4 * optax.tree.norm(ours)
+
+
+def test_two_processes_train_and_evaluate_as_one(one, arguments, tmp_path):
+  """2 processes of 4 devices."""
+  two = tmp_path / "two"
+  arguments = (*arguments, *STEPS, "--config.train.checkpoint_every_steps=20")
+  cluster = start_cluster(2, 4, *arguments, f"--workdir={two}")
+  codes, (log, silence) = end_cluster(cluster)
+  assert codes == [0, 0], log + silence
+  assert "8 cpu device(s) of 2 process(es)" in log
+  assert "cpu device(s)" not in silence
+  assert_same_numbers(two, one)
   names = {path.name for path in one.iterdir()} - {"profile"}
   assert {path.name for path in two.iterdir()} == names
+
+
+def test_a_signal_to_one_process_stops_all(one, arguments, tmp_path):
+  """After the same step; then they go on. On features that both computed."""
+  workdir = tmp_path / "run"
+  arguments = (
+    *arguments,
+    *STEPS,
+    "--config.train.checkpoint_every_steps=3",
+    "--config.train.cache_features=float32",
+    f"--config.features_dir={tmp_path}/features",
+    f"--workdir={workdir}",
+  )
+  cluster = start_cluster(2, 1, *arguments)
+  while not (workdir / "checkpoints" / "3").exists():
+    assert all(process.poll() is None for process in cluster)
+    time.sleep(0.05)
+  cluster[1].send_signal(signal.SIGTERM)
+  codes, logs = end_cluster(cluster)
+  assert codes == [75, 75], logs
+  step = find_steps(workdir)[-1]
+  assert step < 20
+  for log in logs:
+    assert f"stopped after step {step} of 20, which is saved" in log
+    assert "Traceback" not in log
+  assert "computing features of demo_auxiliary, part 1 of 2: 288/288" in logs[0]
+  names = [path.name for path in (tmp_path / "features").glob("*/*.array*")]
+  assert sorted(names) == [f"{part}-of-2-00001.array_record" for part in (1, 2)]
+
+  codes, logs = end_cluster(start_cluster(2, 1, *arguments))
+  assert codes == [0, 0], logs
+  assert f"from step {step}" in logs[0]
+  assert "features of demo_auxiliary are read from" in logs[0]
+  assert_same_numbers(workdir, one)
+
+
+def test_a_full_disk_stops_all(arguments, tmp_path):
+  """Only the first process notices."""
+  workdir = tmp_path / "run"
+  arguments = (*arguments, *STEPS, "--config.train.checkpoint_every_steps=3")
+  cluster = start_cluster(2, 1, *arguments, f"--workdir={workdir}")
+  while not (workdir / "checkpoints" / "3").exists():
+    assert all(process.poll() is None for process in cluster)
+    time.sleep(0.05)
+  resource.prlimit(cluster[0].pid, resource.RLIMIT_FSIZE, (5_000, 5_000))
+  codes, logs = end_cluster(cluster)
+  assert codes == [1, 1], logs
+  for log, reason in zip(
+    logs, ("File too large", "the first process says why"), strict=True
+  ):
+    assert f"written in {workdir}/checkpoints: {reason}. The newest is" in log
+    assert "Traceback" not in log
+  assert find_steps(workdir) == [3]
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from cops_jax import (
   configuration,
   datasets,
   evaluation,
+  feature_files,
   features,
   input_pipeline,
   sharding,
@@ -32,13 +33,13 @@ from cops_jax.models.cops import init_trainable
 def encoded(monkeypatch):
   """Counts the images that are encoded to be stored."""
   counts = collections.Counter()
-  store = features.FeatureCache.to_record
+  store = feature_files.FeatureCache.to_record
 
   def to_record(self, *args):
     counts["images"] += 1
     return store(self, *args)
 
-  monkeypatch.setattr(features.FeatureCache, "to_record", to_record)
+  monkeypatch.setattr(feature_files.FeatureCache, "to_record", to_record)
   return counts
 
 
@@ -270,13 +271,13 @@ def test_a_full_disk_is_noticed_before_and_during(
     raise OSError(28, "No space left on device")
 
   with monkeypatch.context() as context:
-    context.setattr(features.os, "replace", replace)
+    context.setattr(feature_files.os, "replace", replace)
     with pytest.raises(InputError, match="No space left on device"):
       open_cache(examples)
 
 
 def test_numbers_that_do_not_fit_are_refused(tmp_path):
-  cache = features.FeatureCache(tmp_path, "float16", (1, 2, 3))
+  cache = feature_files.FeatureCache(tmp_path, "float16", (1, 2, 3))
   patches = np.ones((1, 2, 3), np.float32)
   cache.to_record(np.full(3, 65504, np.float32), patches, "a.png")
   with pytest.raises(InputError, match="a.png reach 7e.04, more than float16"):
