@@ -1,11 +1,15 @@
 """Evaluates trained prompts on data sets they have never seen.
 
   python eval.py --workdir=runs/demo
+  python eval.py --workdir=runs/visa --datasets=all
 
-Prints a table; writes results.json, results.csv, scores.csv and pictures/ into
-the work directory. The config is the run's own, and fields can be set:
---config.evaluation.batch_size=4.
+Prints a table; writes report.html, report.md, results.json, results.csv,
+scores.csv and pictures/ into the work directory. The config is the run's own,
+and fields can be set: --config.evaluation.batch_size=4. The same command again
+goes on where an interrupted one was.
 """
+
+import sys
 
 from absl import flags
 
@@ -19,6 +23,15 @@ _CHECKPOINT = flags.DEFINE_string(
   "Trained prompts: a work directory, the authors' epoch_N.pth, which needs a"
   " --config, or exported prompts. By default the work directory's own.",
 )
+_DATASETS = flags.DEFINE_list(
+  "datasets",
+  [],
+  "Names, separated by commas; all for the thirteen published ones, as far as"
+  " they are prepared. By default config.evaluation.datasets.",
+)
+_SAVE_MAPS = flags.DEFINE_bool(
+  "save_maps", False, "Write the anomaly maps too: maps/DATASET/CATEGORY.npz."
+)
 
 
 def recorded_config():
@@ -28,17 +41,27 @@ def recorded_config():
 
 
 def main(config, workdir, allow_other_clip):
-  from cops_jax import evaluation, reporting
+  import jax
 
-  results, sheets = evaluation.evaluate(
+  from cops_jax import reporting, sweep
+
+  found = sweep.evaluate(
     config,
     workdir,
+    names=_DATASETS.value,
     checkpoint=_CHECKPOINT.value,
+    save_maps=_SAVE_MAPS.value,
     allow_other_clip=allow_other_clip,
   )
-  print(reporting.format_table(results))
-  for sheet in sheets:
-    print(f"pictures: {sheet}")
+  if jax.process_index() == 0:
+    if found.results:
+      print(reporting.format_table(found.results))
+      if page := found.write(workdir):
+        print(f"report: {page}")
+    for name, reason in found.failed.items():
+      print(f"{name} failed: {reason}", file=sys.stderr)
+  if found.failed or not found.results:
+    sys.exit(1)
 
 
 if __name__ == "__main__":

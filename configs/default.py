@@ -114,7 +114,10 @@ def get_config() -> ml_collections.ConfigDict:
   evaluation.alpha = 0.26
   # Share of the whole image's probability in its score.
   evaluation.beta = 0.9
-  # Anomalous images of each category in the picture sheet.
+  # How pixels are counted: "binned", in memory that does not grow, or "exact",
+  # which keeps all of them: for small data.
+  evaluation.pixel_metrics = "binned"
+  # Images of each kind, best, worst and random, in a data set's report.
   evaluation.num_pictures = 4
 
   return config.lock()

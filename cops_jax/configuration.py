@@ -13,6 +13,7 @@ from cops_jax import features, weights
 from cops_jax.errors import InputError
 from cops_jax.feature_files import FeatureCache
 from cops_jax.losses import RECONSTRUCTIONS
+from cops_jax.metrics import PIXEL_METRICS_MODES
 from cops_jax.models.cops import CoPS
 from cops_jax.models.prompts import PROTOTYPE_INJECTIONS
 from cops_jax.weights import PretrainedCLIP
@@ -174,6 +175,12 @@ def build_model(config: Any, clip: PretrainedCLIP) -> CoPS:
     "train.cache_features",
     config.train.cache_features,
     f"one of {', '.join(features.STORAGE_TYPES)}",
+  )
+  check(
+    config.evaluation.pixel_metrics in PIXEL_METRICS_MODES,
+    "evaluation.pixel_metrics",
+    config.evaluation.pixel_metrics,
+    f"one of {', '.join(PIXEL_METRICS_MODES)}",
   )
   for field, least in _LEAST_VALUES.items():
     section, name = field.split(".")

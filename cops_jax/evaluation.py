@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import collections
-import logging
-import os
+import base64
+import dataclasses
+import math
 import pathlib
+import resource
+import time
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,38 +16,22 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from cops_jax import (
-  __version__,
-  input_pipeline,
-  metrics,
-  prompt_files,
-  records,
-  reporting,
-  scoring,
-  sharding,
-)
-from cops_jax.configuration import (
-  EVALUATION_KEY,
-  build_model,
-  load_clip,
-  open_features,
-  random_key,
-)
+from cops_jax import input_pipeline, map_files, metrics, scoring, sharding
+from cops_jax.configuration import EVALUATION_KEY, open_features, random_key
 from cops_jax.errors import InputError
 from cops_jax.feature_files import FeatureCache
 from cops_jax.images import decode_image
-from cops_jax.models.cops import (
-  CoPS,
-  encode_batch,
-  init_trainable,
-  join_params,
-)
+from cops_jax.models.cops import CoPS, encode_batch, join_params
 from cops_jax.models.vae import example_noise
+from cops_jax.pictures import picture_strip
 from cops_jax.progress import Progress
-from cops_jax.reporting import DatasetResult, ImageResult, Picture
+from cops_jax.results import (
+  CategoryResult,
+  DatasetResult,
+  ImageResult,
+  Picture,
+)
 from cops_jax.weights import PretrainedCLIP
-
-_logger = logging.getLogger(__name__)
 
 # Fields of a batch that a predicting step reads.
 _STEP_FIELDS = ("image", "image_features", "patch_features", "example_id")
@@ -103,8 +90,69 @@ def make_predict_step(
       replicated if clip_shardings is None else clip_shardings,
       sharding.batch_sharding(mesh),
     ),
-    out_shardings=replicated,
+    out_shardings=sharding.batch_sharding(mesh),
   )
+
+
+def make_evaluator(
+  config: Any, model: CoPS, clip: PretrainedCLIP, mesh: Mesh, shardings: Any
+) -> Callable[..., DatasetResult]:
+  """Makes the function that evaluates prompts as a config says.
+
+  Args:
+    config: a ConfigDict with the fields of configs/default.py.
+    model: CoPS.
+    clip: that it is built on.
+    mesh: to split batches over.
+    shardings: see `sharding.clip_shardings`.
+
+  Returns:
+    `evaluate(trainable, clip_params, examples, num_pictures=0,
+    maps_folder=None)`, of trees that are on the mesh; see `evaluate_dataset`.
+    In a cluster every process calls it.
+  """
+  settings = config.evaluation
+  predict_step = make_predict_step(
+    model,
+    mesh,
+    seed=config.seed,
+    num_samples=settings.num_samples,
+    alpha=settings.alpha,
+    beta=settings.beta,
+    clip_shardings=shardings,
+  )
+  skip_unreadable = config.input.unreadable_files == "skip"
+
+  def evaluate(
+    trainable, clip_params, examples, num_pictures=0, maps_folder=None
+  ):
+    features = open_features(
+      config,
+      examples,
+      settings.split,
+      model,
+      clip,
+      mesh,
+      batch_size=settings.batch_size,
+      skipped={} if skip_unreadable else None,
+    )
+    return evaluate_dataset(
+      examples,
+      lambda batch: predict_step(trainable, clip_params, batch),
+      name=examples.name,
+      mesh=mesh,
+      image_size=config.model.image_size_pixels,
+      patch_size=model.clip_config.vision_config.patch_size,
+      batch_size=settings.batch_size,
+      num_pictures=num_pictures,
+      pixel_metrics=settings.pixel_metrics,
+      num_workers=config.input.num_workers,
+      skip_unreadable=skip_unreadable,
+      features=features,
+      maps_folder=maps_folder,
+    )
+
+  return evaluate
 
 
 def evaluate_dataset(
@@ -116,12 +164,16 @@ def evaluate_dataset(
   image_size: int,
   patch_size: int,
   batch_size: int,
-  num_pictures: int,
+  num_pictures: int = 0,
+  pixel_metrics: str = "binned",
   num_workers: int = 0,
   skip_unreadable: bool = False,
   features: FeatureCache | None = None,
+  maps_folder: pathlib.Path | None = None,
 ) -> DatasetResult:
   """Scores every example once and computes the metrics.
+
+  The processes of a cluster share the images, and all get the whole result.
 
   Args:
     examples: from `cops_jax.datasets.load`.
@@ -130,255 +182,284 @@ def evaluate_dataset(
     mesh: that `predict` was compiled for.
     image_size, patch_size: pixels.
     batch_size: no result depends on it.
-    num_pictures: anomalous images to keep of each category.
+    num_pictures: of each kind, see `results.Picture`.
+    pixel_metrics: see `metrics.make_pixel_metrics`.
     num_workers: processes that decode images.
     skip_unreadable: whether to leave out examples that cannot be read.
     features: given to `predict` in place of the images.
+    maps_folder: receives the anomaly maps, see `map_files.MapWriter`.
 
   Raises:
     InputError: an image cannot be read, or gets NaN for a score.
   """
+  began = time.monotonic()
   skipped = {}
-  num_steps = input_pipeline.num_batches(len(examples), batch_size)
-  batches = input_pipeline.iterate_batches(
-    examples,
-    image_size=image_size,
-    patch_size=patch_size,
-    batch_size=batch_size,
-    num_devices=mesh.size,
-    steps=range(num_steps),
-    full_masks=True,
-    num_workers=num_workers,
-    skipped=skipped if skip_unreadable else None,
-    features=features,
-  )
-  images = []
-  histograms = collections.defaultdict(metrics.PixelHistogram)
-  pictures = collections.defaultdict(list)
-  progress = Progress(len(examples), "images")
 
-  def run(batch):
-    fields = {name: batch[name] for name in _STEP_FIELDS if name in batch}
-    return predict(sharding.shard_global_batch(fields, mesh))
-
-  for batch, outputs in sharding.run_ahead(batches, run):
-    for row in np.flatnonzero(batch["padding_mask"]):
-      category, path = (
-        str(batch[field][row]) for field in ("category", "path")
-      )
-      score, anomaly_map = (
-        outputs[field][row] for field in ("image_score", "anomaly_map")
-      )
-      if not np.isfinite(score) or not np.isfinite(anomaly_map).all():
-        raise InputError(
-          f"the score of {path} in data set {name!r} is not a number: the"
-          " checkpoint or the CLIP weights are damaged"
-        )
-      label = int(batch["label"][row])
-      images.append(ImageResult(name, category, path, label, float(score)))
-      if batch["has_mask"][row]:
-        mask = batch["mask"][row].astype(bool)
-        histograms[category].add(anomaly_map, mask)
-      if label == scoring.ANOMALY:
-        # Chosen by id, so neither order nor batches change the sheet.
-        shown = pictures[category]
-        shown.append(
-          {
-            "index": int(batch["index"][row]),
-            "category": category,
-            "image_score": float(score),
-            "sort_key": int(batch["example_id"][row]),
-            "mask": batch["mask"][row],
-            "anomaly_map": anomaly_map,
-          }
-        )
-        shown.sort(key=lambda picture: picture["sort_key"])
-        del shown[num_pictures:]
-    progress.update(len(images) + len(skipped), f"evaluating {name}")
-  if len(images) + len(skipped) != len(examples):
-    raise AssertionError(
-      f"{len(images)} images of {name} evaluated and {len(skipped)} left out,"
-      f" of {len(examples)}"
+  def run(examples, message="", features=None):
+    """Yields the rows of this process, with their outputs."""
+    progress = Progress(len(examples), "images")
+    batches = input_pipeline.iterate_batches(
+      examples,
+      image_size=image_size,
+      patch_size=patch_size,
+      batch_size=batch_size,
+      num_devices=mesh.size,
+      steps=range(input_pipeline.num_batches(len(examples), batch_size)),
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+      full_masks=True,
+      num_workers=num_workers,
+      skipped=skipped if skip_unreadable else None,
+      features=features,
     )
-  if not images:
+
+    def start(batch):
+      fields = {name: batch[name] for name in _STEP_FIELDS if name in batch}
+      return sharding.local_rows(
+        predict(sharding.shard_batch(fields, mesh)), mesh
+      )
+
+    for step, (batch, outputs) in enumerate(
+      sharding.run_ahead(batches, start), start=1
+    ):
+      for row in np.flatnonzero(batch["padding_mask"]):
+        yield {field: rows[row] for field, rows in (batch | outputs).items()}
+      if message:
+        progress.update(min(step * batch_size, len(examples)), message)
+
+  found = _Findings(pixel_metrics)
+  with map_files.MapWriter(maps_folder) as maps:
+    for row in run(examples, f"evaluating {name}", features):
+      image = found.add(row, name)
+      maps.write(image.category, image.path, row["anomaly_map"])
+  found.skipped = skipped
+  found = found.gather()
+  num_images = len(found.images)
+  if num_images + len(found.skipped) != len(examples):
+    raise AssertionError(
+      f"{num_images} images of {name} evaluated and {len(found.skipped)} left"
+      f" out, of {len(examples)}"
+    )
+  if not num_images:
     raise InputError(f"no image of {name!r} can be read")
 
-  images.sort(key=lambda image: (image.category, image.path))
-  categories = {}
-  for category in sorted({image.category for image in images}):
-    rows = [image for image in images if image.category == category]
-    categories[category] = (
-      metrics.image_metrics(
-        np.array([row.image_score for row in rows]),
-        np.array([row.label == scoring.ANOMALY for row in rows]),
-      )
-      | histograms[category].compute()
+  images = sorted(found.images, key=lambda image: (image.category, image.path))
+  categories = {
+    category: _category_result(
+      [image for image in images if image.category == category],
+      found.pixels.get(category, metrics.PixelMetrics()),
     )
+    for category in dict.fromkeys(image.category for image in images)
+  }
+  chosen = _choose_pictures(found, categories, num_pictures)
+  pictures = []
+  if chosen:
+    subset = input_pipeline.Subset(examples, [index for _, index in chosen])
+    # Computed again, as no maps are kept; and decoded here, as features have no
+    # images.
+    for row in run(subset, features=features):
+      place = int(row["index"])
+      kind, _ = chosen[place]
+      image = _image_result(row, name)
+      low, high = found.ranges[image.category]
+      strip = picture_strip(
+        decode_image(subset[place]["image"], image_size),
+        row["mask"] if row["has_mask"] else None,
+        row["anomaly_map"],
+        low=low,
+        high=high,
+      )
+      pictures.append((place, Picture(kind, image, strip)))
+    pictures = [picture for _, picture in _gather_pictures(pictures)]
   return DatasetResult(
     categories,
     images,
-    [
-      _with_image(picture, examples, image_size)
-      for category in sorted(pictures)
-      for picture in pictures[category]
-    ],
-    skipped,
+    pictures,
+    found.skipped,
+    identity=getattr(examples, "identity", ""),
+    seconds=time.monotonic() - began,
+    peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
   )
 
 
-def _with_image(picture, examples, image_size):
-  """Decoded now: a batch of features has no images."""
-  index = picture.pop("index")
-  image = decode_image(examples[index]["image"], image_size)
-  return Picture(image=image, **picture)
+@dataclasses.dataclass
+class _Findings:
+  """What a process has found so far.
 
-
-def make_evaluator(
-  config: Any, model: CoPS, clip: PretrainedCLIP, mesh: Mesh, shardings: Any
-) -> Callable[[Any, Any], dict[str, DatasetResult]]:
-  """Makes the function that evaluates prompts as config.evaluation says.
-
-  Args:
-    config: a ConfigDict with the fields of configs/default.py.
-    model: CoPS.
-    clip: that it is built on.
-    mesh: to split batches over.
-    shardings: see `sharding.clip_shardings`.
-
-  Returns:
-    `evaluate(trainable, clip_params)`, giving a result for each data set, of
-    trees that are on the mesh. In a cluster every process calls it and reads
-    all images.
+  Attributes:
+    mode: of the pixel metrics.
+    images: scored.
+    indices, example_ids: of these images.
+    pixels: pixel metrics by category.
+    ranges: lowest and highest value of the maps by category.
+    skipped: paths and reasons.
   """
-  from cops_jax import datasets
 
-  settings = config.evaluation
-  predict_step = make_predict_step(
-    model,
-    mesh,
-    seed=config.seed,
-    num_samples=settings.num_samples,
-    alpha=settings.alpha,
-    beta=settings.beta,
-    clip_shardings=shardings,
-  )
+  mode: str
+  images: list[ImageResult] = dataclasses.field(default_factory=list)
+  indices: list[int] = dataclasses.field(default_factory=list)
+  example_ids: list[int] = dataclasses.field(default_factory=list)
+  pixels: dict[str, Any] = dataclasses.field(default_factory=dict)
+  ranges: dict[str, Any] = dataclasses.field(default_factory=dict)
+  skipped: dict[str, str] = dataclasses.field(default_factory=dict)
 
-  def evaluate_datasets(trainable, clip_params):
-    results = {}
-    for name in settings.datasets:
-      examples = datasets.load(
-        name,
-        settings.split,
-        config.data_dir or None,
-        config.manual_dir or None,
-      )
-      if examples.name in results:
-        raise InputError(
-          f"two of config.evaluation.datasets are called {examples.name!r};"
-          " give their folders different names"
+  def add(self, row: Mapping[str, Any], dataset: str) -> ImageResult:
+    """Counts an image.
+
+    Raises:
+      InputError: its score is NaN.
+    """
+    image, anomaly_map = _image_result(row, dataset), row["anomaly_map"]
+    self.images.append(image)
+    self.indices.append(int(row["index"]))
+    self.example_ids.append(int(row["example_id"]))
+    self._widen(
+      image.category, float(anomaly_map.min()), float(anomaly_map.max())
+    )
+    if row["has_mask"]:
+      if image.category not in self.pixels:
+        self.pixels[image.category] = metrics.make_pixel_metrics(self.mode)
+      self.pixels[image.category].add(anomaly_map, row["mask"].astype(bool))
+    return image
+
+  def _widen(self, category, low, high):
+    old_low, old_high = self.ranges.get(category, (low, high))
+    self.ranges[category] = min(low, old_low), max(high, old_high)
+
+  def gather(self) -> _Findings:
+    """What all processes have found, the same in each of them."""
+    if jax.process_count() == 1:
+      return self
+    parts = sharding.gather_objects(
+      {
+        "images": [dataclasses.astuple(image) for image in self.images],
+        "indices": self.indices,
+        "example_ids": self.example_ids,
+        "pixels": {
+          category: {
+            name: _to_text(array) for name, array in state.arrays().items()
+          }
+          for category, state in self.pixels.items()
+        },
+        "ranges": self.ranges,
+        "skipped": self.skipped,
+      }
+    )
+    whole = _Findings(self.mode)
+    for part in parts:
+      whole.images += [ImageResult(*image) for image in part["images"]]
+      whole.indices += part["indices"]
+      whole.example_ids += part["example_ids"]
+      for category, texts in part["pixels"].items():
+        state = metrics.PixelMetrics.from_arrays(
+          {name: _from_text(*text) for name, text in texts.items()}
         )
-      skip_unreadable = config.input.unreadable_files == "skip"
-      features = open_features(
-        config,
-        examples,
-        settings.split,
-        model,
-        clip,
-        mesh,
-        batch_size=settings.batch_size,
-        skipped={} if skip_unreadable else None,
-      )
-      results[examples.name] = evaluate_dataset(
-        examples,
-        lambda batch: predict_step(trainable, clip_params, batch),
-        name=examples.name,
-        mesh=mesh,
-        image_size=config.model.image_size_pixels,
-        patch_size=model.clip_config.vision_config.patch_size,
-        batch_size=settings.batch_size,
-        num_pictures=settings.num_pictures,
-        num_workers=config.input.num_workers,
-        skip_unreadable=skip_unreadable,
-        features=features,
-      )
-    return results
-
-  return evaluate_datasets
+        if category in whole.pixels:
+          state = whole.pixels[category].merge(state)
+        whole.pixels[category] = state
+      for category, (low, high) in part["ranges"].items():
+        whole._widen(category, low, high)
+      whole.skipped |= part["skipped"]
+    return whole
 
 
-def evaluate(
-  config: Any,
-  workdir: str | os.PathLike,
-  *,
-  checkpoint: str | os.PathLike | None = None,
-  allow_other_clip: bool = False,
-) -> tuple[dict[str, DatasetResult], list[pathlib.Path]]:
-  """Evaluates trained prompts and writes the results.
+def _to_text(array):
+  """Counts and their shape as text; most of them are zero."""
+  return array.shape, base64.b64encode(zlib.compress(array.tobytes())).decode()
 
-  Args:
-    config: a ConfigDict with the fields of configs/default.py.
-    workdir: receives results.json, results.csv, scores.csv and pictures/. If it
-      cannot be written there is a warning.
-    checkpoint: trained prompts, see `prompt_files.load_prompts`; by default
-      the work directory's own.
-    allow_other_clip: whether other CLIP weights will do than those that the
-      prompts were trained with.
 
-  Returns:
-    A result for each of config.evaluation.datasets, and the paths of the
-    picture sheets.
+def _from_text(shape, text):
+  data = zlib.decompress(base64.b64decode(text))
+  return np.frombuffer(data, np.int64).reshape(shape)
 
-  Raises:
-    InputError: see the message.
-  """
-  checkpoint = checkpoint or workdir
-  record = prompt_files.find_record(checkpoint)
-  if record is None:
-    _logger.warning("%s does not say which CLIP it was trained on", checkpoint)
-  else:
-    records.check_config(
-      record, config.to_dict(), ("clip", "model"), str(checkpoint)
+
+def _gather_pictures(pictures):
+  if jax.process_count() == 1:
+    return pictures
+  rows = [
+    (
+      index,
+      picture.kind,
+      dataclasses.astuple(picture.image),
+      base64.b64encode(picture.strip).decode(),
     )
-  clip = load_clip(config)
-  if record is not None:
-    records.check_clip(record, clip.sha256, str(checkpoint), allow_other_clip)
-  model = build_model(config, clip)
-  mesh = sharding.make_mesh()
-  template = jax.tree.map(
-    lambda leaf: jax.ShapeDtypeStruct(
-      leaf.shape, leaf.dtype, sharding=sharding.replicated_sharding(mesh)
-    ),
-    jax.eval_shape(lambda: init_trainable(model, jax.random.key(0))),
+    for index, picture in pictures
+  ]
+  return [
+    (index, Picture(kind, ImageResult(*image), base64.b64decode(strip)))
+    for index, kind, image, strip in sorted(
+      row for part in sharding.gather_objects(rows) for row in part
+    )
+  ]
+
+
+def _image_result(row, dataset):
+  path = str(row["path"])
+  if not (
+    np.isfinite(row["image_score"]) and np.isfinite(row["anomaly_map"]).all()
+  ):
+    raise InputError(
+      f"the score of {path} in data set {dataset!r} is not a number: the"
+      " checkpoint or the CLIP weights are damaged"
+    )
+  return ImageResult(
+    dataset,
+    str(row["category"]),
+    path,
+    int(row["label"]),
+    float(row["image_score"]),
   )
-  trainable, source = prompt_files.load_prompts(checkpoint, template)
-  _logger.info(
-    "evaluating %s on %d %s device(s)",
-    source,
-    mesh.size,
-    jax.default_backend(),
-  )
-  shardings = sharding.clip_shardings(
-    clip.params, mesh, config.clip.split_over_devices
-  )
-  results = make_evaluator(config, model, clip, mesh, shardings)(
-    sharding.replicate(trainable, mesh), jax.device_put(clip.params, shardings)
-  )
-  provenance = {
-    "checkpoint": source,
-    "clip_sha256": clip.sha256,
-    "version": __version__,
+
+
+def _category_result(images, pixels):
+  scores = np.array([image.image_score for image in images])
+  labels = np.array([image.label == scoring.ANOMALY for image in images])
+  values = metrics.image_metrics(scores, labels) | pixels.compute()
+  curves = {
+    f"{level}_{name}": curve
+    for level, found in (
+      ("image", metrics.image_curves(scores, labels)),
+      ("pixel", pixels.curves()),
+    )
+    for name, curve in found.items()
+    if len(curve[0])
   }
-  if jax.process_index() > 0:
-    return results, []
-  try:
-    sheets = reporting.write_results(pathlib.Path(workdir), results, provenance)
-  except OSError as error:  # What was computed for hours is still returned.
-    _logger.warning(
-      "the results are not written: %s: %s. Use another --workdir with"
-      " --checkpoint=%s to have the files.",
-      error.filename or workdir,
-      error.strerror,
-      checkpoint,
+  return CategoryResult(
+    values,
+    undefined=metrics.undefined_reasons(values, labels, pixels),
+    image_threshold=metrics.best_image_threshold(scores, labels),
+    pixel_threshold=pixels.best_threshold(),
+    curves={
+      name: tuple(np.round(axis, 5).tolist() for axis in curve)
+      for name, curve in curves.items()
+    },
+  )
+
+
+def _choose_pictures(found, categories, number):
+  """Kinds and indices of the images to show.
+
+  The best and the worst by how far a score is on the right side of its
+  category's threshold; the random ones by id. Neither order nor batches change
+  them.
+  """
+
+  def margin(image):
+    threshold = categories[image.category].image_threshold
+    threshold = 0.5 if math.isnan(threshold) else threshold
+    side = 1 if image.label == scoring.ANOMALY else -1
+    return side * (image.image_score - threshold)
+
+  rows = [
+    (margin(image), example_id, index)
+    for image, example_id, index in zip(
+      found.images, found.example_ids, found.indices, strict=True
     )
-    sheets = []
-  return results, sheets
+  ]
+  rows.sort(key=lambda row: (-row[0], row[1]))
+  kinds = {
+    "best": rows[:number],
+    "worst": rows[::-1][:number],
+    "random": sorted(rows, key=lambda row: row[1])[:number],
+  }
+  return [(kind, index) for kind in kinds for _, _, index in kinds[kind]]

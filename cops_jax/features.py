@@ -61,19 +61,6 @@ def default_folder(data_dir: str | None) -> pathlib.Path:
   return pathlib.Path(folder).expanduser() / "features"
 
 
-class _Selection(Sequence):
-  """Some of a data set's examples; worker processes can be given it."""
-
-  def __init__(self, examples, indices):
-    self._examples, self._indices = examples, indices
-
-  def __len__(self):
-    return len(self._indices)
-
-  def __getitem__(self, index):
-    return self._examples[self._indices[index]]
-
-
 def open_features(
   examples: Sequence[Mapping[str, Any]],
   split: str,
@@ -147,7 +134,7 @@ def open_features(
         }
         _fill(
           cache,
-          _Selection(examples, tuple(missing)),
+          input_pipeline.Subset(examples, tuple(missing)),
           tuple(missing.values()),
           encode,
           device_size * jax.local_device_count(),

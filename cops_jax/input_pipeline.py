@@ -148,6 +148,19 @@ class _RowLoader:
     return {"mask_counts": count_mask_pixels(mask, self.patch_size)}
 
 
+class Subset(Sequence):
+  """Some of a data set's examples; worker processes can be given it."""
+
+  def __init__(self, examples: Sequence, indices: Sequence[int]):
+    self._examples, self._indices = examples, indices
+
+  def __len__(self) -> int:
+    return len(self._indices)
+
+  def __getitem__(self, index: int) -> Mapping[str, Any]:
+    return self._examples[self._indices[index]]
+
+
 def iterate_batches(
   examples: Sequence[Mapping[str, Any]],
   *,

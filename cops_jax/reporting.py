@@ -1,110 +1,83 @@
-"""What an evaluation found, as tables, files and pictures."""
+"""Results as tables and files.
+
+  python -m cops_jax.reporting compare DIR1 DIR2 ...
+
+puts the results of several work directories, such as seeds of one recipe, into
+one table: each run's, their mean and their standard deviation.
+"""
 
 from __future__ import annotations
 
+import argparse
 import csv
 import dataclasses
 import io
 import json
 import math
 import pathlib
+import sys
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
+from cops_jax.errors import InputError
 from cops_jax.files import write_file
-from cops_jax.tables import align
-from cops_jax.typing import Float, Integer
-
-METRICS = ("image_auroc", "image_ap", "pixel_auroc", "pixel_ap")
-
-_TILE_PIXELS = 160
-_MARGIN_PIXELS = 6
-_TITLE_PIXELS = 16
-# From low to high; black to white through red, and grows lighter all the way.
-_HEAT_COLORS = np.array(
-  [(0, 0, 8), (60, 15, 110), (180, 40, 90), (245, 125, 20), (252, 255, 165)]
+from cops_jax.metrics import METRICS
+from cops_jax.results import (
+  DatasetResult,
+  ImageResult,
+  group_means,
+  without_nan,
 )
+from cops_jax.tables import align
+
+# Raised when a field of results.json changes its meaning or goes away.
+SCHEMA_VERSION = 1
 
 
-@dataclasses.dataclass(frozen=True)
-class ImageResult:
-  """One evaluated image, a row of scores.csv."""
-
-  dataset: str
-  category: str
-  path: str
-  label: int
-  image_score: float
+def metric_title(name: str) -> str:
+  """How a metric is called in tables: "image AUROC" for image_auroc."""
+  level, _, rest = name.partition("_")
+  titles = {"auroc": "AUROC", "ap": "AP", "f1_max": "F1-max", "aupro": "AUPRO"}
+  return f"{level} {titles[rest]}"
 
 
-@dataclasses.dataclass(frozen=True)
-class Picture:
-  """One image for the picture sheet."""
-
-  category: str
-  image_score: float
-  sort_key: int
-  image: Integer[np.ndarray, "h w 3"]
-  mask: Integer[np.ndarray, "h w"]
-  anomaly_map: Float[np.ndarray, "h w"]
+def percent(value: float) -> str:
+  """A metric for tables; `n/a` where it is undefined."""
+  return "n/a" if math.isnan(value) else f"{100 * value:.1f}"
 
 
-@dataclasses.dataclass(frozen=True)
-class DatasetResult:
-  """A data set's metrics, in [0, 1]; NaN where undefined.
+def domains() -> dict[str, str]:
+  """The published data sets' domains, by name."""
+  from cops_jax.datasets.specifications import SPECIFICATIONS
 
-  Attributes:
-    categories: metrics of each category, its images and pixels pooled.
-    images: sorted by category and path.
-    pictures: of some anomalous images of each category.
-    skipped: files that could not be read, left out of everything, and why.
-  """
-
-  categories: Mapping[str, Mapping[str, float]]
-  images: Sequence[ImageResult]
-  pictures: Sequence[Picture]
-  skipped: Mapping[str, str] = dataclasses.field(default_factory=dict)
-
-  @property
-  def mean(self) -> dict[str, float]:
-    """Mean over the categories where a metric is defined, equally weighted."""
-    means = {}
-    for name in METRICS:
-      values = [row[name] for row in self.categories.values()]
-      values = [value for value in values if not math.isnan(value)]
-      means[name] = float(np.mean(values)) if values else math.nan
-    return means
+  return {name: row.domain for name, row in SPECIFICATIONS.items()}
 
 
-def _rows(
+def table_rows(
   results: Mapping[str, DatasetResult],
 ) -> Iterator[tuple[str, str, Mapping[str, float]]]:
+  """Data set, category and metrics: categories, their means, groups' means."""
   for name, result in results.items():
     for category, row in result.categories.items():
-      yield name, category, row
+      yield name, category, row.metrics
     yield name, "mean", result.mean
+  for group, means in group_means(results, domains()).items():
+    yield group, "mean", means
 
 
 def format_table(results: Mapping[str, DatasetResult]) -> str:
   """A table to read, in percent; `n/a` where a metric is undefined."""
-  lines = [
-    ("data set", "category", *(name.replace("_", " ") for name in METRICS))
-  ]
-  for name, category, row in _rows(results):
-    values = (row[metric] for metric in METRICS)
-    lines.append(
-      (
-        name,
-        category,
-        *("n/a" if math.isnan(value) else f"{value:.1%}" for value in values),
-      )
-    )
+  lines = [("data set", "category", *map(metric_title, METRICS))]
+  for name, category, row in table_rows(results):
+    lines.append((name, category, *(percent(row[m]) for m in METRICS)))
   texts = align(lines, num_text_columns=2)
   rule = "-" * max(map(len, texts))
   ruled = [texts[0], rule]
   for text, line in zip(texts[1:], lines[1:], strict=True):
-    ruled += [rule, text, rule] if line[1] == "mean" else [text]
+    is_data_set = line[1] == "mean" and line[0] in results
+    ruled += [rule, text, rule] if is_data_set else [text]
   ruled += [
     f"{name}: {len(result.skipped)} of"
     f" {len(result.images) + len(result.skipped)} images left out, as they"
@@ -115,39 +88,76 @@ def format_table(results: Mapping[str, DatasetResult]) -> str:
   return "\n".join(ruled)
 
 
+def results_json(
+  results: Mapping[str, DatasetResult],
+  provenance: Mapping[str, Any],
+  skipped: Mapping[str, str],
+  failed: Mapping[str, str],
+) -> dict[str, Any]:
+  """The content of results.json, see docs/results.md; NaN becomes None."""
+  data = {}
+  for name, result in results.items():
+    labels = [image.label for image in result.images]
+    data[name] = {
+      "mean": result.mean,
+      "categories": {
+        category: {
+          "metrics": row.metrics,
+          "undefined": row.undefined,
+          "image_threshold": row.image_threshold,
+          "pixel_threshold": row.pixel_threshold,
+        }
+        for category, row in result.categories.items()
+      },
+      "identity": result.identity,
+      "num_images": len(labels),
+      "num_anomalous_images": sum(labels),
+      "seconds": result.seconds,
+      "images_per_second": len(labels) / result.seconds,
+      "peak_memory_bytes": result.peak_memory_bytes,
+      "skipped_files": result.skipped,
+    }
+  return without_nan(
+    {
+      "schema_version": SCHEMA_VERSION,
+      **provenance,
+      "datasets": data,
+      "means": group_means(results, domains()),
+      "not_prepared": skipped,
+      "failed": failed,
+    }
+  )
+
+
 def write_results(
   workdir: pathlib.Path,
   results: Mapping[str, DatasetResult],
-  provenance: Mapping[str, str],
-) -> list[pathlib.Path]:
-  """Writes results.json, results.csv, scores.csv and pictures/NAME.png.
+  provenance: Mapping[str, Any],
+  skipped: Mapping[str, str],
+  failed: Mapping[str, str],
+) -> None:
+  """Writes results.json, results.csv and scores.csv.
 
-  In the files metrics are in [0, 1], and undefined ones are left out or empty.
-  `provenance` says in results.json what was evaluated.
+  In the files metrics are in [0, 1]; undefined ones are null or empty.
 
-  Returns:
-    The picture sheets' paths.
+  Args:
+    workdir: receives them.
+    results: by data set.
+    provenance: what was evaluated, for results.json.
+    skipped, failed: other data sets, and why they have no results.
   """
-  defined = {
-    name: {
-      "mean": _defined(result.mean),
-      "categories": {
-        category: _defined(row) for category, row in result.categories.items()
-      },
-      "skipped_files": dict(result.skipped),
-    }
-    for name, result in results.items()
-  }
-  write_file(
-    workdir / "results.json",
-    json.dumps({**provenance, "datasets": defined}, indent=2) + "\n",
-  )
+  content = results_json(results, provenance, skipped, failed)
+  write_file(workdir / "results.json", json.dumps(content, indent=2) + "\n")
   _write_csv(
     workdir / "results.csv",
     ("dataset", "category", *METRICS),
     (
-      (name, category, *(_defined(row).get(metric, "") for metric in METRICS))
-      for name, category, row in _rows(results)
+      (
+        name,
+        category,
+        *("" if math.isnan(row[m]) else row[m] for m in METRICS),
+      )
+      for name, category, row in table_rows(results)
     ),
   )
   _write_csv(
@@ -159,16 +169,6 @@ def write_results(
       for image in result.images
     ),
   )
-  sheets = []
-  for name, result in results.items():
-    if result.pictures:
-      sheets.append(workdir / "pictures" / f"{name}.png")
-      write_file(sheets[-1], picture_sheet(result.pictures))
-  return sheets
-
-
-def _defined(row):
-  return {name: value for name, value in row.items() if not math.isnan(value)}
 
 
 def _write_csv(path, header, rows):
@@ -179,62 +179,92 @@ def _write_csv(path, header, rows):
   write_file(path, file.getvalue())
 
 
-def picture_sheet(pictures: Sequence[Picture]) -> bytes:
-  """Image, mask and anomaly map side by side; a row for each category.
+def read_means(workdir: pathlib.Path) -> dict[str, dict[str, float]]:
+  """Means by data set and by group from a work directory's results.json.
 
-  The maps of a category share one colour scale, from its lowest to its highest
-  value shown, square-rooted so that weak responses show too.
-
-  Returns:
-    A PNG file's bytes.
+  Raises:
+    InputError: there is none, it is damaged or of another version.
   """
-  from PIL import Image, ImageDraw
-
-  categories = list(dict.fromkeys(picture.category for picture in pictures))
-  rows = [
-    [picture for picture in pictures if picture.category == category]
-    for category in categories
-  ]
-  cell_width = 3 * _TILE_PIXELS + 2 * _MARGIN_PIXELS
-  cell_height = _TITLE_PIXELS + _TILE_PIXELS + _MARGIN_PIXELS
-  columns = max(map(len, rows))
-  sheet = Image.new(
-    "RGB",
-    (
-      columns * cell_width + _MARGIN_PIXELS,
-      len(rows) * cell_height + _MARGIN_PIXELS,
-    ),
-    "white",
-  )
-  draw = ImageDraw.Draw(sheet)
-  for row_index, row in enumerate(rows):
-    maps = np.stack([picture.anomaly_map for picture in row])
-    low, high = maps.min(), maps.max()
-    for column, picture in enumerate(row):
-      left = _MARGIN_PIXELS + column * cell_width
-      top = _MARGIN_PIXELS + row_index * cell_height
-      draw.text(
-        (left, top),
-        f"{picture.category}, image score {picture.image_score:.2f}",
-        fill="black",
+  path = workdir / "results.json"
+  try:
+    content = json.loads(path.read_text("utf-8"))
+    version = content.get("schema_version")
+    if version != SCHEMA_VERSION:
+      raise InputError(
+        f"{path} has the schema version {version}, and this program reads"
+        f" {SCHEMA_VERSION}: evaluate again, python eval.py --workdir={workdir}"
       )
-      scaled = (picture.anomaly_map - low) / max(high - low, 1e-12)
-      tiles = (picture.image, picture.mask * 255, _heat(np.sqrt(scaled)))
-      for index, tile in enumerate(tiles):
-        sheet.paste(
-          Image.fromarray(tile.astype(np.uint8))
-          .convert("RGB")
-          .resize((_TILE_PIXELS, _TILE_PIXELS)),
-          (left + index * _TILE_PIXELS, top + _TITLE_PIXELS),
-        )
-  file = io.BytesIO()
-  sheet.save(file, "PNG")
-  return file.getvalue()
+    rows = {name: row["mean"] for name, row in content["datasets"].items()}
+    rows |= content["means"]
+    return {
+      name: {
+        metric: math.nan if row.get(metric) is None else float(row[metric])
+        for metric in METRICS
+      }
+      for name, row in rows.items()
+    }
+  except OSError as error:
+    raise InputError(
+      f"{path} cannot be read: {error.strerror}. Evaluate first: python eval.py"
+      f" --workdir={workdir}"
+    ) from error
+  except (ValueError, KeyError, TypeError, AttributeError) as error:
+    raise InputError(f"{path} is damaged: {error!r}") from error
 
 
-def _heat(values):
-  positions = np.linspace(0, 1, len(_HEAT_COLORS))
-  return np.stack(
-    [np.interp(values, positions, channel) for channel in _HEAT_COLORS.T],
-    axis=-1,
+def compare(workdirs: Sequence[pathlib.Path]) -> list[list[str]]:
+  """Rows of a table of several runs, in percent.
+
+  A data set's metric is a row: each run's value, and the mean and the sample
+  standard deviation of those that have it.
+
+  Raises:
+    InputError: see `read_means`.
+  """
+  runs = [read_means(workdir) for workdir in workdirs]
+  rows = [["data set", "metric", *map(str, workdirs), "mean", "std"]]
+  for name in dict.fromkeys(name for run in runs for name in run):
+    for metric in METRICS:
+      values = [run.get(name, {}).get(metric, math.nan) for run in runs]
+      defined = [value for value in values if not math.isnan(value)]
+      if not defined:
+        continue
+      deviation = np.std(defined, ddof=1) if len(defined) > 1 else math.nan
+      rows.append(
+        [
+          name,
+          metric_title(metric),
+          *map(percent, [*values, float(np.mean(defined))]),
+          "n/a" if math.isnan(deviation) else f"{100 * deviation:.2f}",
+        ]
+      )
+  return rows
+
+
+def main(arguments: list[str] | None = None) -> None:
+  """The command line; an `InputError` ends it with its sentence."""
+  parser = argparse.ArgumentParser(
+    prog="python -m cops_jax.reporting",
+    description=__doc__.partition("\n")[0],
+    allow_abbrev=False,
   )
+  commands = parser.add_subparsers(dest="command", required=True)
+  command = commands.add_parser(
+    "compare", help="put the results of several work directories in one table"
+  )
+  command.add_argument("workdirs", nargs="+", type=pathlib.Path)
+  command.add_argument("--csv", type=pathlib.Path, help="a file to write too")
+  options = parser.parse_args(arguments)
+  try:
+    rows = compare(options.workdirs)
+    if options.csv:
+      _write_csv(options.csv, rows[0], rows[1:])
+  except InputError as error:
+    sys.exit(f"error: {error}")
+  except OSError as error:
+    sys.exit(f"error: {options.csv} cannot be written: {error.strerror}")
+  print("\n".join(align(rows, num_text_columns=2)))
+
+
+if __name__ == "__main__":
+  main()

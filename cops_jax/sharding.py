@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 DATA_AXIS = "data"
@@ -60,17 +62,6 @@ def clip_shardings(clip_params: Any, mesh: Mesh, is_split: bool) -> Any:
   return replicated_sharding(mesh)
 
 
-def shard_global_batch(
-  batch: Mapping[str, np.ndarray], mesh: Mesh
-) -> dict[str, Any]:
-  """As `shard_batch`, where every process has the whole global batch."""
-  process, count = jax.process_index(), jax.process_count()
-  return shard_batch(
-    {name: np.split(array, count)[process] for name, array in batch.items()},
-    mesh,
-  )
-
-
 def shard_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, Any]:
   """Puts this process's part of a global batch on its devices."""
   sharding = batch_sharding(mesh)
@@ -78,6 +69,28 @@ def shard_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, Any]:
     name: jax.make_array_from_process_local_data(sharding, array)
     for name, array in batch.items()
   }
+
+
+def local_rows(tree: Any, mesh: Mesh) -> Any:
+  """This process's rows of arrays that are split over the mesh."""
+  if jax.process_count() == 1:
+    return tree
+  return multihost_utils.global_array_to_host_local_array(
+    tree, mesh, PartitionSpec(DATA_AXIS)
+  )
+
+
+def gather_objects(value: Any) -> list[Any]:
+  """What each process gives, of JSON's types, in the order of processes."""
+  text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+  sizes = multihost_utils.process_allgather(np.int32(text.size)).reshape(-1)
+  padded = np.zeros(sizes.max(), np.uint8)
+  padded[: text.size] = text
+  rows = multihost_utils.process_allgather(padded).reshape(len(sizes), -1)
+  return [
+    json.loads(row[:size].tobytes())
+    for row, size in zip(np.asarray(rows), sizes, strict=True)
+  ]
 
 
 def run_ahead(

@@ -119,6 +119,17 @@ def train(
       clip_shardings=shardings,
     )
     evaluate = evaluation.make_evaluator(config, model, clip, mesh, shardings)
+    evaluation_data = []
+    if settings.evaluate_every_steps:  # Found to be missing now, not later.
+      evaluation_data = [
+        datasets.load(
+          name,
+          config.evaluation.split,
+          config.data_dir or None,
+          config.manual_dir or None,
+        )
+        for name in config.evaluation.datasets
+      ]
     _logger.info(
       "trainable parameters:\n%s",
       parameter_overview.get_parameter_overview(
@@ -239,9 +250,11 @@ def train(
         log.write(
           step,
           {
-            f"{name}/{metric}": value
-            for name, result in evaluate(state.params, clip_params).items()
-            for metric, value in result.mean.items()
+            f"{data.name}/{metric}": value
+            for data in evaluation_data
+            for metric, value in evaluate(
+              state.params, clip_params, data
+            ).mean.items()
             if not math.isnan(value)
           },
         )

@@ -8,11 +8,13 @@ from cops_jax import (
   configuration,
   datasets,
   evaluation,
+  metrics,
   scoring,
   sharding,
   weights,
 )
 from cops_jax.errors import InputError
+from cops_jax.images import decode_mask
 from cops_jax.models.cops import init_trainable
 
 
@@ -29,7 +31,7 @@ def evaluate(config, clip_folder):
   model = configuration.build_model(config, clip)
   trainable = init_trainable(model, jax.random.key(0))
 
-  def run(examples, batch_size, num_devices=8, seed=0):
+  def run(examples, batch_size, num_devices=8, seed=0, **kwargs):
     devices = np.array(jax.devices()[:num_devices])
     mesh = jax.sharding.Mesh(devices, (sharding.DATA_AXIS,))
     step = evaluation.make_predict_step(
@@ -45,6 +47,7 @@ def evaluate(config, clip_folder):
       patch_size=16,
       batch_size=batch_size,
       num_pictures=2,
+      **kwargs,
     )
 
   return run
@@ -68,10 +71,11 @@ def test_neither_batches_nor_devices_nor_order_matter(evaluate, examples):
     ]
     np.testing.assert_allclose(scores(other), scores(base), rtol=1e-5)
     for category, row in base.categories.items():
-      assert other.categories[category] == pytest.approx(row, abs=1e-3)
-    assert [picture.sort_key for picture in other.pictures] == [
-      picture.sort_key for picture in base.pictures
-    ]
+      got = other.categories[category].metrics
+      assert got == pytest.approx(row.metrics, abs=1e-3)
+    for picture, want in zip(other.pictures, base.pictures, strict=True):
+      assert picture.kind == want.kind
+      assert picture.image.path == want.image.path
   assert np.abs(scores(evaluate(examples, 8, seed=1)) - scores(base)).max() > 0
 
 
@@ -87,23 +91,79 @@ def test_images_are_those_of_the_data_set(evaluate, examples):
     for example in examples
     if example["anomaly_kind"] != "good"
   )
-  shown = [picture.category for picture in result.pictures]
-  assert shown == sorted(shown)
-  assert all(shown.count(category) <= 2 for category in shown)
+  kinds = [picture.kind for picture in result.pictures]
+  assert kinds == ["best"] * 2 + ["worst"] * 2 + ["random"] * 2
+  for picture in result.pictures:
+    image = rows[picture.image.path]
+    assert picture.image.label == image.label
+    assert picture.image.image_score == pytest.approx(image.image_score)
+
+
+def test_best_and_worst_are_by_the_threshold(evaluate, examples):
+  result = evaluate(examples, batch_size=16)
+  margins = {}
+  for image in result.images:
+    threshold = result.categories[image.category].image_threshold
+    side = 1 if image.label == scoring.ANOMALY else -1
+    margins[image.path] = side * (image.image_score - threshold)
+  order = sorted(margins, key=margins.get)
+  shown = {kind: [] for kind in ("best", "worst", "random")}
+  for picture in result.pictures:
+    shown[picture.kind].append(picture.image.path)
+  assert shown["worst"] == order[:2]
+  assert shown["best"] == order[:-3:-1]
 
 
 def test_without_masks_pixel_metrics_are_undefined(evaluate, examples):
   blind = [{**example, "has_mask": False} for example in examples]
-  mean = evaluate(blind, batch_size=16).mean
-  assert np.isnan([mean["pixel_auroc"], mean["pixel_ap"]]).all()
-  assert 0 <= mean["image_auroc"] <= 1
+  result = evaluate(blind, batch_size=16)
+  for name, value in result.mean.items():
+    assert np.isnan(value) == name.startswith("pixel"), name
+  for row in result.categories.values():
+    assert row.undefined["pixel_aupro"] == "no masks"
+    assert set(row.undefined) == {
+      name for name in row.metrics if name.startswith("pixel")
+    }
 
 
 def test_without_normal_images_image_metrics_are_undefined(evaluate, examples):
   anomalous = [example for example in examples if example["label"]]
-  mean = evaluate(anomalous, batch_size=16).mean
-  assert np.isnan([mean["image_auroc"], mean["image_ap"]]).all()
-  assert 0 <= mean["pixel_auroc"] <= 1
+  result = evaluate(anomalous, batch_size=16)
+  for name, value in result.mean.items():
+    assert np.isnan(value) == name.startswith("image"), name
+  assert len(result.pictures) == 6
+  for row in result.categories.values():
+    assert row.undefined["image_auroc"] == "no normal images"
+
+
+def test_exact_and_binned_metrics_agree(evaluate, examples):
+  binned = evaluate(examples, batch_size=41)
+  exact = evaluate(examples, batch_size=41, pixel_metrics="exact")
+  assert exact.images == binned.images
+  assert exact.mean == pytest.approx(binned.mean, abs=1e-4)
+
+
+def test_saved_maps_are_those_that_were_measured(evaluate, examples, tmp_path):
+  result = evaluate(
+    examples, batch_size=16, pixel_metrics="exact", maps_folder=tmp_path
+  )
+  masks = {
+    example["path"]: decode_mask(example["mask"], 48) for example in examples
+  }
+  assert {path.name for path in tmp_path.iterdir()} == {
+    f"{category}.npz" for category in result.categories
+  }
+  for category, row in result.categories.items():
+    state = metrics.ExactPixelMetrics()
+    with np.load(tmp_path / f"{category}.npz") as maps:
+      assert set(maps.files) == {
+        image.path for image in result.images if image.category == category
+      }
+      for path in maps.files:
+        assert maps[path].dtype == np.float16
+        state.add(maps[path].astype(np.float32), masks[path].astype(bool))
+    for name, value in state.compute().items():
+      assert value == pytest.approx(row.metrics[name], abs=0.01)
 
 
 def test_nan_names_the_image(examples):

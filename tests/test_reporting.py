@@ -1,75 +1,63 @@
-"""Tables, files and pictures of made-up results."""
+"""Tables and files of made-up results, and the comparison of runs."""
 
 import csv
-import io
 import json
-import math
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from cops_jax import reporting
+from cops_jax.errors import InputError
+from cops_jax.metrics import METRICS
+from made_results import FIRST, SECOND, make_result, row
+from scripts import ROOT
 
-NAN = math.nan
-
-
-def row(*values):
-  return dict(zip(reporting.METRICS, values, strict=True))
+PROVENANCE = {"version": "1", "checkpoint": "step 3 of runs/made"}
 
 
 @pytest.fixture
 def results():
-  rng = np.random.default_rng(0)
-  categories = {
-    "bottle": row(0.9, 0.8, 0.7, 0.6),
-    "cable": row(0.5, 0.4, NAN, NAN),
-  }
-  images = [
-    reporting.ImageResult("made", "bottle", "bottle/a, b.png", 1, 0.75),
-    reporting.ImageResult("made", "cable", "cable/c.png", 0, 0.25),
-  ]
-  pictures = [
-    reporting.Picture(
-      category="bottle",
-      image_score=0.75,
-      sort_key=0,
-      image=np.full((20, 20, 3), 200, np.uint8),
-      mask=np.eye(20, dtype=np.uint8),
-      anomaly_map=rng.random((20, 20)),
-    )
-  ]
-  return {"made": reporting.DatasetResult(categories, images, pictures)}
+  return {"made": make_result(FIRST, SECOND)}
 
 
-def test_mean_leaves_out_what_is_undefined(results):
-  assert results["made"].mean == pytest.approx(row(0.7, 0.6, 0.7, 0.6))
+def write(workdir, results, skipped=None, failed=None):
+  reporting.write_results(
+    workdir, results, PROVENANCE, skipped or {}, failed or {}
+  )
+  return json.loads((workdir / "results.json").read_text())
 
 
 def test_table(results):
   lines = reporting.format_table(results).splitlines()
   assert lines[0].split() == (
-    "data set category image auroc image ap pixel auroc pixel ap".split()
-  )
+    "data set category image AUROC image AP image F1-max pixel AUROC pixel AP"
+    " pixel F1-max pixel AUPRO"
+  ).split(" ")
   cells = [line.split() for line in lines]
-  assert ["made", "bottle", "90.0%", "80.0%", "70.0%", "60.0%"] in cells
-  assert ["made", "cable", "50.0%", "40.0%", "n/a", "n/a"] in cells
-  assert ["made", "mean", "70.0%", "60.0%", "70.0%", "60.0%"] in cells
-  assert len({len(line) for line in lines}) == 1
+  first = ["90.0", "80.0", "70.0", "60.0", "50.0", "40.0", "30.0"]
+  assert ["made", "c0", *first] in cells
+  assert ["made", "c1", "70.0", "60.0", "50.0", *["n/a"] * 4] in cells
+  assert ["made", "mean", "80.0", "70.0", "60.0", *first[3:]] in cells
+  assert len({len(line) for line in lines[:-1]}) == 1
+  assert lines[-1] == (
+    "made: 1 of 2 images left out, as they could not be read: see results.json"
+  )
 
 
-def test_skipped_files_are_told(results, tmp_path):
-  result = results["made"]
-  assert "left out" not in reporting.format_table(results)
-  results["made"] = reporting.DatasetResult(
-    result.categories, result.images, [], {"cable/d.png": "truncated"}
-  )
-  assert reporting.format_table(results).endswith(
-    "made: 1 of 3 images left out, as they could not be read: see results.json"
-  )
-  reporting.write_results(tmp_path, results, {})
-  stored = json.loads((tmp_path / "results.json").read_text())["datasets"]
-  assert stored["made"]["skipped_files"] == {"cable/d.png": "truncated"}
+def test_groups_of_data_sets():
+  results = {
+    name: make_result(metrics)
+    for name, metrics in (
+      ("mvtec_ad", FIRST),
+      ("visa", SECOND),
+      ("head_ct", FIRST),
+    )
+  }
+  cells = [
+    line.split() for line in reporting.format_table(results).splitlines()
+  ]
+  assert ["industrial", "mean", "mean", "80.0"] in [row[:4] for row in cells]
+  assert ["overall", "mean", "mean", "83.3"] in [row[:4] for row in cells]
+  assert not any(row[0] == "medical" for row in cells)
 
 
 def read_csv(path):
@@ -78,37 +66,74 @@ def read_csv(path):
 
 
 def test_files(results, tmp_path):
-  sheets = reporting.write_results(tmp_path, results, {"version": "1"})
-  stored = json.loads((tmp_path / "results.json").read_text())
-  assert stored.pop("version") == "1"
-  stored = stored["datasets"]
-  assert stored["made"]["mean"]["image_auroc"] == pytest.approx(0.7)
-  assert stored["made"]["categories"]["cable"] == dict(
-    image_auroc=0.5, image_ap=0.4
-  )
+  stored = write(tmp_path, results, {"visa": "absent"}, {"btad": "broken"})
+  assert stored["schema_version"] == 1 and stored["version"] == "1"
+  assert stored["not_prepared"] == {"visa": "absent"}
+  assert stored["failed"] == {"btad": "broken"}
+  made = stored["datasets"]["made"]
+  assert made["mean"]["image_auroc"] == pytest.approx(0.8)
+  assert made["categories"]["c1"]["metrics"]["pixel_aupro"] is None
+  assert made["categories"]["c1"]["undefined"]["pixel_aupro"] == "no masks"
+  assert made["num_images"] == made["num_anomalous_images"] == 1
+  assert made["images_per_second"] == pytest.approx(0.4)
+  assert made["skipped_files"] == {"c0/b.png": "truncated"}
   rows = read_csv(tmp_path / "results.csv")
-  assert [row["category"] for row in rows] == ["bottle", "cable", "mean"]
+  assert [row["category"] for row in rows] == ["c0", "c1", "mean"]
   assert rows[1]["pixel_auroc"] == ""
-  assert float(rows[2]["pixel_ap"]) == pytest.approx(0.6)
-  rows = read_csv(tmp_path / "scores.csv")
-  assert rows[0] == dict(
-    dataset="made",
-    category="bottle",
-    path="bottle/a, b.png",
-    label="1",
-    image_score="0.75",
+  assert float(rows[2]["pixel_ap"]) == pytest.approx(0.5)
+  assert read_csv(tmp_path / "scores.csv") == [
+    dict(
+      dataset="made",
+      category="c0",
+      path="c0/a.png",
+      label="1",
+      image_score="0.75",
+    )
+  ]
+  names = sorted(path.name for path in tmp_path.iterdir())
+  assert names == ["results.csv", "results.json", "scores.csv"]
+
+
+def test_every_field_of_the_results_is_documented(results, tmp_path):
+  stored = write(tmp_path, results)
+  text = (ROOT / "docs" / "results.md").read_text()
+  made = stored["datasets"]["made"]
+  for name in (*stored, *made, *made["categories"]["c0"], *METRICS):
+    assert f"`{name}`" in text, name
+
+
+def test_compare(tmp_path, capsys):
+  for index, metrics in enumerate((FIRST, SECOND)):
+    write(tmp_path / f"run{index}", {"made": make_result(metrics)})
+  write(tmp_path / "run2", {"other": make_result(row(*[0.5] * 7))})
+  names = [str(tmp_path / f"run{index}") for index in range(3)]
+  out = tmp_path / "table.csv"
+  reporting.main(["compare", *names, f"--csv={out}"])
+  cells = [line.split() for line in capsys.readouterr().out.splitlines()]
+  # Standard deviation of 0.9 and 0.7: 0.2 / sqrt(2).
+  assert ["made", "image", "AUROC", "90.0", "70.0", "n/a", "80.0", "14.14"] in (
+    cells
   )
-  assert sheets == [tmp_path / "pictures" / "made.png"]
-  names = sorted(path.name for path in tmp_path.rglob("*") if path.is_file())
-  assert names == ["made.png", "results.csv", "results.json", "scores.csv"]
+  # One run alone has no deviation.
+  one = ["made", "pixel", "AUPRO", "30.0", "n/a", "n/a", "30.0", "n/a"]
+  assert one in cells
+  assert any(row[0] == "other" for row in cells)
+  rows = read_csv(out)
+  assert rows[0]["mean"] == "80.0" and len(rows) == 14
 
 
-def test_picture_sheet(results):
-  picture = results["made"].pictures[0]
-  sheet = Image.open(io.BytesIO(reporting.picture_sheet([picture] * 3)))
-  pixels = np.asarray(sheet)
-  colors = {tuple(color) for color in pixels.reshape(-1, 3)}
-  assert (200, 200, 200) in colors  # The image.
-  assert len(colors) > 100  # The anomaly map.
-  one = Image.open(io.BytesIO(reporting.picture_sheet([picture])))
-  assert sheet.width > 2.9 * one.width and sheet.height == one.height
+def test_runs_that_cannot_be_compared(tmp_path, capsys):
+  path = tmp_path / "results.json"
+  for text, expected in (
+    (None, "Evaluate first"),
+    ("{", "is damaged"),
+    ('{"schema_version": 1}', "is damaged"),
+    ("[]", "is damaged"),
+    ('{"schema_version": 9}', "has the schema version 9"),
+  ):
+    if text:
+      path.write_text(text)
+    with pytest.raises(InputError, match=expected):
+      reporting.compare([tmp_path])
+  with pytest.raises(SystemExit, match="^error: .*schema version 9"):
+    reporting.main(["compare", str(tmp_path)])

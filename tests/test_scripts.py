@@ -44,15 +44,17 @@ def test_evaluation_needs_no_config_and_writes_its_files(trained):
   assert code == 0, err
   assert err.startswith(f"evaluating step 9 of {workdir}")
   assert "demo_unseen  mean" in out
-  assert f"pictures: {workdir}/pictures/demo_unseen.png" in out
+  assert f"report: {workdir}/report.html" in out
   assert "612/612 images" in err
   results = json.loads((workdir / "results.json").read_text())["datasets"]
   assert set(results["demo_unseen"]["categories"]) == {
     *("wood", "brick", "knit", "hex_nut", "gear", "biscuit")
   }
   assert set(results["demo_unseen"]["mean"]) == {
-    *("image_auroc", "image_ap", "pixel_auroc", "pixel_ap")
+    *("image_auroc", "image_ap", "image_f1_max", "pixel_auroc", "pixel_ap"),
+    *("pixel_f1_max", "pixel_aupro"),
   }
+  assert len(list((workdir / "pictures/demo_unseen").iterdir())) == 3
   with (workdir / "scores.csv").open() as file:
     assert len(list(csv.DictReader(file))) == 612
 
@@ -80,6 +82,7 @@ def test_no_epochs_is_a_checkpoint_of_untrained_prompts(arguments, tmp_path):
     ("train.py", "--config.train.dataset=mvtec", "unknown data set 'mvtec'"),
     ("train.py", "surplus", "unexpected argument 'surplus'"),
     ("eval.py", "--config.seed=0", "holds no training run"),
+    ("eval.py", "--datasets=visa,mvtec", "unknown data set 'mvtec'; known are"),
   ),
 )
 def test_bad_input_is_one_sentence_and_writes_nothing(

@@ -7,11 +7,18 @@ from __future__ import annotations
 
 from cops_jax.datasets import custom, preparation
 from cops_jax.datasets.demo import builder as demo_builder
+from cops_jax.datasets.preparation import why_unprepared
 from cops_jax.datasets.published import BUILDERS
 from cops_jax.datasets.specifications import SPECIFICATIONS
 from cops_jax.errors import InputError
 
-__all__ = ["NAMES", "SPECIFICATIONS", "load", "require_known"]
+__all__ = [
+  "NAMES",
+  "SPECIFICATIONS",
+  "load",
+  "require_known",
+  "why_unprepared",
+]
 
 NAMES = (*BUILDERS, *demo_builder.BUILDERS)
 
@@ -46,7 +53,8 @@ def load(
     Undecoded examples, dicts of image and mask (a file's bytes or its path),
     has_mask, label (0 normal, 1 anomaly), category, anomaly_kind, dataset, path
     and id. The sequence's `name` is the data set's, in examples and results;
-    its `identity` tells it from others of that name: a version or a folder.
+    its `identity` tells it from others of that name: a version or a folder;
+  `fingerprint()` changes with its files.
 
   Raises:
     InputError: unknown name or split, no examples in it, or original files

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -30,6 +31,17 @@ class FileExamples(Sequence):
 
   def __getitem__(self, index: int) -> dict[str, Any]:
     return file_example(self._records[index], self._root, self.name)
+
+  def fingerprint(self) -> str:
+    """Changes with any file's path, size or time."""
+    digest = hashlib.sha256()
+    for record in self._records:
+      for path in (record.image, record.mask):
+        if path is not None:
+          stat = path.stat()
+          state = f"{path} {stat.st_size} {stat.st_mtime_ns}"
+          digest.update(f"{state} {record}\n".encode())
+    return digest.hexdigest()
 
 
 def read_tree(root: pathlib.Path) -> Listing:

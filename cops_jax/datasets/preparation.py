@@ -21,9 +21,16 @@ _logger = logging.getLogger(__name__)
 class PreparedExamples(Sequence):
   """A prepared split: dicts of undecoded examples, images as files' bytes."""
 
-  def __init__(self, name: str, version: str, folder: str, source: Sequence):
+  def __init__(
+    self,
+    name: str,
+    version: str,
+    folder: str,
+    source: Sequence,
+    num_bytes: int = 0,
+  ):
     self.name, self._folder, self._source = name, folder, source
-    self.identity = version
+    self.identity, self._num_bytes = version, num_bytes
 
   def __len__(self) -> int:
     return len(self._source)
@@ -45,6 +52,10 @@ class PreparedExamples(Sequence):
       for name, value in example.items()
     }
 
+  def fingerprint(self) -> str:
+    """Changes with the version and with the size of what was prepared."""
+    return f"{self.identity}, {self._num_bytes} bytes"
+
 
 def make_builder(
   name: str, data_dir: str | None = None
@@ -56,6 +67,35 @@ def make_builder(
 def is_prepared(builder: tfds.core.DatasetBuilder) -> bool:
   """Whether its data are there: TFDS moves a finished data set into place."""
   return builder.data_path.exists()
+
+
+def why_unprepared(
+  name: str, data_dir: str | None = None, manual_dir: str | None = None
+) -> str:
+  """Why a published data set cannot be read at once; "" if it can.
+
+  It can if it is prepared or its original files are there. Arguments as in
+  `prepare`.
+  """
+  builder = make_builder(name, data_dir)
+  if is_prepared(builder) or builder.find_original_files(manual_dir):
+    return ""
+  command = f"python -m cops_jax.datasets prepare {name} --manual_dir=DIR"
+  others = _other_versions(builder)
+  if others:
+    return f"{others}. Make it anew with: {command}"
+  return f"not prepared in {builder.data_dir_root}. Prepare it with: {command}"
+
+
+def _other_versions(builder):
+  folder = pathlib.Path(builder.data_path)
+  versions = [path.name for path in folder.parent.glob("[0-9]*.[0-9]*.[0-9]*")]
+  if not versions:
+    return ""
+  return (
+    f"{folder.parent} holds version {', '.join(sorted(versions))} of it, and"
+    f" version {folder.name} is needed"
+  )
 
 
 def prepare(
@@ -90,6 +130,8 @@ def prepare(
         return make_builder(name, data_dir)
       for leftover in home.glob("incomplete.*"):
         shutil.rmtree(leftover)
+      if others := _other_versions(builder):
+        _logger.warning("data set %s is made anew: %s", name, others)
       _logger.info("preparing data set %s in %s", name, builder.data_dir)
       tfds.disable_progress_bar()
       # TFDS announces itself on standard output, where results are printed.
@@ -128,4 +170,10 @@ def load_prepared(
     )
   skip = tfds.decode.SkipDecoding()
   source = builder.as_data_source(split, decoders={"image": skip, "mask": skip})
-  return PreparedExamples(name, str(builder.version), builder.data_dir, source)
+  return PreparedExamples(
+    name,
+    str(builder.version),
+    builder.data_dir,
+    source,
+    builder.info.splits[split].num_bytes,
+  )

@@ -1,0 +1,78 @@
+"""Raw anomaly maps in files, one for each category."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import urllib.parse
+import zipfile
+
+import jax
+import numpy as np
+
+from cops_jax.errors import InputError
+from cops_jax.typing import Float
+
+
+class MapWriter:
+  """Writes CATEGORY.npz files; use as a context manager.
+
+  `numpy.load` reads them: float16 maps (h, w) by the image's path. They are
+  written one map at a time, and get their names when all are complete. Each
+  process of a cluster writes its own, CATEGORY-PROCESS.npz.
+
+  Args:
+    folder: created if need be; None writes nothing.
+  """
+
+  def __init__(self, folder: pathlib.Path | None):
+    self._folder = folder
+    self._files = {}
+
+  def __enter__(self) -> MapWriter:
+    return self
+
+  def write(
+    self, category: str, path: str, anomaly_map: Float[np.ndarray, "h w"]
+  ) -> None:
+    """Adds a map.
+
+    Raises:
+      InputError: it cannot be written.
+    """
+    if self._folder is None:
+      return
+    try:
+      if category not in self._files:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._files[category] = zipfile.ZipFile(
+          self._partial(category), "w", zipfile.ZIP_DEFLATED
+        )
+      with self._files[category].open(f"{path}.npy", "w") as file:
+        np.lib.format.write_array(file, anomaly_map.astype(np.float16))
+    except OSError as error:
+      raise InputError(
+        f"anomaly maps cannot be written in {self._folder}: {error.strerror}."
+        " Make room, or leave out --save_maps."
+      ) from error
+
+  def __exit__(self, kind, *_) -> None:
+    for category, file in self._files.items():
+      partial = self._partial(category)
+      try:
+        file.close()
+        if kind is None:
+          os.replace(partial, partial.with_suffix(""))
+      except OSError as error:
+        if kind is None:
+          raise InputError(
+            f"{partial} cannot be written: {error.strerror}"
+          ) from error
+      finally:
+        partial.unlink(missing_ok=True)
+
+  def _partial(self, category):
+    name = urllib.parse.quote(category, safe=" ")
+    if jax.process_count() > 1:
+      name += f"-{jax.process_index()}"
+    return self._folder / f"{name}.npz.partial"

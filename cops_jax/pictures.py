@@ -1,0 +1,78 @@
+"""Pictures of evaluated images: what there was to find and what was found."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+
+from cops_jax.typing import Float, Integer
+
+TILE_PIXELS = 224
+_MARGIN_PIXELS = 4
+# From low to high; black to white through red, and grows lighter all the way.
+_HEAT_COLORS = np.array(
+  [(0, 0, 8), (60, 15, 110), (180, 40, 90), (245, 125, 20), (252, 255, 165)]
+)
+
+
+def heat_colors(
+  anomaly_map: Float[np.ndarray, "h w"], low: float, high: float
+) -> Integer[np.ndarray, "h w 3"]:
+  """Colours of a map's values, from low (dark) to high (light).
+
+  Square-rooted, so that weak responses show too.
+  """
+  scaled = np.sqrt(np.clip((anomaly_map - low) / max(high - low, 1e-12), 0, 1))
+  positions = np.linspace(0, 1, len(_HEAT_COLORS))
+  channels = [
+    np.interp(scaled, positions, channel) for channel in _HEAT_COLORS.T
+  ]
+  return np.stack(channels, axis=-1).round().astype(np.uint8)
+
+
+def overlay(
+  image: Integer[np.ndarray, "h w 3"],
+  colors: Integer[np.ndarray, "h w 3"],
+  opacity: float = 0.5,
+) -> Integer[np.ndarray, "h w 3"]:
+  """The image with a map's colours over it."""
+  mixed = (1 - opacity) * image + opacity * colors
+  return mixed.round().astype(np.uint8)
+
+
+def picture_strip(
+  image: Integer[np.ndarray, "h w 3"],
+  mask: Integer[np.ndarray, "h w"] | None,
+  anomaly_map: Float[np.ndarray, "h w"],
+  *,
+  low: float,
+  high: float,
+) -> bytes:
+  """Image, mask, anomaly map and overlay side by side.
+
+  Args:
+    image, anomaly_map: of one size.
+    mask: 1 is anomalous; None leaves its place grey.
+    low, high: the ends of the colour scale.
+
+  Returns:
+    A JPEG file's bytes.
+  """
+  from PIL import Image
+
+  colors = heat_colors(anomaly_map, low, high)
+  if mask is None:
+    mask_tile = np.full_like(image, 200)
+  else:
+    mask_tile = np.repeat(np.uint8(255) * (mask > 0)[..., None], 3, axis=-1)
+  tiles = (image, mask_tile, colors, overlay(image, colors))
+  width = len(tiles) * (TILE_PIXELS + _MARGIN_PIXELS) - _MARGIN_PIXELS
+  strip = Image.new("RGB", (width, TILE_PIXELS), "white")
+  for index, tile in enumerate(tiles):
+    resampling = Image.NEAREST if tile is mask_tile else Image.BILINEAR
+    scaled = Image.fromarray(tile).resize((TILE_PIXELS,) * 2, resampling)
+    strip.paste(scaled, (index * (TILE_PIXELS + _MARGIN_PIXELS), 0))
+  file = io.BytesIO()
+  strip.save(file, format="JPEG", quality=88)
+  return file.getvalue()

@@ -1,0 +1,289 @@
+"""Evaluation on many data sets, one after the other, that can be resumed."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import pathlib
+import platform
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from typing import Any
+
+import jax
+import numpy as np
+
+from cops_jax import (
+  __version__,
+  evaluation,
+  prompt_files,
+  records,
+  report,
+  reporting,
+  results,
+  sharding,
+)
+from cops_jax.configuration import build_model, load_clip
+from cops_jax.errors import InputError
+from cops_jax.files import write_file
+from cops_jax.models.cops import init_trainable
+
+_logger = logging.getLogger(__name__)
+
+ALL = "all"
+_KEY_FILE = "key.json"  # Beside anomaly maps: what they depend on.
+_PACKAGES = ("jax", "jaxlib", "flax", "transformers", "numpy")
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+  """What became of each data set.
+
+  Attributes:
+    results: of those that were evaluated, now or before.
+    skipped: those that are not prepared, and why.
+    failed: those that could not be evaluated, and why.
+    provenance: what was evaluated, with what, on what.
+  """
+
+  results: Mapping[str, results.DatasetResult]
+  skipped: Mapping[str, str]
+  failed: Mapping[str, str]
+  provenance: Mapping[str, Any]
+
+  def write(self, workdir: str | os.PathLike) -> pathlib.Path | None:
+    """Writes tables and report; gives the page's path.
+
+    There is a warning, and None, where they cannot be written: what was
+    computed for hours is still here.
+    """
+    workdir = pathlib.Path(workdir)
+    values = (self.results, self.provenance, self.skipped, self.failed)
+    try:
+      reporting.write_results(workdir, *values)
+      return report.write_report(workdir, *values)
+    except OSError as error:
+      _logger.warning(
+        "the results are not written: %s: %s. Use another --workdir with"
+        " --checkpoint=%s to have the files.",
+        error.filename or workdir,
+        error.strerror,
+        workdir,
+      )
+      return None
+
+
+def evaluate(
+  config: Any,
+  workdir: str | os.PathLike,
+  *,
+  names: Sequence[str] = (),
+  checkpoint: str | os.PathLike | None = None,
+  save_maps: bool = False,
+  allow_other_clip: bool = False,
+) -> Sweep:
+  """Evaluates trained prompts on data sets, all with one compiled step.
+
+  A data set that cannot be evaluated does not keep the others from it. Each
+  one's result is kept in evaluation/NAME.json of the work directory, and used
+  again by the same prompts, CLIP, config, data and version.
+
+  Args:
+    config: a ConfigDict with the fields of configs/default.py.
+    workdir: of the run. If it cannot be written there is a warning.
+    names: data sets, see `datasets.load`; "all" for the thirteen published, of
+      which those that are not prepared are skipped. By default
+      config.evaluation.datasets.
+    checkpoint: trained prompts, see `prompt_files.load_prompts`; by default
+      the work directory's own.
+    save_maps: whether to write the anomaly maps into maps/NAME.
+    allow_other_clip: whether other CLIP weights will do than those that the
+      prompts were trained with.
+
+  Raises:
+    InputError: a name is unknown, or the prompts or CLIP cannot be used.
+  """
+  from cops_jax import datasets
+
+  workdir = pathlib.Path(workdir)
+  names = tuple(names) or tuple(config.evaluation.datasets)
+  may_skip = ALL in names
+  if may_skip:
+    names = tuple(datasets.SPECIFICATIONS)
+  for name in names:
+    datasets.custom.locate(name) or datasets.require_known(name)
+  checkpoint = checkpoint or workdir
+  record = prompt_files.find_record(checkpoint)
+  if record is None:
+    _logger.warning("%s does not say which CLIP it was trained on", checkpoint)
+  else:
+    records.check_config(
+      record, config.to_dict(), ("clip", "model"), str(checkpoint)
+    )
+  clip = load_clip(config)
+  if record is not None:
+    records.check_clip(record, clip.sha256, str(checkpoint), allow_other_clip)
+  model = build_model(config, clip)
+  mesh = sharding.make_mesh()
+  template = jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct(
+      leaf.shape, leaf.dtype, sharding=sharding.replicated_sharding(mesh)
+    ),
+    jax.eval_shape(lambda: init_trainable(model, jax.random.key(0))),
+  )
+  trainable, source = prompt_files.load_prompts(checkpoint, template)
+  provenance = {
+    "version": __version__,
+    "checkpoint": source,
+    "prompts_sha256": _hash(trainable),
+    "clip_sha256": clip.sha256,
+    "config": config.to_dict(),
+    "versions": {
+      "python": platform.python_version(),
+      **{name: metadata.version(name) for name in _PACKAGES},
+    },
+    "device": f"{mesh.size} x {jax.devices()[0].device_kind}",
+  }
+  _logger.info(
+    "evaluating %s on %d %s device(s)",
+    source,
+    mesh.size,
+    jax.default_backend(),
+  )
+  shardings = sharding.clip_shardings(
+    clip.params, mesh, config.clip.split_over_devices
+  )
+  evaluate_examples = evaluation.make_evaluator(
+    config, model, clip, mesh, shardings
+  )
+  trainable = sharding.replicate(trainable, mesh)
+  clip_params = jax.device_put(clip.params, shardings)
+
+  def evaluate_one(name):
+    examples = datasets.load(
+      name,
+      config.evaluation.split,
+      config.data_dir or None,
+      config.manual_dir or None,
+    )
+    if examples.name in found:
+      raise InputError(
+        f"another data set is called {examples.name!r} too; give their folders"
+        " different names"
+      )
+    kept = _KeptResult(workdir, examples, provenance, save_maps)
+    result = kept.read()
+    if result is None:
+      result = evaluate_examples(
+        trainable,
+        clip_params,
+        examples,
+        num_pictures=config.evaluation.num_pictures,
+        maps_folder=kept.maps_folder,
+      )
+      kept.write(result)
+    found[examples.name] = result
+
+  found, skipped, failed = {}, {}, {}
+  for name in names:
+    try:
+      reason = may_skip and datasets.why_unprepared(
+        name, config.data_dir or None, config.manual_dir or None
+      )
+      if reason:
+        skipped[name] = reason
+        _logger.info("skipping %s: %s", name, reason)
+      else:
+        evaluate_one(name)
+    except InputError as error:
+      failed[name] = str(error)
+      _logger.error("%s failed: %s", name, error)
+    except Exception as error:  # The other data sets are not to suffer.
+      failed[name] = f"{type(error).__name__}: {error}"
+      _logger.exception("%s failed", name)
+  return Sweep(found, skipped, failed, provenance)
+
+
+def _hash(tree):
+  digest = hashlib.sha256()
+  for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    digest.update(jax.tree_util.keystr(path).encode())
+    digest.update(np.asarray(jax.device_get(leaf)).tobytes())
+  return digest.hexdigest()
+
+
+# Fields of the config that no result depends on.
+_FREE = {
+  "": ("data_dir", "manual_dir", "features_dir", "train"),
+  "input": ("num_workers",),
+  "clip": ("weights", "revision", "sha256", "split_over_devices"),
+  "evaluation": ("datasets", "batch_size"),
+}
+
+
+class _KeptResult:
+  """A data set's result in the work directory."""
+
+  def __init__(self, workdir, examples, provenance, save_maps):
+    config = {
+      section: {
+        name: value
+        for name, value in fields.items()
+        if name not in _FREE.get(section, ())
+      }
+      if isinstance(fields, dict)
+      else fields
+      for section, fields in provenance["config"].items()
+      if section not in _FREE[""]
+    }
+    self._key = {
+      **{
+        name: provenance[name]
+        for name in ("version", "prompts_sha256", "clip_sha256")
+      },
+      "config": config,
+      # Rounded, features change the last digits.
+      "cache_features": provenance["config"]["train"]["cache_features"],
+      "dataset": examples.name,
+      "fingerprint": examples.fingerprint(),
+      "num_images": len(examples),
+    }
+    self._path = workdir / "evaluation" / f"{examples.name}.json"
+    self.maps_folder = workdir / "maps" / examples.name if save_maps else None
+
+  def read(self) -> results.DatasetResult | None:
+    """The result, if it is there and of the same evaluation."""
+    result = self._read()
+    if jax.process_count() > 1:  # All evaluate, or none.
+      if not all(sharding.gather_objects(result is not None)):
+        return None
+    if result is not None:
+      _logger.info("the result of an earlier evaluation: %s", self._path)
+    return result
+
+  def _read(self):
+    try:
+      if self.maps_folder:
+        maps_key = (self.maps_folder / _KEY_FILE).read_text("utf-8")
+        if maps_key != json.dumps(self._key):
+          return None
+      return results.from_json(self._path.read_text("utf-8"), self._key)
+    except FileNotFoundError:
+      return None
+    except (OSError, UnicodeDecodeError, InputError) as error:
+      _logger.warning("%s cannot be used again: %s", self._path, error)
+      return None
+
+  def write(self, result: results.DatasetResult) -> None:
+    """Keeps the result; there is a warning where it cannot be written."""
+    if jax.process_index() > 0:
+      return
+    try:
+      if self.maps_folder:
+        write_file(self.maps_folder / _KEY_FILE, json.dumps(self._key))
+      write_file(self._path, results.to_json(result, self._key))
+    except OSError as error:
+      _logger.warning("%s cannot be written: %s", self._path, error.strerror)
