@@ -153,7 +153,7 @@ def evaluate_dataset(
     features=features,
   )
   images = []
-  histograms = collections.defaultdict(metrics.PixelHistogram)
+  histograms = collections.defaultdict(metrics.PixelMetrics)
   pictures = collections.defaultdict(list)
   progress = Progress(len(examples), "images")
 

@@ -13,10 +13,9 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from cops_jax.files import write_file
+from cops_jax.metrics import METRICS
 from cops_jax.tables import align
 from cops_jax.typing import Float, Integer
-
-METRICS = ("image_auroc", "image_ap", "pixel_auroc", "pixel_ap")
 
 _TILE_PIXELS = 160
 _MARGIN_PIXELS = 6

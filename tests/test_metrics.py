@@ -43,7 +43,7 @@ def random_maps(number=6, side=100):
 
 def test_pixel_metrics_are_sklearns():
   maps, masks = random_maps()
-  histogram = metrics.PixelHistogram()
+  histogram = metrics.PixelMetrics()
   for anomaly_map, mask in zip(maps, masks, strict=True):
     histogram.add(anomaly_map, mask)
   actual = histogram.compute()
@@ -58,7 +58,7 @@ def test_pixel_metrics_are_sklearns():
 
 def test_histograms_merge_exactly():
   maps, masks = random_maps()
-  together, first, second = (metrics.PixelHistogram() for _ in range(3))
+  together, first, second = (metrics.PixelMetrics() for _ in range(3))
   for index, (anomaly_map, mask) in enumerate(zip(maps, masks, strict=True)):
     together.add(anomaly_map, mask)
     (first if index % 2 else second).add(anomaly_map, mask)
@@ -87,7 +87,7 @@ def test_bins_keep_the_order():
 @pytest.mark.parametrize("label", (True, False))
 def test_one_class_is_undefined(label):
   image = metrics.image_metrics(np.array([0.1, 0.2]), np.array([label] * 2))
-  histogram = metrics.PixelHistogram()
+  histogram = metrics.PixelMetrics()
   histogram.add(np.full((2, 2), 0.5, np.float32), np.full((2, 2), label))
   for value in (*image.values(), *histogram.compute().values()):
     assert math.isnan(value)
@@ -101,11 +101,13 @@ def test_nothing_is_undefined():
 def test_constant_scores():
   labels = np.array([True, False, False, False])
   actual = metrics.image_metrics(np.full(4, 0.3), labels)
-  assert actual == {"image_auroc": 0.5, "image_ap": 0.25}
+  assert actual == pytest.approx(
+    {"image_auroc": 0.5, "image_ap": 0.25, "image_f1_max": 0.4}
+  )
 
 
 def test_nan_is_refused():
   with pytest.raises(ValueError, match="NaN"):
-    metrics.PixelHistogram().add(
+    metrics.PixelMetrics().add(
       np.array([[np.nan]], np.float32), np.array([[True]])
     )

@@ -22,8 +22,8 @@ def row(*values):
 def results():
   rng = np.random.default_rng(0)
   categories = {
-    "bottle": row(0.9, 0.8, 0.7, 0.6),
-    "cable": row(0.5, 0.4, NAN, NAN),
+    "bottle": row(0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3),
+    "cable": row(0.5, 0.4, 0.3, NAN, NAN, NAN, NAN),
   }
   images = [
     reporting.ImageResult("made", "bottle", "bottle/a, b.png", 1, 0.75),
@@ -43,18 +43,21 @@ def results():
 
 
 def test_mean_leaves_out_what_is_undefined(results):
-  assert results["made"].mean == pytest.approx(row(0.7, 0.6, 0.7, 0.6))
+  assert results["made"].mean == pytest.approx(
+    row(0.7, 0.6, 0.5, 0.6, 0.5, 0.4, 0.3)
+  )
 
 
 def test_table(results):
   lines = reporting.format_table(results).splitlines()
-  assert lines[0].split() == (
-    "data set category image auroc image ap pixel auroc pixel ap".split()
+  assert " ".join(lines[0].split()) == (
+    "data set category image auroc image ap image f1 max"
+    " pixel auroc pixel ap pixel f1 max pixel aupro"
   )
-  cells = [line.split() for line in lines]
-  assert ["made", "bottle", "90.0%", "80.0%", "70.0%", "60.0%"] in cells
-  assert ["made", "cable", "50.0%", "40.0%", "n/a", "n/a"] in cells
-  assert ["made", "mean", "70.0%", "60.0%", "70.0%", "60.0%"] in cells
+  texts = [" ".join(line.split()) for line in lines]
+  assert "made bottle 90.0% 80.0% 70.0% 60.0% 50.0% 40.0% 30.0%" in texts
+  assert "made cable 50.0% 40.0% 30.0% n/a n/a n/a n/a" in texts
+  assert "made mean 70.0% 60.0% 50.0% 60.0% 50.0% 40.0% 30.0%" in texts
   assert len({len(line) for line in lines}) == 1
 
 
@@ -84,12 +87,12 @@ def test_files(results, tmp_path):
   stored = stored["datasets"]
   assert stored["made"]["mean"]["image_auroc"] == pytest.approx(0.7)
   assert stored["made"]["categories"]["cable"] == dict(
-    image_auroc=0.5, image_ap=0.4
+    image_auroc=0.5, image_ap=0.4, image_f1_max=0.3
   )
   rows = read_csv(tmp_path / "results.csv")
   assert [row["category"] for row in rows] == ["bottle", "cable", "mean"]
   assert rows[1]["pixel_auroc"] == ""
-  assert float(rows[2]["pixel_ap"]) == pytest.approx(0.6)
+  assert float(rows[2]["pixel_ap"]) == pytest.approx(0.5)
   rows = read_csv(tmp_path / "scores.csv")
   assert rows[0] == dict(
     dataset="made",
