@@ -46,19 +46,21 @@ def get_config() -> ml_collections.ConfigDict:
   model.image_size_pixels = 518
   # Vision layers, counted from 1, whose patches are compared with the prompts.
   model.feature_layers = (24,)
-  # Vision layers with a value path, counted from the last.
+  # Vision layers with a value path, counted from the last; 0 for none.
   model.num_value_layers = 24
-  # Side of the neighbourhood average, in patches; odd.
+  # Side of the neighbourhood average, in patches; odd. 1 for none.
   model.smoothing_window_patches = 5
   # Heads of the prototype extractor's attention; divides CLIP's joint width.
   model.num_heads = 12
   # A prompt is: start, context words, state words, category words, ".", end.
-  # There are as many prototypes per state as state words. Without category
-  # words the prompt ends in "object." instead.
+  # There are as many prototypes per state as state words. 0 state words: no
+  # prototypes, their losses or distances. 0 category words: no VAE, its losses
+  # or samples, and the prompt ends in "object." instead.
   model.num_context_words = 6
   model.num_state_words = 6
   model.num_category_words = 2
-  # Tokens of the text tower that a layer replaces, and layers that do.
+  # Tokens of the text tower that a layer replaces, and layers that do; 0 for
+  # no deep prompts.
   model.deep_prompt_length = 4
   model.deep_prompt_depth = 8
   # Which prototypes a state's prompt gets: "crossed", the other state's, as in
@@ -110,7 +112,10 @@ def get_config() -> ml_collections.ConfigDict:
   evaluation.batch_size = 8
   # Category codes sampled for an image.
   evaluation.num_samples = 10
-  # Share of the distance to normal prototypes in a patch's weight.
+  # Whether a patch's probability is weighted by its distances to the
+  # prototypes, if there are any.
+  evaluation.distance_weighting = True
+  # Share of the distance to normal prototypes in that weight.
   evaluation.alpha = 0.26
   # Share of the whole image's probability in its score.
   evaluation.beta = 0.9

@@ -24,6 +24,10 @@ INIT_KEY, TRAIN_KEY, EVALUATION_KEY = range(3)
 UNREADABLE_FILES = ("error", "skip")
 
 _LEAST_VALUES = {
+  "model.smoothing_window_patches": 1,
+  "model.num_context_words": 0,
+  "model.num_state_words": 0,
+  "model.num_category_words": 0,
   "input.num_workers": 0,
   "train.num_epochs": 0,
   "train.batch_size": 1,
@@ -108,6 +112,10 @@ def build_model(config: Any, clip: PretrainedCLIP) -> CoPS:
         f" must be {expected}"
       )
 
+  for field, least in _LEAST_VALUES.items():
+    section, name = field.split(".")
+    number = config[section][name]
+    check(number >= least, field, number, f"at least {least}")
   check(
     model.image_size_pixels > 0
     and model.image_size_pixels % vision.patch_size == 0,
@@ -135,10 +143,17 @@ def build_model(config: Any, clip: PretrainedCLIP) -> CoPS:
     "odd",
   )
   check(
-    model.num_heads > 0 and width % model.num_heads == 0,
+    not model.num_state_words
+    or (model.num_heads > 0 and width % model.num_heads == 0),
     "model.num_heads",
     model.num_heads,
     f"a divisor of the joint width {width}",
+  )
+  check(
+    num_words > 0,
+    "model.num_context_words",
+    model.num_context_words,
+    "at least 1 where there are neither state nor category words",
   )
   check(
     0 <= model.deep_prompt_depth < text_layers,
@@ -182,10 +197,6 @@ def build_model(config: Any, clip: PretrainedCLIP) -> CoPS:
     config.evaluation.pixel_metrics,
     f"one of {', '.join(PIXEL_METRICS_MODES)}",
   )
-  for field, least in _LEAST_VALUES.items():
-    section, name = field.split(".")
-    number = config[section][name]
-    check(number >= least, field, number, f"at least {least}")
   check(
     config.clip.dtype in ("float32", "bfloat16"),
     "clip.dtype",

@@ -45,6 +45,7 @@ def make_predict_step(
   num_samples: int,
   alpha: float,
   beta: float,
+  distance_weighting: bool = True,
   clip_shardings: Any = None,
 ) -> Callable[[Any, Any, Mapping[str, Any]], dict[str, jax.Array]]:
   """Compiles the step from a batch to its scores and maps.
@@ -55,6 +56,8 @@ def make_predict_step(
     seed: of the category codes' noise, which each example's id keys.
     num_samples: codes for an image.
     alpha, beta: see `cops_jax.scoring`.
+    distance_weighting: whether patches are weighted by their distances to the
+      prototypes, if there are any.
     clip_shardings: of CLIP's parameters; None if every device has a copy.
 
   Returns:
@@ -71,10 +74,14 @@ def make_predict_step(
     variables = join_params(trainable, clip_params)
     features = encode_batch(model, variables, batch)
     image_size = round(features[1].shape[2] ** 0.5) * patch_size
-    noise = example_noise(key, batch["example_id"], num_samples, width)
+    noise = None
+    if model.num_category_words:
+      noise = example_noise(key, batch["example_id"], num_samples, width)
     outputs = model.apply(variables, *features, noise, is_training=False)
     patch_scores = scoring.weighted_patch_scores(
-      outputs.patch_probability, outputs.distances, alpha
+      outputs.patch_probability,
+      outputs.distances if distance_weighting else None,
+      alpha,
     )
     return {
       "image_score": scoring.image_scores(
@@ -119,6 +126,7 @@ def make_evaluator(
     num_samples=settings.num_samples,
     alpha=settings.alpha,
     beta=settings.beta,
+    distance_weighting=settings.distance_weighting,
     clip_shardings=shardings,
   )
   skip_unreadable = config.input.unreadable_files == "skip"

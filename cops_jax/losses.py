@@ -175,7 +175,7 @@ def reconstruction_loss(
 
 
 def total_loss(terms: Mapping[str, Float[Array, ""]]) -> Float[Array, ""]:
-  """Weighted sum of the six terms: the patch loss counts four times."""
+  """Weighted sum of the terms: the patch loss counts four times."""
   return sum(
     (PATCH_LOSS_WEIGHT if name == "patch" else 1.0) * term
     for name, term in terms.items()

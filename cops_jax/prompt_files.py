@@ -30,6 +30,12 @@ _UNUSED = ("projector", "extractor_.", "token_", "tokenized_")
 # Evaluation does without it, and the authors' released files do too.
 _ENCODER = ("category_vae.encoder", "category_vae.mean", "category_vae.log_var")
 
+# Parts that the authors' format always has, and the words that they serve.
+_CONDITIONAL_WORDS = {
+  "prototype_extractor": "state",
+  "category_vae": "category",
+}
+
 _LINEAR_LAYERS = {
   "prototype_extractor.out": "extractor.attn.out_proj",
   "prototype_extractor.c_fc": "extractor.mlp.c_fc",
@@ -50,7 +56,7 @@ _STACKED = ("query", "key", "value")
 def to_authors_names(trainable: Mapping[str, Any]) -> dict[str, np.ndarray]:
   """Trainable parameters in the authors' names, shapes and memory order.
 
-  What is absent, such as the encoder, stays absent.
+  What may be absent, the encoder and deep prompts, stays absent.
   """
   tree = {
     name: np.asarray(array)
@@ -80,7 +86,7 @@ def to_authors_names(trainable: Mapping[str, Any]) -> dict[str, np.ndarray]:
   for ours, theirs in _LAYER_NORMS.items():
     tensors[f"{theirs}.weight"] = tree[f"{ours}.scale"]
     tensors[f"{theirs}.bias"] = tree[f"{ours}.bias"]
-  for index, prompts in enumerate(tree["prompt_learner.deep_prompts"]):
+  for index, prompts in enumerate(tree.get("prompt_learner.deep_prompts", ())):
     tensors[f"{_DEEP_PROMPTS}{index}"] = prompts
   return tensors
 
@@ -180,6 +186,7 @@ def _read_file(path, template):
     }
   shapes = {name: leaf.shape for name, leaf in wanted.items()}
   if is_authors:
+    _require_conditional_words(template, path)
     zeros = {name: np.zeros(shape) for name, shape in shapes.items()}
     zeros = flax.traverse_util.unflatten_dict(zeros, sep=".")
     shapes = {
@@ -191,13 +198,19 @@ def _read_file(path, template):
   if is_authors:
     tensors = from_authors_names(tensors)
     tensors = flax.traverse_util.flatten_dict(tensors, sep=".")
-    # Without deep prompts there is no entry for them.
-    tensors.setdefault(
-      "prompt_learner.deep_prompts",
-      np.zeros(wanted["prompt_learner.deep_prompts"].shape),
-    )
   params = {name: np.asarray(tensors[name], np.float32) for name in wanted}
   return flax.traverse_util.unflatten_dict(params, sep=".")
+
+
+def _require_conditional_words(tree, path):
+  absent = [
+    words for part, words in _CONDITIONAL_WORDS.items() if part not in tree
+  ]
+  if absent:
+    raise InputError(
+      f"{path}: the authors' format has no prompts without"
+      f" {' and '.join(absent)} words; .safetensors has"
+    )
 
 
 def _strip_root(tensors, path):
@@ -231,11 +244,13 @@ def write_prompts(
     record: of the run that trained them.
 
   Raises:
-    InputError: another ending, or the file cannot be written.
+    InputError: another ending, the file cannot be written, or the authors'
+      format has no such prompts.
   """
   path = pathlib.Path(path)
   try:
     if path.suffix == ".pth":
+      _require_conditional_words(trainable, path)
       torch_files.write_tensors(
         path, to_authors_names(trainable), _ROOT, record.to_json()
       )

@@ -87,12 +87,17 @@ def distance_weight(
 
 def weighted_patch_scores(
   patch_probability: Float[Array, "b f n s=2"],
-  distances: Float[Array, "b s=2 n"],
+  distances: Float[Array, "b s=2 n"] | None,
   alpha: float,
 ) -> Float[Array, "b n"]:
-  """Weighted anomaly probability of each patch, mean over feature layers."""
-  weight = distance_weight(distances, alpha)
-  return (patch_probability[..., ANOMALY] * weight[:, None]).mean(axis=1)
+  """Weighted anomaly probability of each patch, mean over feature layers.
+
+  Without distances it is the probability itself.
+  """
+  scores = patch_probability[..., ANOMALY]
+  if distances is not None:
+    scores *= distance_weight(distances, alpha)[:, None]
+  return scores.mean(axis=1)
 
 
 def image_scores(

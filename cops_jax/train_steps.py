@@ -76,10 +76,13 @@ def loss_and_terms(
   params: Any,
   clip_params: Any,
   batch: Mapping[str, jax.Array],
-  noise: jax.Array,
+  noise: jax.Array | None,
   reconstruction: str,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """The loss of a batch and, unweighted, the terms it is made of.
+
+  Without state words there are no gather and scatter terms, without category
+  words no kl and reconstruction terms.
 
   Args:
     model: CoPS.
@@ -87,7 +90,7 @@ def loss_and_terms(
     batch: image (b, h, w, 3), normalised, or image_features (b, d) and
       patch_features (b, f, n, d), as stored; mask_counts (b, n), label and
       padding_mask (b,).
-    noise: (b, 1, d), standard normal.
+    noise: (b, 1, d), standard normal; None without category words.
     reconstruction: see `losses.reconstruction_loss`.
   """
   variables = join_params(params, clip_params)
@@ -105,13 +108,18 @@ def loss_and_terms(
     "patch": losses.patch_loss(
       outputs.patch_probability, counts, patch_area, padding_mask
     ),
-    "gather": losses.gather_loss(outputs.distances, counts, padding_mask),
-    "scatter": losses.scatter_loss(outputs.distances, counts, padding_mask),
-    "kl": losses.kl_loss(outputs.code_mean, outputs.code_log_var, padding_mask),
-    "reconstruction": losses.reconstruction_loss(
-      features[0], outputs.category_bias[:, 0], padding_mask, reconstruction
-    ),
   }
+  if model.num_state_words:
+    distances = outputs.distances
+    terms["gather"] = losses.gather_loss(distances, counts, padding_mask)
+    terms["scatter"] = losses.scatter_loss(distances, counts, padding_mask)
+  if model.num_category_words:
+    terms["kl"] = losses.kl_loss(
+      outputs.code_mean, outputs.code_log_var, padding_mask
+    )
+    terms["reconstruction"] = losses.reconstruction_loss(
+      features[0], outputs.category_bias[:, 0], padding_mask, reconstruction
+    )
   loss = losses.total_loss(terms)
   return loss, {"loss": loss, **terms}
 
@@ -147,9 +155,11 @@ def make_train_step(
   replicated = sharding.replicated_sharding(mesh)
 
   def train_step(state, clip_params, batch):
-    noise = example_noise(
-      jax.random.fold_in(key, state.step), batch["example_id"], 1, width
-    )
+    noise = None
+    if model.num_category_words:
+      noise = example_noise(
+        jax.random.fold_in(key, state.step), batch["example_id"], 1, width
+      )
     if "image" in batch:
       batch = {**batch, "image": normalize_images(batch["image"])}
 

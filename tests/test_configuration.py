@@ -32,6 +32,9 @@ def test_a_config_becomes_a_model(config, clip):
     ("model.smoothing_window_patches", 2, "odd"),
     ("model.num_heads", 5, "a divisor of the joint width 24"),
     ("model.deep_prompt_depth", 3, "less than the 3 text layers"),
+    ("model.smoothing_window_patches", -1, "at least 1"),
+    ("model.num_state_words", -1, "at least 0"),
+    ("model.num_category_words", -2, "at least 0"),
     ("model.prototype_injection", "both", "one of crossed, matched"),
     ("train.reconstruction", "all", "one of pairwise, matched, none"),
     ("train.batch_size", 0, "at least 1"),
@@ -48,7 +51,24 @@ def test_values_that_do_not_fit(config, clip, field, value, expected):
   assert expected in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ("default", "visa", "mvtec", "demo"))
+def test_a_prompt_needs_words(config, clip):
+  for kind in ("context", "state", "category"):
+    build_model(config, clip)
+    config.model[f"num_{kind}_words"] = 0
+    config.model.deep_prompt_length = 2
+  with pytest.raises(InputError, match="num_context_words is 0.* at least 1"):
+    build_model(config, clip)
+
+
+def test_heads_matter_to_prototypes_alone(config, clip):
+  config.model.num_heads = 5
+  config.model.num_state_words = 0
+  assert build_model(config, clip).num_state_words == 0
+
+
+@pytest.mark.parametrize(
+  "name", ("default", "visa", "mvtec", "demo", "ablations")
+)
 def test_configs_have_the_same_fields(name):
   default = importlib.import_module("configs.default").get_config()
   config = importlib.import_module(f"configs.{name}").get_config()

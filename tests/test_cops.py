@@ -128,20 +128,66 @@ def test_text_features_do_not_train_the_extractor(features):
   assert all(not leaf.any() for leaf in jax.tree.leaves(gradient))
 
 
-def test_without_category_words_the_noise_does_not_matter(features):
-  model = golden.model("visa").clone(num_category_words=0)
-  variables = golden.variables()
-  params = dict(variables["params"])
-  learner = params["prompt_learner"]
-  params["prompt_learner"] = {**learner, "context": learner["context"][:, :12]}
+def apply_without(features, *, state=False, category=False):
+  """The model without one or both kinds of words, or any parameters of them."""
+  words = {"num_state_words": 0} if state else {}
+  words |= {"num_category_words": 0} if category else {}
+  params = dict(golden.variables()["params"])
+  context = params["prompt_learner"]["context"]
+  kept = [context[:, :6], context[:, 6:12], context[:, 12:]]
+  if category:
+    del kept[2], params["category_vae"]
+  if state:
+    del kept[1], params["prototype_extractor"]
+  params["prompt_learner"] = {
+    **params["prompt_learner"],
+    "context": jnp.concatenate(kept, axis=1),
+  }
+  noise = None
+  if not category:
+    noise = jnp.ones((len(features[0]), 1, features[0].shape[-1]))
+  return (
+    golden.model("visa")
+    .clone(**words)
+    .apply({"params": params}, *features, noise, is_training=True)
+  )
 
-  def text(noise):
-    return model.apply(
-      {"params": params}, *features, noise, is_training=False
-    ).text_features
 
-  shape = (len(features[0]), 2, features[0].shape[-1])
-  assert_close(text(jnp.zeros(shape)), text(jnp.ones(shape)), 1e-6)
+def moved(features, index):
+  """The image or the patch features of other images."""
+  return [
+    jnp.roll(array, 1, axis=0) if index == place else array
+    for place, array in enumerate(features)
+  ]
+
+
+def test_without_category_words_there_is_no_vae(features):
+  outputs = apply_without(features, category=True)
+  assert outputs.category_bias is outputs.code_mean is None
+  assert outputs.code_log_var is None
+  # What the VAE encodes does not reach the prompts; the prototypes do.
+  other = apply_without(moved(features, 0), category=True)
+  assert_close(other.text_features, outputs.text_features, 1e-6)
+  other = apply_without(moved(features, 1), category=True)
+  assert jnp.abs(other.text_features - outputs.text_features).max() > 1e-4
+
+
+def test_without_state_words_there_are_no_prototypes(features):
+  outputs = apply_without(features, state=True)
+  assert outputs.prototypes is outputs.distances is None
+  other = apply_without(moved(features, 1), state=True)
+  assert_close(other.text_features, outputs.text_features, 1e-6)
+  other = apply_without(moved(features, 0), state=True)
+  assert jnp.abs(other.text_features - outputs.text_features).max() > 1e-4
+
+
+def test_without_either_the_prompts_are_the_same_for_all(features):
+  text_features = apply_without(
+    features, state=True, category=True
+  ).text_features
+  assert text_features.shape == (len(features[0]), 2, features[0].shape[-1])
+  assert (text_features == text_features[:1]).all()
+  assert jnp.abs(text_features[:, 0] - text_features[:, 1]).max() > 1e-4
 
 
 PUBLISHED_SIZES = {

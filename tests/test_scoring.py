@@ -63,6 +63,12 @@ def test_several_feature_layers_are_averaged():
   )
 
 
+def test_without_distances_a_score_is_the_probability():
+  probability = jnp.array([[[[0.8, 0.2], [0.1, 0.9]]]])
+  scores = scoring.weighted_patch_scores(probability, None, alpha=0.3)
+  np.testing.assert_array_equal(scores, probability[:, 0, :, scoring.ANOMALY])
+
+
 def test_image_score_by_hand():
   logits = jnp.array([[0.0, jnp.log(3.0)]])
   score = scoring.image_scores(logits, jnp.array([[0.1, 0.5]]), beta=0.9)

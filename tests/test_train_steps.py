@@ -103,6 +103,22 @@ def test_padding_changes_nothing():
   chex.assert_trees_all_close(plain, other, rtol=1e-4, atol=1e-6 * scale)
 
 
+def test_terms_of_absent_parts_are_absent():
+  """Neither gathered nor sampled, and the rest has gradients of all it has."""
+  batch, _ = golden_batch("mvtec")
+  model = golden.model("mvtec").clone(num_state_words=0, num_category_words=0)
+
+  def gradients():
+    params = cops.init_trainable(model, jax.random.key(0))
+    return jax.grad(train_steps.loss_and_terms, argnums=1, has_aux=True)(
+      model, params, golden.clip_params(), batch, None, "pairwise"
+    )
+
+  gradients, terms = jax.eval_shape(gradients)
+  assert terms.keys() == {"loss", "image", "patch"}
+  assert gradients.keys() == {"prompt_learner"}
+
+
 def make_adam(accumulate_steps=1):
   settings = SimpleNamespace(
     learning_rate=1e-3,

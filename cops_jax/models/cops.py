@@ -24,21 +24,23 @@ class Outputs(NamedTuple):
   """What the model says of a batch; index 0 of `s` is normal, 1 anomaly.
 
   Attributes:
-    prototypes: for each state.
-    distances: cosine distance of each patch to its nearest prototype.
+    prototypes: for each state; None without state words.
+    distances: cosine distance of each patch to its nearest prototype; None
+      without state words.
     text_features: L2-normalised.
     patch_probability: for each feature layer.
     image_logits: cosine over temperature.
-    category_bias: decoded from the sampled codes.
-    code_mean, code_log_var: the codes' posterior; None in evaluation.
+    category_bias: decoded from the sampled codes; None without category words.
+    code_mean, code_log_var: the codes' posterior; None in evaluation and
+      without category words.
   """
 
-  prototypes: Float[Array, "b s=2 k d"]
-  distances: Float[Array, "b s=2 n"]
+  prototypes: Float[Array, "b s=2 k d"] | None
+  distances: Float[Array, "b s=2 n"] | None
   text_features: Float[Array, "b s=2 d"]
   patch_probability: Float[Array, "b f n s=2"]
   image_logits: Float[Array, "b s=2"]
-  category_bias: Float[Array, "b z d"]
+  category_bias: Float[Array, "b z d"] | None
   code_mean: Float[Array, "b d"] | None = None
   code_log_var: Float[Array, "b d"] | None = None
 
@@ -47,7 +49,8 @@ class CoPS(nn.Module):
   """Conditional prompt synthesis on a frozen CLIP.
 
   Its parameters are two trees, joined by `join_params`: CLIP's under "clip",
-  frozen, and the rest, trained. `encode_images` needs CLIP's alone.
+  frozen, and the rest, trained. `encode_images` needs CLIP's alone. Without
+  state words there is no prototype extractor, without category words no VAE.
 
   Attributes:
     clip_config: sizes of CLIP.
@@ -79,10 +82,12 @@ class CoPS(nn.Module):
   def setup(self):
     width = self.clip_config.projection_dim
     self.clip = CLIP(self.clip_config, dtype=self.dtype)
-    self.prototype_extractor = PrototypeExtractor(
-      num_prototypes=self.num_state_words, num_heads=self.num_heads
-    )
-    self.category_vae = CategoryVAE(width)
+    if self.num_state_words:
+      self.prototype_extractor = PrototypeExtractor(
+        num_prototypes=self.num_state_words, num_heads=self.num_heads
+      )
+    if self.num_category_words:
+      self.category_vae = CategoryVAE(width)
     self.prompt_learner = PromptLearner(
       width=width,
       num_context_words=self.num_context_words,
@@ -116,7 +121,7 @@ class CoPS(nn.Module):
     self,
     image_features: Float[Array, "b d"],
     patch_features: Float[Array, "b f n d"],
-    noise: Float[Array, "b z d"],
+    noise: Float[Array, "b z d"] | None,
     *,
     is_training: bool,
   ) -> Outputs:
@@ -125,21 +130,26 @@ class CoPS(nn.Module):
     Args:
       image_features, patch_features: from `encode_images`.
       noise: standard normal. In training it perturbs the posterior's mean; in
-        evaluation it is the code itself, drawn from the prior.
+        evaluation it is the code itself, drawn from the prior. None without
+        category words.
       is_training: which of the two.
     """
     patch_features = scoring.smooth_patches(
       patch_features, self.smoothing_window
     )
     fused = patch_features.mean(axis=1)
-    prototypes = self.prototype_extractor(fused)
+    prototypes = distances = None
+    if self.num_state_words:
+      prototypes = self.prototype_extractor(fused)
+      distances = scoring.prototype_distances(fused, prototypes)
 
-    mean = log_var = None
-    codes = noise
-    if is_training:
-      mean, log_var = self.category_vae.encode(image_features)
-      codes = mean[:, None] + jnp.exp(log_var / 2)[:, None] * noise
-    category_bias = self.category_vae.decode(codes)
+    category_bias = mean = log_var = None
+    if self.num_category_words:
+      codes = noise
+      if is_training:
+        mean, log_var = self.category_vae.encode(image_features)
+        codes = mean[:, None] + jnp.exp(log_var / 2)[:, None] * noise
+      category_bias = self.category_vae.decode(codes)
 
     embeddings, deep_prompts = self.prompt_learner(
       prototypes,
@@ -153,10 +163,14 @@ class CoPS(nn.Module):
     text_features = scoring.normalize(
       scoring.normalize(text_features.astype(jnp.float32)).mean(axis=2)
     )
+    # Prompts with neither kind of conditional words are the same for all.
+    text_features = jnp.broadcast_to(
+      text_features, (len(image_features), *text_features.shape[1:])
+    )
 
     return Outputs(
       prototypes=prototypes,
-      distances=scoring.prototype_distances(fused, prototypes),
+      distances=distances,
       text_features=text_features,
       patch_probability=jax.nn.softmax(
         scoring.text_logits(patch_features, text_features, self.temperature)
@@ -210,8 +224,10 @@ def init_trainable(model: CoPS, key: jax.Array) -> Mapping[str, Any]:
 
   def initialize(model):
     features = model.encode_images(jnp.zeros((1, side, side, 3)))
-    width = features[0].shape[-1]
-    return model(*features, jnp.zeros((1, 1, width)), is_training=True)
+    noise = None
+    if model.num_category_words:
+      noise = jnp.zeros((1, 1, features[0].shape[-1]))
+    return model(*features, noise, is_training=True)
 
   @jax.jit  # Compiled, what does not reach the result is never computed.
   def init():

@@ -22,7 +22,8 @@ class PromptLearner(nn.Module):
     num_context_words, num_state_words, num_category_words: learned words, in
       this order between the start token and the full stop.
     deep_prompt_length: tokens replaced in a deeper layer.
-    deep_prompt_depth: deeper layers that get replaced tokens.
+    deep_prompt_depth: deeper layers that get replaced tokens; with 0 there are
+      no parameters for them.
     prototype_injection: "crossed" adds the anomaly prototypes to the normal
       prompt and the other way round, as the authors' released code does;
       "matched" adds each state's own, as the paper describes.
@@ -41,16 +42,17 @@ class PromptLearner(nn.Module):
       self.num_context_words + self.num_state_words + self.num_category_words
     )
     self.context = self.param("context", _normal, (2, num_words, self.width))
-    self.deep_prompts = self.param(
-      "deep_prompts",
-      _normal,
-      (self.deep_prompt_depth, self.deep_prompt_length, self.width),
+    shape = (self.deep_prompt_depth, self.deep_prompt_length, self.width)
+    self.deep_prompts = (
+      self.param("deep_prompts", _normal, shape)
+      if self.deep_prompt_depth * self.deep_prompt_length
+      else jnp.zeros(shape)
     )
 
   def __call__(
     self,
-    prototypes: Float[Array, "b s=2 k d"],
-    category_bias: Float[Array, "b z d"],
+    prototypes: Float[Array, "b s=2 k d"] | None,
+    category_bias: Float[Array, "b z d"] | None,
     prefix: Float[Array, "p d"],
     suffix: Float[Array, "q d"],
   ) -> tuple[Float[Array, "b s=2 z l d"], Float[Array, "depth t d"]]:
@@ -58,37 +60,33 @@ class PromptLearner(nn.Module):
 
     Args:
       prototypes: as many per state as there are state words. Detached here: the
-        text features do not train the extractor.
-      category_bias: added to every category word.
+        text features do not train the extractor. None without state words.
+      category_bias: added to every category word; None without any.
       prefix: embeddings of the tokens before the learned words (start).
       suffix: embeddings of the tokens after them (full stop, end).
 
     Returns:
-      The embeddings, and the deep prompts for `CLIP.encode_prompts`.
+      The embeddings, and the deep prompts for `CLIP.encode_prompts`. Without
+      category words z is 1; without state words too, b is.
     """
-    batch, num_samples, width = category_bias.shape
-    injected = jax.lax.stop_gradient(prototypes)[
-      :, PROTOTYPE_INJECTIONS[self.prototype_injection], :, :
-    ]
     context, state, category = jnp.split(
       self.context,
       (self.num_context_words, self.num_context_words + self.num_state_words),
       axis=1,
     )  # each: s words d
-
-    def tile(words):  # Anything that broadcasts to b s z words d.
-      return jnp.broadcast_to(
-        words, (batch, 2, num_samples, words.shape[-2], width)
-      )
-
+    # Each part broadcasts to b s z words d.
+    parts = [prefix[None, None, None], context[None, :, None]]
+    if prototypes is not None:
+      injected = jax.lax.stop_gradient(prototypes)[
+        :, PROTOTYPE_INJECTIONS[self.prototype_injection], :, :
+      ]
+      parts.append((state[None] + injected)[:, :, None])
+    if category_bias is not None:
+      parts.append(category[None, :, None] + category_bias[:, None, :, None])
+    parts.append(suffix[None, None, None])
+    shape = jnp.broadcast_shapes(*(part.shape[:3] for part in parts))
     embeddings = jnp.concatenate(
-      [
-        tile(prefix[None, None, None]),
-        tile(context[None, :, None]),
-        tile((state[None] + injected)[:, :, None]),
-        tile(category[None, :, None] + category_bias[:, None, :, None]),
-        tile(suffix[None, None, None]),
-      ],
+      [jnp.broadcast_to(part, shape + part.shape[3:]) for part in parts],
       axis=3,
     )
     return embeddings, self.deep_prompts

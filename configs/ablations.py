@@ -1,0 +1,50 @@
+"""The full model without one of its parts, each of them a config field.
+
+  python train.py --config=configs/ablations.py:no_prototypes --workdir=runs/...
+  python -m tools.ablate --workdir=runs/ablations
+
+The second command trains and evaluates all of them. The full model is that of
+configs/demo.py and smooths its patches besides, which the demo does not.
+"""
+
+from configs import demo
+from cops_jax.errors import InputError
+
+# Overrides by name. Where fields name alternatives, see configs/default.py.
+ABLATIONS = {
+  "full": {},
+  "no_prototypes": {"model.num_state_words": 0},
+  "no_vae": {"model.num_category_words": 0},
+  "no_smoothing": {"model.smoothing_window_patches": 1},
+  "no_distance_weighting": {"evaluation.distance_weighting": False},
+  "no_deep_prompts": {"model.deep_prompt_depth": 0},
+  "no_value_path": {"model.num_value_layers": 0},
+}
+
+
+def ablate(config, name):
+  """A copy of a config with an ablation's overrides.
+
+  Raises:
+    InputError: there is no ablation of that name.
+  """
+  if name not in ABLATIONS:
+    raise InputError(
+      f"{name!r} is no ablation; they are {', '.join(ABLATIONS)}"
+    )
+  config = config.copy_and_resolve_references()
+  config.update_from_flattened_dict(ABLATIONS[name])
+  return config.lock()
+
+
+def get_config(name="full"):
+  """An ablation of the demo.
+
+  Args:
+    name: of `ABLATIONS`.
+  """
+  config = demo.get_config()
+  config.model.smoothing_window_patches = 3
+  # All but no_value_path have the same vision features, for any seed.
+  config.train.cache_features = "float32"
+  return ablate(config, name)

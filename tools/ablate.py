@@ -1,0 +1,289 @@
+"""Trains and evaluates the full model and every ablation, and compares them.
+
+  python -m tools.ablate --workdir=runs/ablations --seeds=0,1,2
+
+Prints a table and writes ablations.txt, .csv, .json and .png into the work
+directory, beside a run's directory for each ablation and seed. The same command
+again skips what is finished. What fails is told at the end, with exit code 1,
+and does not keep the others from running. The config is the demo's; another's
+ablations: --config=configs/visa.py. Fields can be set: --config.train.b1=0.9.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+import pathlib
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from absl import flags
+
+from configs import ablations
+from cops_jax import __version__, cli, interruption
+from cops_jax.errors import InputError
+from cops_jax.files import write_file
+from cops_jax.tables import align
+
+flags.adopt_module_key_flags(cli)
+
+_SEEDS = flags.DEFINE_list("seeds", ["0"], "Seeds to train each one with.")
+_ONLY = flags.DEFINE_list(
+  "only", list(ablations.ABLATIONS), "Names of the ablations to compare."
+)
+
+_BASE = "full"  # What the others are compared with.
+_FINISHED_FILE = "finished.json"
+# Columns of ablations.csv: these, then each metric's name with each suffix.
+_FIRST_COLUMNS = ("dataset", "ablation", "num_seeds")
+_SUFFIXES = ("_std", "_difference")
+
+# Shown as the package's own messages are.
+_logger = logging.getLogger("cops_jax.ablate")
+
+# Mean of each metric by data set.
+Means = Mapping[str, Mapping[str, float]]
+
+
+def train_and_evaluate(
+  config: Any, workdir: pathlib.Path, *, allow_other_clip: bool = False
+) -> Means:
+  """A run's means, undefined ones left out; read if it is finished already."""
+  from cops_jax import sweep, training
+
+  path = workdir / _FINISHED_FILE
+  asked = json.loads(json.dumps(config.to_dict()))
+  if path.exists():
+    finished = json.loads(path.read_text(encoding="utf-8"))
+    if finished["config"] == asked:
+      return finished["means"]
+  training.train(config, workdir, allow_other_clip=allow_other_clip)
+  evaluated = sweep.evaluate(config, workdir, allow_other_clip=allow_other_clip)
+  if evaluated.failed:
+    raise InputError("; ".join(evaluated.failed.values()))
+  evaluated.write(workdir)
+  means = {
+    dataset: {
+      metric: value
+      for metric, value in result.mean.items()
+      if np.isfinite(value)
+    }
+    for dataset, result in evaluated.results.items()
+  }
+  content = {"config": asked, "means": means}
+  write_file(path, json.dumps(content, indent=2) + "\n")
+  return means
+
+
+def run_all(
+  config: Any,
+  workdir: pathlib.Path,
+  names: Sequence[str],
+  seeds: Sequence[int],
+  *,
+  allow_other_clip: bool = False,
+) -> tuple[dict[str, dict[int, Means]], dict[str, str]]:
+  """Trains and evaluates what is not finished, whatever fails.
+
+  Returns:
+    Means by ablation and seed; and of what failed, the reason by name.
+  """
+  configs = {name: ablations.ablate(config, name) for name in names}
+  means = {name: {} for name in names}
+  failures = {}
+  runs = [(name, seed) for seed in seeds for name in names]
+  for number, (name, seed) in enumerate(runs, start=1):
+    if interruption.is_due(number):
+      interruption.stop(
+        f"stopped before {name} with seed {seed}: the same command goes on"
+        f" from there (exit code {interruption.EXIT_CODE})"
+      )
+    _logger.info("run %d of %d: %s with seed %d", number, len(runs), name, seed)
+    run = configs[name].copy_and_resolve_references()
+    run.seed = seed
+    try:
+      means[name][seed] = train_and_evaluate(
+        run,
+        workdir / name / f"seed-{seed}",
+        allow_other_clip=allow_other_clip,
+      )
+    except Exception as error:  # The others are still worth having.
+      failures[f"{name} with seed {seed}"] = f"{error}"
+      _logger.warning(
+        "%s with seed %d failed: %s",
+        name,
+        seed,
+        error,
+        exc_info=not isinstance(error, InputError),
+      )
+  return means, failures
+
+
+def compare(means: Mapping[str, Mapping[int, Means]]) -> list[dict[str, Any]]:
+  """A row for each data set and ablation: statistics over the seeds.
+
+  Each metric has its mean, with two or more seeds its standard deviation in
+  NAME_std, and in NAME_difference the mean difference to the full model, over
+  the seeds that both have. What is undefined is left out.
+  """
+  datasets = dict.fromkeys(
+    dataset
+    for runs in means.values()
+    for run in runs.values()
+    for dataset in run
+  )
+  rows = []
+  for dataset in datasets:
+    base = {seed: run[dataset] for seed, run in means.get(_BASE, {}).items()}
+    for name, runs in means.items():
+      row = {"dataset": dataset, "ablation": name, "num_seeds": len(runs)}
+      own = {seed: run[dataset] for seed, run in runs.items()}
+      for metric in dict.fromkeys(key for run in own.values() for key in run):
+        values = [run[metric] for run in own.values() if metric in run]
+        row[metric] = float(np.mean(values))
+        if len(values) > 1:
+          row[f"{metric}_std"] = float(np.std(values, ddof=1))
+        differences = [
+          own[seed][metric] - base[seed][metric]
+          for seed in own.keys() & base.keys()
+          if metric in own[seed] and metric in base[seed]
+        ]
+        if name != _BASE and differences:
+          row[f"{metric}_difference"] = float(np.mean(differences))
+      rows.append(row)
+  return rows
+
+
+def _metrics(rows):
+  return [
+    name
+    for name in dict.fromkeys(name for row in rows for name in row)
+    if name not in _FIRST_COLUMNS and not name.endswith(_SUFFIXES)
+  ]
+
+
+def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
+  """A table to read, in percent, differences in percentage points."""
+  metrics = _metrics(rows)
+  header = ["data set", "ablation", "seeds"]
+  for metric in metrics:
+    header += [metric.replace("_", " "), "diff"]
+  lines = [header]
+  for row in rows:
+    line = [row["dataset"], row["ablation"], str(row["num_seeds"])]
+    for metric in metrics:
+      value, std, difference = (
+        row.get(metric + suffix) for suffix in ("", *_SUFFIXES)
+      )
+      text = "n/a" if value is None else f"{100 * value:.1f}"
+      line.append(text if std is None else f"{text} ± {100 * std:.1f}")
+      line.append("" if difference is None else f"{100 * difference:+.1f}")
+    lines.append(line)
+  return "\n".join(align(lines, num_text_columns=2))
+
+
+def format_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+  """All of `compare`'s fields, in [0, 1]; what is undefined is empty."""
+  file = io.StringIO()
+  columns = [
+    metric + suffix for metric in _metrics(rows) for suffix in ("", *_SUFFIXES)
+  ]
+  writer = csv.DictWriter(
+    file, (*_FIRST_COLUMNS, *columns), lineterminator="\n"
+  )
+  writer.writeheader()
+  writer.writerows(rows)
+  return file.getvalue()
+
+
+def plot(
+  means: Mapping[str, Mapping[int, Means]], rows: Sequence[Mapping[str, Any]]
+) -> bytes:
+  """A panel for each data set and metric: a dot for each seed, their mean.
+
+  Returns:
+    A PNG file's bytes.
+  """
+  from matplotlib.backends.backend_agg import FigureCanvasAgg
+  from matplotlib.figure import Figure
+
+  metrics = _metrics(rows)
+  datasets = list(dict.fromkeys(row["dataset"] for row in rows))
+  names = list(means)
+  figure = Figure(
+    figsize=(
+      1.6 + 2.4 * len(metrics),
+      (1.2 + 0.3 * len(names)) * len(datasets),
+    ),
+    layout="constrained",
+  )
+  FigureCanvasAgg(figure)
+  axes = figure.subplots(
+    len(datasets), len(metrics), sharey=True, squeeze=False
+  )
+  for dataset, row_of_axes in zip(datasets, axes, strict=True):
+    for metric, axis in zip(metrics, row_of_axes, strict=True):
+      for row in rows:
+        name = row["ablation"]
+        if row["dataset"] != dataset or metric not in row:
+          continue
+        y = names.index(name)
+        values = [run[dataset].get(metric) for run in means[name].values()]
+        values = [100 * value for value in values if value is not None]
+        axis.plot(values, [y] * len(values), "o", color="C0", alpha=0.5)
+        axis.plot(100 * row[metric], y, "|", color="C0", markersize=16)
+        if name == _BASE:
+          axis.axvline(100 * row[metric], color="gray", linewidth=0.8)
+      labels = [name.replace("_", " ") for name in names]
+      axis.set_yticks(range(len(names)), labels)
+      axis.set_ylim(len(names) - 0.5, -0.5)
+      axis.set_title(f"{metric.replace('_', ' ')}, %")
+      axis.grid(axis="x", alpha=0.3)
+    row_of_axes[0].set_ylabel(dataset)
+  file = io.BytesIO()
+  figure.savefig(file, format="png", dpi=100)
+  return file.getvalue()
+
+
+def main(config, workdir, allow_other_clip):
+  import jax
+
+  if jax.process_count() > 1:
+    raise InputError("ablations are compared in one process, not in a cluster")
+  try:
+    seeds = [int(seed) for seed in _SEEDS.value]
+  except ValueError as error:
+    raise InputError(f"--seeds={','.join(_SEEDS.value)}: {error}") from error
+  workdir = pathlib.Path(workdir)
+  means, failures = run_all(
+    config, workdir, _ONLY.value, seeds, allow_other_clip=allow_other_clip
+  )
+  rows = compare(means)
+  if rows:
+    table = format_table(rows)
+    content = {
+      "version": __version__,
+      "overrides": {name: ablations.ABLATIONS[name] for name in means},
+      "rows": rows,
+      "runs": means,
+      "failures": failures,
+    }
+    write_file(workdir / "ablations.txt", table + "\n")
+    write_file(workdir / "ablations.csv", format_csv(rows))
+    write_file(workdir / "ablations.json", json.dumps(content, indent=2) + "\n")
+    write_file(workdir / "ablations.png", plot(means, rows))
+    print(table)
+    print(f"plot: {workdir / 'ablations.png'}")
+  if failures:
+    sys.exit(
+      "\n".join(f"failed: {name}: {why}" for name, why in failures.items())
+    )
+
+
+if __name__ == "__main__":
+  interruption.catch_signals()
+  cli.run(main, ablations.get_config)
