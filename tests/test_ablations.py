@@ -15,10 +15,10 @@ from ml_collections import config_flags
 
 from configs import ablations
 from cops_jax import (
-  evaluation,
   losses,
   prompt_files,
   run_log,
+  sweep,
   training,
   weights,
 )
@@ -124,7 +124,7 @@ def test_without_distance_weighting_alpha_is_nothing(base, swept, tmp_path):
   config = config.copy_and_resolve_references()
   for alpha in (0.1, 0.9):
     config.evaluation.alpha = alpha
-    evaluation.evaluate(config, tmp_path, checkpoint=full)
+    sweep.evaluate(config, tmp_path, checkpoint=full).write(tmp_path)
     scores.append((tmp_path / "scores.csv").read_text())
   assert scores[0] != scores[1] == scores[2]
 

@@ -167,28 +167,27 @@ def workable(config, tmp_path):
 
 
 def test_training_and_evaluation_on_a_folder(workable, tmp_path):
-  from cops_jax import evaluation, training
+  from cops_jax import sweep, training
 
   tree, config = workable
   workdir = tmp_path / "run"
   assert int(training.train(config, workdir).step) == 6
-  results, sheets = evaluation.evaluate(config, workdir)
+  results = sweep.evaluate(config, workdir).results
   assert list(results) == ["parts"]
   assert len(results["parts"].images) == 6
   assert 0 <= results["parts"].mean["pixel_auroc"] <= 1
-  assert sheets == [workdir / "pictures" / "parts.png"]
   write_meta(tree)
   config.evaluation.datasets = (f"meta_json:{tree.root}",)
   # Read from the list, the same images have the same scores.
-  other, _ = evaluation.evaluate(config, workdir)
+  other = sweep.evaluate(config, workdir).results
   assert other["parts"].images == results["parts"].images
   config.evaluation.datasets = (f"meta_json:{tree.root}", f"folder:{tree.root}")
-  with pytest.raises(InputError, match="are called 'parts'"):
-    evaluation.evaluate(config, workdir)
+  (reason,) = sweep.evaluate(config, workdir).failed.values()
+  assert "called 'parts' too" in reason
 
 
 def test_a_truncated_image_in_a_run(workable, tmp_path):
-  from cops_jax import evaluation, training
+  from cops_jax import sweep, training
 
   tree, config = workable
   workdir = tmp_path / "run"
@@ -201,22 +200,21 @@ def test_a_truncated_image_in_a_run(workable, tmp_path):
   assert int(training.train(config, workdir).step) == 6
   skipped = json.loads((workdir / "skipped_files.json").read_text())
   assert list(skipped) == ["nut/test/dent/1.png"]
-  with pytest.raises(InputError, match="dent/1.png of data set 'parts'"):
-    config.input.unreadable_files = "error"
-    evaluation.evaluate(config, workdir)
+  config.input.unreadable_files = "error"
+  (reason,) = sweep.evaluate(config, workdir).failed.values()
+  assert "dent/1.png of data set 'parts'" in reason
   config.input.unreadable_files = "skip"
-  results, _ = evaluation.evaluate(config, workdir)
-  assert len(results["parts"].images) == 5
+  found = sweep.evaluate(config, workdir)
+  found.write(workdir)
+  assert len(found.results["parts"].images) == 5
   stored = json.loads((workdir / "results.json").read_text())
   assert stored["datasets"]["parts"]["skipped_files"].keys() == skipped.keys()
   for path in tree.root.rglob("test/*/*.png"):
     path.write_bytes(b"")
-  for run, directory in (
-    (evaluation.evaluate, workdir),
-    (training.train, tmp_path / "other"),
-  ):
-    with pytest.raises(InputError, match="no image of 'parts' can be read"):
-      run(config, directory)
+  (reason,) = sweep.evaluate(config, workdir).failed.values()
+  assert reason == "no image of 'parts' can be read"
+  with pytest.raises(InputError, match="no image of 'parts' can be read"):
+    training.train(config, tmp_path / "other")
 
 
 def test_training_without_masks_is_refused(tree, config, tmp_path):

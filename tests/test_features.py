@@ -22,6 +22,7 @@ from cops_jax import (
   features,
   input_pipeline,
   sharding,
+  sweep,
   training,
   weights,
 )
@@ -103,7 +104,7 @@ def test_training_is_the_same_and_runs_share_a_cache(
   assert outcome(tmp_path / "reading") == (want_rows, want_leaves)
 
   config.evaluation.datasets = ("demo_auxiliary",)
-  results, _ = evaluation.evaluate(config, tmp_path / "reading")
+  results = sweep.evaluate(config, tmp_path / "reading").results
   assert len(results["demo_auxiliary"].images) == 576
   assert encoded["images"] == 2 * 576
 
@@ -324,9 +325,7 @@ def test_evaluation_is_the_same(config, images, open_cache, monkeypatch):
   forbid_vision_tower(monkeypatch)
   result = evaluate(cache)
   assert result.images == want.images
-  for picture, other in zip(result.pictures, want.pictures, strict=True):
-    np.testing.assert_array_equal(picture.image, other.image)
-    np.testing.assert_array_equal(picture.anomaly_map, other.anomaly_map)
+  assert len(want.pictures) == 6 and result.pictures == want.pictures
 
 
 def test_one_fills_and_the_others_wait(images, open_cache, encoded):

@@ -303,7 +303,7 @@ def test_a_download_that_fails(server, tmp_path):
 def test_the_published_recipe_runs_on_original_files(visa, clip_folder):
   """configs/visa.py, but for the sizes of CLIP and of the images."""
   from configs import visa as recipe
-  from cops_jax import evaluation, training
+  from cops_jax import sweep, training
 
   config = recipe.get_config()
   config.data_dir = str(visa.root.parent / "prepared")
@@ -319,6 +319,6 @@ def test_the_published_recipe_runs_on_original_files(visa, clip_folder):
   workdir = visa.root.parent / "run"
   state = training.train(config, workdir)
   assert int(state.step) == 3
-  results, _ = evaluation.evaluate(config, workdir)
+  results = sweep.evaluate(config, workdir).results
   assert len(results["visa"].images) == 24
   assert 0 <= results["visa"].mean["pixel_auroc"] <= 1

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 import cops_jax
 import weight_files
 from configs import recorded
-from cops_jax import evaluation, prompt_files, training, weights
+from cops_jax import prompt_files, sweep, training, weights
 from cops_jax.checkpoints import Checkpoints
 from cops_jax.errors import InputError
 from cops_jax.records import read_record
@@ -238,8 +238,8 @@ def test_another_clip_is_refused_unless_told_otherwise(
   for action, arguments in (
     (training.train, dict(workdir=untrained[0])),
     (training.train, dict(workdir=workdir, init_from=exported[0])),
-    (evaluation.evaluate, dict(workdir=untrained[0])),
-    (evaluation.evaluate, dict(workdir=workdir, checkpoint=exported[1])),
+    (sweep.evaluate, dict(workdir=untrained[0])),
+    (sweep.evaluate, dict(workdir=workdir, checkpoint=exported[1])),
   ):
     with pytest.raises(InputError, match=hashes):
       action(untrained_config, **arguments)
@@ -266,7 +266,10 @@ def test_evaluation_of_a_run_and_of_a_file_gives_the_same_scores(
   load = datasets.load
 
   class Few(list):
-    name = "demo_unseen"
+    name, identity = "demo_unseen", "few"
+
+    def fingerprint(self):
+      return "few"
 
   def load_few(*arguments):
     examples = load(*arguments)
@@ -276,7 +279,8 @@ def test_evaluation_of_a_run_and_of_a_file_gives_the_same_scores(
   rows = []
   for index, checkpoint in enumerate((untrained[0], exported[0])):
     workdir = tmp_path / str(index)
-    evaluation.evaluate(untrained_config, workdir, checkpoint=checkpoint)
+    found = sweep.evaluate(untrained_config, workdir, checkpoint=checkpoint)
+    found.write(workdir)
     results = json.loads((workdir / "results.json").read_text())
     assert str(checkpoint) in results["checkpoint"]
     assert results["clip_sha256"] == read_record(untrained[0]).clip_sha256
