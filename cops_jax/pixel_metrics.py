@@ -188,7 +188,10 @@ class PixelMetrics(_PixelState):
     )
 
   def arrays(self) -> dict[str, Integer[np.ndarray, "..."]]:
-    """The whole state, as int64 arrays that add up when states merge."""
+    """The whole state, as int64 arrays that add up when states merge.
+
+    JAX would cut them to 32 bits: `array.view(np.uint32)` goes through it.
+    """
     return {"counts": self.counts, "overlap": self.overlap}
 
   @classmethod

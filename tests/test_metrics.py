@@ -2,6 +2,7 @@
 
 import math
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from sklearn import metrics as sklearn_metrics
@@ -305,6 +306,12 @@ def test_state_goes_through_arrays(tmp_path):
   with np.load(tmp_path / "state.npz") as stored:
     restored = metrics.PixelMetrics.from_arrays(stored)
   assert restored.compute() == state.compute()
+  through_jax = {
+    name: np.asarray(jnp.asarray(array.view(np.uint32))).view(np.int64)
+    for name, array in arrays.items()
+  }
+  for name, array in arrays.items():
+    np.testing.assert_array_equal(through_jax[name], array)
   before = state.counts.copy()
   metrics.PixelMetrics.from_arrays(arrays).add(maps[0], masks[0])
   np.testing.assert_array_equal(state.counts, before)
