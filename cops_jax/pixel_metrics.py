@@ -132,7 +132,12 @@ class PixelMetrics(_PixelState):
   """Counts of pixels by ground truth and binned score, of any number of images.
 
   Its size is fixed, and counts are integers, so states merge exactly and in any
-  order. Scores in one bin count as ties.
+  order.
+
+  Scores in one bin count as ties. AUROC errs by at most half the share of pairs
+  of a normal and an anomalous pixel that share a bin. Measured, all metrics are
+  within 1e-4 of exact ones, or within 2 / n where scores fill few bins, n: at a
+  standard deviation of 0.01, some 5,000. Ties of equal scores are exact.
 
   Attributes:
     counts: of normal and of anomalous pixels.
@@ -159,7 +164,7 @@ class PixelMetrics(_PixelState):
         another shape or not boolean. The state is then as before.
     """
     _check(anomaly_map, mask)
-    low, high = anomaly_map.min(initial=0), anomaly_map.max(initial=1)
+    low, high = anomaly_map.min(), anomaly_map.max()
     if low < -_TOLERANCE or high > 1 + _TOLERANCE:
       raise ValueError(
         f"the anomaly map has values from {low} to {high}, not in [0, 1]"
@@ -183,7 +188,10 @@ class PixelMetrics(_PixelState):
     )
 
   def arrays(self) -> dict[str, Integer[np.ndarray, "..."]]:
-    """The whole state, as int64 arrays that add up when states merge."""
+    """The whole state, as int64 arrays that add up when states merge.
+
+    JAX would cut them to 32 bits: `array.view(np.uint32)` goes through it.
+    """
     return {"counts": self.counts, "overlap": self.overlap}
 
   @classmethod
@@ -280,7 +288,7 @@ def _check(anomaly_map, mask):
       f"the mask is {mask.dtype} of shape {mask.shape}, not boolean of the"
       f" anomaly map's shape {anomaly_map.shape}"
     )
-  if np.isnan(anomaly_map.max(initial=0)):
+  if np.isnan(anomaly_map.max()):
     raise ValueError("the anomaly map holds NaN")
 
 

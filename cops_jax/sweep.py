@@ -9,6 +9,7 @@ import logging
 import os
 import pathlib
 import platform
+import shutil
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
@@ -257,6 +258,8 @@ class _KeptResult:
   def read(self) -> results.DatasetResult | None:
     """The result, if it is there and of the same evaluation."""
     result = self._read()
+    if result is None and self.maps_folder and jax.process_index() == 0:
+      shutil.rmtree(self.maps_folder, ignore_errors=True)
     if jax.process_count() > 1:  # All evaluate, or none.
       if not all(sharding.gather_objects(result is not None)):
         return None
