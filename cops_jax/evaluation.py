@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import base64
-import dataclasses
-import math
 import pathlib
 import resource
 import time
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,21 +12,17 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from cops_jax import input_pipeline, map_files, metrics, scoring, sharding
+from cops_jax import input_pipeline, map_files, scoring, sharding
 from cops_jax.configuration import EVALUATION_KEY, open_features, random_key
 from cops_jax.errors import InputError
 from cops_jax.feature_files import FeatureCache
+from cops_jax.findings import Findings, gather_pictures, image_result
 from cops_jax.images import decode_image
 from cops_jax.models.cops import CoPS, encode_batch, join_params
 from cops_jax.models.vae import example_noise
 from cops_jax.pictures import picture_strip
 from cops_jax.progress import Progress
-from cops_jax.results import (
-  CategoryResult,
-  DatasetResult,
-  ImageResult,
-  Picture,
-)
+from cops_jax.results import DatasetResult, Picture
 from cops_jax.weights import PretrainedCLIP
 
 # Fields of a batch that a predicting step reads.
@@ -117,8 +109,16 @@ def make_evaluator(
     `evaluate(trainable, clip_params, examples, num_pictures=0,
     maps_folder=None)`, of trees that are on the mesh; see `evaluate_dataset`.
     In a cluster every process calls it.
+
+  Raises:
+    InputError: the config cannot be followed in a cluster.
   """
   settings = config.evaluation
+  if settings.pixel_metrics == "exact" and jax.process_count() > 1:
+    raise InputError(
+      "config.evaluation.pixel_metrics is 'exact', which one process alone can"
+      " be: set it to binned in a cluster"
+    )
   predict_step = make_predict_step(
     model,
     mesh,
@@ -235,7 +235,7 @@ def evaluate_dataset(
       if message:
         progress.update(min(step * batch_size, len(examples)), message)
 
-  found = _Findings(pixel_metrics)
+  found = Findings(pixel_metrics)
   with map_files.MapWriter(maps_folder) as maps:
     for row in run(examples, f"evaluating {name}", features):
       image = found.add(row, name)
@@ -252,14 +252,8 @@ def evaluate_dataset(
     raise InputError(f"no image of {name!r} can be read")
 
   images = sorted(found.images, key=lambda image: (image.category, image.path))
-  categories = {
-    category: _category_result(
-      [image for image in images if image.category == category],
-      found.pixels.get(category, metrics.PixelMetrics()),
-    )
-    for category in dict.fromkeys(image.category for image in images)
-  }
-  chosen = _choose_pictures(found, categories, num_pictures)
+  categories = found.categories()
+  chosen = found.choose_pictures(categories, num_pictures)
   pictures = []
   if chosen:
     subset = input_pipeline.Subset(examples, [index for _, index in chosen])
@@ -268,7 +262,7 @@ def evaluate_dataset(
     for row in run(subset, features=features):
       place = int(row["index"])
       kind, _ = chosen[place]
-      image = _image_result(row, name)
+      image = image_result(row, name)
       low, high = found.ranges[image.category]
       strip = picture_strip(
         decode_image(subset[place]["image"], image_size),
@@ -278,7 +272,7 @@ def evaluate_dataset(
         high=high,
       )
       pictures.append((place, Picture(kind, image, strip)))
-    pictures = [picture for _, picture in _gather_pictures(pictures)]
+    pictures = gather_pictures(pictures)
   return DatasetResult(
     categories,
     images,
@@ -288,186 +282,3 @@ def evaluate_dataset(
     seconds=time.monotonic() - began,
     peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
   )
-
-
-@dataclasses.dataclass
-class _Findings:
-  """What a process has found so far.
-
-  Attributes:
-    mode: of the pixel metrics.
-    images: scored.
-    indices, example_ids: of these images.
-    pixels: pixel metrics by category.
-    ranges: lowest and highest value of the maps by category.
-    skipped: paths and reasons.
-  """
-
-  mode: str
-  images: list[ImageResult] = dataclasses.field(default_factory=list)
-  indices: list[int] = dataclasses.field(default_factory=list)
-  example_ids: list[int] = dataclasses.field(default_factory=list)
-  pixels: dict[str, Any] = dataclasses.field(default_factory=dict)
-  ranges: dict[str, Any] = dataclasses.field(default_factory=dict)
-  skipped: dict[str, str] = dataclasses.field(default_factory=dict)
-
-  def add(self, row: Mapping[str, Any], dataset: str) -> ImageResult:
-    """Counts an image.
-
-    Raises:
-      InputError: its score is NaN.
-    """
-    image, anomaly_map = _image_result(row, dataset), row["anomaly_map"]
-    self.images.append(image)
-    self.indices.append(int(row["index"]))
-    self.example_ids.append(int(row["example_id"]))
-    self._widen(
-      image.category, float(anomaly_map.min()), float(anomaly_map.max())
-    )
-    if row["has_mask"]:
-      if image.category not in self.pixels:
-        self.pixels[image.category] = metrics.make_pixel_metrics(self.mode)
-      self.pixels[image.category].add(anomaly_map, row["mask"].astype(bool))
-    return image
-
-  def _widen(self, category, low, high):
-    old_low, old_high = self.ranges.get(category, (low, high))
-    self.ranges[category] = min(low, old_low), max(high, old_high)
-
-  def gather(self) -> _Findings:
-    """What all processes have found, the same in each of them."""
-    if jax.process_count() == 1:
-      return self
-    parts = sharding.gather_objects(
-      {
-        "images": [dataclasses.astuple(image) for image in self.images],
-        "indices": self.indices,
-        "example_ids": self.example_ids,
-        "pixels": {
-          category: {
-            name: _to_text(array) for name, array in state.arrays().items()
-          }
-          for category, state in self.pixels.items()
-        },
-        "ranges": self.ranges,
-        "skipped": self.skipped,
-      }
-    )
-    whole = _Findings(self.mode)
-    for part in parts:
-      whole.images += [ImageResult(*image) for image in part["images"]]
-      whole.indices += part["indices"]
-      whole.example_ids += part["example_ids"]
-      for category, texts in part["pixels"].items():
-        state = metrics.PixelMetrics.from_arrays(
-          {name: _from_text(*text) for name, text in texts.items()}
-        )
-        if category in whole.pixels:
-          state = whole.pixels[category].merge(state)
-        whole.pixels[category] = state
-      for category, (low, high) in part["ranges"].items():
-        whole._widen(category, low, high)
-      whole.skipped |= part["skipped"]
-    return whole
-
-
-def _to_text(array):
-  """Counts and their shape as text; most of them are zero."""
-  return array.shape, base64.b64encode(zlib.compress(array.tobytes())).decode()
-
-
-def _from_text(shape, text):
-  data = zlib.decompress(base64.b64decode(text))
-  return np.frombuffer(data, np.int64).reshape(shape)
-
-
-def _gather_pictures(pictures):
-  if jax.process_count() == 1:
-    return pictures
-  rows = [
-    (
-      index,
-      picture.kind,
-      dataclasses.astuple(picture.image),
-      base64.b64encode(picture.strip).decode(),
-    )
-    for index, picture in pictures
-  ]
-  return [
-    (index, Picture(kind, ImageResult(*image), base64.b64decode(strip)))
-    for index, kind, image, strip in sorted(
-      row for part in sharding.gather_objects(rows) for row in part
-    )
-  ]
-
-
-def _image_result(row, dataset):
-  path = str(row["path"])
-  if not (
-    np.isfinite(row["image_score"]) and np.isfinite(row["anomaly_map"]).all()
-  ):
-    raise InputError(
-      f"the score of {path} in data set {dataset!r} is not a number: the"
-      " checkpoint or the CLIP weights are damaged"
-    )
-  return ImageResult(
-    dataset,
-    str(row["category"]),
-    path,
-    int(row["label"]),
-    float(row["image_score"]),
-  )
-
-
-def _category_result(images, pixels):
-  scores = np.array([image.image_score for image in images])
-  labels = np.array([image.label == scoring.ANOMALY for image in images])
-  values = metrics.image_metrics(scores, labels) | pixels.compute()
-  curves = {
-    f"{level}_{name}": curve
-    for level, found in (
-      ("image", metrics.image_curves(scores, labels)),
-      ("pixel", pixels.curves()),
-    )
-    for name, curve in found.items()
-    if len(curve[0])
-  }
-  return CategoryResult(
-    values,
-    undefined=metrics.undefined_reasons(values, labels, pixels),
-    image_threshold=metrics.best_image_threshold(scores, labels),
-    pixel_threshold=pixels.best_threshold(),
-    curves={
-      name: tuple(np.round(axis, 5).tolist() for axis in curve)
-      for name, curve in curves.items()
-    },
-  )
-
-
-def _choose_pictures(found, categories, number):
-  """Kinds and indices of the images to show.
-
-  The best and the worst by how far a score is on the right side of its
-  category's threshold; the random ones by id. Neither order nor batches change
-  them.
-  """
-
-  def margin(image):
-    threshold = categories[image.category].image_threshold
-    threshold = 0.5 if math.isnan(threshold) else threshold
-    side = 1 if image.label == scoring.ANOMALY else -1
-    return side * (image.image_score - threshold)
-
-  rows = [
-    (margin(image), example_id, index)
-    for image, example_id, index in zip(
-      found.images, found.example_ids, found.indices, strict=True
-    )
-  ]
-  rows.sort(key=lambda row: (-row[0], row[1]))
-  kinds = {
-    "best": rows[:number],
-    "worst": rows[::-1][:number],
-    "random": sorted(rows, key=lambda row: row[1])[:number],
-  }
-  return [(kind, index) for kind in kinds for _, _, index in kinds[kind]]
