@@ -278,7 +278,6 @@ def evaluate_dataset(
     images,
     pictures,
     found.skipped,
-    identity=getattr(examples, "identity", ""),
     seconds=time.monotonic() - began,
     peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
   )

@@ -240,7 +240,8 @@ def _facts(results, provenance):
     ("versions", f"cops_jax {provenance['version']}, {versions}"),
   ]
   facts += [
-    (f"data of {name}", result.identity) for name, result in results.items()
+    (f"data of {name}", f"{result.identity}, SHA-256 {result.data_sha256}")
+    for name, result in results.items()
   ]
   return facts
 

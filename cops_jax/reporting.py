@@ -110,6 +110,7 @@ def results_json(
         for category, row in result.categories.items()
       },
       "identity": result.identity,
+      "data_sha256": result.data_sha256,
       "num_images": len(labels),
       "num_anomalous_images": sum(labels),
       "seconds": result.seconds,

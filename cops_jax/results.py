@@ -73,6 +73,7 @@ class DatasetResult:
     pictures: some images.
     skipped: files that could not be read, left out of everything, and why.
     identity: tells the data from others of that name: a version or a folder.
+    data_sha256: of what tells these data's contents from others.
     seconds: that the evaluation took, compilation included.
     peak_memory_bytes: of the process until then.
   """
@@ -82,6 +83,7 @@ class DatasetResult:
   pictures: Sequence[Picture] = ()
   skipped: Mapping[str, str] = dataclasses.field(default_factory=dict)
   identity: str = ""
+  data_sha256: str = ""
   seconds: float = math.nan
   peak_memory_bytes: int = 0
 
@@ -189,6 +191,7 @@ def from_json(text: str, key: Mapping[str, Any]) -> DatasetResult | None:
       pictures=pictures,
       skipped=values["skipped"],
       identity=values["identity"],
+      data_sha256=values["data_sha256"],
       seconds=_nan(values["seconds"]),
       peak_memory_bytes=values["peak_memory_bytes"],
     )

@@ -185,6 +185,11 @@ def evaluate(
         num_pictures=config.evaluation.num_pictures,
         maps_folder=kept.maps_folder,
       )
+      result = dataclasses.replace(
+        result,
+        identity=str(examples.identity),
+        data_sha256=_hash_data(examples, result),
+      )
       kept.write(result)
     found[examples.name] = result
 
@@ -213,6 +218,14 @@ def _hash(tree):
   for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
     digest.update(jax.tree_util.keystr(path).encode())
     digest.update(np.asarray(jax.device_get(leaf)).tobytes())
+  return digest.hexdigest()
+
+
+def _hash_data(examples, result):
+  """Of the files' sizes and times or the version, and of names and labels."""
+  digest = hashlib.sha256(examples.fingerprint().encode())
+  for image in result.images:
+    digest.update(f"{image.category} {image.path} {image.label}\n".encode())
   return digest.hexdigest()
 
 

@@ -30,6 +30,7 @@ def make_result(*rows):
     pictures=[results.Picture("best", image, b"\xff\xd8")],
     skipped={"c0/b.png": "truncated"},
     identity="1.0.0",
+    data_sha256="cc" * 32,
     seconds=2.5,
     peak_memory_bytes=10,
   )

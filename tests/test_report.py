@@ -72,9 +72,10 @@ def make_result(name, metrics, num_categories=3):
       for image in images[:4]
     ],
     {"x.png": "truncated"},
-    "1.0.0",
-    12.5,
-    10**9,
+    identity="1.0.0",
+    data_sha256="cc" * 32,
+    seconds=12.5,
+    peak_memory_bytes=10**9,
   )
 
 

@@ -41,8 +41,9 @@ def test_round_trip():
   again = results.from_json(text, key)
   assert again.images == result.images
   assert again.pictures == result.pictures
-  for field in ("skipped", "identity", "seconds", "peak_memory_bytes"):
+  for field in ("skipped", "identity", "data_sha256", "seconds"):
     assert getattr(again, field) == getattr(result, field)
+  assert again.peak_memory_bytes == result.peak_memory_bytes
   for name, category in result.categories.items():
     for field in dataclasses.fields(category):
       got = getattr(again.categories[name], field.name)
