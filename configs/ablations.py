@@ -5,6 +5,19 @@
 
 The second command trains and evaluates all of them. The full model is that of
 configs/demo.py and smooths its patches besides, which the demo does not.
+
+Mean and standard deviation over seeds 0, 1 and 2, in percent, on demo_unseen:
+
+                         image AUROC    image AP  pixel AUROC    pixel AP
+  full                    84.2 ± 0.5  88.8 ± 0.3   91.6 ± 0.6  36.1 ± 0.4
+  no_prototypes           84.5 ± 0.0  89.0 ± 0.0   91.9 ± 0.5  36.7 ± 0.6
+  no_vae                  84.5 ± 0.3  89.0 ± 0.3   91.6 ± 1.0  36.4 ± 1.3
+  no_smoothing            84.0 ± 0.5  88.2 ± 0.2   91.5 ± 0.7  37.6 ± 1.6
+  no_distance_weighting   84.2 ± 0.5  88.8 ± 0.3   91.0 ± 0.7  35.5 ± 0.5
+  no_deep_prompts         84.5 ± 0.3  89.0 ± 0.3   91.7 ± 0.4  36.1 ± 0.4
+  no_value_path           83.6 ± 0.8  88.3 ± 0.5   89.8 ± 0.8  38.2 ± 0.4
+
+The demo's CLIP is a toy: this says little about the parts on real images.
 """
 
 from configs import demo

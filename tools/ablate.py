@@ -27,6 +27,7 @@ from configs import ablations
 from cops_jax import __version__, cli, interruption
 from cops_jax.errors import InputError
 from cops_jax.files import write_file
+from cops_jax.reporting import metric_title
 from cops_jax.tables import align
 
 flags.adopt_module_key_flags(cli)
@@ -171,7 +172,7 @@ def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
   metrics = _metrics(rows)
   header = ["data set", "ablation", "seeds"]
   for metric in metrics:
-    header += [metric.replace("_", " "), "diff"]
+    header += [metric_title(metric), "diff"]
   lines = [header]
   for row in rows:
     line = [row["dataset"], row["ablation"], str(row["num_seeds"])]
@@ -241,7 +242,7 @@ def plot(
       labels = [name.replace("_", " ") for name in names]
       axis.set_yticks(range(len(names)), labels)
       axis.set_ylim(len(names) - 0.5, -0.5)
-      axis.set_title(f"{metric.replace('_', ' ')}, %")
+      axis.set_title(f"{metric_title(metric)}, %")
       axis.grid(axis="x", alpha=0.3)
     row_of_axes[0].set_ylabel(dataset)
   file = io.BytesIO()
