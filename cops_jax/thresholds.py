@@ -1,0 +1,115 @@
+"""Thresholds that turn scores into verdicts: chosen, kept with a run, used."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import pathlib
+
+import numpy as np
+from scipy import ndimage
+
+from cops_jax.errors import InputError
+from cops_jax.files import write_file
+from cops_jax.typing import Float
+
+_FILE = "thresholds.json"
+# Regions smaller than this share of the map are not told.
+_LEAST_AREA = 1e-4
+
+
+@dataclasses.dataclass(frozen=True)
+class Thresholds:
+  """Scores from which on images and pixels count as anomalous.
+
+  Attributes:
+    image: for image scores.
+    pixel: for anomaly maps.
+    method: how they were chosen, in words.
+  """
+
+  image: float
+  pixel: float
+  method: str
+
+
+def read_thresholds(workdir: str | os.PathLike) -> Thresholds | None:
+  """A run's thresholds; None if none were chosen.
+
+  Raises:
+    InputError: the file is damaged.
+  """
+  path = pathlib.Path(workdir) / _FILE
+  try:
+    values = json.loads(path.read_text("utf-8"))
+    thresholds = Thresholds(**values)
+    if not (thresholds.image >= 0 and thresholds.pixel >= 0):
+      raise ValueError(f"thresholds are numbers from 0 on, not {values}")
+    return thresholds
+  except FileNotFoundError:
+    return None
+  except (OSError, ValueError, TypeError) as error:
+    raise InputError(
+      f"{path} is damaged ({error}). Delete it, or choose thresholds again:"
+      f" python -m cops_jax.calibrate --workdir={workdir}"
+    ) from error
+
+
+def write_thresholds(
+  workdir: str | os.PathLike, thresholds: Thresholds
+) -> pathlib.Path:
+  """Keeps thresholds with a run; gives the file's path.
+
+  Raises:
+    InputError: it cannot be written.
+  """
+  path = pathlib.Path(workdir) / _FILE
+  try:
+    text = json.dumps(dataclasses.asdict(thresholds), indent=2) + "\n"
+    write_file(path, text)
+  except OSError as error:
+    raise InputError(f"{path} cannot be written: {error.strerror}") from error
+  return path
+
+
+def of_false_positive_rate(
+  normal_scores: Float[np.ndarray, "n"], rate: float
+) -> float:
+  """The lowest threshold that no more than a share of normal scores reaches.
+
+  Args:
+    normal_scores: at least one, of normal images or pixels.
+    rate: the share, in [0, 1).
+
+  Raises:
+    ValueError: there are no scores.
+  """
+  if not len(normal_scores):
+    raise ValueError("there are no normal scores")
+  ordered = np.sort(normal_scores)[::-1]
+  allowed = math.floor(rate * len(ordered))
+  # The next float32 above the highest score that may not be reached.
+  return float(np.nextafter(np.float32(ordered[allowed]), np.float32(2)))
+
+
+def find_boxes(
+  anomaly_map: Float[np.ndarray, "h w"], threshold: float
+) -> list[tuple[int, int, int, int]]:
+  """Boxes around the map's regions at or above a threshold, largest first.
+
+  Regions are 8-connected; those of less than a ten-thousandth of the map are
+  left out.
+
+  Returns:
+    (left, top, right, bottom) in pixels, the last two exclusive.
+  """
+  labels, _ = ndimage.label(anomaly_map >= threshold, np.ones((3, 3)))
+  areas = np.bincount(labels.ravel())
+  boxes = []
+  for label, (rows, columns) in enumerate(ndimage.find_objects(labels), 1):
+    if areas[label] >= _LEAST_AREA * anomaly_map.size:
+      box = (columns.start, rows.start, columns.stop, rows.stop)
+      boxes.append((int(areas[label]), tuple(map(int, box))))
+  return [box for _, box in sorted(boxes, key=lambda row: (-row[0], row[1]))]
