@@ -88,7 +88,7 @@ def from_labelled_data(
       mask = decode_mask(example["mask"], size).astype(bool)
       pixels.add(_at_size(detection.anomaly_map, size), mask)
   scores, labels = np.array(scores), np.array(labels)
-  image = metrics.best_image_threshold(scores, labels)
+  image = thresholds.of_largest_f1(scores, labels)
   if np.isnan(image):
     raise InputError(
       f"{examples.name!r} has {labels.sum()} anomalous and"

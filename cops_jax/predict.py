@@ -30,7 +30,7 @@ from cops_jax.images import find_images, open_image
 from cops_jax.pictures import overlay
 from cops_jax.progress import Progress, show_messages
 
-_logger = logging.getLogger(__name__)
+_logger = logging.getLogger("cops_jax.predict")  # Not "__main__".
 
 
 def predict(

@@ -11,13 +11,15 @@ import pathlib
 import numpy as np
 from scipy import ndimage
 
+from cops_jax import metrics
 from cops_jax.errors import InputError
 from cops_jax.files import write_file
-from cops_jax.typing import Float
+from cops_jax.typing import Bool, Float
 
 _FILE = "thresholds.json"
 # Regions smaller than this share of the map are not told.
 _LEAST_AREA = 1e-4
+_LEAST_MARGIN = 1e-4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,13 +46,13 @@ def read_thresholds(workdir: str | os.PathLike) -> Thresholds | None:
   path = pathlib.Path(workdir) / _FILE
   try:
     values = json.loads(path.read_text("utf-8"))
-    thresholds = Thresholds(**values)
-    if not (thresholds.image >= 0 and thresholds.pixel >= 0):
+    image, pixel = (float(values[name]) for name in ("image", "pixel"))
+    if not (image >= 0 and pixel >= 0):
       raise ValueError(f"thresholds are numbers from 0 on, not {values}")
-    return thresholds
+    return Thresholds(image, pixel, str(values["method"]))
   except FileNotFoundError:
     return None
-  except (OSError, ValueError, TypeError) as error:
+  except (OSError, ValueError, TypeError, KeyError) as error:
     raise InputError(
       f"{path} is damaged ({error}). Delete it, or choose thresholds again:"
       f" python -m cops_jax.calibrate --workdir={workdir}"
@@ -77,7 +79,10 @@ def write_thresholds(
 def of_false_positive_rate(
   normal_scores: Float[np.ndarray, "n"], rate: float
 ) -> float:
-  """The lowest threshold that no more than a share of normal scores reaches.
+  """A threshold that no more than a share of normal scores reaches.
+
+  It lies half-way between two scores, or a little above the highest: the last
+  bits of a score depend on the images beside it.
 
   Args:
     normal_scores: at least one, of normal images or pixels.
@@ -89,9 +94,30 @@ def of_false_positive_rate(
   if not len(normal_scores):
     raise ValueError("there are no normal scores")
   ordered = np.sort(normal_scores)[::-1]
-  allowed = math.floor(rate * len(ordered))
-  # The next float32 above the highest score that may not be reached.
-  return float(np.nextafter(np.float32(ordered[allowed]), np.float32(2)))
+  highest = float(ordered[math.floor(rate * len(ordered))])
+  allowed = normal_scores[normal_scores > highest]
+  if not len(allowed):
+    return highest + _LEAST_MARGIN
+  return (highest + float(allowed.min())) / 2
+
+
+def of_largest_f1(
+  scores: Float[np.ndarray, "n"], labels: Bool[np.ndarray, "n"]
+) -> float:
+  """A threshold of the largest F1, half-way between two scores.
+
+  Args:
+    scores: of images.
+    labels: whether they are anomalous.
+
+  Returns:
+    NaN unless there are both kinds of images.
+  """
+  best = metrics.best_image_threshold(scores, labels)
+  below = scores[scores < best]
+  if not len(below):
+    return best - _LEAST_MARGIN
+  return (best + float(below.max())) / 2
 
 
 def find_boxes(

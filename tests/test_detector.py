@@ -14,6 +14,7 @@ from cops_jax.checkpoints import Checkpoints
 from cops_jax.detector import AnomalyDetector
 from cops_jax.errors import InputError
 from cops_jax.thresholds import Thresholds
+from scripts import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -145,8 +146,23 @@ def test_runs_that_cannot_be_used(workdir, tmp_path, clip_folder):
     InputError, match="no field .*pixel_metrics.*another vers"
   ):
     AnomalyDetector.from_workdir(old)
-  from scripts import ROOT
-
   released = ROOT / "tests" / "data" / "weights" / "epoch_1.pth"
   with pytest.raises(InputError, match="with which config.*give a config"):
     AnomalyDetector.from_files(clip_folder, released)
+
+
+def test_the_readmes_example(workdir, tmp_path, monkeypatch, capsys):
+  text = (ROOT / "README.md").read_text()
+  (example,) = (
+    block.partition("```")[0]
+    for block in text.split("```python\n")
+    if "AnomalyDetector" in block.partition("```")[0]
+  )
+  assert len(example.strip().splitlines()) <= 6
+  (tmp_path / "runs").mkdir()
+  (tmp_path / "runs" / "visa").symlink_to(workdir)
+  for name in ("photo.jpg", "a.png", "b.png"):
+    make_image(0).save(tmp_path / name)
+  monkeypatch.chdir(tmp_path)
+  exec(example, {})
+  assert "(40, 70)" in capsys.readouterr().out

@@ -81,7 +81,8 @@ def test_photos_in_a_folder(photos, workdir, tmp_path):
     if row["path"].startswith((f"{photos}/a/", f"{photos}/c")):
       assert row["verdict"] == "normal" and row["boxes"] == []
   for name in ("a-0", "a-b-0", "c", "d"):
-    assert Image.open(out / f"{name}.png").size == (70, 40)
+    with Image.open(out / f"{name}.png") as picture:
+      assert picture.size == (70, 40)
     assert np.load(out / f"{name}.npy").shape == (40, 70)
   assert len(list(out.iterdir())) == 9
 

@@ -13,9 +13,20 @@ def test_no_more_normal_scores_than_allowed(rate, expected):
   scores = np.array([0.1, 0.9, 0.3, 0.2, 0.8, 0.4, 0.5, 0.6], np.float32)
   threshold = thresholds.of_false_positive_rate(scores, rate)
   assert (scores >= threshold).sum() == expected
+  assert np.abs(scores - threshold).min() >= 0.9e-4
   # Ties are on the safe side; and the highest possible score is a score.
   ties = np.ones(8, np.float32)
   assert not (ties >= thresholds.of_false_positive_rate(ties, rate)).any()
+
+
+def test_largest_f1():
+  """Between 0.4 and 0.6 one normal image is flagged: F1 is 4/5."""
+  scores = np.array([0.1, 0.4, 0.6, 0.7, 0.8], np.float32)
+  labels = np.array([False, False, True, False, True])
+  assert thresholds.of_largest_f1(scores, labels) == pytest.approx(0.5)
+  assert np.isnan(thresholds.of_largest_f1(scores, labels & False))
+  everything = thresholds.of_largest_f1(scores[:2], ~labels[:2] & [True, False])
+  assert everything < 0.1
 
 
 def test_without_normal_scores():
