@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import io
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cops_jax.errors import InputError
 from cops_jax.typing import Integer
 
 if TYPE_CHECKING:
   from PIL import Image
+
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 
 
 @contextlib.contextmanager
@@ -37,16 +42,21 @@ def open_image(file: bytes | pathlib.Path) -> Iterator[Image.Image]:
 def decode_image(
   file: bytes | pathlib.Path, size: int
 ) -> Integer[np.ndarray, "h w 3"]:
-  """An image file, or its bytes, as uint8 RGB of side `size`.
+  """An image file, or its bytes, as uint8 RGB of side `size`."""
+  with open_image(file) as image:
+    return resize_image(image, size)
 
-  Resized with PIL's bicubic filter in the mode that the file has, its aspect
-  ratio not kept, then converted to RGB.
+
+def resize_image(image: Image.Image, size: int) -> Integer[np.ndarray, "h w 3"]:
+  """An image as uint8 RGB of side `size`.
+
+  Resized with PIL's bicubic filter in the mode that it has, its aspect ratio
+  not kept, then converted to RGB.
   """
   from PIL import Image
 
-  with open_image(file) as image:
-    image = image.resize((size, size), Image.Resampling.BICUBIC)
-    return np.asarray(image.convert("RGB"))
+  resized = image.resize((size, size), Image.Resampling.BICUBIC)
+  return np.asarray(resized.convert("RGB"))
 
 
 def decode_mask(
@@ -65,3 +75,36 @@ def decode_mask(
     (size, size), Image.Resampling.BILINEAR
   )
   return (np.asarray(resized) / 255 > 0.5).astype(np.uint8)
+
+
+def find_images(places: Iterable[str]) -> list[pathlib.Path]:
+  """Image files in the order of the places, each once.
+
+  Args:
+    places: files, folders, of which all files that are named as images are
+      taken, also in folders below, and patterns such as "photos/*.jpg".
+
+  Raises:
+    InputError: there is no image in a place; names it.
+  """
+  found = {}
+  for place in places:
+    path = pathlib.Path(place).expanduser()
+    if path.is_dir():
+      paths = [
+        file
+        for file in sorted(path.rglob("*"))
+        if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
+      ]
+    elif path.is_file():
+      paths = [path]
+    else:
+      paths = [pathlib.Path(file) for file in sorted(glob.glob(str(path)))]
+      paths = [file for file in paths if file.is_file()]
+    if not paths:
+      raise InputError(
+        f"{place} is no file, folder or pattern with images in it"
+        f" ({', '.join(IMAGE_SUFFIXES)})"
+      )
+    found |= dict.fromkeys(paths)
+  return list(found)

@@ -10,6 +10,7 @@ from cops_jax.typing import Float, Integer
 
 TILE_PIXELS = 224
 _MARGIN_PIXELS = 4
+_MAX_OPACITY = 0.7
 # From low to high; black to white through red, and grows lighter all the way.
 _HEAT_COLORS = np.array(
   [(0, 0, 8), (60, 15, 110), (180, 40, 90), (245, 125, 20), (252, 255, 165)]
@@ -23,7 +24,7 @@ def heat_colors(
 
   Square-rooted, so that weak responses show too.
   """
-  scaled = np.sqrt(np.clip((anomaly_map - low) / max(high - low, 1e-12), 0, 1))
+  scaled = _scale(anomaly_map, low, high)
   positions = np.linspace(0, 1, len(_HEAT_COLORS))
   channels = [
     np.interp(scaled, positions, channel) for channel in _HEAT_COLORS.T
@@ -31,14 +32,20 @@ def heat_colors(
   return np.stack(channels, axis=-1).round().astype(np.uint8)
 
 
+def _scale(anomaly_map, low, high):
+  return np.sqrt(np.clip((anomaly_map - low) / max(high - low, 1e-12), 0, 1))
+
+
 def overlay(
   image: Integer[np.ndarray, "h w 3"],
-  colors: Integer[np.ndarray, "h w 3"],
-  opacity: float = 0.5,
+  anomaly_map: Float[np.ndarray, "h w"],
+  low: float,
+  high: float,
 ) -> Integer[np.ndarray, "h w 3"]:
-  """The image with a map's colours over it."""
-  mixed = (1 - opacity) * image + opacity * colors
-  return mixed.round().astype(np.uint8)
+  """The image under the map's colours, the more opaque the higher the value."""
+  opacity = _MAX_OPACITY * _scale(anomaly_map, low, high)[..., None]
+  colors = heat_colors(anomaly_map, low, high)
+  return ((1 - opacity) * image + opacity * colors).round().astype(np.uint8)
 
 
 def picture_strip(
@@ -66,7 +73,7 @@ def picture_strip(
     mask_tile = np.full_like(image, 200)
   else:
     mask_tile = np.repeat(np.uint8(255) * (mask > 0)[..., None], 3, axis=-1)
-  tiles = (image, mask_tile, colors, overlay(image, colors))
+  tiles = (image, mask_tile, colors, overlay(image, anomaly_map, low, high))
   width = len(tiles) * (TILE_PIXELS + _MARGIN_PIXELS) - _MARGIN_PIXELS
   strip = Image.new("RGB", (width, TILE_PIXELS), "white")
   for index, tile in enumerate(tiles):

@@ -50,6 +50,12 @@ class Record:
   init_from: str = ""
   version: str = __version__
 
+  def to_config(self) -> Any:
+    """The config as an ml_collections.ConfigDict."""
+    import ml_collections
+
+    return ml_collections.ConfigDict(self.config)
+
   def to_json(self) -> str:
     """The record as text."""
     return json.dumps(dataclasses.asdict(self), indent=2) + "\n"

@@ -46,7 +46,7 @@ def test_strip():
   near(shown, (200, 100, 50), (200, 100, 50))
   near(mask_tile, (255, 255, 255), (0, 0, 0))
   near(heat, (252, 255, 165), (0, 0, 8))
-  near(mixed, (226, 178, 108), (100, 50, 29))
+  near(mixed, (236, 208, 130), (200, 100, 50))
   _, mask_tile, _, _ = tiles(
     pictures.picture_strip(image, None, anomaly_map, low=0.0, high=1.0)
   )

@@ -17,13 +17,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from cops_jax.errors import InputError
+from cops_jax.images import IMAGE_SUFFIXES
 
 NORMAL_KIND = "good"
 VISA_TABLE = "split_csv/1cls.csv"
 META_FILE = "meta.json"
 
 _SPLITS = ("train", "test")
-_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 _JUNK = ("thumbs.db", "desktop.ini")
 _MASK_ENDING = re.compile(r"[-_. ](masks?|gt|ground_?truth|segmentation)$")
 _VISA_COLUMNS = ("object", "split", "label", "image", "mask")
@@ -321,7 +321,7 @@ def list_images(folder: pathlib.Path, listing: Listing) -> list[pathlib.Path]:
   for path in sorted(folder.iterdir()):
     if path.name.startswith(".") or path.name.lower() in _JUNK:
       continue
-    if path.suffix.lower() in _IMAGE_SUFFIXES and path.is_file():
+    if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
       images.append(path)
     else:
       listing.oddities.append(f"{path} is no image file and was left out")

@@ -1,0 +1,324 @@
+"""Anomaly detection on anybody's images.
+
+detector = AnomalyDetector.from_workdir("runs/visa")
+detection = detector("photo.jpg")
+print(detection.image_score, detection.anomaly_map.shape)
+for detection in detector(["a.png", "b.png"]):
+  print(detection.is_anomaly)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+import threading
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from cops_jax import prompt_files, records, sharding, thresholds
+from cops_jax.configuration import build_model, load_clip
+from cops_jax.errors import InputError, shorten
+from cops_jax.evaluation import make_predict_step
+from cops_jax.images import open_image, resize_image
+from cops_jax.models.cops import init_trainable
+from cops_jax.thresholds import Thresholds
+from cops_jax.typing import Float, Integer
+
+# Images on a device at once; a bucket is a power of two up to it.
+_MAX_DEVICE_IMAGES = 8
+
+# A file's path or bytes, a PIL image, or an array (h, w), (h, w, 3) or
+# (h, w, 4) of uint8.
+AnyImage = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Detection:
+  """What was found in an image.
+
+  Attributes:
+    image_score: of anomaly, in [0, 1].
+    anomaly_map: of anomaly by pixel, in [0, 1], at the image's own size.
+    thresholds: that verdicts go by; None without any.
+  """
+
+  image_score: float
+  anomaly_map: Float[np.ndarray, "h w"]
+  thresholds: Thresholds | None = None
+
+  @property
+  def is_anomaly(self) -> bool | None:
+    """Whether the score reaches the threshold; None without a threshold."""
+    if self.thresholds is None:
+      return None
+    return self.image_score >= self.thresholds.image
+
+  @property
+  def boxes(self) -> list[tuple[int, int, int, int]] | None:
+    """Regions at or above the pixel threshold, largest first.
+
+    Each is (left, top, right, bottom) in pixels, the last two exclusive; None
+    without a threshold.
+    """
+    if self.thresholds is None:
+      return None
+    return thresholds.find_boxes(self.anomaly_map, self.thresholds.pixel)
+
+
+class AnomalyDetector:
+  """Scores images with trained prompts; threads may share one.
+
+  It has one compiled step for each bucket of batch sizes: powers of two for
+  each device. An image's result depends on its pixels alone, not on its name
+  or the images beside it.
+  """
+
+  def __init__(
+    self,
+    config: Any,
+    trainable: Any,
+    clip: Any,
+    thresholds: Thresholds | None = None,
+  ):
+    """Puts the model on all devices of this process.
+
+    Args:
+      config: a ConfigDict with the fields of configs/default.py.
+      trainable: trained prompts.
+      clip: from `configuration.load_clip`.
+      thresholds: for verdicts.
+
+    Raises:
+      InputError: the config does not fit CLIP.
+    """
+    settings = config.evaluation
+    model = build_model(config, clip)
+    self.image_size = config.model.image_size_pixels
+    self.thresholds = thresholds
+    self._mesh = jax.sharding.Mesh(
+      np.array(jax.local_devices()), (sharding.DATA_AXIS,)
+    )
+    shardings = sharding.clip_shardings(
+      clip.params, self._mesh, config.clip.split_over_devices
+    )
+    self._params = (
+      sharding.replicate(trainable, self._mesh),
+      jax.device_put(clip.params, shardings),
+    )
+    self._step = make_predict_step(
+      model,
+      self._mesh,
+      seed=config.seed,
+      num_samples=settings.num_samples,
+      alpha=settings.alpha,
+      beta=settings.beta,
+      distance_weighting=settings.distance_weighting,
+      clip_shardings=shardings,
+    )
+    self._compiled = {}
+    self._lock = threading.Lock()
+
+  @classmethod
+  def from_workdir(
+    cls, workdir: str | os.PathLike, *, allow_other_clip: bool = False
+  ) -> AnomalyDetector:
+    """The newest prompts of a training run, with its thresholds if it has any.
+
+    Raises:
+      InputError: there is no run, or its CLIP is not to be had.
+    """
+    record = records.read_record(workdir)
+    found = thresholds.read_thresholds(workdir)
+    return cls._load(
+      workdir, record.to_config(), record, allow_other_clip, found
+    )
+
+  @classmethod
+  def from_files(
+    cls,
+    clip: str | os.PathLike,
+    prompts: str | os.PathLike,
+    *,
+    config: Any = None,
+    thresholds: Thresholds | None = None,
+    allow_other_clip: bool = False,
+  ) -> AnomalyDetector:
+    """A CLIP and trained prompts, wherever they lie.
+
+    Args:
+      clip: see config.clip.weights in configs/default.py.
+      prompts: see `prompt_files.load_prompts`.
+      config: a ConfigDict with the fields of configs/default.py; by default the
+        one that the prompts were trained with, which files of the authors' code
+        do not say.
+      thresholds: for verdicts.
+      allow_other_clip: whether other CLIP weights will do than those that the
+        prompts were trained with.
+
+    Raises:
+      InputError: a file cannot be used, or there is no config.
+    """
+    record = prompt_files.find_record(prompts)
+    if config is None:
+      if record is None:
+        raise InputError(
+          f"{prompts} does not say with which config it was trained; give a"
+          " config, such as configs.visa.get_config()"
+        )
+      config = record.to_config()
+    config = config.copy_and_resolve_references()
+    config.clip.weights = str(clip)
+    config.clip.revision = config.clip.sha256 = ""
+    return cls._load(prompts, config, record, allow_other_clip, thresholds)
+
+  @classmethod
+  def _load(cls, prompts, config, record, allow_other_clip, thresholds):
+    try:
+      return cls._build(prompts, config, record, allow_other_clip, thresholds)
+    except (AttributeError, KeyError) as error:  # A ConfigDict's.
+      raise InputError(
+        f"the config of {prompts} has no field {error}: another version made"
+        " it. Give a config: AnomalyDetector.from_files(clip, prompts,"
+        " config=...), or train again."
+      ) from error
+
+  @classmethod
+  def _build(cls, prompts, config, record, allow_other_clip, thresholds):
+    clip = load_clip(config)
+    if record is not None:
+      records.check_clip(record, clip.sha256, str(prompts), allow_other_clip)
+    model = build_model(config, clip)
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    template = jax.tree.map(
+      lambda leaf: jax.ShapeDtypeStruct(
+        leaf.shape, leaf.dtype, sharding=device
+      ),
+      jax.eval_shape(lambda: init_trainable(model, jax.random.key(0))),
+    )
+    trainable, _ = prompt_files.load_prompts(prompts, template)
+    return cls(config, trainable, clip, thresholds)
+
+  @property
+  def max_batch_size(self) -> int:
+    """Images that are computed at once; more are split."""
+    return _MAX_DEVICE_IMAGES * self._mesh.size
+
+  def __call__(
+    self, images: AnyImage | Sequence[AnyImage]
+  ) -> Detection | list[Detection]:
+    """Scores an image, or each of several.
+
+    Args:
+      images: one or several: a file's path or bytes, a PIL image, or uint8
+        (h, w), (h, w, 3) or (h, w, 4). They may be of any size, each of its
+        own.
+
+    Raises:
+      InputError: an image cannot be read; names it.
+    """
+    if not isinstance(images, (list, tuple)):
+      return self([images])[0]
+    detections = []
+    for start in range(0, len(images), self.max_batch_size):
+      decoded = [
+        self.decode(image)
+        for image in images[start : start + self.max_batch_size]
+      ]
+      detections += self.detect(decoded)
+    return detections
+
+  def decode(self, image: AnyImage) -> DecodedImage:
+    """Reads an image and brings it to the model's size.
+
+    Raises:
+      InputError: it cannot be read; names it.
+    """
+    from PIL import Image
+
+    try:
+      if isinstance(image, np.ndarray):
+        image = _from_array(image)
+      if isinstance(image, Image.Image):
+        return DecodedImage(resize_image(image, self.image_size), image.size)
+      file = image if isinstance(image, bytes) else pathlib.Path(image)
+      with open_image(file) as opened:
+        size = opened.size
+        return DecodedImage(resize_image(opened, self.image_size), size)
+    except Exception as error:  # PIL's kinds are many.
+      name = "an image"
+      if isinstance(image, (str, os.PathLike)):
+        name = os.fspath(image)
+      raise InputError(f"{name} cannot be read: {shorten(error)}") from error
+
+  def detect(self, images: Sequence[DecodedImage]) -> list[Detection]:
+    """Scores decoded images, at most `max_batch_size`."""
+    if not images:
+      return []
+    num_devices = self._mesh.size
+    size = num_devices
+    while size < len(images):
+      size *= 2
+    pixels = np.zeros((size, self.image_size, self.image_size, 3), np.uint8)
+    ids = np.zeros(size, np.uint32)
+    for row, image in enumerate(images):
+      pixels[row] = image.pixels
+      ids[row] = zlib.crc32(image.pixels.tobytes())
+    batch = sharding.shard_batch(
+      {"image": pixels, "example_id": ids}, self._mesh
+    )
+    outputs = jax.device_get(self._compile(batch)(*self._params, batch))
+    return [
+      Detection(
+        float(outputs["image_score"][row]),
+        _resize_map(outputs["anomaly_map"][row], image.size),
+        self.thresholds,
+      )
+      for row, image in enumerate(images)
+    ]
+
+  def _compile(self, batch):
+    size = len(batch["example_id"])
+    with self._lock:  # Threads that ask at a time compile once.
+      if size not in self._compiled:
+        lowered = self._step.lower(*self._params, batch)
+        self._compiled[size] = lowered.compile()
+      return self._compiled[size]
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodedImage:
+  """An image at the model's size.
+
+  Attributes:
+    pixels: RGB.
+    size: width and height that it came with, in pixels.
+  """
+
+  pixels: Integer[np.ndarray, "h w 3"]
+  size: tuple[int, int]
+
+
+def _from_array(array):
+  from PIL import Image
+
+  if array.dtype != np.uint8 or not (
+    array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))
+  ):
+    raise ValueError(
+      f"expected uint8 (h, w), (h, w, 3) or (h, w, 4), not {array.dtype}"
+      f" {array.shape}"
+    )
+  return Image.fromarray(array)
+
+
+def _resize_map(anomaly_map, size):
+  """To an image's own size, bilinearly: maps are smooth."""
+  from PIL import Image
+
+  image = Image.fromarray(anomaly_map.astype(np.float32))
+  return np.asarray(image.resize(size, Image.Resampling.BILINEAR))

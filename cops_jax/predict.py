@@ -1,0 +1,167 @@
+"""Finds anomalies in anybody's images, without masks or labels.
+
+  python -m cops_jax.predict photos/ more/*.jpg --workdir=runs/visa --out=found
+
+Prints a JSON line for each image: path, image_score, verdict, threshold, boxes
+(left, top, right, bottom in pixels) around anomalous regions. With --out also
+writes predictions.jsonl and a picture of each image with the anomaly map over
+it. An image that cannot be read has a line with "error", the rest goes on, and
+the exit code is 1. Verdicts need thresholds: `python -m cops_jax.calibrate`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import logging
+import os
+import pathlib
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from cops_jax.detector import AnomalyDetector, Detection
+from cops_jax.errors import InputError
+from cops_jax.files import write_file
+from cops_jax.images import find_images, open_image
+from cops_jax.pictures import overlay
+from cops_jax.progress import Progress, show_messages
+
+_logger = logging.getLogger("cops_jax.predict")  # Not "__main__".
+
+
+def predict(
+  detector: AnomalyDetector, paths: Sequence[pathlib.Path]
+) -> Iterator[tuple[pathlib.Path, Detection | InputError]]:
+  """Detections by path, in order; or why an image cannot be read."""
+  size = detector.max_batch_size
+  for start in range(0, len(paths), size):
+    part = paths[start : start + size]
+    outcomes, decoded = {}, {}
+    for path in part:
+      try:
+        decoded[path] = detector.decode(path)
+      except InputError as error:
+        outcomes[path] = error
+    found = detector.detect(list(decoded.values()))
+    outcomes |= zip(decoded, found, strict=True)
+    for path in part:
+      yield path, outcomes[path]
+
+
+def to_row(
+  path: pathlib.Path, outcome: Detection | InputError
+) -> dict[str, Any]:
+  """An image's line, of JSON's types."""
+  if isinstance(outcome, InputError):
+    return {"path": str(path), "error": str(outcome)}
+  row = {"path": str(path), "image_score": round(outcome.image_score, 6)}
+  if outcome.thresholds is None:
+    return {**row, "verdict": None, "threshold": None, "boxes": None}
+  return {
+    **row,
+    "verdict": "anomaly" if outcome.is_anomaly else "normal",
+    "threshold": outcome.thresholds.image,
+    "boxes": outcome.boxes,
+  }
+
+
+def heatmap(path: pathlib.Path, detection: Detection) -> bytes:
+  """The image, at its own size, under its anomaly map's colours, as a PNG.
+
+  Full colour is reached at twice the pixel threshold, or at 1 without one.
+  """
+  from PIL import Image
+
+  high = 1.0
+  if detection.thresholds is not None:
+    high = 2 * detection.thresholds.pixel
+  with open_image(path) as image:
+    pixels = np.asarray(image.convert("RGB"))
+  shown = overlay(pixels, detection.anomaly_map, 0.0, high)
+  file = io.BytesIO()
+  Image.fromarray(shown).save(file, format="PNG")
+  return file.getvalue()
+
+
+def _names(paths):
+  """A file name for each path, unique: the path below what all share."""
+  root = pathlib.Path(os.path.commonpath([path.parent for path in paths]))
+  names, taken = {}, set()
+  for path in paths:
+    stem = "-".join(path.relative_to(root).with_suffix("").parts)
+    name, number = stem, 1
+    while name in taken:
+      number += 1
+      name = f"{stem}-{number}"
+    taken.add(name)
+    names[path] = name
+  return names
+
+
+def main(arguments: list[str] | None = None) -> None:
+  """The command line; an `InputError` ends it with its sentence."""
+  parser = argparse.ArgumentParser(
+    prog="python -m cops_jax.predict",
+    description=__doc__.partition("\n")[0],
+    allow_abbrev=False,
+  )
+  parser.add_argument("images", nargs="+", help="files, folders and patterns")
+  parser.add_argument("--workdir", required=True, help="of a training run")
+  parser.add_argument("--out", type=pathlib.Path, help="folder for pictures")
+  parser.add_argument(
+    "--save_maps",
+    action="store_true",
+    help="write each anomaly map to --out too: .npy, float32, the image's size",
+  )
+  parser.add_argument(
+    "--allow_other_clip",
+    action="store_true",
+    help="accept other CLIP weights than the run's own",
+  )
+  options = parser.parse_args(arguments)
+  if options.save_maps and not options.out:
+    parser.error("--save_maps needs --out")
+  show_messages()
+  try:
+    paths = find_images(options.images)
+    detector = AnomalyDetector.from_workdir(
+      options.workdir, allow_other_clip=options.allow_other_clip
+    )
+    num_failed = _run(detector, paths, options.out, options.save_maps)
+  except InputError as error:
+    sys.exit(f"error: {error}")
+  except OSError as error:
+    sys.exit(f"error: {error.filename} cannot be written: {error.strerror}")
+  if num_failed:
+    sys.exit(f"{num_failed} of {len(paths)} images cannot be read")
+
+
+def _run(detector, paths, out, save_maps):
+  if detector.thresholds is None:
+    _logger.info("no verdicts: no thresholds were chosen for this run yet")
+  names = _names([path.absolute() for path in paths])
+  progress = Progress(len(paths), "images")
+  rows = []
+  for number, (path, outcome) in enumerate(predict(detector, paths), start=1):
+    rows.append(to_row(path, outcome))
+    print(json.dumps(rows[-1]), flush=True)
+    if out and isinstance(outcome, Detection):
+      name = names[path.absolute()]
+      write_file(out / f"{name}.png", heatmap(path, outcome))
+      if save_maps:
+        file = io.BytesIO()
+        np.save(file, outcome.anomaly_map)
+        write_file(out / f"{name}.npy", file.getvalue())
+    progress.update(number, "predicting")
+  if out:
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    write_file(out / "predictions.jsonl", text)
+  return sum("error" in row for row in rows)
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,141 @@
+"""Thresholds that turn scores into verdicts: chosen, kept with a run, used."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import pathlib
+
+import numpy as np
+from scipy import ndimage
+
+from cops_jax import metrics
+from cops_jax.errors import InputError
+from cops_jax.files import write_file
+from cops_jax.typing import Bool, Float
+
+_FILE = "thresholds.json"
+# Regions smaller than this share of the map are not told.
+_LEAST_AREA = 1e-4
+_LEAST_MARGIN = 1e-4
+
+
+@dataclasses.dataclass(frozen=True)
+class Thresholds:
+  """Scores from which on images and pixels count as anomalous.
+
+  Attributes:
+    image: for image scores.
+    pixel: for anomaly maps.
+    method: how they were chosen, in words.
+  """
+
+  image: float
+  pixel: float
+  method: str
+
+
+def read_thresholds(workdir: str | os.PathLike) -> Thresholds | None:
+  """A run's thresholds; None if none were chosen.
+
+  Raises:
+    InputError: the file is damaged.
+  """
+  path = pathlib.Path(workdir) / _FILE
+  try:
+    values = json.loads(path.read_text("utf-8"))
+    image, pixel = (float(values[name]) for name in ("image", "pixel"))
+    if not (image >= 0 and pixel >= 0):
+      raise ValueError(f"thresholds are numbers from 0 on, not {values}")
+    return Thresholds(image, pixel, str(values["method"]))
+  except FileNotFoundError:
+    return None
+  except (OSError, ValueError, TypeError, KeyError) as error:
+    raise InputError(
+      f"{path} is damaged ({error}). Delete it, or choose thresholds again:"
+      f" python -m cops_jax.calibrate --workdir={workdir}"
+    ) from error
+
+
+def write_thresholds(
+  workdir: str | os.PathLike, thresholds: Thresholds
+) -> pathlib.Path:
+  """Keeps thresholds with a run; gives the file's path.
+
+  Raises:
+    InputError: it cannot be written.
+  """
+  path = pathlib.Path(workdir) / _FILE
+  try:
+    text = json.dumps(dataclasses.asdict(thresholds), indent=2) + "\n"
+    write_file(path, text)
+  except OSError as error:
+    raise InputError(f"{path} cannot be written: {error.strerror}") from error
+  return path
+
+
+def of_false_positive_rate(
+  normal_scores: Float[np.ndarray, "n"], rate: float
+) -> float:
+  """A threshold that no more than a share of normal scores reaches.
+
+  It lies half-way between two scores, or a little above the highest: the last
+  bits of a score depend on the images beside it.
+
+  Args:
+    normal_scores: at least one, of normal images or pixels.
+    rate: the share, in [0, 1).
+
+  Raises:
+    ValueError: there are no scores.
+  """
+  if not len(normal_scores):
+    raise ValueError("there are no normal scores")
+  ordered = np.sort(normal_scores)[::-1]
+  highest = float(ordered[math.floor(rate * len(ordered))])
+  allowed = normal_scores[normal_scores > highest]
+  if not len(allowed):
+    return highest + _LEAST_MARGIN
+  return (highest + float(allowed.min())) / 2
+
+
+def of_largest_f1(
+  scores: Float[np.ndarray, "n"], labels: Bool[np.ndarray, "n"]
+) -> float:
+  """A threshold of the largest F1, half-way between two scores.
+
+  Args:
+    scores: of images.
+    labels: whether they are anomalous.
+
+  Returns:
+    NaN unless there are both kinds of images.
+  """
+  best = metrics.best_image_threshold(scores, labels)
+  below = scores[scores < best]
+  if not len(below):
+    return best - _LEAST_MARGIN
+  return (best + float(below.max())) / 2
+
+
+def find_boxes(
+  anomaly_map: Float[np.ndarray, "h w"], threshold: float
+) -> list[tuple[int, int, int, int]]:
+  """Boxes around the map's regions at or above a threshold, largest first.
+
+  Regions are 8-connected; those of less than a ten-thousandth of the map are
+  left out.
+
+  Returns:
+    (left, top, right, bottom) in pixels, the last two exclusive.
+  """
+  labels, _ = ndimage.label(anomaly_map >= threshold, np.ones((3, 3)))
+  areas = np.bincount(labels.ravel())
+  boxes = []
+  for label, (rows, columns) in enumerate(ndimage.find_objects(labels), 1):
+    if areas[label] >= _LEAST_AREA * anomaly_map.size:
+      box = (columns.start, rows.start, columns.stop, rows.stop)
+      boxes.append((int(areas[label]), tuple(map(int, box))))
+  return [box for _, box in sorted(boxes, key=lambda row: (-row[0], row[1]))]

@@ -1,0 +1,168 @@
+"""The detector on images of any kind and size, from threads too."""
+
+import concurrent.futures
+import io
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cops_jax import detector as detector_module
+from cops_jax import prompt_files, records, thresholds
+from cops_jax.checkpoints import Checkpoints
+from cops_jax.detector import AnomalyDetector
+from cops_jax.errors import InputError
+from cops_jax.thresholds import Thresholds
+from scripts import ROOT
+
+
+@pytest.fixture(scope="module")
+def workdir(trained, tmp_path_factory):
+  copy = tmp_path_factory.mktemp("run") / "run"
+  shutil.copytree(trained[0], copy)
+  thresholds.write_thresholds(copy, Thresholds(0.5, 0.25, "by hand"))
+  return copy
+
+
+@pytest.fixture(scope="module")
+def detector(workdir):
+  return AnomalyDetector.from_workdir(workdir)
+
+
+def make_image(seed, width=70, height=40, mode="RGB"):
+  rng = np.random.default_rng(seed)
+  pixels = rng.integers(0, 256, (5, 7, 3), np.uint8)
+  return Image.fromarray(pixels).resize((width, height)).convert(mode)
+
+
+def test_every_form_of_an_image_is_the_same(detector, tmp_path):
+  image = make_image(0)
+  path = tmp_path / "a.png"
+  image.save(path)
+  want = detector(path)
+  assert want.anomaly_map.shape == (40, 70)
+  assert want.anomaly_map.dtype == np.float32
+  assert 0 <= want.image_score <= 1
+  assert want.is_anomaly == (want.image_score >= 0.5)
+  assert want.boxes == thresholds.find_boxes(want.anomaly_map, 0.25)
+  forms = [str(path), path.read_bytes(), image, np.asarray(image), path]
+  for form in forms:
+    got = detector(form)
+    assert got.image_score == want.image_score
+    np.testing.assert_array_equal(got.anomaly_map, want.anomaly_map)
+  grey = make_image(0, mode="L")
+  alpha = make_image(0, mode="RGBA")
+  for form in (grey, np.asarray(grey), alpha, np.asarray(alpha)):
+    assert detector(form).anomaly_map.shape == (40, 70)
+
+
+def test_neither_neighbours_nor_batches_matter(detector):
+  images = [make_image(seed, 30 + seed, 90 - seed) for seed in range(11)]
+  together = detector(images)
+  assert len(together) == 11
+  for image, want in zip(images, together, strict=True):
+    assert want.anomaly_map.shape == image.size[::-1]
+    got = detector(image)
+    assert got.image_score == pytest.approx(want.image_score, rel=1e-5)
+    np.testing.assert_allclose(
+      got.anomaly_map, want.anomaly_map, rtol=1e-4, atol=1e-6
+    )
+  assert detector([]) == []
+  assert len({detection.image_score for detection in together}) == 11
+
+
+def test_threads_compile_a_bucket_once(workdir, monkeypatch):
+  fresh = AnomalyDetector.from_workdir(workdir)
+  compiled = []
+  lower = fresh._step.lower
+
+  class Counting:
+    def lower(self, *args):
+      compiled.append(len(args[-1]["example_id"]))
+      return lower(*args)
+
+  monkeypatch.setattr(fresh, "_step", Counting())
+  images = [[make_image(seed)] * (1 + seed % 2 * 8) for seed in range(8)]
+  with concurrent.futures.ThreadPoolExecutor(4) as pool:
+    results = list(pool.map(fresh, images))
+  assert sorted(compiled) == [8, 16]  # Eight devices.
+  for index, result in enumerate(results):
+    one = fresh(images[index][0])
+    for detection in result:
+      assert detection.image_score == pytest.approx(one.image_score, rel=1e-5)
+
+
+def test_large_input_is_split(detector, monkeypatch):
+  monkeypatch.setattr(detector_module, "_MAX_DEVICE_IMAGES", 1)
+  images = [make_image(seed) for seed in range(9)]
+  assert len(detector(images)) == 9
+
+
+def test_from_files(workdir, detector, clip_folder, tmp_path):
+  path = tmp_path / "prompts.safetensors"
+  with Checkpoints(workdir) as saved:
+    _, params = saved.restore_params()
+  prompt_files.write_prompts(path, params, records.read_record(workdir))
+  other = AnomalyDetector.from_files(clip_folder, path)
+  image = make_image(3)
+  assert other(image).image_score == detector(image).image_score
+  assert other(image).is_anomaly is None and other(image).boxes is None
+
+
+@pytest.mark.parametrize(
+  "image, expected",
+  (
+    ("/nowhere.png", "/nowhere.png cannot be read: .*No such file"),
+    (b"no image", "no image format that PIL reads"),
+    (np.zeros((4, 4, 3)), r"expected uint8 .* not float64 \(4, 4, 3\)"),
+    (np.zeros((4, 4, 2), np.uint8), "expected uint8"),
+    (3, "an image cannot be read"),
+  ),
+)
+def test_bad_images(detector, image, expected):
+  with pytest.raises(InputError, match=expected):
+    detector(image)
+
+
+def test_a_truncated_image_is_named(detector, tmp_path):
+  file = io.BytesIO()
+  make_image(0).save(file, "PNG")
+  path = tmp_path / "half.png"
+  path.write_bytes(file.getvalue()[:300])
+  with pytest.raises(InputError, match="half.png cannot be read: .*truncated"):
+    detector([make_image(0), path])
+
+
+def test_runs_that_cannot_be_used(workdir, tmp_path, clip_folder):
+  with pytest.raises(InputError, match="holds no training run"):
+    AnomalyDetector.from_workdir(tmp_path)
+  old = shutil.copytree(workdir, tmp_path / "old")
+  record = (old / "run.json").read_text()
+  (old / "run.json").write_text(
+    record.replace('"pixel_metrics"', '"forgotten"')
+  )
+  with pytest.raises(
+    InputError, match="no field .*pixel_metrics.*another vers"
+  ):
+    AnomalyDetector.from_workdir(old)
+  released = ROOT / "tests" / "data" / "weights" / "epoch_1.pth"
+  with pytest.raises(InputError, match="with which config.*give a config"):
+    AnomalyDetector.from_files(clip_folder, released)
+
+
+def test_the_readmes_example(workdir, tmp_path, monkeypatch, capsys):
+  text = (ROOT / "README.md").read_text()
+  (example,) = (
+    block.partition("```")[0]
+    for block in text.split("```python\n")
+    if "AnomalyDetector" in block.partition("```")[0]
+  )
+  assert len(example.strip().splitlines()) <= 6
+  (tmp_path / "runs").mkdir()
+  (tmp_path / "runs" / "visa").symlink_to(workdir)
+  for name in ("photo.jpg", "a.png", "b.png"):
+    make_image(0).save(tmp_path / name)
+  monkeypatch.chdir(tmp_path)
+  exec(example, {})
+  assert "(40, 70)" in capsys.readouterr().out

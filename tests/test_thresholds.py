@@ -1,0 +1,63 @@
+"""Thresholds: chosen, kept, and what they say of a map."""
+
+import numpy as np
+import pytest
+
+from cops_jax import thresholds
+from cops_jax.errors import InputError
+from cops_jax.thresholds import Thresholds
+
+
+@pytest.mark.parametrize("rate, expected", ((0.0, 0), (0.25, 2), (0.3, 2)))
+def test_no_more_normal_scores_than_allowed(rate, expected):
+  scores = np.array([0.1, 0.9, 0.3, 0.2, 0.8, 0.4, 0.5, 0.6], np.float32)
+  threshold = thresholds.of_false_positive_rate(scores, rate)
+  assert (scores >= threshold).sum() == expected
+  assert np.abs(scores - threshold).min() >= 0.9e-4
+  # Ties are on the safe side; and the highest possible score is a score.
+  ties = np.ones(8, np.float32)
+  assert not (ties >= thresholds.of_false_positive_rate(ties, rate)).any()
+
+
+def test_largest_f1():
+  """Between 0.4 and 0.6 one normal image is flagged: F1 is 4/5."""
+  scores = np.array([0.1, 0.4, 0.6, 0.7, 0.8], np.float32)
+  labels = np.array([False, False, True, False, True])
+  assert thresholds.of_largest_f1(scores, labels) == pytest.approx(0.5)
+  assert np.isnan(thresholds.of_largest_f1(scores, labels & False))
+  everything = thresholds.of_largest_f1(scores[:2], ~labels[:2] & [True, False])
+  assert everything < 0.1
+
+
+def test_without_normal_scores():
+  with pytest.raises(ValueError, match="no normal scores"):
+    thresholds.of_false_positive_rate(np.array([]), 0.1)
+
+
+def test_round_trip(tmp_path):
+  assert thresholds.read_thresholds(tmp_path) is None
+  chosen = Thresholds(0.25, 1.0000001, "by hand")
+  path = thresholds.write_thresholds(tmp_path, chosen)
+  assert thresholds.read_thresholds(tmp_path) == chosen
+  for text in (
+    "{",
+    "[]",
+    '{"image": 1}',
+    path.read_text().replace("0.25", "-1"),
+  ):
+    path.write_text(text)
+    with pytest.raises(InputError, match="damaged.*calibrate"):
+      thresholds.read_thresholds(tmp_path)
+
+
+def test_boxes():
+  """Two regions, touching at a corner is one; specks are none."""
+  anomaly_map = np.zeros((120, 200), np.float32)
+  anomaly_map[10:20, 30:50] = 0.5
+  anomaly_map[20:25, 50:55] = 0.9
+  anomaly_map[60:100, 100:200] = 0.4
+  anomaly_map[5, 5] = 1.0
+  boxes = thresholds.find_boxes(anomaly_map, 0.4)
+  assert boxes == [(100, 60, 200, 100), (30, 10, 55, 25)]
+  assert thresholds.find_boxes(anomaly_map, 0.6) == [(50, 20, 55, 25)]
+  assert thresholds.find_boxes(np.zeros((5, 5)), 0.1) == []
