@@ -19,7 +19,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from cops_jax.checkpoints import find_damage, find_steps
-from scripts import ROOT, run, start
+from scripts import ROOT, environment, run, start
 
 NUM_STEPS = 9
 
@@ -226,11 +226,10 @@ def play(arguments, workdir, num_processes, rng=None, number=None):
           + rest,
           cwd=ROOT,
           stderr=file,
-          env=os.environ
-          | {
-            "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-          },
+          env=environment(
+            JAX_CPU_COLLECTIVES_IMPLEMENTATION="gloo",
+            XLA_FLAGS="--xla_force_host_platform_device_count=2",
+          ),
         )
       )
   phase = ""
