@@ -27,7 +27,7 @@ import safetensors.numpy
 
 from cops_jax import __version__
 from cops_jax.errors import InputError, shorten
-from cops_jax.typing import Array, Float, Integer
+from cops_jax.typing import Array, Float
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 _FORMAT = 1
@@ -77,7 +77,7 @@ def export(
   trees = dict(zip(("trainable", "clip"), params, strict=True))
   weights = safetensors.numpy.save(
     {
-      name: np.ascontiguousarray(array)
+      name: np.asarray(array, order="C")
       for name, array in flax.traverse_util.flatten_dict(trees, sep="/").items()
     }
   )
@@ -128,13 +128,11 @@ class ExportedDetector:
     self._params = jax.device_put(params)
     self._call = jax.jit(exported.call)
 
-  def __call__(
-    self, images: Integer[np.ndarray, "b h w 3"]
-  ) -> dict[str, Float[Array, "..."]]:
+  def __call__(self, images: np.ndarray) -> dict[str, Float[Array, "..."]]:
     """Scores images of the side that the metadata say.
 
     Args:
-      images: uint8 RGB; compiled anew for each number of them.
+      images: uint8 RGB (b, h, w, 3); compiled anew for each number of them.
 
     Returns:
       image_score (b,) and anomaly_map (b, h, w), float32 in [0, 1].
