@@ -13,8 +13,7 @@ import dataclasses
 import os
 import pathlib
 import threading
-import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -25,7 +24,8 @@ from cops_jax.configuration import build_model, load_clip
 from cops_jax.errors import InputError, shorten
 from cops_jax.evaluation import make_predict_step
 from cops_jax.images import open_image, resize_image
-from cops_jax.models.cops import init_trainable
+from cops_jax.models.cops import CoPS, init_trainable
+from cops_jax.models.vae import content_ids
 from cops_jax.thresholds import Thresholds
 from cops_jax.typing import Float, Integer
 
@@ -70,6 +70,41 @@ class Detection:
     return thresholds.find_boxes(self.anomaly_map, self.thresholds.pixel)
 
 
+def make_detect_step(
+  config: Any, model: CoPS, mesh: jax.sharding.Mesh, clip_shardings: Any = None
+) -> Callable[[Any, Any, jax.Array], dict[str, jax.Array]]:
+  """Compiles the step from images alone to their scores and maps.
+
+  Args:
+    config: a ConfigDict with the fields of configs/default.py.
+    model: CoPS.
+    mesh: to split batches over.
+    clip_shardings: see `make_predict_step`.
+
+  Returns:
+    `step(trainable, clip_params, images)`, of uint8 (b, h, w, 3); gives what
+    `make_predict_step`'s does.
+  """
+  settings = config.evaluation
+  predict = make_predict_step(
+    model,
+    mesh,
+    seed=config.seed,
+    num_samples=settings.num_samples,
+    alpha=settings.alpha,
+    beta=settings.beta,
+    distance_weighting=settings.distance_weighting,
+    clip_shardings=clip_shardings,
+  )
+
+  @jax.jit
+  def detect(trainable, clip_params, images):
+    batch = {"image": images, "example_id": content_ids(images)}
+    return predict(trainable, clip_params, batch)
+
+  return detect
+
+
 class AnomalyDetector:
   """Scores images with trained prompts; threads may share one.
 
@@ -96,8 +131,8 @@ class AnomalyDetector:
     Raises:
       InputError: the config does not fit CLIP.
     """
-    settings = config.evaluation
     model = build_model(config, clip)
+    self.config, self.clip, self.trainable = config, clip, trainable
     self.image_size = config.model.image_size_pixels
     self.thresholds = thresholds
     self._mesh = jax.sharding.Mesh(
@@ -110,16 +145,7 @@ class AnomalyDetector:
       sharding.replicate(trainable, self._mesh),
       jax.device_put(clip.params, shardings),
     )
-    self._step = make_predict_step(
-      model,
-      self._mesh,
-      seed=config.seed,
-      num_samples=settings.num_samples,
-      alpha=settings.alpha,
-      beta=settings.beta,
-      distance_weighting=settings.distance_weighting,
-      clip_shardings=shardings,
-    )
+    self._step = make_detect_step(config, model, self._mesh, shardings)
     self._compiled = {}
     self._lock = threading.Lock()
 
@@ -264,13 +290,9 @@ class AnomalyDetector:
     while size < len(images):
       size *= 2
     pixels = np.zeros((size, self.image_size, self.image_size, 3), np.uint8)
-    ids = np.zeros(size, np.uint32)
     for row, image in enumerate(images):
       pixels[row] = image.pixels
-      ids[row] = zlib.crc32(image.pixels.tobytes())
-    batch = sharding.shard_batch(
-      {"image": pixels, "example_id": ids}, self._mesh
-    )
+    batch = sharding.shard_batch({"image": pixels}, self._mesh)["image"]
     outputs = jax.device_get(self._compile(batch)(*self._params, batch))
     return [
       Detection(
@@ -282,7 +304,7 @@ class AnomalyDetector:
     ]
 
   def _compile(self, batch):
-    size = len(batch["example_id"])
+    size = len(batch)
     with self._lock:  # Threads that ask at a time compile once.
       if size not in self._compiled:
         lowered = self._step.lower(*self._params, batch)

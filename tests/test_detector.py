@@ -79,7 +79,7 @@ def test_threads_compile_a_bucket_once(workdir, monkeypatch):
 
   class Counting:
     def lower(self, *args):
-      compiled.append(len(args[-1]["example_id"]))
+      compiled.append(len(args[-1]))
       return lower(*args)
 
   monkeypatch.setattr(fresh, "_step", Counting())

@@ -165,7 +165,7 @@ class CoPS(nn.Module):
     )
     # Prompts with neither kind of conditional words are the same for all.
     text_features = jnp.broadcast_to(
-      text_features, (len(image_features), *text_features.shape[1:])
+      text_features, (image_features.shape[0], *text_features.shape[1:])
     )
 
     return Outputs(

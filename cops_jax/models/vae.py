@@ -57,3 +57,15 @@ def example_noise(
     )
 
   return jax.vmap(draw)(example_ids)
+
+
+def content_ids(images: Integer[Array, "b h w 3"]) -> Integer[Array, "b"]:
+  """Ids for `example_noise` that the pixels of uint8 images determine."""
+  pixels = images.reshape(images.shape[0], -1).astype(jnp.uint32)
+  # Multiplicative hashing: an odd multiplier for each place, then the high bits
+  # are mixed into the low ones. All of it wraps at 2**32.
+  multipliers = jnp.arange(pixels.shape[1], dtype=jnp.uint32)
+  multipliers = multipliers * jnp.uint32(0x9E3779B2) + jnp.uint32(1)
+  mixed = (pixels + jnp.uint32(1)) * multipliers[None]
+  mixed = (mixed ^ (mixed >> 15)) * jnp.uint32(0x2C1B3C6D)
+  return (mixed ^ (mixed >> 13)).sum(axis=1, dtype=jnp.uint32)

@@ -1,0 +1,223 @@
+"""A whole detector as one file that runs without its model's code.
+
+  python -m cops_jax.export --workdir=runs/visa --out=visa.cops
+
+The file is a zip archive: `function`, what jax.export makes for CPU, CUDA and
+TPU of the way from images to scores and maps, for any number of images of one
+size; `weights.safetensors`; `metadata.json`. `load` runs it with jax alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import hashlib
+import json
+import os
+import pathlib
+import sys
+import zipfile
+from collections.abc import Mapping
+from typing import Any
+
+import flax.traverse_util
+import jax
+import numpy as np
+import safetensors.numpy
+
+from cops_jax import __version__
+from cops_jax.errors import InputError, shorten
+from cops_jax.typing import Array, Float
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+_FORMAT = 1
+# JAX reads for six months what an older version has exported.
+_DAYS = 180
+_FUNCTION, _WEIGHTS, _METADATA = (
+  "function",
+  "weights.safetensors",
+  "metadata.json",
+)
+
+
+def export(
+  detector: Any, out: str | os.PathLike, *, today: datetime.date | None = None
+) -> dict[str, Any]:
+  """Writes a detector as one file.
+
+  Args:
+    detector: a `detector.AnomalyDetector`.
+    out: the file.
+    today: the date to stamp it with, for tests.
+
+  Returns:
+    The metadata that the file holds.
+
+  Raises:
+    InputError: it cannot be written.
+  """
+  from jax import export as jax_export
+
+  from cops_jax.configuration import build_model
+  from cops_jax.detector import make_detect_step
+
+  config, clip = detector.config, detector.clip
+  mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",))
+  step = make_detect_step(config, build_model(config, clip), mesh)
+  (batch,) = jax_export.symbolic_shape("batch")
+  side = detector.image_size
+  params = jax.device_get((detector.trainable, clip.params))
+  exported = jax_export.export(step, platforms=PLATFORMS)(
+    *jax.tree.map(
+      lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params
+    ),
+    jax.ShapeDtypeStruct((batch, side, side, 3), np.uint8),
+  )
+  function = bytes(exported.serialize())
+  trees = dict(zip(("trainable", "clip"), params, strict=True))
+  weights = safetensors.numpy.save(
+    {
+      name: np.asarray(array, order="C")
+      for name, array in flax.traverse_util.flatten_dict(trees, sep="/").items()
+    }
+  )
+  today = today or datetime.date.today()
+  thresholds = detector.thresholds
+  metadata = {
+    "format": _FORMAT,
+    "cops_jax": __version__,
+    "jax": jax.__version__,
+    "platforms": list(PLATFORMS),
+    "image_size_pixels": side,
+    "exported_on": today.isoformat(),
+    "readable_until": (today + datetime.timedelta(days=_DAYS)).isoformat(),
+    "clip_sha256": clip.sha256,
+    "function_sha256": hashlib.sha256(function).hexdigest(),
+    "weights_sha256": hashlib.sha256(weights).hexdigest(),
+    "thresholds": thresholds
+    and {
+      "image": thresholds.image,
+      "pixel": thresholds.pixel,
+      "method": thresholds.method,
+    },
+  }
+  out = pathlib.Path(out)
+  partial = out.with_name(f".{out.name}.partial")
+  try:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(partial, "w") as archive:
+      archive.writestr(_METADATA, json.dumps(metadata, indent=2) + "\n")
+      archive.writestr(_FUNCTION, function)
+      archive.writestr(_WEIGHTS, weights)
+    os.replace(partial, out)
+  except OSError as error:
+    partial.unlink(missing_ok=True)
+    raise InputError(f"{out} cannot be written: {error.strerror}") from error
+  return metadata
+
+
+class ExportedDetector:
+  """A detector from a file: from images to scores and maps.
+
+  Attributes:
+    metadata: the file's: versions, hashes, image size, thresholds.
+  """
+
+  def __init__(self, metadata: Mapping[str, Any], exported: Any, params: Any):
+    self.metadata = metadata
+    self._params = jax.device_put(params)
+    self._call = jax.jit(exported.call)
+
+  def __call__(self, images: np.ndarray) -> dict[str, Float[Array, "..."]]:
+    """Scores images of the side that the metadata say.
+
+    Args:
+      images: uint8 RGB (b, h, w, 3); compiled anew for each number of them.
+
+    Returns:
+      image_score (b,) and anomaly_map (b, h, w), float32 in [0, 1].
+
+    Raises:
+      InputError: they have another type or size.
+    """
+    side = self.metadata["image_size_pixels"]
+    if images.dtype != np.uint8 or images.shape[1:] != (side, side, 3):
+      raise InputError(
+        f"images are {images.dtype} {images.shape}; expected uint8 (batch,"
+        f" {side}, {side}, 3)"
+      )
+    return self._call(*self._params, images)
+
+
+def load(path: str | os.PathLike) -> ExportedDetector:
+  """Reads what `export` wrote.
+
+  Raises:
+    InputError: there is no such file, it is damaged, or this version of JAX no
+      longer reads it.
+  """
+  from jax import export as jax_export
+
+  path = pathlib.Path(path)
+  try:
+    with zipfile.ZipFile(path) as archive:
+      metadata = json.loads(archive.read(_METADATA))
+      function, weights = archive.read(_FUNCTION), archive.read(_WEIGHTS)
+    if metadata["format"] != _FORMAT:
+      raise InputError(
+        f"{path} has format {metadata['format']}, and this program reads"
+        f" {_FORMAT}: export the run again"
+      )
+    for name, content in (("function", function), ("weights", weights)):
+      if hashlib.sha256(content).hexdigest() != metadata[f"{name}_sha256"]:
+        raise ValueError(f"the {name} are not those that were written")
+    tensors = safetensors.numpy.load(weights)
+    trees = flax.traverse_util.unflatten_dict(tensors, sep="/")
+  except OSError as error:
+    raise InputError(f"{path} cannot be read: {error.strerror}") from error
+  except (ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+    raise InputError(
+      f"{path} is damaged, or no exported detector: {shorten(error)}"
+    ) from error
+  try:
+    exported = jax_export.deserialize(bytearray(function))
+  except Exception as error:  # JAX's kinds are not documented.
+    raise InputError(
+      f"{path} was exported by JAX {metadata['jax']} on"
+      f" {metadata['exported_on']} to be readable until"
+      f" {metadata['readable_until']}; JAX {jax.__version__} does not read it"
+      f" ({shorten(error)}). Export the run again."
+    ) from error
+  return ExportedDetector(
+    metadata, exported, (trees["trainable"], trees["clip"])
+  )
+
+
+def main(arguments: list[str] | None = None) -> None:
+  """The command line; an `InputError` ends it with its sentence."""
+  parser = argparse.ArgumentParser(
+    prog="python -m cops_jax.export",
+    description=__doc__.partition("\n")[0],
+    allow_abbrev=False,
+  )
+  parser.add_argument("--workdir", required=True, help="of a training run")
+  parser.add_argument("--out", required=True, help="the file to write")
+  options = parser.parse_args(arguments)
+  try:
+    from cops_jax.detector import AnomalyDetector
+
+    detector = AnomalyDetector.from_workdir(options.workdir)
+    metadata = export(detector, options.out)
+  except InputError as error:
+    sys.exit(f"error: {error}")
+  size = pathlib.Path(options.out).stat().st_size
+  print(
+    f"{options.out}: {size / 1e6:,.1f} MB, images of"
+    f" {metadata['image_size_pixels']} pixels, for"
+    f" {', '.join(metadata['platforms'])}; JAX {metadata['jax']}, to be read"
+    f" until {metadata['readable_until']}"
+  )
+
+
+if __name__ == "__main__":
+  main()
