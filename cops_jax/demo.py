@@ -13,6 +13,7 @@ import argparse
 import pathlib
 import socket
 import sys
+from typing import Any
 
 from cops_jax import thresholds
 from cops_jax.clip_files import DEMO_CLIP
@@ -53,24 +54,37 @@ def _describe(detector, workdir):
     if chosen
     else "No thresholds were chosen for them yet: set the sliders."
   )
-  return f"{prompts}, on the CLIP {detector.config.clip.weights}. {verdicts}"
+  return f"{prompts}, on CLIP {detector.config.clip.weights!r}. {verdicts}"
 
 
 def _listen(host, port):
   family = socket.AF_INET6 if ":" in host else socket.AF_INET
   try:
     return socket.create_server((host, port), family=family)
-  except (OSError, OverflowError) as error:
-    reason = getattr(error, "strerror", None) or error
+  except OSError as error:
     raise InputError(
-      f"{host}:{port} cannot be served: {reason}. Choose another --port or"
-      " --host."
+      f"{host}:{port} cannot be served: {error.strerror}. Choose another --port"
+      " or --host."
     ) from error
+
+
+def make_server(app: Any) -> Any:
+  """A uvicorn.Server of an ASGI app, for its `run`."""
+  import uvicorn
+
+  config = uvicorn.Config(
+    app,
+    lifespan="off",
+    log_level="warning",
+    timeout_graceful_shutdown=5,
+    ws="none",
+  )
+  return uvicorn.Server(config)
 
 
 def _serve(options):
   try:
-    import uvicorn
+    import uvicorn  # noqa: F401
 
     from cops_jax import demo_server
   except ImportError as error:
@@ -88,10 +102,7 @@ def _serve(options):
     host, port = listener.getsockname()[:2]
     host = f"[{host}]" if ":" in host else host
     print(f"http://{host}:{port}  (Ctrl-C ends it)", flush=True)
-    config = uvicorn.Config(
-      app, log_level="warning", timeout_graceful_shutdown=5
-    )
-    uvicorn.Server(config).run(sockets=[listener])
+    make_server(app).run(sockets=[listener])
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -116,6 +127,8 @@ def main(arguments: list[str] | None = None) -> None:
     help="accept other CLIP weights than the run's own",
   )
   options = parser.parse_args(arguments)
+  if not 0 <= options.port < 2**16:
+    parser.error(f"--port is {options.port}, expected from 0 to {2**16 - 1}")
   try:
     _serve(options)
   except InputError as error:

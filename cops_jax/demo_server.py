@@ -49,16 +49,18 @@ _HEADERS = {
   "Referrer-Policy": "no-referrer",
   "Cache-Control": "no-cache",
 }
-# Category and defect; none of them was trained on.
+# Category and defect. No category was trained on; not every defect is found.
 _EXAMPLES = (
-  ("wood", "burn"),
   ("wood", None),
-  ("brick", "crack"),
+  ("wood", "crack"),
+  ("brick", "droplet"),
   ("knit", "cut"),
-  ("hex_nut", "droplet"),
   ("hex_nut", None),
+  ("hex_nut", "cut"),
+  ("gear", "wrong_patch"),
+  ("biscuit", "stain"),
 )
-_EXAMPLE_SIDE = 112
+_EXAMPLE_SIDE = 224
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,9 +95,14 @@ def make_app(
   server = _Server(detector, about, limits or Limits())
   return Starlette(
     routes=[
-      Route("/api/info", server.info),
-      Route("/api/examples/{name}", server.example),
-      Route("/api/detect", server.detect, methods=["POST"]),
+      Mount(
+        "/api",
+        routes=[
+          Route("/info", server.info),
+          Route("/examples/{name}", server.example),
+          Route("/detect", server.detect, methods=["POST"]),
+        ],
+      ),
       Mount("/", StaticFiles(directory=_PAGE, html=True)),
     ],
     exception_handlers={

@@ -2,6 +2,9 @@
 
 const SENT_AT_ONCE = 3;
 const MAP_SIDE = 512; // Maps are smooth: enough to colour and to outline.
+const LINE = 4; // Width of outlines, in the map's pixels.
+const LINE_COLOR = [0, 235, 255, 255];
+const AROUND = [[-1, -1], [0, -1], [1, -1], [-1, 0], [1, 0], [-1, 1], [0, 1], [1, 1]];
 const LEAST_AREA = 1e-4; // Share of a map; as in cops_jax/thresholds.py.
 
 const $ = (id) => document.getElementById(id);
@@ -127,49 +130,49 @@ class Card {
   outline() {
     const canvas = this.find(".outline");
     const { width, height } = canvas;
-    const inside = (x, y) => x >= 0 && y >= 0 && x < width && y < height && this.map[y * width + x] >= shown.pixel;
     const context = canvas.getContext("2d");
     const drawn = context.createImageData(width, height);
-    const seen = new Uint8Array(width * height);
+    // 1 inside of regions, 2 where seen; with a border of zeros.
+    const across = width + 2 * LINE;
+    const mask = new Uint8Array(across * (height + 2 * LINE));
+    const stack = new Int32Array(width * height);
+    const near = AROUND.map(([dx, dy]) => dy * across + dx);
+    for (let index = 0, y = 0; y < height; y++) {
+      const row = (y + LINE) * across + LINE;
+      for (let x = 0; x < width; x++, index++) mask[row + x] = this.map[index] >= shown.pixel;
+    }
     const regions = [];
-    for (let start = 0; start < seen.length; start++) {
-      if (seen[start] || this.map[start] < shown.pixel) continue;
+    for (let start = 0; start < mask.length; start++) {
+      if (mask[start] !== 1) continue;
       const region = { area: 0, left: width, top: height, right: 0, bottom: 0 };
-      const stack = [start];
-      seen[start] = 1;
-      while (stack.length) {
-        const index = stack.pop();
-        const x = index % width;
-        const y = (index - x) / width;
+      stack[0] = start;
+      mask[start] = 2;
+      for (let size = 1; size; ) {
+        const index = stack[--size];
+        const x = (index % across) - LINE;
+        const y = Math.floor(index / across) - LINE;
         region.area++;
-        region.left = Math.min(region.left, x);
-        region.top = Math.min(region.top, y);
-        region.right = Math.max(region.right, x + 1);
-        region.bottom = Math.max(region.bottom, y + 1);
-        let edge = !inside(x - 2, y) || !inside(x + 2, y) || !inside(x, y - 2) || !inside(x, y + 2);
-        for (let dy = -1; dy <= 1; dy++) {
-          for (let dx = -1; dx <= 1; dx++) {
-            if (!inside(x + dx, y + dy)) {
-              edge = true;
-              continue;
-            }
-            const other = index + dy * width + dx;
-            if (!seen[other]) {
-              seen[other] = 1;
-              stack.push(other);
-            }
+        if (x < region.left) region.left = x;
+        if (y < region.top) region.top = y;
+        if (x >= region.right) region.right = x + 1;
+        if (y >= region.bottom) region.bottom = y + 1;
+        let isEdge = false;
+        for (const step of near) {
+          if (!mask[index + LINE * step]) isEdge = true;
+          if (mask[index + step] === 1) {
+            mask[index + step] = 2;
+            stack[size++] = index + step;
           }
         }
-        if (edge) drawn.data.set([90, 255, 245, 255], 4 * index);
+        if (isEdge) drawn.data.set(LINE_COLOR, 4 * (y * width + x));
       }
-      if (region.area >= LEAST_AREA * seen.length) regions.push(region);
+      if (region.area >= LEAST_AREA * width * height) regions.push(region);
     }
     context.putImageData(drawn, 0, 0);
-    const across = this.answer.width / width;
-    const down = this.answer.height / height;
+    const [right, down] = [this.answer.width / width, this.answer.height / height];
     this.boxes = regions
       .sort((a, b) => b.area - a.area)
-      .map((box) => [Math.floor(box.left * across), Math.floor(box.top * down), Math.ceil(box.right * across), Math.ceil(box.bottom * down)]);
+      .map((box) => [Math.floor(box.left * right), Math.floor(box.top * down), Math.ceil(box.right * right), Math.ceil(box.bottom * down)]);
   }
 
   update() {
@@ -231,7 +234,7 @@ function addFiles(files) {
   work();
 }
 
-async function work() {
+function work() {
   while (waiting.length && sending < SENT_AT_ONCE) {
     const card = waiting.shift();
     if (!cards.has(card)) continue;
