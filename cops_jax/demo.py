@@ -15,6 +15,8 @@ import socket
 import sys
 from typing import Any
 
+import numpy as np
+
 from cops_jax import thresholds
 from cops_jax.clip_files import DEMO_CLIP
 from cops_jax.detector import AnomalyDetector
@@ -98,6 +100,8 @@ def _serve(options):
     detector = load_detector(
       options.workdir, allow_other_clip=options.allow_other_clip
     )
+    # Compiles now, so that the first upload does not wait for it.
+    detector(np.zeros((8, 8), np.uint8))
     app = demo_server.make_app(detector, _describe(detector, options.workdir))
     host, port = listener.getsockname()[:2]
     host = f"[{host}]" if ":" in host else host

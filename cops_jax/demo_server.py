@@ -192,18 +192,20 @@ class _Server:
       shown = image.convert("RGB")
       shown.thumbnail((_SHOWN_SIDE, _SHOWN_SIDE))
       (detection,) = self._detector.detect([decoded])
-      anomaly_map = detection.anomaly_map
-      highest = max(float(anomaly_map.max()), 1e-6)
-      levels = (anomaly_map / highest * 255).round().astype(np.uint8)
-      map_image = Image.fromarray(levels)
-      map_image.thumbnail((_MAP_SIDE, _MAP_SIDE), Image.Resampling.BILINEAR)
+      small = Image.fromarray(detection.anomaly_map)
+      small.thumbnail((_MAP_SIDE, _MAP_SIDE), Image.Resampling.BILINEAR)
+      values = np.asarray(small)
+      highest = max(float(values.max()), 1e-6)
+      levels = (values / highest * 255).round().astype(np.uint8)
       width, height = decoded.size
       return {
         **to_row(pathlib.Path(name), detection),
         "width": width,
         "height": height,
         "image": _data_url(shown, "jpeg", quality=90),
-        "map": _data_url(map_image, "png"),  # 255 stands for map_max.
+        "map": _data_url(
+          Image.fromarray(levels), "png"
+        ),  # 255 stands for map_max.
         "map_max": highest,
       }
 

@@ -314,6 +314,16 @@ class Page:
 
     until(is_so)
 
+  def cards(self):
+    """By card its text and its pictures' widths in pixels."""
+    return self.run(
+      "return [...document.querySelectorAll('#list li')].map((card) => ({"
+      "  text: card.innerText,"
+      "  pictures: [...card.querySelectorAll('.tile')].map("
+      "    (tile) => tile.clientWidth),"
+      "}));"
+    )
+
   def upload(self, *paths):
     self.one("#files").send_keys("\n".join(map(str, paths)))
 
@@ -331,28 +341,24 @@ class Page:
     ]
 
 
-@pytest.fixture
-def images(detector, tmp_path):
-  """Ten image files."""
-  folder = tmp_path / "images"
-  folder.mkdir()
+@pytest.fixture(scope="module")
+def images(detector, tmp_path_factory):
+  """Ten image files, and what the detector finds in each."""
+  folder = tmp_path_factory.mktemp("images")
   drawn = list(demo_server._draw_examples().values())
   paths = [folder / f"{index}.png" for index in range(9)]
   paths.append(folder / "=1,2.png")
   for index, path in enumerate(paths):
     path.write_bytes(drawn[index % len(drawn)])
-  return paths
+  return {path: detector(path) for path in paths}
 
 
 @pytest.mark.parametrize("width", (1280, 390))
-def test_ten_at_once_and_the_sliders(
-  address, browser, detector, images, tmp_path, width
-):
+def test_ten_at_once_and_the_sliders(address, browser, images, width):
   page = Page(browser, address, width)
   assert "is a toy" in page.one("#toy").text
   assert page.fits() and page.one("#status").text == "No images yet"
-  wanted = [detector(path) for path in images]
-  num_anomalies = sum(want.is_anomaly for want in wanted)
+  num_anomalies = sum(want.is_anomaly for want in images.values())
   assert 0 < num_anomalies < 10
   page.upload(*images)
   page.count(anomaly=num_anomalies, normal=10 - num_anomalies, failed=0)
@@ -361,22 +367,21 @@ def test_ten_at_once_and_the_sliders(
     f"10 images \N{MIDDLE DOT} {num_anomalies} anomalous \N{MIDDLE DOT}"
     f" {10 - num_anomalies} normal"
   )
-  for card in page.all("li"):
-    name = card.find_element("css selector", "h2").text
-    want = wanted[[path.name for path in images].index(name)]
-    assert f"score {want.image_score:.3f}" in card.text
-    assert ("anomaly" if want.is_anomaly else "normal") in card.text
-    for picture in card.find_elements("css selector", ".tile"):
-      assert 100 < picture.size["width"] < width / 2
+  for (path, want), card in zip(images.items(), page.cards(), strict=True):
+    assert card["text"].startswith(path.name)
+    assert f"score {want.image_score:.3f}" in card["text"]
+    assert ("anomaly" if want.is_anomaly else "normal") in card["text"]
+    left, right = card["pictures"]
+    assert left == right and 100 < left < width / 2
   # The keys' names are those of WebDriver: Home and End.
   page.one("#image").send_keys("\ue011")
   page.count(anomaly=10, normal=0)
   page.one("#image").send_keys("\ue010")
   page.count(anomaly=0, normal=10)
   page.one("#pixel").send_keys("\ue011")
-  until(lambda: all("1 region" in card.text for card in page.all("li")))
+  until(lambda: all("1 region" in card["text"] for card in page.cards()))
   page.one("#pixel").send_keys("\ue010")
-  until(lambda: all("no regions" in card.text for card in page.all("li")))
+  until(lambda: all("no regions" in card["text"] for card in page.cards()))
   page.one("#opacity").send_keys("\ue011")
   until(lambda: page.one("#opacity_value").text == "0%")
   assert page.all(".heat")[0].value_of_css_property("opacity") == "0"
@@ -402,13 +407,12 @@ def test_downloads(address, browser, detector, images, tmp_path):
     until(lambda: path.exists() and path.stat().st_size)
     return path
 
-  images = images[-2:]
-  wanted = [detector(path) for path in images]
-  page.upload(*images)
+  paths, wanted = list(images)[-2:], list(images.values())[-2:]
+  page.upload(*paths)
   until(lambda: len(page.all("li.anomaly, li.normal")) == 2)
   page.one("#json").click()
   rows = json.loads(downloaded("results.json").read_text())
-  for row, path, want in zip(rows, images, wanted, strict=True):
+  for row, path, want in zip(rows, paths, wanted, strict=True):
     assert row == {
       "path": path.name,
       "image_score": round(want.image_score, 6),
@@ -436,7 +440,7 @@ def test_downloads(address, browser, detector, images, tmp_path):
   until(lambda: page.one("#pixel_value").text == "1.000")
   page.all(".save")[1].click()
   saved = Image.open(downloaded("=1,2-heatmap.png"))
-  with saved, Image.open(images[1]) as image:
+  with saved, Image.open(paths[1]) as image:
     high = 2 * detector.thresholds.pixel
     expected = overlay(
       np.asarray(image), wanted[1].anomaly_map, 0.0, high
@@ -455,7 +459,8 @@ def test_bad_files_leave_the_others_alone(address, browser, images, tmp_path):
   broken.write_bytes(b"no image")
   bomb = tmp_path / "bomb.png"
   bomb.write_bytes(black(8000, 5001))
-  page.upload(images[0], broken, large, bomb, images[1])
+  first, second, *_ = images
+  page.upload(first, broken, large, bomb, second)
   until(lambda: len(page.all("li.anomaly, li.normal")) == 2)
   page.count(failed=3)
   texts = "\n".join(card.text for card in page.all("li.failed"))
@@ -474,4 +479,17 @@ def test_bad_files_leave_the_others_alone(address, browser, images, tmp_path):
   page.one("#clear").click()
   page.all(".example")[0].click()
   until(lambda: len(page.all("li.anomaly, li.normal")) == 1)
+  assert page.errors() == []
+
+
+def test_without_thresholds(browser, detector, port, images, monkeypatch):
+  monkeypatch.setattr(detector, "thresholds", None)
+  path, want = list(images.items())[1]
+  status, answer = post(port, path.read_bytes())
+  assert status == 200 and answer["verdict"] is answer["boxes"] is None
+  page = Page(browser, f"http://127.0.0.1:{port}", 390)
+  assert page.one("#about").text == "a <model>"
+  assert page.one("#image_value").text == "0.500"
+  page.upload(path)
+  page.count(anomaly=want.image_score >= 0.5, normal=want.image_score < 0.5)
   assert page.errors() == []
