@@ -152,7 +152,7 @@ class _Server:
       )
     self._num_requests += 1
     try:
-      name = request.query_params.get("name") or "image"
+      name = request.query_params.get("name") or "the upload"
       content = await self._read(request, name)
       return JSONResponse(await run_in_threadpool(self._detect, name, content))
     finally:
