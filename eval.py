@@ -60,7 +60,9 @@ def main(config, workdir, allow_other_clip):
         print(f"report: {page}")
     for name, reason in found.failed.items():
       print(f"{name} failed: {reason}", file=sys.stderr)
-  if found.failed or not found.results:
+  if not found.results:
+    sys.exit("error: no data set was evaluated")
+  if found.failed:
     sys.exit(1)
 
 

@@ -111,9 +111,11 @@ def evaluate(
 
   workdir = pathlib.Path(workdir)
   names = tuple(names) or tuple(config.evaluation.datasets)
-  may_skip = ALL in names
-  if may_skip:
-    names = tuple(datasets.SPECIFICATIONS)
+  may_skip = ()
+  if ALL in names:
+    names = [name for name in names if name != ALL]
+    may_skip = [name for name in datasets.SPECIFICATIONS if name not in names]
+  names = dict.fromkeys((*names, *may_skip))
   for name in names:
     datasets.custom.locate(name) or datasets.require_known(name)
   checkpoint = checkpoint or workdir
@@ -196,7 +198,7 @@ def evaluate(
   found, skipped, failed = {}, {}, {}
   for name in names:
     try:
-      reason = may_skip and datasets.why_unprepared(
+      reason = name in may_skip and datasets.why_unprepared(
         name, config.data_dir or None, config.manual_dir or None
       )
       if reason:

@@ -42,6 +42,11 @@ def make_images(root, number=6):
   return f"folder:{root}"
 
 
+def evaluation_names(found):
+  assert not found.failed
+  return list(found.results)
+
+
 def test_a_sweep_goes_on_and_is_resumed(
   config, workdir, tmp_path, evaluated, caplog, monkeypatch
 ):
@@ -124,6 +129,11 @@ def test_all_thirteen(config, workdir, tmp_path, evaluated):
   del evaluated[:]
   found = sweep.evaluate(config, workdir, names=["all"])
   assert list(found.skipped) == ["btad"] and evaluated == []
+  more = [make_images(tmp_path / "a"), "all"]
+  assert evaluation_names(sweep.evaluate(config, workdir, names=more)) == [
+    "a",
+    *(name for name in SPECIFICATIONS if name != "btad"),
+  ]
   assert (
     "holds version 0.9.0 of it, and version 1.0.0 is needed. Make it anew with:"
     " python -m cops_jax.datasets prepare btad" in found.skipped["btad"]
