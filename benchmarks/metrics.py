@@ -1,6 +1,6 @@
 """Speed, memory and error of the pixel metrics, against scikit-learn.
 
-  python benchmarks/metrics.py
+  python -m benchmarks.metrics
 
 Maps of 518 x 518 pixels are smoothed patch probabilities as CoPS gives them;
 every second image has up to three defects. Time and errors are taken from

@@ -22,7 +22,7 @@ import numpy as np
 from cops_jax import metrics, thresholds
 from cops_jax.detector import AnomalyDetector, Detection
 from cops_jax.errors import InputError
-from cops_jax.images import decode_mask, find_images
+from cops_jax.images import decode_mask, find_images, resize_map
 from cops_jax.progress import Progress, show_messages
 from cops_jax.scoring import ANOMALY
 from cops_jax.thresholds import Thresholds
@@ -86,7 +86,7 @@ def from_labelled_data(
     peaks.append(detection.anomaly_map.max())
     if example["has_mask"]:
       mask = decode_mask(example["mask"], size).astype(bool)
-      pixels.add(_at_size(detection.anomaly_map, size), mask)
+      pixels.add(resize_map(detection.anomaly_map, (size, size)), mask)
   scores, labels = np.array(scores), np.array(labels)
   image = thresholds.of_largest_f1(scores, labels)
   if np.isnan(image):
@@ -102,13 +102,6 @@ def from_labelled_data(
   return Thresholds(
     image, pixel, f"largest F1 on {len(scores)} images of {examples.name}"
   )
-
-
-def _at_size(anomaly_map, size):
-  from PIL import Image
-
-  image = Image.fromarray(anomaly_map)
-  return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
 
 
 def _detect(

@@ -53,6 +53,17 @@ def load_clip(config: Any) -> PretrainedCLIP:
   return weights.load_clip(clip.weights, clip.revision, clip.sha256)
 
 
+def load_examples(
+  config: Any, name: str, split: str
+) -> Sequence[Mapping[str, Any]]:
+  """`datasets.load` from where a config says that data lie."""
+  from cops_jax import datasets
+
+  return datasets.load(
+    name, split, config.data_dir or None, config.manual_dir or None
+  )
+
+
 def open_features(
   config: Any,
   examples: Sequence[Mapping[str, Any]],

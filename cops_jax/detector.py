@@ -22,9 +22,9 @@ import numpy as np
 from cops_jax import prompt_files, records, sharding, thresholds
 from cops_jax.configuration import build_model, load_clip
 from cops_jax.errors import InputError, shorten
-from cops_jax.evaluation import make_predict_step
-from cops_jax.images import open_image, resize_image
-from cops_jax.models.cops import CoPS, init_trainable
+from cops_jax.evaluation import make_configured_step
+from cops_jax.images import open_image, resize_image, resize_map
+from cops_jax.models.cops import CoPS, trainable_shapes
 from cops_jax.models.vae import content_ids
 from cops_jax.thresholds import Thresholds
 from cops_jax.typing import Float, Integer
@@ -85,17 +85,7 @@ def make_detect_step(
     `step(trainable, clip_params, images)`, of uint8 (b, h, w, 3); gives what
     `make_predict_step`'s does.
   """
-  settings = config.evaluation
-  predict = make_predict_step(
-    model,
-    mesh,
-    seed=config.seed,
-    num_samples=settings.num_samples,
-    alpha=settings.alpha,
-    beta=settings.beta,
-    distance_weighting=settings.distance_weighting,
-    clip_shardings=clip_shardings,
-  )
+  predict = make_configured_step(config, model, mesh, clip_shardings)
 
   @jax.jit
   def detect(trainable, clip_params, images):
@@ -220,12 +210,7 @@ class AnomalyDetector:
       records.check_clip(record, clip.sha256, str(prompts), allow_other_clip)
     model = build_model(config, clip)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    template = jax.tree.map(
-      lambda leaf: jax.ShapeDtypeStruct(
-        leaf.shape, leaf.dtype, sharding=device
-      ),
-      jax.eval_shape(lambda: init_trainable(model, jax.random.key(0))),
-    )
+    template = trainable_shapes(model, device)
     trainable, _ = prompt_files.load_prompts(prompts, template)
     return cls(config, trainable, clip, thresholds)
 
@@ -297,7 +282,7 @@ class AnomalyDetector:
     return [
       Detection(
         float(outputs["image_score"][row]),
-        _resize_map(outputs["anomaly_map"][row], image.size),
+        resize_map(outputs["anomaly_map"][row], image.size),
         self.thresholds,
       )
       for row, image in enumerate(images)
@@ -336,11 +321,3 @@ def _from_array(array):
       f" {array.shape}"
     )
   return Image.fromarray(array)
-
-
-def _resize_map(anomaly_map, size):
-  """To an image's own size, bilinearly: maps are smooth."""
-  from PIL import Image
-
-  image = Image.fromarray(anomaly_map.astype(np.float32))
-  return np.asarray(image.resize(size, Image.Resampling.BILINEAR))

@@ -93,6 +93,23 @@ def make_predict_step(
   )
 
 
+def make_configured_step(
+  config: Any, model: CoPS, mesh: Mesh, clip_shardings: Any = None
+) -> Callable[[Any, Any, Mapping[str, Any]], dict[str, jax.Array]]:
+  """`make_predict_step`, with the values of a config."""
+  settings = config.evaluation
+  return make_predict_step(
+    model,
+    mesh,
+    seed=config.seed,
+    num_samples=settings.num_samples,
+    alpha=settings.alpha,
+    beta=settings.beta,
+    distance_weighting=settings.distance_weighting,
+    clip_shardings=clip_shardings,
+  )
+
+
 def make_evaluator(
   config: Any, model: CoPS, clip: PretrainedCLIP, mesh: Mesh, shardings: Any
 ) -> Callable[..., DatasetResult]:
@@ -119,16 +136,7 @@ def make_evaluator(
       "config.evaluation.pixel_metrics is 'exact', which one process alone can"
       " be: set it to binned in a cluster"
     )
-  predict_step = make_predict_step(
-    model,
-    mesh,
-    seed=config.seed,
-    num_samples=settings.num_samples,
-    alpha=settings.alpha,
-    beta=settings.beta,
-    distance_weighting=settings.distance_weighting,
-    clip_shardings=shardings,
-  )
+  predict_step = make_configured_step(config, model, mesh, shardings)
   skip_unreadable = config.input.unreadable_files == "skip"
 
   def evaluate(

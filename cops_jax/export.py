@@ -10,6 +10,7 @@ size; `weights.safetensors`; `metadata.json`. `load` runs it with jax alone.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import datetime
 import hashlib
 import json
@@ -25,7 +26,7 @@ import jax
 import numpy as np
 import safetensors.numpy
 
-from cops_jax import __version__
+from cops_jax import __version__, sharding
 from cops_jax.errors import InputError, shorten
 from cops_jax.typing import Array, Float
 
@@ -62,7 +63,7 @@ def export(
   from cops_jax.detector import make_detect_step
 
   config, clip = detector.config, detector.clip
-  mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("data",))
+  mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), (sharding.DATA_AXIS,))
   step = make_detect_step(config, build_model(config, clip), mesh)
   (batch,) = jax_export.symbolic_shape("batch")
   side = detector.image_size
@@ -94,12 +95,7 @@ def export(
     "clip_sha256": clip.sha256,
     "function_sha256": hashlib.sha256(function).hexdigest(),
     "weights_sha256": hashlib.sha256(weights).hexdigest(),
-    "thresholds": thresholds
-    and {
-      "image": thresholds.image,
-      "pixel": thresholds.pixel,
-      "method": thresholds.method,
-    },
+    "thresholds": thresholds and dataclasses.asdict(thresholds),
   }
   out = pathlib.Path(out)
   partial = out.with_name(f".{out.name}.partial")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cops_jax.errors import InputError
-from cops_jax.typing import Integer
+from cops_jax.typing import Float, Integer
 
 if TYPE_CHECKING:
   from PIL import Image
@@ -57,6 +57,16 @@ def resize_image(image: Image.Image, size: int) -> Integer[np.ndarray, "h w 3"]:
 
   resized = image.resize((size, size), Image.Resampling.BICUBIC)
   return np.asarray(resized.convert("RGB"))
+
+
+def resize_map(
+  anomaly_map: Float[np.ndarray, "h w"], size: tuple[int, int]
+) -> Float[np.ndarray, "new_h new_w"]:
+  """A map at another width and height, bilinearly, float32: maps are smooth."""
+  from PIL import Image
+
+  image = Image.fromarray(anomaly_map.astype(np.float32))
+  return np.asarray(image.resize(size, Image.Resampling.BILINEAR))
 
 
 def decode_mask(

@@ -27,10 +27,10 @@ from cops_jax import (
   results,
   sharding,
 )
-from cops_jax.configuration import build_model, load_clip
+from cops_jax.configuration import build_model, load_clip, load_examples
 from cops_jax.errors import InputError
 from cops_jax.files import write_file
-from cops_jax.models.cops import init_trainable
+from cops_jax.models.cops import trainable_shapes
 
 _logger = logging.getLogger(__name__)
 
@@ -131,12 +131,7 @@ def evaluate(
     records.check_clip(record, clip.sha256, str(checkpoint), allow_other_clip)
   model = build_model(config, clip)
   mesh = sharding.make_mesh()
-  template = jax.tree.map(
-    lambda leaf: jax.ShapeDtypeStruct(
-      leaf.shape, leaf.dtype, sharding=sharding.replicated_sharding(mesh)
-    ),
-    jax.eval_shape(lambda: init_trainable(model, jax.random.key(0))),
-  )
+  template = trainable_shapes(model, sharding.replicated_sharding(mesh))
   trainable, source = prompt_files.load_prompts(checkpoint, template)
   provenance = {
     "version": __version__,
@@ -166,18 +161,14 @@ def evaluate(
   clip_params = jax.device_put(clip.params, shardings)
 
   def evaluate_one(name):
-    examples = datasets.load(
-      name,
-      config.evaluation.split,
-      config.data_dir or None,
-      config.manual_dir or None,
-    )
+    examples = load_examples(config, name, config.evaluation.split)
     if examples.name in found:
       raise InputError(
         f"another data set is called {examples.name!r} too; give their folders"
         " different names"
       )
-    kept = _KeptResult(workdir, examples, provenance, save_maps)
+    fingerprint = examples.fingerprint()
+    kept = _KeptResult(workdir, examples, fingerprint, provenance, save_maps)
     result = kept.read()
     if result is None:
       result = evaluate_examples(
@@ -190,7 +181,7 @@ def evaluate(
       result = dataclasses.replace(
         result,
         identity=str(examples.identity),
-        data_sha256=_hash_data(examples, result),
+        data_sha256=_hash_data(fingerprint, result),
       )
       kept.write(result)
     found[examples.name] = result
@@ -223,9 +214,9 @@ def _hash(tree):
   return digest.hexdigest()
 
 
-def _hash_data(examples, result):
+def _hash_data(fingerprint, result):
   """Of the files' sizes and times or the version, and of names and labels."""
-  digest = hashlib.sha256(examples.fingerprint().encode())
+  digest = hashlib.sha256(fingerprint.encode())
   for image in result.images:
     digest.update(f"{image.category} {image.path} {image.label}\n".encode())
   return digest.hexdigest()
@@ -243,7 +234,7 @@ _FREE = {
 class _KeptResult:
   """A data set's result in the work directory."""
 
-  def __init__(self, workdir, examples, provenance, save_maps):
+  def __init__(self, workdir, examples, fingerprint, provenance, save_maps):
     config = {
       section: {
         name: value
@@ -264,7 +255,7 @@ class _KeptResult:
       # Rounded, features change the last digits.
       "cache_features": provenance["config"]["train"]["cache_features"],
       "dataset": examples.name,
-      "fingerprint": examples.fingerprint(),
+      "fingerprint": fingerprint,
       "num_images": len(examples),
     }
     self._path = workdir / "evaluation" / f"{examples.name}.json"

@@ -25,7 +25,12 @@ from cops_jax import (
   sharding,
   train_steps,
 )
-from cops_jax.configuration import build_model, load_clip, open_features
+from cops_jax.configuration import (
+  build_model,
+  load_clip,
+  load_examples,
+  open_features,
+)
 from cops_jax.errors import InputError
 from cops_jax.files import write_file
 from cops_jax.progress import Progress
@@ -67,18 +72,11 @@ def train(
   """
   from clu import parameter_overview
 
-  from cops_jax import datasets
-
   settings, workdir = config.train, pathlib.Path(workdir)
   is_writer = jax.process_index() == 0
   clip = load_clip(config)
   model = build_model(config, clip)
-  examples = datasets.load(
-    settings.dataset,
-    settings.split,
-    config.data_dir or None,
-    config.manual_dir or None,
-  )
+  examples = load_examples(config, settings.dataset, settings.split)
   mesh = sharding.make_mesh()
   optimizer = train_steps.make_optimizer(settings)
   state = sharding.replicate(
@@ -122,12 +120,7 @@ def train(
     evaluation_data = []
     if settings.evaluate_every_steps:  # Found to be missing now, not later.
       evaluation_data = [
-        datasets.load(
-          name,
-          config.evaluation.split,
-          config.data_dir or None,
-          config.manual_dir or None,
-        )
+        load_examples(config, name, config.evaluation.split)
         for name in config.evaluation.datasets
       ]
     _logger.info(

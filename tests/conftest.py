@@ -139,3 +139,25 @@ def trained(arguments, tmp_path_factory):
   code, _, err = run("train.py", *arguments, f"--workdir={workdir}")
   assert code == 0, err
   return workdir, err
+
+
+@pytest.fixture(scope="module")
+def browser():
+  """Headless Chromium; without it the tests that need it are skipped."""
+  chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+  if not (chromium and driver):
+    pytest.skip("needs chromium and chromedriver")
+  from selenium import webdriver
+
+  options = webdriver.ChromeOptions()
+  options.binary_location = chromium
+  for flag in (
+    *("headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run"),
+    *("disable-background-networking", "disable-component-update"),
+    "disable-sync",
+  ):
+    options.add_argument(f"--{flag}")
+  options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+  service = webdriver.ChromeService(executable_path=driver)
+  with webdriver.Chrome(options, service) as browser:
+    yield browser

@@ -8,7 +8,6 @@ import http.client
 import io
 import json
 import re
-import shutil
 import signal
 import socket
 import sys
@@ -246,27 +245,6 @@ def test_without_the_extra(monkeypatch):
   monkeypatch.setitem(sys.modules, "uvicorn", None)
   with pytest.raises(SystemExit, match=r"error: .*pip install.*'\.\[demo\]'"):
     demo.main(["--port=0"])
-
-
-@pytest.fixture(scope="module")
-def browser():
-  chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-  if not (chromium and driver):
-    pytest.skip("needs chromium and chromedriver")
-  from selenium import webdriver
-
-  options = webdriver.ChromeOptions()
-  options.binary_location = chromium
-  for flag in (
-    *("headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run"),
-    *("disable-background-networking", "disable-component-update"),
-    "disable-sync",
-  ):
-    options.add_argument(f"--{flag}")
-  options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-  service = webdriver.ChromeService(executable_path=driver)
-  with webdriver.Chrome(options, service) as browser:
-    yield browser
 
 
 @pytest.fixture(scope="module")

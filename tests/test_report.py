@@ -2,7 +2,6 @@
 
 import io
 import re
-import shutil
 
 import numpy as np
 import pytest
@@ -122,27 +121,6 @@ def test_the_pictures_of_the_text_are_there(page):
   for file in files:
     with Image.open(page.parent / file) as picture:
       picture.load()
-
-
-@pytest.fixture(scope="module")
-def browser():
-  chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-  if not (chromium and driver):
-    pytest.skip("needs chromium and chromedriver")
-  from selenium import webdriver
-
-  options = webdriver.ChromeOptions()
-  options.binary_location = chromium
-  for flag in (
-    *("headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run"),
-    *("disable-background-networking", "disable-component-update"),
-    "disable-sync",
-  ):
-    options.add_argument(f"--{flag}")
-  options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-  service = webdriver.ChromeService(executable_path=driver)
-  with webdriver.Chrome(options, service) as browser:
-    yield browser
 
 
 @pytest.mark.parametrize("width", (1280, 390))

@@ -54,7 +54,7 @@ def load(
     has_mask, label (0 normal, 1 anomaly), category, anomaly_kind, dataset, path
     and id. The sequence's `name` is the data set's, in examples and results;
     its `identity` tells it from others of that name: a version or a folder;
-  `fingerprint()` changes with its files.
+    `fingerprint()` changes with its files.
 
   Raises:
     InputError: unknown name or split, no examples in it, or original files

@@ -217,6 +217,18 @@ def join_params(
   return {"params": {**trainable, CLIP_PARAMS: clip}}
 
 
+def trainable_shapes(
+  model: CoPS, sharding: jax.sharding.Sharding
+) -> Mapping[str, Any]:
+  """`init_trainable`'s tree, of shapes, types and one sharding."""
+  return jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct(
+      leaf.shape, leaf.dtype, sharding=sharding
+    ),
+    jax.eval_shape(lambda: init_trainable(model, jax.random.key(0))),
+  )
+
+
 def init_trainable(model: CoPS, key: jax.Array) -> Mapping[str, Any]:
   """Random trainable parameters, float32; CLIP's are never materialised."""
   config = model.clip_config.vision_config
