@@ -12,6 +12,7 @@ are the latter.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,9 +21,9 @@ from typing import Any
 import numpy as np
 
 from cops_jax import metrics, thresholds
-from cops_jax.detector import AnomalyDetector, Detection
-from cops_jax.errors import InputError
-from cops_jax.images import decode_mask, find_images, resize_map
+from cops_jax.detector import AnomalyDetector, DecodedImage, Detection
+from cops_jax.errors import InputError, shorten
+from cops_jax.images import decode_image, decode_mask, find_images
 from cops_jax.progress import Progress, show_messages
 from cops_jax.scoring import ANOMALY
 from cops_jax.thresholds import Thresholds
@@ -31,23 +32,28 @@ _FALSE_ALARMS = 0.01
 
 
 def from_normal_images(
-  detector: AnomalyDetector, images: Sequence[Any], false_alarms: float
+  detector: AnomalyDetector,
+  images: Iterable[Any],
+  number: int,
+  false_alarms: float,
 ) -> Thresholds:
   """Thresholds that few normal images reach.
 
   Args:
     detector: of the run.
     images: as it takes them.
+    number: of the images.
     false_alarms: share of the images that may be called anomalous, and that may
       show an anomalous pixel.
 
   Raises:
     InputError: there are no images, or one cannot be read.
   """
-  if not images:
+  if not number:
     raise InputError("there are no normal images to choose thresholds by")
   scores, peaks = [], []
-  for detection in _detect(detector, images):
+  decoded = ((detector.decode(image), None) for image in images)
+  for detection, _ in _detect(detector, decoded, number):
     scores.append(detection.image_score)
     peaks.append(detection.anomaly_map.max())
   image, pixel = (
@@ -57,7 +63,7 @@ def from_normal_images(
   return Thresholds(
     image,
     pixel,
-    f"at most {false_alarms:.2%} false alarms on {len(scores)} normal images",
+    f"at most {false_alarms:.2%} false alarms on {number} normal images",
   )
 
 
@@ -76,17 +82,13 @@ def from_labelled_data(
   """
   scores, labels, peaks = [], [], []
   pixels = metrics.PixelMetrics()
-  size = detector.image_size
-  images = (example["image"] for example in examples)
-  for example, detection in zip(
-    examples, _detect(detector, images, len(examples)), strict=True
-  ):
+  decoded = (_decode(example, detector.image_size) for example in examples)
+  for detection, (label, mask) in _detect(detector, decoded, len(examples)):
     scores.append(detection.image_score)
-    labels.append(example["label"] == ANOMALY)
+    labels.append(label == ANOMALY)
     peaks.append(detection.anomaly_map.max())
-    if example["has_mask"]:
-      mask = decode_mask(example["mask"], size).astype(bool)
-      pixels.add(resize_map(detection.anomaly_map, (size, size)), mask)
+    if mask is not None:
+      pixels.add(detection.anomaly_map, mask)
   scores, labels = np.array(scores), np.array(labels)
   image = thresholds.of_largest_f1(scores, labels)
   if np.isnan(image):
@@ -104,14 +106,36 @@ def from_labelled_data(
   )
 
 
+def _decode(example, size):
+  """An example as `_detect` takes it, with its label and mask.
+
+  Neither is turned upright: masks are drawn over the pixels as they are stored.
+  """
+  mask = None
+  try:
+    image = DecodedImage(decode_image(example["image"], size), (size, size))
+    if example["has_mask"]:
+      mask = decode_mask(example["mask"], size).astype(bool)
+  except Exception as error:  # PIL's kinds are many.
+    raise InputError(
+      f"{example['path']} or its mask cannot be read: {shorten(error)}"
+    ) from error
+  return image, (example["label"], mask)
+
+
 def _detect(
-  detector: AnomalyDetector, images: Iterable[Any], number: int | None = None
-) -> Iterator[Detection]:
-  number = len(images) if number is None else number
+  detector: AnomalyDetector,
+  decoded: Iterable[tuple[DecodedImage, Any]],
+  number: int,
+) -> Iterator[tuple[Detection, Any]]:
+  """Detections with maps of the model's size, each with what came beside it."""
+  size = (detector.image_size, detector.image_size)
   progress = Progress(number, "images")
-  images, done = iter(images), 0
-  while batch := list(itertools.islice(images, detector.max_batch_size)):
-    yield from detector(batch)
+  decoded, done = iter(decoded), 0
+  while batch := list(itertools.islice(decoded, detector.max_batch_size)):
+    images = [dataclasses.replace(image, size=size) for image, _ in batch]
+    rest = [beside for _, beside in batch]
+    yield from zip(detector.detect(images), rest, strict=True)
     done += len(batch)
     progress.update(done, "choosing thresholds")
 
@@ -138,16 +162,24 @@ def main(arguments: list[str] | None = None) -> None:
     f" the largest F1 decides, and with --normal {_FALSE_ALARMS}",
   )
   parser.add_argument("--data_dir", help="where TFDS keeps prepared data sets")
+  parser.add_argument(
+    "--allow_other_clip",
+    action="store_true",
+    help="accept other CLIP weights than the run's own",
+  )
   options = parser.parse_args(arguments)
   show_messages()
   try:
     rate = options.false_alarms
     if rate is not None and not 0 <= rate < 1:
       raise InputError(f"--false_alarms is {rate}, expected from 0 to below 1")
-    detector = AnomalyDetector.from_workdir(options.workdir)
+    detector = AnomalyDetector.from_workdir(
+      options.workdir, allow_other_clip=options.allow_other_clip
+    )
     if options.normal:
       rate = _FALSE_ALARMS if rate is None else rate
-      chosen = from_normal_images(detector, find_images(options.normal), rate)
+      paths = find_images(options.normal)
+      chosen = from_normal_images(detector, paths, len(paths), rate)
     else:
       from cops_jax import datasets
 
@@ -155,8 +187,10 @@ def main(arguments: list[str] | None = None) -> None:
       if rate is None:
         chosen = from_labelled_data(detector, examples)
       else:
-        normal = [row["image"] for row in examples if row["label"] != ANOMALY]
-        chosen = from_normal_images(detector, normal, rate)
+        labels = [example["label"] for example in examples]
+        normal = [row for row, label in enumerate(labels) if label != ANOMALY]
+        images = (examples[row]["image"] for row in normal)
+        chosen = from_normal_images(detector, images, len(normal), rate)
     path = thresholds.write_thresholds(options.workdir, chosen)
   except InputError as error:
     sys.exit(f"error: {error}")

@@ -22,6 +22,7 @@ from cops_jax.clip_files import DEMO_CLIP
 from cops_jax.detector import AnomalyDetector
 from cops_jax.errors import InputError
 
+_LOCAL_HOSTS = ("127.0.0.1", "localhost", "[::1]")
 _PROMPTS = pathlib.Path(__file__).parent / "assets" / "demo_prompts"
 
 
@@ -102,9 +103,13 @@ def _serve(options):
     )
     # Compiles now, so that the first upload does not wait for it.
     detector(np.zeros((8, 8), np.uint8))
-    app = demo_server.make_app(detector, _describe(detector, options.workdir))
     host, port = listener.getsockname()[:2]
     host = f"[{host}]" if ":" in host else host
+    app = demo_server.make_app(
+      detector,
+      _describe(detector, options.workdir),
+      hosts=_LOCAL_HOSTS if host in _LOCAL_HOSTS else ("*",),
+    )
     print(f"http://{host}:{port}  (Ctrl-C ends it)", flush=True)
     make_server(app).run(sockets=[listener])
 

@@ -14,15 +14,17 @@ import io
 import pathlib
 import threading
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
@@ -32,6 +34,7 @@ from cops_jax.clip_files import DEMO_CLIP
 from cops_jax.datasets import demo
 from cops_jax.detector import AnomalyDetector
 from cops_jax.errors import InputError, shorten
+from cops_jax.images import turn_upright
 from cops_jax.pictures import heat_colors
 from cops_jax.predict import to_row
 
@@ -83,7 +86,10 @@ class Limits:
 
 
 def make_app(
-  detector: AnomalyDetector, about: str, limits: Limits | None = None
+  detector: AnomalyDetector,
+  about: str,
+  limits: Limits | None = None,
+  hosts: Sequence[str] = ("*",),
 ) -> Starlette:
   """The page and what it calls, for any ASGI server.
 
@@ -91,6 +97,8 @@ def make_app(
     detector: what scores the images.
     about: the model, in words, for the page.
     limits: what is refused.
+    hosts: names that requests may call the server by. Where only some are
+      meant, a web site whose name is made to lead here is not answered.
   """
   server = _Server(detector, about, limits or Limits())
   return Starlette(
@@ -109,7 +117,12 @@ def make_app(
       HTTPException: _answer_refusal,
       Exception: _answer_failure,
     },
-    middleware=[Middleware(_with_headers)],
+    middleware=[
+      Middleware(_with_headers),
+      Middleware(
+        TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False
+      ),
+    ],
   )
 
 
@@ -216,9 +229,8 @@ class _Server:
       image = Image.open(io.BytesIO(content), formats=_FORMATS)
       if image.width * image.height > most:
         raise HTTPException(413, too_many)
-      # Photographs lie on their side in many files, and say so.
-      ImageOps.exif_transpose(image, in_place=True)
       image.load()
+      image = turn_upright(image)
     except HTTPException:
       raise
     except (

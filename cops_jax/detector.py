@@ -23,7 +23,7 @@ from cops_jax import prompt_files, records, sharding, thresholds
 from cops_jax.configuration import build_model, load_clip
 from cops_jax.errors import InputError, shorten
 from cops_jax.evaluation import make_configured_step
-from cops_jax.images import open_image, resize_image, resize_map
+from cops_jax.images import open_image, resize_image, resize_map, turn_upright
 from cops_jax.models.cops import CoPS, trainable_shapes
 from cops_jax.models.vae import content_ids
 from cops_jax.thresholds import Thresholds
@@ -43,7 +43,8 @@ class Detection:
 
   Attributes:
     image_score: of anomaly, in [0, 1].
-    anomaly_map: of anomaly by pixel, in [0, 1], at the image's own size.
+    anomaly_map: of anomaly by pixel, in [0, 1], at the size that the image has
+      upright.
     thresholds: that verdicts go by; None without any.
   """
 
@@ -244,7 +245,7 @@ class AnomalyDetector:
     return detections
 
   def decode(self, image: AnyImage) -> DecodedImage:
-    """Reads an image and brings it to the model's size.
+    """Reads an image, upright by its EXIF data, and brings it to model size.
 
     Raises:
       InputError: it cannot be read; names it.
@@ -255,16 +256,19 @@ class AnomalyDetector:
       if isinstance(image, np.ndarray):
         image = _from_array(image)
       if isinstance(image, Image.Image):
-        return DecodedImage(resize_image(image, self.image_size), image.size)
+        return self._resize(image)
       file = image if isinstance(image, bytes) else pathlib.Path(image)
       with open_image(file) as opened:
-        size = opened.size
-        return DecodedImage(resize_image(opened, self.image_size), size)
+        return self._resize(opened)
     except Exception as error:  # PIL's kinds are many.
       name = "an image"
       if isinstance(image, (str, os.PathLike)):
         name = os.fspath(image)
       raise InputError(f"{name} cannot be read: {shorten(error)}") from error
+
+  def _resize(self, image):
+    upright = turn_upright(image)
+    return DecodedImage(resize_image(upright, self.image_size), upright.size)
 
   def detect(self, images: Sequence[DecodedImage]) -> list[Detection]:
     """Scores decoded images, at most `max_batch_size`."""
@@ -303,7 +307,7 @@ class DecodedImage:
 
   Attributes:
     pixels: RGB.
-    size: width and height that it came with, in pixels.
+    size: width and height that it had upright, in pixels.
   """
 
   pixels: Integer[np.ndarray, "h w 3"]

@@ -198,11 +198,18 @@ def main(arguments: list[str] | None = None) -> None:
   )
   parser.add_argument("--workdir", required=True, help="of a training run")
   parser.add_argument("--out", required=True, help="the file to write")
+  parser.add_argument(
+    "--allow_other_clip",
+    action="store_true",
+    help="accept other CLIP weights than the run's own",
+  )
   options = parser.parse_args(arguments)
   try:
     from cops_jax.detector import AnomalyDetector
 
-    detector = AnomalyDetector.from_workdir(options.workdir)
+    detector = AnomalyDetector.from_workdir(
+      options.workdir, allow_other_clip=options.allow_other_clip
+    )
     metadata = export(detector, options.out)
   except InputError as error:
     sys.exit(f"error: {error}")

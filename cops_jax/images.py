@@ -47,6 +47,21 @@ def decode_image(
     return resize_image(image, size)
 
 
+def turn_upright(image: Image.Image) -> Image.Image:
+  """An image as its EXIF data say it is to be seen, as many photographs do.
+
+  Without readable EXIF data it is returned as it is.
+  """
+  from PIL import ExifTags, ImageOps
+
+  try:
+    orientation = image.getexif().get(ExifTags.Base.Orientation)
+  except Exception:  # PIL's kinds are many; the pixels may be sound.
+    return image
+  turned = orientation in range(2, 9)  # 1 is upright.
+  return ImageOps.exif_transpose(image) if turned else image
+
+
 def resize_image(image: Image.Image, size: int) -> Integer[np.ndarray, "h w 3"]:
   """An image as uint8 RGB of side `size`.
 

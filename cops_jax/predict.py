@@ -5,8 +5,9 @@
 Prints a JSON line for each image: path, image_score, verdict, threshold, boxes
 (left, top, right, bottom in pixels) around anomalous regions. With --out also
 writes predictions.jsonl and a picture of each image with the anomaly map over
-it. An image that cannot be read has a line with "error", the rest goes on, and
-the exit code is 1. Verdicts need thresholds: `python -m cops_jax.calibrate`.
+it. Photographs are turned upright first, as their EXIF data say. An image that
+cannot be read has a line with "error", the rest goes on, and the exit code is
+1. Verdicts need thresholds: `python -m cops_jax.calibrate`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import numpy as np
 from cops_jax.detector import AnomalyDetector, Detection
 from cops_jax.errors import InputError
 from cops_jax.files import write_file
-from cops_jax.images import find_images, open_image
+from cops_jax.images import find_images, open_image, turn_upright
 from cops_jax.pictures import overlay
 from cops_jax.progress import Progress, show_messages
 
@@ -80,7 +81,7 @@ def heatmap(path: pathlib.Path, detection: Detection) -> bytes:
   if detection.thresholds is not None:
     high = 2 * detection.thresholds.pixel
   with open_image(path) as image:
-    pixels = np.asarray(image.convert("RGB"))
+    pixels = np.asarray(turn_upright(image).convert("RGB"))
   shown = overlay(pixels, detection.anomaly_map, 0.0, high)
   file = io.BytesIO()
   Image.fromarray(shown).save(file, format="PNG")

@@ -31,9 +31,9 @@ def detector():
 
 
 @contextlib.contextmanager
-def serve(detector, **limits):
+def serve(detector, hosts=("*",), **limits):
   """Gives the port."""
-  app = demo_server.make_app(detector, "a <model>", Limits(**limits))
+  app = demo_server.make_app(detector, "a <model>", Limits(**limits), hosts)
   server = demo.make_server(app)
   with socket.create_server(("127.0.0.1", 0)) as listener:
     thread = threading.Thread(target=server.run, args=([listener],))
@@ -110,6 +110,19 @@ def test_photographs_are_turned_upright(detector, port):
   status, answer = post(port, lying)
   assert status == 200 and (answer["width"], answer["height"]) == (60, 90)
   assert answer["image_score"] == round(detector(upright).image_score, 6)
+
+
+def test_a_name_that_is_not_the_servers_is_refused(detector):
+  with serve(detector, hosts=demo._LOCAL_HOSTS) as port:
+    for host, status in (
+      (f"127.0.0.1:{port}", 200),
+      (f"localhost:{port}", 200),
+      (f"[::1]:{port}", 200),
+      ("elsewhere.example", 400),
+      (f"127.0.0.1.elsewhere.example:{port}", 400),
+    ):
+      response, _ = ask(port, "GET", "/api/info", headers={"Host": host})
+      assert response.status == status, host
 
 
 @functools.cache

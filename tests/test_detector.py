@@ -57,6 +57,22 @@ def test_every_form_of_an_image_is_the_same(detector, tmp_path):
     assert detector(form).anomaly_map.shape == (40, 70)
 
 
+def test_photographs_are_turned_upright(detector, tmp_path):
+  upright = make_image(0)
+  exif = Image.Exif()
+  exif[0x112] = 6  # Turn it clockwise.
+  path = tmp_path / "lying.png"
+  upright.transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
+  want = detector(upright)
+  for lying in (path, path.read_bytes(), Image.open(path)):
+    got = detector(lying)
+    assert got.image_score == want.image_score
+    np.testing.assert_array_equal(got.anomaly_map, want.anomaly_map)
+    if isinstance(lying, Image.Image):
+      assert lying.size == (40, 70)  # The caller's is left as it was.
+      lying.close()
+
+
 def test_neither_neighbours_nor_batches_matter(detector):
   images = [make_image(seed, 30 + seed, 90 - seed) for seed in range(11)]
   together = detector(images)

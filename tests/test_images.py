@@ -55,6 +55,40 @@ def test_files_are_decoded_as_their_bytes(tmp_path):
     )
 
 
+# How a file is stored that is to be turned by the orientation's number.
+STORED = {
+  1: None,
+  2: Image.Transpose.FLIP_LEFT_RIGHT,
+  3: Image.Transpose.ROTATE_180,
+  4: Image.Transpose.FLIP_TOP_BOTTOM,
+  5: Image.Transpose.TRANSPOSE,
+  6: Image.Transpose.ROTATE_90,
+  7: Image.Transpose.TRANSVERSE,
+  8: Image.Transpose.ROTATE_270,
+}
+
+
+@pytest.mark.parametrize("orientation", STORED)
+def test_photographs_are_turned_upright(orientation):
+  upright = stored = noise_image("RGB")
+  if STORED[orientation] is not None:
+    stored = upright.transpose(STORED[orientation])
+  exif = Image.Exif()
+  exif[0x112] = orientation
+  file = io.BytesIO()
+  stored.save(file, "PNG", exif=exif)
+  with Image.open(file) as image:
+    turned = images.turn_upright(image)
+    np.testing.assert_array_equal(np.asarray(turned), np.asarray(upright))
+
+
+def test_an_image_with_damaged_exif_data_is_left_as_it_is():
+  file = io.BytesIO()
+  noise_image("RGB").save(file, "PNG", exif=b"Exif\0\0damaged")
+  with Image.open(file) as image:
+    assert images.turn_upright(image) is image
+
+
 @pytest.mark.parametrize("mode", ("L", "1", "P", "RGB", "RGBA", "I;16"))
 def test_masks_of_any_mode(mode):
   values = np.zeros((16, 16), np.uint16 if mode == "I;16" else np.uint8)

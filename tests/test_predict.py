@@ -115,6 +115,10 @@ def test_thresholds_of_labelled_data(workdir, tmp_path, data_dir, capsys):
   chosen, _ = choose(f"--data=folder:{root}", "--false_alarms=0.2")
   assert (scores[~labels] >= chosen.image).sum() == 1
 
+  broken = root / "test" / "good" / "broken.png"
+  broken.write_bytes(b"no image")
+  with pytest.raises(SystemExit, match="good/broken.png .* cannot be read: no"):
+    choose(f"--data=folder:{root}")
   shutil.rmtree(root / "test" / "good")
   for arguments, expected in (
     ((f"--data=folder:{root}",), "6 anomalous and 0 normal images"),
