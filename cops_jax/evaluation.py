@@ -23,10 +23,51 @@ from cops_jax.models.vae import example_noise
 from cops_jax.pictures import picture_strip
 from cops_jax.progress import Progress
 from cops_jax.results import DatasetResult, Picture
+from cops_jax.typing import Array, Float
 from cops_jax.weights import PretrainedCLIP
 
 # Fields of a batch that a predicting step reads.
 _STEP_FIELDS = ("image", "image_features", "patch_features", "example_id")
+
+
+def detect_anomalies(
+  model: CoPS,
+  variables: Mapping[str, Any],
+  batch: Mapping[str, jax.Array],
+  noise: Float[Array, "b z d"] | None,
+  *,
+  alpha: float,
+  beta: float,
+  distance_weighting: bool,
+) -> dict[str, jax.Array]:
+  """Scores and maps of a batch.
+
+  Args:
+    model, variables: CoPS.
+    batch: what `encode_batch` takes.
+    noise: the category codes; None without category words.
+    alpha, beta: see `cops_jax.scoring`.
+    distance_weighting: whether patches are weighted by their distances to the
+      prototypes, if there are any.
+
+  Returns:
+    image_score (b,) and anomaly_map (b, h, w), float32 in [0, 1].
+  """
+  features = encode_batch(model, variables, batch)
+  patch_size = model.clip_config.vision_config.patch_size
+  image_size = round(features[1].shape[2] ** 0.5) * patch_size
+  outputs = model.apply(variables, *features, noise, is_training=False)
+  patch_scores = scoring.weighted_patch_scores(
+    outputs.patch_probability,
+    outputs.distances if distance_weighting else None,
+    alpha,
+  )
+  return {
+    "image_score": scoring.image_scores(
+      outputs.image_logits, patch_scores, beta
+    ),
+    "anomaly_map": scoring.anomaly_maps(patch_scores, image_size),
+  }
 
 
 def make_predict_step(
@@ -47,9 +88,7 @@ def make_predict_step(
     mesh: to split batches over.
     seed: of the category codes' noise, which each example's id keys.
     num_samples: codes for an image.
-    alpha, beta: see `cops_jax.scoring`.
-    distance_weighting: whether patches are weighted by their distances to the
-      prototypes, if there are any.
+    alpha, beta, distance_weighting: see `detect_anomalies`.
     clip_shardings: of CLIP's parameters; None if every device has a copy.
 
   Returns:
@@ -59,28 +98,21 @@ def make_predict_step(
   """
   key = random_key(seed, EVALUATION_KEY)
   width = model.clip_config.projection_dim
-  patch_size = model.clip_config.vision_config.patch_size
   replicated = sharding.replicated_sharding(mesh)
 
   def predict_step(trainable, clip_params, batch):
-    variables = join_params(trainable, clip_params)
-    features = encode_batch(model, variables, batch)
-    image_size = round(features[1].shape[2] ** 0.5) * patch_size
     noise = None
     if model.num_category_words:
       noise = example_noise(key, batch["example_id"], num_samples, width)
-    outputs = model.apply(variables, *features, noise, is_training=False)
-    patch_scores = scoring.weighted_patch_scores(
-      outputs.patch_probability,
-      outputs.distances if distance_weighting else None,
-      alpha,
+    return detect_anomalies(
+      model,
+      join_params(trainable, clip_params),
+      batch,
+      noise,
+      alpha=alpha,
+      beta=beta,
+      distance_weighting=distance_weighting,
     )
-    return {
-      "image_score": scoring.image_scores(
-        outputs.image_logits, patch_scores, beta
-      ),
-      "anomaly_map": scoring.anomaly_maps(patch_scores, image_size),
-    }
 
   return jax.jit(
     predict_step,

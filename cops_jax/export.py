@@ -1,10 +1,11 @@
 """A whole detector as one file that runs without its model's code.
 
   python -m cops_jax.export --workdir=runs/visa --out=visa.cops
+  python -m cops_jax.export --workdir=runs/visa --out=visa.onnx
 
-The file is a zip archive: `function`, what jax.export makes for CPU, CUDA and
-TPU of the way from images to scores and maps, for any number of images of one
-size; `weights.safetensors`; `metadata.json`. `load` runs it with jax alone.
+A .cops file is a zip archive: `function`, what jax.export makes for CPU, CUDA
+and TPU of the way from images to scores and maps, for any number of images of
+one size; `weights.safetensors`; `metadata.json`. `load` runs it with jax alone.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def export(
 
   Args:
     detector: a `detector.AnomalyDetector`.
-    out: the file.
+    out: the file; one named .onnx is as `onnx_files.write_onnx` says.
     today: the date to stamp it with, for tests.
 
   Returns:
@@ -57,6 +58,47 @@ def export(
   Raises:
     InputError: it cannot be written.
   """
+  out = pathlib.Path(out)
+  today = today or datetime.date.today()
+  thresholds = detector.thresholds
+  metadata = {
+    "cops_jax": __version__,
+    "jax": jax.__version__,
+    "image_size_pixels": detector.image_size,
+    "exported_on": today.isoformat(),
+    "clip_sha256": detector.clip.sha256,
+    "thresholds": thresholds and dataclasses.asdict(thresholds),
+  }
+  if out.suffix == ".onnx":
+    from cops_jax.onnx_files import write_onnx
+
+    write_onnx(detector, out, metadata)
+    return metadata
+  function, weights = _trace(detector)
+  metadata |= {
+    "format": _FORMAT,
+    "platforms": list(PLATFORMS),
+    "readable_until": (today + datetime.timedelta(days=_DAYS)).isoformat(),
+    "function_sha256": hashlib.sha256(function).hexdigest(),
+    "weights_sha256": hashlib.sha256(weights).hexdigest(),
+  }
+  partial = out.with_name(f".{out.name}.partial")
+  try:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(partial, "w") as archive:
+      archive.writestr(_METADATA, json.dumps(metadata, indent=2) + "\n")
+      archive.writestr(_FUNCTION, function)
+      archive.writestr(_WEIGHTS, weights)
+    os.replace(partial, out)
+  except OSError as error:
+    raise InputError(f"{out} cannot be written: {error.strerror}") from error
+  finally:
+    partial.unlink(missing_ok=True)
+  return metadata
+
+
+def _trace(detector):
+  """The function and the weights, as bytes."""
   from jax import export as jax_export
 
   from cops_jax.configuration import build_model
@@ -74,7 +116,6 @@ def export(
     ),
     jax.ShapeDtypeStruct((batch, side, side, 3), np.uint8),
   )
-  function = bytes(exported.serialize())
   trees = dict(zip(("trainable", "clip"), params, strict=True))
   weights = safetensors.numpy.save(
     {
@@ -82,34 +123,7 @@ def export(
       for name, array in flax.traverse_util.flatten_dict(trees, sep="/").items()
     }
   )
-  today = today or datetime.date.today()
-  thresholds = detector.thresholds
-  metadata = {
-    "format": _FORMAT,
-    "cops_jax": __version__,
-    "jax": jax.__version__,
-    "platforms": list(PLATFORMS),
-    "image_size_pixels": side,
-    "exported_on": today.isoformat(),
-    "readable_until": (today + datetime.timedelta(days=_DAYS)).isoformat(),
-    "clip_sha256": clip.sha256,
-    "function_sha256": hashlib.sha256(function).hexdigest(),
-    "weights_sha256": hashlib.sha256(weights).hexdigest(),
-    "thresholds": thresholds and dataclasses.asdict(thresholds),
-  }
-  out = pathlib.Path(out)
-  partial = out.with_name(f".{out.name}.partial")
-  try:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(partial, "w") as archive:
-      archive.writestr(_METADATA, json.dumps(metadata, indent=2) + "\n")
-      archive.writestr(_FUNCTION, function)
-      archive.writestr(_WEIGHTS, weights)
-    os.replace(partial, out)
-  except OSError as error:
-    partial.unlink(missing_ok=True)
-    raise InputError(f"{out} cannot be written: {error.strerror}") from error
-  return metadata
+  return bytes(exported.serialize()), weights
 
 
 class ExportedDetector:
@@ -197,7 +211,9 @@ def main(arguments: list[str] | None = None) -> None:
     allow_abbrev=False,
   )
   parser.add_argument("--workdir", required=True, help="of a training run")
-  parser.add_argument("--out", required=True, help="the file to write")
+  parser.add_argument(
+    "--out", required=True, help="the file to write; NAME.onnx is an ONNX file"
+  )
   parser.add_argument(
     "--allow_other_clip",
     action="store_true",
@@ -214,12 +230,16 @@ def main(arguments: list[str] | None = None) -> None:
   except InputError as error:
     sys.exit(f"error: {error}")
   size = pathlib.Path(options.out).stat().st_size
-  print(
+  text = (
     f"{options.out}: {size / 1e6:,.1f} MB, images of"
-    f" {metadata['image_size_pixels']} pixels, for"
-    f" {', '.join(metadata['platforms'])}; JAX {metadata['jax']}, to be read"
-    f" until {metadata['readable_until']}"
+    f" {metadata['image_size_pixels']} pixels"
   )
+  if "platforms" in metadata:
+    text += (
+      f", for {', '.join(metadata['platforms'])}; JAX {metadata['jax']}, to be"
+      f" read until {metadata['readable_until']}"
+    )
+  print(text)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,121 @@
+"""A detector as an ONNX file, by jax2onnx.
+
+ONNX has no random numbers that a key decides, so the noise that the category
+codes are drawn from is an input of the file.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import pathlib
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+
+from cops_jax.configuration import build_model
+from cops_jax.errors import InputError
+from cops_jax.evaluation import detect_anomalies
+from cops_jax.files import write_file
+from cops_jax.models.cops import join_params
+
+_MAX_BYTES = 2**31 - 2**20  # Of a protocol buffer, with room for the graph.
+
+
+def write_onnx(
+  detector: Any, path: pathlib.Path, metadata: Mapping[str, Any]
+) -> None:
+  """Writes a detector as one ONNX file.
+
+  Inputs are images, uint8 (batch, h, w, 3), and, with category words, noise,
+  float32 (batch, z, d), standard normal. Outputs are image_score (batch,) and
+  anomaly_map (batch, h, w), float32 in [0, 1]. CLIP computes in float32,
+  whatever config.clip.dtype says: few runtimes know bfloat16.
+
+  Args:
+    detector: a `detector.AnomalyDetector`.
+    path: the file.
+    metadata: what the file says of itself; values are written as JSON.
+
+  Raises:
+    InputError: jax2onnx is missing, the weights are too large for one file, or
+      it cannot be written.
+  """
+  config = detector.config.copy_and_resolve_references()
+  config.clip.dtype = "float32"
+  model = build_model(config, detector.clip)
+  params = jax.device_get((detector.trainable, detector.clip.params))
+  variables = join_params(*jax.tree.map(jnp.asarray, params))
+  size = sum(leaf.nbytes for leaf in jax.tree.leaves(variables))
+  if size > _MAX_BYTES:
+    raise InputError(
+      f"the weights take {size / 1e9:.1f} GB, and an ONNX file holds"
+      f" {_MAX_BYTES / 1e9:.1f} GB: export a .cops file, which holds any number"
+    )
+  settings = config.evaluation
+
+  def detect(images, noise=None):
+    outputs = detect_anomalies(
+      model,
+      variables,
+      {"image": images},
+      noise,
+      alpha=settings.alpha,
+      beta=settings.beta,
+      distance_weighting=settings.distance_weighting,
+    )
+    return outputs["image_score"], outputs["anomaly_map"]
+
+  (batch,) = jax.export.symbolic_shape("batch")
+  side = detector.image_size
+  inputs = {
+    "images": jax.ShapeDtypeStruct((batch, side, side, 3), np.uint8),
+    "noise": jax.ShapeDtypeStruct(
+      (batch, settings.num_samples, model.clip_config.projection_dim),
+      np.float32,
+    ),
+  }
+  if not model.num_category_words:
+    del inputs["noise"]
+  content = _convert(detect, inputs, ("image_score", "anomaly_map"), metadata)
+  try:
+    write_file(path, content)
+  except OSError as error:
+    raise InputError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def _convert(function, inputs, outputs, metadata):
+  try:
+    import onnx_ir
+    from jax2onnx import to_onnx
+    from onnx_ir.passes.common import RemoveUnusedNodesPass
+  except ImportError as error:
+    if (error.name or "").partition(".")[0] not in ("jax2onnx", "onnx_ir"):
+      raise
+    raise InputError(
+      "ONNX files need a package that is not installed: pip install --editable"
+      " '.[onnx]'"
+    ) from error
+  # Of the graph's inner values, whose types nobody needs.
+  logging.getLogger("onnx_ir.serde").setLevel(logging.ERROR)
+  with warnings.catch_warnings():
+    # jax2onnx asks for float64 on its way and takes float32.
+    warnings.simplefilter("ignore")
+    graph = to_onnx(
+      function,
+      list(inputs.values()),
+      model_name="cops",
+      return_mode="ir",
+      input_names=list(inputs),
+      output_names=list(outputs),
+    )
+  RemoveUnusedNodesPass()(graph)
+  graph.metadata_props.update(
+    {name: json.dumps(value) for name, value in metadata.items()}
+  )
+  return onnx_ir.to_proto(graph).SerializeToString()
