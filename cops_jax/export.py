@@ -24,6 +24,7 @@ from typing import Any
 
 import flax.traverse_util
 import jax
+import jaxlib
 import numpy as np
 import safetensors.numpy
 
@@ -33,8 +34,9 @@ from cops_jax.typing import Array, Float
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 _FORMAT = 1
-# JAX reads for six months what an older version has exported.
-_DAYS = 180
+# What JAX promises; it counts from when jaxlib was built, which no installed
+# file says, so there is no date to write down.
+_READABLE_BY = "jaxlib up to six months newer than {}"
 _FUNCTION, _WEIGHTS, _METADATA = (
   "function",
   "weights.safetensors",
@@ -64,6 +66,7 @@ def export(
   metadata = {
     "cops_jax": __version__,
     "jax": jax.__version__,
+    "jaxlib": jaxlib.__version__,
     "image_size_pixels": detector.image_size,
     "exported_on": today.isoformat(),
     "clip_sha256": detector.clip.sha256,
@@ -78,7 +81,7 @@ def export(
   metadata |= {
     "format": _FORMAT,
     "platforms": list(PLATFORMS),
-    "readable_until": (today + datetime.timedelta(days=_DAYS)).isoformat(),
+    "readable_by": _READABLE_BY.format(jaxlib.__version__),
     "function_sha256": hashlib.sha256(function).hexdigest(),
     "weights_sha256": hashlib.sha256(weights).hexdigest(),
   }
@@ -193,10 +196,8 @@ def load(path: str | os.PathLike) -> ExportedDetector:
     exported = jax_export.deserialize(bytearray(function))
   except Exception as error:  # JAX's kinds are not documented.
     raise InputError(
-      f"{path} was exported by JAX {metadata['jax']} on"
-      f" {metadata['exported_on']} to be readable until"
-      f" {metadata['readable_until']}; JAX {jax.__version__} does not read it"
-      f" ({shorten(error)}). Export the run again."
+      f"{path} is for {metadata['readable_by']}, and JAX {jax.__version__}"
+      f" does not read it ({shorten(error)}). Export the run again."
     ) from error
   return ExportedDetector(
     metadata, exported, (trees["trainable"], trees["clip"])
@@ -236,8 +237,8 @@ def main(arguments: list[str] | None = None) -> None:
   )
   if "platforms" in metadata:
     text += (
-      f", for {', '.join(metadata['platforms'])}; JAX {metadata['jax']}, to be"
-      f" read until {metadata['readable_until']}"
+      f", for {', '.join(metadata['platforms'])}; to be read by"
+      f" {metadata['readable_by']}"
     )
   print(text)
 

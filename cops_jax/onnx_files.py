@@ -19,11 +19,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from cops_jax.configuration import build_model
-from cops_jax.errors import InputError
+from cops_jax.errors import InputError, shorten
 from cops_jax.evaluation import detect_anomalies
 from cops_jax.files import write_file
 from cops_jax.models.cops import join_params
 
+_OUTPUTS = ("image_score", "anomaly_map")
+_TOLERANCE = 1e-3
 _MAX_BYTES = 2**31 - 2**20  # Of a protocol buffer, with room for the graph.
 
 
@@ -43,8 +45,9 @@ def write_onnx(
     metadata: what the file says of itself; values are written as JSON.
 
   Raises:
-    InputError: jax2onnx is missing, the weights are too large for one file, or
-      it cannot be written.
+    InputError: jax2onnx is missing, the weights are too large for one file,
+      ONNX Runtime does not compute with it what JAX does, or it cannot be
+      written.
   """
   config = detector.config.copy_and_resolve_references()
   config.clip.dtype = "float32"
@@ -69,7 +72,7 @@ def write_onnx(
       beta=settings.beta,
       distance_weighting=settings.distance_weighting,
     )
-    return outputs["image_score"], outputs["anomaly_map"]
+    return tuple(outputs[name] for name in _OUTPUTS)
 
   (batch,) = jax.export.symbolic_shape("batch")
   side = detector.image_size
@@ -82,23 +85,26 @@ def write_onnx(
   }
   if not model.num_category_words:
     del inputs["noise"]
-  content = _convert(detect, inputs, ("image_score", "anomaly_map"), metadata)
+  content = _convert(detect, inputs, metadata)
+  _check(content, detect, inputs)
   try:
     write_file(path, content)
   except OSError as error:
     raise InputError(f"{path} cannot be written: {error.strerror}") from error
 
 
-def _convert(function, inputs, outputs, metadata):
+def _convert(function, inputs, metadata):
   try:
     import onnx_ir
+    import onnxruntime  # noqa: F401
     from jax2onnx import to_onnx
     from onnx_ir.passes.common import RemoveUnusedNodesPass
   except ImportError as error:
-    if (error.name or "").partition(".")[0] not in ("jax2onnx", "onnx_ir"):
+    missing = (error.name or "").partition(".")[0]
+    if missing not in ("jax2onnx", "onnx_ir", "onnxruntime"):
       raise
     raise InputError(
-      "ONNX files need a package that is not installed: pip install --editable"
+      "ONNX files need packages that are not installed: pip install --editable"
       " '.[onnx]'"
     ) from error
   # Of the graph's inner values, whose types nobody needs.
@@ -112,10 +118,44 @@ def _convert(function, inputs, outputs, metadata):
       model_name="cops",
       return_mode="ir",
       input_names=list(inputs),
-      output_names=list(outputs),
+      output_names=list(_OUTPUTS),
     )
   RemoveUnusedNodesPass()(graph)
   graph.metadata_props.update(
     {name: json.dumps(value) for name, value in metadata.items()}
   )
   return onnx_ir.to_proto(graph).SerializeToString()
+
+
+def _check(content, function, inputs):
+  """Raises InputError unless ONNX Runtime computes what JAX does.
+
+  jax2onnx translates every operation in its own way, some of them wrongly.
+  """
+  import onnxruntime
+
+  rng = np.random.default_rng(0)
+  values = {"images": rng.integers(0, 256, (2, *inputs["images"].shape[1:]))}
+  values["images"] = values["images"].astype(np.uint8)
+  if "noise" in inputs:
+    shape = (2, *inputs["noise"].shape[1:])
+    values["noise"] = rng.standard_normal(shape, np.float32)
+  with jax.default_matmul_precision("highest"):
+    want = jax.device_get(jax.jit(function)(**values))
+  try:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # What it logs as errors, it raises too.
+    session = onnxruntime.InferenceSession(content, options)
+    got = session.run(_OUTPUTS, values)
+  except Exception as error:  # ONNX Runtime's kinds are not documented.
+    raise InputError(
+      "jax2onnx makes no valid ONNX file of this run's config:"
+      f" {shorten(error)}"
+    ) from error
+  for name, array, expected in zip(_OUTPUTS, got, want, strict=True):
+    difference = np.abs(array - expected).max()
+    if not difference <= _TOLERANCE:
+      raise InputError(
+        "jax2onnx makes a wrong ONNX file of this run's config: its"
+        f" {name} is off by {difference:.2g}"
+      )

@@ -33,11 +33,10 @@ def smooth_patches(
     return patches
   batch, layers, num_patches, width = patches.shape
   side = round(num_patches**0.5)
-  pad = window // 2
   smoothed = nn.avg_pool(
     patches.reshape(-1, side, side, width),
-    (window, window),
-    padding=((pad, pad), (pad, pad)),
+    window_shape=(window, window),
+    padding="SAME",
     count_include_pad=True,
   )
   return smoothed.reshape(batch, layers, num_patches, width)

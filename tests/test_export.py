@@ -50,7 +50,9 @@ def test_metadata(path):
   metadata = export.load(path).metadata
   assert metadata["platforms"] == ["cpu", "cuda", "tpu"]
   assert metadata["exported_on"] == "2026-01-31"
-  assert metadata["readable_until"] == "2026-07-30"
+  assert metadata["readable_by"] == (
+    f"jaxlib up to six months newer than {metadata['jaxlib']}"
+  )
   assert metadata["image_size_pixels"] == 48
   assert metadata["thresholds"]["image"] == 0.5
   for name in ("clip_sha256", "function_sha256", "weights_sha256"):
@@ -124,7 +126,7 @@ def test_bad_files(path, tmp_path):
     export.load(bad)
   digest = export.hashlib.sha256(b"other").hexdigest()
   rewrite(path, bad, function=b"other", metadata={"function_sha256": digest})
-  with pytest.raises(InputError, match="2026-07-30; JAX .* does not read"):
+  with pytest.raises(InputError, match="six months .*, and JAX .* does not read"):
     export.load(bad)
 
 

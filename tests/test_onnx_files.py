@@ -70,14 +70,24 @@ def test_the_file_is_the_detector_for_any_number_of_images(trained, path):
   assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
-def test_without_category_words_there_is_no_noise(trained, tmp_path):
-  """And without state words no distances."""
+def make_detector(trained, **fields):
+  """One of other model fields, untrained."""
   whole = AnomalyDetector.from_workdir(trained[0])
   config = whole.config.copy_and_resolve_references()
-  config.model.num_category_words = config.model.num_state_words = 0
+  config.model.update(fields)
   model = build_model(config, whole.clip)
   params = init_trainable(model, jax.random.key(0))
-  detector = AnomalyDetector(config, params, whole.clip)
+  return AnomalyDetector(config, params, whole.clip)
+
+
+def test_without_category_words_there_is_no_noise(trained, tmp_path):
+  """And without state words no distances; with patches that are smoothed."""
+  detector = make_detector(
+    trained,
+    num_category_words=0,
+    num_state_words=0,
+    smoothing_window_patches=3,
+  )
   path = tmp_path / "made.onnx"
   export.export(detector, path)
   session = onnxruntime.InferenceSession(path)
@@ -85,6 +95,27 @@ def test_without_category_words_there_is_no_noise(trained, tmp_path):
   decoded = decode(detector, 3)
   images = np.stack([image.pixels for image in decoded])
   check(session, images, None, detector.detect(decoded))
+
+
+def test_a_wrong_file_is_not_written(trained, tmp_path, monkeypatch):
+  path = tmp_path / "made.onnx"
+  # jax2onnx 0.17 cannot concatenate nothing.
+  detector = make_detector(trained, deep_prompt_length=0)
+  with pytest.raises(InputError, match="makes no valid ONNX file of this run"):
+    export.export(detector, path)
+  right = onnx_files.detect_anomalies
+
+  def off(*args, **kwargs):
+    """Right where JAX computes, wrong where jax2onnx traces."""
+    outputs = right(*args, **kwargs)
+    if isinstance(args[2]["image"].shape[0], int):
+      return outputs
+    return outputs | {"anomaly_map": outputs["anomaly_map"] * 1.1}
+
+  monkeypatch.setattr(onnx_files, "detect_anomalies", off)
+  with pytest.raises(InputError, match="wrong ONNX file .* anomaly_map is off"):
+    export.export(AnomalyDetector.from_workdir(trained[0]), path)
+  assert not list(tmp_path.iterdir())
 
 
 def test_what_cannot_be_written(trained, tmp_path, monkeypatch):
@@ -96,6 +127,7 @@ def test_what_cannot_be_written(trained, tmp_path, monkeypatch):
       export.export(detector, path)
   with monkeypatch.context() as patch:
     patch.setattr(onnx_files, "_convert", lambda *_: b"content")
+    patch.setattr(onnx_files, "_check", lambda *_: None)
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(InputError, match="made.onnx cannot be written: "):
       export.export(detector, tmp_path / "file" / "made.onnx")
