@@ -2,12 +2,12 @@
 
   python -m cops_jax.predict photos/ more/*.jpg --workdir=runs/visa --out=found
 
-Prints a JSON line for each image: path, image_score, verdict, threshold, boxes
-(left, top, right, bottom in pixels) around anomalous regions. With --out also
-writes predictions.jsonl and a picture of each image with the anomaly map over
-it. Photographs are turned upright first, as their EXIF data say. An image that
-cannot be read has a line with "error", the rest goes on, and the exit code is
-1. Verdicts need thresholds: `python -m cops_jax.calibrate`.
+Prints a JSON line for each image: path, image_score, verdict, threshold, how it
+was chosen, boxes (left, top, right, bottom in pixels) around anomalous regions.
+With --out also writes predictions.jsonl and a picture of each image with the
+anomaly map over it. Photographs are turned upright first, as their EXIF data
+say. An image that cannot be read has a line with "error", the rest goes on, and
+the exit code is 1. Verdicts need thresholds: `python -m cops_jax.calibrate`.
 """
 
 from __future__ import annotations
@@ -61,11 +61,13 @@ def to_row(
     return {"path": str(path), "error": str(outcome)}
   row = {"path": str(path), "image_score": round(outcome.image_score, 6)}
   if outcome.thresholds is None:
-    return {**row, "verdict": None, "threshold": None, "boxes": None}
+    names = ("verdict", "threshold", "threshold_method", "boxes")
+    return row | dict.fromkeys(names)
   return {
     **row,
     "verdict": "anomaly" if outcome.is_anomaly else "normal",
     "threshold": outcome.thresholds.image,
+    "threshold_method": outcome.thresholds.method,
     "boxes": outcome.boxes,
   }
 

@@ -409,6 +409,7 @@ def test_downloads(address, browser, detector, images, tmp_path):
       "image_score": round(want.image_score, 6),
       "verdict": "anomaly" if want.is_anomaly else "normal",
       "threshold": want.thresholds.image,
+      "threshold_method": want.thresholds.method,
       "pixel_threshold": want.thresholds.pixel,
       "boxes": [list(box) for box in want.boxes],
     }

@@ -76,6 +76,7 @@ def test_photos_in_a_folder(photos, workdir, tmp_path):
       continue
     assert row["image_score"] == before[row["path"]]["image_score"]
     assert row["threshold"] == chosen.image
+    assert row["threshold_method"] == chosen.method
     is_anomaly = row["image_score"] >= chosen.image
     assert row["verdict"] == ("anomaly" if is_anomaly else "normal")
     if row["path"].startswith((f"{photos}/a/", f"{photos}/c")):

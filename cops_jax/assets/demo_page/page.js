@@ -210,13 +210,15 @@ class Card {
   toRow() {
     if (this.error) return { path: this.name, error: this.error };
     const { image_score, boxes } = this.answer;
+    const chosen = info.thresholds;
     return {
       path: this.name,
       image_score,
       verdict: image_score >= shown.image ? "anomaly" : "normal",
       threshold: shown.image,
+      threshold_method: shown.image === chosen?.image ? chosen.method : "slider",
       pixel_threshold: shown.pixel,
-      boxes: shown.pixel === info.thresholds?.pixel ? boxes : this.boxes,
+      boxes: shown.pixel === chosen?.pixel ? boxes : this.boxes,
     };
   }
 }
@@ -288,7 +290,7 @@ function saveJson() {
 }
 
 function saveCsv() {
-  const columns = ["path", "image_score", "verdict", "threshold", "pixel_threshold", "boxes", "error"];
+  const columns = ["path", "image_score", "verdict", "threshold", "threshold_method", "pixel_threshold", "boxes", "error"];
   const cell = (value) => {
     let text = Array.isArray(value) ? JSON.stringify(value) : String(value ?? "");
     if (/^[=+\-@\t\r]/.test(text)) text = `'${text}`; // No formula in a spreadsheet.
