@@ -77,6 +77,8 @@ def train(
   clip = load_clip(config)
   model = build_model(config, clip)
   examples = load_examples(config, settings.dataset, settings.split)
+  if not examples[0]["has_mask"]:  # Told before features are computed.
+    raise _no_mask(examples.name, examples[0]["path"])
   mesh = sharding.make_mesh()
   optimizer = train_steps.make_optimizer(settings)
   state = sharding.replicate(
@@ -196,7 +198,9 @@ def train(
         _add_skipped(workdir, skipped)
         if num_skipped == len(examples):
           raise InputError(f"no image of {examples.name!r} can be read")
-      _require_masks(batch, examples.name)
+      unmasked = batch["padding_mask"] & ~batch["has_mask"]
+      if unmasked.any():
+        raise _no_mask(examples.name, batch["path"][unmasked][0])
       if step in profile_steps[:1]:
         jax.profiler.start_trace(workdir / "profile")
       inputs = {
@@ -306,14 +310,11 @@ def _read_start(init_from, params, clip, allow_other_clip):
   return flax.traverse_util.unflatten_dict(trained)
 
 
-def _require_masks(batch, name):
-  unmasked = batch["padding_mask"] & ~batch["has_mask"]
-  if unmasked.any():
-    raise InputError(
-      f"data set {name!r} cannot be trained on: its images, such as"
-      f" {batch['path'][unmasked][0]}, come without masks. Choose another"
-      " config.train.dataset."
-    )
+def _no_mask(name, path):
+  return InputError(
+    f"data set {name!r} cannot be trained on: its images, such as {path}, come"
+    " without masks. Choose another config.train.dataset."
+  )
 
 
 def _add_skipped(workdir, skipped):

@@ -222,7 +222,11 @@ def test_training_without_masks_is_refused(tree, config, tmp_path):
 
   config.train.dataset = f"folder:{tree.root}"
   with pytest.raises(InputError, match="cannot be trained on.*without masks"):
-    training.train(config, tmp_path / "run")
+    training.train(config, tmp_path / "some")
+  config.train.dataset = f"folder:{tree.root}/short"
+  with pytest.raises(InputError, match="'short' cannot be trained on"):
+    training.train(config, tmp_path / "none")
+  assert not (tmp_path / "none").exists()  # Before anything is computed.
 
 
 def test_a_split_without_images(tmp_path):
