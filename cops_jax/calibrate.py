@@ -14,13 +14,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from cops_jax import metrics, thresholds
+from cops_jax.commands import command_line
 from cops_jax.detector import AnomalyDetector, DecodedImage, Detection
 from cops_jax.errors import InputError, shorten
 from cops_jax.images import decode_image, decode_mask, find_images
@@ -140,8 +140,9 @@ def _detect(
     progress.update(done, "choosing thresholds")
 
 
-def main(arguments: list[str] | None = None) -> None:
-  """The command line; an `InputError` ends it with its sentence."""
+@command_line
+def main(arguments: Sequence[str] | None = None) -> None:
+  """The command line."""
   parser = argparse.ArgumentParser(
     prog="python -m cops_jax.calibrate",
     description=__doc__.partition("\n")[0],
@@ -169,31 +170,28 @@ def main(arguments: list[str] | None = None) -> None:
   )
   options = parser.parse_args(arguments)
   show_messages()
-  try:
-    rate = options.false_alarms
-    if rate is not None and not 0 <= rate < 1:
-      raise InputError(f"--false_alarms is {rate}, expected from 0 to below 1")
-    detector = AnomalyDetector.from_workdir(
-      options.workdir, allow_other_clip=options.allow_other_clip
-    )
-    if options.normal:
-      rate = _FALSE_ALARMS if rate is None else rate
-      paths = find_images(options.normal)
-      chosen = from_normal_images(detector, paths, len(paths), rate)
-    else:
-      from cops_jax import datasets
+  rate = options.false_alarms
+  if rate is not None and not 0 <= rate < 1:
+    raise InputError(f"--false_alarms is {rate}, expected from 0 to below 1")
+  detector = AnomalyDetector.from_workdir(
+    options.workdir, allow_other_clip=options.allow_other_clip
+  )
+  if options.normal:
+    rate = _FALSE_ALARMS if rate is None else rate
+    paths = find_images(options.normal)
+    chosen = from_normal_images(detector, paths, len(paths), rate)
+  else:
+    from cops_jax import datasets
 
-      examples = datasets.load(options.data, "test", options.data_dir)
-      if rate is None:
-        chosen = from_labelled_data(detector, examples)
-      else:
-        labels = [example["label"] for example in examples]
-        normal = [row for row, label in enumerate(labels) if label != ANOMALY]
-        images = (examples[row]["image"] for row in normal)
-        chosen = from_normal_images(detector, images, len(normal), rate)
-    path = thresholds.write_thresholds(options.workdir, chosen)
-  except InputError as error:
-    sys.exit(f"error: {error}")
+    examples = datasets.load(options.data, "test", options.data_dir)
+    if rate is None:
+      chosen = from_labelled_data(detector, examples)
+    else:
+      labels = [example["label"] for example in examples]
+      normal = [row for row, label in enumerate(labels) if label != ANOMALY]
+      images = (examples[row]["image"] for row in normal)
+      chosen = from_normal_images(detector, images, len(normal), rate)
+  path = thresholds.write_thresholds(options.workdir, chosen)
   print(
     f"image threshold {chosen.image:.4f}, pixel threshold {chosen.pixel:.4f}:"
     f" {chosen.method}\nkept in {path}"

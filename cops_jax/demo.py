@@ -10,15 +10,17 @@ with seed 0; `cops_jax.calibrate --data=demo_unseen` chose their thresholds.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import pathlib
 import socket
-import sys
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from cops_jax import thresholds
 from cops_jax.clip_files import DEMO_CLIP
+from cops_jax.commands import command_line
 from cops_jax.detector import AnomalyDetector
 from cops_jax.errors import InputError
 
@@ -114,8 +116,9 @@ def _serve(options):
     make_server(app).run(sockets=[listener])
 
 
-def main(arguments: list[str] | None = None) -> None:
-  """The command line; an `InputError` ends it with its sentence."""
+@command_line
+def main(arguments: Sequence[str] | None = None) -> None:
+  """The command line."""
   parser = argparse.ArgumentParser(
     prog="python -m cops_jax.demo",
     description=__doc__.partition("\n")[0],
@@ -138,12 +141,8 @@ def main(arguments: list[str] | None = None) -> None:
   options = parser.parse_args(arguments)
   if not 0 <= options.port < 2**16:
     parser.error(f"--port is {options.port}, expected from 0 to {2**16 - 1}")
-  try:
+  with contextlib.suppress(KeyboardInterrupt):
     _serve(options)
-  except InputError as error:
-    sys.exit(f"error: {error}")
-  except KeyboardInterrupt:
-    pass
 
 
 if __name__ == "__main__":

@@ -17,9 +17,8 @@ import hashlib
 import json
 import os
 import pathlib
-import sys
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.traverse_util
@@ -29,6 +28,7 @@ import numpy as np
 import safetensors.numpy
 
 from cops_jax import __version__, sharding
+from cops_jax.commands import command_line
 from cops_jax.errors import InputError, shorten
 from cops_jax.typing import Array, Float
 
@@ -204,8 +204,9 @@ def load(path: str | os.PathLike) -> ExportedDetector:
   )
 
 
-def main(arguments: list[str] | None = None) -> None:
-  """The command line; an `InputError` ends it with its sentence."""
+@command_line
+def main(arguments: Sequence[str] | None = None) -> None:
+  """The command line."""
   parser = argparse.ArgumentParser(
     prog="python -m cops_jax.export",
     description=__doc__.partition("\n")[0],
@@ -221,15 +222,12 @@ def main(arguments: list[str] | None = None) -> None:
     help="accept other CLIP weights than the run's own",
   )
   options = parser.parse_args(arguments)
-  try:
-    from cops_jax.detector import AnomalyDetector
+  from cops_jax.detector import AnomalyDetector
 
-    detector = AnomalyDetector.from_workdir(
-      options.workdir, allow_other_clip=options.allow_other_clip
-    )
-    metadata = export(detector, options.out)
-  except InputError as error:
-    sys.exit(f"error: {error}")
+  detector = AnomalyDetector.from_workdir(
+    options.workdir, allow_other_clip=options.allow_other_clip
+  )
+  metadata = export(detector, options.out)
   size = pathlib.Path(options.out).stat().st_size
   text = (
     f"{options.out}: {size / 1e6:,.1f} MB, images of"

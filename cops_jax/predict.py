@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from cops_jax.commands import command_line
 from cops_jax.detector import AnomalyDetector, Detection
 from cops_jax.errors import InputError
 from cops_jax.files import write_file
@@ -105,8 +106,9 @@ def _names(paths):
   return names
 
 
-def main(arguments: list[str] | None = None) -> None:
-  """The command line; an `InputError` ends it with its sentence."""
+@command_line
+def main(arguments: Sequence[str] | None = None) -> None:
+  """The command line."""
   parser = argparse.ArgumentParser(
     prog="python -m cops_jax.predict",
     description=__doc__.partition("\n")[0],
@@ -129,16 +131,11 @@ def main(arguments: list[str] | None = None) -> None:
   if options.save_maps and not options.out:
     parser.error("--save_maps needs --out")
   show_messages()
-  try:
-    paths = find_images(options.images)
-    detector = AnomalyDetector.from_workdir(
-      options.workdir, allow_other_clip=options.allow_other_clip
-    )
-    num_failed = _run(detector, paths, options.out, options.save_maps)
-  except InputError as error:
-    sys.exit(f"error: {error}")
-  except OSError as error:
-    sys.exit(f"error: {error.filename} cannot be written: {error.strerror}")
+  paths = find_images(options.images)
+  detector = AnomalyDetector.from_workdir(
+    options.workdir, allow_other_clip=options.allow_other_clip
+  )
+  num_failed = _run(detector, paths, options.out, options.save_maps)
   if num_failed:
     sys.exit(f"{num_failed} of {len(paths)} images cannot be read")
 
@@ -154,16 +151,23 @@ def _run(detector, paths, out, save_maps):
     print(json.dumps(rows[-1]), flush=True)
     if out and isinstance(outcome, Detection):
       name = names[path.absolute()]
-      write_file(out / f"{name}.png", heatmap(path, outcome))
+      _write(out / f"{name}.png", heatmap(path, outcome))
       if save_maps:
         file = io.BytesIO()
         np.save(file, outcome.anomaly_map)
-        write_file(out / f"{name}.npy", file.getvalue())
+        _write(out / f"{name}.npy", file.getvalue())
     progress.update(number, "predicting")
   if out:
     text = "".join(json.dumps(row) + "\n" for row in rows)
-    write_file(out / "predictions.jsonl", text)
+    _write(out / "predictions.jsonl", text)
   return sum("error" in row for row in rows)
+
+
+def _write(path, content):
+  try:
+    write_file(path, content)
+  except OSError as error:
+    raise InputError(f"{path} cannot be written: {error.strerror}") from error
 
 
 if __name__ == "__main__":

@@ -15,12 +15,12 @@ import io
 import json
 import math
 import pathlib
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from cops_jax.commands import command_line
 from cops_jax.errors import InputError
 from cops_jax.files import write_file
 from cops_jax.metrics import METRICS
@@ -242,8 +242,9 @@ def compare(workdirs: Sequence[pathlib.Path]) -> list[list[str]]:
   return rows
 
 
-def main(arguments: list[str] | None = None) -> None:
-  """The command line; an `InputError` ends it with its sentence."""
+@command_line
+def main(arguments: Sequence[str] | None = None) -> None:
+  """The command line."""
   parser = argparse.ArgumentParser(
     prog="python -m cops_jax.reporting",
     description=__doc__.partition("\n")[0],
@@ -256,14 +257,14 @@ def main(arguments: list[str] | None = None) -> None:
   command.add_argument("workdirs", nargs="+", type=pathlib.Path)
   command.add_argument("--csv", type=pathlib.Path, help="a file to write too")
   options = parser.parse_args(arguments)
-  try:
-    rows = compare(options.workdirs)
-    if options.csv:
+  rows = compare(options.workdirs)
+  if options.csv:
+    try:
       _write_csv(options.csv, rows[0], rows[1:])
-  except InputError as error:
-    sys.exit(f"error: {error}")
-  except OSError as error:
-    sys.exit(f"error: {options.csv} cannot be written: {error.strerror}")
+    except OSError as error:
+      raise InputError(
+        f"{options.csv} cannot be written: {error.strerror}"
+      ) from error
   print("\n".join(align(rows, num_text_columns=2)))
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import collections
 import pathlib
-import sys
+from collections.abc import Sequence
 
 from cops_jax import clip_names, prompt_files, records, tensor_files
 from cops_jax.checkpoints import Checkpoints
@@ -26,6 +26,7 @@ from cops_jax.clip_files import (
   save_clip,
 )
 from cops_jax.clip_names import clip_param_shapes
+from cops_jax.commands import command_line
 from cops_jax.errors import InputError
 
 __all__ = [
@@ -121,8 +122,9 @@ def _contents(file):
   return "neither a CLIP nor prompts that are known here"
 
 
-def main(arguments: list[str] | None = None) -> None:
-  """The command line; an `InputError` ends it with its sentence."""
+@command_line
+def main(arguments: Sequence[str] | None = None) -> None:
+  """The command line."""
   parser = argparse.ArgumentParser(
     prog="python -m cops_jax.weights",
     description=__doc__.partition("\n")[0],
@@ -143,13 +145,10 @@ def main(arguments: list[str] | None = None) -> None:
   )
   command.add_argument("file")
   options = parser.parse_args(arguments)
-  try:
-    if options.command == "export":
-      print(export(options.workdir, options.out))
-    else:
-      print(inspect(options.file))
-  except InputError as error:
-    sys.exit(f"error: {error}")
+  if options.command == "export":
+    print(export(options.workdir, options.out))
+  else:
+    print(inspect(options.file))
 
 
 if __name__ == "__main__":

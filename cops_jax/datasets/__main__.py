@@ -14,6 +14,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from cops_jax.commands import command_line
 from cops_jax.datasets import (
   SPECIFICATIONS,
   checking,
@@ -107,6 +108,7 @@ def _prepare(options):
   return 0
 
 
+@command_line
 def main(arguments: Sequence[str] | None = None) -> int:
   """The command line; returns its exit status."""
   parser = argparse.ArgumentParser(
@@ -140,15 +142,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
   if options.command == "prepare" and options.all == bool(options.names):
     parser.error("prepare takes names of data sets or --all")
   show_messages()
-  try:
-    if options.command == "list":
-      return _list(options)
-    for name in options.names:
-      if options.command == "prepare" or not custom.locate(name):
-        require_known(name)
-    return {"check": _check, "prepare": _prepare}[options.command](options)
-  except InputError as error:
-    sys.exit(f"error: {error}")
+  if options.command == "list":
+    return _list(options)
+  for name in options.names:
+    if options.command == "prepare" or not custom.locate(name):
+      require_known(name)
+  return {"check": _check, "prepare": _prepare}[options.command](options)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,35 @@
+"""What the commands share that are no scripts: how they end."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from cops_jax.errors import InputError
+
+
+def command_line(
+  main: Callable[[Sequence[str] | None], int | None],
+) -> Callable[..., int | None]:
+  """Decorates the main of a command, which may be given its arguments.
+
+  An `InputError` ends the program with its sentence and exit status 1. So, in
+  silence, does output that nobody reads any more, as of `... | head`.
+  """
+
+  @functools.wraps(main)
+  def run(arguments: Sequence[str] | None = None) -> int | None:
+    try:
+      status = main(arguments)
+      sys.stdout.flush()
+      return status
+    except InputError as error:
+      sys.exit(f"error: {error}")
+    except BrokenPipeError:
+      # The interpreter flushes what is left once more: to nowhere.
+      os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+      sys.exit(1)
+
+  return run
