@@ -64,6 +64,7 @@ def from_normal_images(
     image,
     pixel,
     f"at most {false_alarms:.2%} false alarms on {number} normal images",
+    detector.prompts_sha256,
   )
 
 
@@ -82,7 +83,7 @@ def from_labelled_data(
   """
   scores, labels, peaks = [], [], []
   pixels = metrics.PixelMetrics()
-  decoded = (_decode(example, detector.image_size) for example in examples)
+  decoded = (_decode(detector, example) for example in examples)
   for detection, (label, mask) in _detect(detector, decoded, len(examples)):
     scores.append(detection.image_score)
     labels.append(label == ANOMALY)
@@ -102,20 +103,26 @@ def from_labelled_data(
     normal = np.array(peaks)[~labels]
     pixel = thresholds.of_false_positive_rate(normal, 0.0)
   return Thresholds(
-    image, pixel, f"largest F1 on {len(scores)} images of {examples.name}"
+    image,
+    pixel,
+    f"largest F1 on {len(scores)} images of {examples.name}",
+    detector.prompts_sha256,
   )
 
 
-def _decode(example, size):
-  """An example as `_detect` takes it, with its label and mask.
-
-  Neither is turned upright: masks are drawn over the pixels as they are stored.
-  """
+def _decode(detector, example):
+  """An example as `_detect` takes it, with its label and mask."""
+  size = detector.image_size
   mask = None
   try:
-    image = DecodedImage(decode_image(example["image"], size), (size, size))
-    if example["has_mask"]:
+    if example["has_mask"] and example["label"] == ANOMALY:
+      # Not turned upright: masks are drawn over the pixels as they are stored.
+      image = DecodedImage(decode_image(example["image"], size), (size, size))
       mask = decode_mask(example["mask"], size).astype(bool)
+    else:
+      image = detector.decode(example["image"])
+      if example["has_mask"]:
+        mask = np.zeros((size, size), bool)
   except Exception as error:  # PIL's kinds are many.
     raise InputError(
       f"{example['path']} or its mask cannot be read: {shorten(error)}"

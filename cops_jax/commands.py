@@ -16,7 +16,8 @@ def command_line(
   """Decorates the main of a command, which may be given its arguments.
 
   An `InputError` ends the program with its sentence and exit status 1. So, in
-  silence, does output that nobody reads any more, as of `... | head`.
+  silence, does output that nobody reads any more, as of `... | head`. Ctrl-C
+  ends it with 130.
   """
 
   @functools.wraps(main)
@@ -27,6 +28,9 @@ def command_line(
       return status
     except InputError as error:
       sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+      print("interrupted", file=sys.stderr)
+      sys.exit(130)
     except BrokenPipeError:
       # The interpreter flushes what is left once more: to nowhere.
       os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -2,7 +2,8 @@
 
 `POST /api/detect?name=photo.jpg` takes a file as its body and answers with what
 `cops_jax.predict` prints for an image and, for the page, the image and its map.
-Whatever goes wrong is answered with {"error": a sentence} and a fitting status.
+Whatever goes wrong with it is answered with {"error": a sentence} and a fitting
+status.
 """
 
 from __future__ import annotations
@@ -29,12 +30,13 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp
 
 from cops_jax.clip_files import DEMO_CLIP
 from cops_jax.datasets import demo
 from cops_jax.detector import AnomalyDetector
 from cops_jax.errors import InputError, shorten
-from cops_jax.images import turn_upright
+from cops_jax.images import as_seen, to_picture
 from cops_jax.pictures import heat_colors
 from cops_jax.predict import to_row
 
@@ -90,7 +92,7 @@ def make_app(
   about: str,
   limits: Limits | None = None,
   hosts: Sequence[str] = ("*",),
-) -> Starlette:
+) -> ASGIApp:
   """The page and what it calls, for any ASGI server.
 
   Args:
@@ -101,7 +103,7 @@ def make_app(
       meant, a web site whose name is made to lead here is not answered.
   """
   server = _Server(detector, about, limits or Limits())
-  return Starlette(
+  app = Starlette(
     routes=[
       Mount(
         "/api",
@@ -118,12 +120,12 @@ def make_app(
       Exception: _answer_failure,
     },
     middleware=[
-      Middleware(_with_headers),
       Middleware(
         TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False
       ),
     ],
   )
+  return _with_headers(app)  # Around all, the answer to a failure too.
 
 
 class _Server:
@@ -202,7 +204,7 @@ class _Server:
         decoded = self._detector.decode(image)
       except InputError as error:
         raise HTTPException(422, f"{name}: {error}") from error
-      shown = image.convert("RGB")
+      shown = to_picture(image)
       shown.thumbnail((_SHOWN_SIDE, _SHOWN_SIDE))
       (detection,) = self._detector.detect([decoded])
       small = Image.fromarray(detection.anomaly_map)
@@ -230,7 +232,7 @@ class _Server:
       if image.width * image.height > most:
         raise HTTPException(413, too_many)
       image.load()
-      image = turn_upright(image)
+      image = as_seen(image)
     except HTTPException:
       raise
     except (

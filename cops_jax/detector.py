@@ -10,6 +10,7 @@ for detection in detector(["a.png", "b.png"]):
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import pathlib
 import threading
@@ -23,11 +24,13 @@ from cops_jax import prompt_files, records, sharding, thresholds
 from cops_jax.configuration import build_model, load_clip
 from cops_jax.errors import InputError, shorten
 from cops_jax.evaluation import make_configured_step
-from cops_jax.images import open_image, resize_image, resize_map, turn_upright
+from cops_jax.images import as_seen, open_image, resize_image, resize_map
 from cops_jax.models.cops import CoPS, trainable_shapes
 from cops_jax.models.vae import content_ids
 from cops_jax.thresholds import Thresholds
 from cops_jax.typing import Float, Integer
+
+_logger = logging.getLogger(__name__)
 
 # Images on a device at once; a bucket is a power of two up to it.
 _MAX_DEVICE_IMAGES = 8
@@ -144,16 +147,24 @@ class AnomalyDetector:
   def from_workdir(
     cls, workdir: str | os.PathLike, *, allow_other_clip: bool = False
   ) -> AnomalyDetector:
-    """The newest prompts of a training run, with its thresholds if it has any.
+    """The newest prompts of a training run, with thresholds chosen for them.
 
     Raises:
       InputError: there is no run, or its CLIP is not to be had.
     """
     record = records.read_record(workdir)
     found = thresholds.read_thresholds(workdir)
-    return cls._load(
+    detector = cls._load(
       workdir, record.to_config(), record, allow_other_clip, found
     )
+    if found and found.prompts_sha256 not in ("", detector.prompts_sha256):
+      _logger.warning(
+        "no verdicts: the thresholds of %s were chosen for other prompts than"
+        " its newest; choose again: python -m cops_jax.calibrate",
+        workdir,
+      )
+      detector.thresholds = None
+    return detector
 
   @classmethod
   def from_files(
@@ -220,6 +231,11 @@ class AnomalyDetector:
     """Images that are computed at once; more are split."""
     return _MAX_DEVICE_IMAGES * self._mesh.size
 
+  @property
+  def prompts_sha256(self) -> str:
+    """Tells its prompts from others, in hexadecimal."""
+    return prompt_files.hash_prompts(self.trainable)
+
   def __call__(
     self, images: AnyImage | Sequence[AnyImage]
   ) -> Detection | list[Detection]:
@@ -231,21 +247,27 @@ class AnomalyDetector:
         own.
 
     Raises:
-      InputError: an image cannot be read; names it.
+      InputError: an image cannot be read; gives its path or place.
     """
     if not isinstance(images, (list, tuple)):
       return self([images])[0]
     detections = []
     for start in range(0, len(images), self.max_batch_size):
-      decoded = [
-        self.decode(image)
-        for image in images[start : start + self.max_batch_size]
-      ]
-      detections += self.detect(decoded)
+      batch = images[start : start + self.max_batch_size]
+      detections += self.detect(
+        [
+          self.decode(image, f"image {number} of {len(images)}")
+          for number, image in enumerate(batch, start + 1)
+        ]
+      )
     return detections
 
-  def decode(self, image: AnyImage) -> DecodedImage:
-    """Reads an image, upright by its EXIF data, and brings it to model size.
+  def decode(self, image: AnyImage, name: str = "the image") -> DecodedImage:
+    """Reads an image as `images.as_seen` says and brings it to model size.
+
+    Args:
+      image: see `__call__`.
+      name: for errors, where the image is no path.
 
     Raises:
       InputError: it cannot be read; names it.
@@ -261,17 +283,20 @@ class AnomalyDetector:
       with open_image(file) as opened:
         return self._resize(opened)
     except Exception as error:  # PIL's kinds are many.
-      name = "an image"
       if isinstance(image, (str, os.PathLike)):
         name = os.fspath(image)
       raise InputError(f"{name} cannot be read: {shorten(error)}") from error
 
   def _resize(self, image):
-    upright = turn_upright(image)
-    return DecodedImage(resize_image(upright, self.image_size), upright.size)
+    seen = as_seen(image)
+    return DecodedImage(resize_image(seen, self.image_size), seen.size)
 
   def detect(self, images: Sequence[DecodedImage]) -> list[Detection]:
-    """Scores decoded images, at most `max_batch_size`."""
+    """Scores decoded images, at most `max_batch_size`.
+
+    Raises:
+      InputError: the model's parameters give no finite scores.
+    """
     if not images:
       return []
     num_devices = self._mesh.size
@@ -283,6 +308,10 @@ class AnomalyDetector:
       pixels[row] = image.pixels
     batch = sharding.shard_batch({"image": pixels}, self._mesh)["image"]
     outputs = jax.device_get(self._compile(batch)(*self._params, batch))
+    if not np.isfinite(outputs["image_score"]).all():
+      raise InputError(
+        "scores are not finite: the prompts, or CLIP, hold NaN or infinity"
+      )
     return [
       Detection(
         float(outputs["image_score"][row]),
@@ -317,8 +346,10 @@ class DecodedImage:
 def _from_array(array):
   from PIL import Image
 
-  if array.dtype != np.uint8 or not (
-    array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))
+  if (
+    array.dtype != np.uint8
+    or not array.size
+    or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4)))
   ):
     raise ValueError(
       f"expected uint8 (h, w), (h, w, 3) or (h, w, 4), not {array.dtype}"

@@ -5,7 +5,7 @@
 
 A .cops file is a zip archive: `function`, what jax.export makes for CPU, CUDA
 and TPU of the way from images to scores and maps, for any number of images of
-one size; `weights.safetensors`; `metadata.json`. `load` runs it with jax alone.
+one size; `weights.safetensors`; `metadata.json`. `load` runs it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import json
 import os
 import pathlib
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -30,6 +31,7 @@ import safetensors.numpy
 from cops_jax import __version__, sharding
 from cops_jax.commands import command_line
 from cops_jax.errors import InputError, shorten
+from cops_jax.files import whole_file
 from cops_jax.typing import Array, Float
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -61,6 +63,8 @@ def export(
     InputError: it cannot be written.
   """
   out = pathlib.Path(out)
+  if out.is_dir():
+    raise InputError(f"{out} is a folder: name a file, such as model.cops")
   today = today or datetime.date.today()
   thresholds = detector.thresholds
   metadata = {
@@ -72,7 +76,7 @@ def export(
     "clip_sha256": detector.clip.sha256,
     "thresholds": thresholds and dataclasses.asdict(thresholds),
   }
-  if out.suffix == ".onnx":
+  if out.suffix.lower() == ".onnx":
     from cops_jax.onnx_files import write_onnx
 
     write_onnx(detector, out, metadata)
@@ -85,18 +89,13 @@ def export(
     "function_sha256": hashlib.sha256(function).hexdigest(),
     "weights_sha256": hashlib.sha256(weights).hexdigest(),
   }
-  partial = out.with_name(f".{out.name}.partial")
   try:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with zipfile.ZipFile(partial, "w") as archive:
+    with whole_file(out) as partial, zipfile.ZipFile(partial, "w") as archive:
       archive.writestr(_METADATA, json.dumps(metadata, indent=2) + "\n")
       archive.writestr(_FUNCTION, function)
       archive.writestr(_WEIGHTS, weights)
-    os.replace(partial, out)
   except OSError as error:
     raise InputError(f"{out} cannot be written: {error.strerror}") from error
-  finally:
-    partial.unlink(missing_ok=True)
   return metadata
 
 
@@ -153,11 +152,16 @@ class ExportedDetector:
     Raises:
       InputError: they have another type or size.
     """
+    images = np.asarray(images)
     side = self.metadata["image_size_pixels"]
-    if images.dtype != np.uint8 or images.shape[1:] != (side, side, 3):
+    if (
+      images.dtype != np.uint8
+      or images.shape[1:] != (side, side, 3)
+      or not len(images)
+    ):
       raise InputError(
         f"images are {images.dtype} {images.shape}; expected uint8 (batch,"
-        f" {side}, {side}, 3)"
+        f" {side}, {side}, 3), at least one"
       )
     return self._call(*self._params, images)
 
@@ -188,7 +192,10 @@ def load(path: str | os.PathLike) -> ExportedDetector:
     trees = flax.traverse_util.unflatten_dict(tensors, sep="/")
   except OSError as error:
     raise InputError(f"{path} cannot be read: {error.strerror}") from error
-  except (ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+  except (
+    *(ValueError, KeyError, TypeError, RuntimeError, EOFError),
+    *(zipfile.BadZipFile, zlib.error),
+  ) as error:
     raise InputError(
       f"{path} is damaged, or no exported detector: {shorten(error)}"
     ) from error

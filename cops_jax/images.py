@@ -62,6 +62,35 @@ def turn_upright(image: Image.Image) -> Image.Image:
   return ImageOps.exif_transpose(image) if turned else image
 
 
+def as_seen(image: Image.Image) -> Image.Image:
+  """Anybody's image: upright, and grey values of 16 bits as their high byte.
+
+  PIL itself would clip those at 255, as the authors' code has it for data sets.
+
+  Raises:
+    ValueError: its pixels are 32-bit integers or floating-point numbers, which
+      say nothing of black and white.
+  """
+  from PIL import Image
+
+  upright = turn_upright(image)
+  if upright.mode.startswith("I;16"):
+    return Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+  if upright.mode in ("I", "F"):
+    raise ValueError(
+      f"its pixels are of PIL's mode {upright.mode}; expected 8 or 16 bits"
+    )
+  return upright
+
+
+def to_picture(image: Image.Image) -> Image.Image:
+  """`as_seen` in RGB, black where it is transparent, as the model sees it."""
+  image = as_seen(image)
+  if image.mode in ("LA", "RGBA"):
+    image = image.convert("RGBA").convert("RGBa").convert("RGBA")
+  return image.convert("RGB")
+
+
 def resize_image(image: Image.Image, size: int) -> Integer[np.ndarray, "h w 3"]:
   """An image as uint8 RGB of side `size`.
 
@@ -81,7 +110,7 @@ def resize_map(
   from PIL import Image
 
   image = Image.fromarray(anomaly_map.astype(np.float32))
-  return np.asarray(image.resize(size, Image.Resampling.BILINEAR))
+  return np.array(image.resize(size, Image.Resampling.BILINEAR))
 
 
 def decode_mask(
@@ -107,29 +136,36 @@ def find_images(places: Iterable[str]) -> list[pathlib.Path]:
 
   Args:
     places: files, folders, of which all files that are named as images are
-      taken, also in folders below, and patterns such as "photos/*.jpg".
+      taken, also in folders below, and patterns such as "photos/**/*.jpg".
 
   Raises:
     InputError: there is no image in a place; names it.
   """
   found = {}
   for place in places:
-    path = pathlib.Path(place).expanduser()
-    if path.is_dir():
-      paths = [
-        file
-        for file in sorted(path.rglob("*"))
-        if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
-      ]
-    elif path.is_file():
-      paths = [path]
-    else:
-      paths = [pathlib.Path(file) for file in sorted(glob.glob(str(path)))]
-      paths = [file for file in paths if file.is_file()]
+    try:
+      paths = _find(pathlib.Path(place).expanduser())
+    except (OSError, RuntimeError) as error:  # No such user, for one.
+      raise InputError(f"{place} cannot be read: {error}") from error
     if not paths:
       raise InputError(
         f"{place} is no file, folder or pattern with images in it"
         f" ({', '.join(IMAGE_SUFFIXES)})"
       )
-    found |= dict.fromkeys(paths)
-  return list(found)
+    for path in paths:
+      found.setdefault(path.resolve(), path)
+  return list(found.values())
+
+
+def _find(path):
+  if path.is_dir():
+    return [
+      file
+      for file in sorted(path.rglob("*"))
+      # A link to nowhere is an image that cannot be read, and is told.
+      if file.suffix.lower() in IMAGE_SUFFIXES and not file.is_dir()
+    ]
+  if path.is_file():
+    return [path]
+  files = map(pathlib.Path, sorted(glob.glob(str(path), recursive=True)))
+  return [file for file in files if not file.is_dir()]

@@ -15,6 +15,17 @@ _MAX_OPACITY = 0.7
 _HEAT_COLORS = np.array(
   [(0, 0, 8), (60, 15, 110), (180, 40, 90), (245, 125, 20), (252, 255, 165)]
 )
+_HEAT_TABLE = (
+  np.stack(
+    [
+      np.interp(np.linspace(0, 4, 256), np.arange(5), channel)
+      for channel in _HEAT_COLORS.T
+    ],
+    axis=-1,
+  )
+  .round()
+  .astype(np.uint8)
+)
 
 
 def heat_colors(
@@ -24,16 +35,13 @@ def heat_colors(
 
   Square-rooted, so that weak responses show too.
   """
-  scaled = _scale(anomaly_map, low, high)
-  positions = np.linspace(0, 1, len(_HEAT_COLORS))
-  channels = [
-    np.interp(scaled, positions, channel) for channel in _HEAT_COLORS.T
-  ]
-  return np.stack(channels, axis=-1).round().astype(np.uint8)
+  return _HEAT_TABLE[_levels(anomaly_map, low, high, 255)]
 
 
-def _scale(anomaly_map, low, high):
-  return np.sqrt(np.clip((anomaly_map - low) / max(high - low, 1e-12), 0, 1))
+def _levels(anomaly_map, low, high, highest):
+  scaled = (anomaly_map - low) / max(high - low, 1e-12)
+  scaled = np.sqrt(np.clip(scaled, 0, 1, out=scaled), out=scaled)
+  return np.rint(scaled * highest, out=scaled).astype(np.uint8)
 
 
 def overlay(
@@ -43,9 +51,14 @@ def overlay(
   high: float,
 ) -> Integer[np.ndarray, "h w 3"]:
   """The image under the map's colours, the more opaque the higher the value."""
-  opacity = _MAX_OPACITY * _scale(anomaly_map, low, high)[..., None]
-  colors = heat_colors(anomaly_map, low, high)
-  return ((1 - opacity) * image + opacity * colors).round().astype(np.uint8)
+  from PIL import Image
+
+  # Bytes alone: photographs have many pixels.
+  colors = Image.fromarray(heat_colors(anomaly_map, low, high))
+  opacity = _levels(anomaly_map, low, high, 255 * _MAX_OPACITY)
+  return np.asarray(
+    Image.composite(colors, Image.fromarray(image), Image.fromarray(opacity))
+  )
 
 
 def picture_strip(

@@ -26,13 +26,14 @@ import numpy as np
 
 from cops_jax.commands import command_line
 from cops_jax.detector import AnomalyDetector, Detection
-from cops_jax.errors import InputError
+from cops_jax.errors import InputError, shorten
 from cops_jax.files import write_file
-from cops_jax.images import find_images, open_image, turn_upright
+from cops_jax.images import find_images, open_image, to_picture
 from cops_jax.pictures import overlay
 from cops_jax.progress import Progress, show_messages
 
 _logger = logging.getLogger("cops_jax.predict")  # Not "__main__".
+_MAX_NAME_BYTES = 200  # Of 255, less a number and what is appended.
 
 
 def predict(
@@ -84,7 +85,7 @@ def heatmap(path: pathlib.Path, detection: Detection) -> bytes:
   if detection.thresholds is not None:
     high = 2 * detection.thresholds.pixel
   with open_image(path) as image:
-    pixels = np.asarray(turn_upright(image).convert("RGB"))
+    pixels = np.asarray(to_picture(image))
   shown = overlay(pixels, detection.anomaly_map, 0.0, high)
   file = io.BytesIO()
   Image.fromarray(shown).save(file, format="PNG")
@@ -93,17 +94,18 @@ def heatmap(path: pathlib.Path, detection: Detection) -> bytes:
 
 def _names(paths):
   """A file name for each path, unique: the path below what all share."""
+  paths = [pathlib.Path(os.path.normpath(path.absolute())) for path in paths]
   root = pathlib.Path(os.path.commonpath([path.parent for path in paths]))
-  names, taken = {}, set()
+  names = {}
   for path in paths:
     stem = "-".join(path.relative_to(root).with_suffix("").parts)
+    stem = stem.encode()[:_MAX_NAME_BYTES].decode(errors="ignore")
     name, number = stem, 1
-    while name in taken:
+    while name in names:
       number += 1
       name = f"{stem}-{number}"
-    taken.add(name)
-    names[path] = name
-  return names
+    names[name] = path
+  return list(names)
 
 
 @command_line
@@ -142,25 +144,48 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _run(detector, paths, out, save_maps):
   if detector.thresholds is None:
-    _logger.info("no verdicts: no thresholds were chosen for this run yet")
-  names = _names([path.absolute() for path in paths])
+    _logger.info("no verdicts: no thresholds were chosen for these prompts yet")
+  if out:
+    _require_apart(out, paths)
+  names = _names(paths)
   progress = Progress(len(paths), "images")
   rows = []
-  for number, (path, outcome) in enumerate(predict(detector, paths), start=1):
-    rows.append(to_row(path, outcome))
-    print(json.dumps(rows[-1]), flush=True)
-    if out and isinstance(outcome, Detection):
-      name = names[path.absolute()]
-      _write(out / f"{name}.png", heatmap(path, outcome))
-      if save_maps:
-        file = io.BytesIO()
-        np.save(file, outcome.anomaly_map)
-        _write(out / f"{name}.npy", file.getvalue())
-    progress.update(number, "predicting")
-  if out:
-    text = "".join(json.dumps(row) + "\n" for row in rows)
-    _write(out / "predictions.jsonl", text)
+  try:
+    for path, outcome in predict(detector, paths):
+      if out and isinstance(outcome, Detection):
+        name = names[len(rows)]
+        outcome = _write_pictures(out / name, path, outcome, save_maps)
+      rows.append(to_row(path, outcome))
+      print(json.dumps(rows[-1]), flush=True)
+      progress.update(len(rows), "predicting")
+  finally:  # What was found before an interruption too.
+    if out:
+      text = "".join(json.dumps(row) + "\n" for row in rows)
+      _write(out / "predictions.jsonl", text)
   return sum("error" in row for row in rows)
+
+
+def _require_apart(out, paths):
+  for path in paths:
+    if out.resolve() in path.resolve().parents:
+      raise InputError(
+        f"--out={out} holds images to look at, such as {path}, which pictures"
+        " could replace: choose another folder"
+      )
+
+
+def _write_pictures(stem, path, detection, save_maps):
+  """Gives the detection, or why the image can no longer be read."""
+  try:
+    picture = heatmap(path, detection)
+  except Exception as error:  # PIL's kinds are many.
+    return InputError(f"{path} cannot be read any more: {shorten(error)}")
+  _write(stem.with_name(f"{stem.name}.png"), picture)
+  if save_maps:
+    file = io.BytesIO()
+    np.save(file, detection.anomaly_map)
+    _write(stem.with_name(f"{stem.name}.npy"), file.getvalue())
+  return detection
 
 
 def _write(path, content):

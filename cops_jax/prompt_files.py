@@ -7,12 +7,14 @@ here carry the record of the run that trained them.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import flax.traverse_util
+import jax
 import numpy as np
 import safetensors.numpy
 
@@ -228,6 +230,15 @@ def _strip_root(tensors, path):
     for name, array in stripped.items()
     if not name.startswith(_UNUSED)
   }
+
+
+def hash_prompts(trainable: Mapping[str, Any]) -> str:
+  """SHA-256 of the parameters' names and values, in hexadecimal."""
+  digest = hashlib.sha256()
+  for path, leaf in jax.tree_util.tree_leaves_with_path(trainable):
+    digest.update(jax.tree_util.keystr(path).encode())
+    digest.update(np.asarray(jax.device_get(leaf)).tobytes())
+  return digest.hexdigest()
 
 
 def write_prompts(

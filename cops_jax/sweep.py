@@ -15,7 +15,6 @@ from importlib import metadata
 from typing import Any
 
 import jax
-import numpy as np
 
 from cops_jax import (
   __version__,
@@ -136,7 +135,7 @@ def evaluate(
   provenance = {
     "version": __version__,
     "checkpoint": source,
-    "prompts_sha256": _hash(trainable),
+    "prompts_sha256": prompt_files.hash_prompts(trainable),
     "clip_sha256": clip.sha256,
     "config": config.to_dict(),
     "versions": {
@@ -204,14 +203,6 @@ def evaluate(
       failed[name] = f"{type(error).__name__}: {error}"
       _logger.exception("%s failed", name)
   return Sweep(found, skipped, failed, provenance)
-
-
-def _hash(tree):
-  digest = hashlib.sha256()
-  for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-    digest.update(jax.tree_util.keystr(path).encode())
-    digest.update(np.asarray(jax.device_get(leaf)).tobytes())
-  return digest.hexdigest()
 
 
 def _hash_data(fingerprint, result):

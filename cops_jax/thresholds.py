@@ -30,11 +30,14 @@ class Thresholds:
     image: for image scores.
     pixel: for anomaly maps.
     method: how they were chosen, in words.
+    prompts_sha256: of the prompts that they were chosen for, see
+      `prompt_files.hash_prompts`; "" for any.
   """
 
   image: float
   pixel: float
   method: str
+  prompts_sha256: str = ""
 
 
 def read_thresholds(workdir: str | os.PathLike) -> Thresholds | None:
@@ -49,12 +52,13 @@ def read_thresholds(workdir: str | os.PathLike) -> Thresholds | None:
     image, pixel = (float(values[name]) for name in ("image", "pixel"))
     if not (image >= 0 and pixel >= 0):
       raise ValueError(f"thresholds are numbers from 0 on, not {values}")
-    return Thresholds(image, pixel, str(values["method"]))
+    prompts = str(values.get("prompts_sha256", ""))
+    return Thresholds(image, pixel, str(values["method"]), prompts)
   except FileNotFoundError:
     return None
   except (OSError, ValueError, TypeError, KeyError) as error:
     raise InputError(
-      f"{path} is damaged ({error}). Delete it, or choose thresholds again:"
+      f"{path} is damaged ({error}). Delete it, and choose thresholds again:"
       f" python -m cops_jax.calibrate --workdir={workdir}"
     ) from error
 
@@ -94,7 +98,9 @@ def of_false_positive_rate(
   if not len(normal_scores):
     raise ValueError("there are no normal scores")
   ordered = np.sort(normal_scores)[::-1]
-  highest = float(ordered[math.floor(rate * len(ordered))])
+  # 0.29 * 100 is a little less than 29.
+  allowance = math.floor(rate * len(ordered) + 1e-9)
+  highest = float(ordered[allowance])
   allowed = normal_scores[normal_scores > highest]
   if not len(allowed):
     return highest + _LEAST_MARGIN
@@ -116,7 +122,7 @@ def of_largest_f1(
   best = metrics.best_image_threshold(scores, labels)
   below = scores[scores < best]
   if not len(below):
-    return best - _LEAST_MARGIN
+    return max(best - _LEAST_MARGIN, 0.0)
   return (best + float(below.max())) / 2
 
 

@@ -17,6 +17,7 @@ import time
 import numpy as np
 import pytest
 from PIL import Image
+from test_detector import make_image
 
 from cops_jax import demo, demo_server
 from cops_jax.demo_server import Limits
@@ -72,12 +73,6 @@ def to_bytes(image, kind="PNG", **options):
   return file.getvalue()
 
 
-def make_image(seed, width=70, height=40):
-  rng = np.random.default_rng(seed)
-  pixels = rng.integers(0, 256, (5, 7, 3), np.uint8)
-  return Image.fromarray(pixels).resize((width, height))
-
-
 def from_data_url(text):
   return Image.open(io.BytesIO(base64.b64decode(text.partition(",")[2])))
 
@@ -125,6 +120,21 @@ def test_a_name_that_is_not_the_servers_is_refused(detector):
       assert response.status == status, host
 
 
+def test_what_is_shown_is_what_was_looked_at(detector, port):
+  grey = make_image(0, mode="L")
+  deep = Image.fromarray(np.asarray(grey).astype(np.uint16) << 8)
+  clear = make_image(0, mode="RGBA")
+  clear.putalpha(0)
+  for image, seen in ((deep, grey), (clear, Image.new("RGB", clear.size))):
+    status, answer = post(port, to_bytes(image))
+    assert status == 200
+    assert answer["image_score"] == round(detector(seen).image_score, 6)
+    with from_data_url(answer["image"]) as shown:
+      np.testing.assert_allclose(
+        np.asarray(shown, int), np.asarray(seen.convert("RGB"), int), atol=40
+      )
+
+
 @functools.cache
 def black(width, height):
   return to_bytes(Image.new("1", (width, height)))
@@ -138,11 +148,25 @@ def black(width, height):
     (b"%!PS-Adobe-3.0 EPSF-3.0\n", 415, "photo.png is no image"),
     (to_bytes(make_image(0))[:300], 422, "photo.png cannot be read: .*trunc"),
     (b"\0" * 300_001, 413, "photo.png is too large: at most 0.286"),
+    (
+      to_bytes(Image.fromarray(np.zeros((9, 9), np.int32)), "TIFF"),
+      *(422, "photo.png cannot be read: .*expected 8 or 16 bits"),
+    ),
     (black(8000, 5001), 413, "photo.png has too many pixels: at most 40 mil"),
     (black(10_000, 9000), 413, "photo.png has too many pixels"),
     (black(20_000, 10_000), 413, "photo.png has too many pixels"),
   ),
-  ids=("empty", "text", "eps", "half", "large", "40", "warning", "error"),
+  ids=(
+    "empty",
+    "text",
+    "eps",
+    "half",
+    "large",
+    "32 bits",
+    "40",
+    "warning",
+    "error",
+  ),
 )
 def test_bad_uploads_get_a_sentence(port, content, status, expected):
   got, answer = post(port, content)
@@ -191,9 +215,10 @@ def test_a_failure_of_the_server_is_no_traceback(detector, port, monkeypatch):
     raise RuntimeError("out of memory")
 
   monkeypatch.setattr(detector, "detect", fail)
-  status, answer = post(port, to_bytes(make_image(0)))
-  assert status == 500 and "memory" not in json.dumps(answer)
-  assert "the server failed" in answer["error"]
+  response, content = ask(port, "POST", "/api/detect", to_bytes(make_image(0)))
+  assert response.status == 500 and b"memory" not in content
+  assert "the server failed" in json.loads(content)["error"]
+  assert response.headers["X-Content-Type-Options"] == "nosniff"
 
 
 def begin_upload(port, length):
@@ -315,6 +340,15 @@ class Page:
       "}));"
     )
 
+  def outlined(self):
+    """By card the pixels of outlines that are drawn."""
+    return self.run(
+      "return [...document.querySelectorAll('.outline')].map((canvas) =>"
+      "  canvas.getContext('2d').getImageData(0, 0, canvas.width,"
+      "    canvas.height).data.filter((value, i) => i % 4 === 3 && value)"
+      "    .length);"
+    )
+
   def upload(self, *paths):
     self.one("#files").send_keys("\n".join(map(str, paths)))
 
@@ -324,11 +358,11 @@ class Page:
     )
 
   def errors(self):
-    """The console's, less the statuses of refused uploads."""
+    """Less the statuses of refused uploads, and what `outlined` costs."""
     return [
       entry
       for entry in self.browser.get_log("browser")
-      if entry["source"] != "network"
+      if entry["source"] not in ("network", "rendering")
     ]
 
 
@@ -371,8 +405,10 @@ def test_ten_at_once_and_the_sliders(address, browser, images, width):
   page.count(anomaly=0, normal=10)
   page.one("#pixel").send_keys("\ue011")
   until(lambda: all("1 region" in card["text"] for card in page.cards()))
+  assert all(page.outlined())
   page.one("#pixel").send_keys("\ue010")
   until(lambda: all("no regions" in card["text"] for card in page.cards()))
+  assert not any(page.outlined())
   page.one("#opacity").send_keys("\ue011")
   until(lambda: page.one("#opacity_value").text == "0%")
   assert page.all(".heat")[0].value_of_css_property("opacity") == "0"
@@ -421,6 +457,7 @@ def test_downloads(address, browser, detector, images, tmp_path):
   text = downloaded("results.csv").read_text()
   rows = list(csv.DictReader(io.StringIO(text)))
   assert [row["verdict"] for row in rows] == ["normal", "normal"]
+  assert {row["threshold_method"] for row in rows} == {"slider"}
   assert rows[1]["path"] == "'=1,2.png"
   threshold = float(rows[0]["pixel_threshold"])
   assert 0 < threshold != detector.thresholds.pixel

@@ -4,6 +4,7 @@ import concurrent.futures
 import io
 import shutil
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -55,6 +56,11 @@ def test_every_form_of_an_image_is_the_same(detector, tmp_path):
   alpha = make_image(0, mode="RGBA")
   for form in (grey, np.asarray(grey), alpha, np.asarray(alpha)):
     assert detector(form).anomaly_map.shape == (40, 70)
+  deep = np.asarray(grey).astype(np.uint16) << 8
+  assert detector(Image.fromarray(deep)).image_score == (
+    detector(grey).image_score
+  )
+  want.anomaly_map[0] = 0  # It is the caller's.
 
 
 def test_photographs_are_turned_upright(detector, tmp_path):
@@ -109,10 +115,37 @@ def test_threads_compile_a_bucket_once(workdir, monkeypatch):
       assert detection.image_score == pytest.approx(one.image_score, rel=1e-5)
 
 
-def test_large_input_is_split(detector, monkeypatch):
-  monkeypatch.setattr(detector_module, "_MAX_DEVICE_IMAGES", 1)
+def test_large_input_is_split(workdir, detector, monkeypatch):
   images = [make_image(seed) for seed in range(9)]
-  assert len(detector(images)) == 9
+  want = [found.image_score for found in detector(images)]
+  monkeypatch.setattr(detector_module, "_MAX_DEVICE_IMAGES", 1)
+  fresh = AnomalyDetector.from_workdir(workdir)
+  got = [found.image_score for found in fresh(images)]
+  np.testing.assert_allclose(got, want, rtol=1e-5)
+  assert list(fresh._compiled) == [8]  # Eight devices: eight and one.
+  with pytest.raises(InputError, match="image 9 of 9 cannot be read"):
+    fresh([*images[:8], b"no image"])
+
+
+def test_thresholds_are_for_the_prompts_they_were_chosen_for(
+  workdir, detector, tmp_path, caplog
+):
+  run = shutil.copytree(workdir, tmp_path / "run")
+  for digest, fits in ((detector.prompts_sha256, True), ("0" * 64, False)):
+    chosen = Thresholds(0.5, 0.25, "by hand", digest)
+    thresholds.write_thresholds(run, chosen)
+    found = AnomalyDetector.from_workdir(run)
+    assert found.thresholds == (chosen if fits else None)
+    assert ("chosen for other prompts" in caplog.text) == (not fits)
+
+
+def test_scores_that_are_no_numbers(detector):
+  trainable = jax.tree.map(lambda leaf: leaf * np.nan, detector.trainable)
+  broken = AnomalyDetector(detector.config, trainable, detector.clip)
+  with pytest.raises(
+    InputError, match="not finite: the prompts, or CLIP, hold"
+  ):
+    broken(make_image(0))
 
 
 def test_from_files(workdir, detector, clip_folder, tmp_path):
@@ -133,7 +166,9 @@ def test_from_files(workdir, detector, clip_folder, tmp_path):
     (b"no image", "no image format that PIL reads"),
     (np.zeros((4, 4, 3)), r"expected uint8 .* not float64 \(4, 4, 3\)"),
     (np.zeros((4, 4, 2), np.uint8), "expected uint8"),
-    (3, "an image cannot be read"),
+    (np.zeros((0, 5), np.uint8), r"expected uint8 .* not uint8 \(0, 5\)"),
+    (np.zeros((4, 4), np.float32), "image 1 of 1 cannot be read"),
+    (3, "image 1 of 1 cannot be read"),
   ),
 )
 def test_bad_images(detector, image, expected):

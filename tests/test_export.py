@@ -1,11 +1,13 @@
 """The exported file against the live detector."""
 
+import contextlib
 import datetime
 import json
 import subprocess
 import sys
 import zipfile
 
+import jax
 import numpy as np
 import pytest
 from test_detector import make_image
@@ -48,6 +50,9 @@ def test_the_file_is_the_detector_for_any_number_of_images(detector, path):
 
 def test_metadata(path):
   metadata = export.load(path).metadata
+  with zipfile.ZipFile(path) as archive:
+    exported = jax.export.deserialize(bytearray(archive.read("function")))
+  assert metadata["platforms"] == list(exported.platforms)
   assert metadata["platforms"] == ["cpu", "cuda", "tpu"]
   assert metadata["exported_on"] == "2026-01-31"
   assert metadata["readable_by"] == (
@@ -88,6 +93,7 @@ def test_it_runs_without_the_models_code(path):
     np.zeros((1, 32, 48, 3), np.uint8),
     np.zeros((48, 48, 3), np.uint8),
     np.zeros((1, 48, 48, 3), np.float32),
+    np.zeros((0, 48, 48, 3), np.uint8),
   ),
 )
 def test_bad_images(path, images):
@@ -118,6 +124,18 @@ def test_bad_files(path, tmp_path):
     bad.write_bytes(damaged)
     with pytest.raises(InputError, match="bad.cops is damaged, or no exported"):
       export.load(bad)
+  # Flipped bits wherever the archive speaks of its parts.
+  with zipfile.ZipFile(path) as archive:
+    starts = [part.header_offset for part in archive.infolist()]
+    starts += [archive.start_dir]
+  places = [start + index for start in starts for index in range(64)]
+  for place in (*places, *range(len(content) - 200, len(content))):
+    for bit in (1, 64):
+      flipped = bytearray(content)
+      flipped[place] ^= bit
+      bad.write_bytes(flipped)
+      with contextlib.suppress(InputError):  # Some bits mean nothing.
+        export.load(bad)
   rewrite(path, bad, metadata={"format": 9})
   with pytest.raises(InputError, match="has format 9, and .* reads 1"):
     export.load(bad)
@@ -136,5 +154,11 @@ def test_command(trained, tmp_path, capsys):
   text = capsys.readouterr().out
   assert text.startswith(f"{out}: ") and "for cpu, cuda, tpu" in text
   assert export.load(out).metadata["thresholds"] is None
+  for place, expected in (
+    (tmp_path, "is a folder: name a file"),
+    (out / "made.cops", "made.cops cannot be written: "),
+  ):
+    with pytest.raises(SystemExit, match=f"^error: .*{expected}"):
+      export.main([f"--workdir={trained[0]}", f"--out={place}"])
   with pytest.raises(SystemExit, match="^error: .*holds no training run"):
     export.main([f"--workdir={tmp_path}", f"--out={out}"])

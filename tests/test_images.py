@@ -55,6 +55,41 @@ def test_files_are_decoded_as_their_bytes(tmp_path):
     )
 
 
+@pytest.mark.parametrize("dtype", ("<u2", ">u2"))
+@pytest.mark.parametrize("format", ("PNG", "TIFF"))
+def test_sixteen_bits_are_read_by_their_high_byte(dtype, format):
+  values = np.random.default_rng(0).integers(0, 2**16, (17, 23)).astype(dtype)
+  file = io.BytesIO()
+  mode = "I;16B" if dtype == ">u2" else "I;16"
+  Image.frombytes(mode, (23, 17), values.tobytes()).save(file, format)
+  with Image.open(file) as image:
+    seen = images.as_seen(image)
+    assert seen.mode == "L"
+    np.testing.assert_array_equal(np.asarray(seen), values >> 8)
+
+
+@pytest.mark.parametrize("dtype", (np.int32, np.float32))
+def test_pixels_without_a_range_are_refused(dtype):
+  image = Image.fromarray(np.ones((4, 4), dtype))
+  with pytest.raises(ValueError, match="mode .; expected 8 or 16 bits"):
+    images.as_seen(image)
+
+
+@pytest.mark.parametrize("mode", ("LA", "RGBA"))
+def test_a_picture_is_black_where_it_is_transparent(mode):
+  image = noise_image("RGB").convert(mode)
+  alpha = Image.new("L", image.size, 255)
+  alpha.paste(0, (0, 0, 10, 17))
+  image.putalpha(alpha)
+  got = np.asarray(images.to_picture(image))
+  assert (got[:, :10] == 0).all()
+  want = np.asarray(noise_image("RGB").convert(mode).convert("RGB"))
+  np.testing.assert_array_equal(got[:, 10:], want[:, 10:])
+  # As the model gets it.
+  shown = np.asarray(images.resize_image(image, 64))
+  assert (shown[:, :20] == 0).all() and shown[:, 40:].any()
+
+
 # How a file is stored that is to be turned by the orientation's number.
 STORED = {
   1: None,

@@ -34,6 +34,18 @@ def decode(detector, number):
   return [detector.decode(make_image(seed, 48, 48)) for seed in range(number)]
 
 
+def make_noise(detector, images):
+  config = detector.config
+  return np.asarray(
+    example_noise(
+      random_key(config.seed, EVALUATION_KEY),
+      content_ids(jax.numpy.asarray(images)),
+      config.evaluation.num_samples,
+      24,
+    )
+  )
+
+
 def check(session, images, noise, want):
   inputs = {"images": images} | ({} if noise is None else {"noise": noise})
   scores, maps = session.run(["image_score", "anomaly_map"], inputs)
@@ -50,16 +62,10 @@ def test_the_file_is_the_detector_for_any_number_of_images(trained, path):
   want = detector.detect(decoded)
   assert len({detection.image_score for detection in want}) == 5
   images = np.stack([image.pixels for image in decoded])
-  config = detector.config
-  noise = example_noise(
-    random_key(config.seed, EVALUATION_KEY),
-    content_ids(jax.numpy.asarray(images)),
-    config.evaluation.num_samples,
-    24,
-  )
+  noise = make_noise(detector, images)
   session = onnxruntime.InferenceSession(path)
   for number in range(1, 6):
-    check(session, images[:number], np.asarray(noise[:number]), want[:number])
+    check(session, images[:number], noise[:number], want[:number])
   metadata = session.get_modelmeta().custom_metadata_map
   metadata = {name: json.loads(value) for name, value in metadata.items()}
   assert metadata["thresholds"] == dataclasses.asdict(
@@ -95,6 +101,21 @@ def test_without_category_words_there_is_no_noise(trained, tmp_path):
   decoded = decode(detector, 3)
   images = np.stack([image.pixels for image in decoded])
   check(session, images, None, detector.detect(decoded))
+
+
+def test_clip_computes_in_float32(trained, tmp_path):
+  exact = AnomalyDetector.from_workdir(trained[0])
+  config = exact.config.copy_and_resolve_references()
+  config.clip.dtype = "bfloat16"
+  detector = AnomalyDetector(config, exact.trainable, exact.clip)
+  path = tmp_path / "MADE.ONNX"
+  export.export(detector, path)
+  decoded = decode(exact, 2)
+  images = np.stack([image.pixels for image in decoded])
+  noise = make_noise(exact, images)
+  check(
+    onnxruntime.InferenceSession(path), images, noise, exact.detect(decoded)
+  )
 
 
 def test_a_wrong_file_is_not_written(trained, tmp_path, monkeypatch):

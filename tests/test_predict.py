@@ -1,5 +1,6 @@
 """The commands that predict and that choose thresholds."""
 
+import dataclasses
 import json
 import shutil
 
@@ -9,7 +10,9 @@ from PIL import Image
 from test_detector import make_image
 
 from cops_jax import calibrate, images, predict, thresholds
+from cops_jax.detector import AnomalyDetector
 from cops_jax.errors import InputError
+from cops_jax.pictures import overlay
 from scripts import run
 
 
@@ -41,9 +44,23 @@ def test_find_images(photos):
     "d.bmp",
     *everything[:2],
   ]
+  inside = f"{photos}/a/../a/0.png"
+  assert names(inside, f"{photos}/a/0.png") == ["a/../a/0.png"]
+  assert names(f"{photos}/a/**/*.jpg", f"{photos}/**/0.png") == [
+    "a/b/0.jpg",
+    "a/0.png",
+  ]
   for place in ("/nowhere", f"{photos}/*.gif"):
     with pytest.raises(InputError, match="is no file, folder or pattern"):
       images.find_images([place])
+  for place in ("~no_such_user/a.png", f"{photos}/{'a' * 300}/*.png"):
+    with pytest.raises(InputError, match="a.png|too long|is no file"):
+      images.find_images([place])
+
+
+def test_a_link_to_nowhere_is_told(tmp_path):
+  (tmp_path / "gone.png").symlink_to("nowhere")
+  assert images.find_images([str(tmp_path)]) == [tmp_path / "gone.png"]
 
 
 def test_photos_in_a_folder(photos, workdir, tmp_path):
@@ -81,11 +98,73 @@ def test_photos_in_a_folder(photos, workdir, tmp_path):
     assert row["verdict"] == ("anomaly" if is_anomaly else "normal")
     if row["path"].startswith((f"{photos}/a/", f"{photos}/c")):
       assert row["verdict"] == "normal" and row["boxes"] == []
-  for name in ("a-0", "a-b-0", "c", "d"):
+  detector = AnomalyDetector.from_workdir(workdir)
+  sources = ("a/0.png", "a/b/0.jpg", "c.PNG", "d.bmp")
+  for name, source in zip(("a-0", "a-b-0", "c", "d"), sources, strict=True):
+    want = detector(photos / source).anomaly_map
+    np.testing.assert_allclose(np.load(out / f"{name}.npy"), want, atol=1e-6)
+    with Image.open(photos / source) as image:
+      pixels = np.asarray(image.convert("RGB"))
+    shown = overlay(pixels, want, 0.0, 2 * chosen.pixel).astype(int)
+    assert np.abs(shown - pixels).max() > 20
     with Image.open(out / f"{name}.png") as picture:
-      assert picture.size == (70, 40)
-    assert np.load(out / f"{name}.npy").shape == (40, 70)
+      assert np.abs(np.asarray(picture) - shown).max() <= 1
   assert len(list(out.iterdir())) == 9
+
+
+@pytest.fixture
+def command(workdir, tmp_path):
+  """Predicts in this process on four images in a folder, into another."""
+  folder = tmp_path / "photos"
+  folder.mkdir()
+  for index in range(4):
+    make_image(index).save(folder / f"{index}.png")
+
+  def command(out=tmp_path / "out"):
+    predict.main([str(folder), f"--workdir={workdir}", f"--out={out}"])
+
+  return command
+
+
+def read_rows(folder):
+  text = (folder / "predictions.jsonl").read_text()
+  return [json.loads(line) for line in text.splitlines()]
+
+
+def test_pictures_never_replace_images(command, tmp_path):
+  with pytest.raises(SystemExit, match="photos holds images to look at"):
+    command(tmp_path / "photos")
+  assert len(list((tmp_path / "photos").iterdir())) == 4
+
+
+def test_an_image_that_goes_away(command, tmp_path, monkeypatch):
+  decode = AnomalyDetector.decode
+
+  def once(self, image):
+    decoded = decode(self, image)
+    if image.name == "2.png":
+      image.unlink()
+    return decoded
+
+  monkeypatch.setattr(AnomalyDetector, "decode", once)
+  with pytest.raises(SystemExit, match="1 of 4 images cannot be read"):
+    command()
+  rows = read_rows(tmp_path / "out")
+  assert "2.png cannot be read any more: " in rows[2]["error"]
+  assert sum("image_score" in row for row in rows) == 3
+
+
+def test_what_was_found_before_ctrl_c_is_kept(command, tmp_path, monkeypatch):
+  def interrupted(path, detection):
+    if path.name == "2.png":
+      raise KeyboardInterrupt
+    return b"picture"
+
+  monkeypatch.setattr(predict, "heatmap", interrupted)
+  with pytest.raises(SystemExit) as ended:
+    command()
+  assert ended.value.code == 130
+  assert len(read_rows(tmp_path / "out")) == 2
 
 
 def test_thresholds_of_labelled_data(workdir, tmp_path, data_dir, capsys):
@@ -98,23 +177,41 @@ def test_thresholds_of_labelled_data(workdir, tmp_path, data_dir, capsys):
     path = root / "test" / ("good", "bad")[index % 2] / f"{index}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     make_image(index).save(path)
-  from cops_jax.detector import AnomalyDetector
-
   files = sorted((root / "test").glob("*/*.png"))
-  scores = np.array(
-    [row.image_score for row in AnomalyDetector.from_workdir(workdir)(files)]
-  )
   labels = np.array([path.parent.name == "bad" for path in files])
+  detector = AnomalyDetector.from_workdir(workdir)
+  size = (detector.image_size,) * 2
+  found = detector.detect(
+    [dataclasses.replace(detector.decode(path), size=size) for path in files]
+  )
+  scores = np.array([row.image_score for row in found])
+  maps = np.stack([row.anomaly_map for row in found])
 
-  def f1(threshold):
-    flagged = scores >= threshold
-    return 2 * (flagged & labels).sum() / (flagged.sum() + labels.sum())
+  def f1(threshold, values, truth):
+    flagged = values >= threshold
+    return 2 * (flagged & truth).sum() / (flagged.sum() + truth.sum())
 
   chosen, text = choose(f"--data=folder:{root}")
-  assert f1(chosen.image) == max(map(f1, scores))
+  best = max(f1(score, scores, labels) for score in scores)
+  assert f1(chosen.image, scores, labels) == best
+  assert chosen.prompts_sha256 == detector.prompts_sha256
   assert "largest F1 on 12 images of parts" in text
+  # Without masks: a little above the pixels of normal images.
+  assert 0 < chosen.pixel - maps[~labels].max() < 1e-3
   chosen, _ = choose(f"--data=folder:{root}", "--false_alarms=0.2")
   assert (scores[~labels] >= chosen.image).sum() == 1
+  truth = np.zeros(maps.shape, bool)
+  truth[labels] = maps[labels] >= 0.8 * maps[labels].max((1, 2), keepdims=True)
+  for path, mask in zip(files, truth, strict=True):
+    if path.parent.name == "bad":
+      name = root / "ground_truth" / "bad" / f"{path.stem}_mask.png"
+      name.parent.mkdir(parents=True, exist_ok=True)
+      Image.fromarray(np.uint8(255) * mask).save(name)
+  chosen, _ = choose(f"--data=folder:{root}")
+  candidates = np.quantile(maps, np.linspace(0, 1, 200))
+  best = max(f1(value, maps, truth) for value in candidates)
+  assert f1(chosen.pixel, maps, truth) >= best - 1e-3
+  chosen, _ = choose(f"--data=folder:{root}", "--false_alarms=0.2")
 
   broken = root / "test" / "good" / "broken.png"
   broken.write_bytes(b"no image")
@@ -134,4 +231,11 @@ def test_thresholds_of_labelled_data(workdir, tmp_path, data_dir, capsys):
 
 def test_names_of_pictures_are_unique(tmp_path):
   paths = [tmp_path / name for name in ("a/x.png", "a/x.jpg", "b/x.png")]
-  assert list(predict._names(paths).values()) == ["a-x", "a-x-2", "b-x"]
+  assert predict._names(paths) == ["a-x", "a-x-2", "b-x"]
+  here = tmp_path / "run"
+  paths = [here / "../deep/y.png", here / "y.png"]
+  assert predict._names(paths) == ["deep-y", "run-y"]
+  paths = [tmp_path / f"{chr(0x3042) * 80}.{kind}" for kind in "ab"]
+  names = predict._names(paths)
+  assert len(set(names)) == 2
+  assert all(len(f"{name}.png".encode()) < 220 for name in names)

@@ -27,6 +27,15 @@ def test_largest_f1():
   assert np.isnan(thresholds.of_largest_f1(scores, labels & False))
   everything = thresholds.of_largest_f1(scores[:2], ~labels[:2] & [True, False])
   assert everything < 0.1
+  low = np.array([5e-5, 0.3], np.float32)
+  assert thresholds.of_largest_f1(low, np.array([True, False])) == 0.0
+
+
+@pytest.mark.parametrize("rate, number", ((0.29, 29), (0.57, 57), (0.58, 58)))
+def test_shares_that_are_no_binary_fractions(rate, number):
+  scores = np.arange(100) / 100
+  threshold = thresholds.of_false_positive_rate(scores, rate)
+  assert (scores >= threshold).sum() == number
 
 
 def test_without_normal_scores():
