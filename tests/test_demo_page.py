@@ -506,6 +506,13 @@ def test_bad_files_leave_the_others_alone(address, browser, images, tmp_path):
   page.count(failed=48)
   assert "15 of 60 were left out" in page.one("#limits").text
   page.one("#clear").click()
+  page.run(
+    "const data = new DataTransfer(); data.items.add(new File(['x'], 'p.png'));"
+    "const event = new ClipboardEvent('paste', {clipboardData: data});"
+    "document.dispatchEvent(event);"
+  )
+  page.count(failed=1)
+  page.one("#clear").click()
   page.all(".example")[0].click()
   until(lambda: len(page.all("li.anomaly, li.normal")) == 1)
   assert page.errors() == []
