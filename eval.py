@@ -55,8 +55,9 @@ def main(config, workdir, allow_other_clip):
   )
   if jax.process_index() == 0:
     if found.results:
+      page = found.write(workdir)
       print(reporting.format_table(found.results))
-      if page := found.write(workdir):
+      if page:
         print(f"report: {page}")
     for name, reason in found.failed.items():
       print(f"{name} failed: {reason}", file=sys.stderr)

@@ -30,9 +30,11 @@ def main(config, workdir, allow_other_clip):
 
   try:
     profile_steps = [int(step) for step in _PROFILE_STEPS.value]
-    if profile_steps and not 0 < profile_steps[0] <= profile_steps[1]:
-      raise ValueError
-  except (ValueError, IndexError) as error:
+    if profile_steps:
+      first, last = profile_steps
+      if not 0 < first <= last:
+        raise ValueError
+  except ValueError as error:
     raise InputError(
       f"--profile_steps={','.join(_PROFILE_STEPS.value)}: expected the numbers"
       " of the first and the last step"

@@ -130,6 +130,9 @@ def run(
       main(_CONFIG.value, _WORKDIR.value, _ALLOW_OTHER_CLIP.value)
     except InputError as error:
       sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+      print("interrupted", file=sys.stderr)
+      sys.exit(130)
 
   show_messages()
   absl_logging.set_verbosity(absl_logging.WARNING)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any
 
@@ -136,11 +137,33 @@ def build_model(config: Any, clip: PretrainedCLIP) -> CoPS:
   )
   check(
     model.feature_layers
-    and all(1 <= layer <= num_layers for layer in model.feature_layers),
+    and all(
+      isinstance(layer, int) and 1 <= layer <= num_layers
+      for layer in model.feature_layers
+    ),
     "model.feature_layers",
     tuple(model.feature_layers),
-    f"numbers from 1 to {num_layers}",
+    f"whole numbers from 1 to {num_layers}",
   )
+  check(0 <= config.seed < 2**32, "seed", config.seed, "from 0 to 2**32 - 1")
+  check(
+    0 < model.temperature < math.inf,
+    "model.temperature",
+    model.temperature,
+    "above 0",
+  )
+  for name, low, high in (
+    ("learning_rate", 0, math.inf),
+    ("b1", 0, 1),
+    ("b2", 0, 1),
+    ("eps", 1e-30, 1),
+  ):
+    check(
+      low <= config.train[name] < high,
+      f"train.{name}",
+      config.train[name],
+      f"from {low} to below {high}",
+    )
   check(
     0 <= model.num_value_layers <= num_layers,
     "model.num_value_layers",

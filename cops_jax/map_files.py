@@ -6,12 +6,27 @@ import os
 import pathlib
 import urllib.parse
 import zipfile
+from collections.abc import Iterable
 
 import jax
 import numpy as np
 
 from cops_jax.errors import InputError
 from cops_jax.typing import Float
+
+
+def map_file_names(categories: Iterable[str], num_processes: int) -> set[str]:
+  """The files that a cluster's processes write, as far as they have maps."""
+  return {
+    _file_name(category, process, num_processes)
+    for category in categories
+    for process in range(num_processes)
+  }
+
+
+def _file_name(category, process, num_processes):
+  suffix = f"-{process}" if num_processes > 1 else ""
+  return urllib.parse.quote(category, safe=" ") + f"{suffix}.npz"
 
 
 class MapWriter:
@@ -72,7 +87,5 @@ class MapWriter:
         partial.unlink(missing_ok=True)
 
   def _partial(self, category):
-    name = urllib.parse.quote(category, safe=" ")
-    if jax.process_count() > 1:
-      name += f"-{jax.process_index()}"
-    return self._folder / f"{name}.npz.partial"
+    name = _file_name(category, jax.process_index(), jax.process_count())
+    return self._folder / f"{name}.partial"

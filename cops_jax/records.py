@@ -101,7 +101,7 @@ def read_record(workdir: str | os.PathLike) -> Record:
     return from_json(path.read_text(encoding="utf-8"), str(path))
   except UnicodeDecodeError as error:
     raise InputError(f"{path} is damaged ({error}); restore it") from error
-  except OSError as error:
+  except (FileNotFoundError, NotADirectoryError) as error:
     if (workdir / "checkpoints").is_dir():
       raise InputError(
         f"{path} does not exist: the run was made by an older version, which"
@@ -112,6 +112,8 @@ def read_record(workdir: str | os.PathLike) -> Record:
       f"{workdir} holds no training run: {path} does not exist. Train first:"
       f" python train.py --config=... --workdir={workdir}"
     ) from error
+  except OSError as error:
+    raise InputError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def claim_workdir(

@@ -209,6 +209,8 @@ def read_means(workdir: pathlib.Path) -> dict[str, dict[str, float]]:
       f"{path} cannot be read: {error.strerror}. Evaluate first: python eval.py"
       f" --workdir={workdir}"
     ) from error
+  except InputError:
+    raise
   except (ValueError, KeyError, TypeError, AttributeError) as error:
     raise InputError(f"{path} is damaged: {error!r}") from error
 

@@ -24,7 +24,8 @@ class RunLog:
     is_active: whether to write at all; one process of a cluster does.
 
   Raises:
-    InputError: TensorBoard is asked for, and its package is not installed.
+    InputError: TensorBoard is asked for, and its package is not installed; or
+      metrics.jsonl is damaged or cannot be written.
   """
 
   def __init__(
@@ -50,7 +51,12 @@ class RunLog:
       )
     if is_active and self._path.exists():
       kept = [row for row in read_metrics(workdir) if row["step"] <= last_step]
-      write_file(self._path, "".join(map(_line, kept)))
+      try:
+        write_file(self._path, "".join(map(_line, kept)))
+      except OSError as error:
+        raise InputError(
+          f"{self._path} cannot be written: {error.strerror}"
+        ) from error
 
   def write(self, step: int, scalars: Mapping[str, float]) -> None:
     """Adds the values of some quantities at a step.
@@ -78,14 +84,25 @@ def _line(row: Mapping[str, Any]) -> str:
 
 
 def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
-  """The rows of metrics.jsonl."""
-  text = (workdir / _METRICS_FILE).read_text(encoding="utf-8")
-  # A run that was killed while writing leaves part of a line.
-  return [
-    json.loads(line)
-    for line in text.splitlines(keepends=True)
-    if line.endswith("\n")
-  ]
+  """The rows of metrics.jsonl; none without the file.
+
+  Raises:
+    InputError: it is damaged; names the line.
+  """
+  path = workdir / _METRICS_FILE
+  if not path.exists():
+    return []
+  rows = []
+  for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+    # What follows the last end of a line, a killed run wrote in part.
+    try:
+      rows.append(json.loads(line))
+      rows[-1]["step"] + 0
+    except (ValueError, KeyError, TypeError) as error:
+      raise InputError(
+        f"{path} is damaged in line {number} ({error}): delete that line"
+      ) from error
+  return rows
 
 
 def plot_losses(workdir: pathlib.Path) -> pathlib.Path | None:

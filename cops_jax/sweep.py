@@ -9,7 +9,6 @@ import logging
 import os
 import pathlib
 import platform
-import shutil
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
@@ -29,6 +28,7 @@ from cops_jax import (
 from cops_jax.configuration import build_model, load_clip, load_examples
 from cops_jax.errors import InputError
 from cops_jax.files import write_file
+from cops_jax.map_files import map_file_names
 from cops_jax.models.cops import trainable_shapes
 
 _logger = logging.getLogger(__name__)
@@ -255,8 +255,11 @@ class _KeptResult:
   def read(self) -> results.DatasetResult | None:
     """The result, if it is there and of the same evaluation."""
     result = self._read()
+    if result is not None and result.skipped:
+      result = None  # They may be readable by now, though unchanged.
     if result is None and self.maps_folder and jax.process_index() == 0:
-      shutil.rmtree(self.maps_folder, ignore_errors=True)
+      # The maps are replaced one by one; until all are, they are nobody's.
+      (self.maps_folder / _KEY_FILE).unlink(missing_ok=True)
     if jax.process_count() > 1:  # All evaluate, or none.
       if not all(sharding.gather_objects(result is not None)):
         return None
@@ -283,6 +286,10 @@ class _KeptResult:
       return
     try:
       if self.maps_folder:
+        names = map_file_names(result.categories, jax.process_count())
+        for path in self.maps_folder.glob("*.npz"):
+          if path.name not in names:
+            path.unlink()
         write_file(self.maps_folder / _KEY_FILE, json.dumps(self._key))
       write_file(self._path, results.to_json(result, self._key))
     except OSError as error:

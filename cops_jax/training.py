@@ -191,6 +191,21 @@ def train(
     )
     waiting = []  # The step before, which devices may still be computing.
     num_skipped = 0
+    is_profiling = False
+    profiled = ()
+    if profile_steps:
+      profiled = range(profile_steps[0], profile_steps[1] + 1)
+
+    def save_now():
+      """Before an error that has to do with a file, not with the state."""
+      last = int(state.step)
+      if jax.process_count() > 1 or last in (first_step, saved.latest_step()):
+        return  # Of a cluster's processes one alone cannot save.
+      terms = [jax.device_get(row) for done, row, _ in waiting if done <= last]
+      recent.extend(jax.tree.map(float, row) for row in terms)
+      saved.save(last, state.params, state.opt_state, recent)
+
+    batches = _save_on_error(batches, save_now)
     interruption.defer()
     for step, batch in enumerate(batches, start=first_step + 1):
       if skipped and len(skipped) > num_skipped:
@@ -201,7 +216,8 @@ def train(
       unmasked = batch["padding_mask"] & ~batch["has_mask"]
       if unmasked.any():
         raise _no_mask(examples.name, batch["path"][unmasked][0])
-      if step in profile_steps[:1]:
+      if not is_profiling and step in profiled:
+        is_profiling = True
         jax.profiler.start_trace(workdir / "profile")
       inputs = {
         name: batch[name] for name in train_steps.STEP_FIELDS if name in batch
@@ -217,8 +233,10 @@ def train(
       is_evaluated = settings.evaluate_every_steps and (
         is_last or step % settings.evaluate_every_steps == 0
       )
-      is_profiled = step in profile_steps[1:]
       is_interrupted = interruption.is_due(step - first_step) and not is_last
+      is_profiled = is_profiling and (
+        is_last or is_interrupted or step + 1 not in profiled
+      )
       is_saved |= is_interrupted
       wants_all = is_logged or is_saved or is_evaluated or is_profiled
       while len(waiting) > (0 if wants_all else 1):
@@ -230,6 +248,7 @@ def train(
           )
         recent.append(done_terms)
       if is_profiled:
+        is_profiling = False
         jax.profiler.stop_trace()
         _logger.info(
           "profile of steps %d to %d: %s/profile", *profile_steps, workdir
@@ -244,14 +263,20 @@ def train(
           f" step {step}/{num_steps}, loss {means['loss']:.4f}",
         )
       if is_evaluated:  # Before saving: a run killed here evaluates again.
+        try:
+          found = {
+            data.name: evaluate(state.params, clip_params, data).mean
+            for data in evaluation_data
+          }
+        except InputError:
+          save_now()
+          raise
         log.write(
           step,
           {
-            f"{data.name}/{metric}": value
-            for data in evaluation_data
-            for metric, value in evaluate(
-              state.params, clip_params, data
-            ).mean.items()
+            f"{name}/{metric}": value
+            for name, mean in found.items()
+            for metric, value in mean.items()
             if not math.isnan(value)
           },
         )
@@ -267,6 +292,15 @@ def train(
   if is_writer and num_steps and (curves := run_log.plot_losses(workdir)):
     _logger.info("curves of the losses: %s", curves)
   return state
+
+
+def _save_on_error(batches, save):
+  """The batches; if one cannot be had, what was trained is saved first."""
+  try:
+    yield from batches
+  except InputError:
+    save()
+    raise
 
 
 def _save_non_finite(workdir, saved, state, recent, step, terms, paths):

@@ -187,14 +187,19 @@ def test_training_and_evaluation_on_a_folder(workable, tmp_path):
 
 
 def test_a_truncated_image_in_a_run(workable, tmp_path):
-  from cops_jax import sweep, training
+  from cops_jax import checkpoints, run_log, sweep, training
 
   tree, config = workable
   workdir = tmp_path / "run"
   path = tree.root / "nut/test/dent/1.png"
   path.write_bytes(path.read_bytes()[:60])
+  config.train.log_every_steps = 1
   with pytest.raises(InputError, match="dent/1.png of data set 'parts'"):
     training.train(config, workdir)
+  # The steps before are not lost.
+  steps = [row["step"] for row in run_log.read_metrics(workdir)]
+  with checkpoints.Checkpoints(workdir) as saved:
+    assert saved.latest_step() == steps[-1] > 0
   # The same run goes on once told to leave such files out.
   config.input.unreadable_files = "skip"
   assert int(training.train(config, workdir).step) == 6

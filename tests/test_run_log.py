@@ -37,6 +37,14 @@ def test_steps_that_are_taken_again_are_dropped(tmp_path):
   assert [row["loss"] for row in rows(tmp_path)] == [2, 4, 60]
 
 
+@pytest.mark.parametrize("line", (b"{", b"[]", b'{"loss": 1}', b"\xff", b"3"))
+def test_a_damaged_line_is_named(tmp_path, line):
+  path = tmp_path / "metrics.jsonl"
+  path.write_bytes(b'{"step": 1}\n' + line + b"\n")
+  with pytest.raises(InputError, match="metrics.jsonl is damaged in line 2"):
+    run_log.RunLog(tmp_path, 0)
+
+
 def test_one_process_writes(tmp_path):
   log = run_log.RunLog(tmp_path, 0, is_active=False)
   log.write(2, {"loss": 0.5})
