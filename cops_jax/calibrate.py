@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from cops_jax import metrics, thresholds
-from cops_jax.commands import command_line
+from cops_jax.commands import add_allow_other_clip, command_line
 from cops_jax.detector import AnomalyDetector, DecodedImage, Detection
 from cops_jax.errors import InputError, shorten
 from cops_jax.images import decode_image, decode_mask, find_images
@@ -170,11 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     f" the largest F1 decides, and with --normal {_FALSE_ALARMS}",
   )
   parser.add_argument("--data_dir", help="where TFDS keeps prepared data sets")
-  parser.add_argument(
-    "--allow_other_clip",
-    action="store_true",
-    help="accept other CLIP weights than the run's own",
-  )
+  add_allow_other_clip(parser)
   options = parser.parse_args(arguments)
   show_messages()
   rate = options.false_alarms

@@ -12,6 +12,7 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from cops_jax import distributed
+from cops_jax.commands import command_line
 from cops_jax.errors import InputError
 from cops_jax.progress import show_messages
 
@@ -114,25 +115,20 @@ def run(
   --verify the work directory is checked instead, and main not called.
   """
 
+  @command_line
   def guarded(arguments):
     if len(arguments) > 1:
       sys.exit(f"error: unexpected argument {arguments[1]!r}")
-    try:
-      if _VERIFY.value:
-        sys.exit(_verify(_WORKDIR.value))
-      cluster = (
-        _COORDINATOR_ADDRESS.value,
-        _NUM_PROCESSES.value,
-        _PROCESS_ID.value,
-      )
-      if _DISTRIBUTED.value or cluster != (None, None, None):
-        distributed.start(*cluster)
-      main(_CONFIG.value, _WORKDIR.value, _ALLOW_OTHER_CLIP.value)
-    except InputError as error:
-      sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-      print("interrupted", file=sys.stderr)
-      sys.exit(130)
+    if _VERIFY.value:
+      sys.exit(_verify(_WORKDIR.value))
+    cluster = (
+      _COORDINATOR_ADDRESS.value,
+      _NUM_PROCESSES.value,
+      _PROCESS_ID.value,
+    )
+    if _DISTRIBUTED.value or cluster != (None, None, None):
+      distributed.start(*cluster)
+    main(_CONFIG.value, _WORKDIR.value, _ALLOW_OTHER_CLIP.value)
 
   show_messages()
   absl_logging.set_verbosity(absl_logging.WARNING)

@@ -1,13 +1,23 @@
-"""What the commands share that are no scripts: how they end."""
+"""What commands share: a flag, and how they end."""
 
 from __future__ import annotations
 
+import argparse
 import functools
 import os
 import sys
 from collections.abc import Callable, Sequence
 
 from cops_jax.errors import InputError
+
+
+def add_allow_other_clip(parser: argparse.ArgumentParser) -> None:
+  """Adds the flag of the commands that open a run."""
+  parser.add_argument(
+    "--allow_other_clip",
+    action="store_true",
+    help="accept other CLIP weights than the run's own",
+  )
 
 
 def command_line(

@@ -20,7 +20,7 @@ import numpy as np
 
 from cops_jax import thresholds
 from cops_jax.clip_files import DEMO_CLIP
-from cops_jax.commands import command_line
+from cops_jax.commands import add_allow_other_clip, command_line
 from cops_jax.detector import AnomalyDetector
 from cops_jax.errors import InputError
 
@@ -133,11 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     help="address to serve on; by default this computer alone reaches it",
   )
   parser.add_argument("--port", type=int, default=8000, help="0: any free one")
-  parser.add_argument(
-    "--allow_other_clip",
-    action="store_true",
-    help="accept other CLIP weights than the run's own",
-  )
+  add_allow_other_clip(parser)
   options = parser.parse_args(arguments)
   if not 0 <= options.port < 2**16:
     parser.error(f"--port is {options.port}, expected from 0 to {2**16 - 1}")

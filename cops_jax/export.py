@@ -29,7 +29,7 @@ import numpy as np
 import safetensors.numpy
 
 from cops_jax import __version__, sharding
-from cops_jax.commands import command_line
+from cops_jax.commands import add_allow_other_clip, command_line
 from cops_jax.errors import InputError, shorten
 from cops_jax.files import whole_file
 from cops_jax.typing import Array, Float
@@ -223,11 +223,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
   parser.add_argument(
     "--out", required=True, help="the file to write; NAME.onnx is an ONNX file"
   )
-  parser.add_argument(
-    "--allow_other_clip",
-    action="store_true",
-    help="accept other CLIP weights than the run's own",
-  )
+  add_allow_other_clip(parser)
   options = parser.parse_args(arguments)
   from cops_jax.detector import AnomalyDetector
 

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from cops_jax.commands import command_line
+from cops_jax.commands import add_allow_other_clip, command_line
 from cops_jax.detector import AnomalyDetector, Detection
 from cops_jax.errors import InputError, shorten
 from cops_jax.files import write_file
@@ -125,11 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     action="store_true",
     help="write each anomaly map to --out too: .npy, float32, the image's size",
   )
-  parser.add_argument(
-    "--allow_other_clip",
-    action="store_true",
-    help="accept other CLIP weights than the run's own",
-  )
+  add_allow_other_clip(parser)
   options = parser.parse_args(arguments)
   if options.save_maps and not options.out:
     parser.error("--save_maps needs --out")
