@@ -1,13 +1,21 @@
 """Hostile defaults: eight devices, no rank promotion, every shape checked."""
 
 import os
-
-os.environ["XLA_FLAGS"] = (
-  os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-)
-
 import pathlib
 import shutil
+
+# Most of the tests' time goes into compiling, so programs are compiled with
+# little optimization, in a fifth of the time, here and in the processes that
+# tests start. JAX_DISABLE_MOST_OPTIMIZATIONS=0 compiles them as users do.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+os.environ["XLA_FLAGS"] = " ".join(
+  (
+    os.environ.get("XLA_FLAGS", ""),
+    "--xla_force_host_platform_device_count=8",
+    "--xla_cpu_use_fusion_emitters="
+    + ("false", "true")[os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "0"],
+  )
+)
 
 # Most tests compile the same small models, many in processes of their own.
 os.environ.setdefault(
@@ -41,8 +49,16 @@ hypothesis.settings.load_profile("quick")
 
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory):
-  """A folder for prepared data sets; the demo's are generated once."""
-  return str(tmp_path_factory.mktemp("data"))
+  """A folder for prepared data sets; the demo's are generated once.
+
+  Workers share it: preparing takes a lock.
+  """
+  folder = tmp_path_factory.getbasetemp()
+  if "PYTEST_XDIST_WORKER" in os.environ:
+    folder = folder.parent
+  folder = folder / "data"
+  folder.mkdir(exist_ok=True)
+  return str(folder)
 
 
 @pytest.fixture(scope="session")

@@ -2,15 +2,22 @@
 
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
 ROOT = pathlib.Path(__file__).parent.parent
 
 
-def environment(**more):
-  """For programs started here; transformers need not look for torch."""
-  return {**os.environ, "USE_TORCH": "0", **more}
+def environment(num_devices=8, **more):
+  """For programs started here; transformers need not look for torch.
+
+  XLA's flags are the tests' own but for the number of devices.
+  """
+  flags = re.sub(
+    r"(device_count)=\d+", rf"\1={num_devices}", os.environ["XLA_FLAGS"]
+  )
+  return {**os.environ, "USE_TORCH": "0", "XLA_FLAGS": flags, **more}
 
 
 def start(script, *arguments):

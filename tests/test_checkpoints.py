@@ -14,6 +14,7 @@ import pytest
 from cops_jax import sharding
 from cops_jax.checkpoints import Checkpoints, find_damage, has_checkpoint
 from cops_jax.errors import InputError
+from scripts import environment
 
 PARAMS = {"a": jnp.arange(3.0)}
 OPT_STATE = {"count": jnp.int32(1)}
@@ -74,7 +75,7 @@ def test_other_devices_than_those_that_saved(tmp_path):
     saved.save(4, sharding.replicate(PARAMS, mesh), OPT_STATE)
   result = subprocess.run(
     [sys.executable, "-c", RESTORE_ON_ONE_DEVICE, tmp_path],
-    env={**os.environ, "XLA_FLAGS": ""},
+    env=environment(num_devices=1),
     capture_output=True,
     text=True,
   )

@@ -14,9 +14,10 @@ import optax
 import pytest
 from conftest import make_config
 
-from cops_jax import distributed, training
+from cops_jax import configuration, distributed, training
 from cops_jax.checkpoints import Checkpoints, find_steps
 from cops_jax.errors import InputError
+from cops_jax.models.cops import init_trainable
 from scripts import ROOT, environment
 
 
@@ -29,7 +30,6 @@ def free_port():
 def start_cluster(num_processes, num_devices, *arguments):
   """train.py in several processes."""
   address = f"--coordinator_address=127.0.0.1:{free_port()}"
-  flags = f"--xla_force_host_platform_device_count={num_devices}"
   return [
     subprocess.Popen(
       [
@@ -38,7 +38,7 @@ def start_cluster(num_processes, num_devices, *arguments):
         f"--process_id={index}",
       ],
       cwd=ROOT,
-      env=environment(XLA_FLAGS=flags),
+      env=environment(num_devices),
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
       text=True,
@@ -66,42 +66,57 @@ def params(workdir):
   return jax.device_get(tree)
 
 
+# Adam divides by the root of a second moment that may be almost zero, and so
+# turns rounding errors, which hang on the processor and the number of devices,
+# into steps as large as any. With an epsilon above the gradients its steps are
+# as smooth as they are.
+SETTINGS = {"batch_size": 29, "learning_rate": 0.01, "eps": 0.1}
+STEPS = (
+  *(f"--config.train.{name}={value}" for name, value in SETTINGS.items()),
+  "--config.train.log_every_steps=1",
+)
+
+
 @pytest.fixture(scope="module")
 def one(clip_folder, data_dir, tmp_path_factory):
-  """20 steps in this process, on 8 devices."""
+  """20 steps in this process, on 8 devices; and where they began."""
   config = make_config(clip_folder, data_dir)
-  config.train.batch_size = 29
+  config.train.update(SETTINGS)
   config.train.log_every_steps = 1
   config.train.checkpoint_every_steps = 20
   config.train.evaluate_every_steps = 20
   workdir = tmp_path_factory.mktemp("one")
   training.train(config, workdir, profile_steps=(2, 3))
   assert list((workdir / "profile").rglob("*.xplane.pb"))
-  return workdir
+  model = configuration.build_model(config, configuration.load_clip(config))
+  start = init_trainable(
+    model, configuration.random_key(config.seed, configuration.INIT_KEY)
+  )
+  return workdir, start
 
 
-STEPS = (
-  "--config.train.batch_size=29",
-  "--config.train.log_every_steps=1",
-)
-
-
-def assert_same_numbers(workdir, whole):
+def assert_same_numbers(workdir, one):
+  """Every loss term, the gradient's norm, and the way that parameters took."""
+  whole, start = one
   rows, other_rows = metrics(whole), metrics(workdir)
   assert [row["step"] for row in rows] == [*range(1, 21), 20]
   # The last is what was evaluated, which not all do.
   assert len(other_rows) >= 20
   for row, other in zip(rows, other_rows, strict=False):
     assert row.keys() == other.keys()
-    for name in row.keys() - {"gradient_norm"}:
+    for name in row:
       # What was evaluated counts ranks, which change one at a time.
       tolerance = 1e-3 if "/" in name else 1e-5
       want = pytest.approx(row[name], rel=tolerance, abs=1e-5)
       assert other[name] == want, name
   assert "demo_unseen/pixel_auroc" in rows[-1]
-  ours, other = params(whole), params(workdir)
-  difference = jax.tree.map(np.subtract, ours, other)
-  assert optax.tree.norm(difference) <= 1e-4 * optax.tree.norm(ours)
+  moved, other_moved = (
+    jax.tree.map(np.subtract, params(path), start) for path in (whole, workdir)
+  )
+  norm = optax.tree.norm
+  assert norm(moved) > 0.01 * norm(start)
+  difference = norm(jax.tree.map(np.subtract, moved, other_moved))
+  assert difference <= 1e-5 * norm(moved)
 
 
 def test_two_processes_train_and_evaluate_as_one(one, arguments, tmp_path):
@@ -119,8 +134,9 @@ def test_two_processes_train_and_evaluate_as_one(one, arguments, tmp_path):
   assert "8 cpu device(s) of 2 process(es)" in log
   assert "cpu device(s)" not in silence
   assert_same_numbers(two, one)
-  assert metrics(two)[-1].keys() == metrics(one)[-1].keys()
-  names = {path.name for path in one.iterdir()} - {"profile"}
+  whole, _ = one
+  assert metrics(two)[-1].keys() == metrics(whole)[-1].keys()
+  names = {path.name for path in whole.iterdir()} - {"profile"}
   assert {path.name for path in two.iterdir()} == names
 
 

@@ -226,10 +226,7 @@ def play(arguments, workdir, num_processes, rng=None, number=None):
           + rest,
           cwd=ROOT,
           stderr=file,
-          env=environment(
-            JAX_CPU_COLLECTIVES_IMPLEMENTATION="gloo",
-            XLA_FLAGS="--xla_force_host_platform_device_count=2",
-          ),
+          env=environment(2, JAX_CPU_COLLECTIVES_IMPLEMENTATION="gloo"),
         )
       )
   phase = ""
