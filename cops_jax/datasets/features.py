@@ -1,6 +1,6 @@
 """Kept for data prepared by earlier versions: see `cops_jax.datasets.schema`.
 
-TFDS finds the class by the name in a prepared copy's features.json.
+TFDS imports the module that a prepared copy's features.json names.
 """
 
 from cops_jax.datasets.schema import ImageFile

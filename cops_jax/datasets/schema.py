@@ -20,6 +20,9 @@ class ImageFile(tfds.features.Image):
   Decoded to uint8 (h, w, 3) or, with `shape` (None, None, 1), grey (h, w, 1).
   """
 
+  # By which data prepared by earlier versions know it.
+  ALIASES = ["cops_jax.datasets.features.ImageFile"]
+
   def decode_example_np(self, example: bytes) -> np.ndarray:
     num_channels = self.shape[-1]
     with open_image(example) as image:
