@@ -13,9 +13,9 @@ import sys
 
 from absl import flags
 
-from cops_jax import cli
+from cops_jax import scripts
 
-flags.adopt_module_key_flags(cli)
+flags.adopt_module_key_flags(scripts)
 
 _CHECKPOINT = flags.DEFINE_string(
   "checkpoint",
@@ -43,9 +43,10 @@ def recorded_config():
 def main(config, workdir, allow_other_clip):
   import jax
 
-  from cops_jax import reporting, sweep
+  from cops_jax import reporting
+  from cops_jax.evaluation import many
 
-  found = sweep.evaluate(
+  found = many.evaluate(
     config,
     workdir,
     names=_DATASETS.value,
@@ -55,7 +56,7 @@ def main(config, workdir, allow_other_clip):
   )
   if jax.process_index() == 0:
     if found.results:
-      page = found.write(workdir)
+      page = reporting.write(workdir, found)
       print(reporting.format_table(found.results))
       if page:
         print(f"report: {page}")
@@ -68,4 +69,4 @@ def main(config, workdir, allow_other_clip):
 
 
 if __name__ == "__main__":
-  cli.run(main, recorded_config)
+  scripts.run(main, recorded_config)

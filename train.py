@@ -9,9 +9,10 @@ interrupted run. --verify checks the checkpoints of a work directory instead.
 
 from absl import flags
 
-from cops_jax import cli, interruption
+from cops_jax import scripts
+from cops_jax.runtime import signals
 
-flags.adopt_module_key_flags(cli)
+flags.adopt_module_key_flags(scripts)
 
 _INIT_FROM = flags.DEFINE_string(
   "init_from",
@@ -49,5 +50,5 @@ def main(config, workdir, allow_other_clip):
 
 
 if __name__ == "__main__":
-  interruption.catch_signals()
-  cli.run(main)
+  signals.catch_signals()
+  scripts.run(main)

@@ -22,16 +22,18 @@ from PIL import Image
 from transformers import CLIPConfig
 
 from configs import visa
-from cops_jax import (
-  configuration,
-  datasets,
-  features,
-  input_pipeline,
-  sharding,
-  train_steps,
+from cops_jax import datasets
+from cops_jax.config import build_model
+from cops_jax.inputs import feature_cache, pipeline
+from cops_jax.runtime.mesh import make_mesh, replicate, shard_batch
+from cops_jax.training.step import (
+  STEP_FIELDS,
+  create_train_state,
+  make_optimizer,
+  make_train_step,
 )
-from cops_jax.clip_files import OPENAI_TOKENS, PretrainedCLIP
-from cops_jax.clip_names import clip_param_shapes
+from cops_jax.weights.clip import OPENAI_TOKENS, PretrainedCLIP
+from cops_jax.weights.clip_names import clip_param_shapes
 
 _NUM_IMAGES = 2
 _NUM_EPOCHS = {"none": 2, "bfloat16": 10}
@@ -83,13 +85,13 @@ def write_images(root: pathlib.Path) -> None:
 
 def epoch_seconds(config, clip, examples, folder, dtype) -> list[float]:
   """Times epochs of training, all but the first."""
-  mesh = sharding.make_mesh()
-  model = configuration.build_model(config, clip)
+  mesh = make_mesh()
+  model = build_model(config, clip)
   settings = config.train
   cache = None
   if dtype != "none":
     start = time.monotonic()
-    cache = features.open_features(
+    cache = feature_cache.open_features(
       examples,
       "test",
       model,
@@ -105,11 +107,11 @@ def epoch_seconds(config, clip, examples, folder, dtype) -> list[float]:
       f" {cache.num_record_bytes:,} bytes an image",
       flush=True,
     )
-  optimizer = train_steps.make_optimizer(settings)
-  state = train_steps.create_train_state(model, optimizer, config.seed)
-  state = sharding.replicate(state, mesh)
-  clip_params = sharding.replicate(clip.params, mesh)
-  step = train_steps.make_train_step(
+  optimizer = make_optimizer(settings)
+  state = create_train_state(model, optimizer, config.seed)
+  state = replicate(state, mesh)
+  clip_params = replicate(clip.params, mesh)
+  step = make_train_step(
     model,
     optimizer,
     mesh,
@@ -117,7 +119,7 @@ def epoch_seconds(config, clip, examples, folder, dtype) -> list[float]:
     reconstruction=settings.reconstruction,
   )
   num_epochs = 1 + _NUM_EPOCHS[dtype]
-  batches = input_pipeline.iterate_batches(
+  batches = pipeline.iterate_batches(
     examples,
     image_size=config.model.image_size_pixels,
     patch_size=clip.config.vision_config.patch_size,
@@ -131,10 +133,8 @@ def epoch_seconds(config, clip, examples, folder, dtype) -> list[float]:
     start = time.monotonic()
     for _ in range(_NUM_IMAGES):
       batch = next(batches)
-      batch = {
-        name: batch[name] for name in train_steps.STEP_FIELDS if name in batch
-      }
-      state, terms = step(state, clip_params, sharding.shard_batch(batch, mesh))
+      batch = {name: batch[name] for name in STEP_FIELDS if name in batch}
+      state, terms = step(state, clip_params, shard_batch(batch, mesh))
       assert np.isfinite(terms["loss"])
     seconds.append(time.monotonic() - start)
   return seconds[1:]

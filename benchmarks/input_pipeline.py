@@ -18,7 +18,8 @@ import time
 import numpy as np
 from PIL import Image
 
-from cops_jax import datasets, input_pipeline
+from cops_jax import datasets
+from cops_jax.inputs import pipeline
 
 _NUM_IMAGES = 64
 _NUM_EPOCHS = 6
@@ -62,8 +63,8 @@ def plain_rate(examples) -> float:
 
 def pipeline_rate(examples, num_workers: int) -> float:
   """Of batches for training, counted from the second epoch on."""
-  epoch_steps = input_pipeline.num_batches(len(examples), _BATCH_SIZE)
-  batches = input_pipeline.iterate_batches(
+  epoch_steps = pipeline.num_batches(len(examples), _BATCH_SIZE)
+  batches = pipeline.iterate_batches(
     examples,
     image_size=_IMAGE_SIZE,
     patch_size=_PATCH_SIZE,

@@ -4,8 +4,8 @@ python train.py --config=configs/recorded.py:runs/demo --workdir=runs/again
 """
 
 from configs import default
-from cops_jax import prompt_files
 from cops_jax.errors import InputError
+from cops_jax.weights import prompts
 
 
 def get_config(run):
@@ -17,7 +17,7 @@ def get_config(run):
   Raises:
     InputError: there is no record, or it has fields that are not known here.
   """
-  record = prompt_files.find_record(run)
+  record = prompts.find_record(run)
   if record is None:
     raise InputError(
       f"{run} does not say with which config it was trained; add --config"

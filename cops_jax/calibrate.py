@@ -23,7 +23,7 @@ from cops_jax import metrics, thresholds
 from cops_jax.commands import add_allow_other_clip, command_line
 from cops_jax.detector import AnomalyDetector, DecodedImage, Detection
 from cops_jax.errors import InputError, shorten
-from cops_jax.images import decode_image, decode_mask, find_images
+from cops_jax.images.decoding import decode_image, decode_mask, find_images
 from cops_jax.progress import Progress, show_messages
 from cops_jax.scoring import ANOMALY
 from cops_jax.thresholds import Thresholds

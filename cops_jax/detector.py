@@ -20,15 +20,28 @@ from typing import Any
 import jax
 import numpy as np
 
-from cops_jax import prompt_files, records, sharding, thresholds
-from cops_jax.configuration import build_model, load_clip
+from cops_jax import thresholds
+from cops_jax.config import build_model, load_clip
 from cops_jax.errors import InputError, shorten
-from cops_jax.evaluation import make_configured_step
-from cops_jax.images import as_seen, open_image, resize_image, resize_map
+from cops_jax.evaluation.step import make_configured_step
+from cops_jax.images.decoding import (
+  as_seen,
+  open_image,
+  resize_image,
+  resize_map,
+)
 from cops_jax.models.cops import CoPS, trainable_shapes
-from cops_jax.models.vae import content_ids
+from cops_jax.runs.record import check_clip, read_record
+from cops_jax.runtime.mesh import (
+  DATA_AXIS,
+  clip_shardings,
+  replicate,
+  shard_batch,
+)
+from cops_jax.runtime.randomness import content_ids
 from cops_jax.thresholds import Thresholds
 from cops_jax.typing import Float, Integer
+from cops_jax.weights.prompts import find_record, hash_prompts, load_prompts
 
 _logger = logging.getLogger(__name__)
 
@@ -119,7 +132,7 @@ class AnomalyDetector:
     Args:
       config: a ConfigDict with the fields of configs/default.py.
       trainable: trained prompts.
-      clip: from `configuration.load_clip`.
+      clip: from `config.load_clip`.
       thresholds: for verdicts.
 
     Raises:
@@ -129,14 +142,12 @@ class AnomalyDetector:
     self.config, self.clip, self.trainable = config, clip, trainable
     self.image_size = config.model.image_size_pixels
     self.thresholds = thresholds
-    self._mesh = jax.sharding.Mesh(
-      np.array(jax.local_devices()), (sharding.DATA_AXIS,)
-    )
-    shardings = sharding.clip_shardings(
+    self._mesh = jax.sharding.Mesh(np.array(jax.local_devices()), (DATA_AXIS,))
+    shardings = clip_shardings(
       clip.params, self._mesh, config.clip.split_over_devices
     )
     self._params = (
-      sharding.replicate(trainable, self._mesh),
+      replicate(trainable, self._mesh),
       jax.device_put(clip.params, shardings),
     )
     self._step = make_detect_step(config, model, self._mesh, shardings)
@@ -152,7 +163,7 @@ class AnomalyDetector:
     Raises:
       InputError: there is no run, or its CLIP is not to be had.
     """
-    record = records.read_record(workdir)
+    record = read_record(workdir)
     found = thresholds.read_thresholds(workdir)
     detector = cls._load(
       workdir, record.to_config(), record, allow_other_clip, found
@@ -180,7 +191,7 @@ class AnomalyDetector:
 
     Args:
       clip: see config.clip.weights in configs/default.py.
-      prompts: see `prompt_files.load_prompts`.
+      prompts: see `prompts.load_prompts`.
       config: a ConfigDict with the fields of configs/default.py; by default the
         one that the prompts were trained with, which files of the authors' code
         do not say.
@@ -191,7 +202,7 @@ class AnomalyDetector:
     Raises:
       InputError: a file cannot be used, or there is no config.
     """
-    record = prompt_files.find_record(prompts)
+    record = find_record(prompts)
     if config is None:
       if record is None:
         raise InputError(
@@ -219,11 +230,11 @@ class AnomalyDetector:
   def _build(cls, prompts, config, record, allow_other_clip, thresholds):
     clip = load_clip(config)
     if record is not None:
-      records.check_clip(record, clip.sha256, str(prompts), allow_other_clip)
+      check_clip(record, clip.sha256, str(prompts), allow_other_clip)
     model = build_model(config, clip)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     template = trainable_shapes(model, device)
-    trainable, _ = prompt_files.load_prompts(prompts, template)
+    trainable, _ = load_prompts(prompts, template)
     return cls(config, trainable, clip, thresholds)
 
   @property
@@ -234,7 +245,7 @@ class AnomalyDetector:
   @property
   def prompts_sha256(self) -> str:
     """Tells its prompts from others, in hexadecimal."""
-    return prompt_files.hash_prompts(self.trainable)
+    return hash_prompts(self.trainable)
 
   def __call__(
     self, images: AnyImage | Sequence[AnyImage]
@@ -263,7 +274,7 @@ class AnomalyDetector:
     return detections
 
   def decode(self, image: AnyImage, name: str = "the image") -> DecodedImage:
-    """Reads an image as `images.as_seen` says and brings it to model size.
+    """Reads an image as `decoding.as_seen` says and brings it to model size.
 
     Args:
       image: see `__call__`.
@@ -306,7 +317,7 @@ class AnomalyDetector:
     pixels = np.zeros((size, self.image_size, self.image_size, 3), np.uint8)
     for row, image in enumerate(images):
       pixels[row] = image.pixels
-    batch = sharding.shard_batch({"image": pixels}, self._mesh)["image"]
+    batch = shard_batch({"image": pixels}, self._mesh)["image"]
     outputs = jax.device_get(self._compile(batch)(*self._params, batch))
     if not np.isfinite(outputs["image_score"]).all():
       raise InputError(

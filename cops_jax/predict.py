@@ -28,8 +28,8 @@ from cops_jax.commands import add_allow_other_clip, command_line
 from cops_jax.detector import AnomalyDetector, Detection
 from cops_jax.errors import InputError, shorten
 from cops_jax.files import write_file
-from cops_jax.images import find_images, open_image, to_picture
-from cops_jax.pictures import overlay
+from cops_jax.images.decoding import find_images, open_image, to_picture
+from cops_jax.images.drawing import overlay
 from cops_jax.progress import Progress, show_messages
 
 _logger = logging.getLogger("cops_jax.predict")  # Not "__main__".

@@ -31,7 +31,7 @@ class Thresholds:
     pixel: for anomaly maps.
     method: how they were chosen, in words.
     prompts_sha256: of the prompts that they were chosen for, see
-      `prompt_files.hash_prompts`; "" for any.
+      `prompts.hash_prompts`; "" for any.
   """
 
   image: float

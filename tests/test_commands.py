@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 from cops_jax.weights import DEMO_FOLDER
-from scripts import ROOT, environment
+from helpers.scripts import ROOT, environment
 
 
 def test_output_that_nobody_reads_ends_a_command_in_silence():

@@ -10,12 +10,15 @@ import pytest
 from PIL import Image
 
 from cops_jax import detector as detector_module
-from cops_jax import prompt_files, records, thresholds
-from cops_jax.checkpoints import Checkpoints
+from cops_jax import thresholds
 from cops_jax.detector import AnomalyDetector
 from cops_jax.errors import InputError
+from cops_jax.runs.checkpoints import Checkpoints
+from cops_jax.runs.record import read_record
 from cops_jax.thresholds import Thresholds
-from scripts import ROOT
+from cops_jax.weights import prompts
+from helpers.images import make_image
+from helpers.scripts import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -29,12 +32,6 @@ def workdir(trained, tmp_path_factory):
 @pytest.fixture(scope="module")
 def detector(workdir):
   return AnomalyDetector.from_workdir(workdir)
-
-
-def make_image(seed, width=70, height=40, mode="RGB"):
-  rng = np.random.default_rng(seed)
-  pixels = rng.integers(0, 256, (5, 7, 3), np.uint8)
-  return Image.fromarray(pixels).resize((width, height)).convert(mode)
 
 
 def test_every_form_of_an_image_is_the_same(detector, tmp_path):
@@ -152,7 +149,7 @@ def test_from_files(workdir, detector, clip_folder, tmp_path):
   path = tmp_path / "prompts.safetensors"
   with Checkpoints(workdir) as saved:
     _, params = saved.restore_params()
-  prompt_files.write_prompts(path, params, records.read_record(workdir))
+  prompts.write_prompts(path, params, read_record(workdir))
   other = AnomalyDetector.from_files(clip_folder, path)
   image = make_image(3)
   assert other(image).image_score == detector(image).image_score

@@ -5,7 +5,7 @@ import pathlib
 import subprocess
 import sys
 
-from original_layouts import write_tree
+from helpers.original_layouts import write_tree
 
 ABSENT = (
   "PIL",
@@ -37,8 +37,9 @@ sys.meta_path = [
   Finder if finder is importlib.machinery.PathFinder else finder
   for finder in sys.meta_path
 ]
-import cops_jax.evaluation
-import cops_jax.input_pipeline
+import cops_jax.evaluation.dataset
+import cops_jax.evaluation.step
+import cops_jax.inputs.pipeline
 import cops_jax.losses
 import cops_jax.models.cops
 import cops_jax.training
@@ -58,11 +59,12 @@ def test_core_imports_without_the_rest():
 
 USE_DATA_SETS = """
 import sys
-from cops_jax import datasets, input_pipeline
+from cops_jax import datasets
+from cops_jax.inputs import pipeline
 
 if __name__ == "__main__":
   examples = datasets.load("kvasir", "test", sys.argv[1], sys.argv[2])
-  batches = input_pipeline.iterate_batches(
+  batches = pipeline.iterate_batches(
     examples, image_size=8, patch_size=4, batch_size=2, steps=range(2),
     num_workers=1,
   )

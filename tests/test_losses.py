@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from cops_jax import losses
-from cops_jax.input_pipeline import count_mask_pixels
-from golden import assert_close
+from cops_jax.inputs.pipeline import count_mask_pixels
+from helpers.golden import assert_close
 
 PATCH, GRID, BATCH = 4, 3, 2
 

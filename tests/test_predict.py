@@ -7,13 +7,14 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
-from test_detector import make_image
 
-from cops_jax import calibrate, images, predict, thresholds
+from cops_jax import calibrate, predict, thresholds
 from cops_jax.detector import AnomalyDetector
 from cops_jax.errors import InputError
-from cops_jax.pictures import overlay
-from scripts import run
+from cops_jax.images import decoding
+from cops_jax.images.drawing import overlay
+from helpers.images import make_image
+from helpers.scripts import run
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def workdir(trained, tmp_path):
 
 def test_find_images(photos):
   def names(*places):
-    found = images.find_images(places)
+    found = decoding.find_images(places)
     return [path.relative_to(photos).as_posix() for path in found]
 
   everything = ["a/0.png", "a/b/0.jpg", "broken.png", "c.PNG", "d.bmp"]
@@ -52,15 +53,15 @@ def test_find_images(photos):
   ]
   for place in ("/nowhere", f"{photos}/*.gif"):
     with pytest.raises(InputError, match="is no file, folder or pattern"):
-      images.find_images([place])
+      decoding.find_images([place])
   for place in ("~no_such_user/a.png", f"{photos}/{'a' * 300}/*.png"):
     with pytest.raises(InputError, match="a.png|too long|is no file"):
-      images.find_images([place])
+      decoding.find_images([place])
 
 
 def test_a_link_to_nowhere_is_told(tmp_path):
   (tmp_path / "gone.png").symlink_to("nowhere")
-  assert images.find_images([str(tmp_path)]) == [tmp_path / "gone.png"]
+  assert decoding.find_images([str(tmp_path)]) == [tmp_path / "gone.png"]
 
 
 def test_photos_in_a_folder(photos, workdir, tmp_path):

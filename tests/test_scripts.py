@@ -6,8 +6,8 @@ import json
 import pytest
 from PIL import Image
 
-from cops_jax.checkpoints import Checkpoints
-from scripts import ROOT, run
+from cops_jax.runs.checkpoints import Checkpoints
+from helpers.scripts import ROOT, run
 
 
 def test_training_shows_progress_and_writes_its_files(trained):

@@ -24,13 +24,14 @@ import numpy as np
 from absl import flags
 
 from configs import ablations
-from cops_jax import __version__, cli, interruption
+from cops_jax import __version__, scripts
 from cops_jax.errors import InputError
 from cops_jax.files import write_file
-from cops_jax.reporting import metric_title
+from cops_jax.reporting import metric_title, write
+from cops_jax.runtime import signals
 from cops_jax.tables import align
 
-flags.adopt_module_key_flags(cli)
+flags.adopt_module_key_flags(scripts)
 
 _SEEDS = flags.DEFINE_list("seeds", ["0"], "Seeds to train each one with.")
 _ONLY = flags.DEFINE_list(
@@ -54,7 +55,8 @@ def train_and_evaluate(
   config: Any, workdir: pathlib.Path, *, allow_other_clip: bool = False
 ) -> Means:
   """A run's means, undefined ones left out; read if it is finished already."""
-  from cops_jax import sweep, training
+  from cops_jax import training
+  from cops_jax.evaluation import many
 
   path = workdir / _FINISHED_FILE
   asked = json.loads(json.dumps(config.to_dict()))
@@ -63,10 +65,10 @@ def train_and_evaluate(
     if finished["config"] == asked:
       return finished["means"]
   training.train(config, workdir, allow_other_clip=allow_other_clip)
-  evaluated = sweep.evaluate(config, workdir, allow_other_clip=allow_other_clip)
+  evaluated = many.evaluate(config, workdir, allow_other_clip=allow_other_clip)
   if evaluated.failed:
     raise InputError("; ".join(evaluated.failed.values()))
-  evaluated.write(workdir)
+  write(workdir, evaluated)
   means = {
     dataset: {
       metric: value
@@ -98,10 +100,10 @@ def run_all(
   failures = {}
   runs = [(name, seed) for seed in seeds for name in names]
   for number, (name, seed) in enumerate(runs, start=1):
-    if interruption.is_due(number):
-      interruption.stop(
+    if signals.is_due(number):
+      signals.stop(
         f"stopped before {name} with seed {seed}: the same command goes on"
-        f" from there (exit code {interruption.EXIT_CODE})"
+        f" from there (exit code {signals.EXIT_CODE})"
       )
     _logger.info("run %d of %d: %s with seed %d", number, len(runs), name, seed)
     run = configs[name].copy_and_resolve_references()
@@ -286,5 +288,5 @@ def main(config, workdir, allow_other_clip):
 
 
 if __name__ == "__main__":
-  interruption.catch_signals()
-  cli.run(main, ablations.get_config)
+  signals.catch_signals()
+  scripts.run(main, ablations.get_config)

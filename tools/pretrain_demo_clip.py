@@ -1,6 +1,6 @@
 """Pretrains the demo's tiny CLIP on generated images and captions.
 
-  python tools/pretrain_demo_clip.py --output=cops_jax/assets/demo_clip
+  python tools/pretrain_demo_clip.py --output=cops_jax/weights/demo_clip
 
 CPU only; 44 minutes on 2 cores. The demo's six evaluation categories and its
 unseen defect kinds are never generated here.
@@ -31,9 +31,9 @@ from optax import contrib
 from transformers import CLIPConfig, CLIPTokenizerFast
 
 from cops_jax import weights
-from cops_jax.datasets import demo
+from cops_jax.datasets import generated
 from cops_jax.models.clip import CLIP, normalize_images
-from cops_jax.scoring import normalize
+from cops_jax.models.similarity import normalize
 
 _OUTPUT = flags.DEFINE_string("output", None, "Folder to write.", required=True)
 _STEPS = flags.DEFINE_integer("steps", 3000, "Optimizer steps.")
@@ -53,7 +53,7 @@ MIN_DEFECT_SHARE = 0.12
 DEFECT_PATCH_WEIGHT = 6.0
 MAX_LENGTH = 16
 
-KINDS = tuple(demo.SEEN_DEFECTS)
+KINDS = tuple(generated.SEEN_DEFECTS)
 GOOD = ("flawless", "perfect", "intact", "normal", "undamaged", "clean")
 BAD = ("damaged", "defective", "broken", "anomalous", "flawed", "faulty")
 # What else a patch shows, so that its features say more than its state.
@@ -272,11 +272,11 @@ def augment(rng, images, mask):
 
 def draw_batch(rng, tokenize, num_pairs, size):
   """A batch of pairs: first the normal images, then the defective ones."""
-  names = rng.permutation(demo.PRETRAINING_CATEGORIES)[:num_pairs]
+  names = rng.permutation(generated.PRETRAINING_CATEGORIES)[:num_pairs]
   rows = []
   for name in names:
     kind = int(rng.integers(len(KINDS)))
-    defective, normal, mask = demo.generate_pair(
+    defective, normal, mask = generated.generate_pair(
       name, KINDS[kind], rng, IMAGE_SIZE
     )
     (defective, normal), mask = augment(rng, (defective, normal), mask)
@@ -469,7 +469,7 @@ def main(_):
   folder = pathlib.Path(_OUTPUT.value)
   vocabulary = ["object . with without the an image close-up", *TEMPLATES]
   vocabulary += [*GOOD, *BAD, *map(words, KINDS)]
-  vocabulary += map(words, demo.PRETRAINING_CATEGORIES)
+  vocabulary += map(words, generated.PRETRAINING_CATEGORIES)
   vocabulary += ["region", *(word for group in ATTRIBUTES for word in group)]
   texts = [text.replace("{}", "") for text in vocabulary]
   tokenizer = build_tokenizer(folder, texts)

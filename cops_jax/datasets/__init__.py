@@ -6,7 +6,7 @@ Importing this registers the published data sets, and the demo's, with TFDS.
 from __future__ import annotations
 
 from cops_jax.datasets import custom, preparation
-from cops_jax.datasets.demo import builder as demo_builder
+from cops_jax.datasets.generated import builder as demo_builder
 from cops_jax.datasets.preparation import why_unprepared
 from cops_jax.datasets.published import BUILDERS
 from cops_jax.datasets.specifications import SPECIFICATIONS

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from cops_jax.datasets import custom, preparation
-from cops_jax.datasets.features import file_example
+from cops_jax.datasets.schema import file_example
 from cops_jax.datasets.specifications import SPECIFICATIONS
-from cops_jax.images import open_image
+from cops_jax.images.decoding import open_image
 from cops_jax.progress import Progress
 from cops_jax.tables import align
 

@@ -7,7 +7,6 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from cops_jax.datasets.features import file_example
 from cops_jax.datasets.layouts import (
   META_FILE,
   NORMAL_KIND,
@@ -16,6 +15,7 @@ from cops_jax.datasets.layouts import (
   read_folders,
   read_meta_json,
 )
+from cops_jax.datasets.schema import file_example
 from cops_jax.errors import InputError
 
 

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cops_jax.errors import InputError
-from cops_jax.images import IMAGE_SUFFIXES
+from cops_jax.images.decoding import IMAGE_SUFFIXES
 
 NORMAL_KIND = "good"
 VISA_TABLE = "split_csv/1cls.csv"

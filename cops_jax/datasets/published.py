@@ -11,8 +11,8 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import dataset_builder
 
 from cops_jax.datasets.download import download
-from cops_jax.datasets.features import example_features, file_example
 from cops_jax.datasets.layouts import Record
+from cops_jax.datasets.schema import example_features, file_example
 from cops_jax.datasets.specifications import SPECIFICATIONS, Specification
 from cops_jax.errors import InputError
 from cops_jax.progress import Progress

@@ -10,10 +10,15 @@ import jax
 import jax.numpy as jnp
 from transformers import CLIPConfig
 
-from cops_jax import scoring
 from cops_jax.models.clip import CLIP, normalize_images
 from cops_jax.models.prompts import PromptLearner
 from cops_jax.models.prototypes import PrototypeExtractor
+from cops_jax.models.similarity import (
+  normalize,
+  prototype_distances,
+  smooth_patches,
+  text_logits,
+)
 from cops_jax.models.vae import CategoryVAE
 from cops_jax.typing import Array, Float
 
@@ -134,14 +139,12 @@ class CoPS(nn.Module):
         category words.
       is_training: which of the two.
     """
-    patch_features = scoring.smooth_patches(
-      patch_features, self.smoothing_window
-    )
+    patch_features = smooth_patches(patch_features, self.smoothing_window)
     fused = patch_features.mean(axis=1)
     prototypes = distances = None
     if self.num_state_words:
       prototypes = self.prototype_extractor(fused)
-      distances = scoring.prototype_distances(fused, prototypes)
+      distances = prototype_distances(fused, prototypes)
 
     category_bias = mean = log_var = None
     if self.num_category_words:
@@ -160,8 +163,8 @@ class CoPS(nn.Module):
     text_features = self.clip.encode_prompts(
       embeddings.reshape(-1, *embeddings.shape[3:]), deep_prompts
     ).reshape(*embeddings.shape[:3], -1)  # b s z d
-    text_features = scoring.normalize(
-      scoring.normalize(text_features.astype(jnp.float32)).mean(axis=2)
+    text_features = normalize(
+      normalize(text_features.astype(jnp.float32)).mean(axis=2)
     )
     # Prompts with neither kind of conditional words are the same for all.
     text_features = jnp.broadcast_to(
@@ -173,11 +176,9 @@ class CoPS(nn.Module):
       distances=distances,
       text_features=text_features,
       patch_probability=jax.nn.softmax(
-        scoring.text_logits(patch_features, text_features, self.temperature)
+        text_logits(patch_features, text_features, self.temperature)
       ),
-      image_logits=scoring.text_logits(
-        image_features, text_features, self.temperature
-      ),
+      image_logits=text_logits(image_features, text_features, self.temperature),
       category_bias=category_bias,
       code_mean=mean,
       code_log_var=log_var,

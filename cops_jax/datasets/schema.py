@@ -1,0 +1,78 @@
+"""What every example of every data set holds."""
+
+from __future__ import annotations
+
+import io
+import pathlib
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from cops_jax.datasets.layouts import Record
+from cops_jax.images.decoding import open_image
+
+
+class ImageFile(tfds.features.Image):
+  """An image file's bytes, in any format and mode that PIL reads.
+
+  Decoded to uint8 (h, w, 3) or, with `shape` (None, None, 1), grey (h, w, 1).
+  """
+
+  # By which data prepared by earlier versions know it.
+  ALIASES = ["cops_jax.datasets.features.ImageFile"]
+
+  def decode_example_np(self, example: bytes) -> np.ndarray:
+    num_channels = self.shape[-1]
+    with open_image(example) as image:
+      pixels = np.asarray(image.convert("L" if num_channels == 1 else "RGB"))
+    return pixels.reshape(*pixels.shape[:2], num_channels)
+
+
+def example_features() -> tfds.features.FeaturesDict:
+  """TFDS features; images and masks keep their files' bytes and format."""
+  features = tfds.features
+  return features.FeaturesDict(
+    {
+      "image": ImageFile(shape=(None, None, 3)),
+      "mask": ImageFile(shape=(None, None, 1)),
+      "has_mask": np.bool_,
+      "label": features.ClassLabel(names=["normal", "anomaly"]),
+      "category": features.Text(),
+      "anomaly_kind": features.Text(),
+      "dataset": features.Text(),
+      "path": features.Text(),
+      "id": features.Text(),
+    }
+  )
+
+
+def file_example(
+  record: Record, root: pathlib.Path, dataset: str
+) -> dict[str, Any]:
+  """The example of one original file.
+
+  Image and mask are paths; without a mask, the bytes of a black pixel's PNG.
+  """
+  path = record.image.relative_to(root).as_posix()
+  return {
+    "image": record.image,
+    "mask": _EMPTY_MASK if record.mask is None else record.mask,
+    "has_mask": record.has_mask,
+    "label": int(record.is_anomaly),
+    "category": record.category,
+    "anomaly_kind": record.anomaly_kind,
+    "dataset": dataset,
+    "path": path,
+    "id": path,
+  }
+
+
+def _png_of_one_black_pixel() -> bytes:
+  file = io.BytesIO()
+  Image.new("L", (1, 1)).save(file, "PNG")
+  return file.getvalue()
+
+
+_EMPTY_MASK = _png_of_one_black_pixel()

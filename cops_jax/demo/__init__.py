@@ -1,0 +1,49 @@
+"""A web page that finds anomalies in the images dropped on it."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+from cops_jax import thresholds
+from cops_jax.detector import AnomalyDetector
+from cops_jax.weights.clip import DEMO_CLIP
+
+_PROMPTS = pathlib.Path(__file__).parent / "prompts"
+
+
+def load_detector(
+  workdir: str | None = None, *, allow_other_clip: bool = False
+) -> AnomalyDetector:
+  """A run's detector, or the embedded default's.
+
+  Args:
+    workdir: of a training run.
+    allow_other_clip: whether other CLIP weights will do than the run's own.
+
+  Raises:
+    InputError: there is no run, or its CLIP is not to be had.
+  """
+  if workdir:
+    return AnomalyDetector.from_workdir(
+      workdir, allow_other_clip=allow_other_clip
+    )
+  return AnomalyDetector.from_files(
+    DEMO_CLIP,
+    _PROMPTS / "prompts.safetensors",
+    thresholds=thresholds.read_thresholds(_PROMPTS),
+  )
+
+
+def make_server(app: Any) -> Any:
+  """A uvicorn.Server of an ASGI app, for its `run`."""
+  import uvicorn
+
+  config = uvicorn.Config(
+    app,
+    lifespan="off",
+    log_level="warning",
+    timeout_graceful_shutdown=5,
+    ws="none",
+  )
+  return uvicorn.Server(config)

@@ -1,0 +1,103 @@
+"""A web page that finds anomalies in the images dropped on it.
+
+  python -m cops_jax.demo --workdir=runs/visa
+  python -m cops_jax.demo
+
+Without --workdir it uses the toy CLIP, and prompts that configs/demo.py trained
+with seed 0; `cops_jax.calibrate --data=demo_unseen` chose their thresholds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import socket
+from collections.abc import Sequence
+
+import numpy as np
+
+from cops_jax.commands import add_allow_other_clip, command_line
+from cops_jax.demo import load_detector, make_server
+from cops_jax.errors import InputError
+
+_LOCAL_HOSTS = ("127.0.0.1", "localhost", "[::1]")
+
+
+def _describe(detector, workdir):
+  prompts = f"Prompts of {workdir}" if workdir else "The embedded prompts"
+  chosen = detector.thresholds
+  verdicts = (
+    f"Verdicts: {chosen.method}."
+    if chosen
+    else "No thresholds were chosen for them yet: set the sliders."
+  )
+  return f"{prompts}, on CLIP {detector.config.clip.weights!r}. {verdicts}"
+
+
+def _listen(host, port):
+  family = socket.AF_INET6 if ":" in host else socket.AF_INET
+  try:
+    return socket.create_server((host, port), family=family)
+  except OSError as error:
+    raise InputError(
+      f"{host}:{port} cannot be served: {error.strerror}. Choose another --port"
+      " or --host."
+    ) from error
+
+
+def _serve(options):
+  try:
+    import uvicorn  # noqa: F401
+
+    from cops_jax.demo import server
+  except ImportError as error:
+    if (error.name or "").partition(".")[0] not in ("starlette", "uvicorn"):
+      raise
+    raise InputError(
+      "the page needs packages that are not installed: pip install --editable"
+      " '.[demo]'"
+    ) from error
+  with _listen(options.host, options.port) as listener:
+    detector = load_detector(
+      options.workdir, allow_other_clip=options.allow_other_clip
+    )
+    # Compiles now, so that the first upload does not wait for it.
+    detector(np.zeros((8, 8), np.uint8))
+    host, port = listener.getsockname()[:2]
+    host = f"[{host}]" if ":" in host else host
+    app = server.make_app(
+      detector,
+      _describe(detector, options.workdir),
+      hosts=_LOCAL_HOSTS if host in _LOCAL_HOSTS else ("*",),
+    )
+    print(f"http://{host}:{port}  (Ctrl-C ends it)", flush=True)
+    make_server(app).run(sockets=[listener])
+
+
+@command_line
+def main(arguments: Sequence[str] | None = None) -> None:
+  """The command line."""
+  parser = argparse.ArgumentParser(
+    prog="python -m cops_jax.demo",
+    description=__doc__.partition("\n")[0],
+    allow_abbrev=False,
+  )
+  parser.add_argument(
+    "--workdir", help="of a training run; by default the embedded prompts"
+  )
+  parser.add_argument(
+    "--host",
+    default="127.0.0.1",
+    help="address to serve on; by default this computer alone reaches it",
+  )
+  parser.add_argument("--port", type=int, default=8000, help="0: any free one")
+  add_allow_other_clip(parser)
+  options = parser.parse_args(arguments)
+  if not 0 <= options.port < 2**16:
+    parser.error(f"--port is {options.port}, expected from 0 to {2**16 - 1}")
+  with contextlib.suppress(KeyboardInterrupt):
+    _serve(options)
+
+
+if __name__ == "__main__":
+  main()

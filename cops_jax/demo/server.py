@@ -1,0 +1,295 @@
+"""The web page's server: images in, scores and maps out.
+
+`POST /api/detect?name=photo.jpg` takes a file as its body and answers with what
+`cops_jax.predict` prints for an image and, for the page, the image and its map.
+Whatever goes wrong with it is answered with {"error": a sentence} and a fitting
+status.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import dataclasses
+import io
+import pathlib
+import threading
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import ClientDisconnect
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp
+
+from cops_jax.datasets import generated
+from cops_jax.detector import AnomalyDetector
+from cops_jax.errors import InputError, shorten
+from cops_jax.images.decoding import as_seen, to_picture
+from cops_jax.images.drawing import heat_colors
+from cops_jax.predict import to_row
+from cops_jax.weights.clip import DEMO_CLIP
+
+_PAGE = pathlib.Path(__file__).parent / "page"
+# Other formats of PIL's start programs (EPS) or are little tested.
+_FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
+_SHOWN_SIDE, _MAP_SIDE = 1024, 512
+_HEADERS = {
+  "Content-Security-Policy": (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'"
+    " data:; connect-src 'self'; base-uri 'none'; form-action 'none';"
+    " frame-ancestors 'none'"
+  ),
+  "X-Content-Type-Options": "nosniff",
+  "Referrer-Policy": "no-referrer",
+  "Cache-Control": "no-cache",
+}
+# Category and defect. No category was trained on; not every defect is found.
+_EXAMPLES = (
+  ("wood", None),
+  ("wood", "crack"),
+  ("brick", "droplet"),
+  ("knit", "cut"),
+  ("hex_nut", None),
+  ("hex_nut", "cut"),
+  ("gear", "wrong_patch"),
+  ("biscuit", "stain"),
+)
+_EXAMPLE_SIDE = 224
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+  """What is refused.
+
+  Attributes:
+    max_bytes: of an upload.
+    max_pixels: of an image, compared before it is decoded.
+    max_images: on the page.
+    max_requests: uploads that are read or computed at a time.
+    max_seconds: for an upload to arrive.
+  """
+
+  max_bytes: int = 20 * 2**20
+  max_pixels: int = 40_000_000
+  max_images: int = 50
+  max_requests: int = 8
+  max_seconds: float = 60.0
+
+
+def make_app(
+  detector: AnomalyDetector,
+  about: str,
+  limits: Limits | None = None,
+  hosts: Sequence[str] = ("*",),
+) -> ASGIApp:
+  """The page and what it calls, for any ASGI server.
+
+  Args:
+    detector: what scores the images.
+    about: the model, in words, for the page.
+    limits: what is refused.
+    hosts: names that requests may call the server by. Where only some are
+      meant, a web site whose name is made to lead here is not answered.
+  """
+  server = _Server(detector, about, limits or Limits())
+  app = Starlette(
+    routes=[
+      Mount(
+        "/api",
+        routes=[
+          Route("/info", server.info),
+          Route("/examples/{name}", server.example),
+          Route("/detect", server.detect, methods=["POST"]),
+        ],
+      ),
+      Mount("/", StaticFiles(directory=_PAGE, html=True)),
+    ],
+    exception_handlers={
+      HTTPException: _answer_refusal,
+      Exception: _answer_failure,
+    },
+    middleware=[
+      Middleware(
+        TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False
+      ),
+    ],
+  )
+  return _with_headers(app)  # Around all, the answer to a failure too.
+
+
+class _Server:
+  def __init__(self, detector, about, limits):
+    self._detector, self._about, self._limits = detector, about, limits
+    self._examples = _draw_examples()
+    self._num_requests = 0
+    self._lock = threading.Lock()
+
+  async def info(self, request):
+    thresholds = self._detector.thresholds
+    colors = heat_colors(np.linspace(0.0, 1.0, 256)[None], 0.0, 1.0)
+    return JSONResponse(
+      {
+        "about": self._about,
+        "is_toy": self._detector.config.clip.weights == DEMO_CLIP,
+        "thresholds": thresholds and dataclasses.asdict(thresholds),
+        "limits": dataclasses.asdict(self._limits),
+        "examples": list(self._examples),
+        # As in `predict.heatmap`.
+        "full_heat": 2 * thresholds.pixel if thresholds else 1.0,
+        "colors": colors[0].tolist(),
+      }
+    )
+
+  async def example(self, request):
+    name = request.path_params["name"]
+    if name not in self._examples:
+      raise HTTPException(404, f"there is no example {name}")
+    return Response(self._examples[name], media_type="image/png")
+
+  async def detect(self, request):
+    if self._num_requests >= self._limits.max_requests:
+      raise HTTPException(
+        503,
+        f"{self._num_requests} images are being looked at, which is all at a"
+        " time; try again in a few seconds",
+        {"Retry-After": "1"},
+      )
+    self._num_requests += 1
+    try:
+      name = request.query_params.get("name") or "the upload"
+      content = await self._read(request, name)
+      return JSONResponse(await run_in_threadpool(self._detect, name, content))
+    finally:
+      self._num_requests -= 1
+
+  async def _read(self, request, name):
+    content = bytearray()
+    most = self._limits.max_bytes
+    too_large = HTTPException(
+      413, f"{name} is too large: at most {most / 2**20:g} MB can be sent"
+    )
+    length = request.headers.get("Content-Length", "")
+    if length.isdecimal() and int(length) > most:
+      raise too_large
+    try:
+      async with asyncio.timeout(self._limits.max_seconds):
+        async for chunk in request.stream():
+          content += chunk
+          if len(content) > most:
+            raise too_large
+    except TimeoutError as error:
+      raise HTTPException(
+        408,
+        f"{name} did not arrive within {self._limits.max_seconds:g} seconds",
+      ) from error
+    except ClientDisconnect as error:
+      raise HTTPException(400, f"{name} did not arrive whole") from error
+    return bytes(content)
+
+  def _detect(self, name, content):
+    with self._lock:  # One image's pixels in memory, and on the device.
+      image = self._open(name, content)
+      try:
+        decoded = self._detector.decode(image)
+      except InputError as error:
+        raise HTTPException(422, f"{name}: {error}") from error
+      shown = to_picture(image)
+      shown.thumbnail((_SHOWN_SIDE, _SHOWN_SIDE))
+      (detection,) = self._detector.detect([decoded])
+      small = Image.fromarray(detection.anomaly_map)
+      small.thumbnail((_MAP_SIDE, _MAP_SIDE), Image.Resampling.BILINEAR)
+      values = np.asarray(small)
+      highest = max(float(values.max()), 1e-6)
+      levels = (values / highest * 255).round().astype(np.uint8)
+      width, height = decoded.size
+      return {
+        **to_row(pathlib.Path(name), detection),
+        "width": width,
+        "height": height,
+        "image": _data_url(shown, "jpeg", quality=90),
+        "map": _data_url(
+          Image.fromarray(levels), "png"
+        ),  # 255 stands for map_max.
+        "map_max": highest,
+      }
+
+  def _open(self, name, content):
+    most = self._limits.max_pixels
+    too_many = f"{name} has too many pixels: at most {most / 1e6:g} million"
+    try:
+      image = Image.open(io.BytesIO(content), formats=_FORMATS)
+      if image.width * image.height > most:
+        raise HTTPException(413, too_many)
+      image.load()
+      image = as_seen(image)
+    except HTTPException:
+      raise
+    except (
+      Image.DecompressionBombError,
+      Image.DecompressionBombWarning,
+    ) as error:
+      raise HTTPException(413, too_many) from error
+    except UnidentifiedImageError as error:
+      raise HTTPException(
+        415, f"{name} is no image in one of {', '.join(_FORMATS)}"
+      ) from error
+    except Exception as error:  # PIL's kinds are many.
+      raise HTTPException(
+        422, f"{name} cannot be read: {shorten(error)}"
+      ) from error
+    return image
+
+
+def _data_url(image: Image.Image, kind: str, **options: Any) -> str:
+  file = io.BytesIO()
+  image.save(file, kind, **options)
+  text = base64.b64encode(file.getvalue()).decode()
+  return f"data:image/{kind};base64,{text}"
+
+
+def _draw_examples():
+  examples = {}
+  for category, defect in _EXAMPLES:
+    name = f"{category}_{defect or 'good'}.png"
+    rng = np.random.default_rng(zlib.crc32(name.encode()))
+    pixels, _ = generated.generate(category, defect, rng, _EXAMPLE_SIDE)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    examples[name] = file.getvalue()
+  return examples
+
+
+def _answer_refusal(request, error):
+  return JSONResponse({"error": error.detail}, error.status_code, error.headers)
+
+
+def _answer_failure(request, error):
+  """The error itself is raised on, into the server's log."""
+  return JSONResponse(
+    {"error": "the server failed at this; its log says why"}, 500
+  )
+
+
+def _with_headers(app):
+  """Nothing from elsewhere runs on the page, and no other page frames it."""
+
+  async def call(scope, receive, send):
+    async def send_with_headers(message):
+      if message["type"] == "http.response.start":
+        MutableHeaders(scope=message).update(_HEADERS)
+      await send(message)
+
+    await app(scope, receive, send_with_headers)
+
+  return call

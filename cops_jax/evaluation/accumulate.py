@@ -1,0 +1,221 @@
+"""What an evaluation finds, image by image and process by process."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import math
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from cops_jax import metrics, scoring
+from cops_jax.errors import InputError
+from cops_jax.evaluation.results import CategoryResult, ImageResult, Picture
+from cops_jax.runtime.processes import gather_objects
+
+
+@dataclasses.dataclass
+class Findings:
+  """What a process has found so far.
+
+  Attributes:
+    mode: of the pixel metrics.
+    images: scored.
+    indices, example_ids: of these images.
+    pixels: pixel metrics by category.
+    ranges: lowest and highest value of the maps by category.
+    skipped: paths and reasons.
+  """
+
+  mode: str
+  images: list[ImageResult] = dataclasses.field(default_factory=list)
+  indices: list[int] = dataclasses.field(default_factory=list)
+  example_ids: list[int] = dataclasses.field(default_factory=list)
+  pixels: dict[str, Any] = dataclasses.field(default_factory=dict)
+  ranges: dict[str, Any] = dataclasses.field(default_factory=dict)
+  skipped: dict[str, str] = dataclasses.field(default_factory=dict)
+
+  def add(self, row: Mapping[str, Any], dataset: str) -> ImageResult:
+    """Counts an image.
+
+    Raises:
+      InputError: its score is NaN.
+    """
+    image, anomaly_map = image_result(row, dataset), row["anomaly_map"]
+    self.images.append(image)
+    self.indices.append(int(row["index"]))
+    self.example_ids.append(int(row["example_id"]))
+    self._widen(
+      image.category, float(anomaly_map.min()), float(anomaly_map.max())
+    )
+    if row["has_mask"]:
+      if image.category not in self.pixels:
+        self.pixels[image.category] = metrics.make_pixel_metrics(self.mode)
+      self.pixels[image.category].add(anomaly_map, row["mask"].astype(bool))
+    return image
+
+  def _widen(self, category, low, high):
+    old_low, old_high = self.ranges.get(category, (low, high))
+    self.ranges[category] = min(low, old_low), max(high, old_high)
+
+  def gather(self) -> Findings:
+    """What all processes have found, the same in each of them."""
+    if jax.process_count() == 1:
+      return self
+    parts = gather_objects(
+      {
+        "images": [dataclasses.astuple(image) for image in self.images],
+        "indices": self.indices,
+        "example_ids": self.example_ids,
+        "pixels": {
+          category: {
+            name: _to_text(array) for name, array in state.arrays().items()
+          }
+          for category, state in self.pixels.items()
+        },
+        "ranges": self.ranges,
+        "skipped": self.skipped,
+      }
+    )
+    whole = Findings(self.mode)
+    for part in parts:
+      whole.images += [ImageResult(*image) for image in part["images"]]
+      whole.indices += part["indices"]
+      whole.example_ids += part["example_ids"]
+      for category, texts in part["pixels"].items():
+        state = metrics.PixelMetrics.from_arrays(
+          {name: _from_text(*text) for name, text in texts.items()}
+        )
+        if category in whole.pixels:
+          state = whole.pixels[category].merge(state)
+        whole.pixels[category] = state
+      for category, (low, high) in part["ranges"].items():
+        whole._widen(category, low, high)
+      whole.skipped |= part["skipped"]
+    return whole
+
+  def categories(self) -> dict[str, CategoryResult]:
+    """Results by category, sorted."""
+    names = sorted({image.category for image in self.images})
+    return {
+      name: _category_result(
+        [image for image in self.images if image.category == name],
+        self.pixels.get(name, metrics.PixelMetrics()),
+      )
+      for name in names
+    }
+
+  def choose_pictures(
+    self, categories: Mapping[str, CategoryResult], number: int
+  ) -> list[tuple[str, int]]:
+    """Kinds and indices of the images to show, so many of each kind.
+
+    The best and the worst by how far a score is on the right side of its
+    category's threshold; the random ones by id. Neither order nor batches
+    change them.
+    """
+
+    def margin(image):
+      threshold = categories[image.category].image_threshold
+      threshold = 0.5 if math.isnan(threshold) else threshold
+      side = 1 if image.label == scoring.ANOMALY else -1
+      return side * (image.image_score - threshold)
+
+    rows = [
+      (margin(image), example_id, index)
+      for image, example_id, index in zip(
+        self.images, self.example_ids, self.indices, strict=True
+      )
+    ]
+    rows.sort(key=lambda row: (-row[0], row[1]))
+    kinds = {
+      "best": rows[:number],
+      "worst": rows[::-1][:number],
+      "random": sorted(rows, key=lambda row: row[1])[:number],
+    }
+    return [(kind, index) for kind in kinds for _, _, index in kinds[kind]]
+
+
+def image_result(row: Mapping[str, Any], dataset: str) -> ImageResult:
+  """The result of one row of a batch and its outputs.
+
+  Raises:
+    InputError: its score or its map holds a NaN.
+  """
+  path = str(row["path"])
+  if not (
+    np.isfinite(row["image_score"]) and np.isfinite(row["anomaly_map"]).all()
+  ):
+    raise InputError(
+      f"the score of {path} in data set {dataset!r} is not a number: the"
+      " checkpoint or the CLIP weights are damaged"
+    )
+  return ImageResult(
+    dataset,
+    str(row["category"]),
+    path,
+    int(row["label"]),
+    float(row["image_score"]),
+  )
+
+
+def gather_pictures(
+  pictures: Sequence[tuple[int, Picture]],
+) -> list[Picture]:
+  """The pictures of all processes, by the numbers that they come with."""
+  if jax.process_count() == 1:
+    return [picture for _, picture in pictures]
+  rows = [
+    (
+      index,
+      picture.kind,
+      dataclasses.astuple(picture.image),
+      base64.b64encode(picture.strip).decode(),
+    )
+    for index, picture in pictures
+  ]
+  return [
+    Picture(kind, ImageResult(*image), base64.b64decode(strip))
+    for _, kind, image, strip in sorted(
+      row for part in gather_objects(rows) for row in part
+    )
+  ]
+
+
+def _category_result(images, pixels):
+  scores = np.array([image.image_score for image in images])
+  labels = np.array([image.label == scoring.ANOMALY for image in images])
+  values = metrics.image_metrics(scores, labels) | pixels.compute()
+  curves = {
+    f"{level}_{name}": curve
+    for level, found in (
+      ("image", metrics.image_curves(scores, labels)),
+      ("pixel", pixels.curves()),
+    )
+    for name, curve in found.items()
+    if len(curve[0])
+  }
+  return CategoryResult(
+    values,
+    undefined=metrics.undefined_reasons(values, labels, pixels),
+    image_threshold=metrics.best_image_threshold(scores, labels),
+    pixel_threshold=pixels.best_threshold(),
+    curves={
+      name: tuple(np.round(axis, 5).tolist() for axis in curve)
+      for name, curve in curves.items()
+    },
+  )
+
+
+def _to_text(array):
+  """Counts and their shape as text; most of them are zero."""
+  return array.shape, base64.b64encode(zlib.compress(array.tobytes())).decode()
+
+
+def _from_text(shape, text):
+  data = zlib.decompress(base64.b64decode(text))
+  return np.frombuffer(data, np.int64).reshape(shape)

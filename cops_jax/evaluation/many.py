@@ -1,0 +1,254 @@
+"""Evaluation on many data sets, one after the other, that can be resumed."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import pathlib
+import platform
+from collections.abc import Sequence
+from importlib import metadata
+from typing import Any
+
+import jax
+
+from cops_jax import __version__
+from cops_jax.config import build_model, load_clip, load_examples
+from cops_jax.errors import InputError
+from cops_jax.evaluation import results
+from cops_jax.evaluation.dataset import make_evaluator
+from cops_jax.files import write_file
+from cops_jax.images.maps import map_file_names
+from cops_jax.models.cops import trainable_shapes
+from cops_jax.runs.record import check_clip, check_config
+from cops_jax.runtime.mesh import (
+  clip_shardings,
+  make_mesh,
+  replicate,
+  replicated_sharding,
+)
+from cops_jax.runtime.processes import gather_objects
+from cops_jax.weights import prompts
+
+_logger = logging.getLogger(__name__)
+
+ALL = "all"
+_KEY_FILE = "key.json"  # Beside anomaly maps: what they depend on.
+_PACKAGES = ("jax", "jaxlib", "flax", "transformers", "numpy")
+
+
+def evaluate(
+  config: Any,
+  workdir: str | os.PathLike,
+  *,
+  names: Sequence[str] = (),
+  checkpoint: str | os.PathLike | None = None,
+  save_maps: bool = False,
+  allow_other_clip: bool = False,
+) -> results.Evaluated:
+  """Evaluates trained prompts on data sets, all with one compiled step.
+
+  A data set that cannot be evaluated does not keep the others from it. Each
+  one's result is kept in evaluation/NAME.json of the work directory, and used
+  again by the same prompts, CLIP, config, data and version.
+
+  Args:
+    config: a ConfigDict with the fields of configs/default.py.
+    workdir: of the run. If it cannot be written there is a warning.
+    names: data sets, see `datasets.load`; "all" for the thirteen published, of
+      which those that are not prepared are skipped. By default
+      config.evaluation.datasets.
+    checkpoint: trained prompts, see `prompts.load_prompts`; by default
+      the work directory's own.
+    save_maps: whether to write the anomaly maps into maps/NAME.
+    allow_other_clip: whether other CLIP weights will do than those that the
+      prompts were trained with.
+
+  Raises:
+    InputError: a name is unknown, or the prompts or CLIP cannot be used.
+  """
+  from cops_jax import datasets
+
+  workdir = pathlib.Path(workdir)
+  names = tuple(names) or tuple(config.evaluation.datasets)
+  may_skip = ()
+  if ALL in names:
+    names = [name for name in names if name != ALL]
+    may_skip = [name for name in datasets.SPECIFICATIONS if name not in names]
+  names = dict.fromkeys((*names, *may_skip))
+  for name in names:
+    datasets.custom.locate(name) or datasets.require_known(name)
+  checkpoint = checkpoint or workdir
+  record = prompts.find_record(checkpoint)
+  if record is None:
+    _logger.warning("%s does not say which CLIP it was trained on", checkpoint)
+  else:
+    check_config(record, config.to_dict(), ("clip", "model"), str(checkpoint))
+  clip = load_clip(config)
+  if record is not None:
+    check_clip(record, clip.sha256, str(checkpoint), allow_other_clip)
+  model = build_model(config, clip)
+  mesh = make_mesh()
+  template = trainable_shapes(model, replicated_sharding(mesh))
+  trainable, source = prompts.load_prompts(checkpoint, template)
+  provenance = {
+    "version": __version__,
+    "checkpoint": source,
+    "prompts_sha256": prompts.hash_prompts(trainable),
+    "clip_sha256": clip.sha256,
+    "config": config.to_dict(),
+    "versions": {
+      "python": platform.python_version(),
+      **{name: metadata.version(name) for name in _PACKAGES},
+    },
+    "device": f"{mesh.size} x {jax.devices()[0].device_kind}",
+  }
+  _logger.info(
+    "evaluating %s on %d %s device(s)",
+    source,
+    mesh.size,
+    jax.default_backend(),
+  )
+  shardings = clip_shardings(clip.params, mesh, config.clip.split_over_devices)
+  evaluate_examples = make_evaluator(config, model, clip, mesh, shardings)
+  trainable = replicate(trainable, mesh)
+  clip_params = jax.device_put(clip.params, shardings)
+
+  def evaluate_one(name):
+    examples = load_examples(config, name, config.evaluation.split)
+    if examples.name in found:
+      raise InputError(
+        f"another data set is called {examples.name!r} too; give their folders"
+        " different names"
+      )
+    fingerprint = examples.fingerprint()
+    kept = _KeptResult(workdir, examples, fingerprint, provenance, save_maps)
+    result = kept.read()
+    if result is None:
+      result = evaluate_examples(
+        trainable,
+        clip_params,
+        examples,
+        num_pictures=config.evaluation.num_pictures,
+        maps_folder=kept.maps_folder,
+      )
+      result = dataclasses.replace(
+        result,
+        identity=str(examples.identity),
+        data_sha256=_hash_data(fingerprint, result),
+      )
+      kept.write(result)
+    found[examples.name] = result
+
+  found, skipped, failed = {}, {}, {}
+  for name in names:
+    try:
+      reason = name in may_skip and datasets.why_unprepared(
+        name, config.data_dir or None, config.manual_dir or None
+      )
+      if reason:
+        skipped[name] = reason
+        _logger.info("skipping %s: %s", name, reason)
+      else:
+        evaluate_one(name)
+    except InputError as error:
+      failed[name] = str(error)
+      _logger.error("%s failed: %s", name, error)
+    except Exception as error:  # The other data sets are not to suffer.
+      failed[name] = f"{type(error).__name__}: {error}"
+      _logger.exception("%s failed", name)
+  return results.Evaluated(found, skipped, failed, provenance)
+
+
+def _hash_data(fingerprint, result):
+  """Of the files' sizes and times or the version, and of names and labels."""
+  digest = hashlib.sha256(fingerprint.encode())
+  for image in result.images:
+    digest.update(f"{image.category} {image.path} {image.label}\n".encode())
+  return digest.hexdigest()
+
+
+# Fields of the config that no result depends on.
+_FREE = {
+  "": ("data_dir", "manual_dir", "features_dir", "train"),
+  "input": ("num_workers",),
+  "clip": ("weights", "revision", "sha256", "split_over_devices"),
+  "evaluation": ("datasets", "batch_size"),
+}
+
+
+class _KeptResult:
+  """A data set's result in the work directory."""
+
+  def __init__(self, workdir, examples, fingerprint, provenance, save_maps):
+    config = {
+      section: {
+        name: value
+        for name, value in fields.items()
+        if name not in _FREE.get(section, ())
+      }
+      if isinstance(fields, dict)
+      else fields
+      for section, fields in provenance["config"].items()
+      if section not in _FREE[""]
+    }
+    self._key = {
+      **{
+        name: provenance[name]
+        for name in ("version", "prompts_sha256", "clip_sha256")
+      },
+      "config": config,
+      # Rounded, features change the last digits.
+      "cache_features": provenance["config"]["train"]["cache_features"],
+      "dataset": examples.name,
+      "fingerprint": fingerprint,
+      "num_images": len(examples),
+    }
+    self._path = workdir / "evaluation" / f"{examples.name}.json"
+    self.maps_folder = workdir / "maps" / examples.name if save_maps else None
+
+  def read(self) -> results.DatasetResult | None:
+    """The result, if it is there and of the same evaluation."""
+    result = self._read()
+    if result is not None and result.skipped:
+      result = None  # They may be readable by now, though unchanged.
+    if result is None and self.maps_folder and jax.process_index() == 0:
+      # The maps are replaced one by one; until all are, they are nobody's.
+      (self.maps_folder / _KEY_FILE).unlink(missing_ok=True)
+    if jax.process_count() > 1:  # All evaluate, or none.
+      if not all(gather_objects(result is not None)):
+        return None
+    if result is not None:
+      _logger.info("the result of an earlier evaluation: %s", self._path)
+    return result
+
+  def _read(self):
+    try:
+      if self.maps_folder:
+        maps_key = (self.maps_folder / _KEY_FILE).read_text("utf-8")
+        if maps_key != json.dumps(self._key):
+          return None
+      return results.from_json(self._path.read_text("utf-8"), self._key)
+    except FileNotFoundError:
+      return None
+    except (OSError, UnicodeDecodeError, InputError) as error:
+      _logger.warning("%s cannot be used again: %s", self._path, error)
+      return None
+
+  def write(self, result: results.DatasetResult) -> None:
+    """Keeps the result; there is a warning where it cannot be written."""
+    if jax.process_index() > 0:
+      return
+    try:
+      if self.maps_folder:
+        names = map_file_names(result.categories, jax.process_count())
+        for path in self.maps_folder.glob("*.npz"):
+          if path.name not in names:
+            path.unlink()
+        write_file(self.maps_folder / _KEY_FILE, json.dumps(self._key))
+      write_file(self._path, results.to_json(result, self._key))
+    except OSError as error:
+      _logger.warning("%s cannot be written: %s", self._path, error.strerror)

@@ -1,0 +1,161 @@
+"""A detector as an ONNX file, by jax2onnx.
+
+ONNX has no random numbers that a key decides, so the noise that the category
+codes are drawn from is an input of the file.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import pathlib
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+
+from cops_jax.config import build_model
+from cops_jax.errors import InputError, shorten
+from cops_jax.evaluation.step import detect_anomalies
+from cops_jax.files import write_file
+from cops_jax.models.cops import join_params
+
+_OUTPUTS = ("image_score", "anomaly_map")
+_TOLERANCE = 1e-3
+_MAX_BYTES = 2**31 - 2**20  # Of a protocol buffer, with room for the graph.
+
+
+def write_onnx(
+  detector: Any, path: pathlib.Path, metadata: Mapping[str, Any]
+) -> None:
+  """Writes a detector as one ONNX file.
+
+  Inputs are images, uint8 (batch, h, w, 3), and, with category words, noise,
+  float32 (batch, z, d), standard normal. Outputs are image_score (batch,) and
+  anomaly_map (batch, h, w), float32 in [0, 1]. CLIP computes in float32,
+  whatever config.clip.dtype says: few runtimes know bfloat16.
+
+  Args:
+    detector: a `detector.AnomalyDetector`.
+    path: the file.
+    metadata: what the file says of itself; values are written as JSON.
+
+  Raises:
+    InputError: jax2onnx is missing, the weights are too large for one file,
+      ONNX Runtime does not compute with it what JAX does, or it cannot be
+      written.
+  """
+  config = detector.config.copy_and_resolve_references()
+  config.clip.dtype = "float32"
+  model = build_model(config, detector.clip)
+  params = jax.device_get((detector.trainable, detector.clip.params))
+  variables = join_params(*jax.tree.map(jnp.asarray, params))
+  size = sum(leaf.nbytes for leaf in jax.tree.leaves(variables))
+  if size > _MAX_BYTES:
+    raise InputError(
+      f"the weights take {size / 1e9:.1f} GB, and an ONNX file holds"
+      f" {_MAX_BYTES / 1e9:.1f} GB: export a .cops file, which holds any number"
+    )
+  settings = config.evaluation
+
+  def detect(images, noise=None):
+    outputs = detect_anomalies(
+      model,
+      variables,
+      {"image": images},
+      noise,
+      alpha=settings.alpha,
+      beta=settings.beta,
+      distance_weighting=settings.distance_weighting,
+    )
+    return tuple(outputs[name] for name in _OUTPUTS)
+
+  (batch,) = jax.export.symbolic_shape("batch")
+  side = detector.image_size
+  inputs = {
+    "images": jax.ShapeDtypeStruct((batch, side, side, 3), np.uint8),
+    "noise": jax.ShapeDtypeStruct(
+      (batch, settings.num_samples, model.clip_config.projection_dim),
+      np.float32,
+    ),
+  }
+  if not model.num_category_words:
+    del inputs["noise"]
+  content = _convert(detect, inputs, metadata)
+  _check(content, detect, inputs)
+  try:
+    write_file(path, content)
+  except OSError as error:
+    raise InputError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def _convert(function, inputs, metadata):
+  try:
+    import onnx_ir
+    import onnxruntime  # noqa: F401
+    from jax2onnx import to_onnx
+    from onnx_ir.passes.common import RemoveUnusedNodesPass
+  except ImportError as error:
+    missing = (error.name or "").partition(".")[0]
+    if missing not in ("jax2onnx", "onnx_ir", "onnxruntime"):
+      raise
+    raise InputError(
+      "ONNX files need packages that are not installed: pip install --editable"
+      " '.[onnx]'"
+    ) from error
+  # Of the graph's inner values, whose types nobody needs.
+  logging.getLogger("onnx_ir.serde").setLevel(logging.ERROR)
+  with warnings.catch_warnings():
+    # jax2onnx asks for float64 on its way and takes float32.
+    warnings.simplefilter("ignore")
+    graph = to_onnx(
+      function,
+      list(inputs.values()),
+      model_name="cops",
+      return_mode="ir",
+      input_names=list(inputs),
+      output_names=list(_OUTPUTS),
+    )
+  RemoveUnusedNodesPass()(graph)
+  graph.metadata_props.update(
+    {name: json.dumps(value) for name, value in metadata.items()}
+  )
+  return onnx_ir.to_proto(graph).SerializeToString()
+
+
+def _check(content, function, inputs):
+  """Raises InputError unless ONNX Runtime computes what JAX does.
+
+  jax2onnx translates every operation in its own way, some of them wrongly.
+  """
+  import onnxruntime
+
+  rng = np.random.default_rng(0)
+  values = {"images": rng.integers(0, 256, (2, *inputs["images"].shape[1:]))}
+  values["images"] = values["images"].astype(np.uint8)
+  if "noise" in inputs:
+    shape = (2, *inputs["noise"].shape[1:])
+    values["noise"] = rng.standard_normal(shape, np.float32)
+  with jax.default_matmul_precision("highest"):
+    want = jax.device_get(jax.jit(function)(**values))
+  try:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # What it logs as errors, it raises too.
+    session = onnxruntime.InferenceSession(content, options)
+    got = session.run(_OUTPUTS, values)
+  except Exception as error:  # ONNX Runtime's kinds are not documented.
+    raise InputError(
+      "jax2onnx makes no valid ONNX file of this run's config:"
+      f" {shorten(error)}"
+    ) from error
+  for name, array, expected in zip(_OUTPUTS, got, want, strict=True):
+    difference = np.abs(array - expected).max()
+    if not difference <= _TOLERANCE:
+      raise InputError(
+        "jax2onnx makes a wrong ONNX file of this run's config: its"
+        f" {name} is off by {difference:.2g}"
+      )

@@ -1,0 +1,1 @@
+"""Image files: read, brought to size, drawn on; anomaly maps as files."""

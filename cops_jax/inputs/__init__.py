@@ -1,0 +1,1 @@
+"""What goes into a step: batches of images, or of cached features."""

@@ -1,0 +1,341 @@
+"""Frozen vision features, computed once and kept on disk.
+
+Training has no augmentation and CLIP is frozen, so what the vision tower says
+of an image never changes. A cache is a folder: `manifest.json` says, readably,
+all that its values depend on, and a hash of that is part of the folder's name.
+What is missing is computed at the next start.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import pathlib
+import shutil
+from collections.abc import (
+  Callable,
+  Iterator,
+  Mapping,
+  MutableMapping,
+  Sequence,
+)
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from cops_jax.errors import InputError
+from cops_jax.files import write_file
+from cops_jax.inputs import pipeline
+from cops_jax.inputs.feature_files import FeatureCache
+from cops_jax.models.clip import normalize_images
+from cops_jax.models.cops import CoPS, join_params
+from cops_jax.progress import Progress
+from cops_jax.runtime.mesh import (
+  DATA_AXIS,
+  batch_sharding,
+  clip_shardings,
+  replicated_sharding,
+  run_ahead,
+  shard_batch,
+)
+from cops_jax.weights.clip import PretrainedCLIP
+
+_logger = logging.getLogger(__name__)
+
+# Values of config.train.cache_features.
+STORAGE_TYPES = ("none", "float32", "bfloat16", "float16")
+
+# Raised by whatever changes the stored values or their layout: the decoding of
+# images, the vision tower, this module.
+_VERSION = 1
+_FILE_BYTES = 64 << 20  # What an interruption loses at most.
+
+
+def default_folder(data_dir: str | None) -> pathlib.Path:
+  """Where caches are kept: beside the prepared data sets.
+
+  Args:
+    data_dir: where TFDS keeps prepared data; None for TFDS's default.
+  """
+  import tensorflow_datasets as tfds
+
+  folder = data_dir or tfds.core.constants.DATA_DIR
+  return pathlib.Path(folder).expanduser() / "features"
+
+
+def open_features(
+  examples: Sequence[Mapping[str, Any]],
+  split: str,
+  model: CoPS,
+  clip: PretrainedCLIP,
+  mesh: Mesh,
+  *,
+  dtype: str,
+  folder: str | os.PathLike,
+  image_size: int,
+  batch_size: int,
+  split_clip: bool = False,
+  num_workers: int = 0,
+  skipped: MutableMapping[str, str] | None = None,
+) -> FeatureCache:
+  """Opens the cache of a data set's features, and computes what is missing.
+
+  Processes of a cluster that share the folder share the work: each computes its
+  part on its own devices, and then waits for the other parts. Those that do not
+  share it compute all. Separate runs wait for each other.
+
+  Args:
+    examples, split: from `cops_jax.datasets.load`.
+    model, clip: the vision tower.
+    mesh: of the run. Each of its devices gets as many images at a time as in
+      the run's own steps: the last bits depend on that number.
+    dtype: to store them in, see `STORAGE_TYPES`. With "float32" the number of
+      images at a time is part of what makes a cache another one.
+    folder: of all caches.
+    image_size: pixels.
+    batch_size: of the run's steps.
+    split_clip: whether each of this process's devices holds only a part of
+      CLIP's parameters.
+    num_workers, skipped: see `pipeline.iterate_batches`.
+
+  Raises:
+    InputError: an image cannot be read; the cache is damaged, stale or does not
+      fit the disk; a feature is no finite number of that type.
+  """
+  device_size = pipeline.num_batches(batch_size, mesh.size)
+  manifest = _manifest(examples, split, model, clip, dtype, image_size)
+  if dtype == "float32":
+    manifest["images_per_device"] = device_size
+  text = json.dumps(manifest, indent=2, sort_keys=True) + "\n"
+  key = hashlib.sha256(text.encode()).hexdigest()[:16]
+  folder = pathlib.Path(folder).expanduser() / f"{examples.name}-{key}"
+  side = image_size // clip.config.vision_config.patch_size
+  shape = (len(model.feature_layers), side**2, clip.config.projection_dim)
+
+  _require_same(folder / "manifest.json", manifest)
+  cache = FeatureCache(folder, dtype, shape)
+  missing = cache.missing(examples)
+  if not missing:
+    _logger.info("features of %s are read from %s", examples.name, folder)
+    return cache
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    write_file(folder / "manifest.json", text)
+    _require_space(cache, len(missing), examples.name, dtype)
+    encode = _make_local_encode(model, clip, split_clip)
+    count = jax.process_count()
+    for turn in range(count):
+      part = (jax.process_index() + turn) % count
+      prefix = f"{part + 1}-of-{count}-"
+      with _lock(folder, prefix):
+        cache.refresh()
+        missing = {
+          index: name
+          for index, name in cache.missing(examples).items()
+          if index % count == part
+        }
+        _fill(
+          cache,
+          pipeline.Subset(examples, tuple(missing)),
+          tuple(missing.values()),
+          encode,
+          device_size * jax.local_device_count(),
+          f"computing features of {examples.name}"
+          + (f", part {part + 1} of {count}" if count > 1 else ""),
+          prefix=prefix,
+          image_size=image_size,
+          patch_size=clip.config.vision_config.patch_size,
+          num_workers=num_workers,
+          skipped=skipped,
+        )
+  except OSError as error:
+    raise InputError(
+      f"features cannot be kept in {folder}: {error}. Choose another place with"
+      " config.features_dir, or set config.train.cache_features to none."
+    ) from error
+  return cache
+
+
+def _manifest(examples, split, model, clip, dtype, image_size):
+  """All that the stored values depend on."""
+  vision = clip.config.vision_config
+  return {
+    "version": _VERSION,
+    "dataset": {
+      "name": examples.name,
+      "identity": examples.identity,
+      "split": split,
+    },
+    "clip": {
+      "sha256": clip.sha256,
+      # The rest of the tower's architecture can be seen in the weights.
+      "patch_size": vision.patch_size,
+      "num_attention_heads": vision.num_attention_heads,
+      "hidden_act": vision.hidden_act,
+      "layer_norm_eps": vision.layer_norm_eps,
+      "dtype": jnp.dtype(model.dtype).name,
+    },
+    "image_size_pixels": image_size,
+    "feature_layers": list(model.feature_layers),
+    "num_value_layers": model.num_value_layers,
+    "stored_as": dtype,
+    "backend": jax.default_backend(),
+    "matmul_precision": jax.config.jax_default_matmul_precision,
+  }
+
+
+def _require_same(path, manifest):
+  try:
+    saved = json.loads(path.read_text(encoding="utf-8"))
+  except FileNotFoundError:
+    return
+  except (OSError, ValueError) as error:
+    saved = {"manifest": f"unreadable ({error})"}
+  if not isinstance(saved, dict):
+    saved = {"manifest": saved}
+  differences = [
+    f"{name} is {saved.get(name)!r} there and {manifest.get(name)!r} here"
+    for name in sorted(saved.keys() | manifest.keys())
+    if saved.get(name) != manifest.get(name)
+  ]
+  if differences:
+    raise InputError(
+      f"the cached features in {path.parent} are stale: by {path.name},"
+      f" {'; '.join(differences)}. Delete that folder; they are then computed"
+      " anew."
+    )
+
+
+@contextlib.contextmanager
+def _lock(folder, prefix) -> Iterator[None]:
+  import filelock
+
+  lock = filelock.FileLock(folder / f"{prefix}lock")
+  try:
+    held = lock.acquire(blocking=False)
+  except filelock.Timeout:
+    _logger.info("waiting for another process that fills %s", folder)
+    held = lock.acquire()
+  with held:
+    yield
+
+
+def _require_space(cache, number, name, dtype):
+  needed = number * cache.num_record_bytes
+  free = shutil.disk_usage(cache.folder).free
+  _logger.info(
+    "caching the features of %d images of %s in %s: %s as %s, of %s free",
+    number,
+    name,
+    cache.folder,
+    _gigabytes(needed),
+    dtype,
+    _gigabytes(free),
+  )
+  if needed > free:
+    raise InputError(
+      f"the features of {number} images of {name} need {_gigabytes(needed)} as"
+      f" {dtype}, and {cache.folder} has {_gigabytes(free)} free. Make room, or"
+      " set config.features_dir to another place or config.train.cache_features"
+      " to a smaller type or none."
+    )
+
+
+def _gigabytes(number):
+  return f"{number / 1e9:.3g} GB"
+
+
+def make_encode_step(
+  model: CoPS, mesh: Mesh, clip_shardings: Any = None
+) -> Callable[[Any, jax.Array], tuple[jax.Array, jax.Array]]:
+  """Compiles the vision tower's step.
+
+  Args:
+    model: CoPS.
+    mesh: to split batches over.
+    clip_shardings: of CLIP's parameters; None if every device has a copy.
+
+  Returns:
+    `encode(clip_params, images)`, from uint8 images (b, h, w, 3) to
+    `CoPS.encode_images`'s features.
+  """
+
+  def encode(clip_params, images):
+    return model.apply(
+      join_params({}, clip_params),
+      normalize_images(images),
+      method=CoPS.encode_images,
+    )
+
+  split = batch_sharding(mesh)
+  if clip_shardings is None:
+    clip_shardings = replicated_sharding(mesh)
+  return jax.jit(
+    encode, in_shardings=(clip_shardings, split), out_shardings=split
+  )
+
+
+def _make_local_encode(model, clip, split_clip):
+  """From images on the host to their features, on this process's devices."""
+  mesh = Mesh(np.array(jax.local_devices()), (DATA_AXIS,))
+  shardings = clip_shardings(clip.params, mesh, split_clip)
+  clip_params = jax.device_put(clip.params, shardings)
+  encode = make_encode_step(model, mesh, shardings)
+  return lambda images: encode(
+    clip_params, shard_batch({"image": images}, mesh)["image"]
+  )
+
+
+def _fill(
+  cache,
+  examples,
+  names,
+  encode,
+  batch_size,
+  message,
+  *,
+  prefix,
+  image_size,
+  patch_size,
+  num_workers,
+  skipped,
+):
+  if not names:
+    return
+  batches = pipeline.iterate_batches(
+    examples,
+    image_size=image_size,
+    patch_size=patch_size,
+    batch_size=batch_size,
+    num_devices=jax.local_device_count(),
+    steps=range(pipeline.num_batches(len(examples), batch_size)),
+    num_workers=num_workers,
+    skipped=skipped,
+  )
+  progress = Progress(len(examples), "images")
+  ready = {}
+  num_done = 0
+
+  try:
+    for batch, outputs in run_ahead(
+      batches, lambda batch: encode(batch["image"])
+    ):
+      for row in np.flatnonzero(batch["padding_mask"]):
+        # The name as it was before the file was read.
+        ready[names[batch["index"][row]]] = cache.to_record(
+          *(array[row] for array in outputs), str(batch["path"][row])
+        )
+        num_done += 1
+        if len(ready) * cache.num_record_bytes >= _FILE_BYTES:
+          cache.add(ready, prefix)
+          ready = {}
+      progress.update(num_done, message)
+  finally:  # An image that cannot be read costs nothing that was done.
+    if ready:
+      cache.add(ready, prefix)

@@ -1,0 +1,259 @@
+"""From image files to batches, with Grain.
+
+A batch is a function of the data set, the seed and the step alone. So the step
+is all of an iterator's state, in the middle of an epoch too, and any number of
+hosts and worker processes sees the same global order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import logging
+import os
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cops_jax.errors import InputError
+from cops_jax.images.decoding import decode_image, decode_mask
+from cops_jax.runtime.randomness import hash_example_id
+from cops_jax.typing import Integer
+
+if TYPE_CHECKING:
+  from cops_jax.inputs.feature_files import FeatureCache
+
+_logger = logging.getLogger(__name__)
+
+_MAX_THREADS = 16
+_PREFETCH_BATCHES = 2
+
+
+def count_mask_pixels(
+  mask: Integer[np.ndarray, "h w"], patch_size: int
+) -> Integer[np.ndarray, "n"]:
+  """Mask pixels in each patch, int32, in row-major order."""
+  side = mask.shape[0] // patch_size
+  blocks = mask.reshape(side, patch_size, side, patch_size)
+  return blocks.sum(axis=(1, 3), dtype=np.int32).reshape(-1)
+
+
+def num_batches(num_examples: int, batch_size: int) -> int:
+  """Batches in one pass over the examples, the short last one included."""
+  return -(-num_examples // batch_size)
+
+
+@functools.lru_cache(maxsize=2)
+def _shuffled(number: int, seed: int, epoch: int) -> Integer[np.ndarray, "n"]:
+  return np.random.default_rng((seed, epoch)).permutation(number)
+
+
+@dataclasses.dataclass(frozen=True)
+class _RowLoader:
+  """From a position in this process's sequence of rows to the row there.
+
+  A class, not a closure, so that worker processes can be given it.
+  """
+
+  examples: Sequence[Mapping[str, Any]]
+  image_size: int
+  patch_size: int
+  batch_size: int
+  local_size: int
+  process_index: int
+  steps: range
+  shuffle_seed: int | None
+  full_masks: bool
+  features: FeatureCache | None
+
+  def __call__(self, position: int) -> dict[str, Any]:
+    step, slot = divmod(position, self.local_size)
+    slot += self.process_index * self.local_size
+    num_examples = len(self.examples)
+    epoch, epoch_step = divmod(
+      self.steps[step], num_batches(num_examples, self.batch_size)
+    )
+    place = epoch_step * self.batch_size + slot
+    if slot >= self.batch_size or place >= num_examples:
+      return self._padding()
+    if self.shuffle_seed is not None:
+      place = int(_shuffled(num_examples, self.shuffle_seed, epoch)[place])
+    return self._load(place)
+
+  def _load(self, place: int) -> dict[str, Any]:
+    example = self.examples[place]
+    features = None
+    if self.features is not None:
+      features = self.features.find(example)
+    decoded = {}
+    for field, decode in (("image", decode_image), ("mask", decode_mask)):
+      if field == "image" and features is not None:
+        continue
+      try:
+        decoded[field] = decode(example[field], self.image_size)
+      except Exception as error:  # PIL raises what its many decoders raise.
+        reason = f"its {field} cannot be read: {error}"
+        return self._padding(path=example["path"], error=reason)
+    if self.features is None:
+      features = {"image": decoded["image"]}
+    elif features is None:
+      raise InputError(
+        f"the cached features in {self.features.folder} are stale:"
+        f" {example['path']} has changed since. Delete that folder; they are"
+        " then computed anew."
+      )
+    return {
+      **features,
+      **self._targets(decoded["mask"]),
+      "index": np.int32(place),
+      "has_mask": np.bool_(example["has_mask"]),
+      "label": np.int32(example["label"]),
+      "category": np.str_(example["category"]),
+      "path": np.str_(example["path"]),
+      "example_id": hash_example_id(example["dataset"], example["id"]),
+      "padding_mask": np.bool_(True),
+      "error": np.str_(""),
+    }
+
+  def _padding(self, path: str = "", error: str = "") -> dict[str, Any]:
+    shape = (self.image_size, self.image_size)
+    if self.features is None:
+      features = {"image": np.zeros((*shape, 3), np.uint8)}
+    else:
+      features = self.features.padding()
+    return {
+      **features,
+      **self._targets(np.zeros(shape, np.uint8)),
+      "index": np.int32(0),
+      "has_mask": np.bool_(False),
+      "label": np.int32(0),
+      "category": np.str_(""),
+      "path": np.str_(path),
+      "example_id": np.uint32(0),
+      "padding_mask": np.bool_(False),
+      "error": np.str_(error),
+    }
+
+  def _targets(self, mask: Integer[np.ndarray, "h w"]) -> dict[str, Any]:
+    if self.full_masks:
+      return {"mask": mask}
+    return {"mask_counts": count_mask_pixels(mask, self.patch_size)}
+
+
+class Subset(Sequence):
+  """Some of a data set's examples; worker processes can be given it."""
+
+  def __init__(self, examples: Sequence, indices: Sequence[int]):
+    self._examples, self._indices = examples, indices
+
+  def __len__(self) -> int:
+    return len(self._indices)
+
+  def __getitem__(self, index: int) -> Mapping[str, Any]:
+    return self._examples[self._indices[index]]
+
+
+def iterate_batches(
+  examples: Sequence[Mapping[str, Any]],
+  *,
+  image_size: int,
+  patch_size: int,
+  batch_size: int,
+  num_devices: int = 1,
+  steps: range,
+  shuffle_seed: int | None = None,
+  process_index: int = 0,
+  process_count: int = 1,
+  full_masks: bool = False,
+  num_workers: int = 0,
+  skipped: MutableMapping[str, str] | None = None,
+  features: FeatureCache | None = None,
+) -> Iterator[dict[str, np.ndarray]]:
+  """Yields this process's part of each global batch.
+
+  Args:
+    examples: a data set, see `cops_jax.datasets`.
+    image_size: pixels, a multiple of `patch_size`.
+    patch_size: pixels.
+    batch_size: examples in a global batch. An epoch's last batch may hold less.
+    num_devices: of all processes; batches are padded to a multiple of it.
+    steps: which batches; step numbers run on from epoch to epoch.
+    shuffle_seed: every epoch is shuffled anew with it; None keeps the order.
+    process_index, process_count: which contiguous part of each batch to yield.
+    full_masks: whether masks come as pixels instead of counts by patch.
+    num_workers: processes that decode; 0 for threads of this one.
+    skipped: receives path and reason of examples whose image or mask cannot be
+      read, and which are then left out; if None, they are an error.
+    features: a cache of the examples' features, to take in place of images.
+
+  Yields:
+    image uint8 (b, h, w, 3) or, with `features`, image_features (b, d) and
+    patch_features (b, f, n, d); mask_counts int32 (b, n) or, with `full_masks`,
+    mask uint8 (b, h, w); index in the data set int32, has_mask bool, label
+    int32, category and path str, example_id uint32 and padding_mask bool, all
+    (b,). What only pads the batch, or was skipped, has padding_mask False and
+    zeros, but features of ones.
+
+  Raises:
+    InputError: an example cannot be read, or its features are damaged or of
+      another version of the file.
+  """
+  import grain
+  from absl import flags
+
+  padded_size = num_batches(batch_size, num_devices) * num_devices
+  local_size = padded_size // process_count
+  load_row = _RowLoader(
+    examples,
+    image_size,
+    patch_size,
+    batch_size,
+    local_size,
+    process_index,
+    steps,
+    shuffle_seed,
+    full_masks,
+    features,
+  )
+  rows = grain.MapDataset.range(len(steps) * local_size).map(load_row)
+  rows = rows.to_iter_dataset(
+    grain.ReadOptions(
+      num_threads=min(os.cpu_count() or 1, _MAX_THREADS),
+      prefetch_buffer_size=_PREFETCH_BATCHES * local_size,
+    )
+  )
+  if num_workers:
+    if not flags.FLAGS.is_parsed():  # Grain hands them on to its workers.
+      flags.FLAGS.mark_as_parsed()
+    # Workers take turns row by row, so the order stays that of the positions.
+    rows = rows.mp_prefetch(
+      grain.MultiprocessingOptions(
+        num_workers, per_worker_buffer_size=num_batches(local_size, num_workers)
+      )
+    )
+    # Rows through pipes: shared memory is no faster here, and containers have
+    # little of it.
+    rows = grain.experimental.WithOptionsIterDataset(
+      rows, grain.experimental.DatasetOptions(min_shm_size=1 << 62)
+    )
+  with contextlib.closing(iter(rows.batch(local_size))) as batches:
+    for batch in batches:
+      for row in np.flatnonzero(batch["error"] != ""):
+        path, reason = str(batch["path"][row]), str(batch["error"][row])
+        _leave_out(examples, path, reason, skipped)
+      yield {name: batch[name] for name in batch if name != "error"}
+
+
+def _leave_out(examples, path, reason, skipped):
+  if skipped is None:
+    raise InputError(
+      f"{path} of data set {examples[0]['dataset']!r}: {reason}. Replace the"
+      " file and, if the data set was prepared, delete the prepared copy: it is"
+      " then made anew. Or leave such files out:"
+      " --config.input.unreadable_files=skip"
+    )
+  if path not in skipped:
+    _logger.warning("left out %s: %s", path, reason)
+    skipped[path] = reason

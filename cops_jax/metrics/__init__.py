@@ -1,0 +1,31 @@
+"""Detection metrics of a category's images and pixels.
+
+Image level: AUROC, average precision, F1-max. Pixel level: these and AUPRO, of
+the pixels of all masked images together. `metrics.curves` has the definitions.
+"""
+
+from cops_jax.metrics.image import (
+  METRICS,
+  best_image_threshold,
+  image_curves,
+  image_metrics,
+  undefined_reasons,
+)
+from cops_jax.metrics.pixels import (
+  PIXEL_METRICS_MODES,
+  ExactPixelMetrics,
+  PixelMetrics,
+  make_pixel_metrics,
+)
+
+__all__ = [
+  "METRICS",
+  "PIXEL_METRICS_MODES",
+  "ExactPixelMetrics",
+  "PixelMetrics",
+  "best_image_threshold",
+  "image_curves",
+  "image_metrics",
+  "make_pixel_metrics",
+  "undefined_reasons",
+]

@@ -1,0 +1,304 @@
+"""States that gather pixels, image by image, and the metrics of these."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+from scipy import ndimage
+
+from cops_jax.metrics import curves
+from cops_jax.typing import Bool, Float, Integer
+
+PIXEL_METRICS_MODES = ("binned", "exact")
+
+# Bins of scores in [0, 1] are 2**-16 wide from 1/16 to 15/16. Towards both
+# ends, where probabilities saturate, a bin is the leading bits of the float32
+# distance from the end: 2,048 bins for each halving, down to 2**-30.
+_EDGE = 1 / 16
+_INVERSE_WIDTH = 2**16
+_DROPPED_BITS = 12
+_END_BINS = tuple(
+  int(np.float32(distance).view(np.int32)) >> _DROPPED_BITS
+  for distance in (2**-30, _EDGE)
+)
+_MIDDLE_BINS = tuple(int(s * _INVERSE_WIDTH) for s in (_EDGE, 1 - _EDGE))
+_FIRST_BIN = _END_BINS[0] + _MIDDLE_BINS[0] - _END_BINS[1]
+NUM_BINS = 2 * np.diff(_END_BINS).item() + np.diff(_MIDDLE_BINS).item() + 1
+# Pixels binned at once, so that temporaries stay in the processor's cache.
+_CHUNK_PIXELS = 2**16
+
+# Where devices multiply in bfloat16, maps leave [0, 1] by less than this.
+_TOLERANCE = 0.01
+# The pixels of a region together have this weight. int64 holds millions of
+# regions; rounding changes a region's weight by half its area, below 1e-6.
+_REGION_WEIGHT = 2**40
+
+
+def score_bins(scores: Float[np.ndarray, "n"]) -> Integer[np.ndarray, "n"]:
+  """Bin of each score, those outside [0, 1] clipped; ascends with the score."""
+  scores = np.clip(scores, 0, 1).astype(np.float32)
+  bins = (scores * np.float32(_INVERSE_WIDTH)).astype(np.int32)
+  # Of these three terms, all but one are at a limit.
+  np.clip(bins, *_MIDDLE_BINS, out=bins)
+  bins += _end_bins(scores)
+  bins -= _end_bins(1 - scores)
+  bins -= _FIRST_BIN
+  return bins
+
+
+def _end_bins(distances):
+  bins = distances.view(np.int32) >> _DROPPED_BITS
+  return np.clip(bins, *_END_BINS, out=bins)
+
+
+def lowest_score(bin_index: int) -> float:
+  """The lowest float32 in [0, 1] whose bin is at least `bin_index`."""
+  low, high = (int(np.float32(end).view(np.int32)) for end in (0, 1))
+  while low < high:  # Positive floats are ordered as their bits are.
+    middle = (low + high) // 2
+    score = np.array([middle], np.int32).view(np.float32)
+    if score_bins(score)[0] < bin_index:
+      low = middle + 1
+    else:
+      high = middle
+  return float(np.int32(low).view(np.float32))
+
+
+class _PixelState:
+  """What both states compute from counts by ascending score."""
+
+  def _count(self):
+    """Distinct scores or bins; normal pixels, anomalous ones, region overlap.
+
+    See `curves`.
+    """
+    raise NotImplementedError
+
+  def _threshold(self, score):
+    """The threshold that divides as the score or bin does."""
+    raise NotImplementedError
+
+  @property
+  def num_pixels(self) -> tuple[int, int]:
+    """How many pixels are normal and how many anomalous."""
+    _, normal, anomalous, _ = self._count()
+    return int(normal.sum()), int(anomalous.sum())
+
+  def compute(self) -> dict[str, float]:
+    """`pixel_auroc`, `pixel_ap`, `pixel_f1_max` and `pixel_aupro`.
+
+    Returns:
+      Values in [0, 1], or NaN where there are not both kinds of pixels.
+    """
+    _, normal, anomalous, overlap = self._count()
+    return {
+      "pixel_auroc": curves.auroc(normal, anomalous),
+      "pixel_ap": curves.average_precision(normal, anomalous),
+      "pixel_f1_max": curves.f1_max(normal, anomalous),
+      "pixel_aupro": curves.aupro(normal, overlap),
+    }
+
+  def curves(
+    self,
+  ) -> dict[str, tuple[Float[np.ndarray, "_"], Float[np.ndarray, "_"]]]:
+    """Curves to draw, from the highest threshold to the lowest.
+
+    Returns:
+      "roc" (false-positive rate, true-positive rate), "pr" (recall, precision)
+      and "pro" (false-positive rate, per-region overlap), each of at most 300
+      points; empty where undefined.
+    """
+    _, normal, anomalous, overlap = self._count()
+    return {
+      "roc": curves.roc_curve(normal, anomalous),
+      "pr": curves.precision_recall_curve(normal, anomalous),
+      "pro": curves.roc_curve(normal, overlap),
+    }
+
+  def best_threshold(self) -> float:
+    """The highest threshold that has the F1-max; NaN if undefined.
+
+    What scores at least as high is called anomalous.
+    """
+    scores, normal, anomalous, _ = self._count()
+    best = curves.best_position(normal, anomalous)
+    return float("nan") if best is None else self._threshold(scores[best])
+
+
+@dataclasses.dataclass
+class PixelMetrics(_PixelState):
+  """Counts of pixels by ground truth and binned score, of any number of images.
+
+  Its size is fixed, and counts are integers, so states merge exactly and in any
+  order.
+
+  Scores in one bin count as ties; ties of equal scores are exact. AUROC errs by
+  at most half the share of pairs of a normal and an anomalous pixel that have a
+  bin in common. Measured, all metrics are within 1e-4 of exact ones where the
+  scores spread over the range; where their standard deviation is 0.05 or less,
+  and where defects are a few pixels, AP and F1-max have been up to 1e-3 away.
+
+  Attributes:
+    counts: of normal and of anomalous pixels.
+    overlap: of anomalous pixels, each weighing 2**40 divided by the area of its
+      region (8-connected).
+  """
+
+  counts: Integer[np.ndarray, "2 bins"] = dataclasses.field(
+    default_factory=lambda: np.zeros((2, NUM_BINS), np.int64)
+  )
+  overlap: Integer[np.ndarray, "bins"] = dataclasses.field(
+    default_factory=lambda: np.zeros(NUM_BINS, np.int64)
+  )
+
+  def add(
+    self,
+    anomaly_map: Float[np.ndarray, "h w"],
+    mask: Bool[np.ndarray, "h w"],
+  ) -> None:
+    """Counts one image's pixels.
+
+    Raises:
+      ValueError: the map holds NaN or values outside [0, 1], or the mask is of
+        another shape or not boolean. The state is then as before.
+    """
+    _check(anomaly_map, mask)
+    low, high = anomaly_map.min(), anomaly_map.max()
+    if low < -_TOLERANCE or high > 1 + _TOLERANCE:
+      raise ValueError(
+        f"the anomaly map has values from {low} to {high}, not in [0, 1]"
+      )
+    scores, is_anomalous = anomaly_map.reshape(-1), mask.reshape(-1)
+    bins = np.empty(scores.size, np.intp)
+    for start in range(0, scores.size, _CHUNK_PIXELS):
+      chunk = slice(start, start + _CHUNK_PIXELS)
+      bins[chunk] = score_bins(scores[chunk])
+    self.counts[0] += np.bincount(bins, minlength=NUM_BINS)
+    bins = bins[is_anomalous]  # Few, so they are moved one by one.
+    np.subtract.at(self.counts[0], bins, 1)
+    np.add.at(self.counts[1], bins, 1)
+    weights = np.rint(_REGION_WEIGHT / _region_areas(mask)).astype(np.int64)
+    np.add.at(self.overlap, bins, weights)
+
+  def merge(self, other: PixelMetrics) -> PixelMetrics:
+    """The state of both sets of images together."""
+    return PixelMetrics(
+      self.counts + other.counts, self.overlap + other.overlap
+    )
+
+  def arrays(self) -> dict[str, Integer[np.ndarray, "..."]]:
+    """The whole state, as int64 arrays that add up when states merge.
+
+    JAX would cut them to 32 bits: `array.view(np.uint32)` goes through it.
+    """
+    return {"counts": self.counts, "overlap": self.overlap}
+
+  @classmethod
+  def from_arrays(
+    cls, arrays: Mapping[str, Integer[np.ndarray, "..."]]
+  ) -> PixelMetrics:
+    """The state whose `arrays()` these are, or the sum of some states'.
+
+    Raises:
+      ValueError: they are no state's.
+    """
+    for name, expected in cls().arrays().items():
+      array = arrays.get(name)
+      if array is None or (array.shape, array.dtype) != (
+        expected.shape,
+        expected.dtype,
+      ):
+        raise ValueError(
+          f"{name!r} is not an array of {expected.dtype}, {expected.shape}"
+        )
+    return cls(arrays["counts"].copy(), arrays["overlap"].copy())
+
+  def _count(self):
+    bins = np.flatnonzero(self.counts.any(axis=0))
+    return bins, *self.counts[:, bins], self.overlap[bins].astype(float)
+
+  def _threshold(self, score):
+    return lowest_score(int(score))
+
+
+class ExactPixelMetrics(_PixelState):
+  """All pixels of some images, for small data; see `PixelMetrics`."""
+
+  def __init__(self) -> None:
+    self._images = []
+
+  def add(
+    self,
+    anomaly_map: Float[np.ndarray, "h w"],
+    mask: Bool[np.ndarray, "h w"],
+  ) -> None:
+    """Keeps one image's pixels.
+
+    Raises:
+      ValueError: the map holds NaN, or the mask is of another shape or not
+        boolean. The state is then as before.
+    """
+    _check(anomaly_map, mask)
+    overlap = np.zeros(mask.shape)
+    overlap[mask] = 1 / _region_areas(mask)
+    self._images.append(
+      [array.flatten() for array in (anomaly_map, mask, overlap)]
+    )
+
+  def merge(self, other: ExactPixelMetrics) -> ExactPixelMetrics:
+    """The state of both sets of images together."""
+    merged = ExactPixelMetrics()
+    merged._images = self._images + other._images
+    return merged
+
+  def _count(self):
+    if not self._images:
+      return np.empty(0), *np.zeros((2, 0), np.int64), np.empty(0)
+    scores, is_anomalous, overlap = map(
+      np.concatenate, zip(*self._images, strict=True)
+    )
+    distinct, positions = np.unique(scores, return_inverse=True)
+    length = len(distinct)
+    return (
+      distinct,
+      np.bincount(positions[~is_anomalous], minlength=length),
+      np.bincount(positions[is_anomalous], minlength=length),
+      np.bincount(positions, overlap, length),
+    )
+
+  def _threshold(self, score):
+    return float(score)
+
+
+def make_pixel_metrics(mode: str) -> PixelMetrics | ExactPixelMetrics:
+  """An empty state; `mode` is one of `PIXEL_METRICS_MODES`.
+
+  Raises:
+    ValueError: it is another.
+  """
+  if mode not in PIXEL_METRICS_MODES:
+    raise ValueError(f"{mode!r} is not one of {', '.join(PIXEL_METRICS_MODES)}")
+  return PixelMetrics() if mode == "binned" else ExactPixelMetrics()
+
+
+def _check(anomaly_map, mask):
+  if mask.shape != anomaly_map.shape or mask.dtype != bool:
+    raise ValueError(
+      f"the mask is {mask.dtype} of shape {mask.shape}, not boolean of the"
+      f" anomaly map's shape {anomaly_map.shape}"
+    )
+  if np.isnan(anomaly_map.max()):
+    raise ValueError("the anomaly map holds NaN")
+
+
+def _region_areas(mask):
+  """Area of the region of each anomalous pixel, in the pixels' order."""
+  rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+  if not len(rows):
+    return np.empty(0)
+  mask = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+  regions, _ = ndimage.label(mask, structure=np.ones((3, 3)))
+  regions = regions[mask]
+  return np.bincount(regions)[regions]

@@ -1,0 +1,68 @@
+"""Results as tables, files and a page."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pathlib
+
+from cops_jax.evaluation.results import Evaluated
+from cops_jax.reporting.tables import (
+  SCHEMA_VERSION,
+  compare,
+  domains,
+  format_table,
+  metric_title,
+  percent,
+  read_means,
+  results_json,
+  table_rows,
+  write_results,
+)
+
+__all__ = [
+  "SCHEMA_VERSION",
+  "compare",
+  "domains",
+  "format_table",
+  "metric_title",
+  "percent",
+  "read_means",
+  "results_json",
+  "table_rows",
+  "write",
+  "write_results",
+]
+
+_logger = logging.getLogger(__name__)
+
+
+def write(
+  workdir: str | os.PathLike, evaluated: Evaluated
+) -> pathlib.Path | None:
+  """Writes tables and report; gives the page's path.
+
+  There is a warning, and None, where they cannot be written: what was computed
+  for hours is still in `evaluated`.
+  """
+  from cops_jax.reporting import report  # `compare` needs none of it.
+
+  workdir = pathlib.Path(workdir)
+  values = (
+    evaluated.results,
+    evaluated.provenance,
+    evaluated.skipped,
+    evaluated.failed,
+  )
+  try:
+    write_results(workdir, *values)
+    return report.write_report(workdir, *values)
+  except OSError as error:
+    _logger.warning(
+      "the results are not written: %s: %s. Use another --workdir with"
+      " --checkpoint=%s to have the files.",
+      error.filename or workdir,
+      error.strerror,
+      workdir,
+    )
+    return None

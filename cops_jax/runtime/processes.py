@@ -1,0 +1,75 @@
+"""Several processes, on one host or many, as one JAX cluster."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+
+import numpy as np
+
+from cops_jax.errors import InputError
+
+
+def start(
+  coordinator_address: str | None = None,
+  num_processes: int | None = None,
+  process_id: int | None = None,
+) -> None:
+  """Joins the cluster; to be called before anything else uses JAX's devices.
+
+  Without arguments JAX recognises the cluster by its environment: a TPU pod,
+  Slurm, Open MPI, Kubernetes. Only the first process goes on showing messages
+  below warnings.
+
+  Args:
+    coordinator_address: host:port of the first process.
+    num_processes: in the cluster.
+    process_id: this one's number, from 0.
+
+  Raises:
+    InputError: some arguments but not all are given, or the cluster does not
+      come together.
+  """
+  import jax
+
+  arguments = dict(
+    coordinator_address=coordinator_address,
+    num_processes=num_processes,
+    process_id=process_id,
+  )
+  absent = [name for name, value in arguments.items() if value is None]
+  if 0 < len(absent) < len(arguments):
+    raise InputError(
+      f"--{' and --'.join(absent)} must be given too: the address of the first"
+      " process, the number of processes and this one's number belong together"
+    )
+  if not absent and not 0 <= process_id < num_processes:
+    raise InputError(
+      f"--process_id is {process_id}; with {num_processes} processes it must be"
+      f" from 0 to {num_processes - 1}"
+    )
+  try:
+    jax.distributed.initialize(**arguments)
+  except (RuntimeError, ValueError) as error:
+    raise InputError(
+      "the processes did not come together as one cluster:"
+      f" {' '.join(str(error).split())}"
+    ) from error
+  if jax.process_index() > 0:
+    logging.getLogger("cops_jax").setLevel(logging.WARNING)
+
+
+def gather_objects(value: Any) -> list[Any]:
+  """What each process gives, of JSON's types, in the order of processes."""
+  from jax.experimental import multihost_utils
+
+  text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+  sizes = multihost_utils.process_allgather(np.int32(text.size)).reshape(-1)
+  padded = np.zeros(sizes.max(), np.uint8)
+  padded[: text.size] = text
+  rows = multihost_utils.process_allgather(padded).reshape(len(sizes), -1)
+  return [
+    json.loads(row[:size].tobytes())
+    for row, size in zip(np.asarray(rows), sizes, strict=True)
+  ]

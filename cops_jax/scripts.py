@@ -1,0 +1,139 @@
+"""What the scripts share: their flags, plain log lines, one-sentence errors."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from absl import app, flags
+from absl import logging as absl_logging
+from ml_collections import config_flags
+
+from cops_jax.commands import command_line
+from cops_jax.errors import InputError
+from cops_jax.progress import show_messages
+from cops_jax.runtime import processes
+
+_CONFIG = config_flags.DEFINE_config_file(
+  "config", None, "Config file, see configs/.", lock_config=True
+)
+_WORKDIR = flags.DEFINE_string(
+  "workdir", None, "Directory of the run: checkpoints, logs and results."
+)
+
+_ALLOW_OTHER_CLIP = flags.DEFINE_bool(
+  "allow_other_clip", False, "Accept other CLIP weights than the run's own."
+)
+_DISTRIBUTED = flags.DEFINE_bool(
+  "distributed",
+  False,
+  "Join the other processes of a cluster that JAX recognises: a TPU pod, Slurm,"
+  " Open MPI. For others give the next three flags instead.",
+)
+_COORDINATOR_ADDRESS = flags.DEFINE_string(
+  "coordinator_address", None, "Host and port of the first process."
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+  "num_processes", None, "Processes in the cluster.", lower_bound=1
+)
+_PROCESS_ID = flags.DEFINE_integer(
+  "process_id", None, "This process's number, from 0.", lower_bound=0
+)
+_VERIFY = flags.DEFINE_bool(
+  "verify", False, "Only check the work directory's files; needs no --config."
+)
+
+
+def _parse(arguments, recorded_config):
+  """absl's flags; ml_collections' errors are told as shortly as absl's."""
+  flags.mark_flags_as_required([_WORKDIR])
+  try:
+    config = None
+    if not any(re.match("--?config(=|$)", text) for text in arguments):
+      # The other flags say whether one is needed and where it is recorded.
+      rest = flags.FLAGS(arguments, known_only=True)
+      if _VERIFY.value:
+        return rest
+      config = recorded_config() if recorded_config else None
+      if config is not None:
+        # It defines the --config.FIELD flags.
+        del flags.FLAGS.config
+        config_flags.DEFINE_config_dict("config", config)
+    if config is None:
+      flags.mark_flags_as_required([_CONFIG])
+    rest = flags.FLAGS(arguments)
+    _CONFIG.value.keys()  # A file that could not be read raises only now.
+    return rest
+  except (flags.Error, InputError) as error:
+    sys.exit(f"error: {_root_cause(error)}")
+  except (AttributeError, KeyError) as error:
+    message = str(error).strip("'\"").replace("\\n", " ").replace("\\'", "'")
+    sys.exit(f"error: a --config.FIELD flag names no field: {message}")
+  except OSError as error:
+    sys.exit(f"error: {' '.join(str(error).split())}")
+
+
+def _verify(workdir):
+  """Prints what is wrong in a work directory; gives the exit status."""
+  from cops_jax.runs import checkpoints
+  from cops_jax.runs.record import read_record
+
+  damage_of_steps = checkpoints.find_damage(workdir)
+  for step, damage in damage_of_steps.items():
+    print(f"step {step}: {'; '.join(damage) or 'good'}")
+  is_good = not any(damage_of_steps.values())
+  try:
+    read_record(workdir)
+  except InputError as error:
+    is_good = False
+    print(error)
+  return 0 if is_good else 1
+
+
+def _root_cause(error):
+  """The InputError of a config file, which ml_collections and absl wrap."""
+  first, cause = error, error
+  while cause := cause.__cause__ or cause.__context__:
+    if isinstance(cause, InputError):
+      first = cause
+  return first
+
+
+def run(
+  main: Callable[[Any, str, bool], None],
+  recorded_config: Callable[[], Any] | None = None,
+) -> None:
+  """Calls a script's main with config, work directory and --allow_other_clip.
+
+  Args:
+    main: does the work.
+    recorded_config: gives the config where --config is absent; called when the
+      script's other flags have their values.
+
+  An `InputError` ends the script with its sentence and exit status 1. With
+  --verify the work directory is checked instead, and main not called.
+  """
+
+  @command_line
+  def guarded(arguments):
+    if len(arguments) > 1:
+      sys.exit(f"error: unexpected argument {arguments[1]!r}")
+    if _VERIFY.value:
+      sys.exit(_verify(_WORKDIR.value))
+    cluster = (
+      _COORDINATOR_ADDRESS.value,
+      _NUM_PROCESSES.value,
+      _PROCESS_ID.value,
+    )
+    if _DISTRIBUTED.value or cluster != (None, None, None):
+      processes.start(*cluster)
+    main(_CONFIG.value, _WORKDIR.value, _ALLOW_OTHER_CLIP.value)
+
+  show_messages()
+  absl_logging.set_verbosity(absl_logging.WARNING)
+  app.run(
+    guarded,
+    flags_parser=lambda arguments: _parse(arguments, recorded_config),
+  )

@@ -1,0 +1,201 @@
+"""One step of training, as pure functions; CLIP is frozen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from cops_jax import losses
+from cops_jax.models.clip import normalize_images
+from cops_jax.models.cops import (
+  CoPS,
+  init_trainable,
+  join_params,
+  stored_features,
+)
+from cops_jax.runtime.mesh import batch_sharding, replicated_sharding
+from cops_jax.runtime.randomness import (
+  INIT_KEY,
+  TRAIN_KEY,
+  example_noise,
+  random_key,
+)
+
+# Fields of a batch that a training step reads.
+STEP_FIELDS = (
+  *("image", "image_features", "patch_features"),  # The one or the others.
+  *("mask_counts", "label", "example_id", "padding_mask"),
+)
+
+
+class TrainState(NamedTuple):
+  """All that training changes. CLIP's parameters are not part of it.
+
+  Attributes:
+    step: steps taken.
+    params: trainable parameters.
+    opt_state: the optimizer's.
+    is_finite: whether all losses and gradients so far were. The step that they
+      first are not, and all that follow, leave the rest of the state as it was.
+  """
+
+  step: jax.Array
+  params: Any
+  opt_state: Any
+  is_finite: jax.Array
+
+
+def make_optimizer(settings: Any) -> optax.GradientTransformation:
+  """Adam as the fields of config.train say.
+
+  With accumulate_steps above 1 it takes the mean gradient of so many steps at
+  the last of them, and leaves the parameters alone at the others.
+  """
+  adam = optax.adam(
+    settings.learning_rate, b1=settings.b1, b2=settings.b2, eps=settings.eps
+  )
+  if settings.accumulate_steps == 1:
+    return adam
+  return optax.MultiSteps(
+    adam, settings.accumulate_steps
+  ).gradient_transformation()
+
+
+def create_train_state(
+  model: CoPS, optimizer: optax.GradientTransformation, seed: int
+) -> TrainState:
+  """A state with random parameters, before the first step."""
+  params = init_trainable(model, random_key(seed, INIT_KEY))
+  return TrainState(
+    jnp.zeros((), jnp.int32), params, optimizer.init(params), jnp.array(True)
+  )
+
+
+def loss_and_terms(
+  model: CoPS,
+  params: Any,
+  clip_params: Any,
+  batch: Mapping[str, jax.Array],
+  noise: jax.Array | None,
+  reconstruction: str,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """The loss of a batch and, unweighted, the terms it is made of.
+
+  Without state words there are no gather and scatter terms, without category
+  words no kl and reconstruction terms.
+
+  Args:
+    model: CoPS.
+    params, clip_params: its two parameter trees.
+    batch: image (b, h, w, 3), normalised, or image_features (b, d) and
+      patch_features (b, f, n, d), as stored; mask_counts (b, n), label and
+      padding_mask (b,).
+    noise: (b, 1, d), standard normal; None without category words.
+    reconstruction: see `losses.reconstruction_loss`.
+  """
+  variables = join_params(params, clip_params)
+  if "image" in batch:
+    features = model.apply(variables, batch["image"], method=CoPS.encode_images)
+  else:
+    features = stored_features(batch)
+  outputs = model.apply(variables, *features, noise, is_training=True)
+  padding_mask, counts = batch["padding_mask"], batch["mask_counts"]
+  patch_area = model.clip_config.vision_config.patch_size**2
+  terms = {
+    "image": losses.image_loss(
+      outputs.image_logits, batch["label"], padding_mask
+    ),
+    "patch": losses.patch_loss(
+      outputs.patch_probability, counts, patch_area, padding_mask
+    ),
+  }
+  if model.num_state_words:
+    distances = outputs.distances
+    terms["gather"] = losses.gather_loss(distances, counts, padding_mask)
+    terms["scatter"] = losses.scatter_loss(distances, counts, padding_mask)
+  if model.num_category_words:
+    terms["kl"] = losses.kl_loss(
+      outputs.code_mean, outputs.code_log_var, padding_mask
+    )
+    terms["reconstruction"] = losses.reconstruction_loss(
+      features[0], outputs.category_bias[:, 0], padding_mask, reconstruction
+    )
+  loss = losses.total_loss(terms)
+  return loss, {"loss": loss, **terms}
+
+
+def make_train_step(
+  model: CoPS,
+  optimizer: optax.GradientTransformation,
+  mesh: Mesh,
+  *,
+  seed: int,
+  reconstruction: str,
+  clip_shardings: Any = None,
+) -> Callable[
+  [TrainState, Any, Mapping[str, jax.Array]],
+  tuple[TrainState, dict[str, jax.Array]],
+]:
+  """Compiles one optimizer step over a global batch.
+
+  Args:
+    model: CoPS.
+    optimizer: see `make_optimizer`.
+    mesh: to split batches over.
+    seed: of the category codes' noise, which step and example key.
+    reconstruction: see `losses.reconstruction_loss`.
+    clip_shardings: of CLIP's parameters; None if every device has a copy.
+
+  Returns:
+    `step(state, clip_params, batch)`, giving the next state and the loss with
+    its terms and the gradient's norm. The given state's memory is reused.
+  """
+  key = random_key(seed, TRAIN_KEY)
+  width = model.clip_config.projection_dim
+  replicated = replicated_sharding(mesh)
+
+  def train_step(state, clip_params, batch):
+    noise = None
+    if model.num_category_words:
+      noise = example_noise(
+        jax.random.fold_in(key, state.step), batch["example_id"], 1, width
+      )
+    if "image" in batch:
+      batch = {**batch, "image": normalize_images(batch["image"])}
+
+    def loss(params):
+      return loss_and_terms(
+        model, params, clip_params, batch, noise, reconstruction
+      )
+
+    gradients, terms = jax.grad(loss, has_aux=True)(state.params)
+    gradient_norm = optax.tree.norm(gradients)
+    updates, opt_state = optimizer.update(
+      gradients, state.opt_state, state.params
+    )
+    params = optax.apply_updates(state.params, updates)
+    is_finite = jnp.isfinite(terms["loss"]) & jnp.isfinite(gradient_norm)
+    is_finite &= state.is_finite
+    new_state = TrainState(state.step + 1, params, opt_state, is_finite)
+    new_state = jax.tree.map(
+      lambda new, old: jnp.where(is_finite, new, old),
+      new_state,
+      state._replace(is_finite=is_finite),
+    )
+    return new_state, {**terms, "gradient_norm": gradient_norm}
+
+  return jax.jit(
+    train_step,
+    in_shardings=(
+      replicated,
+      replicated if clip_shardings is None else clip_shardings,
+      batch_sharding(mesh),
+    ),
+    out_shardings=replicated,
+    donate_argnums=0,
+  )

@@ -1,0 +1,112 @@
+"""CLIP weights and trained prompts, in and out."""
+
+from __future__ import annotations
+
+import collections
+import pathlib
+
+from cops_jax.errors import InputError
+from cops_jax.runs.checkpoints import Checkpoints
+from cops_jax.runs.record import flatten, from_json, read_record
+from cops_jax.weights import clip_names, prompts, tensor_files
+from cops_jax.weights.clip import (
+  DEMO_CLIP,
+  DEMO_FOLDER,
+  PretrainedCLIP,
+  PromptTokens,
+  load_clip,
+  save_clip,
+)
+from cops_jax.weights.clip_names import clip_param_shapes
+
+__all__ = [
+  "DEMO_CLIP",
+  "DEMO_FOLDER",
+  "PretrainedCLIP",
+  "PromptTokens",
+  "clip_param_shapes",
+  "export",
+  "inspect",
+  "load_clip",
+  "save_clip",
+]
+
+
+def export(workdir: str, out: str) -> str:
+  """Writes the newest prompts of a work directory as one file.
+
+  Args:
+    workdir: of a training run.
+    out: ends in .safetensors or .pth; see `prompts.write_prompts`.
+
+  Returns:
+    What was written, in words.
+
+  Raises:
+    InputError: there is no checkpoint, or the file cannot be written.
+  """
+  record = read_record(workdir)
+  with Checkpoints(workdir) as saved:
+    step, trainable = saved.restore_params()
+  prompts.write_prompts(out, trainable, record)
+  return f"{out}: the prompts of step {step} of {workdir}"
+
+
+def inspect(path: str) -> str:
+  """What a file of weights holds, as text.
+
+  Raises:
+    InputError: the file cannot be read.
+  """
+  from clu import parameter_overview
+
+  file = tensor_files.read_tensor_file(path)
+  dtypes = collections.Counter(
+    str(array.dtype) for array in file.tensors.values()
+  )
+  lines = [
+    f"file:    {path}",
+    f"format:  {file.format}, {_contents(file)}",
+    f"size:    {pathlib.Path(path).stat().st_size:,} bytes",
+    f"sha256:  {file.sha256}",
+    "dtype:   "
+    + ", ".join(f"{dtype} ({count})" for dtype, count in dtypes.items()),
+  ]
+  if file.record:
+    record = from_json(file.record, path)
+    config = flatten(record.config)
+    lines += [
+      f"run:     cops_jax {record.version}, trained on"
+      f" {config.get('train.dataset')} with CLIP {config.get('clip.weights')}",
+      f"         CLIP's sha256 {record.clip_sha256}",
+    ]
+  table = parameter_overview.get_parameter_overview(
+    dict(file.tensors), include_stats=False
+  )
+  return "\n".join([*lines, table])
+
+
+def _contents(file):
+  names = file.tensors
+  if clip_names.is_openai(names):
+    try:
+      config = clip_names.config_from_openai(names, str(file.path))
+    except InputError as error:
+      return (
+        f"tensors in OpenAI's names, but no CLIP that is read here: {error}"
+      )
+    vision, text = config.vision_config, config.text_config
+    return (
+      f"CLIP in OpenAI's names: {vision.num_hidden_layers} vision layers of"
+      f" width {vision.hidden_size}, patches of {vision.patch_size} pixels in"
+      f" images of {vision.image_size}, {text.num_hidden_layers} text layers of"
+      f" width {text.hidden_size}, joint width {config.projection_dim}"
+    )
+  for start, contents in (
+    ("vision_model.", "CLIP in Hugging Face's names"),
+    ("prompt_learner.context", "trained prompts in this project's names"),
+    ("prompt_learner.", "trained prompts in the authors' names"),
+  ):
+    if any(name.startswith(start) for name in names):
+      return contents
+  return "neither a CLIP nor prompts that are known here"

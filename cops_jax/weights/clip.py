@@ -1,0 +1,213 @@
+"""CLIP models from the Hugging Face hub, folders and files; into folders."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+from transformers import CLIPConfig, CLIPTokenizerFast
+
+from cops_jax.errors import InputError
+from cops_jax.weights import clip_names
+from cops_jax.weights.tensor_files import read_tensor_file
+
+DEMO_CLIP = "demo"
+DEMO_FOLDER = pathlib.Path(__file__).parent / "demo_clip"
+
+# A folder's tensors, by preference, and how they are named.
+_TENSOR_FILES = {
+  "model.safetensors": clip_names.torch_place,
+  "pytorch_model.bin": clip_names.torch_place,
+  "flax_model.msgpack": clip_names.flax_place,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptTokens:
+  """Token ids around the learned words of a prompt, in CLIP's vocabulary."""
+
+  start: int
+  object: int  # The word "object".
+  period: int
+  end: int
+
+
+OPENAI_TOKENS = PromptTokens(start=49406, object=14115, period=269, end=49407)
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainedCLIP:
+  """A CLIP model as read from disk.
+
+  Attributes:
+    config: sizes of both towers.
+    params: the parameter tree of `CLIP`, float32, on the host.
+    tokens: ids for prompt assembly.
+    sha256: of the file with the weights, in hexadecimal.
+  """
+
+  config: CLIPConfig
+  params: Mapping[str, Any]
+  tokens: PromptTokens
+  sha256: str
+
+
+def load_clip(
+  weights: str, revision: str = "", sha256: str = ""
+) -> PretrainedCLIP:
+  """Loads a CLIP model from the Hugging Face hub, a folder or a file.
+
+  Args:
+    weights: the name of a model on the hub, which is downloaded once; or a
+      folder in its format (config.json, vocab.json, merges.txt and one of
+      model.safetensors, pytorch_model.bin, flax_model.msgpack); or a file in
+      OpenAI's names: OpenAI's own .pt or a state dict made from it; or "demo"
+      for the toy in this package.
+    revision: branch, tag or commit on the hub; "" for the newest.
+    sha256: that the file with the weights must have; "" accepts any.
+
+  Raises:
+    InputError: there is no such model, or a file is missing, damaged, not the
+      pinned one, or does not fit its config.json.
+  """
+  path = DEMO_FOLDER if weights == DEMO_CLIP else pathlib.Path(weights)
+  if not path.exists():
+    path = _download(weights, revision)
+  elif revision:
+    raise InputError(
+      f"config.clip.revision is {revision!r}, but {weights!r} is no model on"
+      " the hub; leave the field empty"
+    )
+  return (_load_file if path.is_file() else _load_folder)(path, sha256)
+
+
+def _load_file(path, sha256):
+  file = read_tensor_file(path, sha256)
+  if not clip_names.is_openai(file.tensors):
+    raise InputError(
+      f"{path} holds no CLIP in OpenAI's names, such as visual.conv1.weight."
+      " Give a file in Hugging Face's names by its folder, which has the"
+      " model's config.json and tokenizer."
+    )
+  config = clip_names.config_from_openai(file.tensors, str(path))
+  params = clip_names.params_from_tensors(
+    file.tensors,
+    config,
+    clip_names.openai_place,
+    f"{path} does not hold a whole CLIP in OpenAI's names",
+  )
+  vocabulary = config.text_config.vocab_size
+  if vocabulary != OPENAI_TOKENS.end + 1:
+    raise InputError(
+      f"{path} has a vocabulary of {vocabulary} tokens; OpenAI's has"
+      f" {OPENAI_TOKENS.end + 1}. Give a model with its own tokenizer as a"
+      " Hugging Face folder."
+    )
+  return PretrainedCLIP(config, params, OPENAI_TOKENS, file.sha256)
+
+
+def _load_folder(folder, sha256):
+  config_file = _existing(folder / "config.json")
+  try:
+    config = CLIPConfig.from_dict(json.loads(config_file.read_text("utf-8")))
+    num_layers = (
+      config.text_config.num_hidden_layers
+      + config.vision_config.num_hidden_layers
+    )
+  except ValueError as error:
+    raise InputError(f"{config_file} is not JSON: {error}") from error
+  except (AttributeError, TypeError) as error:
+    raise InputError(f"{config_file} is not CLIP's: {error}") from error
+  name = next(
+    (name for name in _TENSOR_FILES if (folder / name).is_file()),
+    "model.safetensors",
+  )
+  file = read_tensor_file(_existing(folder / name), sha256)
+  if num_layers > len(file.tensors):
+    raise InputError(
+      f"{config_file} describes {num_layers} layers, but {file.path} holds only"
+      f" {len(file.tensors)} tensors"
+    )
+  params = clip_names.params_from_tensors(
+    file.tensors,
+    config,
+    _TENSOR_FILES[name],
+    f"{file.path} does not hold the CLIP model that its config.json describes",
+  )
+  return PretrainedCLIP(config, params, _prompt_tokens(folder), file.sha256)
+
+
+def _download(name, revision):
+  import huggingface_hub
+
+  revision = revision or None
+  try:
+    available = huggingface_hub.HfApi().list_repo_files(name, revision=revision)
+    tensors = [file for file in _TENSOR_FILES if file in available][:1]
+    folder = huggingface_hub.snapshot_download(
+      name,
+      revision=revision,
+      allow_patterns=["config.json", "vocab.json", "merges.txt", *tensors],
+    )
+  except Exception as error:  # The hub's client raises many kinds.
+    try:  # Without a network, an earlier download is still in the cache.
+      folder = huggingface_hub.snapshot_download(
+        name, revision=revision, local_files_only=True
+      )
+    except Exception:
+      at = f" at revision {revision!r}" if revision else ""
+      raise InputError(
+        f"CLIP weights {name!r}{at} are neither a file or folder here nor a"
+        f" model that can be downloaded ({type(error).__name__}). Give"
+        " config.clip.weights a Hugging Face model folder, a file in OpenAI's"
+        " format, or, with network access, a hub name such as"
+        " openai/clip-vit-large-patch14-336."
+      ) from error
+  return pathlib.Path(folder)
+
+
+def _existing(path: pathlib.Path) -> pathlib.Path:
+  if not path.is_file():
+    raise InputError(
+      f"{path} does not exist; a Hugging Face CLIP folder holds config.json,"
+      " model.safetensors, vocab.json and merges.txt"
+    )
+  return path
+
+
+def _prompt_tokens(folder: pathlib.Path) -> PromptTokens:
+  tokenizer = CLIPTokenizerFast(
+    vocab_file=str(_existing(folder / "vocab.json")),
+    merges_file=str(_existing(folder / "merges.txt")),
+  )
+  ids = tokenizer("object .").input_ids
+  if len(ids) != 4:
+    raise InputError(
+      f"the tokenizer in {folder} must know the word 'object' and the full stop"
+      f" as one token each, between a start and an end token; it gives {ids}"
+    )
+  return PromptTokens(*ids)
+
+
+def save_clip(
+  folder: str | pathlib.Path, config: CLIPConfig, params: Mapping[str, Any]
+) -> None:
+  """Writes config.json and model.safetensors (float16) as transformers does.
+
+  The folder also needs the tokenizer's files to be loaded again.
+  """
+  config.save_pretrained(folder)
+  tensors = {
+    name: np.asarray(array, np.float16, order="C")
+    for name, array in clip_names.params_to_torch_names(params).items()
+  }
+  save_file(
+    tensors,
+    pathlib.Path(folder) / "model.safetensors",
+    metadata={"format": "pt"},
+  )

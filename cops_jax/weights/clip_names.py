@@ -1,0 +1,246 @@
+"""CLIP's parameters under the names that different weight files give them.
+
+transformers' Flax names are the project's own. transformers' torch names come
+with torch's memory order. OpenAI's names also stack the projections of queries,
+keys and values into one tensor.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+from transformers import CLIPConfig
+
+from cops_jax.errors import InputError, shorten
+from cops_jax.models.clip import CLIP
+from cops_jax.weights import tensor_files
+
+# What files carry besides parameters. OpenAI's archives note three sizes.
+_EXCUSED_NAMES = ("input_resolution", "context_length", "vocab_size")
+_EXCUSED_SUFFIXES = (".position_ids", ".attn_mask")
+
+_OPENAI_PARTS = (
+  ("text_model.encoder.layers.", "transformer.resblocks."),
+  ("vision_model.encoder.layers.", "visual.transformer.resblocks."),
+  ("layer_norm1.", "ln_1."),
+  ("layer_norm2.", "ln_2."),
+  ("self_attn.out_proj.", "attn.out_proj."),
+  ("mlp.fc1.", "mlp.c_fc."),
+  ("mlp.fc2.", "mlp.c_proj."),
+  ("text_model.embeddings.token_embedding.", "token_embedding."),
+  ("text_model.embeddings.position_embedding.weight", "positional_embedding"),
+  ("text_model.final_layer_norm.", "ln_final."),
+  ("vision_model.embeddings.class_embedding", "visual.class_embedding"),
+  ("vision_model.embeddings.patch_embedding.", "visual.conv1."),
+  (
+    "vision_model.embeddings.position_embedding.weight",
+    "visual.positional_embedding",
+  ),
+  ("vision_model.pre_layrnorm.", "visual.ln_pre."),
+  ("vision_model.post_layernorm.", "visual.ln_post."),
+)
+_OPENAI_PROJECTIONS = {
+  "text_projection.kernel": "text_projection",
+  "visual_projection.kernel": "visual.proj",
+}
+_OPENAI_STACKED = re.compile(r"self_attn\.([qkv])_proj\.")
+_OPENAI_HEAD_WIDTH = 64
+
+
+class Place(NamedTuple):
+  """Where a file has a parameter, and in which form.
+
+  Attributes:
+    name, shape: of the file's tensor.
+    convert: from the file's tensor to the parameter.
+  """
+
+  name: str
+  shape: tuple[int, ...]
+  convert: Callable[[np.ndarray], np.ndarray]
+
+
+def flax_place(name: str, shape: tuple[int, ...]) -> Place:
+  """In a file of transformers' Flax CLIP."""
+  return Place(name, shape, lambda array: array)
+
+
+def torch_place(name: str, shape: tuple[int, ...]) -> Place:
+  """In a file of transformers' torch CLIP."""
+  stem, _, leaf = name.rpartition(".")
+  if leaf == "kernel":
+    # Dense: out in -> in out. Convolution: out in h w -> h w in out.
+    axes = (1, 0) if len(shape) == 2 else (2, 3, 1, 0)
+    torch_shape = tuple(shape[axes.index(axis)] for axis in range(len(axes)))
+    return Place(
+      f"{stem}.weight", torch_shape, lambda array: np.transpose(array, axes)
+    )
+  if leaf in ("scale", "embedding"):
+    name = f"{stem}.weight"
+  return Place(name, shape, lambda array: array)
+
+
+def openai_place(name: str, shape: tuple[int, ...]) -> Place:
+  """In a file of OpenAI's CLIP."""
+  if name in _OPENAI_PROJECTIONS:  # Kept as (in, out), as in flax.
+    return flax_place(_OPENAI_PROJECTIONS[name], shape)
+  name, torch_shape, convert = torch_place(name, shape)
+  for ours, theirs in _OPENAI_PARTS:
+    name = name.replace(ours, theirs)
+  if stacked := _OPENAI_STACKED.search(name):
+    part = "qkv".index(stacked[1])
+    return Place(
+      name.replace(stacked[0], "attn.in_proj_"),
+      (3 * torch_shape[0], *torch_shape[1:]),
+      lambda array: convert(np.split(array, 3)[part]),
+    )
+  return Place(name, torch_shape, convert)
+
+
+def clip_param_shapes(config: CLIPConfig) -> Mapping[str, Any]:
+  """The parameter tree of `CLIP(config)` as `jax.ShapeDtypeStruct`s."""
+  side = config.vision_config.image_size
+  tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+  return jax.eval_shape(
+    CLIP(config).init,
+    jax.random.key(0),
+    tokens,
+    jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32),
+    tokens,
+    tokens,
+  )["params"]
+
+
+def params_from_tensors(
+  tensors: Mapping[str, np.ndarray],
+  config: CLIPConfig,
+  place: Callable[[str, tuple[int, ...]], Place],
+  source: str,
+) -> Mapping[str, Any]:
+  """Builds CLIP's parameter tree from all tensors of a file.
+
+  Args:
+    tensors: by the file's names.
+    config: sizes to check them against.
+    place: which names these are: `flax_place`, `torch_place` or `openai_place`.
+    source: what to call the tensors in an error.
+
+  Returns:
+    The parameters of `CLIP(config)`, float32.
+
+  Raises:
+    InputError: naming every missing, unexpected and misshapen tensor at once.
+  """
+  try:
+    shapes = flax.traverse_util.flatten_dict(clip_param_shapes(config), sep=".")
+  except Exception as error:  # Bad sizes are noticed late and variously.
+    raise InputError(
+      f"{source}: its sizes describe no CLIP that can be built"
+      f" ({type(error).__name__}: {shorten(error)})"
+    ) from error
+  places = {name: place(name, leaf.shape) for name, leaf in shapes.items()}
+  tensors = {
+    name: array
+    for name, array in tensors.items()
+    if name not in _EXCUSED_NAMES and not name.endswith(_EXCUSED_SUFFIXES)
+  }
+  tensor_files.check_tensors(
+    tensors,
+    {file_name: shape for file_name, shape, _ in places.values()},
+    source,
+  )
+  params = {
+    name: np.asarray(convert(tensors[file_name]), np.float32)
+    for name, (file_name, _, convert) in places.items()
+  }
+  return flax.traverse_util.unflatten_dict(params, sep=".")
+
+
+def params_to_torch_names(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
+  """CLIP's parameter tree in transformers' torch names and memory order."""
+  tensors = {}
+  for name, array in flax.traverse_util.flatten_dict(params, sep=".").items():
+    array = np.asarray(array)
+    place = torch_place(name, array.shape)
+    if name.endswith(".kernel"):  # The transposes' inverses.
+      array = np.transpose(array, (1, 0) if array.ndim == 2 else (3, 2, 0, 1))
+    tensors[place.name] = array
+  return tensors
+
+
+def is_openai(tensors: Mapping[str, np.ndarray]) -> bool:
+  """Whether the names are those of OpenAI's CLIP."""
+  return any(name.startswith("visual.") for name in tensors)
+
+
+def config_from_openai(
+  tensors: Mapping[str, np.ndarray], source: str
+) -> CLIPConfig:
+  """The sizes of OpenAI's CLIP, from the shapes of its tensors.
+
+  Heads are 64 wide, as in all of OpenAI's models; a tower of at most that width
+  has one.
+
+  Raises:
+    InputError: the tensors are of another kind of model, or sizes are unclear.
+  """
+  if any(name.startswith("visual.layer1.") for name in tensors):
+    raise InputError(
+      f"{source} holds a CLIP with a ResNet; CoPS needs a vision transformer,"
+      " such as ViT-L-14-336px.pt"
+    )
+
+  def shape(name, num_axes):
+    tensor = tensors.get(name)
+    if tensor is None or tensor.ndim != num_axes or not tensor.size:
+      found = "missing" if tensor is None else f"of shape {tensor.shape}"
+      raise InputError(
+        f"{source} holds no CLIP in OpenAI's names: {name} is {found}; it must"
+        f" have {num_axes} axes"
+      )
+    return tensor.shape
+
+  def tower(prefix, width):
+    if width > _OPENAI_HEAD_WIDTH and width % _OPENAI_HEAD_WIDTH:
+      raise InputError(
+        f"{source}: {prefix}transformer is {width} wide, which is no multiple"
+        f" of {_OPENAI_HEAD_WIDTH}, the width of a head"
+      )
+    blocks = re.compile(re.escape(prefix) + r"transformer\.resblocks\.(\d+)\.")
+    layers = {match[1] for match in map(blocks.match, tensors) if match}
+    return dict(
+      hidden_size=width,
+      intermediate_size=shape(
+        f"{prefix}transformer.resblocks.0.mlp.c_fc.weight", 2
+      )[0],
+      num_hidden_layers=len(layers),
+      num_attention_heads=max(1, width // _OPENAI_HEAD_WIDTH),
+      hidden_act="quick_gelu",
+    )
+
+  width, _, _, patch_size = shape("visual.conv1.weight", 4)
+  grid = math.isqrt(shape("visual.positional_embedding", 2)[0] - 1)
+  vocabulary, text_width = shape("token_embedding.weight", 2)
+  return CLIPConfig(
+    text_config=dict(
+      vocab_size=vocabulary,
+      max_position_embeddings=shape("positional_embedding", 2)[0],
+      # transformers' own defaults are not OpenAI's ids.
+      bos_token_id=vocabulary - 2,
+      eos_token_id=vocabulary - 1,
+      **tower("", text_width),
+    ),
+    vision_config=dict(
+      image_size=grid * patch_size,
+      patch_size=patch_size,
+      **tower("visual.", width),
+    ),
+    projection_dim=shape("text_projection", 2)[1],
+  )

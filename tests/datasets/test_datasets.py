@@ -1,0 +1,58 @@
+"""Data sets by name, and the demo's builders."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cops_jax import datasets
+from cops_jax.datasets import generated
+from cops_jax.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def unseen(data_dir):
+  return datasets.load("demo_unseen", "test", data_dir)
+
+
+def test_unknown_name():
+  with pytest.raises(
+    InputError, match="'mvtec'; known are mvtec_ad, visa, .*fol"
+  ):
+    datasets.load("mvtec", "test")
+
+
+def test_unknown_split(data_dir):
+  with pytest.raises(InputError, match="no split 'train'; it has: test"):
+    datasets.load("demo_unseen", "train", data_dir)
+
+
+def test_examples_are_complete(unseen):
+  ids = [example["id"] for example in unseen]
+  assert len(ids) == len(set(ids)) == 612
+  assert {e["category"] for e in unseen} == set(generated.EVALUATION_CATEGORIES)
+  kinds = {e["anomaly_kind"] for e in unseen}
+  assert kinds == {"good", *generated.SEEN_DEFECTS, *generated.UNSEEN_DEFECTS}
+  for example in unseen:
+    assert example["label"] == (example["anomaly_kind"] != "good")
+    assert example["dataset"] == "demo_unseen"
+    assert example["path"].startswith(f"{example['category']}/test/")
+    assert example["image"].startswith(b"\x89PNG")
+
+
+def test_examples_hold_the_generated_pixels(unseen):
+  example = next(e for e in unseen if e["id"] == "gear/test/burn/001")
+  image = np.asarray(Image.open(io.BytesIO(example["image"])))
+  mask = np.asarray(Image.open(io.BytesIO(example["mask"])))
+  assert image.shape == (112, 112, 3) and mask.shape == (112, 112)
+  assert set(np.unique(mask)) == {0, 255}
+
+
+def test_training_data_are_of_other_categories(data_dir, unseen):
+  auxiliary = datasets.load("demo_auxiliary", "test", data_dir)
+  assert len(auxiliary) == 576
+  seen = {example["category"] for example in auxiliary}
+  assert seen.isdisjoint({example["category"] for example in unseen})
+  kinds = {example["anomaly_kind"] for example in auxiliary}
+  assert kinds.isdisjoint(generated.UNSEEN_DEFECTS)

@@ -1,0 +1,115 @@
+"""The generated images: disjoint sets, reproducibility, and tight masks."""
+
+import sys
+
+import numpy as np
+import pytest
+
+from cops_jax.datasets import generated
+from cops_jax.datasets.generated import evaluation_only
+
+
+def test_evaluation_is_disjoint_from_all_training():
+  training = set(generated.TRAINING_CATEGORIES)
+  evaluation = set(generated.EVALUATION_CATEGORIES)
+  pretraining = set(generated.PRETRAINING_CATEGORIES)
+  assert training < pretraining
+  assert not evaluation & pretraining
+  assert training | evaluation | pretraining == set(generated.CATEGORIES)
+  assert len(pretraining) >= 30
+  assert not set(generated.SEEN_DEFECTS) & set(generated.UNSEEN_DEFECTS)
+  for names in (training, evaluation):
+    kinds = sorted(generated.CATEGORIES[name].kind for name in names)
+    assert kinds == ["object"] * 3 + ["surface"] * 3
+
+
+def _evaluation_functions_called(names):
+  """Those of `evaluation_only.py` that run while the categories are drawn."""
+  called = set()
+
+  def record(frame, event, _):
+    if event == "call" and frame.f_code.co_filename == evaluation_only.__file__:
+      called.add(frame.f_code.co_name)
+
+  rng = np.random.default_rng(0)
+  sys.setprofile(record)
+  try:
+    for name in names:
+      generated.CATEGORIES[name].render(rng, 48)
+  finally:
+    sys.setprofile(None)
+  return called
+
+
+def test_pretraining_never_calls_an_evaluation_generator():
+  called = _evaluation_functions_called(generated.EVALUATION_CATEGORIES)
+  assert called == set(generated.EVALUATION_CATEGORIES)
+  assert not _evaluation_functions_called(generated.PRETRAINING_CATEGORIES)
+
+
+@pytest.mark.parametrize("name", generated.CATEGORIES)
+def test_render(name):
+  category = generated.CATEGORIES[name]
+  image, foreground = category.render(np.random.default_rng(1), 112)
+  assert image.shape == (112, 112, 3) and image.dtype == np.float32
+  assert foreground.shape == (112, 112) and foreground.dtype == bool
+  assert image.min() >= 0 and image.max() <= 1
+  if category.kind == "surface":
+    assert foreground.all()
+  else:
+    assert 0.02 < foreground.mean() < 0.8
+
+
+@pytest.mark.parametrize("defect", generated.DEFECTS)
+def test_only_the_mask_differs_and_it_does(defect):
+  rng = np.random.default_rng(2)
+  names = list(generated.CATEGORIES)
+  for _ in range(12):
+    name = names[rng.integers(len(names))]
+    image, normal, mask = generated.generate_pair(name, defect, rng)
+    assert image.shape == (112, 112, 3) and image.dtype == np.uint8
+    assert mask.shape == (112, 112) and mask.dtype == bool
+    difference = np.abs(image.astype(int) - normal).max(-1)
+    assert not difference[~mask].any()
+    assert mask.sum() >= 12 and mask.mean() < 0.2
+    assert (difference[mask] > 0).mean() > 0.5
+
+
+@pytest.mark.parametrize("defect", generated.DEFECTS)
+def test_defects_lie_mostly_on_the_object(defect):
+  category = generated.CATEGORIES["gear"]
+  inside = total = 0
+  for seed in range(8):
+    rng = np.random.default_rng(seed)
+    image, foreground = category.render(rng, 112)
+    _, mask = generated.DEFECTS[defect](rng, image, foreground)
+    inside += (mask & foreground).sum()
+    total += mask.sum()
+  assert inside > 0.6 * total
+
+
+def test_images_are_a_function_of_the_generator():
+  first, second, other = (
+    generated.generate("wood", "warp", np.random.default_rng(seed))
+    for seed in (3, 3, 4)
+  )
+  np.testing.assert_array_equal(first[0], second[0])
+  np.testing.assert_array_equal(first[1], second[1])
+  assert (first[0] != other[0]).any()
+
+
+def test_pair_shares_the_image_without_defect():
+  normal, mask = generated.generate("chip", None, np.random.default_rng(5))
+  _, base, _ = generated.generate_pair("chip", "hole", np.random.default_rng(5))
+  np.testing.assert_array_equal(normal, base)
+  assert not mask.any()
+
+
+@pytest.mark.parametrize("size", [48, 160])
+def test_other_sizes(size):
+  rng = np.random.default_rng(6)
+  for defect in generated.DEFECTS:
+    for name in ("brick", "washer"):
+      image, mask = generated.generate(name, defect, rng, size)
+      assert image.shape == (size, size, 3)
+      assert mask.sum() >= 12

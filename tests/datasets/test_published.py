@@ -1,0 +1,325 @@
+"""The thirteen data sets, from tiny trees in their original layouts."""
+
+import csv
+import dataclasses
+import functools
+import hashlib
+import http.server
+import io
+import multiprocessing
+import shutil
+import tarfile
+import threading
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from cops_jax import datasets
+from cops_jax.datasets import preparation, published, specifications
+from cops_jax.datasets.download import download
+from cops_jax.errors import InputError
+from helpers import original_layouts
+from helpers.original_layouts import write_tree
+
+
+def load(tree, split="test"):
+  manual_dir = tree.root.parent
+  return datasets.load(
+    tree.root.name, split, str(manual_dir / "prepared"), str(manual_dir)
+  )
+
+
+def pixels(data):
+  with Image.open(io.BytesIO(data)) as image:
+    return np.asarray(image)
+
+
+@pytest.mark.parametrize("name", original_layouts.NAMES)
+def test_original_files_are_read_back(name, tmp_path):
+  tree = write_tree(name, tmp_path)
+  for split in ("train", "test"):
+    expected = {
+      path: row for path, row in tree.expected.items() if row.split == split
+    }
+    if not expected:
+      with pytest.raises(InputError, match="no split 'train'; it has: test"):
+        load(tree, split)
+      continue
+    examples = list(load(tree, split))
+    assert len(examples) == len(expected)
+    assert {example["path"] for example in examples} == expected.keys()
+    assert len({example["id"] for example in examples}) == len(examples)
+    for example in examples:
+      row = expected[example["path"]]
+      data = (tree.root / example["path"]).read_bytes()
+      assert example["image"] == data
+      assert example["label"] == row.label
+      assert example["category"] == row.category
+      assert example["anomaly_kind"] == row.anomaly_kind
+      assert example["dataset"] == name
+      assert example["has_mask"] == (name not in original_layouts.WITHOUT_MASKS)
+      if row.mask:
+        assert example["mask"] == (tree.root / row.mask).read_bytes()
+      else:
+        assert not pixels(example["mask"]).any()
+
+
+def test_the_table_is_complete():
+  assert tuple(datasets.SPECIFICATIONS) == original_layouts.NAMES
+  for name, row in datasets.SPECIFICATIONS.items():
+    builder = tfds.builder(name)
+    assert row.licence in builder.info.description
+    assert row.title in builder.info.description
+    assert row.homepage.startswith("http")
+    assert builder.info.homepage == row.homepage
+    assert builder.info.citation == row.citation
+
+
+def test_tfds_gives_pixels_without_being_told_a_format(tmp_path, capsys):
+  """As `tfds` is used everywhere: builder by name, then a data source."""
+  tree = write_tree("mpdd", tmp_path)
+  builder = tfds.builder("mpdd", data_dir=tmp_path / "prepared")
+  builder.download_and_prepare(
+    download_config=tfds.download.DownloadConfig(manual_dir=tmp_path)
+  )
+  source = tfds.data_source(
+    "mpdd", split="test", data_dir=tmp_path / "prepared"
+  )
+  assert len(source) == 6 * 5
+  for example in source:
+    path = example["path"].decode()
+    with Image.open(tree.root / path) as image:
+      np.testing.assert_array_equal(example["image"], image.convert("RGB"))
+    mask = tree.expected[path].mask
+    if mask:
+      with Image.open(tree.root / mask) as image:
+        np.testing.assert_array_equal(example["mask"][..., 0], image)
+    else:
+      assert not example["mask"].any()
+
+
+def test_large_splits_are_written_in_shards(tmp_path, monkeypatch):
+  tree = write_tree("btad", tmp_path)
+  monkeypatch.setattr(published, "_SHARD_BYTES", 500)
+  examples = load(tree)
+  assert len(list((tmp_path / "prepared/btad/1.0.0").glob("*test*"))) > 3
+  # The stored order is that of the files.
+  assert [example["path"] for example in examples] == [
+    f"{category}/test/{kind}/000{number}.{suffix}"
+    for category, suffix in (("01", "bmp"), ("02", "png"), ("03", "bmp"))
+    for kind, number in (("ko", 0), ("ko", 1), ("ok", 0))
+  ]
+
+
+def test_a_prepared_copy_is_enough(tmp_path):
+  tree = write_tree("isic", tmp_path)
+  before = list(load(tree))
+  shutil.rmtree(tree.root)
+  assert list(load(tree)) == before
+
+
+def prepare_in_process(name, root):
+  preparation.prepare(name, str(root / "prepared"), str(root))
+
+
+def test_several_processes_prepare_at_once(tmp_path):
+  write_tree("dtd_synthetic", tmp_path)
+  context = multiprocessing.get_context("spawn")
+  processes = [
+    context.Process(target=prepare_in_process, args=("dtd_synthetic", tmp_path))
+    for _ in range(3)
+  ]
+  for process in processes:
+    process.start()
+  for process in processes:
+    process.join()
+    assert process.exitcode == 0
+
+
+def test_what_an_interrupted_preparation_left_is_removed(tmp_path):
+  tree = write_tree("btad", tmp_path)
+  leftover = tmp_path / "prepared" / "btad" / "incomplete.ABCDEF_1.0.0"
+  leftover.mkdir(parents=True)
+  (leftover / "btad-test.array_record").write_bytes(b"half")
+  assert len(load(tree)) == 9
+  assert not leftover.exists()
+
+
+def test_failing_leaves_nothing(tmp_path):
+  tree = write_tree("btad", tmp_path)
+  (tree.root / "02" / "test" / "ko" / "0001.png").unlink()
+  with pytest.raises(InputError, match="02/ground_truth/ko holds 2 masks"):
+    tree.root.joinpath("02/test/ko/0002.png").touch()
+    load(tree)
+  assert not list(tmp_path.glob("prepared/btad/*1.0.0*"))
+
+
+def test_several_problems_are_told_at_once(tmp_path):
+  tree = write_tree("mvtec_ad", tmp_path)
+  shutil.rmtree(tree.root / "bottle")
+  (tree.root / "pill/ground_truth/crack/001_mask.png").unlink()
+  with pytest.raises(InputError) as error:
+    load(tree)
+  assert "category 'bottle' has no test images" in str(error.value)
+  assert (
+    "pill/ground_truth/crack holds 1 masks for the 2 anomalous images"
+    in str(error.value)
+  )
+  assert "001.PNG has none" in str(error.value)
+
+
+def test_missing_original_files(tmp_path):
+  with pytest.raises(InputError) as error:
+    datasets.load("btad", "test", str(tmp_path), str(tmp_path / "nowhere"))
+  assert "not prepared" in str(error.value)
+  assert "VT-ADL" in str(error.value)
+  assert "CATEGORY/{train,test}/{ok,ko}" in str(error.value)
+
+
+@pytest.mark.parametrize("name", ("brain_mri", "br35h"))
+def test_both_folders_are_needed(name, tmp_path):
+  tree = write_tree(name, tmp_path)
+  shutil.rmtree(next(tree.root.rglob("no")))
+  with pytest.raises(InputError, match="no has no images"):
+    load(tree)
+
+
+def test_a_data_directory_that_cannot_be_written(tmp_path):
+  tree = write_tree("head_ct", tmp_path)
+  (tmp_path / "prepared").write_text("a file")
+  with pytest.raises(InputError, match="cannot be prepared in .*/prepared"):
+    load(tree)
+
+
+def test_damaged_prepared_data(tmp_path):
+  tree = write_tree("kvasir", tmp_path)
+  load(tree)
+  file = next((tmp_path / "prepared/kvasir/1.0.0").glob("*test*record*"))
+  data = bytearray(file.read_bytes())
+  data[len(data) // 2] ^= 0xFF
+  file.write_bytes(data)
+  with pytest.raises(InputError, match="is damaged at record .* Delete"):
+    list(load(tree))
+
+
+@pytest.fixture
+def visa(tmp_path):
+  return write_tree("visa", tmp_path)
+
+
+def test_visa_with_a_missing_file(visa):
+  (visa.root / "pcb1/Data/Masks/Anomaly/test.png").unlink()
+  with pytest.raises(InputError, match="Anomaly/test.png does not exist"):
+    load(visa)
+
+
+def test_visa_with_missing_columns(visa):
+  header = ("object", "split", "image")
+  original_layouts.write_table(visa.root, [], header)
+  with pytest.raises(InputError, match="lacks the columns label, mask"):
+    load(visa)
+
+
+def test_visa_without_a_category(visa):
+  original_layouts.write_table(visa.root, [])
+  with pytest.raises(InputError, match="no test rows for candle, capsules"):
+    load(visa)
+
+
+def test_visa_without_its_table(visa):
+  (visa.root / "split_csv/1cls.csv").unlink()
+  with pytest.raises(InputError, match="1cls.csv, VisA's table, cannot be rea"):
+    load(visa)
+
+
+@pytest.mark.parametrize(
+  "row, expected",
+  (
+    (("pcb1", "test", "normal", "../x.JPG", ""), "../x.JPG lies outside"),
+    (("pcb1", "test", "anomaly", "{image}", ""), "a path is empty"),
+    (("pcb1", "dev", "odd", "{image}", ""), "split 'dev' and label 'odd'"),
+    (("pcb1", "test", "normal", "{image}", ""), "test.JPG 2 times"),
+  ),
+)
+def test_visa_with_a_bad_row(visa, row, expected):
+  image = "pcb1/Data/Images/Normal/test.JPG"
+  with (visa.root / "split_csv/1cls.csv").open("a") as file:
+    csv.writer(file).writerow([cell.format(image=image) for cell in row])
+  with pytest.raises(InputError, match=expected):
+    load(visa)
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+  def log_message(self, *_):
+    pass
+
+
+@pytest.fixture
+def server(tmp_path):
+  """Serves a folder on localhost."""
+  folder = tmp_path / "served"
+  folder.mkdir()
+  handler = functools.partial(QuietHandler, directory=folder)
+  with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+    threading.Thread(target=server.serve_forever).start()
+    yield folder, f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+
+
+@pytest.mark.parametrize("prefix", ("", "VisA_20220922"))
+def test_visa_downloads_itself(visa, server, monkeypatch, prefix):
+  folder, url = server
+  with tarfile.open(folder / "visa.tar", "w") as tar:
+    tar.add(visa.root, arcname=prefix)
+  digest = hashlib.sha256((folder / "visa.tar").read_bytes()).hexdigest()
+  archive = specifications.Archive(f"{url}/visa.tar", digest)
+  data_dir = visa.root.parent / "prepared"
+  monkeypatch.setattr(
+    published.BUILDERS["visa"],
+    "specification",
+    dataclasses.replace(
+      published.BUILDERS["visa"].specification, archive=archive
+    ),
+  )
+  examples = datasets.load("visa", "test", str(data_dir))
+  assert len(examples) == 24
+  downloads = data_dir / "downloads"
+  assert not list(downloads.glob("*visa*.*")) + list(downloads.glob(".visa*"))
+  assert (downloads / "visa/split_csv/1cls.csv").is_file()
+
+
+def test_a_download_that_fails(server, tmp_path):
+  folder, url = server
+  (folder / "other.tar").write_bytes(b"something else")
+  for name, reason in (("absent.tar", "404"), ("other.tar", "hash")):
+    archive = specifications.Archive(f"{url}/{name}", "0" * 64)
+    with pytest.raises(InputError, match=reason):
+      download(archive, tmp_path / "downloads" / "visa")
+    assert not (tmp_path / "downloads" / "visa").exists()
+
+
+def test_the_published_recipe_runs_on_original_files(visa, clip_folder):
+  """configs/visa.py, but for the sizes of CLIP and of the images."""
+  from configs import visa as recipe
+  from cops_jax import training
+  from cops_jax.evaluation import many
+
+  config = recipe.get_config()
+  config.data_dir = str(visa.root.parent / "prepared")
+  config.manual_dir = str(visa.root.parent)
+  config.clip.weights = str(clip_folder)
+  config.clip.dtype = "float32"
+  config.model.image_size_pixels = 32
+  config.model.feature_layers = (3,)
+  config.model.num_value_layers = 3
+  config.model.deep_prompt_depth = 2
+  config.train.num_epochs = 1
+  config.evaluation.datasets = ("visa",)
+  workdir = visa.root.parent / "run"
+  state = training.train(config, workdir)
+  assert int(state.step) == 3
+  results = many.evaluate(config, workdir).results
+  assert len(results["visa"].images) == 24
+  assert 0 <= results["visa"].mean["pixel_auroc"] <= 1

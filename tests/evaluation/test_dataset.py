@@ -1,0 +1,183 @@
+"""Evaluation of whole data sets, on the demo's data and a random CLIP."""
+
+import jax
+import numpy as np
+import pytest
+
+from cops_jax import datasets, evaluation, metrics, scoring, weights
+from cops_jax.config import build_model
+from cops_jax.errors import InputError
+from cops_jax.images.decoding import decode_mask
+from cops_jax.models.cops import init_trainable
+from cops_jax.runtime.mesh import DATA_AXIS, make_mesh, replicate
+
+
+@pytest.fixture(scope="module")
+def examples(data_dir):
+  unseen = datasets.load("demo_unseen", "test", data_dir)
+  return [unseen[index] for index in range(0, 612, 15)]
+
+
+@pytest.fixture
+def evaluate(config, clip_folder):
+  """Evaluates some examples with untrained prompts."""
+  clip = weights.load_clip(str(clip_folder))
+  model = build_model(config, clip)
+  trainable = init_trainable(model, jax.random.key(0))
+
+  def run(examples, batch_size, num_devices=8, seed=0, **kwargs):
+    devices = np.array(jax.devices()[:num_devices])
+    mesh = jax.sharding.Mesh(devices, (DATA_AXIS,))
+    step = evaluation.make_predict_step(
+      model, mesh, seed=seed, num_samples=3, alpha=0.3, beta=0.5
+    )
+    on_devices = replicate((trainable, clip.params), mesh)
+    return evaluation.evaluate_dataset(
+      examples,
+      lambda batch: step(*on_devices, batch),
+      name="demo_unseen",
+      mesh=mesh,
+      image_size=48,
+      patch_size=16,
+      batch_size=batch_size,
+      num_pictures=2,
+      **kwargs,
+    )
+
+  return run
+
+
+def scores(result):
+  return np.array([image.image_score for image in result.images])
+
+
+def test_neither_batches_nor_devices_nor_order_matter(evaluate, examples):
+  base = evaluate(examples, batch_size=8)
+  assert len(base.images) == len(examples) == 41
+  others = (
+    evaluate(examples, batch_size=41),
+    evaluate(examples, batch_size=3, num_devices=1),
+    evaluate(examples[::-1], batch_size=8),
+  )
+  for other in others:
+    assert [image.path for image in other.images] == [
+      image.path for image in base.images
+    ]
+    np.testing.assert_allclose(scores(other), scores(base), rtol=1e-5)
+    for category, row in base.categories.items():
+      got = other.categories[category].metrics
+      assert got == pytest.approx(row.metrics, abs=1e-3)
+    for picture, want in zip(other.pictures, base.pictures, strict=True):
+      assert picture.kind == want.kind
+      assert picture.image.path == want.image.path
+  assert np.abs(scores(evaluate(examples, 8, seed=1)) - scores(base)).max() > 0
+
+
+def test_images_are_those_of_the_data_set(evaluate, examples):
+  result = evaluate(examples, batch_size=16)
+  rows = {image.path: image for image in result.images}
+  for example in examples:
+    image = rows[example["path"]]
+    assert image.label == example["label"]
+    assert image.category == example["category"]
+  assert all(
+    rows[example["path"]].label == scoring.ANOMALY
+    for example in examples
+    if example["anomaly_kind"] != "good"
+  )
+  kinds = [picture.kind for picture in result.pictures]
+  assert kinds == ["best"] * 2 + ["worst"] * 2 + ["random"] * 2
+  for picture in result.pictures:
+    image = rows[picture.image.path]
+    assert picture.image.label == image.label
+    assert picture.image.image_score == pytest.approx(image.image_score)
+
+
+def test_best_and_worst_are_by_the_threshold(evaluate, examples):
+  result = evaluate(examples, batch_size=16)
+  margins = {}
+  for image in result.images:
+    threshold = result.categories[image.category].image_threshold
+    side = 1 if image.label == scoring.ANOMALY else -1
+    margins[image.path] = side * (image.image_score - threshold)
+  order = sorted(margins, key=margins.get)
+  shown = {kind: [] for kind in ("best", "worst", "random")}
+  for picture in result.pictures:
+    shown[picture.kind].append(picture.image.path)
+  assert shown["worst"] == order[:2]
+  assert shown["best"] == order[:-3:-1]
+
+
+def test_without_masks_pixel_metrics_are_undefined(evaluate, examples):
+  blind = [{**example, "has_mask": False} for example in examples]
+  result = evaluate(blind, batch_size=16)
+  for name, value in result.mean.items():
+    assert np.isnan(value) == name.startswith("pixel"), name
+  for row in result.categories.values():
+    assert row.undefined["pixel_aupro"] == "no masks"
+    assert set(row.undefined) == {
+      name for name in row.metrics if name.startswith("pixel")
+    }
+
+
+def test_without_normal_images_image_metrics_are_undefined(evaluate, examples):
+  anomalous = [example for example in examples if example["label"]]
+  result = evaluate(anomalous, batch_size=16)
+  for name, value in result.mean.items():
+    assert np.isnan(value) == name.startswith("image"), name
+  assert len(result.pictures) == 6
+  for row in result.categories.values():
+    assert row.undefined["image_auroc"] == "no normal images"
+
+
+def test_exact_and_binned_metrics_agree(evaluate, examples):
+  binned = evaluate(examples, batch_size=41)
+  exact = evaluate(examples, batch_size=41, pixel_metrics="exact")
+  assert exact.images == binned.images
+  assert exact.mean == pytest.approx(binned.mean, abs=1e-4)
+
+
+def test_saved_maps_are_those_that_were_measured(evaluate, examples, tmp_path):
+  result = evaluate(
+    examples, batch_size=16, pixel_metrics="exact", maps_folder=tmp_path
+  )
+  masks = {
+    example["path"]: decode_mask(example["mask"], 48) for example in examples
+  }
+  assert {path.name for path in tmp_path.iterdir()} == {
+    f"{category}.npz" for category in result.categories
+  }
+  for category, row in result.categories.items():
+    state = metrics.ExactPixelMetrics()
+    with np.load(tmp_path / f"{category}.npz") as maps:
+      assert set(maps.files) == {
+        image.path for image in result.images if image.category == category
+      }
+      for path in maps.files:
+        assert maps[path].dtype == np.float16
+        state.add(maps[path].astype(np.float32), masks[path].astype(bool))
+    for name, value in state.compute().items():
+      assert value == pytest.approx(row.metrics[name], abs=0.01)
+
+
+def test_nan_names_the_image(examples):
+  mesh = make_mesh()
+
+  def predict(batch):
+    shape = batch["image"].shape[:3]
+    return {
+      "image_score": np.full(shape[0], np.nan),
+      "anomaly_map": np.zeros(shape),
+    }
+
+  with pytest.raises(InputError, match=examples[0]["path"]):
+    evaluation.evaluate_dataset(
+      examples,
+      predict,
+      name="demo_unseen",
+      mesh=mesh,
+      image_size=48,
+      patch_size=16,
+      batch_size=8,
+      num_pictures=1,
+    )

@@ -1,0 +1,161 @@
+"""Evaluation of many data sets: resumed, skipped, failing."""
+
+import json
+import logging
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cops_jax import reporting
+from cops_jax.datasets import SPECIFICATIONS
+from cops_jax.errors import InputError
+from cops_jax.evaluation import dataset, many
+from helpers import original_layouts
+
+
+@pytest.fixture
+def evaluated(monkeypatch):
+  """Names of the data sets that are really evaluated."""
+  names = []
+  real = dataset.evaluate_dataset
+
+  def evaluate_dataset(*args, name, **kwargs):
+    names.append(name)
+    return real(*args, name=name, **kwargs)
+
+  monkeypatch.setattr(dataset, "evaluate_dataset", evaluate_dataset)
+  return names
+
+
+@pytest.fixture
+def workdir(trained, tmp_path):
+  return shutil.copytree(trained[0], tmp_path / "run")
+
+
+def make_images(root, number=6):
+  rng = np.random.default_rng(0)
+  for index in range(number):
+    path = root / "test" / ("good", "bad")[index % 2] / f"{index}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(rng.integers(0, 256, (20, 20, 3), np.uint8)).save(path)
+  return f"folder:{root}"
+
+
+def evaluation_names(found):
+  assert not found.failed
+  return list(found.results)
+
+
+def test_a_sweep_goes_on_and_is_resumed(
+  config, workdir, tmp_path, evaluated, caplog, monkeypatch
+):
+  monkeypatch.setattr(logging.getLogger("cops_jax"), "propagate", True)
+  names = [make_images(tmp_path / name) for name in ("a", "b", "c")]
+  broken = tmp_path / "b" / "test" / "good" / "2.png"
+  content = broken.read_bytes()
+  broken.write_bytes(content[:50])
+  found = many.evaluate(config, workdir, names=names)
+  assert evaluated == ["a", "b", "c"]
+  assert set(found.results) == {"a", "c"} and not found.skipped
+  assert (
+    "2.png" in found.failed[names[1]]
+    and "Replace the file" in found.failed[names[1]]
+  )
+  assert "/b failed: " in caplog.text
+
+  broken.write_bytes(content)
+  del evaluated[:]
+  again = many.evaluate(config, workdir, names=names)
+  assert evaluated == ["b"] and not again.failed
+  assert list(again.results) == ["a", "b", "c"]
+  for name in ("a", "c"):
+    assert again.results[name].images == found.results[name].images
+    assert again.results[name].pictures == found.results[name].pictures
+
+  # Whatever results depend on has them made again; what they do not, not.
+  del evaluated[:]
+  config.evaluation.batch_size = 3
+  assert not many.evaluate(config, workdir, names=names).failed
+  assert evaluated == []
+  Image.new("RGB", (20, 20)).save(broken)
+  many.evaluate(config, workdir, names=names, save_maps=True)
+  assert evaluated == ["a", "b", "c"]  # There were no maps of them.
+  many.evaluate(config, workdir, names=names, save_maps=True)
+  many.evaluate(config, workdir, names=names)
+  assert evaluated == ["a", "b", "c"]
+  with config.unlocked():
+    config.evaluation.beta = 0.7
+  many.evaluate(config, workdir, names=names[:1], save_maps=True)
+  assert evaluated == ["a", "b", "c", "a"]
+  kept = workdir / "evaluation" / "a.json"
+  kept.write_bytes(kept.read_bytes()[:-100])
+  assert not many.evaluate(config, workdir, names=names[:1]).failed
+  assert evaluated[4:] == ["a"]
+  assert f"{kept} cannot be used again" in caplog.text
+
+
+def test_all_thirteen(config, workdir, tmp_path, evaluated):
+  """One command prepares and evaluates them; without files all are skipped."""
+  config.data_dir = str(tmp_path / "data")
+  nothing = many.evaluate(config, workdir, names=["all"])
+  assert set(nothing.skipped) == set(SPECIFICATIONS)
+  assert not nothing.results and not nothing.failed and not evaluated
+  for name, reason in nothing.skipped.items():
+    assert f"datasets prepare {name} --manual_dir=DIR" in reason
+
+  manual = tmp_path / "manual"
+  for name in original_layouts.NAMES:
+    original_layouts.write_tree(name, manual)
+  config.manual_dir = str(manual)
+  found = many.evaluate(config, workdir, names=["all"])
+  assert not found.failed and not found.skipped
+  assert evaluated == list(SPECIFICATIONS)
+  page = reporting.write(workdir, found)
+  content = json.loads((workdir / "results.json").read_text())
+  assert set(content["means"]) == {
+    *("industrial mean", "medical mean", "overall mean")
+  }
+  assert np.isnan(found.results["head_ct"].mean["pixel_aupro"])
+  assert found.results["isic"].mean["pixel_auroc"] >= 0
+  text = page.read_text()
+  for row in SPECIFICATIONS.values():
+    for value in filter(None, row.published):
+      assert f"<small>{value:.1f} " in text
+
+  # Prepared is enough; but not by another version.
+  config.manual_dir = ""
+  shutil.move(tmp_path / "data/btad/1.0.0", tmp_path / "data/btad/0.9.0")
+  del evaluated[:]
+  found = many.evaluate(config, workdir, names=["all"])
+  assert list(found.skipped) == ["btad"] and evaluated == []
+  more = [make_images(tmp_path / "a"), "all"]
+  assert evaluation_names(many.evaluate(config, workdir, names=more)) == [
+    "a",
+    *(name for name in SPECIFICATIONS if name != "btad"),
+  ]
+  assert (
+    "holds version 0.9.0 of it, and version 1.0.0 is needed. Make it anew with:"
+    " python -m cops_jax.datasets prepare btad" in found.skipped["btad"]
+  )
+  one = many.evaluate(config, workdir, names=["btad", "mpdd"])
+  assert "original files are not there" in one.failed["btad"]
+  assert list(one.results) == ["mpdd"]
+
+
+def test_names_are_checked_before_anything_is_done(config, workdir, evaluated):
+  for name, expected in (
+    ("mvtec", "unknown data set 'mvtec'; known are mvtec_ad, visa"),
+    ("folder:/nowhere", "/nowhere is no folder"),
+  ):
+    with pytest.raises(InputError, match=expected):
+      many.evaluate(config, workdir, names=["demo_unseen", name])
+  assert not evaluated
+
+
+def test_two_folders_of_one_name(config, workdir, tmp_path, evaluated):
+  names = [make_images(tmp_path / name / "a") for name in ("x", "y")]
+  found = many.evaluate(config, workdir, names=names)
+  assert evaluated == ["a"]
+  assert "another data set is called 'a' too" in found.failed[names[1]]

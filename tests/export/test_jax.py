@@ -1,0 +1,166 @@
+"""The exported file against the live detector."""
+
+import contextlib
+import datetime
+import hashlib
+import json
+import subprocess
+import sys
+import zipfile
+
+import jax
+import numpy as np
+import pytest
+
+from cops_jax import export
+from cops_jax.detector import AnomalyDetector
+from cops_jax.errors import InputError
+from cops_jax.export.__main__ import main
+from cops_jax.thresholds import Thresholds
+from helpers.images import make_image
+
+
+@pytest.fixture(scope="module")
+def detector(trained):
+  detector = AnomalyDetector.from_workdir(trained[0])
+  detector.thresholds = Thresholds(0.5, 0.25, "by hand")
+  return detector
+
+
+@pytest.fixture(scope="module")
+def path(detector, tmp_path_factory):
+  path = tmp_path_factory.mktemp("export") / "made.cops"
+  export.export(detector, path, today=datetime.date(2026, 1, 31))
+  return path
+
+
+def test_the_file_is_the_detector_for_any_number_of_images(detector, path):
+  loaded = export.load(path)
+  decoded = [detector.decode(make_image(seed, 48, 48)) for seed in range(5)]
+  want = detector.detect(decoded)
+  assert len({detection.image_score for detection in want}) == 5
+  for number in range(1, 6):
+    outputs = loaded(np.stack([image.pixels for image in decoded[:number]]))
+    for row in range(number):
+      assert outputs["image_score"][row] == pytest.approx(
+        want[row].image_score, abs=1e-5
+      )
+      np.testing.assert_allclose(
+        outputs["anomaly_map"][row], want[row].anomaly_map, atol=1e-5
+      )
+
+
+def test_metadata(path):
+  metadata = export.load(path).metadata
+  with zipfile.ZipFile(path) as archive:
+    exported = jax.export.deserialize(bytearray(archive.read("function")))
+  assert metadata["platforms"] == list(exported.platforms)
+  assert metadata["platforms"] == ["cpu", "cuda", "tpu"]
+  assert metadata["exported_on"] == "2026-01-31"
+  assert metadata["readable_by"] == (
+    f"jaxlib up to six months newer than {metadata['jaxlib']}"
+  )
+  assert metadata["image_size_pixels"] == 48
+  assert metadata["thresholds"]["image"] == 0.5
+  for name in ("clip_sha256", "function_sha256", "weights_sha256"):
+    assert len(metadata[name]) == 64
+  assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+RUN_WITHOUT_THE_MODEL = """
+import sys
+import numpy as np
+from cops_jax import export
+
+detector = export.load(sys.argv[1])
+outputs = detector(np.zeros((2, 48, 48, 3), np.uint8))
+print(outputs["anomaly_map"].shape)
+heavy = [name for name in sys.modules if name.startswith("cops_jax.models")]
+assert not heavy and "transformers" not in sys.modules, heavy
+"""
+
+
+def test_it_runs_without_the_models_code(path):
+  result = subprocess.run(
+    [sys.executable, "-c", RUN_WITHOUT_THE_MODEL, path],
+    capture_output=True,
+    text=True,
+  )
+  assert result.stdout == "(2, 48, 48)\n", result.stderr
+
+
+@pytest.mark.parametrize(
+  "images",
+  (
+    np.zeros((1, 32, 48, 3), np.uint8),
+    np.zeros((48, 48, 3), np.uint8),
+    np.zeros((1, 48, 48, 3), np.float32),
+    np.zeros((0, 48, 48, 3), np.uint8),
+  ),
+)
+def test_bad_images(path, images):
+  with pytest.raises(InputError, match=r"expected uint8 \(batch, 48, 48, 3\)"):
+    export.load(path)(images)
+
+
+def rewrite(path, target, **changes):
+  """A copy with other metadata or contents."""
+  with zipfile.ZipFile(path) as archive:
+    contents = {name: archive.read(name) for name in archive.namelist()}
+  metadata = json.loads(contents["metadata.json"])
+  metadata |= changes.pop("metadata", {})
+  contents["metadata.json"] = json.dumps(metadata).encode()
+  with zipfile.ZipFile(target, "w") as archive:
+    for name, content in (contents | changes).items():
+      archive.writestr(name, content)
+
+
+def test_bad_files(path, tmp_path):
+  bad = tmp_path / "bad.cops"
+  with pytest.raises(InputError, match="bad.cops cannot be read: No such"):
+    export.load(bad)
+  content = path.read_bytes()
+  flipped = bytearray(content)
+  flipped[len(content) // 2] ^= 1
+  for damaged in (b"", b"no zip", content[:-100], bytes(flipped)):
+    bad.write_bytes(damaged)
+    with pytest.raises(InputError, match="bad.cops is damaged, or no exported"):
+      export.load(bad)
+  # Flipped bits wherever the archive speaks of its parts.
+  with zipfile.ZipFile(path) as archive:
+    starts = [part.header_offset for part in archive.infolist()]
+    starts += [archive.start_dir]
+  places = [start + index for start in starts for index in range(64)]
+  for place in (*places, *range(len(content) - 200, len(content))):
+    for bit in (1, 64):
+      flipped = bytearray(content)
+      flipped[place] ^= bit
+      bad.write_bytes(flipped)
+      with contextlib.suppress(InputError):  # Some bits mean nothing.
+        export.load(bad)
+  rewrite(path, bad, metadata={"format": 9})
+  with pytest.raises(InputError, match="has format 9, and .* reads 1"):
+    export.load(bad)
+  rewrite(path, bad, function=b"other")
+  with pytest.raises(InputError, match="the function are not those"):
+    export.load(bad)
+  digest = hashlib.sha256(b"other").hexdigest()
+  rewrite(path, bad, function=b"other", metadata={"function_sha256": digest})
+  with pytest.raises(InputError, match="six months .* JAX .* does not read"):
+    export.load(bad)
+
+
+def test_command(trained, tmp_path, capsys):
+  out = tmp_path / "made.cops"
+  main([f"--workdir={trained[0]}", f"--out={out}"])
+  text = capsys.readouterr().out
+  assert text.startswith(f"{out}: ") and "for cpu, cuda, tpu" in text
+  assert export.load(out).metadata["thresholds"] is None
+  for place, expected in (
+    (tmp_path, "is a folder: name a file"),
+    (out / "made.cops", "made.cops cannot be written: "),
+  ):
+    with pytest.raises(SystemExit, match=f"^error: .*{expected}"):
+      main([f"--workdir={trained[0]}", f"--out={place}"])
+  with pytest.raises(SystemExit, match="^error: .*holds no training run"):
+    main([f"--workdir={tmp_path}", f"--out={out}"])

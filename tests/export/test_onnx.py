@@ -1,0 +1,165 @@
+"""The ONNX file in ONNX Runtime against the live detector."""
+
+import dataclasses
+import json
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from cops_jax import export
+from cops_jax.config import build_model
+from cops_jax.detector import AnomalyDetector
+from cops_jax.errors import InputError
+from cops_jax.export import onnx
+from cops_jax.models.cops import init_trainable
+from cops_jax.runtime.randomness import (
+  EVALUATION_KEY,
+  content_ids,
+  example_noise,
+  random_key,
+)
+from cops_jax.thresholds import Thresholds
+from helpers.images import make_image
+
+pytest.importorskip("jax2onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
+
+
+@pytest.fixture(scope="module")
+def path(trained, tmp_path_factory):
+  detector = AnomalyDetector.from_workdir(trained[0])
+  detector.thresholds = Thresholds(0.5, 0.25, "by hand")
+  path = tmp_path_factory.mktemp("onnx") / "made.onnx"
+  export.export(detector, path)
+  return path
+
+
+def decode(detector, number):
+  return [detector.decode(make_image(seed, 48, 48)) for seed in range(number)]
+
+
+def make_noise(detector, images):
+  config = detector.config
+  return np.asarray(
+    example_noise(
+      random_key(config.seed, EVALUATION_KEY),
+      content_ids(jax.numpy.asarray(images)),
+      config.evaluation.num_samples,
+      24,
+    )
+  )
+
+
+def check(session, images, noise, want):
+  inputs = {"images": images} | ({} if noise is None else {"noise": noise})
+  scores, maps = session.run(["image_score", "anomaly_map"], inputs)
+  assert len(scores) == len(want)
+  for score, anomaly_map, detection in zip(scores, maps, want, strict=True):
+    assert score == pytest.approx(detection.image_score, abs=1e-5)
+    np.testing.assert_allclose(anomaly_map, detection.anomaly_map, atol=1e-5)
+
+
+def test_the_file_is_the_detector_for_any_number_of_images(trained, path):
+  # What is compiled after an export is as it was before.
+  detector = AnomalyDetector.from_workdir(trained[0])
+  decoded = decode(detector, 5)
+  want = detector.detect(decoded)
+  assert len({detection.image_score for detection in want}) == 5
+  images = np.stack([image.pixels for image in decoded])
+  noise = make_noise(detector, images)
+  session = onnxruntime.InferenceSession(path)
+  for number in range(1, 6):
+    check(session, images[:number], noise[:number], want[:number])
+  metadata = session.get_modelmeta().custom_metadata_map
+  metadata = {name: json.loads(value) for name, value in metadata.items()}
+  assert metadata["thresholds"] == dataclasses.asdict(
+    Thresholds(0.5, 0.25, "by hand")
+  )
+  assert metadata["image_size_pixels"] == 48
+  assert metadata["clip_sha256"] == detector.clip.sha256
+  assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def make_detector(trained, **fields):
+  """One of other model fields, untrained."""
+  whole = AnomalyDetector.from_workdir(trained[0])
+  config = whole.config.copy_and_resolve_references()
+  config.model.update(fields)
+  model = build_model(config, whole.clip)
+  params = init_trainable(model, jax.random.key(0))
+  return AnomalyDetector(config, params, whole.clip)
+
+
+def test_without_category_words_there_is_no_noise(trained, tmp_path):
+  """And without state words no distances; with patches that are smoothed."""
+  detector = make_detector(
+    trained,
+    num_category_words=0,
+    num_state_words=0,
+    smoothing_window_patches=3,
+  )
+  path = tmp_path / "made.onnx"
+  export.export(detector, path)
+  session = onnxruntime.InferenceSession(path)
+  assert [row.name for row in session.get_inputs()] == ["images"]
+  decoded = decode(detector, 3)
+  images = np.stack([image.pixels for image in decoded])
+  check(session, images, None, detector.detect(decoded))
+
+
+def test_clip_computes_in_float32(trained, tmp_path):
+  exact = AnomalyDetector.from_workdir(trained[0])
+  config = exact.config.copy_and_resolve_references()
+  config.clip.dtype = "bfloat16"
+  detector = AnomalyDetector(config, exact.trainable, exact.clip)
+  path = tmp_path / "MADE.ONNX"
+  export.export(detector, path)
+  decoded = decode(exact, 2)
+  images = np.stack([image.pixels for image in decoded])
+  noise = make_noise(exact, images)
+  check(
+    onnxruntime.InferenceSession(path), images, noise, exact.detect(decoded)
+  )
+
+
+def test_a_wrong_file_is_not_written(trained, tmp_path, monkeypatch):
+  path = tmp_path / "made.onnx"
+  # jax2onnx 0.17 cannot concatenate nothing.
+  detector = make_detector(trained, deep_prompt_length=0)
+  with pytest.raises(InputError, match="makes no valid ONNX file of this run"):
+    export.export(detector, path)
+  right = onnx.detect_anomalies
+
+  def off(*args, **kwargs):
+    """Right where JAX computes, wrong where jax2onnx traces."""
+    outputs = right(*args, **kwargs)
+    if isinstance(args[2]["image"].shape[0], int):
+      return outputs
+    return outputs | {"anomaly_map": outputs["anomaly_map"] * 1.1}
+
+  monkeypatch.setattr(onnx, "detect_anomalies", off)
+  with pytest.raises(InputError, match="wrong ONNX file .* anomaly_map is off"):
+    export.export(AnomalyDetector.from_workdir(trained[0]), path)
+  assert not list(tmp_path.iterdir())
+
+
+def test_what_cannot_be_written(trained, tmp_path, monkeypatch):
+  detector = AnomalyDetector.from_workdir(trained[0])
+  path = tmp_path / "made.onnx"
+  with monkeypatch.context() as patch:
+    patch.setattr(onnx, "_MAX_BYTES", 1000)
+    with pytest.raises(InputError, match="export a .cops file"):
+      export.export(detector, path)
+  with monkeypatch.context() as patch:
+    patch.setattr(onnx, "_convert", lambda *_: b"content")
+    patch.setattr(onnx, "_check", lambda *_: None)
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(InputError, match="made.onnx cannot be written: "):
+      export.export(detector, tmp_path / "file" / "made.onnx")
+  with monkeypatch.context() as patch:
+    patch.setitem(sys.modules, "jax2onnx", None)
+    with pytest.raises(InputError, match=r"pip install .*'.\[onnx\]'"):
+      export.export(detector, path)
+  assert not path.exists()

@@ -1,0 +1,152 @@
+"""Decoding bit for bit as PIL does it, called directly."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cops_jax.images import decoding
+
+
+def encode(image, format="PNG"):
+  file = io.BytesIO()
+  image.save(file, format)
+  return file.getvalue()
+
+
+def noise_image(mode, size=(23, 17)):
+  rng = np.random.default_rng(0)
+  pixels = rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+  return Image.fromarray(pixels).convert(mode)
+
+
+MODES = {
+  **dict.fromkeys(("RGB", "L", "LA", "RGBA", "P", "1"), ("PNG", "TIFF")),
+  "CMYK": ("JPEG", "TIFF"),
+  "I;16": ("PNG", "TIFF"),
+  "F": ("TIFF",),
+}
+
+
+@pytest.mark.parametrize(
+  "mode, format", [(mode, name) for mode in MODES for name in MODES[mode]]
+)
+def test_images_are_resized_in_their_own_mode(mode, format):
+  if mode in ("I;16", "F"):
+    values = np.random.default_rng(0).integers(0, 600, (17, 23))
+    dtype = np.uint16 if mode == "I;16" else np.float32
+    data = encode(Image.fromarray(values.astype(dtype)), format)
+  else:
+    data = encode(noise_image(mode), format)
+  actual = decoding.decode_image(data, 16)
+  image = Image.open(io.BytesIO(data))
+  assert image.mode == mode
+  want = image.resize((16, 16), Image.Resampling.BICUBIC).convert("RGB")
+  np.testing.assert_array_equal(actual, np.asarray(want))
+
+
+def test_files_are_decoded_as_their_bytes(tmp_path):
+  path = tmp_path / "image.png"
+  path.write_bytes(encode(noise_image("RGB")))
+  for decode in (decoding.decode_image, decoding.decode_mask):
+    np.testing.assert_array_equal(
+      decode(path, 16), decode(path.read_bytes(), 16)
+    )
+
+
+@pytest.mark.parametrize("dtype", ("<u2", ">u2"))
+@pytest.mark.parametrize("format", ("PNG", "TIFF"))
+def test_sixteen_bits_are_read_by_their_high_byte(dtype, format):
+  values = np.random.default_rng(0).integers(0, 2**16, (17, 23)).astype(dtype)
+  file = io.BytesIO()
+  mode = "I;16B" if dtype == ">u2" else "I;16"
+  Image.frombytes(mode, (23, 17), values.tobytes()).save(file, format)
+  with Image.open(file) as image:
+    seen = decoding.as_seen(image)
+    assert seen.mode == "L"
+    np.testing.assert_array_equal(np.asarray(seen), values >> 8)
+
+
+@pytest.mark.parametrize("dtype", (np.int32, np.float32))
+def test_pixels_without_a_range_are_refused(dtype):
+  image = Image.fromarray(np.ones((4, 4), dtype))
+  with pytest.raises(ValueError, match="mode .; expected 8 or 16 bits"):
+    decoding.as_seen(image)
+
+
+@pytest.mark.parametrize("mode", ("LA", "RGBA"))
+def test_a_picture_is_black_where_it_is_transparent(mode):
+  image = noise_image("RGB").convert(mode)
+  alpha = Image.new("L", image.size, 255)
+  alpha.paste(0, (0, 0, 10, 17))
+  image.putalpha(alpha)
+  got = np.asarray(decoding.to_picture(image))
+  assert (got[:, :10] == 0).all()
+  want = np.asarray(noise_image("RGB").convert(mode).convert("RGB"))
+  np.testing.assert_array_equal(got[:, 10:], want[:, 10:])
+  # As the model gets it.
+  shown = np.asarray(decoding.resize_image(image, 64))
+  assert (shown[:, :20] == 0).all() and shown[:, 40:].any()
+
+
+# How a file is stored that is to be turned by the orientation's number.
+STORED = {
+  1: None,
+  2: Image.Transpose.FLIP_LEFT_RIGHT,
+  3: Image.Transpose.ROTATE_180,
+  4: Image.Transpose.FLIP_TOP_BOTTOM,
+  5: Image.Transpose.TRANSPOSE,
+  6: Image.Transpose.ROTATE_90,
+  7: Image.Transpose.TRANSVERSE,
+  8: Image.Transpose.ROTATE_270,
+}
+
+
+@pytest.mark.parametrize("orientation", STORED)
+def test_photographs_are_turned_upright(orientation):
+  upright = stored = noise_image("RGB")
+  if STORED[orientation] is not None:
+    stored = upright.transpose(STORED[orientation])
+  exif = Image.Exif()
+  exif[0x112] = orientation
+  file = io.BytesIO()
+  stored.save(file, "PNG", exif=exif)
+  with Image.open(file) as image:
+    turned = decoding.turn_upright(image)
+    np.testing.assert_array_equal(np.asarray(turned), np.asarray(upright))
+
+
+def test_an_image_with_damaged_exif_data_is_left_as_it_is():
+  file = io.BytesIO()
+  noise_image("RGB").save(file, "PNG", exif=b"Exif\0\0damaged")
+  with Image.open(file) as image:
+    assert decoding.turn_upright(image) is image
+
+
+@pytest.mark.parametrize("mode", ("L", "1", "P", "RGB", "RGBA", "I;16"))
+def test_masks_of_any_mode(mode):
+  values = np.zeros((16, 16), np.uint16 if mode == "I;16" else np.uint8)
+  values[4:12, 2:9] = 700 if mode == "I;16" else 255
+  mask = Image.fromarray(values)
+  data = encode(mask if mode == "I;16" else mask.convert(mode))
+  np.testing.assert_array_equal(decoding.decode_mask(data, 16), values > 0)
+
+
+def test_masks_are_binary_before_and_after_resizing():
+  values = np.zeros((20, 30), np.uint8)
+  values[5:12, 8:20] = 1  # As dark as a mask can be.
+  actual = decoding.decode_mask(encode(Image.fromarray(values)), 16)
+  full = Image.fromarray(values * 255).resize(
+    (16, 16), Image.Resampling.BILINEAR
+  )
+  np.testing.assert_array_equal(actual, np.asarray(full) >= 128)
+  assert 0 < actual.sum() < actual.size
+
+
+def test_no_image(tmp_path):
+  (tmp_path / "x.png").write_bytes(b"text")
+  for file in (b"text", tmp_path / "x.png"):
+    for decode in (decoding.decode_image, decoding.decode_mask):
+      with pytest.raises(ValueError, match="^no image format that PIL reads"):
+        decode(file, 8)

@@ -1,0 +1,218 @@
+"""Every example exactly once, for any batches, hosts and workers."""
+
+import io
+import multiprocessing
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cops_jax.errors import InputError
+from cops_jax.inputs import pipeline
+from cops_jax.runtime.randomness import hash_example_id
+
+
+def encode(image, format="PNG"):
+  file = io.BytesIO()
+  image.save(file, format)
+  return file.getvalue()
+
+
+def test_mask_counts_are_row_major():
+  mask = np.zeros((4, 6), np.uint8)[:, :4]
+  mask[0, 2:] = 1
+  mask[3, 0] = 1
+  np.testing.assert_array_equal(
+    pipeline.count_mask_pixels(mask, 2), [0, 2, 1, 0]
+  )
+
+
+def make_examples(number):
+  return [
+    {
+      "image": encode(Image.new("RGB", (8, 8), (index, 0, 0))),
+      "mask": encode(Image.new("L", (8, 8), 255 * (index % 2))),
+      "has_mask": True,
+      "label": index % 2,
+      "category": "x" * index,
+      "dataset": "made",
+      "path": f"{index}.png",
+      "id": str(index),
+    }
+    for index in range(number)
+  ]
+
+
+def iterate(examples, batch_size, **kwargs):
+  return list(
+    pipeline.iterate_batches(
+      examples, image_size=8, patch_size=4, batch_size=batch_size, **kwargs
+    )
+  )
+
+
+def real(batches):
+  """The examples' positions in the order of the batches."""
+  return [
+    int(path.removesuffix(".png"))
+    for batch in batches
+    for path in batch["path"][batch["padding_mask"]]
+  ]
+
+
+@pytest.mark.parametrize("batch_size", (1, 3, 7, 16))
+@pytest.mark.parametrize("num_devices", (1, 4))
+def test_every_example_once(batch_size, num_devices):
+  examples = make_examples(7)
+  steps = range(pipeline.num_batches(7, batch_size))
+  batches = iterate(examples, batch_size, steps=steps, num_devices=num_devices)
+  assert real(batches) == list(range(7))
+  for batch in batches:
+    assert len(batch["path"]) % num_devices == 0
+    is_real = batch["padding_mask"]
+    np.testing.assert_array_equal(
+      batch["image"][is_real, 0, 0, 0],
+      [len(category) for category in batch["category"][is_real]],
+    )
+    assert not batch["image"][~is_real].any()
+    assert (batch["path"][~is_real] == "").all()
+    want = np.where(batch["label"] == 1, 16, 0)[:, None] * np.ones(4)
+    np.testing.assert_array_equal(batch["mask_counts"], want)
+
+
+def test_epochs_are_shuffled_anew_and_whole():
+  examples = make_examples(10)
+  batches = iterate(examples, 4, steps=range(6), shuffle_seed=1)
+  epochs = [real(batches[:3]), real(batches[3:])]
+  assert [len(batch["path"]) for batch in batches] == [4] * 6
+  assert [batch["padding_mask"].sum() for batch in batches] == [4, 4, 2] * 2
+  assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+  assert epochs[0] != epochs[1]
+  other = iterate(examples, 4, steps=range(3), shuffle_seed=2)
+  assert real(other) != epochs[0]
+
+
+def test_starting_later_gives_the_same_batches():
+  examples = make_examples(10)
+  whole = iterate(examples, 4, steps=range(7), shuffle_seed=1)
+  rest = iterate(examples, 4, steps=range(5, 7), shuffle_seed=1)
+  assert real(rest) == real(whole[5:])
+
+
+def test_hosts_share_the_global_batches():
+  examples = make_examples(10)
+  kwargs = dict(steps=range(3), shuffle_seed=1, num_devices=2)
+  whole = iterate(examples, 4, **kwargs)
+  parts = [
+    iterate(examples, 4, process_index=host, process_count=2, **kwargs)
+    for host in range(2)
+  ]
+  for batch, *halves in zip(whole, *parts, strict=True):
+    for name, array in batch.items():
+      np.testing.assert_array_equal(
+        array, np.concatenate([half[name] for half in halves])
+      )
+
+
+def test_hosts_evaluate_every_example_once():
+  """For any batch size, number of hosts and of devices on each."""
+  examples = make_examples(11)
+  for batch_size in (1, 3, 4, 16):
+    for process_count, devices in ((1, 1), (2, 1), (3, 2)):
+      seen = []
+      for index in range(process_count):
+        batches = iterate(
+          examples,
+          batch_size,
+          steps=range(pipeline.num_batches(11, batch_size)),
+          num_devices=process_count * devices,
+          process_index=index,
+          process_count=process_count,
+          full_masks=True,
+        )
+        assert len({len(batch["path"]) for batch in batches}) == 1
+        seen += real(batches)
+      assert sorted(seen) == list(range(11))
+
+
+def test_worker_processes_change_nothing():
+  examples = make_examples(10)
+  kwargs = dict(steps=range(1, 6), shuffle_seed=3, full_masks=True)
+  alone = iterate(examples, 4, **kwargs)
+  for num_workers in (1, 3):
+    helped = iterate(examples, 4, num_workers=num_workers, **kwargs)
+    for batch, other in zip(alone, helped, strict=True):
+      assert batch.keys() == other.keys()
+      for name in batch:
+        np.testing.assert_array_equal(batch[name], other[name])
+
+
+def test_masks_leave_as_counts_or_whole():
+  examples = make_examples(2)
+  (batch,) = iterate(examples, 2, steps=range(1))
+  assert "mask" not in batch
+  np.testing.assert_array_equal(batch["mask_counts"], [[0] * 4, [16] * 4])
+  (batch,) = iterate(examples, 2, steps=range(1), full_masks=True)
+  assert "mask_counts" not in batch
+  assert batch["mask"].shape == (2, 8, 8)
+  np.testing.assert_array_equal(batch["mask"].mean(axis=(1, 2)), [0, 1])
+
+
+@pytest.fixture(params=("image", "mask", "missing"))
+def unreadable(request, tmp_path):
+  """Four examples, the second of which cannot be read."""
+  examples = make_examples(4)
+  if request.param == "missing":
+    examples[1]["image"] = tmp_path / "deleted.png"
+    return examples, "image", "No such file"
+  examples[1][request.param] = examples[1][request.param][:50]
+  return examples, request.param, ""
+
+
+def test_unreadable_files_are_named(unreadable):
+  examples, field, reason = unreadable
+  with pytest.raises(InputError) as error:
+    iterate(examples, 3, steps=range(2))
+  assert str(error.value).startswith(
+    f"1.png of data set 'made': its {field} cannot be read: "
+  )
+  assert reason in str(error.value)
+  assert "unreadable_files=skip" in str(error.value)
+
+
+@pytest.mark.parametrize("num_workers", (0, 1))
+def test_unreadable_files_are_left_out(unreadable, num_workers, caplog):
+  examples, field, _ = unreadable
+  skipped = {}
+  batches = iterate(
+    examples, 3, steps=range(4), num_workers=num_workers, skipped=skipped
+  )
+  assert real(batches) == [0, 2, 3] * 2
+  assert list(skipped) == ["1.png"]
+  assert skipped["1.png"].startswith(f"its {field} cannot be read: ")
+  # Told once, though met in both epochs.
+  assert caplog.text.count("left out 1.png") == 1
+  assert not batches[0]["image"][1].any()
+
+
+class DamagedInWorkers(list):
+  """Examples whose first cannot be had in a worker process."""
+
+  def __getitem__(self, index):
+    if index == 0 and multiprocessing.parent_process():
+      raise InputError("data set 'made' is damaged at record 0")
+    return super().__getitem__(index)
+
+
+def test_errors_of_workers_arrive_in_one_piece():
+  examples = DamagedInWorkers(make_examples(3))
+  assert real(iterate(examples, 3, steps=range(1))) == [0, 1, 2]
+  with pytest.raises(InputError, match="^data set 'made' is damaged at record"):
+    iterate(examples, 3, steps=range(1), num_workers=1)
+
+
+def test_example_ids_are_stable():
+  """They key the noise of published results: never change them."""
+  actual = hash_example_id("visa", "candle/000")
+  assert actual == 2815927013
+  assert actual != hash_example_id("btad", "candle/000")

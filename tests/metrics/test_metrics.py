@@ -1,0 +1,496 @@
+"""Metrics against scikit-learn, plain reference code and hand-worked values."""
+
+import math
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from sklearn import metrics as sklearn_metrics
+
+from cops_jax import metrics
+from cops_jax.metrics import pixels
+
+MODES = metrics.PIXEL_METRICS_MODES
+
+
+def gather(maps, masks, mode="binned"):
+  state = metrics.make_pixel_metrics(mode)
+  for anomaly_map, mask in zip(maps, masks, strict=True):
+    state.add(anomaly_map, mask)
+  return state
+
+
+def squares(number, side, seed=0):
+  """Masks with some squares; every third has none."""
+  rng = np.random.default_rng(seed)
+  masks = np.zeros((number, side, side), bool)
+  for index in range(number):
+    for row, column in rng.integers(0, side * 3 // 4, (index % 3, 2)):
+      size = rng.integers(1, side // 4)
+      masks[index, row : row + size, column : column + size] = True
+  return masks
+
+
+def random_maps(number=8, side=128, center=-3.0, scale=1.0, shift=2.5):
+  """Anomaly maps of chosen mean and spread of the log odds, and masks."""
+  masks = squares(number, side)
+  noise = np.random.default_rng(1).normal(size=masks.shape)
+  log_odds = center + scale * (noise + shift * masks)
+  return (1 / (1 + np.exp(-log_odds))).astype(np.float32), masks
+
+
+def neighbours(row, column):
+  return [(row + i, column + j) for i in (-1, 0, 1) for j in (-1, 0, 1)]
+
+
+def regions_of(mask):
+  """Sets of pixels that touch by an edge or a corner, by flooding."""
+  left = {(int(row), int(column)) for row, column in np.argwhere(mask)}
+  regions = []
+  while left:
+    region, front = set(), {left.pop()}
+    while front:
+      region |= front
+      front = {near for pixel in front for near in neighbours(*pixel)} & left
+      left -= front
+    regions.append(region)
+  return regions
+
+
+def brute_force_aupro(maps, masks, limit=0.3):
+  """Threshold by threshold, region by region."""
+  regions = [
+    [anomaly_map[pixel] for pixel in region]
+    for anomaly_map, mask in zip(maps, masks, strict=True)
+    for region in regions_of(mask)
+  ]
+  normal = maps[~masks]
+  area, last_rate, last_overlap = 0.0, 0.0, 0.0
+  for threshold in sorted(set(maps.reshape(-1).tolist()), reverse=True):
+    rate = np.mean(normal >= threshold)
+    overlap = np.mean(
+      [np.mean(np.array(region) >= threshold) for region in regions]
+    )
+    if rate > limit:
+      part = (limit - last_rate) / (rate - last_rate)
+      overlap = last_overlap + part * (overlap - last_overlap)
+      return (area + (limit - last_rate) * (last_overlap + overlap) / 2) / limit
+    area += (rate - last_rate) * (last_overlap + overlap) / 2
+    last_rate, last_overlap = rate, overlap
+  return area / limit
+
+
+def reference(scores, labels, level):
+  """scikit-learn's values; F1 from its precision and recall."""
+  precision, recall, _ = sklearn_metrics.precision_recall_curve(labels, scores)
+  f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-300)
+  return {
+    f"{level}_auroc": sklearn_metrics.roc_auc_score(labels, scores),
+    f"{level}_ap": sklearn_metrics.average_precision_score(labels, scores),
+    f"{level}_f1_max": f1.max(),
+  }
+
+
+def pixel_reference(maps, masks):
+  return reference(maps.reshape(-1), masks.reshape(-1), "pixel")
+
+
+def test_images_by_hand():
+  """Anomalous 0.9 and 0.4, normal 0.4 and 0.1."""
+  scores = np.array([0.9, 0.4, 0.4, 0.1])
+  labels = np.array([True, True, False, False])
+  assert metrics.image_metrics(scores, labels) == pytest.approx(
+    {
+      # Pairs: 1 + 1 for the first, 1/2 + 1 for the tie.
+      "image_auroc": 3.5 / 4,
+      # Recall 1/2 at precision 1, then 1 at 2/3.
+      "image_ap": 0.5 * 1 + 0.5 * 2 / 3,
+      # From 0.4 on two are right and one is wrong.
+      "image_f1_max": 2 * 2 / (2 * 2 + 1),
+    }
+  )
+  assert metrics.best_image_threshold(scores, labels) == 0.4
+  curves = metrics.image_curves(scores, labels)
+  np.testing.assert_allclose(
+    curves["roc"], ([0, 0, 0.5, 1], [0, 0.5, 1, 1]), atol=1e-12
+  )
+  np.testing.assert_allclose(
+    curves["pr"], ([0.5, 1, 1], [1, 2 / 3, 0.5]), atol=1e-12
+  )
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_pixels_by_hand(mode):
+  """A region with 0.9 and 0.5, one with 0.8; normal 0.7, 0.6, eight 0.1."""
+  anomaly_map = np.full((1, 13), 0.1, np.float32)
+  anomaly_map[0, [0, 1, 3, 5, 6]] = 0.9, 0.5, 0.8, 0.7, 0.6
+  mask = np.zeros((1, 13), bool)
+  mask[0, [0, 1, 3]] = True
+  state = gather([anomaly_map], [mask], mode)
+  assert state.compute() == pytest.approx(
+    {
+      "pixel_auroc": (10 + 10 + 8) / 30,
+      "pixel_ap": (1 + 1 + 3 / 5) / 3,
+      "pixel_f1_max": 2 * 2 / (2 * 2 + 1),  # At 0.8 one is missing.
+      # Overlap (1/2 + 1) / 2 until two of ten are wrong, then 1.
+      "pixel_aupro": (0.2 * 0.75 + 0.1 * 1) / 0.3,
+    },
+    abs=1e-6,
+  )
+  threshold = state.best_threshold()
+  assert threshold == pytest.approx(0.8, abs=2**-16)
+  assert (anomaly_map >= threshold).sum() == 2
+  rate, overlap = state.curves()["pro"]
+  np.testing.assert_allclose(rate, [0, 0, 0, 0.1, 0.2, 0.2, 1], atol=1e-6)
+  np.testing.assert_allclose(
+    overlap, [0, 0.25, 0.75, 0.75, 0.75, 1, 1], atol=1e-6
+  )
+  assert state.num_pixels == (10, 3)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_aupro_interpolates_at_its_limit(mode):
+  """From (0, 0) straight to (1/2, 1): 0.6 at 0.3."""
+  anomaly_map = np.array([[0.5, 0.5, 0.25]], np.float32)
+  mask = np.array([[True, False, False]])
+  actual = gather([anomaly_map], [mask], mode).compute()["pixel_aupro"]
+  assert actual == pytest.approx(0.3 * 0.6 / 2 / 0.3)
+
+
+@pytest.mark.parametrize("decimals", (1, 2, 8))
+def test_image_metrics_are_sklearns(decimals):
+  rng = np.random.default_rng(decimals)
+  labels = rng.random(500) < 0.3
+  scores = np.round(rng.normal(labels * 0.7), decimals)
+  actual = metrics.image_metrics(scores, labels)
+  assert actual == pytest.approx(reference(scores, labels, "image"), abs=1e-12)
+  threshold = metrics.best_image_threshold(scores, labels)
+  assert sklearn_metrics.f1_score(labels, scores >= threshold) == pytest.approx(
+    actual["image_f1_max"]
+  )
+
+
+@pytest.mark.parametrize(
+  "spread",
+  (
+    {},
+    dict(center=-14, scale=4),  # Next to 0.
+    dict(center=14, scale=4),  # Next to 1.
+    dict(center=0, scale=8),  # Next to both.
+    dict(center=0, scale=0.1),  # Nearly all in 0.5 +- 0.1.
+    dict(shift=0),
+  ),
+  ids=str,
+)
+def test_pixel_metrics_are_sklearns(spread):
+  maps, masks = random_maps(**spread)
+  expected = pixel_reference(maps, masks)
+  exact = gather(maps, masks, "exact").compute()
+  actual = gather(maps, masks).compute()
+  assert exact == pytest.approx(
+    expected | {"pixel_aupro": exact["pixel_aupro"]}, abs=1e-12
+  )
+  assert actual == pytest.approx(exact, abs=1e-4)
+
+
+def test_bins_err_within_the_stated_bounds():
+  """Also where all scores are in few bins."""
+  for center, scale in ((-3, 0.1), (0, 0.1), (0, 1e-2), (0, 1e-3), (0, 1e-4)):
+    maps, masks = random_maps(center=center, scale=scale)
+    state = gather(maps, masks)
+    actual = state.compute()
+    expected = gather(maps, masks, "exact").compute()
+    num_bins = np.count_nonzero(state.counts.any(axis=0))
+    assert actual == pytest.approx(expected, abs=max(1e-4, 2 / num_bins))
+    normal, anomalous = state.counts / state.counts.sum(axis=1, keepdims=True)
+    error = abs(actual["pixel_auroc"] - expected["pixel_auroc"])
+    assert error <= normal @ anomalous / 2
+  assert num_bins < 100  # The last scale has what the test is about.
+
+
+@pytest.mark.parametrize("decimals", (1, 3))
+def test_ties_are_exact(decimals):
+  """Rounded scores are in bins of their own."""
+  maps, masks = random_maps()
+  maps = np.round(maps, decimals)
+  actual = gather(maps, masks).compute()
+  expected = gather(maps, masks, "exact").compute()
+  assert actual == pytest.approx(expected, abs=1e-6)
+  del expected["pixel_aupro"]
+  assert pixel_reference(maps, masks) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("value", (0.0, 1e-20, 0.3, 0.5, 1 - 2**-24, 1.0))
+@pytest.mark.parametrize("mode", MODES)
+def test_constant_maps(value, mode):
+  masks = squares(3, 16)
+  maps = np.full(masks.shape, value, np.float32)
+  share = masks.mean()
+  state = gather(maps, masks, mode)
+  assert state.compute() == pytest.approx(
+    {
+      "pixel_auroc": 0.5,
+      "pixel_ap": share,
+      "pixel_f1_max": 2 * share / (1 + share),
+      "pixel_aupro": 0.15,
+    }
+  )
+  assert (maps >= state.best_threshold()).all()
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("decimals", (1, 2))
+def test_aupro_is_the_brute_force_one(decimals, mode):
+  """Regions that touch by corners only and images with none are included."""
+  rng = np.random.default_rng(decimals)
+  masks = rng.random((5, 24, 24)) < 0.15
+  masks[0] = False
+  masks[1] = squares(2, 24)[1]
+  maps = np.clip(rng.normal(0.3 + 0.2 * masks, 0.2), 0, 1)
+  maps = np.round(maps, decimals).astype(np.float32)
+  actual = gather(maps, masks, mode).compute()["pixel_aupro"]
+  assert actual == pytest.approx(brute_force_aupro(maps, masks), abs=1e-9)
+  flat = masks & ~np.roll(masks, 1, axis=-1)  # Other regions, another value.
+  other = gather(maps, flat, mode).compute()["pixel_aupro"]
+  assert other == pytest.approx(brute_force_aupro(maps, flat), abs=1e-9)
+  assert abs(other - actual) > 1e-3
+
+
+def test_regions_touch_by_corners():
+  mask = np.zeros((7, 9), bool)
+  mask[[2, 3, 4, 2, 6], [2, 3, 4, 6, 8]] = True
+  np.testing.assert_array_equal(pixels._region_areas(mask), [3, 1, 3, 3, 1])
+
+
+def test_large_regions_weigh_as_much_as_small_ones():
+  """The weights' rounding stays below 1e-6 for a region of a million pixels."""
+  mask = np.ones((1024, 1025), bool)
+  mask[:, 1023] = False
+  mask[1:, 1024] = False
+  anomaly_map = np.full(mask.shape, 0.25, np.float32)
+  anomaly_map[0, 1024] = 0.75
+  state = gather([anomaly_map], [mask])
+  shares = state.overlap[state.overlap > 0] / state.overlap.sum()
+  np.testing.assert_allclose(shares, [0.5, 0.5], rtol=0, atol=1e-6)
+
+
+def test_states_merge_exactly_in_any_order():
+  maps, masks = random_maps(number=9, side=40)
+  together = gather(maps, masks)
+  backward = gather(maps[::-1], masks[::-1])
+  parts = [gather(maps[i::4], masks[i::4]) for i in range(4)]
+  merged = parts[2].merge(parts[0]).merge(parts[3].merge(parts[1]))
+  empty = metrics.PixelMetrics()
+  for other in (backward, merged, empty.merge(together)):
+    for name, array in together.arrays().items():
+      assert array.dtype == np.int64
+      np.testing.assert_array_equal(other.arrays()[name], array)
+    assert other.compute() == together.compute()
+  assert together.counts.sum() == masks.size
+  assert together.counts[1].sum() == masks.sum()
+  exact = gather(maps[:4], masks[:4], "exact").merge(
+    gather(maps[4:], masks[4:], "exact")
+  )
+  assert exact.compute() == pytest.approx(
+    gather(maps, masks, "exact").compute(), abs=1e-12
+  )
+
+
+def test_state_goes_through_arrays(tmp_path):
+  maps, masks = random_maps(number=3, side=40)
+  state = gather(maps, masks)
+  arrays = state.arrays()
+  assert sum(array.nbytes for array in arrays.values()) < 4e6
+  np.savez(tmp_path / "state.npz", **arrays)
+  with np.load(tmp_path / "state.npz") as stored:
+    restored = metrics.PixelMetrics.from_arrays(stored)
+  assert restored.compute() == state.compute()
+  through_jax = {
+    name: np.asarray(jnp.asarray(array.view(np.uint32))).view(np.int64)
+    for name, array in arrays.items()
+  }
+  for name, array in arrays.items():
+    np.testing.assert_array_equal(through_jax[name], array)
+  before = state.counts.copy()
+  metrics.PixelMetrics.from_arrays(arrays).add(maps[0], masks[0])
+  np.testing.assert_array_equal(state.counts, before)
+
+
+def test_other_arrays_are_refused():
+  arrays = metrics.PixelMetrics().arrays()
+  for wrong in (
+    {"counts": arrays["counts"]},
+    arrays | {"overlap": arrays["overlap"][1:]},
+    arrays | {"overlap": arrays["overlap"].astype(np.int32)},
+  ):
+    with pytest.raises(ValueError, match="'overlap' is not an array of int64"):
+      metrics.PixelMetrics.from_arrays(wrong)
+
+
+def test_bins_keep_the_order():
+  ends = np.geomspace(2**-31, 0.5, 20_000)
+  scores = np.concatenate([[0.0, 1e-30, 0.5, 1.0], ends, 1 - ends])
+  scores = np.unique(scores.astype(np.float32))
+  bins = pixels.score_bins(scores)
+  steps = np.diff(bins)
+  assert (steps >= 0).all()
+  assert bins.min() == 0 and bins.max() == pixels.NUM_BINS - 1
+  # What shares a bin is close, and closer towards both ends.
+  gaps = np.diff(scores)[steps == 0]
+  distances = np.minimum(scores, 1 - scores)[1:][steps == 0]
+  assert (gaps <= np.maximum(distances / 2000, 2**-30)).all()
+  assert gaps.max() <= 2**-16
+
+
+def test_lowest_score_of_a_bin():
+  numbers = np.r_[0:5, 4000:4005, np.arange(0, pixels.NUM_BINS, 4999)]
+  for number in numbers.tolist():
+    score = np.float32(pixels.lowest_score(number))
+    below = np.nextafter(score, np.float32(-1))
+    bins = pixels.score_bins(np.array([score, below]))
+    assert bins[0] >= number and (bins[1] < number or number == 0)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_best_threshold_has_the_largest_f1(mode):
+  for center in (-14, -3, 0, 8):
+    maps, masks = random_maps(number=3, side=64, center=center, scale=3)
+    state = gather(maps, masks, mode)
+    actual = sklearn_metrics.f1_score(
+      masks.reshape(-1), maps.reshape(-1) >= state.best_threshold()
+    )
+    assert actual == pytest.approx(state.compute()["pixel_f1_max"], abs=1e-12)
+
+
+def largest_distance(points, x, y):
+  """Of points from the polygon through x and y."""
+  starts = np.stack([x[:-1], y[:-1]], axis=-1)
+  steps = np.stack([np.diff(x), np.diff(y)], axis=-1)
+  offsets = points[:, None] - starts
+  lengths = np.maximum((steps**2).sum(axis=-1), 1e-30)
+  position = np.clip((offsets * steps).sum(axis=-1) / lengths, 0, 1)
+  nearest = starts + position[..., None] * steps
+  return np.linalg.norm(points[:, None] - nearest, axis=-1).min(axis=1).max()
+
+
+def test_curves_lose_nothing_that_shows():
+  maps, masks = random_maps()
+  labels, scores = masks.reshape(-1), maps.reshape(-1)
+  curves = gather(maps, masks).curves()
+  rate, found, _ = sklearn_metrics.roc_curve(labels, scores)
+  precision, recall, _ = sklearn_metrics.precision_recall_curve(labels, scores)
+  full = {
+    "roc": (rate, found),
+    "pr": (recall[:-1:7], precision[:-1:7]),  # The last point is made up.
+  }
+  assert set(curves) == {"roc", "pr", "pro"}
+  for x, _ in curves.values():
+    assert 100 < len(x) <= 300
+    assert (np.diff(x) >= 0).all() and x[-1] == 1
+  for name, (x, y) in full.items():
+    points = np.stack([x, y], axis=-1)
+    assert largest_distance(points, *curves[name]) < 0.01
+  rate, overlap = curves["pro"]
+  inside = rate <= 0.3
+  area = np.sum(
+    np.diff(rate[inside]) * (overlap[inside][1:] + overlap[inside][:-1]) / 2
+  )
+  assert area / rate[inside][-1] == pytest.approx(
+    gather(maps, masks).compute()["pixel_aupro"], abs=0.01
+  )
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+  "label, reasons",
+  (
+    (True, ("no normal images", "no normal pixels")),
+    (False, ("no anomalous images", "no anomalous pixels")),
+    (None, ("no normal images", "no masks")),
+  ),
+)
+def test_undefined_metrics_have_a_reason(label, reasons, mode):
+  labels = np.array([label is not False] * 2)
+  scores = np.array([0.1, 0.2])
+  state = metrics.make_pixel_metrics(mode)
+  if label is not None:
+    state.add(np.full((2, 2), 0.5, np.float32), np.full((2, 2), label))
+  values = metrics.image_metrics(scores, labels) | state.compute()
+  assert tuple(values) == metrics.METRICS
+  assert all(math.isnan(value) for value in values.values())
+  assert metrics.undefined_reasons(values, labels, state) == {
+    name: reasons[name.startswith("pixel")] for name in metrics.METRICS
+  }
+  assert math.isnan(state.best_threshold())
+  assert math.isnan(metrics.best_image_threshold(scores, labels))
+  curves = [
+    *state.curves().values(),
+    *metrics.image_curves(scores, labels).values(),
+  ]
+  assert all(len(x) == len(y) == 0 for x, y in curves)
+
+
+def test_defined_metrics_have_no_reason():
+  scores, labels = np.array([0.1, 0.2]), np.array([False, True])
+  values = metrics.image_metrics(scores, labels)
+  assert metrics.undefined_reasons(values, labels, metrics.PixelMetrics()) == {}
+
+
+def test_nothing_is_undefined():
+  image = metrics.image_metrics(np.array([]), np.array([], bool))
+  assert all(math.isnan(value) for value in image.values())
+
+
+def test_nan_scores_are_refused():
+  scores, labels = np.array([0.5, np.nan]), np.array([True, False])
+  for function in (
+    metrics.image_metrics,
+    metrics.image_curves,
+    metrics.best_image_threshold,
+  ):
+    with pytest.raises(ValueError, match="NaN"):
+      function(scores, labels)
+
+
+@pytest.mark.parametrize(
+  "value, message, modes",
+  (
+    (np.nan, "NaN", MODES),
+    (1.5, "to 1.5, not in", ("binned",)),
+    (-0.5, "from -0.5", ("binned",)),
+    (np.inf, "not in", ("binned",)),
+  ),
+)
+def test_bad_maps_change_nothing(value, message, modes):
+  for mode in modes:
+    maps, masks = random_maps(number=3, side=16)
+    state = gather(maps, masks, mode)
+    before = state.compute()
+    anomaly_map = np.full((2, 2), 0.5, np.float32)
+    anomaly_map[1, 0] = value
+    with pytest.raises(ValueError, match=message):
+      state.add(anomaly_map, np.ones((2, 2), bool))
+    assert state.compute() == before
+
+
+@pytest.mark.parametrize(
+  "mask", (np.ones((2, 3), bool), np.ones((2, 2), np.uint8))
+)
+def test_other_masks_are_refused(mask):
+  """Outside of tests nothing else checks the annotations."""
+  with pytest.raises(
+    ValueError, match="not boolean of the anomaly map's shape"
+  ):
+    pixels._check(np.zeros((2, 2), np.float32), mask)
+
+
+def test_rounding_past_the_ends_is_held():
+  """As devices that multiply in bfloat16 give."""
+  anomaly_map = np.array([[-0.004, 0.5, 1.004]], np.float32)
+  state = gather([anomaly_map], [np.array([[False, False, True]])])
+  assert state.compute()["pixel_auroc"] == 1
+
+
+def test_unknown_mode():
+  with pytest.raises(ValueError, match="'best' is not one of binned, exact"):
+    metrics.make_pixel_metrics("best")

@@ -1,0 +1,170 @@
+"""The towers against transformers' own Flax CLIP, and against the authors'."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from transformers import CLIPConfig, FlaxCLIPModel
+
+from cops_jax.models.clip import (
+  CLIP,
+  normalize_images,
+  resize_position_embedding,
+)
+from helpers import golden
+from helpers.golden import assert_close
+
+
+@pytest.fixture(scope="module")
+def stock():
+  """A stock model with random parameters, and its config."""
+  config = CLIPConfig(
+    text_config=dict(
+      vocab_size=50,
+      hidden_size=32,
+      intermediate_size=64,
+      num_hidden_layers=3,
+      num_attention_heads=4,
+      eos_token_id=49,
+    ),
+    vision_config=dict(
+      hidden_size=48,
+      intermediate_size=96,
+      num_hidden_layers=4,
+      num_attention_heads=4,
+      image_size=32,
+      patch_size=8,
+    ),
+    projection_dim=32,
+  )
+  return FlaxCLIPModel(config, seed=1)
+
+
+def encode(stock, images, **kwargs):
+  return CLIP(stock.config).apply(
+    {"params": stock.params}, images, method=CLIP.encode_images, **kwargs
+  )
+
+
+def random_images(batch=2, side=32):
+  return jax.random.normal(jax.random.key(0), (batch, side, side, 3))
+
+
+def test_parameters_drop_in(stock):
+  tokens = jnp.ones((1, 4), jnp.int32)
+  init = jax.eval_shape(
+    CLIP(stock.config).init,
+    jax.random.key(0),
+    tokens,
+    random_images(),
+    tokens,
+    tokens,
+  )
+  chex.assert_trees_all_equal_shapes_and_dtypes(
+    init["params"], jax.eval_shape(lambda: stock.params)
+  )
+
+
+def test_plain_path_is_stock_clip(stock):
+  """Without a value path, patches and class token are plain CLIP's."""
+  images = random_images()
+  features, patches = encode(
+    stock, images, feature_layers=(2, 4), num_value_layers=0
+  )
+  hidden = stock.module.apply(
+    {"params": stock.params},
+    images,
+    method=lambda m, x: m.vision_model(x, output_hidden_states=True),
+  )
+
+  def project(x, is_normed):
+    def apply(module, x):
+      if is_normed:
+        x = module.vision_model.post_layernorm(x)
+      return module.visual_projection(x)
+
+    return stock.module.apply({"params": stock.params}, x, method=apply)
+
+  assert_close(features, project(hidden.last_hidden_state[:, 0], False))
+  for index, layer in enumerate((2, 4)):
+    want = project(hidden.hidden_states[layer][:, 1:], True)
+    assert_close(patches[:, index], want)
+
+
+def test_value_path_of_the_last_layers(stock):
+  """Restated in numpy's terms for the last of two value layers."""
+  images = random_images()
+  _, patches = encode(stock, images, feature_layers=(3, 4), num_value_layers=2)
+  bound = stock.module.bind({"params": stock.params})
+  tower = bound.vision_model
+  states = tower(images, output_hidden_states=True).hidden_states
+  value_path = np.asarray(states[2])
+  for index, number in enumerate((3, 4)):
+    layer = tower.encoder.layers.layers[number - 1]
+    values = layer.self_attn.v_proj(layer.layer_norm1(states[number - 1]))
+    heads = np.asarray(values).reshape(*values.shape[:2], 4, 12)
+    logits = np.einsum("bqhd,bkhd->bhqk", heads, heads) / 12**0.5
+    weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    weights /= weights.sum(axis=-1, keepdims=True)
+    mixed = np.einsum("bhqk,bkhd->bqhd", weights, heads)
+    mixed = mixed.reshape(values.shape)
+    value_path = value_path + np.asarray(layer.self_attn.out_proj(mixed))
+    want = bound.visual_projection(tower.post_layernorm(value_path)[:, 1:])
+    assert_close(patches[:, index], want)
+
+
+def test_plain_prompts_are_stock_text_features(stock):
+  ids = jnp.array([[48, 3, 7, 9, 49], [48, 5, 2, 4, 49]], jnp.int32)
+  clip = CLIP(stock.config)
+  variables = {"params": stock.params}
+  embeddings = clip.apply(variables, ids, method=CLIP.embed_tokens)
+  features = clip.apply(
+    variables, embeddings, jnp.zeros((0, 2, 32)), method=CLIP.encode_prompts
+  )
+  padded = jnp.pad(ids, ((0, 0), (0, 72)))
+  assert_close(features, stock.get_text_features(padded))
+
+
+def test_deep_prompts_replace_tokens_of_deeper_layers(stock):
+  clip, variables = CLIP(stock.config), {"params": stock.params}
+  embeddings = jax.random.normal(jax.random.key(1), (1, 6, 32))
+  deep = jax.random.normal(jax.random.key(2), (2, 2, 32))
+
+  def encode(embeddings, deep):
+    return clip.apply(variables, embeddings, deep, method=CLIP.encode_prompts)
+
+  base = encode(embeddings, deep)
+  for row in range(2):
+    changed = encode(embeddings, deep.at[row].set(embeddings[0, :2]))
+    assert jnp.abs(changed - base).max() > 1e-5
+  assert jnp.abs(encode(embeddings, deep[:1]) - base).max() > 1e-5
+
+
+def test_position_embedding():
+  expected = golden.load("visa_recipe")["enc.position_embedding"]
+  embedding = golden.clip_params()["vision_model"]["embeddings"]
+  table = embedding["position_embedding"]["embedding"]
+  assert_close(resize_position_embedding(table, 7), expected)
+  # CLIP's own grid comes back as it is.
+  assert_close(resize_position_embedding(table, 4), table, 1e-7)
+
+
+def test_normalize_images():
+  images = np.array([0, 51, 255], np.uint8).reshape(1, 1, 1, 3)
+  actual = normalize_images(jnp.asarray(images))
+  expected = [
+    (0 - 0.48145466) / 0.26862954,
+    (0.2 - 0.4578275) / 0.26130258,
+    (1 - 0.40821073) / 0.27577711,
+  ]
+  np.testing.assert_allclose(actual.reshape(3), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("side", (48, 80))
+def test_other_image_sizes(stock, side):
+  features, patches = encode(
+    stock, random_images(side=side), feature_layers=(4,), num_value_layers=4
+  )
+  chex.assert_shape(features, (2, 32))
+  chex.assert_shape(patches, (2, 1, (side // 8) ** 2, 32))

@@ -1,0 +1,187 @@
+"""Checkpoints of parameters and optimizer."""
+
+import errno
+import logging
+import os
+import shutil
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cops_jax.errors import InputError
+from cops_jax.runs.checkpoints import Checkpoints, find_damage, has_checkpoint
+from cops_jax.runtime.mesh import make_mesh, replicate
+from helpers.scripts import environment
+
+PARAMS = {"a": jnp.arange(3.0)}
+OPT_STATE = {"count": jnp.int32(1)}
+
+
+def save(workdir, *steps):
+  with Checkpoints(workdir, num_kept=9) as saved:
+    for step in steps:
+      saved.save(step, {"a": PARAMS["a"] * step}, OPT_STATE)
+
+
+@pytest.fixture
+def messages(caplog, monkeypatch):
+  """This project's, which scripts do not hand on."""
+  monkeypatch.setattr(logging.getLogger("cops_jax"), "propagate", True)
+  return caplog
+
+
+def test_round_trip(tmp_path):
+  params = {"a": jnp.arange(3.0), "b": {"c": jnp.ones((2, 2))}}
+  opt_state = ({"count": jnp.int32(5)}, jnp.full(3, 0.1))
+  with Checkpoints(tmp_path, num_kept=2) as saved:
+    assert saved.latest_step() is None
+    for step in (1, 2, 3):
+      scaled = {**params, "a": params["a"] * step}
+      saved.save(step, scaled, opt_state, [{"loss": 0.1 * step}])
+  with Checkpoints(tmp_path) as saved:
+    assert saved.latest_step() == 3
+    step, restored, state, recent_terms = saved.restore(params, opt_state)
+    assert step == 3 and recent_terms == [{"loss": 0.1 * step}]
+    np.testing.assert_array_equal(restored["a"], params["a"] * 3)
+    np.testing.assert_array_equal(state[1], opt_state[1])
+    assert int(state[0]["count"]) == 5
+    step, restored = saved.restore_params(params)
+    np.testing.assert_array_equal(restored["b"]["c"], params["b"]["c"])
+  kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+  assert kept == ["2", "3"]
+
+
+RESTORE_ON_ONE_DEVICE = """
+import sys
+import jax, jax.numpy as jnp
+from cops_jax.runs.checkpoints import Checkpoints
+
+assert jax.device_count() == 1
+shapes = {"a": jax.ShapeDtypeStruct((3,), jnp.float32)}
+with Checkpoints(sys.argv[1]) as saved:
+  for template in (None, shapes, {"a": jnp.zeros(3)}):
+    step, params = saved.restore_params(template)
+    print(step, params["a"].tolist())
+"""
+
+
+def test_other_devices_than_those_that_saved(tmp_path):
+  mesh = make_mesh()
+  assert mesh.size == 8
+  with Checkpoints(tmp_path, num_kept=1) as saved:
+    saved.save(4, replicate(PARAMS, mesh), OPT_STATE)
+  result = subprocess.run(
+    [sys.executable, "-c", RESTORE_ON_ONE_DEVICE, tmp_path],
+    env=environment(num_devices=1),
+    capture_output=True,
+    text=True,
+  )
+  assert result.stdout == 3 * "4 [0.0, 1.0, 2.0]\n", result.stderr
+
+
+def test_missing_checkpoint(tmp_path):
+  assert not has_checkpoint(tmp_path / "nowhere")
+  with Checkpoints(tmp_path) as saved:
+    with pytest.raises(InputError, match="has no checkpoint yet"):
+      saved.restore_params({"a": jnp.zeros(3)})
+
+
+def test_checkpoint_of_another_size(tmp_path):
+  with Checkpoints(tmp_path, num_kept=1) as saved:
+    saved.save(1, {"a": jnp.zeros(3)}, {"count": jnp.int32(1)})
+  with Checkpoints(tmp_path) as saved:
+    with pytest.raises(InputError, match="cannot be restored"):
+      saved.restore_params({"a": jnp.zeros(4)})
+
+
+@pytest.fixture(scope="module")
+def saved_dir(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("saved")
+  save(workdir, 1, 2)
+  return workdir
+
+
+def flip(path):
+  content = bytearray(path.read_bytes())
+  content[len(content) // 2] ^= 1
+  path.write_bytes(content)
+
+
+def truncate(path):
+  os.truncate(path, path.stat().st_size - 1)
+
+
+@pytest.mark.parametrize("harm", (flip, truncate, os.remove))
+def test_damage_to_any_file_is_found(saved_dir, tmp_path, harm):
+  workdir = shutil.copytree(saved_dir, tmp_path / "run")
+  newest = workdir / "checkpoints" / "2"
+  paths = [path for path in newest.rglob("*") if path.is_file()]
+  assert len(paths) > 10
+  for path in paths:
+    content = path.read_bytes()
+    harm(path)
+    damage = find_damage(workdir)
+    assert damage[1] == []
+    (sentence,) = damage[2]
+    assert sentence.startswith(path.relative_to(newest).as_posix())
+    path.write_bytes(content)
+  assert find_damage(workdir) == {1: [], 2: []}
+
+
+def test_the_newest_good_step_is_used(saved_dir, tmp_path, messages):
+  workdir = shutil.copytree(saved_dir, tmp_path / "run")
+  directory = workdir / "checkpoints"
+  truncate(directory / "2" / "params" / "_METADATA")
+  with Checkpoints(workdir) as saved:  # As eval.py and export do.
+    step, params = saved.restore_params()
+    assert step == 1
+    np.testing.assert_array_equal(params["a"], PARAMS["a"])
+  assert f"{directory}/2 is damaged and not used: params/_METADATA has" in (
+    messages.text
+  )
+  assert sorted(os.listdir(directory)) == ["1", "2"]
+  (directory / "3.partial").mkdir()
+  (directory / "2.damaged").mkdir()
+  with Checkpoints(workdir, num_kept=2) as saved:  # As training does.
+    assert saved.restore(PARAMS, OPT_STATE)[0] == 1
+    assert "/2 to 2.damaged" in messages.text
+    saved.save(2, PARAMS, OPT_STATE)
+  assert sorted(os.listdir(directory)) == ["1", "2", "2.damaged"]
+  assert find_damage(workdir) == {1: [], 2: []}
+
+
+def test_no_good_step_is_an_error(saved_dir, tmp_path):
+  workdir = shutil.copytree(saved_dir, tmp_path / "run")
+  for step in (1, 2):
+    flip(workdir / "checkpoints" / str(step) / "_CHECKPOINT_METADATA")
+  with Checkpoints(workdir, num_kept=1) as saved:
+    with pytest.raises(InputError, match="every checkpoint in .* is damaged"):
+      saved.restore(PARAMS, OPT_STATE)
+  assert sorted(os.listdir(workdir / "checkpoints")) == ["1", "2"]
+
+
+@pytest.mark.parametrize(
+  "place", ("orbax.checkpoint.Checkpointer.save", "pathlib.Path.rename")
+)
+def test_full_disk_leaves_the_last_good_step(
+  saved_dir, tmp_path, monkeypatch, place
+):
+  def fail(*_, **__):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  workdir = shutil.copytree(saved_dir, tmp_path / "run")
+  with Checkpoints(workdir, num_kept=1) as saved:
+    with monkeypatch.context() as patched:
+      patched.setattr(place, fail)
+      with pytest.raises(InputError) as error:
+        saved.save(3, PARAMS, OPT_STATE)
+    assert "No space left on device. The newest is that of step 2." in str(
+      error.value
+    )
+    assert sorted(os.listdir(workdir / "checkpoints")) == ["1", "2"]
+    assert saved.restore(PARAMS, OPT_STATE)[0] == 2
+    saved.save(3, PARAMS, OPT_STATE)
+  assert os.listdir(workdir / "checkpoints") == ["3"]

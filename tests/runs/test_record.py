@@ -1,0 +1,121 @@
+"""Whose a work directory is, and what its run noted of itself."""
+
+import dataclasses
+
+import pytest
+
+import cops_jax
+from cops_jax.errors import InputError
+from cops_jax.runs.record import (
+  Record,
+  check_clip,
+  check_config,
+  claim_workdir,
+  from_json,
+  read_record,
+)
+
+CONFIG = {
+  "seed": 0,
+  "data_dir": "",
+  "clip": {"weights": "demo", "dtype": "float32"},
+  "model": {"temperature": 0.07, "feature_layers": (24,)},
+  "train": {"learning_rate": 1e-3, "log_every_steps": 20},
+  "evaluation": {"beta": 0.9},
+}
+RECORD = Record(CONFIG, "ab" * 32)
+
+
+def changed(section, name, value):
+  config = {**CONFIG, section: {**CONFIG[section], name: value}}
+  return dataclasses.replace(RECORD, config=config)
+
+
+def test_round_trip(tmp_path):
+  claim_workdir(tmp_path, RECORD)
+  assert read_record(tmp_path) == RECORD
+  assert RECORD.version == cops_jax.__version__
+
+
+def test_a_workdir_can_be_claimed_again(tmp_path):
+  claim_workdir(tmp_path, RECORD)
+  first = (tmp_path / "run.json").read_text()
+  claim_workdir(tmp_path, RECORD)
+  claim_workdir(tmp_path, changed("evaluation", "beta", 1.0))
+  claim_workdir(tmp_path, changed("train", "log_every_steps", 1))
+  claim_workdir(tmp_path, changed("clip", "weights", "elsewhere"))
+  config = {**CONFIG, "data_dir": "elsewhere"}
+  claim_workdir(tmp_path, dataclasses.replace(RECORD, config=config))
+  assert (tmp_path / "run.json").read_text() == first
+
+
+def test_another_config_is_refused_and_the_first_kept(tmp_path):
+  claim_workdir(tmp_path, RECORD)
+  with pytest.raises(InputError, match=r"train\.learning_rate is 0\.001 there"):
+    claim_workdir(tmp_path, changed("train", "learning_rate", 1e-4))
+  assert read_record(tmp_path) == RECORD
+
+
+def test_another_start_is_refused(tmp_path):
+  claim_workdir(tmp_path, RECORD)
+  other = dataclasses.replace(RECORD, init_from="epoch_5.pth")
+  with pytest.raises(InputError, match="began from --init_from='', not 'epoch"):
+    claim_workdir(tmp_path, other)
+
+
+def test_another_clip_is_refused_unless_told_otherwise(tmp_path):
+  claim_workdir(tmp_path, RECORD)
+  other = dataclasses.replace(RECORD, clip_sha256="cd" * 32)
+  with pytest.raises(InputError, match="(ab){32}; the file here has (cd){32}"):
+    claim_workdir(tmp_path, other)
+  claim_workdir(tmp_path, other, allow_other_clip=True)
+  assert read_record(tmp_path) == RECORD
+  check_clip(RECORD, "ab" * 32, "run", False)
+
+
+def test_only_the_asked_sections_are_compared():
+  other = changed("train", "learning_rate", 1e-4)
+  check_config(RECORD, other.config, ("model",), "run")
+  other = changed("model", "temperature", 0.1)
+  with pytest.raises(InputError, match=r"model\.temperature is 0\.07 there"):
+    check_config(RECORD, other.config, ("model",), "run")
+
+
+def test_no_run(tmp_path):
+  with pytest.raises(InputError, match="holds no training run"):
+    read_record(tmp_path / "nowhere")
+  assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_run_of_an_older_version(tmp_path):
+  (tmp_path / "checkpoints").mkdir()
+  for use in (read_record, lambda folder: claim_workdir(folder, RECORD)):
+    with pytest.raises(InputError, match="made by an older version"):
+      use(tmp_path)
+
+
+def test_a_file_is_no_workdir(tmp_path):
+  (tmp_path / "file").write_text("")
+  with pytest.raises(InputError, match="cannot write in --workdir=.*/file"):
+    claim_workdir(tmp_path / "file", RECORD)
+
+
+@pytest.mark.parametrize(
+  "text",
+  (
+    '{"config": 0',
+    "[]",
+    '{"config": {}}',
+    '{"config": {}, "clip_sha256": 1}',
+    '{"config": [], "clip_sha256": ""}',
+    '{"config": {}, "clip_sha256": "", "surplus": ""}',
+    "[" * 100000,
+  ),
+)
+def test_damaged_record(tmp_path, text):
+  with pytest.raises(InputError, match="^here is damaged"):
+    from_json(text, "here")
+  (tmp_path / "run.json").write_text(text)
+  with pytest.raises(InputError, match="run.json is damaged"):
+    claim_workdir(tmp_path, RECORD)
+  assert (tmp_path / "run.json").read_text() == text

@@ -1,0 +1,208 @@
+"""Real processes that form one cluster on this host."""
+
+import json
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from cops_jax import config as configuration
+from cops_jax import training
+from cops_jax.errors import InputError
+from cops_jax.models.cops import init_trainable
+from cops_jax.runs.checkpoints import Checkpoints, find_steps
+from cops_jax.runtime import processes as distributed
+from cops_jax.runtime.randomness import INIT_KEY, random_key
+from helpers.config import make_config
+from helpers.scripts import ROOT, environment
+
+
+def free_port():
+  with socket.socket() as one:
+    one.bind(("127.0.0.1", 0))
+    return one.getsockname()[1]
+
+
+def start_cluster(num_processes, num_devices, *arguments):
+  """train.py in several processes."""
+  address = f"--coordinator_address=127.0.0.1:{free_port()}"
+  return [
+    subprocess.Popen(
+      [
+        *(sys.executable, "train.py", *arguments, address),
+        f"--num_processes={num_processes}",
+        f"--process_id={index}",
+      ],
+      cwd=ROOT,
+      env=environment(num_devices),
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for index in range(num_processes)
+  ]
+
+
+def end_cluster(processes):
+  """Exit codes and messages."""
+  results = [process.communicate(timeout=300) for process in processes]
+  codes = [process.returncode for process in processes]
+  return codes, [err for _, err in results]
+
+
+def metrics(workdir):
+  text = (workdir / "metrics.jsonl").read_text()
+  return [json.loads(line) for line in text.splitlines()]
+
+
+def params(workdir):
+  with Checkpoints(workdir) as saved:
+    step, tree = saved.restore_params()
+  assert step == 20
+  return jax.device_get(tree)
+
+
+# Adam divides by the root of a second moment that may be almost zero, and so
+# turns rounding errors, which hang on the processor and the number of devices,
+# into steps as large as any. With an epsilon above the gradients its steps are
+# as smooth as they are.
+SETTINGS = {"batch_size": 29, "learning_rate": 0.01, "eps": 0.1}
+STEPS = (
+  *(f"--config.train.{name}={value}" for name, value in SETTINGS.items()),
+  "--config.train.log_every_steps=1",
+)
+
+
+@pytest.fixture(scope="module")
+def one(clip_folder, data_dir, tmp_path_factory):
+  """20 steps in this process, on 8 devices; and where they began."""
+  config = make_config(clip_folder, data_dir)
+  config.train.update(SETTINGS)
+  config.train.log_every_steps = 1
+  config.train.checkpoint_every_steps = 20
+  config.train.evaluate_every_steps = 20
+  workdir = tmp_path_factory.mktemp("one")
+  training.train(config, workdir, profile_steps=(2, 3))
+  assert list((workdir / "profile").rglob("*.xplane.pb"))
+  model = configuration.build_model(config, configuration.load_clip(config))
+  start = init_trainable(model, random_key(config.seed, INIT_KEY))
+  return workdir, start
+
+
+def assert_same_numbers(workdir, one):
+  """Every loss term, the gradient's norm, and the way that parameters took."""
+  whole, start = one
+  rows, other_rows = metrics(whole), metrics(workdir)
+  assert [row["step"] for row in rows] == [*range(1, 21), 20]
+  # The last is what was evaluated, which not all do.
+  assert len(other_rows) >= 20
+  for row, other in zip(rows, other_rows, strict=False):
+    assert row.keys() == other.keys()
+    for name in row:
+      # What was evaluated counts ranks, which change one at a time.
+      tolerance = 1e-3 if "/" in name else 1e-5
+      want = pytest.approx(row[name], rel=tolerance, abs=1e-5)
+      assert other[name] == want, name
+  assert "demo_unseen/pixel_auroc" in rows[-1]
+  moved, other_moved = (
+    jax.tree.map(np.subtract, params(path), start) for path in (whole, workdir)
+  )
+  norm = optax.tree.norm
+  assert norm(moved) > 0.01 * norm(start)
+  difference = norm(jax.tree.map(np.subtract, moved, other_moved))
+  assert difference <= 1e-5 * norm(moved)
+
+
+def test_two_processes_train_and_evaluate_as_one(one, arguments, tmp_path):
+  """2 processes of 4 devices."""
+  two = tmp_path / "two"
+  arguments = (
+    *arguments,
+    *STEPS,
+    "--config.train.checkpoint_every_steps=20",
+    "--config.train.evaluate_every_steps=20",
+  )
+  cluster = start_cluster(2, 4, *arguments, f"--workdir={two}")
+  codes, (log, silence) = end_cluster(cluster)
+  assert codes == [0, 0], log + silence
+  assert "8 cpu device(s) of 2 process(es)" in log
+  assert "cpu device(s)" not in silence
+  assert_same_numbers(two, one)
+  whole, _ = one
+  assert metrics(two)[-1].keys() == metrics(whole)[-1].keys()
+  names = {path.name for path in whole.iterdir()} - {"profile"}
+  assert {path.name for path in two.iterdir()} == names
+
+
+def test_a_signal_to_one_process_stops_all(one, arguments, tmp_path):
+  """After the same step; then they go on. On features that both computed."""
+  workdir = tmp_path / "run"
+  arguments = (
+    *arguments,
+    *STEPS,
+    "--config.train.checkpoint_every_steps=3",
+    "--config.train.cache_features=float32",
+    f"--config.features_dir={tmp_path}/features",
+    f"--workdir={workdir}",
+  )
+  cluster = start_cluster(2, 1, *arguments)
+  while not (workdir / "checkpoints" / "3").exists():
+    assert all(process.poll() is None for process in cluster)
+    time.sleep(0.05)
+  cluster[1].send_signal(signal.SIGTERM)
+  codes, logs = end_cluster(cluster)
+  assert codes == [75, 75], logs
+  step = find_steps(workdir)[-1]
+  assert step < 20
+  for log in logs:
+    assert f"stopped after step {step} of 20, which is saved" in log
+    assert "Traceback" not in log
+  assert "computing features of demo_auxiliary, part 1 of 2: 288/288" in logs[0]
+  names = [path.name for path in (tmp_path / "features").glob("*/*.array*")]
+  assert sorted(names) == [f"{part}-of-2-00001.array_record" for part in (1, 2)]
+
+  codes, logs = end_cluster(start_cluster(2, 1, *arguments))
+  assert codes == [0, 0], logs
+  assert f"from step {step}" in logs[0]
+  assert "features of demo_auxiliary are read from" in logs[0]
+  assert_same_numbers(workdir, one)
+
+
+def test_a_full_disk_stops_all(arguments, tmp_path):
+  """Only the first process notices."""
+  workdir = tmp_path / "run"
+  arguments = (*arguments, *STEPS, "--config.train.checkpoint_every_steps=3")
+  cluster = start_cluster(2, 1, *arguments, f"--workdir={workdir}")
+  while not (workdir / "checkpoints" / "3").exists():
+    assert all(process.poll() is None for process in cluster)
+    time.sleep(0.05)
+  resource.prlimit(cluster[0].pid, resource.RLIMIT_FSIZE, (5_000, 5_000))
+  codes, logs = end_cluster(cluster)
+  assert codes == [1, 1], logs
+  for log, reason in zip(
+    logs, ("File too large", "the first process says why"), strict=True
+  ):
+    assert f"written in {workdir}/checkpoints: {reason}. The newest is" in log
+    assert "Traceback" not in log
+  assert find_steps(workdir) == [3]
+
+
+@pytest.mark.parametrize(
+  "arguments, expected",
+  (
+    (("host:1", None, 0), "^--num_processes must be given too"),
+    ((None, 2, None), "^--coordinator_address and --process_id must be"),
+    (("host:1", 2, 2), "--process_id is 2; with 2 processes it must be from 0"),
+    ((None, None, None), "did not come together as one cluster"),
+  ),
+)
+def test_bad_arguments(arguments, expected):
+  with pytest.raises(InputError, match=expected):
+    distributed.start(*arguments)

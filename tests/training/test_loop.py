@@ -1,0 +1,40 @@
+"""The training loop where something goes wrong."""
+
+import json
+
+import pytest
+
+from cops_jax import training
+from cops_jax.errors import InputError
+from cops_jax.runs.checkpoints import Checkpoints
+from helpers.original_layouts import write_parts
+
+
+@pytest.fixture
+def tiny(config, tmp_path):
+  """Six images of a folder, two in a step."""
+  tree = write_parts(tmp_path / "parts")
+  config.train.dataset = f"folder:{tree.root}"
+  config.train.batch_size = 2
+  config.train.log_every_steps = 2
+  config.train.checkpoint_every_steps = 100
+  return config
+
+
+def test_losses_that_are_not_finite_stop_the_run(tiny, tmp_path):
+  tiny.train.learning_rate = 1e30
+  workdir = tmp_path / "run"
+  messages = []
+  for _ in range(2):  # The second time, from the checkpoint before.
+    with pytest.raises(InputError, match="step 2 is not finite in: ") as error:
+      training.train(tiny, workdir)
+    messages.append(str(error.value))
+  assert messages[0] == messages[1]
+  assert "checkpoint 1 is the state before" in messages[0]
+  report = json.loads((workdir / "non_finite.json").read_text())
+  assert report["step"] == 2
+  assert "loss" in messages[0] and report["terms"]["loss"] in ("nan", "inf")
+  assert len(report["examples"]) == 2
+  assert all(path.startswith("nut/test/") for path in report["examples"])
+  with Checkpoints(workdir) as saved:
+    assert saved.latest_step() == 1

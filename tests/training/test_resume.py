@@ -1,0 +1,265 @@
+"""Training that is stopped, killed or damaged goes on as if it had not been.
+
+Real processes, killed by real signals. `make soak` kills many more.
+"""
+
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import orbax.checkpoint as ocp
+import pytest
+
+from cops_jax.runs.checkpoints import find_damage, find_steps
+from helpers.scripts import ROOT, environment, run, start
+
+NUM_STEPS = 9
+
+
+def wait_for(path, process):
+  deadline = time.monotonic() + 120
+  while not path.exists():
+    assert time.monotonic() < deadline and process.poll() is None
+    time.sleep(0.01)
+
+
+def end(process, number):
+  """Sends a signal; gives exit code and messages."""
+  process.send_signal(number)
+  _, err = process.communicate(timeout=60)
+  return process.returncode, err
+
+
+def assert_same_run(workdir, whole):
+  """Files, parameters and optimizer state, bit by bit."""
+  for name in ("metrics.jsonl", "run.json"):
+    assert (workdir / name).read_text() == (whole / name).read_text()
+  (step,) = {find_steps(workdir)[-1], find_steps(whole)[-1]}
+  for item in ("params", "opt_state"):
+    assert leaves(workdir, step, item) == leaves(whole, step, item)
+  assert not any(find_damage(workdir).values())
+
+
+def leaves(workdir, step, item):
+  """Arrays of a checkpoint as bytes; Orbax's files have random names."""
+  path = workdir / "checkpoints" / str(step) / item
+  here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  with ocp.StandardCheckpointer() as checkpointer:
+    shapes = jax.tree.map(
+      lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
+      checkpointer.metadata(path).item_metadata.tree,
+    )
+    tree = jax.device_get(checkpointer.restore(path, shapes))
+  found = [leaf.tobytes() for leaf in jax.tree.leaves(tree)]
+  assert sum(map(len, found)) > 10_000
+  return found
+
+
+def test_stopped_and_killed_is_as_if_nothing_happened(
+  trained, arguments, tmp_path
+):
+  """SIGTERM in an odd step, then SIGKILL; then the same command to the end."""
+  saved = tmp_path / "checkpoints"
+  process = start("train.py", *arguments, f"--workdir={tmp_path}")
+  wait_for(saved / "4", process)
+  code, err = end(process, signal.SIGTERM)
+  assert code == 75, err
+  step = find_steps(tmp_path)[-1]
+  assert f"stopped after step {step} of 9, which is saved" in err
+  assert "Traceback" not in err
+  assert step < 8, "too late to be killed"
+
+  process = start("train.py", *arguments, f"--workdir={tmp_path}")
+  wait_for(saved / "8", process)
+  code, err = end(process, signal.SIGKILL)
+  assert code == -signal.SIGKILL
+  assert f"resuming {tmp_path} from step {step}" in err
+
+  code, _, err = run("train.py", *arguments, f"--workdir={tmp_path}")
+  assert code == 0, err
+  assert "from step 8" in err or "from step 9" in err
+  assert_same_run(tmp_path, trained[0])
+
+
+def test_a_full_disk_and_a_damaged_checkpoint(trained, arguments, tmp_path):
+  """Files may not grow; then a bit flips; then all is well again."""
+  saved = tmp_path / "checkpoints"
+  process = start("train.py", *arguments, f"--workdir={tmp_path}")
+  wait_for(saved / "4", process)
+  resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (5_000, 5_000))
+  began = time.monotonic()
+  _, err = process.communicate(timeout=60)
+  assert time.monotonic() - began < 30  # Orbax's threads do not hold it up.
+  assert process.returncode == 1
+  assert "checkpoint 8 cannot be written" in err and "File too large" in err
+  assert "The newest is that of step 4." in err
+  assert "Traceback" not in err
+  assert os.listdir(saved) == ["4"]
+
+  code, _, err = run("train.py", *arguments, f"--workdir={tmp_path}")
+  assert code == 0 and "from step 4" in err
+  assert_same_run(tmp_path, trained[0])
+
+  verify = ["train.py", f"--workdir={tmp_path}", "--verify"]
+  expected = "".join(f"step {step}: good\n" for step in (4, 8, 9))
+  assert run(*verify)[:2] == (0, expected)
+  flip(saved / "9" / "params" / "manifest.ocdbt")
+  code, out, _ = run(*verify)
+  assert code == 1
+  assert "step 8: good\nstep 9: params/manifest.ocdbt has the SHA-256" in out
+
+  code, _, err = run("train.py", *arguments, f"--workdir={tmp_path}")
+  assert code == 0
+  assert "checkpoints/9 is damaged and not used: params/manifest.ocdbt" in err
+  assert "from step 8" in err
+  assert (saved / "9.damaged").is_dir()
+  assert_same_run(tmp_path, trained[0])
+
+
+def flip(path):
+  content = bytearray(path.read_bytes())
+  content[len(content) // 2] ^= 1
+  path.write_bytes(content)
+
+
+def test_evaluation_where_nothing_can_be_written(trained, tmp_path):
+  """Of a run whose newest checkpoint is damaged, too."""
+  workdir = tmp_path / "run"
+  shutil.copytree(trained[0], workdir, ignore=shutil.ignore_patterns("*.csv"))
+  flip(workdir / "checkpoints" / "9" / "params" / "manifest.ocdbt")
+  before = sorted(workdir.rglob("*"))
+  for folder, _, _ in os.walk(workdir):
+    os.chmod(folder, 0o555)
+  obeying = ("-c", OBEY_PERMISSIONS)
+  command = ("-m", "cops_jax.weights", "export", "--workdir", workdir)
+  out = tmp_path / "prompts.safetensors"
+  code, out, err = run(*obeying, *command, "--out", out)
+  assert code == 0, err
+  assert f"the prompts of step 8 of {workdir}" in out
+  code, out, err = run(*obeying, "eval.py", f"--workdir={workdir}")
+  assert code == 0, err
+  assert "checkpoints/9 is damaged and not used" in err
+  assert "the results are not written" in err and "Permission denied" in err
+  assert "demo_unseen  mean" in out
+  assert sorted(workdir.rglob("*")) == before
+
+
+# Takes from root, for the program to come, the right to write anywhere.
+OBEY_PERMISSIONS = """
+import ctypes, os, sys
+PR_CAPBSET_DROP, CAP_DAC_OVERRIDE = 24, 1
+ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, 0, 0, 0)
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("num_processes", (1, 2))
+def test_killed_at_random_it_is_as_if_nothing_happened(
+  num_processes, arguments, tmp_path
+):
+  """At any time, half of them while saving, until there were enough."""
+  arguments = [*arguments, "--config.train.num_epochs=12"]
+  arguments.append("--config.train.checkpoint_every_steps=3")
+  whole, workdir = tmp_path / "whole", tmp_path / "run"
+  assert play(arguments, whole, num_processes)[0] == [0] * num_processes
+  rng = random.Random(time.time_ns())
+  counts = {"SIGKILL": 0, "SIGTERM": 0, "while saving": 0, "ended before": 0}
+  log = []
+  while sum(counts[name] for name in ("SIGKILL", "SIGTERM")) < 24:
+    number = rng.choice((signal.SIGKILL, signal.SIGTERM))
+    codes, phase, err = play(arguments, workdir, num_processes, rng, number)
+    log.append((number.name, phase, codes, find_steps(workdir)))
+    print(json.dumps(log[-1]), flush=True)
+    if set(codes) == {0}:  # Finished: begin again, after a comparison.
+      assert_same_run(workdir, whole)
+      shutil.rmtree(workdir)
+      counts["ended before"] += 1
+      continue
+    counts[number.name] += 1
+    counts["while saving"] += phase == "saving"
+    if number == signal.SIGTERM:
+      assert set(codes) <= {75, -signal.SIGTERM}, err
+    else:
+      assert -signal.SIGKILL in codes
+    if workdir.exists() and find_steps(workdir):
+      assert not any(find_damage(workdir).values())
+  codes, _, err = play(arguments, workdir, num_processes)
+  assert set(codes) == {0}, err
+  assert_same_run(workdir, whole)
+  print(json.dumps(counts))
+  assert counts["while saving"] >= 4
+  assert min(counts["SIGKILL"], counts["SIGTERM"]) >= 4
+
+
+def play(arguments, workdir, num_processes, rng=None, number=None):
+  """Starts processes, and ends one of them at a random time if asked to.
+
+  Returns:
+    Exit codes, what was going on, and messages.
+  """
+  if num_processes > 1:
+    with socket.socket() as free:
+      free.bind(("localhost", 0))
+      address = f"localhost:{free.getsockname()[1]}"
+    arguments = [
+      *arguments,
+      f"--coordinator_address={address}",
+      f"--num_processes={num_processes}",
+    ]
+  processes = []
+  for index in range(num_processes):
+    rest = [f"--process_id={index}"] if num_processes > 1 else []
+    log = workdir.parent / f"log_{index}"
+    with log.open("w") as file:
+      processes.append(
+        subprocess.Popen(
+          [sys.executable, "train.py", *arguments, f"--workdir={workdir}"]
+          + rest,
+          cwd=ROOT,
+          stderr=file,
+          env=environment(2, JAX_CPU_COLLECTIVES_IMPLEMENTATION="gloo"),
+        )
+      )
+  phase = ""
+  if number is not None:
+    phase = wait_at_random(workdir, processes, rng)
+    rng.choice(processes).send_signal(number)
+    if number == signal.SIGKILL:  # A cluster then takes the others away.
+      for process in processes:
+        process.kill()
+  codes = [process.wait(timeout=300) for process in processes]
+  logs = [workdir.parent / f"log_{index}" for index in range(num_processes)]
+  return codes, phase, "\n".join(log.read_text() for log in logs)
+
+
+def wait_at_random(workdir, processes, rng):
+  """Until a moment of any kind: starting, training, saving."""
+  saved = workdir / "checkpoints"
+  before = set(os.listdir(saved)) if saved.exists() else set()
+  kind = rng.choice(("starting", "training", "saving", "saving"))
+  if kind == "starting":
+    time.sleep(rng.uniform(0, 10))
+    return kind
+  passing = rng.randint(0, 6)
+  while all(process.poll() is None for process in processes):
+    names = set(os.listdir(saved)) if saved.exists() else set()
+    is_saving = any(".partial" in name for name in names - before)
+    if kind == "training" and len(names - before) > passing % 3:
+      time.sleep(rng.uniform(0, 0.3))
+      return kind
+    if kind == "saving" and is_saving:
+      if not passing:
+        time.sleep(rng.uniform(0, 0.05))
+        return kind
+      passing -= 1
+      time.sleep(0.1)
+  return "ended"

@@ -1,0 +1,391 @@
+"""CLIP from every kind of file, strictly."""
+
+import hashlib
+import json
+import shutil
+import warnings
+
+import chex
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+from transformers import FlaxCLIPModel
+
+from cops_jax import weights
+from cops_jax.errors import InputError
+from cops_jax.weights import clip_names
+from cops_jax.weights.tensor_files import read_tensor_file
+from helpers import weight_files
+
+
+@pytest.fixture
+def copy(clip_folder, tmp_path):
+  return shutil.copytree(clip_folder, tmp_path / "copy")
+
+
+def edit(folder, **changes):
+  """Changes tensors of a folder; None removes one."""
+  path = folder / "model.safetensors"
+  tensors = {**load_file(path), **changes}
+  save_file({k: v for k, v in tensors.items() if v is not None}, path)
+
+
+def test_round_trip_is_exact_in_half_precision(clip_folder, tmp_path):
+  first = weights.load_clip(str(clip_folder))
+  shutil.copytree(clip_folder, tmp_path, dirs_exist_ok=True)
+  weights.save_clip(tmp_path, first.config, first.params)
+  second = weights.load_clip(str(tmp_path))
+  chex.assert_trees_all_equal(first.params, second.params)
+  assert second.params["logit_scale"].shape == ()
+  assert second.tokens == first.tokens
+
+
+def test_same_parameters_as_torchs_clip(clip_folder):
+  """transformers' torch model reads the folder to the same output."""
+  torch = pytest.importorskip("torch")
+  from transformers import CLIPModel
+
+  loaded = weights.load_clip(str(clip_folder))
+  flax_model = FlaxCLIPModel(loaded.config, _do_init=False)
+  pixels = np.random.default_rng(0).normal(size=(2, 3, 64, 64))
+  pixels = pixels.astype(np.float32)
+  ids = np.array([[5, 6, 7, 8]], np.int32)
+  ours = flax_model(ids, pixels, params=loaded.params)
+  model = CLIPModel.from_pretrained(clip_folder, torch_dtype=torch.float32)
+  with torch.no_grad():
+    theirs = model(torch.tensor(ids, dtype=torch.long), torch.tensor(pixels))
+  for name in ("image_embeds", "text_embeds", "logits_per_image"):
+    np.testing.assert_allclose(
+      ours[name], theirs[name].numpy(), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_every_format_gives_the_same_parameters(tmp_path):
+  """Files written by torch and transformers, read without either."""
+  folder = copy_folder(tmp_path)
+  expected = None
+  for name in weight_files.FOLDER_FILES:
+    for other in weight_files.FOLDER_FILES:
+      (folder / other).unlink(missing_ok=True)
+    shutil.copy(weight_files.DATA / name, folder)
+    clip = weights.load_clip(str(folder))
+    expected = expected or clip
+    chex.assert_trees_all_equal(clip.params, expected.params)
+    assert clip.sha256 == sha256(folder / name)
+  for name in weight_files.OPENAI_FILES:
+    tensors = read_tensor_file(weight_files.DATA / name).tensors
+    config = clip_names.config_from_openai(tensors, name)
+    params = clip_names.params_from_tensors(
+      tensors, config, clip_names.openai_place, name
+    )
+    chex.assert_trees_all_equal(params, expected.params)
+    for tower in ("text_config", "vision_config"):
+      ours, theirs = getattr(config, tower), getattr(expected.config, tower)
+      assert ours.to_dict() == theirs.to_dict()
+    assert config.projection_dim == expected.config.projection_dim
+
+
+def sha256(path):
+  return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def copy_folder(tmp_path):
+  """The tiny CLIP as a Hugging Face folder."""
+  folder = tmp_path / "folder"
+  folder.mkdir()
+  for name in ("config.json", *weight_files.FOLDER_FILES):
+    shutil.copy(weight_files.DATA / name, folder)
+  for name in ("vocab.json", "merges.txt"):
+    shutil.copy(weights.DEMO_FOLDER / name, folder)
+  return folder
+
+
+def outputs(clip, images, tokens):
+  """Image and text features of transformers' Flax CLIP, not normalised."""
+  model = FlaxCLIPModel(clip.config, _do_init=False)
+  return (
+    model.get_image_features(images, params=clip.params),
+    model.get_text_features(tokens, params=clip.params),
+  )
+
+
+def inputs(vocabulary):
+  rng = np.random.default_rng(0)
+  images = rng.normal(size=(2, 3, 8, 8)).astype(np.float32)
+  tokens = np.zeros((2, 20), np.int32)
+  tokens[:, :5] = rng.integers(1, vocabulary - 2, (2, 5))
+  tokens[:, 0], tokens[[0, 1], [4, 3]] = vocabulary - 2, vocabulary - 1
+  tokens[1, 4] = 0
+  return images, tokens
+
+
+def assert_close(actual, expected):
+  np.testing.assert_allclose(actual, expected.numpy(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", ("script", "state", "safetensors"))
+def test_openais_forms_give_torchs_output(tmp_path, form):
+  torch = pytest.importorskip("torch")
+  vocabulary = 49408
+  model = weight_files.make_openai_clip(vocabulary)
+  half = weight_files.make_openai_clip(vocabulary).half()
+  path = tmp_path / "tiny.pt"
+  if form == "script":
+    with warnings.catch_warnings():
+      # Of the tracer itself, and of its own deprecation.
+      warnings.simplefilter("ignore")
+      torch.jit.save(weight_files.trace(half), path)
+  elif form == "state":
+    torch.save(half.state_dict(), path)
+  else:
+    from safetensors.torch import save_file as save
+
+    save(half.state_dict(), path)
+  clip = weights.load_clip(str(path))
+  assert clip.tokens == weights.PromptTokens(
+    start=49406, object=14115, period=269, end=49407
+  )
+  assert clip.sha256 == sha256(path)
+  images, tokens = inputs(vocabulary)
+  with torch.no_grad():
+    expected = model(torch.tensor(images), torch.tensor(tokens).long())
+  for ours, theirs in zip(outputs(clip, images, tokens), expected, strict=True):
+    assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("name", ("model.safetensors", "pytorch_model.bin"))
+def test_transformers_own_files_give_torchs_output(tmp_path, name):
+  """Written by transformers from fp32 weights, with torch's own buffers."""
+  torch = pytest.importorskip("torch")
+  model = weight_files.to_hugging_face(weight_files.make_openai_clip())
+  folder = copy_folder(tmp_path)
+  for other in weight_files.FOLDER_FILES:
+    (folder / other).unlink()
+  if name == "model.safetensors":
+    model.save_pretrained(folder)
+  else:
+    state = model.state_dict()
+    # As old versions of transformers saved it.
+    state["text_model.embeddings.position_ids"] = torch.arange(20)[None]
+    torch.save(state, folder / name)
+  assert (folder / name).exists()
+  clip = weights.load_clip(str(folder))
+  images, tokens = inputs(20)
+  pixels, ids = torch.tensor(images), torch.tensor(tokens).long()
+  with torch.no_grad():
+    expected = (
+      model.get_image_features(pixels),
+      model.get_text_features(ids),
+    )
+  for ours, theirs in zip(outputs(clip, images, tokens), expected, strict=True):
+    assert_close(ours, theirs)
+
+
+def openai_file(tmp_path, vocabulary=20, **changes):
+  """The golden file's tensors with some changed; None removes one."""
+  tensors = dict(
+    read_tensor_file(weight_files.DATA / "openai_state.pt").tensors
+  )
+  tensors["token_embedding.weight"] = np.zeros((vocabulary, 8), np.float16)
+  tensors.update(changes)
+  path = tmp_path / "openai.safetensors"
+  save_file(
+    {
+      name: np.ascontiguousarray(array) if array.ndim else array.copy()
+      for name, array in tensors.items()
+      if array is not None
+    },
+    path,
+  )
+  return str(path)
+
+
+def test_every_wrong_tensor_of_openais_is_listed(tmp_path):
+  path = openai_file(
+    tmp_path,
+    **{
+      "ln_final.bias": None,
+      "visual.transformer.resblocks.1.attn.in_proj_weight": np.zeros((8, 8)),
+      "visual.proj": np.zeros((8, 8), np.int32),
+      "surplus": np.zeros(2),
+      "transformer.resblocks.0.attn_mask": np.zeros(2),
+    },
+  )
+  with pytest.raises(InputError) as caught:
+    weights.load_clip(path)
+  message = str(caught.value)
+  assert f"{path} does not hold a whole CLIP in OpenAI's names:" in message
+  assert message.count("missing: ln_final.bias") == 1
+  assert message.count("1.attn.in_proj_weight: (8, 8), expected (24, 8)") == 1
+  assert "type of visual.proj: int32, expected a float" in message
+  assert "unexpected: surplus" in message
+  assert "attn_mask" not in message and "vocab_size" not in message
+
+
+@pytest.mark.parametrize(
+  "changes, expected",
+  (
+    ({"visual.conv1.weight": None}, "visual.conv1.weight is missing"),
+    (
+      {"text_projection": np.zeros(3, np.float32)},
+      r"text_projection is of shape \(3,\); it must have 2 axes",
+    ),
+    (
+      {"visual.conv1.weight": np.zeros((80, 3, 4, 4), np.float16)},
+      "80 wide, which is no multiple of 64",
+    ),
+    (
+      {"visual.layer1.0.conv1.weight": np.zeros((2, 2), np.float16)},
+      "CLIP with a ResNet; CoPS needs a vision transformer",
+    ),
+    ({}, "vocabulary of 20 tokens; OpenAI's has 49408"),
+  ),
+)
+def test_openai_files_that_cannot_be_used(tmp_path, changes, expected):
+  with pytest.raises(InputError, match=expected):
+    weights.load_clip(openai_file(tmp_path, **changes))
+
+
+def test_a_file_in_other_names(clip_folder):
+  with pytest.raises(
+    InputError, match="Give a file in Hugging Face's names by"
+  ):
+    weights.load_clip(str(clip_folder / "model.safetensors"))
+
+
+def test_a_pinned_hash(clip_folder):
+  actual = sha256(clip_folder / "model.safetensors")
+  assert weights.load_clip(str(clip_folder), sha256=actual).sha256 == actual
+  with pytest.raises(InputError) as caught:
+    weights.load_clip(str(clip_folder), sha256="0" * 64)
+  assert actual in str(caught.value) and "0" * 64 in str(caught.value)
+
+
+def test_a_revision_is_for_the_hub(clip_folder):
+  with pytest.raises(InputError, match="config.clip.revision is 'main', but"):
+    weights.load_clip(str(clip_folder), revision="main")
+
+
+def test_the_hubs_cache_works_offline_and_by_revision(
+  clip_folder, tmp_path, monkeypatch
+):
+  """huggingface_hub's own client, on a cache as it lays it out."""
+  from huggingface_hub import constants
+
+  model = tmp_path / "models--some--clip"
+  for index, revision in enumerate(("main", "v2")):
+    commit = str(index) * 40
+    snapshot = shutil.copytree(clip_folder, model / "snapshots" / commit)
+    edit(snapshot, logit_scale=np.array(index, np.float16))
+    (model / "refs").mkdir(exist_ok=True)
+    (model / "refs" / revision).write_text(commit)
+  monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+  monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+  for revision, scale in (("", 0), ("v2", 1), ("1" * 40, 1)):
+    clip = weights.load_clip("some/clip", revision=revision)
+    assert clip.params["logit_scale"] == scale
+  with pytest.raises(InputError, match="'some/clip' at revision 'v3' are"):
+    weights.load_clip("some/clip", revision="v3")
+
+
+@pytest.mark.parametrize("tensors", ("model.safetensors", "pytorch_model.bin"))
+def test_a_hub_name_downloads_what_is_needed(clip_folder, monkeypatch, tensors):
+  import huggingface_hub
+
+  asked = {}
+
+  def snapshot_download(name, revision, allow_patterns):
+    asked[name, revision] = allow_patterns
+    return str(clip_folder)
+
+  monkeypatch.setattr(
+    huggingface_hub.HfApi,
+    "list_repo_files",
+    lambda self, name, revision: [tensors, "pytorch_model.bin", "tf_model.h5"],
+  )
+  monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+  weights.load_clip("some/clip", revision="v1")
+  assert asked == {
+    ("some/clip", "v1"): ["config.json", "vocab.json", "merges.txt", tensors]
+  }
+
+
+def test_tokens_of_the_demo():
+  clip = weights.load_clip(weights.DEMO_CLIP)
+  vocab = json.loads((weights.DEMO_FOLDER / "vocab.json").read_text())
+  assert clip.tokens == weights.PromptTokens(
+    start=vocab["<|startoftext|>"],
+    object=vocab["object</w>"],
+    period=vocab[".</w>"],
+    end=vocab["<|endoftext|>"],
+  )
+
+
+def test_the_demo_is_small():
+  files = weights.DEMO_FOLDER.rglob("*")
+  assert sum(file.stat().st_size for file in files) < 8e6
+
+
+def test_every_wrong_tensor_is_listed(copy):
+  edit(
+    copy,
+    **{
+      "logit_scale": None,
+      "text_projection.weight": np.zeros((3, 24), np.float16),
+      "surplus.weight": np.zeros(2, np.float16),
+      "vision_model.embeddings.position_ids": np.arange(17),
+    },
+  )
+  with pytest.raises(InputError) as caught:
+    weights.load_clip(str(copy))
+  message = str(caught.value)
+  assert "missing: logit_scale" in message
+  assert "text_projection.weight: (3, 24), expected (24, 24)" in message
+  assert "unexpected: surplus.weight" in message
+  assert "position_ids" not in message
+
+
+def test_truncated_file(copy):
+  path = copy / "model.safetensors"
+  path.write_bytes(path.read_bytes()[:1000])
+  with pytest.raises(InputError, match="not a whole safetensors file"):
+    weights.load_clip(str(copy))
+
+
+@pytest.mark.parametrize(
+  "name", ("config.json", "vocab.json", "merges.txt", "model.safetensors")
+)
+def test_missing_file(copy, name):
+  (copy / name).unlink()
+  with pytest.raises(InputError, match=f"{name} does not exist"):
+    weights.load_clip(str(copy))
+
+
+def test_damaged_config(copy):
+  (copy / "config.json").write_text("{")
+  with pytest.raises(InputError, match="config.json is not JSON"):
+    weights.load_clip(str(copy))
+  for text, expected in (
+    ("[]", "config.json is not CLIP's"),
+    ('{"vision_config": 3}', "config.json is not CLIP's"),
+    (
+      '{"vision_config": {"num_hidden_layers": 1000000000}}',
+      "1000000012 layers, but .* holds only 110 tensors",
+    ),
+    (
+      '{"vision_config": {"num_hidden_layers": 1, "hidden_size": "many"}}',
+      "its sizes describe no CLIP that can be built",
+    ),
+  ):
+    (copy / "config.json").write_text(text)
+    with pytest.raises(InputError, match=expected):
+      weights.load_clip(str(copy))
+
+
+def test_unknown_name(monkeypatch):
+  monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+  import huggingface_hub.constants
+
+  monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+  with pytest.raises(InputError, match="'no/such-clip' are neither a file or"):
+    weights.load_clip("no/such-clip")

@@ -1,0 +1,302 @@
+"""The command for weight files, and runs that begin or end with such files."""
+
+import hashlib
+import json
+import logging
+import shutil
+import subprocess
+import sys
+
+import chex
+import flax.traverse_util
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import cops_jax
+from configs import recorded
+from cops_jax import reporting, training, weights
+from cops_jax.errors import InputError
+from cops_jax.evaluation import many
+from cops_jax.runs.checkpoints import Checkpoints
+from cops_jax.runs.record import read_record
+from cops_jax.weights import prompts
+from cops_jax.weights.__main__ import main
+from cops_jax.weights.torch_files import write_tensors
+from helpers import weight_files
+
+
+@pytest.fixture(scope="module")
+def untrained(clip_folder, data_dir, tmp_path_factory):
+  """A run of no steps, and its config."""
+  from helpers.config import make_config
+
+  config = make_config(clip_folder, data_dir)
+  config.train.num_epochs = 0
+  workdir = tmp_path_factory.mktemp("untrained")
+  training.train(config, workdir)
+  return workdir, config
+
+
+@pytest.fixture
+def untrained_config(untrained):
+  return untrained[1].copy_and_resolve_references()
+
+
+@pytest.fixture(scope="module")
+def exported(untrained, tmp_path_factory):
+  """Both formats of the run's prompts."""
+  folder = tmp_path_factory.mktemp("exported")
+  paths = [folder / "prompts.pth", folder / "prompts.safetensors"]
+  for path in paths:
+    weights.export(str(untrained[0]), str(path))
+  return paths
+
+
+@pytest.fixture
+def other_clip(clip_folder, tmp_path):
+  """A CLIP of the same sizes with one other number."""
+  folder = shutil.copytree(clip_folder, tmp_path / "other_clip")
+  path = folder / "model.safetensors"
+  save_file(
+    {**load_file(path), "logit_scale": np.float16([3]).reshape(())}, path
+  )
+  return folder
+
+
+def parameters(workdir):
+  with Checkpoints(workdir) as saved:
+    return jax.device_get(saved.restore_params()[1])
+
+
+def test_a_run_records_itself(untrained, clip_folder):
+  workdir, config = untrained
+  record = read_record(workdir)
+  content = (clip_folder / "model.safetensors").read_bytes()
+  assert record.clip_sha256 == hashlib.sha256(content).hexdigest()
+  assert record.version == cops_jax.__version__
+  assert record.init_from == ""
+  assert recorded.get_config(workdir).to_dict() == config.to_dict()
+
+
+def test_exports_hold_the_runs_prompts_and_its_record(untrained, exported):
+  workdir, config = untrained
+  expected = parameters(workdir)
+  for path in exported:
+    loaded, _ = prompts.load_prompts(path, expected)
+    chex.assert_trees_all_equal(loaded, expected)
+    assert prompts.find_record(path) == read_record(workdir)
+    assert recorded.get_config(path).to_dict() == config.to_dict()
+
+
+def test_the_command_line(untrained, tmp_path):
+  out = tmp_path / "deeper" / "prompts.pth"
+  result = subprocess.run(
+    [
+      *(sys.executable, "-m", "cops_jax.weights", "export"),
+      *(f"--workdir={untrained[0]}", f"--out={out}"),
+    ],
+    capture_output=True,
+    text=True,
+  )
+  assert result.returncode == 0, result.stderr
+  assert result.stdout == f"{out}: the prompts of step 0 of {untrained[0]}\n"
+  assert out.is_file()
+
+
+@pytest.mark.parametrize(
+  "arguments, expected",
+  (
+    (("export", "--workdir={0}", "--out=a.bin"), "must end in .safetensors or"),
+    (("export", "--workdir={0}/no", "--out=a.pth"), "holds no training run"),
+    (("inspect", "{0}/no"), "no cannot be read: No such file or directory"),
+    (("inspect", "{0}"), "cannot be read: Is a directory"),
+    (("inspect", "{0}/run.json"), "neither safetensors nor torch's zip format"),
+  ),
+)
+def test_the_commands_errors(untrained, arguments, expected):
+  with pytest.raises(SystemExit) as caught:
+    main([text.format(untrained[0]) for text in arguments])
+  assert str(caught.value).startswith("error: ")
+  assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize(
+  "name, expected",
+  (
+    (
+      "openai_script.pt",
+      (
+        "TorchScript archive, CLIP in OpenAI's names: 2 vision layers of width"
+        " 8, patches of 4 pixels in images of 8, 1 text layers of width 8",
+        "| visual.proj ",
+        "float16 (50), int64 (3)",
+      ),
+    ),
+    ("openai_state.pt", ("torch, CLIP in OpenAI's names", "25,643 bytes")),
+    ("pytorch_model.bin", ("torch, CLIP in Hugging Face's names",)),
+    ("model.safetensors", ("safetensors, CLIP in Hugging Face's names",)),
+    ("flax_model.msgpack", ("flax msgpack, CLIP in Hugging Face's names",)),
+    (
+      "epoch_1.pth",
+      (
+        "torch, trained prompts in the authors' names",
+        "| prompt_learner.ctx_pos                        | (1, 1, 14, 8) |",
+        "float16 (22)",
+        "8,737 bytes",
+        "Total: ",
+      ),
+    ),
+  ),
+)
+def test_inspect(name, expected):
+  path = weight_files.DATA / name
+  text = weights.inspect(str(path))
+  for part in (*expected, hashlib.sha256(path.read_bytes()).hexdigest()):
+    assert part in text
+
+
+def test_inspect_shows_the_run_of_exported_prompts(exported, untrained):
+  for path in exported:
+    text = weights.inspect(str(path))
+    assert "trained on demo_auxiliary with CLIP" in text
+    assert read_record(untrained[0]).clip_sha256 in text
+
+
+def test_inspect_of_something_else(tmp_path):
+  write_tensors(tmp_path / "file", {"x": np.zeros(3)}, "root")
+  text = weights.inspect(str(tmp_path / "file"))
+  assert "neither a CLIP nor prompts that are known here" in text
+  path = tmp_path / "resnet.safetensors"
+  save_file({"visual.layer1.0.conv1.weight": np.zeros((2, 2))}, path)
+  assert "holds a CLIP with a ResNet" in weights.inspect(str(path))
+
+
+def test_training_begins_from_a_file_or_a_run(
+  untrained, exported, untrained_config, tmp_path
+):
+  untrained_config.seed = 7
+  expected = parameters(untrained[0])
+  for index, start in enumerate((untrained[0], exported[0])):
+    workdir = tmp_path / str(index)
+    training.train(untrained_config, workdir, init_from=start)
+    chex.assert_trees_all_equal(parameters(workdir), expected)
+    assert read_record(workdir).init_from == str(start)
+  # A resumed run does not read the file again, and must ask for the same.
+  training.train(untrained_config, workdir, init_from=start)
+  with pytest.raises(InputError, match="holds a run that began from"):
+    training.train(untrained_config, workdir)
+
+
+def test_training_begins_from_the_authors_file_without_an_encoder(
+  untrained, untrained_config, tmp_path, caplog, monkeypatch
+):
+  monkeypatch.setattr(logging.getLogger("cops_jax"), "propagate", True)
+  start = jax.tree.map(lambda leaf: leaf + 1, parameters(untrained[0]))
+  tensors = prompts.to_authors_names(start)
+  halves = {
+    name: array.astype(np.float16)
+    for name, array in tensors.items()
+    if not name.startswith("vae_encoder")
+  }
+  path = tmp_path / "epoch_3.pth"
+  write_tensors(path, halves, "prompt_learner")
+  with caplog.at_level(logging.INFO, "cops_jax"):
+    training.train(untrained_config, tmp_path / "run", init_from=path)
+  assert "epoch_3.pth has no VAE encoder, which begins with random" in (
+    caplog.text
+  )
+  actual = flax.traverse_util.flatten_dict(parameters(tmp_path / "run"))
+  random = flax.traverse_util.flatten_dict(parameters(untrained[0]))
+  for name, leaf in flax.traverse_util.flatten_dict(start).items():
+    if name[1] in ("encoder", "mean", "log_var"):
+      np.testing.assert_array_equal(actual[name], random[name])
+    else:
+      half = np.float16(leaf).astype(np.float32)
+      np.testing.assert_array_equal(actual[name], half, strict=True)
+
+
+def test_a_start_that_does_not_fit_leaves_nothing(untrained_config, tmp_path):
+  workdir = tmp_path / "run"
+  path = weight_files.DATA / "epoch_1.pth"
+  with pytest.raises(InputError, match="(?s)does not hold the prompts.*shape"):
+    training.train(untrained_config, workdir, init_from=path)
+  with pytest.raises(InputError, match="nowhere holds no training run"):
+    training.train(untrained_config, workdir, init_from=tmp_path / "nowhere")
+  assert not workdir.exists()
+
+
+def test_another_clip_is_refused_unless_told_otherwise(
+  untrained, exported, untrained_config, other_clip, tmp_path
+):
+  before = sorted(untrained[0].iterdir())
+  untrained_config.clip.weights = str(other_clip)
+  content = (other_clip / "model.safetensors").read_bytes()
+  hashes = (
+    f"{read_record(untrained[0]).clip_sha256}; the file here has"
+    f" {hashlib.sha256(content).hexdigest()}"
+  )
+  workdir = tmp_path / "new"
+  for action, arguments in (
+    (training.train, dict(workdir=untrained[0])),
+    (training.train, dict(workdir=workdir, init_from=exported[0])),
+    (many.evaluate, dict(workdir=untrained[0])),
+    (many.evaluate, dict(workdir=workdir, checkpoint=exported[1])),
+  ):
+    with pytest.raises(InputError, match=hashes):
+      action(untrained_config, **arguments)
+  assert sorted(untrained[0].iterdir()) == before and not workdir.exists()
+  training.train(untrained_config, untrained[0], allow_other_clip=True)
+  training.train(
+    untrained_config, workdir, init_from=exported[0], allow_other_clip=True
+  )
+
+
+def test_the_same_clip_may_lie_elsewhere(
+  untrained, untrained_config, clip_folder, tmp_path
+):
+  moved = shutil.copytree(clip_folder, tmp_path / "moved")
+  untrained_config.clip.weights = str(moved)
+  training.train(untrained_config, untrained[0])
+
+
+def test_evaluation_of_a_run_and_of_a_file_gives_the_same_scores(
+  untrained, exported, untrained_config, tmp_path, monkeypatch
+):
+  from cops_jax import datasets
+
+  load = datasets.load
+
+  class Few(list):
+    name, identity = "demo_unseen", "few"
+
+    def fingerprint(self):
+      return "few"
+
+  def load_few(*arguments):
+    examples = load(*arguments)
+    return Few(examples[index] for index in range(0, len(examples), 30))
+
+  monkeypatch.setattr(datasets, "load", load_few)
+  rows = []
+  for index, checkpoint in enumerate((untrained[0], exported[0])):
+    workdir = tmp_path / str(index)
+    found = many.evaluate(untrained_config, workdir, checkpoint=checkpoint)
+    reporting.write(workdir, found)
+    results = json.loads((workdir / "results.json").read_text())
+    assert str(checkpoint) in results["checkpoint"]
+    assert results["clip_sha256"] == read_record(untrained[0]).clip_sha256
+    rows.append((workdir / "scores.csv").read_text())
+  assert rows[0] == rows[1]
+
+
+def test_a_recorded_config_of_another_version(untrained, tmp_path):
+  record = json.loads((untrained[0] / "run.json").read_text())
+  record["config"]["model"]["forgotten"] = 1
+  (tmp_path / "run.json").write_text(json.dumps(record))
+  with pytest.raises(InputError, match="made by version .* 'forgotten'|forgo"):
+    recorded.get_config(tmp_path)
+  path = weight_files.DATA / "epoch_1.pth"
+  with pytest.raises(InputError, match="with which config it was trained; add"):
+    recorded.get_config(path)
