@@ -1,42 +1,13 @@
 """Metrics against scikit-learn, plain reference code and hand-worked values."""
 
-import math
-
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from sklearn import metrics as sklearn_metrics
 
 from cops_jax import metrics
-from cops_jax.metrics import pixels
+from helpers.anomaly_maps import gather, random_maps, squares
 
 MODES = metrics.PIXEL_METRICS_MODES
-
-
-def gather(maps, masks, mode="binned"):
-  state = metrics.make_pixel_metrics(mode)
-  for anomaly_map, mask in zip(maps, masks, strict=True):
-    state.add(anomaly_map, mask)
-  return state
-
-
-def squares(number, side, seed=0):
-  """Masks with some squares; every third has none."""
-  rng = np.random.default_rng(seed)
-  masks = np.zeros((number, side, side), bool)
-  for index in range(number):
-    for row, column in rng.integers(0, side * 3 // 4, (index % 3, 2)):
-      size = rng.integers(1, side // 4)
-      masks[index, row : row + size, column : column + size] = True
-  return masks
-
-
-def random_maps(number=8, side=128, center=-3.0, scale=1.0, shift=2.5):
-  """Anomaly maps of chosen mean and spread of the log odds, and masks."""
-  masks = squares(number, side)
-  noise = np.random.default_rng(1).normal(size=masks.shape)
-  log_odds = center + scale * (noise + shift * masks)
-  return (1 / (1 + np.exp(-log_odds))).astype(np.float32), masks
 
 
 def neighbours(row, column):
@@ -256,101 +227,6 @@ def test_aupro_is_the_brute_force_one(decimals, mode):
   assert abs(other - actual) > 1e-3
 
 
-def test_regions_touch_by_corners():
-  mask = np.zeros((7, 9), bool)
-  mask[[2, 3, 4, 2, 6], [2, 3, 4, 6, 8]] = True
-  np.testing.assert_array_equal(pixels._region_areas(mask), [3, 1, 3, 3, 1])
-
-
-def test_large_regions_weigh_as_much_as_small_ones():
-  """The weights' rounding stays below 1e-6 for a region of a million pixels."""
-  mask = np.ones((1024, 1025), bool)
-  mask[:, 1023] = False
-  mask[1:, 1024] = False
-  anomaly_map = np.full(mask.shape, 0.25, np.float32)
-  anomaly_map[0, 1024] = 0.75
-  state = gather([anomaly_map], [mask])
-  shares = state.overlap[state.overlap > 0] / state.overlap.sum()
-  np.testing.assert_allclose(shares, [0.5, 0.5], rtol=0, atol=1e-6)
-
-
-def test_states_merge_exactly_in_any_order():
-  maps, masks = random_maps(number=9, side=40)
-  together = gather(maps, masks)
-  backward = gather(maps[::-1], masks[::-1])
-  parts = [gather(maps[i::4], masks[i::4]) for i in range(4)]
-  merged = parts[2].merge(parts[0]).merge(parts[3].merge(parts[1]))
-  empty = metrics.PixelMetrics()
-  for other in (backward, merged, empty.merge(together)):
-    for name, array in together.arrays().items():
-      assert array.dtype == np.int64
-      np.testing.assert_array_equal(other.arrays()[name], array)
-    assert other.compute() == together.compute()
-  assert together.counts.sum() == masks.size
-  assert together.counts[1].sum() == masks.sum()
-  exact = gather(maps[:4], masks[:4], "exact").merge(
-    gather(maps[4:], masks[4:], "exact")
-  )
-  assert exact.compute() == pytest.approx(
-    gather(maps, masks, "exact").compute(), abs=1e-12
-  )
-
-
-def test_state_goes_through_arrays(tmp_path):
-  maps, masks = random_maps(number=3, side=40)
-  state = gather(maps, masks)
-  arrays = state.arrays()
-  assert sum(array.nbytes for array in arrays.values()) < 4e6
-  np.savez(tmp_path / "state.npz", **arrays)
-  with np.load(tmp_path / "state.npz") as stored:
-    restored = metrics.PixelMetrics.from_arrays(stored)
-  assert restored.compute() == state.compute()
-  through_jax = {
-    name: np.asarray(jnp.asarray(array.view(np.uint32))).view(np.int64)
-    for name, array in arrays.items()
-  }
-  for name, array in arrays.items():
-    np.testing.assert_array_equal(through_jax[name], array)
-  before = state.counts.copy()
-  metrics.PixelMetrics.from_arrays(arrays).add(maps[0], masks[0])
-  np.testing.assert_array_equal(state.counts, before)
-
-
-def test_other_arrays_are_refused():
-  arrays = metrics.PixelMetrics().arrays()
-  for wrong in (
-    {"counts": arrays["counts"]},
-    arrays | {"overlap": arrays["overlap"][1:]},
-    arrays | {"overlap": arrays["overlap"].astype(np.int32)},
-  ):
-    with pytest.raises(ValueError, match="'overlap' is not an array of int64"):
-      metrics.PixelMetrics.from_arrays(wrong)
-
-
-def test_bins_keep_the_order():
-  ends = np.geomspace(2**-31, 0.5, 20_000)
-  scores = np.concatenate([[0.0, 1e-30, 0.5, 1.0], ends, 1 - ends])
-  scores = np.unique(scores.astype(np.float32))
-  bins = pixels.score_bins(scores)
-  steps = np.diff(bins)
-  assert (steps >= 0).all()
-  assert bins.min() == 0 and bins.max() == pixels.NUM_BINS - 1
-  # What shares a bin is close, and closer towards both ends.
-  gaps = np.diff(scores)[steps == 0]
-  distances = np.minimum(scores, 1 - scores)[1:][steps == 0]
-  assert (gaps <= np.maximum(distances / 2000, 2**-30)).all()
-  assert gaps.max() <= 2**-16
-
-
-def test_lowest_score_of_a_bin():
-  numbers = np.r_[0:5, 4000:4005, np.arange(0, pixels.NUM_BINS, 4999)]
-  for number in numbers.tolist():
-    score = np.float32(pixels.lowest_score(number))
-    below = np.nextafter(score, np.float32(-1))
-    bins = pixels.score_bins(np.array([score, below]))
-    assert bins[0] >= number and (bins[1] < number or number == 0)
-
-
 @pytest.mark.parametrize("mode", MODES)
 def test_best_threshold_has_the_largest_f1(mode):
   for center in (-14, -3, 0, 8):
@@ -398,99 +274,3 @@ def test_curves_lose_nothing_that_shows():
   assert area / rate[inside][-1] == pytest.approx(
     gather(maps, masks).compute()["pixel_aupro"], abs=0.01
   )
-
-
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize(
-  "label, reasons",
-  (
-    (True, ("no normal images", "no normal pixels")),
-    (False, ("no anomalous images", "no anomalous pixels")),
-    (None, ("no normal images", "no masks")),
-  ),
-)
-def test_undefined_metrics_have_a_reason(label, reasons, mode):
-  labels = np.array([label is not False] * 2)
-  scores = np.array([0.1, 0.2])
-  state = metrics.make_pixel_metrics(mode)
-  if label is not None:
-    state.add(np.full((2, 2), 0.5, np.float32), np.full((2, 2), label))
-  values = metrics.image_metrics(scores, labels) | state.compute()
-  assert tuple(values) == metrics.METRICS
-  assert all(math.isnan(value) for value in values.values())
-  assert metrics.undefined_reasons(values, labels, state) == {
-    name: reasons[name.startswith("pixel")] for name in metrics.METRICS
-  }
-  assert math.isnan(state.best_threshold())
-  assert math.isnan(metrics.best_image_threshold(scores, labels))
-  curves = [
-    *state.curves().values(),
-    *metrics.image_curves(scores, labels).values(),
-  ]
-  assert all(len(x) == len(y) == 0 for x, y in curves)
-
-
-def test_defined_metrics_have_no_reason():
-  scores, labels = np.array([0.1, 0.2]), np.array([False, True])
-  values = metrics.image_metrics(scores, labels)
-  assert metrics.undefined_reasons(values, labels, metrics.PixelMetrics()) == {}
-
-
-def test_nothing_is_undefined():
-  image = metrics.image_metrics(np.array([]), np.array([], bool))
-  assert all(math.isnan(value) for value in image.values())
-
-
-def test_nan_scores_are_refused():
-  scores, labels = np.array([0.5, np.nan]), np.array([True, False])
-  for function in (
-    metrics.image_metrics,
-    metrics.image_curves,
-    metrics.best_image_threshold,
-  ):
-    with pytest.raises(ValueError, match="NaN"):
-      function(scores, labels)
-
-
-@pytest.mark.parametrize(
-  "value, message, modes",
-  (
-    (np.nan, "NaN", MODES),
-    (1.5, "to 1.5, not in", ("binned",)),
-    (-0.5, "from -0.5", ("binned",)),
-    (np.inf, "not in", ("binned",)),
-  ),
-)
-def test_bad_maps_change_nothing(value, message, modes):
-  for mode in modes:
-    maps, masks = random_maps(number=3, side=16)
-    state = gather(maps, masks, mode)
-    before = state.compute()
-    anomaly_map = np.full((2, 2), 0.5, np.float32)
-    anomaly_map[1, 0] = value
-    with pytest.raises(ValueError, match=message):
-      state.add(anomaly_map, np.ones((2, 2), bool))
-    assert state.compute() == before
-
-
-@pytest.mark.parametrize(
-  "mask", (np.ones((2, 3), bool), np.ones((2, 2), np.uint8))
-)
-def test_other_masks_are_refused(mask):
-  """Outside of tests nothing else checks the annotations."""
-  with pytest.raises(
-    ValueError, match="not boolean of the anomaly map's shape"
-  ):
-    pixels._check(np.zeros((2, 2), np.float32), mask)
-
-
-def test_rounding_past_the_ends_is_held():
-  """As devices that multiply in bfloat16 give."""
-  anomaly_map = np.array([[-0.004, 0.5, 1.004]], np.float32)
-  state = gather([anomaly_map], [np.array([[False, False, True]])])
-  assert state.compute()["pixel_auroc"] == 1
-
-
-def test_unknown_mode():
-  with pytest.raises(ValueError, match="'best' is not one of binned, exact"):
-    metrics.make_pixel_metrics("best")

@@ -1,0 +1,219 @@
+"""The web page's server over HTTP, and what ends it before it serves."""
+
+import base64
+import http.client
+import io
+import json
+import re
+import socket
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cops_jax.demo.__main__ import _LOCAL_HOSTS, main
+from helpers import demo_pages
+from helpers.demo_pages import ask, black, post, serve, to_bytes, until
+from helpers.images import make_image
+
+detector, port = demo_pages.detector, demo_pages.port  # Fixtures.
+
+
+def from_data_url(text):
+  return Image.open(io.BytesIO(base64.b64decode(text.partition(",")[2])))
+
+
+def test_an_image_gets_what_the_detector_says(detector, port):
+  content = to_bytes(make_image(0, 1400, 900), "JPEG")
+  status, answer = post(port, content)
+  assert status == 200
+  want = detector(content)
+  assert answer["path"] == "photo.png"
+  assert answer["image_score"] == round(want.image_score, 6)
+  assert answer["verdict"] == ("anomaly" if want.is_anomaly else "normal")
+  assert answer["threshold"] == want.thresholds.image
+  assert [tuple(box) for box in answer["boxes"]] == want.boxes
+  assert (answer["width"], answer["height"]) == (1400, 900)
+  with from_data_url(answer["image"]) as shown:
+    assert shown.size == (1024, 658)
+  with from_data_url(answer["map"]) as levels:
+    assert levels.size == (512, 329) and levels.mode == "L"
+    got = np.asarray(levels) / 255 * answer["map_max"]
+  small = Image.fromarray(want.anomaly_map).resize((512, 329))
+  np.testing.assert_allclose(got, small, atol=0.02 * answer["map_max"])
+
+
+def test_photographs_are_turned_upright(detector, port):
+  upright = make_image(0, 60, 90)
+  exif = Image.Exif()
+  exif[0x112] = 6  # Turn it clockwise.
+  lying = to_bytes(upright.transpose(Image.Transpose.ROTATE_90), exif=exif)
+  status, answer = post(port, lying)
+  assert status == 200 and (answer["width"], answer["height"]) == (60, 90)
+  assert answer["image_score"] == round(detector(upright).image_score, 6)
+
+
+def test_a_name_that_is_not_the_servers_is_refused(detector):
+  with serve(detector, hosts=_LOCAL_HOSTS) as port:
+    for host, status in (
+      (f"127.0.0.1:{port}", 200),
+      (f"localhost:{port}", 200),
+      (f"[::1]:{port}", 200),
+      ("elsewhere.example", 400),
+      (f"127.0.0.1.elsewhere.example:{port}", 400),
+    ):
+      response, _ = ask(port, "GET", "/api/info", headers={"Host": host})
+      assert response.status == status, host
+
+
+def test_what_is_shown_is_what_was_looked_at(detector, port):
+  grey = make_image(0, mode="L")
+  deep = Image.fromarray(np.asarray(grey).astype(np.uint16) << 8)
+  clear = make_image(0, mode="RGBA")
+  clear.putalpha(0)
+  for image, seen in ((deep, grey), (clear, Image.new("RGB", clear.size))):
+    status, answer = post(port, to_bytes(image))
+    assert status == 200
+    assert answer["image_score"] == round(detector(seen).image_score, 6)
+    with from_data_url(answer["image"]) as shown:
+      np.testing.assert_allclose(
+        np.asarray(shown, int), np.asarray(seen.convert("RGB"), int), atol=40
+      )
+
+
+@pytest.mark.parametrize(
+  "content, status, expected",
+  (
+    (b"", 415, "photo.png is no image in one of PNG"),
+    (b"no image", 415, "photo.png is no image in one of PNG"),
+    (b"%!PS-Adobe-3.0 EPSF-3.0\n", 415, "photo.png is no image"),
+    (to_bytes(make_image(0))[:300], 422, "photo.png cannot be read: .*trunc"),
+    (b"\0" * 300_001, 413, "photo.png is too large: at most 0.286"),
+    (
+      to_bytes(Image.fromarray(np.zeros((9, 9), np.int32)), "TIFF"),
+      *(422, "photo.png cannot be read: .*expected 8 or 16 bits"),
+    ),
+    (black(8000, 5001), 413, "photo.png has too many pixels: at most 40 mil"),
+    (black(10_000, 9000), 413, "photo.png has too many pixels"),
+    (black(20_000, 10_000), 413, "photo.png has too many pixels"),
+  ),
+  ids=(
+    "empty",
+    "text",
+    "eps",
+    "half",
+    "large",
+    "32 bits",
+    "40",
+    "warning",
+    "error",
+  ),
+)
+def test_bad_uploads_get_a_sentence(port, content, status, expected):
+  got, answer = post(port, content)
+  assert (got, list(answer)) == (status, ["error"])
+  assert re.match(expected, answer["error"])
+
+
+def test_uploads_of_unknown_length_are_cut_off(port):
+  status, answer = post(
+    port,
+    iter([b"\0" * 100_000] * 4),
+    headers={"Transfer-Encoding": "chunked"},
+    encode_chunked=True,
+  )
+  assert status == 413 and "too large" in answer["error"]
+
+
+@pytest.mark.parametrize(
+  "method, path, status",
+  (
+    ("GET", "/api/detect", 405),
+    ("POST", "/api/info", 405),
+    ("GET", "/api/examples/none.png", 404),
+    ("GET", "/none", 404),
+    ("GET", "/../demo_server.py", 404),
+  ),
+)
+def test_other_requests(port, method, path, status):
+  response, content = ask(port, method, path)
+  assert response.status == status and list(json.loads(content)) == ["error"]
+
+
+def test_the_page_comes_with_a_policy(port):
+  for path in ("/", "/page.js", "/api/info"):
+    response, content = ask(port, "GET", path)
+    assert response.status == 200 and content
+    policy = response.headers["Content-Security-Policy"]
+    assert policy.startswith("default-src 'none'; script-src 'self'; ")
+    assert "unsafe" not in policy and "http" not in policy
+    assert response.headers["X-Content-Type-Options"] == "nosniff"
+    assert "//" not in re.sub(r"(?m)(^|\s)//.*", "", content.decode())
+
+
+def test_a_failure_of_the_server_is_no_traceback(detector, port, monkeypatch):
+  def fail(images):
+    raise RuntimeError("out of memory")
+
+  monkeypatch.setattr(detector, "detect", fail)
+  response, content = ask(port, "POST", "/api/detect", to_bytes(make_image(0)))
+  assert response.status == 500 and b"memory" not in content
+  assert "the server failed" in json.loads(content)["error"]
+  assert response.headers["X-Content-Type-Options"] == "nosniff"
+
+
+def begin_upload(port, length):
+  link = socket.create_connection(("127.0.0.1", port), timeout=60)
+  link.sendall(
+    b"POST /api/detect?name=slow.png HTTP/1.1\r\nHost: a\r\n"
+    b"Content-Length: %d\r\n\r\n" % length
+  )
+  return link
+
+
+def test_no_more_uploads_at_a_time_than_said(detector):
+  content = to_bytes(make_image(0))
+  with serve(detector, max_requests=2) as port:
+    with begin_upload(port, len(content)) as first:
+      with begin_upload(port, len(content)):
+        until(lambda: post(port, content)[0] == 503)
+        response, refusal = ask(port, "POST", "/api/detect", content)
+        assert response.status == 503 and response.headers["Retry-After"] == "1"
+        assert "2 images are being looked at" in json.loads(refusal)["error"]
+      # One has gone away: its place is free.
+      until(lambda: post(port, content)[0] == 200)
+      first.sendall(content)
+      assert first.recv(15) == b"HTTP/1.1 200 OK"
+
+
+def test_an_upload_that_stalls_is_ended(detector):
+  with serve(detector, max_seconds=0.1) as port:
+    with begin_upload(port, 100) as link, http.client.HTTPResponse(link) as got:
+      got.begin()
+      assert got.status == 408
+      answer = json.loads(got.read())
+      assert answer["error"] == "slow.png did not arrive within 0.1 seconds"
+
+
+@pytest.mark.parametrize(
+  "arguments, expected",
+  (
+    (["--workdir={folder}"], "error: .* holds no training run"),
+    (["--port={port}"], "error: 127.0.0.1:{port} cannot be served: .*--port"),
+    (["--host=no.such.invalid"], "error: no.such.invalid:8000 cannot be"),
+  ),
+)
+def test_what_ends_the_command(port, tmp_path, arguments, expected):
+  names = {"port": port, "folder": tmp_path}
+  if "folder" in arguments[0]:
+    arguments = ["--port=0", *arguments]
+  with pytest.raises(SystemExit, match=expected.format(**names)) as error:
+    main([text.format(**names) for text in arguments])
+  assert "\n" not in str(error.value)
+
+
+def test_without_the_extra(monkeypatch):
+  monkeypatch.setitem(sys.modules, "uvicorn", None)
+  with pytest.raises(SystemExit, match=r"error: .*pip install.*'\.\[demo\]'"):
+    main(["--port=0"])

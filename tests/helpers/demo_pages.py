@@ -1,0 +1,80 @@
+"""Demo pages that are served to tests, and what is asked of them.
+
+A test file that uses a fixture of these gives it a name of its own:
+`port = demo_pages.port`.
+"""
+
+import contextlib
+import functools
+import http.client
+import io
+import json
+import socket
+import threading
+import time
+
+import pytest
+from PIL import Image
+
+from cops_jax import demo
+from cops_jax.demo.server import Limits, make_app
+
+
+@pytest.fixture(scope="module")
+def detector():
+  return demo.load_detector()
+
+
+@contextlib.contextmanager
+def serve(detector, hosts=("*",), **limits):
+  """Gives the port."""
+  app = make_app(detector, "a <model>", Limits(**limits), hosts)
+  server = demo.make_server(app)
+  with socket.create_server(("127.0.0.1", 0)) as listener:
+    thread = threading.Thread(target=server.run, args=([listener],))
+    thread.start()
+    try:
+      yield listener.getsockname()[1]
+    finally:
+      server.should_exit = True
+      thread.join()
+
+
+@pytest.fixture(scope="module")
+def port(detector):
+  with serve(detector, max_bytes=300_000) as port:
+    yield port
+
+
+def ask(port, method, path, body=None, **options):
+  connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+  with contextlib.closing(connection):
+    connection.request(method, path, body, **options)
+    response = connection.getresponse()
+    return response, response.read()
+
+
+def post(port, body, name="photo.png", **options):
+  response, content = ask(
+    port, "POST", f"/api/detect?name={name}", body, **options
+  )
+  return response.status, json.loads(content)
+
+
+def to_bytes(image, kind="PNG", **options):
+  file = io.BytesIO()
+  image.save(file, kind, **options)
+  return file.getvalue()
+
+
+@functools.cache
+def black(width, height):
+  return to_bytes(Image.new("1", (width, height)))
+
+
+def until(condition, seconds=20):
+  end = time.monotonic() + seconds
+  while not (value := condition()):
+    assert time.monotonic() < end, "waited too long"
+    time.sleep(0.02)
+  return value

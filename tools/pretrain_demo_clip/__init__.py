@@ -1,0 +1,1 @@
+"""Pretraining of the demo's tiny CLIP on generated images and captions."""

@@ -1,0 +1,143 @@
+"""Batches of generated images with and without defects, and their captions."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from cops_jax.datasets import generated
+from cops_jax.typing import Bool, Float, Integer
+from tools.pretrain_demo_clip import captions
+from tools.pretrain_demo_clip.model import IMAGE_SIZE, PATCH_SIZE
+
+Tokenize = Callable[[Sequence[str]], Integer[np.ndarray, "b l"]]
+
+
+def augment(
+  rng: np.random.Generator,
+  images: Sequence[Integer[np.ndarray, "h w 3"]],
+  mask: Bool[np.ndarray, "h w"],
+) -> tuple[list[Integer[np.ndarray, "h w 3"]], Bool[np.ndarray, "h w"]]:
+  """The same flip, turn and colour change for every image of a pair."""
+  turns, flip = rng.integers(4), rng.random() < 0.5
+  channels, invert = rng.permutation(3), rng.random() < 0.25
+
+  def turn(array):
+    array = np.rot90(array, turns)
+    return array[:, ::-1] if flip else array
+
+  images = [turn(image)[..., channels] for image in images]
+  if invert:
+    images = [255 - image for image in images]
+  return images, turn(mask)
+
+
+def draw_pair(
+  rng: np.random.Generator, category: str, kind: int, size: int
+) -> tuple[np.ndarray, np.ndarray, Bool[np.ndarray, "h w"]]:
+  """The same crop of an image without a defect and with it, and its mask.
+
+  Args:
+    rng: source of all randomness.
+    category: one of the demo's.
+    kind: the defect's index in `captions.KINDS`.
+    size: side of the square crop in pixels.
+
+  Returns:
+    The images, uint8 (size, size, 3), the normal one first, and the mask of
+    the defect, bool (size, size): all False where the crop has missed it.
+  """
+  defective, normal, mask = generated.generate_pair(
+    category, captions.KINDS[kind], rng, IMAGE_SIZE
+  )
+  (defective, normal), mask = augment(rng, (defective, normal), mask)
+  top, left = rng.integers(0, IMAGE_SIZE - size + 1, 2)
+  crop = np.s_[top : top + size, left : left + size]
+  return normal[crop], defective[crop], mask[crop]
+
+
+def patch_shares(mask: Bool[np.ndarray, "b h w"]) -> Float[np.ndarray, "b n"]:
+  """The share of mask pixels in each patch, in [0, 1]."""
+  number, size, _ = mask.shape
+  grid = size // PATCH_SIZE
+  blocks = mask.reshape(number, grid, PATCH_SIZE, grid, PATCH_SIZE)
+  return blocks.mean(axis=(2, 4)).reshape(number, -1)
+
+
+def draw_batch(
+  rng: np.random.Generator, tokenize: Tokenize, num_pairs: int, size: int
+) -> dict[str, np.ndarray]:
+  """A batch of pairs: first the normal images, then the defective ones.
+
+  Args:
+    rng: source of all randomness.
+    tokenize: gives texts' ids.
+    num_pairs: pairs, of as many categories; an image each makes b = 2 of them.
+    size: side of the square images in pixels, a multiple of the patches'.
+
+  Returns:
+    By name: `image`, uint8 (b, size, size, 3); `share`, of defect pixels in
+    each patch, (b, n); `kind`, of the pair's defect, (b,); `is_defective`,
+    bool (b,); `same_text`, which texts (rows: images) say the same, bool
+    (b, b); and ids of texts: `caption`, (b, l), `state_text` and
+    `attribute_text`, (texts, l), see `captions`.
+  """
+  names = rng.permutation(generated.PRETRAINING_CATEGORIES)[:num_pairs]
+  rows = []
+  for name in names:
+    kind = int(rng.integers(len(captions.KINDS)))
+    rows.append((*draw_pair(rng, name, kind, size), kind))
+  normal, defective, mask, kind = zip(*rows, strict=True)
+  mask, kind = np.stack(mask), np.array(kind)
+  share = patch_shares(mask)
+  is_defective = mask.any(axis=(1, 2))
+
+  texts = [captions.draw_caption(rng, name, False, 0) for name in names]
+  texts += [
+    captions.draw_caption(rng, name, bad, k)
+    for name, bad, k in zip(names, is_defective, kind, strict=True)
+  ]
+  state_texts = captions.draw_state_texts(rng)
+  # Texts that say the same of the same category are no negatives.
+  said = np.array(
+    [f"{name} good" for name in names]
+    + [
+      f"{name} {'bad' if bad else 'good'}"
+      for name, bad in zip(names, is_defective, strict=True)
+    ]
+  )
+  return dict(
+    image=np.stack(normal + defective),
+    share=np.concatenate([np.zeros_like(share), share]),
+    kind=np.tile(kind, 2),
+    is_defective=np.concatenate([np.zeros(num_pairs, bool), is_defective]),
+    same_text=said[:, None] == said[None],
+    caption=tokenize(texts),
+    state_text=tokenize(state_texts),
+    attribute_text=tokenize(captions.attribute_texts()),
+  )
+
+
+def prefetched_batches(
+  seed: int, tokenize: Tokenize, num_pairs: int, sizes: Sequence[int]
+) -> Iterator[dict[str, np.ndarray]]:
+  """Draws batches in a thread; XLA leaves Python's lock free meanwhile.
+
+  Args:
+    seed: a batch depends on it and on the batch's number.
+    tokenize: gives texts' ids.
+    num_pairs: pairs in a batch.
+    sizes: by batch its images' side in pixels.
+  """
+  batches = queue.Queue(maxsize=4)
+
+  def work():
+    for step, size in enumerate(sizes):
+      rng = np.random.default_rng((seed, step))
+      batches.put(draw_batch(rng, tokenize, num_pairs, size))
+
+  threading.Thread(target=work, daemon=True).start()
+  return (batches.get() for _ in sizes)
