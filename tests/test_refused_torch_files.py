@@ -8,6 +8,7 @@ import pathlib
 import pickle
 import struct
 import sys
+import time
 import tracemalloc
 import zipfile
 
@@ -168,6 +169,9 @@ def test_hostile_pickles_are_refused_by_name_and_nothing_runs(
     (b"\x80\x02}(K\x01u.", "sets a key without a value"),
     (b"\x80\x02}](K\x01K\x02es.", "damaged or incomplete"),
     (b"\x80\x02}]K\x01s.", "has a list for a key"),
+    # A tuple that takes 2^60 steps to hash.
+    (b"\x80\x02})" + b"q\0h\0\x86" * 60 + b"Ns.", "has a tuple for a key"),
+    (b"\x80\x02}K\x07NsX\x01\0\0\x007Ns.", "has two keys 7"),
     (b"I" + b"9" * 5000 + b"\n.", "Exceeds the limit"),
     (b"\x80\x02}X\x2c\x01\0\0" + b"n" * 300 + b"}s.", "name is too long"),
     (b"S'\\h'\n.", "its pickle has the instruction STRING"),
@@ -183,6 +187,16 @@ def test_absurd_pickles(path, pickled, expected):
     assert tracemalloc.get_traced_memory()[1] < 1e6 + 40 * len(pickled)
   finally:
     tracemalloc.stop()
+
+
+def test_numbers_of_one_hash(path):
+  """In a dictionary of numbers, each would be compared with all others."""
+  numbers = (index * (2**61 - 1) for index in range(50_000))
+  items = (b"\x8a\x0a" + n.to_bytes(10, "little") + b"N" for n in numbers)
+  archive(path, b"\x80\x02}(" + b"".join(items) + b"u.")
+  start = time.process_time()
+  assert read_tensors(path).tensors == {}
+  assert time.process_time() - start < 10
 
 
 def test_a_billion_tensors_of_one_storage(path):
