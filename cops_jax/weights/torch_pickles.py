@@ -3,6 +3,10 @@
 A pickle is a program. This interpreter follows the few instructions that
 tensors and plain containers need; it imports nothing and calls nothing.
 Whatever else a pickle asks for is refused by name.
+
+`pickle.Unpickler` with stubs for names is no shorter: its dictionaries hash any
+key, and nested tuples for keys end the process or take forever. It allocates by
+numbers of the file, sets attributes of what it is told to, and drops values.
 """
 
 from __future__ import annotations
@@ -224,8 +228,15 @@ class _Interpreter:
       raise ValueError("it sets a key without a value")
     self._spend(50 * len(items))
     for key, value in zip(items[::2], items[1::2], strict=True):
-      if not isinstance(key, str | int):
+      if isinstance(key, int):
+        # Numbers can be chosen to share a hash; texts cannot. A dictionary of
+        # many such takes hours.
+        self._spend(56)
+        key = str(key)
+      elif not isinstance(key, str):
         raise ValueError(f"a dictionary has a {_kind(key)} for a key")
+      if key in target:
+        raise ValueError(f"a dictionary has two keys {key[:80]}")
       target[key] = value
 
   def _build(self, opcode, function, arguments):
