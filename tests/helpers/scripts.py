@@ -31,7 +31,7 @@ def start(script, *arguments):
   )
 
 
-def run(script, *arguments):
+def run(script, *arguments, timeout=300):
   process = start(script, *arguments)
-  out, err = process.communicate(timeout=300)
+  out, err = process.communicate(timeout=timeout)
   return process.returncode, out, err

@@ -3,9 +3,6 @@
 import json
 import resource
 import signal
-import socket
-import subprocess
-import sys
 import time
 
 import jax
@@ -20,41 +17,8 @@ from cops_jax.models.cops import init_trainable
 from cops_jax.runs.checkpoints import Checkpoints, find_steps
 from cops_jax.runtime import processes as distributed
 from cops_jax.runtime.randomness import INIT_KEY, random_key
+from helpers.cluster import end_cluster, start_cluster
 from helpers.config import make_config
-from helpers.scripts import ROOT, environment
-
-
-def free_port():
-  with socket.socket() as one:
-    one.bind(("127.0.0.1", 0))
-    return one.getsockname()[1]
-
-
-def start_cluster(num_processes, num_devices, *arguments):
-  """train.py in several processes."""
-  address = f"--coordinator_address=127.0.0.1:{free_port()}"
-  return [
-    subprocess.Popen(
-      [
-        *(sys.executable, "train.py", *arguments, address),
-        f"--num_processes={num_processes}",
-        f"--process_id={index}",
-      ],
-      cwd=ROOT,
-      env=environment(num_devices),
-      stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE,
-      text=True,
-    )
-    for index in range(num_processes)
-  ]
-
-
-def end_cluster(processes):
-  """Exit codes and messages."""
-  results = [process.communicate(timeout=300) for process in processes]
-  codes = [process.returncode for process in processes]
-  return codes, [err for _, err in results]
 
 
 def metrics(workdir):
@@ -129,7 +93,7 @@ def test_two_processes_train_and_evaluate_as_one(one, arguments, tmp_path):
     "--config.train.checkpoint_every_steps=20",
     "--config.train.evaluate_every_steps=20",
   )
-  cluster = start_cluster(2, 4, *arguments, f"--workdir={two}")
+  cluster = start_cluster(2, 4, "train.py", *arguments, f"--workdir={two}")
   codes, (log, silence) = end_cluster(cluster)
   assert codes == [0, 0], log + silence
   assert "8 cpu device(s) of 2 process(es)" in log
@@ -152,7 +116,7 @@ def test_a_signal_to_one_process_stops_all(one, arguments, tmp_path):
     f"--config.features_dir={tmp_path}/features",
     f"--workdir={workdir}",
   )
-  cluster = start_cluster(2, 1, *arguments)
+  cluster = start_cluster(2, 1, "train.py", *arguments)
   while not (workdir / "checkpoints" / "3").exists():
     assert all(process.poll() is None for process in cluster)
     time.sleep(0.05)
@@ -168,7 +132,7 @@ def test_a_signal_to_one_process_stops_all(one, arguments, tmp_path):
   names = [path.name for path in (tmp_path / "features").glob("*/*.array*")]
   assert sorted(names) == [f"{part}-of-2-00001.array_record" for part in (1, 2)]
 
-  codes, logs = end_cluster(start_cluster(2, 1, *arguments))
+  codes, logs = end_cluster(start_cluster(2, 1, "train.py", *arguments))
   assert codes == [0, 0], logs
   assert f"from step {step}" in logs[0]
   assert "features of demo_auxiliary are read from" in logs[0]
@@ -179,7 +143,7 @@ def test_a_full_disk_stops_all(arguments, tmp_path):
   """Only the first process notices."""
   workdir = tmp_path / "run"
   arguments = (*arguments, *STEPS, "--config.train.checkpoint_every_steps=3")
-  cluster = start_cluster(2, 1, *arguments, f"--workdir={workdir}")
+  cluster = start_cluster(2, 1, "train.py", *arguments, f"--workdir={workdir}")
   while not (workdir / "checkpoints" / "3").exists():
     assert all(process.poll() is None for process in cluster)
     time.sleep(0.05)
