@@ -1,22 +1,31 @@
 # make demo: train on generated data, find anomalies in categories never seen.
 # make test: run the tests.
-# make soak: damage ten thousand weight files; kill training 48 times at random.
+# make numbers: run the numerical tests, compiled as users' programs are.
+# make soak: damage ten thousand weight files; kill training 48 times at random;
+#   train the demo, which must be worth it.
 # All first create .venv with the versions of constraints.txt.
 
 PYTHON ?= python3
 PIP_INSTALL = .venv/bin/python -m pip install --quiet --disable-pip-version-check \
   --constraint constraints.txt
 
-.PHONY: demo soak test
+.PHONY: demo numbers soak test
 
 demo: .venv/core
 	.venv/bin/python train.py --config=configs/demo.py --workdir=runs/demo
 	.venv/bin/python eval.py --workdir=runs/demo
+	.venv/bin/python -m tools.check_demo --workdir=runs/demo
 
 test: .venv/test
 	.venv/bin/python -m ruff check .
 	.venv/bin/python -m ruff format --check .
 	.venv/bin/python -m pytest --quiet --durations=5 --numprocesses=auto --dist=loadfile
+
+numbers: .venv/test
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 .venv/bin/python -m pytest --quiet \
+	  --numprocesses=auto --dist=loadfile \
+	  tests/models tests/training/test_step.py tests/runtime/test_mesh.py \
+	  tests/evaluation/test_dataset.py tests/test_losses.py tests/test_scoring.py
 
 soak: .venv/test
 	.venv/bin/python -m pytest --quiet --hypothesis-profile=soak -k fuzzed
