@@ -85,13 +85,10 @@ def export(
     "function_sha256": hashlib.sha256(function).hexdigest(),
     "weights_sha256": hashlib.sha256(weights).hexdigest(),
   }
-  try:
-    with whole_file(out) as partial, zipfile.ZipFile(partial, "w") as archive:
-      archive.writestr(_METADATA, json.dumps(metadata, indent=2) + "\n")
-      archive.writestr(_FUNCTION, function)
-      archive.writestr(_WEIGHTS, weights)
-  except OSError as error:
-    raise InputError(f"{out} cannot be written: {error.strerror}") from error
+  with whole_file(out) as partial, zipfile.ZipFile(partial, "w") as archive:
+    archive.writestr(_METADATA, json.dumps(metadata, indent=2) + "\n")
+    archive.writestr(_FUNCTION, function)
+    archive.writestr(_WEIGHTS, weights)
   return metadata
 
 
