@@ -14,14 +14,19 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from cops_jax import metrics, thresholds
 from cops_jax.commands import add_allow_other_clip, command_line
-from cops_jax.detector import AnomalyDetector, DecodedImage, Detection
+from cops_jax.detector import (
+  AnomalyDetector,
+  AnyImage,
+  DecodedImage,
+  Detection,
+)
 from cops_jax.errors import InputError, shorten
 from cops_jax.images.decoding import (
   decode_mask,
@@ -38,7 +43,7 @@ _FALSE_ALARMS = 0.01
 
 def from_normal_images(
   detector: AnomalyDetector,
-  images: Iterable[Any],
+  images: Iterable[AnyImage],
   number: int,
   false_alarms: float,
 ) -> Thresholds:
@@ -74,7 +79,7 @@ def from_normal_images(
 
 
 def from_labelled_data(
-  detector: AnomalyDetector, examples: Sequence[Any]
+  detector: AnomalyDetector, examples: Sequence[Mapping[str, Any]]
 ) -> Thresholds:
   """Thresholds of the largest F1, of images and of pixels.
 

@@ -29,7 +29,7 @@ from cops_jax.detector import AnomalyDetector, Detection
 from cops_jax.errors import InputError, shorten
 from cops_jax.files import write_file
 from cops_jax.images.decoding import find_images, open_image, to_picture
-from cops_jax.images.drawing import overlay
+from cops_jax.images.drawing import overlay, to_file
 from cops_jax.progress import Progress, show_messages
 from cops_jax.thresholds import full_heat
 
@@ -86,10 +86,8 @@ def heatmap(path: pathlib.Path, detection: Detection) -> bytes:
   with open_image(path) as image:
     pixels = np.asarray(to_picture(image))
   shown = overlay(pixels, detection.anomaly_map, 0.0, high)
-  file = io.BytesIO()
   # A photograph takes a fifth of the time so.
-  Image.fromarray(shown).save(file, format="PNG", compress_level=1)
-  return file.getvalue()
+  return to_file(Image.fromarray(shown), "PNG", compress_level=1)
 
 
 def _names(paths):

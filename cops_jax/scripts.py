@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable
-from typing import Any
 
 from absl import app, flags
 from absl import logging as absl_logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from cops_jax.commands import command_line, describe
 from cops_jax.errors import InputError
@@ -102,8 +101,8 @@ def _root_cause(error):
 
 
 def run(
-  main: Callable[[Any, str, bool], None],
-  recorded_config: Callable[[], Any] | None = None,
+  main: Callable[[ConfigDict, str, bool], None],
+  recorded_config: Callable[[], ConfigDict] | None = None,
 ) -> None:
   """Calls a script's main with config, work directory and --allow_other_clip.
 

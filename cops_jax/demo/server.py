@@ -36,7 +36,7 @@ from cops_jax.datasets import generated
 from cops_jax.detector import AnomalyDetector
 from cops_jax.errors import InputError, shorten
 from cops_jax.images.decoding import to_picture
-from cops_jax.images.drawing import heat_colors
+from cops_jax.images.drawing import heat_colors, to_file
 from cops_jax.predict import to_row
 from cops_jax.thresholds import full_heat
 from cops_jax.weights.clip import DEMO_CLIP
@@ -251,9 +251,7 @@ class _Server:
 
 
 def _data_url(image: Image.Image, kind: str, **options: Any) -> str:
-  file = io.BytesIO()
-  image.save(file, kind, **options)
-  text = base64.b64encode(file.getvalue()).decode()
+  text = base64.b64encode(to_file(image, kind, **options)).decode()
   return f"data:image/{kind};base64,{text}"
 
 
@@ -263,9 +261,7 @@ def _draw_examples():
     name = f"{category}_{defect or 'good'}.png"
     rng = np.random.default_rng(zlib.crc32(name.encode()))
     pixels, _ = generated.generate(category, defect, rng, _EXAMPLE_SIDE)
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    examples[name] = file.getvalue()
+    examples[name] = to_file(Image.fromarray(pixels), "PNG")
   return examples
 
 

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cops_jax.config import build_model
+from cops_jax.detector import AnomalyDetector
 from cops_jax.errors import InputError, needs_extra, shorten
 from cops_jax.evaluation.step import detect_anomalies
 from cops_jax.files import write_file
@@ -31,7 +32,7 @@ _MAX_BYTES = 2**31 - 2**20  # Of a protocol buffer, with room for the graph.
 
 
 def write_onnx(
-  detector: Any, path: pathlib.Path, metadata: Mapping[str, Any]
+  detector: AnomalyDetector, path: pathlib.Path, metadata: Mapping[str, Any]
 ) -> None:
   """Writes a detector as one ONNX file.
 
@@ -41,7 +42,7 @@ def write_onnx(
   whatever config.clip.dtype says: few runtimes know bfloat16.
 
   Args:
-    detector: a `detector.AnomalyDetector`.
+    detector: what to write.
     path: the file.
     metadata: what the file says of itself; values are written as JSON.
 

@@ -7,11 +7,14 @@ import json
 import os
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cops_jax import __version__
 from cops_jax.errors import InputError, MissingRunError
 from cops_jax.files import write_file
+
+if TYPE_CHECKING:
+  import ml_collections
 
 _FILE = "run.json"
 # Fields that may differ between the starts of one run, or from a run to its
@@ -50,8 +53,8 @@ class Record:
   init_from: str = ""
   version: str = __version__
 
-  def to_config(self) -> Any:
-    """The config as an ml_collections.ConfigDict."""
+  def to_config(self) -> ml_collections.ConfigDict:
+    """The config as it is used."""
     import ml_collections
 
     return ml_collections.ConfigDict(self.config)
