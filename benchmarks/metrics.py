@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import concurrent.futures
 import multiprocessing
-import resource
 import time
 from collections.abc import Iterator
 
 import numpy as np
 
 from cops_jax import metrics, scoring
+from cops_jax.runtime.processes import peak_memory_bytes
 
 _IMAGE_SIZE, _GRID_SIZE = 518, 37
 _NUM_MAPS = 100
@@ -73,7 +73,7 @@ def peak_megabytes(number: int, is_measured: bool) -> float:
   else:
     for _ in generate_maps(number):
       pass
-  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+  return peak_memory_bytes() / 2**20
 
 
 def in_fresh_process(function, *arguments):

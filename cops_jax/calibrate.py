@@ -14,16 +14,26 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from cops_jax import metrics, thresholds
 from cops_jax.commands import add_allow_other_clip, command_line
-from cops_jax.detector import AnomalyDetector, DecodedImage, Detection
+from cops_jax.detector import (
+  AnomalyDetector,
+  AnyImage,
+  DecodedImage,
+  Detection,
+)
 from cops_jax.errors import InputError, shorten
-from cops_jax.images.decoding import decode_image, decode_mask, find_images
+from cops_jax.images.decoding import (
+  decode_mask,
+  find_images,
+  open_image,
+  read_orientation,
+)
 from cops_jax.progress import Progress, show_messages
 from cops_jax.scoring import ANOMALY
 from cops_jax.thresholds import Thresholds
@@ -33,7 +43,7 @@ _FALSE_ALARMS = 0.01
 
 def from_normal_images(
   detector: AnomalyDetector,
-  images: Iterable[Any],
+  images: Iterable[AnyImage],
   number: int,
   false_alarms: float,
 ) -> Thresholds:
@@ -69,7 +79,7 @@ def from_normal_images(
 
 
 def from_labelled_data(
-  detector: AnomalyDetector, examples: Sequence[Any]
+  detector: AnomalyDetector, examples: Sequence[Mapping[str, Any]]
 ) -> Thresholds:
   """Thresholds of the largest F1, of images and of pixels.
 
@@ -112,21 +122,20 @@ def from_labelled_data(
 
 def _decode(detector, example):
   """An example as `_detect` takes it, with its label and mask."""
-  size = detector.image_size
-  mask = None
-  try:
-    if example["has_mask"] and example["label"] == ANOMALY:
-      # Not turned upright: masks are drawn over the pixels as they are stored.
-      image = DecodedImage(decode_image(example["image"], size), (size, size))
-      mask = decode_mask(example["mask"], size).astype(bool)
-    else:
-      image = detector.decode(example["image"])
-      if example["has_mask"]:
-        mask = np.zeros((size, size), bool)
-  except Exception as error:  # PIL's kinds are many.
-    raise InputError(
-      f"{example['path']} or its mask cannot be read: {shorten(error)}"
-    ) from error
+  path, size = example["path"], detector.image_size
+  image, mask = detector.decode(example["image"], path), None
+  if example["has_mask"] and example["label"] != ANOMALY:
+    mask = np.zeros((size, size), bool)
+  elif example["has_mask"]:
+    try:
+      # Masks are drawn over the pixels as they are stored, and turn with them.
+      with open_image(example["image"]) as stored:
+        orientation = read_orientation(stored)
+      mask = decode_mask(example["mask"], size, orientation).astype(bool)
+    except Exception as error:  # PIL's kinds are many.
+      raise InputError(
+        f"the mask of {path} cannot be read: {shorten(error)}"
+      ) from error
   return image, (example["label"], mask)
 
 

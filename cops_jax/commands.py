@@ -8,7 +8,20 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from cops_jax.errors import InputError
+from cops_jax.errors import DamagedRunError, InputError, MissingRunError
+
+_ADVICE = {
+  MissingRunError: "Train first: python train.py --config=... --workdir={}",
+  DamagedRunError: (
+    "To see what is wrong: python train.py --workdir={} --verify"
+  ),
+}
+
+
+def describe(error: InputError) -> str:
+  """What is wrong and, where that is a run, the command that helps."""
+  advice = _ADVICE.get(type(error))
+  return f"{error} {advice.format(error.workdir)}" if advice else str(error)
 
 
 def add_allow_other_clip(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +50,7 @@ def command_line(
       sys.stdout.flush()
       return status
     except InputError as error:
-      sys.exit(f"error: {error}")
+      sys.exit(f"error: {describe(error)}")
     except KeyboardInterrupt:
       print("interrupted", file=sys.stderr)
       sys.exit(130)

@@ -41,6 +41,7 @@ from cops_jax.runtime.mesh import (
 from cops_jax.runtime.randomness import content_ids
 from cops_jax.thresholds import Thresholds
 from cops_jax.typing import Float, Integer
+from cops_jax.weights.clip import PretrainedCLIP
 from cops_jax.weights.prompts import find_record, hash_prompts, load_prompts
 
 _logger = logging.getLogger(__name__)
@@ -124,7 +125,7 @@ class AnomalyDetector:
     self,
     config: Any,
     trainable: Any,
-    clip: Any,
+    clip: PretrainedCLIP,
     thresholds: Thresholds | None = None,
   ):
     """Puts the model on all devices of this process.

@@ -1,4 +1,9 @@
-"""The one exception that scripts show as a sentence instead of a traceback."""
+"""What scripts show as a sentence instead of a traceback."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
 
 
 class InputError(ValueError):
@@ -8,7 +13,46 @@ class InputError(ValueError):
   """
 
 
+class RunError(InputError):
+  """A work directory's run cannot be used; commands add which one helps."""
+
+  def __init__(self, message: str, workdir: str = ""):
+    super().__init__(message)
+    self.workdir = workdir
+
+
+class MissingRunError(RunError):
+  """There is no run, or nothing that it has trained yet."""
+
+
+class DamagedRunError(RunError):
+  """Nothing that the run has trained is as it was written."""
+
+
 def shorten(reason: object) -> str:
   """A library's error as text; some quote whole files."""
   text = str(reason) or type(reason).__name__
   return text if len(text) <= 400 else f"{text[:400]}..."
+
+
+@contextlib.contextmanager
+def needs_extra(what: str, extra: str, *packages: str) -> Iterator[None]:
+  """For the imports of what an extra installs.
+
+  Args:
+    what: is to be done with it.
+    extra: in pyproject.toml.
+    packages: that it installs; others' absence is another matter.
+
+  Raises:
+    InputError: one of the packages is not installed.
+  """
+  try:
+    yield
+  except ImportError as error:
+    if (error.name or "").partition(".")[0] not in packages:
+      raise
+    raise InputError(
+      f"{what} needs packages that are not installed: pip install --editable"
+      f" '.[{extra}]'"
+    ) from error

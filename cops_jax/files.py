@@ -8,6 +8,8 @@ import pathlib
 import uuid
 from collections.abc import Iterator
 
+from cops_jax.errors import InputError
+
 
 @contextlib.contextmanager
 def whole_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
@@ -15,18 +17,29 @@ def whole_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
   Makes the folders above it. Of processes that write one path at a time, on any
   hosts, the last one wins.
+
+  Raises:
+    InputError: it cannot be written.
   """
-  path.parent.mkdir(parents=True, exist_ok=True)
   partial = path.parent / f".{uuid.uuid4().hex}.partial"
   try:
-    yield partial
-    os.replace(partial, path)
-  finally:
-    partial.unlink(missing_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+      yield partial
+      os.replace(partial, path)
+    finally:
+      partial.unlink(missing_ok=True)
+  except OSError as error:
+    reason = error.strerror or error
+    raise InputError(f"{path} cannot be written: {reason}") from error
 
 
 def write_file(path: pathlib.Path, content: str | bytes) -> None:
-  """Writes a file and the folders above it; a reader never sees a part."""
+  """Writes a file and the folders above it; a reader never sees a part.
+
+  Raises:
+    InputError: it cannot be written.
+  """
   with whole_file(path) as partial:
     partial.write_bytes(
       content.encode() if isinstance(content, str) else content

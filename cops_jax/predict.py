@@ -29,8 +29,9 @@ from cops_jax.detector import AnomalyDetector, Detection
 from cops_jax.errors import InputError, shorten
 from cops_jax.files import write_file
 from cops_jax.images.decoding import find_images, open_image, to_picture
-from cops_jax.images.drawing import overlay
+from cops_jax.images.drawing import overlay, to_file
 from cops_jax.progress import Progress, show_messages
+from cops_jax.thresholds import full_heat
 
 _logger = logging.getLogger("cops_jax.predict")  # Not "__main__".
 _MAX_NAME_BYTES = 200  # Of 255, less a number and what is appended.
@@ -77,20 +78,16 @@ def to_row(
 def heatmap(path: pathlib.Path, detection: Detection) -> bytes:
   """The image, at its own size, under its anomaly map's colours, as a PNG.
 
-  Full colour is reached at twice the pixel threshold, or at 1 without one.
+  See `thresholds.full_heat`.
   """
   from PIL import Image
 
-  high = 1.0
-  if detection.thresholds is not None:
-    high = 2 * detection.thresholds.pixel
+  high = full_heat(detection.thresholds)
   with open_image(path) as image:
     pixels = np.asarray(to_picture(image))
   shown = overlay(pixels, detection.anomaly_map, 0.0, high)
-  file = io.BytesIO()
   # A photograph takes a fifth of the time so.
-  Image.fromarray(shown).save(file, format="PNG", compress_level=1)
-  return file.getvalue()
+  return to_file(Image.fromarray(shown), "PNG", compress_level=1)
 
 
 def _names(paths):
@@ -158,7 +155,7 @@ def _run(detector, paths, out, save_maps):
   finally:  # What was found before an interruption too.
     if out:
       text = "".join(json.dumps(row) + "\n" for row in rows)
-      _write(out / "predictions.jsonl", text)
+      write_file(out / "predictions.jsonl", text)
   return sum("error" in row for row in rows)
 
 
@@ -177,19 +174,12 @@ def _write_pictures(stem, path, detection, save_maps):
     picture = heatmap(path, detection)
   except Exception as error:  # PIL's kinds are many.
     return InputError(f"{path} cannot be read any more: {shorten(error)}")
-  _write(stem.with_name(f"{stem.name}.png"), picture)
+  write_file(stem.with_name(f"{stem.name}.png"), picture)
   if save_maps:
     file = io.BytesIO()
     np.save(file, detection.anomaly_map)
-    _write(stem.with_name(f"{stem.name}.npy"), file.getvalue())
+    write_file(stem.with_name(f"{stem.name}.npy"), file.getvalue())
   return detection
-
-
-def _write(path, content):
-  try:
-    write_file(path, content)
-  except OSError as error:
-    raise InputError(f"{path} cannot be written: {error.strerror}") from error
 
 
 if __name__ == "__main__":

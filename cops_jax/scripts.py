@@ -5,13 +5,12 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable
-from typing import Any
 
 from absl import app, flags
 from absl import logging as absl_logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
-from cops_jax.commands import command_line
+from cops_jax.commands import command_line, describe
 from cops_jax.errors import InputError
 from cops_jax.progress import show_messages
 from cops_jax.runtime import processes
@@ -67,7 +66,7 @@ def _parse(arguments, recorded_config):
     _CONFIG.value.keys()  # A file that could not be read raises only now.
     return rest
   except (flags.Error, InputError) as error:
-    sys.exit(f"error: {_root_cause(error)}")
+    sys.exit(f"error: {describe(_root_cause(error))}")
   except (AttributeError, KeyError) as error:
     message = str(error).strip("'\"").replace("\\n", " ").replace("\\'", "'")
     sys.exit(f"error: a --config.FIELD flag names no field: {message}")
@@ -88,7 +87,7 @@ def _verify(workdir):
     read_record(workdir)
   except InputError as error:
     is_good = False
-    print(error)
+    print(describe(error))
   return 0 if is_good else 1
 
 
@@ -102,8 +101,8 @@ def _root_cause(error):
 
 
 def run(
-  main: Callable[[Any, str, bool], None],
-  recorded_config: Callable[[], Any] | None = None,
+  main: Callable[[ConfigDict, str, bool], None],
+  recorded_config: Callable[[], ConfigDict] | None = None,
 ) -> None:
   """Calls a script's main with config, work directory and --allow_other_clip.
 

@@ -40,6 +40,11 @@ class Thresholds:
   prompts_sha256: str = ""
 
 
+def full_heat(thresholds: Thresholds | None) -> float:
+  """The score that pictures show in full colour: twice the pixel threshold."""
+  return 2 * thresholds.pixel if thresholds else 1.0
+
+
 def read_thresholds(workdir: str | os.PathLike) -> Thresholds | None:
   """A run's thresholds; None if none were chosen.
 
@@ -58,8 +63,8 @@ def read_thresholds(workdir: str | os.PathLike) -> Thresholds | None:
     return None
   except (OSError, ValueError, TypeError, KeyError) as error:
     raise InputError(
-      f"{path} is damaged ({error}). Delete it, and choose thresholds again:"
-      f" python -m cops_jax.calibrate --workdir={workdir}"
+      f"{path} is damaged ({error}). Delete it, and choose thresholds again"
+      " with cops_jax.calibrate."
     ) from error
 
 
@@ -72,11 +77,7 @@ def write_thresholds(
     InputError: it cannot be written.
   """
   path = pathlib.Path(workdir) / _FILE
-  try:
-    text = json.dumps(dataclasses.asdict(thresholds), indent=2) + "\n"
-    write_file(path, text)
-  except OSError as error:
-    raise InputError(f"{path} cannot be written: {error.strerror}") from error
+  write_file(path, json.dumps(dataclasses.asdict(thresholds), indent=2) + "\n")
   return path
 
 

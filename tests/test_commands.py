@@ -4,6 +4,12 @@ import os
 import subprocess
 import sys
 
+import pytest
+
+from cops_jax.commands import command_line
+from cops_jax.errors import InputError, needs_extra
+from cops_jax.runs.checkpoints import Checkpoints
+from cops_jax.runs.record import read_record
 from cops_jax.weights import DEMO_FOLDER
 from helpers.scripts import ROOT, environment
 
@@ -25,3 +31,27 @@ def test_output_that_nobody_reads_ends_a_command_in_silence():
         text=True,
       )
     assert (result.returncode, result.stderr) == (1, "")
+
+
+def test_a_command_says_how_to_get_a_run(tmp_path):
+  """What reads a run knows of no command; the command adds the one to use."""
+  with Checkpoints(tmp_path) as saved:
+    for read in (lambda: read_record(tmp_path), saved.restore_params):
+      with pytest.raises(InputError) as error:
+        read()
+      assert "--" not in str(error.value)
+      with pytest.raises(SystemExit) as ended:
+        command_line(lambda _, read=read: read())()
+      assert ended.value.code == (
+        f"error: {error.value} Train first: python train.py --config=..."
+        f" --workdir={tmp_path}"
+      )
+
+
+def test_a_package_of_an_extra_that_is_missing():
+  with pytest.raises(InputError, match=r"^this needs .*: pip .*'\.\[made\]'$"):
+    with needs_extra("this", "made", "no_such_package"):
+      import no_such_package.inner  # noqa: F401
+  with pytest.raises(ModuleNotFoundError):
+    with needs_extra("this", "made", "another"):
+      import no_such_package  # noqa: F401

@@ -12,7 +12,6 @@ ABSENT = (
   "array_record",
   "clu",
   "grain",
-  "jaxtyping",
   "ml_collections",
   "tensorflow",
   "tensorflow_datasets",

@@ -127,8 +127,8 @@ BUILDERS = {
       "specification": row,
       "MANUAL_DOWNLOAD_INSTRUCTIONS": (
         f"Get {row.title} from {row.homepage} and unpack it as the folder"
-        f" {row.name} of the manual directory (--manual_dir, or"
-        " config.manual_dir), so that the folder holds"
+        f" {row.name} of the manual directory (manual_dir of the command or"
+        " the config), so that the folder holds"
         f" {row.layout}."
       ),
       "__module__": __name__,

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import pathlib
-from typing import Any
+from typing import TYPE_CHECKING
 
 from cops_jax import thresholds
 from cops_jax.detector import AnomalyDetector
 from cops_jax.weights.clip import DEMO_CLIP
+
+if TYPE_CHECKING:  # The extra's.
+  import uvicorn
+  from starlette.types import ASGIApp
 
 _PROMPTS = pathlib.Path(__file__).parent / "prompts"
 
@@ -35,8 +39,8 @@ def load_detector(
   )
 
 
-def make_server(app: Any) -> Any:
-  """A uvicorn.Server of an ASGI app, for its `run`."""
+def make_server(app: ASGIApp) -> uvicorn.Server:
+  """A server of an ASGI app, for its `run`."""
   import uvicorn
 
   config = uvicorn.Config(

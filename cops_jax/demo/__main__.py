@@ -18,7 +18,7 @@ import numpy as np
 
 from cops_jax.commands import add_allow_other_clip, command_line
 from cops_jax.demo import load_detector, make_server
-from cops_jax.errors import InputError
+from cops_jax.errors import InputError, needs_extra
 
 _LOCAL_HOSTS = ("127.0.0.1", "localhost", "[::1]")
 
@@ -46,17 +46,10 @@ def _listen(host, port):
 
 
 def _serve(options):
-  try:
+  with needs_extra("the page", "demo", "starlette", "uvicorn"):
     import uvicorn  # noqa: F401
 
     from cops_jax.demo import server
-  except ImportError as error:
-    if (error.name or "").partition(".")[0] not in ("starlette", "uvicorn"):
-      raise
-    raise InputError(
-      "the page needs packages that are not installed: pip install --editable"
-      " '.[demo]'"
-    ) from error
   with _listen(options.host, options.port) as listener:
     detector = load_detector(
       options.workdir, allow_other_clip=options.allow_other_clip

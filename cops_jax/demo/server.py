@@ -35,9 +35,10 @@ from starlette.types import ASGIApp
 from cops_jax.datasets import generated
 from cops_jax.detector import AnomalyDetector
 from cops_jax.errors import InputError, shorten
-from cops_jax.images.decoding import as_seen, to_picture
-from cops_jax.images.drawing import heat_colors
+from cops_jax.images.decoding import to_picture
+from cops_jax.images.drawing import heat_colors, to_file
 from cops_jax.predict import to_row
+from cops_jax.thresholds import full_heat
 from cops_jax.weights.clip import DEMO_CLIP
 
 _PAGE = pathlib.Path(__file__).parent / "page"
@@ -145,8 +146,7 @@ class _Server:
         "thresholds": thresholds and dataclasses.asdict(thresholds),
         "limits": dataclasses.asdict(self._limits),
         "examples": list(self._examples),
-        # As in `predict.heatmap`.
-        "full_heat": 2 * thresholds.pixel if thresholds else 1.0,
+        "full_heat": full_heat(thresholds),
         "colors": colors[0].tolist(),
       }
     )
@@ -201,9 +201,9 @@ class _Server:
     with self._lock:  # One image's pixels in memory, and on the device.
       image = self._open(name, content)
       try:
-        decoded = self._detector.decode(image)
+        decoded = self._detector.decode(image, name)
       except InputError as error:
-        raise HTTPException(422, f"{name}: {error}") from error
+        raise HTTPException(422, str(error)) from error
       shown = to_picture(image)
       shown.thumbnail((_SHOWN_SIDE, _SHOWN_SIDE))
       (detection,) = self._detector.detect([decoded])
@@ -232,7 +232,6 @@ class _Server:
       if image.width * image.height > most:
         raise HTTPException(413, too_many)
       image.load()
-      image = as_seen(image)
     except HTTPException:
       raise
     except (
@@ -252,9 +251,7 @@ class _Server:
 
 
 def _data_url(image: Image.Image, kind: str, **options: Any) -> str:
-  file = io.BytesIO()
-  image.save(file, kind, **options)
-  text = base64.b64encode(file.getvalue()).decode()
+  text = base64.b64encode(to_file(image, kind, **options)).decode()
   return f"data:image/{kind};base64,{text}"
 
 
@@ -264,9 +261,7 @@ def _draw_examples():
     name = f"{category}_{defect or 'good'}.png"
     rng = np.random.default_rng(zlib.crc32(name.encode()))
     pixels, _ = generated.generate(category, defect, rng, _EXAMPLE_SIDE)
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    examples[name] = file.getvalue()
+    examples[name] = to_file(Image.fromarray(pixels), "PNG")
   return examples
 
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import math
-import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from cops_jax import metrics, scoring
@@ -35,8 +32,12 @@ class Findings:
   images: list[ImageResult] = dataclasses.field(default_factory=list)
   indices: list[int] = dataclasses.field(default_factory=list)
   example_ids: list[int] = dataclasses.field(default_factory=list)
-  pixels: dict[str, Any] = dataclasses.field(default_factory=dict)
-  ranges: dict[str, Any] = dataclasses.field(default_factory=dict)
+  pixels: dict[str, metrics.PixelMetrics | metrics.ExactPixelMetrics] = (
+    dataclasses.field(default_factory=dict)
+  )
+  ranges: dict[str, tuple[float, float]] = dataclasses.field(
+    default_factory=dict
+  )
   skipped: dict[str, str] = dataclasses.field(default_factory=dict)
 
   def add(self, row: Mapping[str, Any], dataset: str) -> ImageResult:
@@ -64,38 +65,18 @@ class Findings:
 
   def gather(self) -> Findings:
     """What all processes have found, the same in each of them."""
-    if jax.process_count() == 1:
-      return self
-    parts = gather_objects(
-      {
-        "images": [dataclasses.astuple(image) for image in self.images],
-        "indices": self.indices,
-        "example_ids": self.example_ids,
-        "pixels": {
-          category: {
-            name: _to_text(array) for name, array in state.arrays().items()
-          }
-          for category, state in self.pixels.items()
-        },
-        "ranges": self.ranges,
-        "skipped": self.skipped,
-      }
-    )
     whole = Findings(self.mode)
-    for part in parts:
-      whole.images += [ImageResult(*image) for image in part["images"]]
-      whole.indices += part["indices"]
-      whole.example_ids += part["example_ids"]
-      for category, texts in part["pixels"].items():
-        state = metrics.PixelMetrics.from_arrays(
-          {name: _from_text(*text) for name, text in texts.items()}
-        )
+    for part in gather_objects(self):
+      whole.images += part.images
+      whole.indices += part.indices
+      whole.example_ids += part.example_ids
+      for category, state in part.pixels.items():
         if category in whole.pixels:
           state = whole.pixels[category].merge(state)
         whole.pixels[category] = state
-      for category, (low, high) in part["ranges"].items():
+      for category, (low, high) in part.ranges.items():
         whole._widen(category, low, high)
-      whole.skipped |= part["skipped"]
+      whole.skipped |= part.skipped
     return whole
 
   def categories(self) -> dict[str, CategoryResult]:
@@ -167,23 +148,8 @@ def gather_pictures(
   pictures: Sequence[tuple[int, Picture]],
 ) -> list[Picture]:
   """The pictures of all processes, by the numbers that they come with."""
-  if jax.process_count() == 1:
-    return [picture for _, picture in pictures]
-  rows = [
-    (
-      index,
-      picture.kind,
-      dataclasses.astuple(picture.image),
-      base64.b64encode(picture.strip).decode(),
-    )
-    for index, picture in pictures
-  ]
-  return [
-    Picture(kind, ImageResult(*image), base64.b64decode(strip))
-    for _, kind, image, strip in sorted(
-      row for part in gather_objects(rows) for row in part
-    )
-  ]
+  rows = [row for part in gather_objects(list(pictures)) for row in part]
+  return [picture for _, picture in sorted(rows, key=lambda row: row[0])]
 
 
 def _category_result(images, pixels):
@@ -209,13 +175,3 @@ def _category_result(images, pixels):
       for name, curve in curves.items()
     },
   )
-
-
-def _to_text(array):
-  """Counts and their shape as text; most of them are zero."""
-  return array.shape, base64.b64encode(zlib.compress(array.tobytes())).decode()
-
-
-def _from_text(shape, text):
-  data = zlib.decompress(base64.b64decode(text))
-  return np.frombuffer(data, np.int64).reshape(shape)

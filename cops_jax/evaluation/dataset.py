@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pathlib
-import resource
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -33,6 +32,7 @@ from cops_jax.runtime.mesh import (
   run_ahead,
   shard_batch,
 )
+from cops_jax.runtime.processes import peak_memory_bytes
 from cops_jax.weights import PretrainedCLIP
 
 # Fields of a batch that a predicting step reads.
@@ -212,5 +212,5 @@ def evaluate_dataset(
     pictures,
     found.skipped,
     seconds=time.monotonic() - began,
-    peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    peak_memory_bytes=peak_memory_bytes(),
   )

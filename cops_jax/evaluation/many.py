@@ -218,9 +218,8 @@ class _KeptResult:
     if result is None and self.maps_folder and jax.process_index() == 0:
       # The maps are replaced one by one; until all are, they are nobody's.
       (self.maps_folder / _KEY_FILE).unlink(missing_ok=True)
-    if jax.process_count() > 1:  # All evaluate, or none.
-      if not all(gather_objects(result is not None)):
-        return None
+    if not all(gather_objects(result is not None)):  # All evaluate, or none.
+      return None
     if result is not None:
       _logger.info("the result of an earlier evaluation: %s", self._path)
     return result
@@ -250,5 +249,5 @@ class _KeptResult:
             path.unlink()
         write_file(self.maps_folder / _KEY_FILE, json.dumps(self._key))
       write_file(self._path, results.to_json(result, self._key))
-    except OSError as error:
-      _logger.warning("%s cannot be written: %s", self._path, error.strerror)
+    except (InputError, OSError) as error:
+      _logger.warning("the result is not kept: %s", error)

@@ -16,19 +16,23 @@ import pathlib
 import zipfile
 import zlib
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import flax.traverse_util
 import jax
 import jaxlib
 import numpy as np
 import safetensors.numpy
+from jax import export as jax_export
 
 from cops_jax import __version__
 from cops_jax.errors import InputError, shorten
 from cops_jax.files import whole_file
 from cops_jax.runtime.mesh import DATA_AXIS
 from cops_jax.typing import Array, Float
+
+if TYPE_CHECKING:  # Reading a file needs none of the model's code.
+  from cops_jax.detector import AnomalyDetector
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 _FORMAT = 1
@@ -43,12 +47,15 @@ _FUNCTION, _WEIGHTS, _METADATA = (
 
 
 def export(
-  detector: Any, out: str | os.PathLike, *, today: datetime.date | None = None
+  detector: AnomalyDetector,
+  out: str | os.PathLike,
+  *,
+  today: datetime.date | None = None,
 ) -> dict[str, Any]:
   """Writes a detector as one file.
 
   Args:
-    detector: a `detector.AnomalyDetector`.
+    detector: what to write.
     out: the file; one named .onnx is as `onnx.write_onnx` says.
     today: the date to stamp it with, for tests.
 
@@ -85,20 +92,15 @@ def export(
     "function_sha256": hashlib.sha256(function).hexdigest(),
     "weights_sha256": hashlib.sha256(weights).hexdigest(),
   }
-  try:
-    with whole_file(out) as partial, zipfile.ZipFile(partial, "w") as archive:
-      archive.writestr(_METADATA, json.dumps(metadata, indent=2) + "\n")
-      archive.writestr(_FUNCTION, function)
-      archive.writestr(_WEIGHTS, weights)
-  except OSError as error:
-    raise InputError(f"{out} cannot be written: {error.strerror}") from error
+  with whole_file(out) as partial, zipfile.ZipFile(partial, "w") as archive:
+    archive.writestr(_METADATA, json.dumps(metadata, indent=2) + "\n")
+    archive.writestr(_FUNCTION, function)
+    archive.writestr(_WEIGHTS, weights)
   return metadata
 
 
 def _trace(detector):
   """The function and the weights, as bytes."""
-  from jax import export as jax_export
-
   from cops_jax.config import build_model
   from cops_jax.detector import make_detect_step
 
@@ -131,7 +133,12 @@ class ExportedDetector:
     metadata: the file's: versions, hashes, image size, thresholds.
   """
 
-  def __init__(self, metadata: Mapping[str, Any], exported: Any, params: Any):
+  def __init__(
+    self,
+    metadata: Mapping[str, Any],
+    exported: jax_export.Exported,
+    params: Any,
+  ):
     self.metadata = metadata
     self._params = jax.device_put(params)
     self._call = jax.jit(exported.call)
@@ -169,8 +176,6 @@ def load(path: str | os.PathLike) -> ExportedDetector:
     InputError: there is no such file, it is damaged, or this version of JAX no
       longer reads it.
   """
-  from jax import export as jax_export
-
   path = pathlib.Path(path)
   try:
     with zipfile.ZipFile(path) as archive:

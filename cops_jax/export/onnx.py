@@ -19,18 +19,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from cops_jax.config import build_model
-from cops_jax.errors import InputError, shorten
+from cops_jax.detector import AnomalyDetector
+from cops_jax.errors import InputError, needs_extra, shorten
 from cops_jax.evaluation.step import detect_anomalies
 from cops_jax.files import write_file
 from cops_jax.models.cops import join_params
 
 _OUTPUTS = ("image_score", "anomaly_map")
+_PACKAGES = ("jax2onnx", "onnx_ir", "onnxruntime")
 _TOLERANCE = 1e-3
 _MAX_BYTES = 2**31 - 2**20  # Of a protocol buffer, with room for the graph.
 
 
 def write_onnx(
-  detector: Any, path: pathlib.Path, metadata: Mapping[str, Any]
+  detector: AnomalyDetector, path: pathlib.Path, metadata: Mapping[str, Any]
 ) -> None:
   """Writes a detector as one ONNX file.
 
@@ -40,7 +42,7 @@ def write_onnx(
   whatever config.clip.dtype says: few runtimes know bfloat16.
 
   Args:
-    detector: a `detector.AnomalyDetector`.
+    detector: what to write.
     path: the file.
     metadata: what the file says of itself; values are written as JSON.
 
@@ -87,26 +89,15 @@ def write_onnx(
     del inputs["noise"]
   content = _convert(detect, inputs, metadata)
   _check(content, detect, inputs)
-  try:
-    write_file(path, content)
-  except OSError as error:
-    raise InputError(f"{path} cannot be written: {error.strerror}") from error
+  write_file(path, content)
 
 
 def _convert(function, inputs, metadata):
-  try:
+  with needs_extra("an ONNX file", "onnx", *_PACKAGES):
     import onnx_ir
     import onnxruntime  # noqa: F401
     from jax2onnx import to_onnx
     from onnx_ir.passes.common import RemoveUnusedNodesPass
-  except ImportError as error:
-    missing = (error.name or "").partition(".")[0]
-    if missing not in ("jax2onnx", "onnx_ir", "onnxruntime"):
-      raise
-    raise InputError(
-      "ONNX files need packages that are not installed: pip install --editable"
-      " '.[onnx]'"
-    ) from error
   # Of the graph's inner values, whose types nobody needs.
   logging.getLogger("onnx_ir.serde").setLevel(logging.ERROR)
   with warnings.catch_warnings():

@@ -47,19 +47,27 @@ def decode_image(
     return resize_image(image, size)
 
 
+def read_orientation(image: Image.Image) -> int:
+  """How an image is to be turned, by its EXIF data; 1, upright, without any."""
+  from PIL import ExifTags
+
+  try:
+    orientation = image.getexif().get(ExifTags.Base.Orientation)
+  except Exception:  # PIL's kinds are many; the pixels may be sound.
+    return 1
+  return orientation if orientation in range(1, 9) else 1
+
+
 def turn_upright(image: Image.Image) -> Image.Image:
   """An image as its EXIF data say it is to be seen, as many photographs do.
 
   Without readable EXIF data it is returned as it is.
   """
-  from PIL import ExifTags, ImageOps
+  from PIL import ImageOps
 
-  try:
-    orientation = image.getexif().get(ExifTags.Base.Orientation)
-  except Exception:  # PIL's kinds are many; the pixels may be sound.
+  if read_orientation(image) == 1:
     return image
-  turned = orientation in range(2, 9)  # 1 is upright.
-  return ImageOps.exif_transpose(image) if turned else image
+  return ImageOps.exif_transpose(image)
 
 
 def as_seen(image: Image.Image) -> Image.Image:
@@ -114,20 +122,26 @@ def resize_map(
 
 
 def decode_mask(
-  file: bytes | pathlib.Path, size: int
+  file: bytes | pathlib.Path, size: int, orientation: int = 1
 ) -> Integer[np.ndarray, "h w"]:
   """A mask file, or its bytes, as 0 and 1, uint8, of side `size`.
 
   Grey values above 0 become 255; resized with PIL's bilinear filter, a pixel
   belongs to the mask from one half.
+
+  Args:
+    file: the mask.
+    size: of its sides, in pixels.
+    orientation: from `read_orientation`, of the image whose stored pixels the
+      mask is drawn over, where that image is turned upright.
   """
-  from PIL import Image
+  from PIL import ExifTags, Image
 
   with open_image(file) as mask:
     binary = np.asarray(mask.convert("L")) > 0
-  resized = Image.fromarray(binary.astype(np.uint8) * 255).resize(
-    (size, size), Image.Resampling.BILINEAR
-  )
+  mask = Image.fromarray(binary.astype(np.uint8) * 255)
+  mask.getexif()[ExifTags.Base.Orientation] = orientation
+  resized = turn_upright(mask).resize((size, size), Image.Resampling.BILINEAR)
   return (np.asarray(resized) / 255 > 0.5).astype(np.uint8)
 
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import io
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cops_jax.typing import Float, Integer
+
+if TYPE_CHECKING:
+  from PIL import Image
 
 TILE_PIXELS = 224
 _MARGIN_PIXELS = 4
@@ -26,6 +30,13 @@ _HEAT_TABLE = (
   .round()
   .astype(np.uint8)
 )
+
+
+def to_file(image: Image.Image, kind: str, **options: Any) -> bytes:
+  """An image as the bytes of a file, "PNG" or "JPEG", by PIL's options."""
+  file = io.BytesIO()
+  image.save(file, kind, **options)
+  return file.getvalue()
 
 
 def heat_colors(
@@ -93,6 +104,4 @@ def picture_strip(
     resampling = Image.NEAREST if tile is mask_tile else Image.BILINEAR
     scaled = Image.fromarray(tile).resize((TILE_PIXELS,) * 2, resampling)
     strip.paste(scaled, (index * (TILE_PIXELS + _MARGIN_PIXELS), 0))
-  file = io.BytesIO()
-  strip.save(file, format="JPEG", quality=88)
-  return file.getvalue()
+  return to_file(strip, "JPEG", quality=88)

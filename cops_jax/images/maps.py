@@ -68,7 +68,7 @@ class MapWriter:
     except OSError as error:
       raise InputError(
         f"anomaly maps cannot be written in {self._folder}: {error.strerror}."
-        " Make room, or leave out --save_maps."
+        " Make room, or leave out save_maps."
       ) from error
 
   def __exit__(self, kind, *_) -> None:

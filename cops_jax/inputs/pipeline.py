@@ -252,7 +252,7 @@ def _leave_out(examples, path, reason, skipped):
       f"{path} of data set {examples[0]['dataset']!r}: {reason}. Replace the"
       " file and, if the data set was prepared, delete the prepared copy: it is"
       " then made anew. Or leave such files out:"
-      " --config.input.unreadable_files=skip"
+      " config.input.unreadable_files=skip"
     )
   if path not in skipped:
     _logger.warning("left out %s: %s", path, reason)

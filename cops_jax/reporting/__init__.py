@@ -6,6 +6,7 @@ import logging
 import os
 import pathlib
 
+from cops_jax.errors import InputError
 from cops_jax.evaluation.results import Evaluated
 from cops_jax.reporting.tables import (
   SCHEMA_VERSION,
@@ -57,12 +58,11 @@ def write(
   try:
     write_results(workdir, *values)
     return report.write_report(workdir, *values)
-  except OSError as error:
+  except InputError as error:
     _logger.warning(
-      "the results are not written: %s: %s. Use another --workdir with"
+      "the results are not written: %s. Use another --workdir with"
       " --checkpoint=%s to have the files.",
-      error.filename or workdir,
-      error.strerror,
+      error,
       workdir,
     )
     return None

@@ -13,7 +13,6 @@ import pathlib
 from collections.abc import Sequence
 
 from cops_jax.commands import command_line
-from cops_jax.errors import InputError
 from cops_jax.reporting.tables import compare, write_csv
 from cops_jax.tables import align
 
@@ -35,12 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
   options = parser.parse_args(arguments)
   rows = compare(options.workdirs)
   if options.csv:
-    try:
-      write_csv(options.csv, rows[0], rows[1:])
-    except OSError as error:
-      raise InputError(
-        f"{options.csv} cannot be written: {error.strerror}"
-      ) from error
+    write_csv(options.csv, rows[0], rows[1:])
   print("\n".join(align(rows, num_text_columns=2)))
 
 

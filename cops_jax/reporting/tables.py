@@ -167,7 +167,11 @@ def write_results(
 def write_csv(
   path: pathlib.Path, header: Sequence[str], rows: Iterable[Sequence[Any]]
 ) -> None:
-  """Writes a table as a file of comma-separated values."""
+  """Writes a table as a file of comma-separated values.
+
+  Raises:
+    InputError: it cannot be written.
+  """
   file = io.StringIO()
   writer = csv.writer(file, lineterminator="\n")
   writer.writerow(header)

@@ -11,20 +11,24 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging as absl_logging
-from jax.experimental import multihost_utils
 
-from cops_jax.errors import InputError, shorten
+from cops_jax.errors import (
+  DamagedRunError,
+  InputError,
+  MissingRunError,
+  shorten,
+)
 from cops_jax.runs import manifests
+from cops_jax.runtime.processes import in_first_process
 
 _logger = logging.getLogger(__name__)
 
 # Marks, at the end of a name, what is being written or deleted; and what was
 # found damaged.
 _PARTIAL, _DAMAGED = ".partial", ".damaged"
-_NO_STEP, _NO_GOOD_STEP = -1, -2
+_CHUNK_BYTES = 2**20
 
 
 def find_steps(workdir: str | os.PathLike) -> list[int]:
@@ -64,10 +68,7 @@ def _directory(workdir):
 
 
 def _no_checkpoint(workdir):
-  return InputError(
-    f"{workdir} has no checkpoint yet. Train first:"
-    f" python train.py --config=... --workdir={workdir}"
-  )
+  return MissingRunError(f"{workdir} has no checkpoint yet.", str(workdir))
 
 
 class Checkpoints:
@@ -130,7 +131,7 @@ class Checkpoints:
       # What Orbax logs of errors, several tracebacks, it raises too. Its
       # threads go on logging them until the process ends.
       absl_logging.set_verbosity(absl_logging.FATAL)
-      _in_first_process(self._require_room, step, (params, opt_state))
+      in_first_process(self._require_room, step, (params, opt_state))
       self._checkpointer.save(
         partial,
         args=ocp.args.Composite(
@@ -139,7 +140,7 @@ class Checkpoints:
           recent_terms=ocp.args.JsonSave(list(recent_terms)),
         ),
       )
-      _in_first_process(self._complete, step, partial)
+      in_first_process(self._complete, step, partial)
     except (OSError, ValueError) as error:
       self._delete_partial()
       raise InputError(
@@ -161,7 +162,7 @@ class Checkpoints:
     Raises:
       InputError: there is no good checkpoint, or it is of another model.
     """
-    step = self._verified_step()
+    step = in_first_process(self._find_good_step)
     restored = self._restore(
       step,
       recent_terms=ocp.args.JsonRestore(),
@@ -180,7 +181,7 @@ class Checkpoints:
     Raises:
       InputError: there is no good checkpoint, or it is of another model.
     """
-    step = self._verified_step()
+    step = in_first_process(self._find_good_step)
     if params is None:
       metadata = self._checkpointer.metadata(self._directory / str(step))
       params = jax.tree.map(
@@ -189,24 +190,10 @@ class Checkpoints:
       )
     return step, self._restore(step, params=_standard_restore(params)).params
 
-  def _verified_step(self):
-    """The newest good step, the same in all processes."""
-    step = self._find_good_step() if jax.process_index() == 0 else _NO_STEP
-    step = int(multihost_utils.broadcast_one_to_all(np.int32(step)))
-    if step == _NO_STEP:
-      raise _no_checkpoint(self._workdir)
-    if step == _NO_GOOD_STEP:
-      raise InputError(
-        f"every checkpoint in {self._directory} is damaged. Restore the files"
-        " from a copy, or train in another --workdir. To see what is wrong:"
-        f" python train.py --workdir={self._workdir} --verify"
-      )
-    return step
-
   def _find_good_step(self):
-    steps = find_steps(self._workdir)
+    """The newest good step; newer ones are set aside."""
     damaged = []
-    for step in reversed(steps):
+    for step in reversed(find_steps(self._workdir)):
       path = self._directory / str(step)
       damage = manifests.find_damage(path)
       if not damage:
@@ -216,7 +203,13 @@ class Checkpoints:
       )
       damaged.append(path)
     else:
-      return _NO_GOOD_STEP if steps else _NO_STEP
+      if not damaged:
+        raise _no_checkpoint(self._workdir)
+      raise DamagedRunError(
+        f"every checkpoint in {self._directory} is damaged. Restore the files"
+        " from a copy, or train in another work directory.",
+        str(self._workdir),
+      )
     if self._num_kept is not None:
       for path in damaged:
         aside = path.with_name(path.name + _DAMAGED)
@@ -246,15 +239,20 @@ class Checkpoints:
     )
 
   def _require_room(self, step, trees):
-    """Full disks are found here, before Orbax's threads all fail at once."""
+    """Full disks are found here, before Orbax's threads all fail at once.
+
+    By writing: what the system says of free space knows of no quota or limit.
+    """
     num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(trees))
     self._directory.mkdir(parents=True, exist_ok=True)
     path = self._directory / f"{step}.room{_PARTIAL}"
-    with path.open("wb") as file:
-      try:
-        os.posix_fallocate(file.fileno(), 0, max(num_bytes, 1))
-      finally:
-        path.unlink()
+    zeros = bytes(_CHUNK_BYTES)
+    try:
+      with path.open("wb") as file:
+        for start in range(0, num_bytes, _CHUNK_BYTES):
+          file.write(zeros[: num_bytes - start])
+    finally:
+      path.unlink(missing_ok=True)
 
   def _complete(self, step, partial):
     manifests.write_manifest(partial)
@@ -275,23 +273,6 @@ class Checkpoints:
         shutil.rmtree(path, ignore_errors=True)
       else:
         path.unlink(missing_ok=True)
-
-
-def _in_first_process(function, *args):
-  """Calls it there alone; where it fails, all processes do.
-
-  Raises:
-    OSError: the function's own, or one that points to the first process.
-  """
-  error = None
-  if jax.process_index() == 0:
-    try:
-      function(*args)
-    except OSError as caught:
-      error = caught
-  has_failed = multihost_utils.broadcast_one_to_all(np.bool_(error is not None))
-  if has_failed:
-    raise error or OSError("the first process says why")
 
 
 def _standard_restore(tree):

@@ -17,7 +17,8 @@ def write_manifest(directory: pathlib.Path) -> None:
   """Writes the size and SHA-256 of every file in a directory into it.
 
   Raises:
-    OSError: a file cannot be read, or the manifest not be written.
+    InputError: the manifest cannot be written.
+    OSError: a file cannot be read.
   """
   files = {
     path.relative_to(directory).as_posix(): _describe(path)

@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from cops_jax.errors import InputError
+from cops_jax.errors import InputError, needs_extra
 from cops_jax.files import write_file
 
 _METRICS_FILE = "metrics.jsonl"
@@ -39,24 +39,18 @@ class RunLog:
     self._path = workdir / _METRICS_FILE
     self._is_active, self._tensorboard = is_active, None
     if use_tensorboard and is_active:
-      try:
+      with needs_extra(
+        "config.train.use_tensorboard",
+        "tensorboard",
+        *("clu", "tensorboard", "tensorflow"),
+      ):
         from clu import metric_writers
-      except ImportError as error:
-        raise InputError(
-          "config.train.use_tensorboard needs a package that is not installed:"
-          " pip install --editable '.[tensorboard]'"
-        ) from error
       self._tensorboard = metric_writers.SummaryWriter(
         str(workdir / "tensorboard")
       )
     if is_active and self._path.exists():
       kept = [row for row in read_metrics(workdir) if row["step"] <= last_step]
-      try:
-        write_file(self._path, "".join(map(_line, kept)))
-      except OSError as error:
-        raise InputError(
-          f"{self._path} cannot be written: {error.strerror}"
-        ) from error
+      write_file(self._path, "".join(map(_line, kept)))
 
   def write(self, step: int, scalars: Mapping[str, float]) -> None:
     """Adds the values of some quantities at a step.

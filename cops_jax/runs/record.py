@@ -7,11 +7,14 @@ import json
 import os
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cops_jax import __version__
-from cops_jax.errors import InputError
+from cops_jax.errors import InputError, MissingRunError
 from cops_jax.files import write_file
+
+if TYPE_CHECKING:
+  import ml_collections
 
 _FILE = "run.json"
 # Fields that may differ between the starts of one run, or from a run to its
@@ -50,8 +53,8 @@ class Record:
   init_from: str = ""
   version: str = __version__
 
-  def to_config(self) -> Any:
-    """The config as an ml_collections.ConfigDict."""
+  def to_config(self) -> ml_collections.ConfigDict:
+    """The config as it is used."""
     import ml_collections
 
     return ml_collections.ConfigDict(self.config)
@@ -108,9 +111,8 @@ def read_record(workdir: str | os.PathLike) -> Record:
         " did not note the CLIP it was trained on. Train it again in another"
         " directory."
       ) from error
-    raise InputError(
-      f"{workdir} holds no training run: {path} does not exist. Train first:"
-      f" python train.py --config=... --workdir={workdir}"
+    raise MissingRunError(
+      f"{workdir} holds no training run: {path} does not exist.", str(workdir)
     ) from error
   except OSError as error:
     raise InputError(f"{path} cannot be read: {error.strerror}") from error
@@ -128,8 +130,8 @@ def claim_workdir(
   Of a cluster's processes, one is the writer.
 
   Raises:
-    InputError: it holds a run with another config, CLIP or start; names the
-      differences.
+    InputError: it holds a run with another config, CLIP or start, whose
+      differences are named; or it cannot be written.
   """
   workdir = pathlib.Path(workdir)
   if (workdir / _FILE).exists() or (workdir / "checkpoints").is_dir():
@@ -139,16 +141,13 @@ def claim_workdir(
     if saved.init_from != record.init_from:
       raise InputError(
         f"{workdir} holds a run that began from"
-        f" --init_from={saved.init_from!r}, not {record.init_from!r}. Use the"
-        " same or another --workdir."
+        f" init_from={saved.init_from!r}, not {record.init_from!r}. Use the"
+        " same or another work directory."
       )
     return
   if not is_writer:
     return
-  try:
-    write_file(workdir / _FILE, record.to_json())
-  except OSError as error:
-    raise InputError(f"cannot write in --workdir={workdir}: {error}") from error
+  write_file(workdir / _FILE, record.to_json())
 
 
 def check_config(
@@ -171,7 +170,7 @@ def check_config(
   if differences:
     raise InputError(
       f"{run} holds a run with another config: {'; '.join(differences)}."
-      " Use its config or another --workdir."
+      " Use its config or another work directory."
     )
 
 
@@ -187,8 +186,8 @@ def check_clip(
     raise InputError(
       f"{run} was trained on CLIP weights with the SHA-256"
       f" {record.clip_sha256}; the file here has {sha256}. Set"
-      " config.clip.weights to the same file, or add --allow_other_clip if the"
-      " two hold the same model."
+      " config.clip.weights to the same file, or allow_other_clip if the two"
+      " hold the same model."
     )
 
 

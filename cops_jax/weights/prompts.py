@@ -260,22 +260,19 @@ def write_prompts(
       format has no such prompts.
   """
   path = pathlib.Path(path)
-  try:
-    if path.suffix == ".pth":
-      _require_conditional_words(trainable, path)
-      torch_files.write_tensors(
-        path, to_authors_names(trainable), _ROOT, record.to_json()
-      )
-    elif path.suffix == ".safetensors":
-      flat = flax.traverse_util.flatten_dict(trainable, sep=".")
-      content = safetensors.numpy.save(
-        {name: np.asarray(array, order="C") for name, array in flat.items()},
-        metadata={"record": record.to_json()},
-      )
-      write_file(path, content)
-    else:
-      raise InputError(
-        f"{path} must end in .safetensors or .pth, which choose the format"
-      )
-  except OSError as error:
-    raise InputError(f"{path} cannot be written: {error.strerror}") from error
+  if path.suffix == ".pth":
+    _require_conditional_words(trainable, path)
+    torch_files.write_tensors(
+      path, to_authors_names(trainable), _ROOT, record.to_json()
+    )
+  elif path.suffix == ".safetensors":
+    flat = flax.traverse_util.flatten_dict(trainable, sep=".")
+    content = safetensors.numpy.save(
+      {name: np.asarray(array, order="C") for name, array in flat.items()},
+      metadata={"record": record.to_json()},
+    )
+    write_file(path, content)
+  else:
+    raise InputError(
+      f"{path} must end in .safetensors or .pth, which choose the format"
+    )

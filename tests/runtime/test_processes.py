@@ -159,3 +159,60 @@ def test_a_full_disk_stops_all(arguments, tmp_path):
 def test_bad_arguments(arguments, expected):
   with pytest.raises(InputError, match=expected):
     distributed.start(*arguments)
+
+
+def test_one_process_alone():
+  """What it gives comes back as it is, and what it raises."""
+  value = {"array": np.arange(3)}
+  assert distributed.gather_objects(value)[0] is value
+  assert distributed.in_first_process(divmod, 7, 2) == (3, 1)
+  with pytest.raises(ZeroDivisionError):
+    distributed.in_first_process(divmod, 7, 0)
+
+
+ASK_EACH_OTHER = """
+import sys
+import numpy as np
+from cops_jax.errors import DamagedRunError
+from cops_jax.runtime import processes
+
+address, index = sys.argv[1], int(sys.argv[2])
+processes.start(address, 2, index)
+parts = processes.gather_objects(
+  {"process": index, "array": np.full((index + 1, 2), index, np.int64)}
+)
+assert [part["process"] for part in parts] == [0, 1]
+for index, part in enumerate(parts):
+  assert part["array"].tolist() == [[index, index]] * (index + 1)
+assert processes.in_first_process(lambda: b"bytes") == b"bytes"
+
+def fail(error):
+  raise error
+
+for error in (KeyError("secret"), DamagedRunError("all is lost", "runs/a")):
+  try:
+    processes.in_first_process(fail, error)
+  except Exception as caught:
+    print(repr(caught), getattr(caught, "workdir", ""))
+"""
+
+
+def test_what_processes_tell_each_other():
+  """Objects with arrays; and what the first one's failure is in the other."""
+  address = f"127.0.0.1:{free_port()}"
+  pair = [
+    subprocess.Popen(
+      [sys.executable, "-c", ASK_EACH_OTHER, address, str(index)],
+      cwd=ROOT,
+      env=environment(1),
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for index in range(2)
+  ]
+  outputs = [process.communicate(timeout=120) for process in pair]
+  reasons = ("KeyError('secret') ", "OSError('the first process says why') ")
+  for (out, err), reason in zip(outputs, reasons, strict=True):
+    lines = [reason, "DamagedRunError('all is lost') runs/a"]
+    assert out.splitlines()[-2:] == lines, out + err  # Gloo's come before.

@@ -1,0 +1,36 @@
+"""Files that are written whole or not at all."""
+
+import pytest
+
+from cops_jax import files
+from cops_jax.errors import InputError
+
+
+def test_a_file_and_the_folders_above_it(tmp_path):
+  path = tmp_path / "a" / "b.txt"
+  for content in ("one", b"two"):
+    files.write_file(path, content)
+  assert path.read_text() == "two"
+  assert list(path.parent.iterdir()) == [path]
+
+
+def test_what_cannot_be_written_is_told(tmp_path):
+  (tmp_path / "file").write_text("in the way")
+  path = tmp_path / "file" / "a.txt"
+  with pytest.raises(InputError, match="a.txt cannot be written: File exists"):
+    files.write_file(path, "text")
+  (tmp_path / "folder").mkdir()
+  with pytest.raises(InputError, match="folder cannot be written: Is a direct"):
+    files.write_file(tmp_path / "folder", "text")
+  assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_a_failure_leaves_the_file_as_it_was(tmp_path):
+  path = tmp_path / "a.txt"
+  files.write_file(path, "before")
+  with pytest.raises(KeyError):
+    with files.whole_file(path) as partial:
+      partial.write_text("half")
+      raise KeyError("made")
+  assert path.read_text() == "before"
+  assert list(tmp_path.iterdir()) == [path]
