@@ -5,8 +5,8 @@ import importlib
 import pytest
 
 from cops_jax import weights
-from cops_jax.config import build_model
 from cops_jax.errors import InputError
+from cops_jax.weights import build_model
 
 
 @pytest.fixture(scope="module")

@@ -99,8 +99,8 @@ def _trace(detector):
   """The function and the weights, as bytes."""
   from jax import export as jax_export
 
-  from cops_jax.config import build_model
   from cops_jax.detector import make_detect_step
+  from cops_jax.weights import build_model
 
   config, clip = detector.config, detector.clip
   mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), (DATA_AXIS,))

@@ -14,7 +14,6 @@ import orbax.checkpoint as ocp
 import pytest
 from PIL import Image
 
-from cops_jax import config as configuration
 from cops_jax import datasets, evaluation, training, weights
 from cops_jax.errors import InputError
 from cops_jax.evaluation import many as sweep
@@ -75,7 +74,7 @@ def test_training_is_the_same_and_runs_share_a_cache(
   assert not encoded
   want_rows, want_leaves = outcome(tmp_path / "without")
 
-  config.train.cache_features = "float32"
+  config.feature_cache.dtype = "float32"
   training.train(config, tmp_path / "filling")
   assert encoded["images"] == 576
   assert outcome(tmp_path / "filling") == (want_rows, want_leaves)
@@ -84,7 +83,7 @@ def test_training_is_the_same_and_runs_share_a_cache(
   assert f"{gigabytes} as float32, of " in caplog.text
   assert "computing features of demo_auxiliary: 576/576 images" in caplog.text
 
-  config.train.cache_features = "bfloat16"
+  config.feature_cache.dtype = "bfloat16"
   training.train(config, tmp_path / "rounded")
   rows, leaves = outcome(tmp_path / "rounded")
   assert encoded["images"] == 2 * 576
@@ -93,7 +92,7 @@ def test_training_is_the_same_and_runs_share_a_cache(
     assert row["loss"] == pytest.approx(want["loss"], rel=1e-2)
 
   forbid_vision_tower(monkeypatch)
-  config.train.cache_features = "float32"
+  config.feature_cache.dtype = "float32"
   training.train(config, tmp_path / "reading")
   assert encoded["images"] == 2 * 576
   assert outcome(tmp_path / "reading") == (want_rows, want_leaves)
@@ -123,7 +122,7 @@ def load(root):
 @pytest.fixture
 def open_cache(config, tmp_path):
   clip = weights.load_clip(config.clip.weights)
-  model = configuration.build_model(config, clip)
+  model = weights.build_model(config, clip)
 
   def open_cache(examples, dtype="float32", **kwargs):
     return features.open_features(
@@ -285,7 +284,7 @@ def test_numbers_that_do_not_fit_are_refused(tmp_path):
 def test_bfloat16_holds_all_that_a_bfloat16_clip_says(config):
   config.clip.dtype = "bfloat16"
   clip = weights.load_clip(config.clip.weights)
-  model = configuration.build_model(config, clip)
+  model = weights.build_model(config, clip)
   encode = features.make_encode_step(model, sharding.make_mesh())
   images = np.random.default_rng(0).integers(0, 256, (8, 48, 48, 3), np.uint8)
   for array in encode(clip.params, images):
@@ -295,7 +294,7 @@ def test_bfloat16_holds_all_that_a_bfloat16_clip_says(config):
 def test_evaluation_is_the_same(config, images, open_cache, monkeypatch):
   examples = load(images)
   clip = weights.load_clip(config.clip.weights)
-  model = configuration.build_model(config, clip)
+  model = weights.build_model(config, clip)
   trainable = init_trainable(model, jax.random.key(0))
   mesh = sharding.make_mesh()
   cache = open_cache(examples)
