@@ -14,12 +14,15 @@ import orbax.checkpoint as ocp
 import pytest
 from PIL import Image
 
+from cops_jax import config as configuration
 from cops_jax import datasets, evaluation, training, weights
+from cops_jax.config import Role
 from cops_jax.errors import InputError
 from cops_jax.evaluation import many as sweep
 from cops_jax.inputs import feature_cache as features
 from cops_jax.inputs import feature_files
 from cops_jax.inputs import pipeline as input_pipeline
+from cops_jax.inputs.configured import features_of
 from cops_jax.models.cops import init_trainable
 from cops_jax.runtime import mesh as sharding
 
@@ -320,6 +323,53 @@ def test_evaluation_is_the_same(config, images, open_cache, monkeypatch):
   result = evaluate(cache)
   assert result.images == want.images
   assert len(want.pictures) == 6 and result.pictures == want.pictures
+
+
+def test_a_cache_depends_on_the_fields_that_say_so(config, images):
+  config.features_dir = str(images.parent / "features")
+  config.feature_cache.dtype = "float32"
+  clip, mesh = weights.clip_of(config), sharding.make_mesh()
+
+  def num_caches(name, value):
+    changed = config.copy_and_resolve_references()
+    changed.update_from_flattened_dict({name: value})
+    model = weights.build_model(changed, clip)
+    folder = features_of(
+      changed,
+      load(images),
+      "test",
+      model,
+      clip,
+      mesh,
+      batch_size=8,
+      skipped=None,
+    ).folder
+    return len(list(folder.parent.iterdir()))
+
+  assert num_caches("seed", 1) == 1
+  for name, value in (
+    ("model.temperature", 0.1),
+    ("model.num_state_words", 0),
+    ("train.learning_rate", 0.1),
+    ("evaluation.alpha", 0.1),
+    ("clip.split_over_devices", True),
+  ):
+    assert not configuration.decides(name, Role.FEATURES)
+    assert num_caches(name, value) == 1
+  changes = {
+    "feature_cache.dtype": "bfloat16",
+    "clip.dtype": "bfloat16",
+    "model.image_size_pixels": 32,
+    "model.feature_layers": (3,),
+    "model.num_value_layers": 1,
+  }
+  assert changes.keys() == {
+    name
+    for name in configuration.FIELDS
+    if configuration.decides(name, Role.FEATURES)
+  }
+  for number, (name, value) in enumerate(changes.items(), start=2):
+    assert num_caches(name, value) == number, name
 
 
 def test_one_fills_and_the_others_wait(images, open_cache, encoded):
