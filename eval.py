@@ -35,9 +35,9 @@ _SAVE_MAPS = flags.DEFINE_bool(
 
 
 def recorded_config():
-  from configs import recorded
+  from cops_jax.weights import prompts
 
-  return recorded.get_config(_CHECKPOINT.value or flags.FLAGS.workdir)
+  return prompts.recorded_config(_CHECKPOINT.value or flags.FLAGS.workdir)
 
 
 def main(config, workdir, allow_other_clip):

@@ -21,9 +21,8 @@ import numpy as np
 from PIL import Image
 from transformers import CLIPConfig
 
-from configs import visa
 from cops_jax import datasets
-from cops_jax.config import build_model
+from cops_jax.config import recipe
 from cops_jax.inputs import feature_cache, pipeline
 from cops_jax.runtime.mesh import make_mesh, replicate, shard_batch
 from cops_jax.training.step import (
@@ -32,6 +31,7 @@ from cops_jax.training.step import (
   make_optimizer,
   make_train_step,
 )
+from cops_jax.weights import build_model
 from cops_jax.weights.clip import OPENAI_TOKENS, PretrainedCLIP
 from cops_jax.weights.clip_names import clip_param_shapes
 
@@ -141,7 +141,7 @@ def epoch_seconds(config, clip, examples, folder, dtype) -> list[float]:
 
 
 def main() -> None:
-  config = visa.get_config()
+  config = recipe("visa")
   config.train.batch_size = 1
   clip = random_clip()
   means = {}
@@ -153,8 +153,9 @@ def main() -> None:
       seconds = epoch_seconds(config, clip, examples, root, dtype)
       means[dtype] = np.mean(seconds)
       print(
-        f"cache_features={dtype}: {len(seconds)} epochs of {_NUM_IMAGES} steps"
-        f" in {', '.join(f'{number:.2f}' for number in seconds)} s",
+        f"feature_cache.dtype={dtype}: {len(seconds)} epochs of"
+        f" {_NUM_IMAGES} steps in"
+        f" {', '.join(f'{number:.2f}' for number in seconds)} s",
         flush=True,
       )
   ratio = means["none"] / means["bfloat16"]

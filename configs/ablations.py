@@ -23,7 +23,7 @@ The demo's CLIP is a toy: this says little about the parts on real images.
 from configs import demo
 from cops_jax.errors import InputError
 
-# Overrides by name. Where fields name alternatives, see configs/default.py.
+# Overrides by name. Where fields name alternatives, see cops_jax/config.py.
 ABLATIONS = {
   "full": {},
   "no_prototypes": {"model.num_state_words": 0},
@@ -59,5 +59,5 @@ def get_config(name="full"):
   config = demo.get_config()
   config.model.smoothing_window_patches = 3
   # All but no_value_path have the same vision features, for any seed.
-  config.train.cache_features = "float32"
+  config.feature_cache.dtype = "float32"
   return ablate(config, name)

@@ -8,17 +8,9 @@ AUROC 95.7, pixel AP 23.4. The authors used one GPU. No time is given here, as
 this code has not been run on one with the real data yet.
 """
 
-from configs import default
+from cops_jax.config import recipe
 
 
 def get_config():
   """The default with the MVTec recipe's overrides."""
-  config = default.get_config()
-  config.model.smoothing_window_patches = 3
-  config.train.dataset = "mvtec_ad"
-  config.train.num_epochs = 5
-  config.train.reconstruction = "pairwise"
-  config.evaluation.datasets = ("visa",)
-  config.evaluation.alpha = 0.35
-  config.evaluation.beta = 1.0
-  return config
+  return recipe("mvtec")

@@ -3,8 +3,6 @@
 python train.py --config=configs/recorded.py:runs/demo --workdir=runs/again
 """
 
-from configs import default
-from cops_jax.errors import InputError
 from cops_jax.weights import prompts
 
 
@@ -17,17 +15,4 @@ def get_config(run):
   Raises:
     InputError: there is no record, or it has fields that are not known here.
   """
-  record = prompts.find_record(run)
-  if record is None:
-    raise InputError(
-      f"{run} does not say with which config it was trained; add --config"
-    )
-  config = default.get_config()
-  try:
-    config.update(record.config)
-  except (AttributeError, KeyError, TypeError, ValueError) as error:
-    raise InputError(
-      f"{run} was made by version {record.version}, whose config does not fit"
-      f" this version: {error}"
-    ) from error
-  return config
+  return prompts.recorded_config(run)

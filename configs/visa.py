@@ -8,9 +8,9 @@ AUROC 93.4, pixel AP 41.9. The authors used one GPU. No time is given here, as
 this code has not been run on one with the real data yet.
 """
 
-from configs import default
+from cops_jax.config import recipe
 
 
 def get_config():
   """The default is this recipe."""
-  return default.get_config()
+  return recipe("visa")

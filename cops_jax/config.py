@@ -1,252 +1,618 @@
-"""From a config to the model it describes."""
+"""Every field with its default, its check and its role; the recipes.
+
+`FIELDS` declares each field once: what it says, what it may be, and what
+depends on it. All else that has to know a field asks here. A run's recorded
+config becomes one of this version by `restore`.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import enum
 import math
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-import jax.numpy as jnp
-from jax.sharding import Mesh
-
-from cops_jax import weights
 from cops_jax.errors import InputError
-from cops_jax.inputs import feature_cache
-from cops_jax.inputs.feature_files import FeatureCache
 from cops_jax.losses import RECONSTRUCTIONS
 from cops_jax.metrics import PIXEL_METRICS_MODES
-from cops_jax.models.cops import CoPS
 from cops_jax.models.prompts import PROTOTYPE_INJECTIONS
-from cops_jax.weights import PretrainedCLIP
 
 UNREADABLE_FILES = ("error", "skip")
+FEATURE_TYPES = ("none", "float32", "bfloat16", "float16")
 
-_LEAST_VALUES = {
-  "model.smoothing_window_patches": 1,
-  "model.num_context_words": 0,
-  "model.num_state_words": 0,
-  "model.num_category_words": 0,
-  "input.num_workers": 0,
-  "train.num_epochs": 0,
-  "train.batch_size": 1,
-  "train.accumulate_steps": 1,
-  "train.evaluate_every_steps": 0,
-  "train.log_every_steps": 1,
-  "train.checkpoint_every_steps": 1,
-  "train.num_kept_checkpoints": 1,
-  "evaluation.batch_size": 1,
-  "evaluation.num_samples": 1,
-  "evaluation.num_pictures": 0,
+
+class Role(enum.Flag):
+  """What a field decides.
+
+  Where CLIP's weights or data lie decides nothing: their hashes do.
+  """
+
+  # Where and how fast things are done, what is shown and what is kept.
+  NOTHING = 0
+  # What is trained: it must stay the same in a run that is resumed.
+  TRAINING = enum.auto()
+  # An evaluation's results: those of another value are not used again.
+  RESULTS = enum.auto()
+  # Cached vision features: those of another value are not used again.
+  FEATURES = enum.auto()
+
+
+_ALL = Role.TRAINING | Role.RESULTS | Role.FEATURES
+
+# From a field's value, the whole config and CLIP's own to what the value must
+# be, in words; "" where it is that.
+Check = Callable[[Any, Any, Any], str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+  """One field of a config.
+
+  Attributes:
+    default: its value in both published recipes; others have the same type.
+    comment: what it says.
+    role: what it decides.
+    checks: what a value must pass besides its type.
+  """
+
+  default: Any
+  comment: str
+  role: Role
+  checks: tuple[Check, ...] = ()
+
+
+def _at_least(least):
+  return lambda value, config, clip: (
+    "" if value >= least else f"at least {least}"
+  )
+
+
+def _within(low, high):
+  return lambda value, config, clip: (
+    "" if low <= value < high else f"from {low} to below {high}"
+  )
+
+
+def _one_of(choices: Collection[str]):
+  return lambda value, config, clip: (
+    "" if value in choices else f"one of {', '.join(choices)}"
+  )
+
+
+def _a_seed(value, config, clip):
+  return "" if 0 <= value < 2**32 else "from 0 to 2**32 - 1"
+
+
+def _a_precision(value, config, clip):
+  is_good = value in ("float32", "bfloat16")
+  return "" if is_good else "float32 or bfloat16"
+
+
+def _above_zero(value, config, clip):
+  return "" if 0 < value < math.inf else "above 0"
+
+
+def _odd(value, config, clip):
+  return "" if value % 2 == 1 else "odd"
+
+
+def _whole_patches(value, config, clip):
+  side = clip.vision_config.patch_size
+  is_good = value > 0 and value % side == 0
+  return "" if is_good else f"a multiple of the patch size {side}"
+
+
+def _vision_layers(value, config, clip):
+  number = clip.vision_config.num_hidden_layers
+  is_good = value and all(
+    isinstance(layer, int) and 1 <= layer <= number for layer in value
+  )
+  return "" if is_good else f"whole numbers from 1 to {number}"
+
+
+def _last_layers(value, config, clip):
+  number = clip.vision_config.num_hidden_layers
+  return "" if 0 <= value <= number else f"from 0 to {number}"
+
+
+def _divides_the_width(value, config, clip):
+  width = clip.projection_dim
+  is_good = not config.model.num_state_words or (
+    value > 0 and width % value == 0
+  )
+  return "" if is_good else f"a divisor of the joint width {width}"
+
+
+def _num_words(config):
+  model = config.model
+  return sum(
+    max(number, 0)  # Those below have an error of their own.
+    for number in (
+      model.num_context_words,
+      model.num_state_words,
+      model.num_category_words,
+    )
+  )
+
+
+def _leaves_words(value, config, clip):
+  if _num_words(config):
+    return ""
+  return "at least 1 where there are neither state nor category words"
+
+
+def _text_layers(value, config, clip):
+  number = clip.text_config.num_hidden_layers
+  return "" if 0 <= value < number else f"less than the {number} text layers"
+
+
+def _learned_words(value, config, clip):
+  number = _num_words(config)
+  return "" if 0 <= value <= number else f"at most the {number} learned words"
+
+
+FIELDS = {
+  "seed": Field(
+    0,
+    "Seed of everything random: initial parameters, order, noise.",
+    Role.TRAINING | Role.RESULTS,
+    (_a_seed,),
+  ),
+  "data_dir": Field(
+    "",
+    'Where TFDS keeps prepared data sets; "" for its own default,'
+    " ~/tensorflow_datasets.",
+    Role.NOTHING,
+  ),
+  "manual_dir": Field(
+    "",
+    'Where data sets\' original files lie, each in a folder of its name; ""'
+    " for downloads/manual in data_dir.",
+    Role.NOTHING,
+  ),
+  "features_dir": Field(
+    "",
+    "Where vision features are cached, a folder for each data set and model;"
+    ' "" for features in data_dir. Runs and evaluations share it.',
+    Role.NOTHING,
+  ),
+  "feature_cache.dtype": Field(
+    "none",
+    "Type in which the vision features of each image are kept on disk, so that"
+    " the vision tower runs once for an image, in a run, in others and in their"
+    ' evaluations: "float32", "bfloat16" (as exact where clip.dtype is'
+    ' bfloat16, and half as large) or "float16". "none" runs it in every step.',
+    _ALL,  # Rounded, features change the last digits.
+    (_one_of(FEATURE_TYPES),),
+  ),
+  "input.num_workers": Field(
+    0,
+    "Processes that decode images; 0 for threads of the main one, which is"
+    " enough for a few cores.",
+    Role.NOTHING,
+    (_at_least(0),),
+  ),
+  "input.unreadable_files": Field(
+    "error",
+    'What an image or mask that cannot be decoded does: "error" ends the run;'
+    ' "skip" warns, lists the file in the results and leaves the example out.',
+    Role.RESULTS,
+    (_one_of(UNREADABLE_FILES),),
+  ),
+  "clip.weights": Field(
+    "openai/clip-vit-large-patch14-336",
+    "A Hugging Face name or folder, OpenAI's own .pt or a state dict in"
+    ' OpenAI\'s names, or "demo" for the toy in this package.',
+    Role.NOTHING,
+  ),
+  "clip.revision": Field(
+    "",
+    'Branch, tag or commit on the Hugging Face hub; "" for the newest.',
+    Role.NOTHING,
+  ),
+  "clip.sha256": Field(
+    "",
+    'SHA-256 that the file with the weights must have; "" accepts any.',
+    Role.NOTHING,
+  ),
+  "clip.dtype": Field(
+    "bfloat16",
+    'Of CLIP\'s computation: "float32" or "bfloat16". The rest is float32.',
+    _ALL,
+    (_a_precision,),
+  ),
+  "clip.split_over_devices": Field(
+    False,
+    "Whether each device holds a part of CLIP's parameters instead of all:"
+    " saves memory, and costs their exchange in every step.",
+    Role.NOTHING,
+  ),
+  "model.image_size_pixels": Field(
+    518,
+    "Side that images are resized to, in pixels; a multiple of the patch size.",
+    _ALL,
+    (_whole_patches,),
+  ),
+  "model.feature_layers": Field(
+    (24,),
+    "Vision layers, counted from 1, whose patches are compared with the"
+    " prompts.",
+    _ALL,
+    (_vision_layers,),
+  ),
+  "model.num_value_layers": Field(
+    24,
+    "Vision layers with a value path, counted from the last; 0 for none.",
+    _ALL,
+    (_last_layers,),
+  ),
+  "model.smoothing_window_patches": Field(
+    5,
+    "Side of the neighbourhood average, in patches; odd. 1 for none.",
+    Role.TRAINING | Role.RESULTS,
+    (_at_least(1), _odd),
+  ),
+  "model.num_heads": Field(
+    12,
+    "Heads of the prototype extractor's attention; divides CLIP's joint width.",
+    Role.TRAINING | Role.RESULTS,
+    (_divides_the_width,),
+  ),
+  "model.num_context_words": Field(
+    6,
+    'A prompt is: start, context words, state words, category words, ".", end.',
+    Role.TRAINING | Role.RESULTS,
+    (_at_least(0), _leaves_words),
+  ),
+  "model.num_state_words": Field(
+    6,
+    "There are as many prototypes per state as state words. 0 state words: no"
+    " prototypes, their losses or distances.",
+    Role.TRAINING | Role.RESULTS,
+    (_at_least(0),),
+  ),
+  "model.num_category_words": Field(
+    2,
+    "0 category words: no VAE, its losses or samples, and the prompt ends in"
+    ' "object." instead.',
+    Role.TRAINING | Role.RESULTS,
+    (_at_least(0),),
+  ),
+  "model.deep_prompt_length": Field(
+    4,
+    "Tokens of the text tower that a layer replaces.",
+    Role.TRAINING | Role.RESULTS,
+    (_learned_words,),
+  ),
+  "model.deep_prompt_depth": Field(
+    8,
+    "Layers of the text tower that replace them; 0 for no deep prompts.",
+    Role.TRAINING | Role.RESULTS,
+    (_text_layers,),
+  ),
+  "model.prototype_injection": Field(
+    "crossed",
+    "Which prototypes a state's prompt gets: \"crossed\", the other state's, as"
+    ' in the authors\' released code; "matched", its own, as in the paper.',
+    Role.TRAINING | Role.RESULTS,
+    (_one_of(PROTOTYPE_INJECTIONS),),
+  ),
+  "model.temperature": Field(
+    0.07,
+    "Cosines are divided by it before the softmax.",
+    Role.TRAINING | Role.RESULTS,
+    (_above_zero,),
+  ),
+  "train.dataset": Field(
+    "visa",
+    "The auxiliary data set; its test split has the anomalies. A name that"
+    ' "python -m cops_jax.datasets list" shows, or your own images: folder:PATH'
+    " in MVTec's layout, meta_json:PATH with a meta.json.",
+    Role.TRAINING,
+  ),
+  "train.split": Field(
+    "test",
+    "Split of the auxiliary data set that is trained on.",
+    Role.TRAINING,
+  ),
+  "train.num_epochs": Field(
+    10,
+    "Passes over the data. 0 writes a checkpoint of the untrained prompts.",
+    Role.TRAINING,
+    (_at_least(0),),
+  ),
+  "train.batch_size": Field(
+    8,
+    "Images in a step, over all devices. An epoch's last step may have less.",
+    Role.TRAINING,
+    (_at_least(1),),
+  ),
+  "train.accumulate_steps": Field(
+    1,
+    "Steps whose mean gradient makes one update of the parameters.",
+    Role.TRAINING,
+    (_at_least(1),),
+  ),
+  "train.learning_rate": Field(
+    1e-3, "Adam's; constant.", Role.TRAINING, (_within(0, math.inf),)
+  ),
+  "train.b1": Field(
+    0.5,
+    "Adam's: decay of the gradients' mean.",
+    Role.TRAINING,
+    (_within(0, 1),),
+  ),
+  "train.b2": Field(
+    0.999,
+    "Adam's: decay of their squares' mean.",
+    Role.TRAINING,
+    (_within(0, 1),),
+  ),
+  "train.eps": Field(
+    1e-8,
+    "Adam's: added to what the mean is divided by.",
+    Role.TRAINING,
+    (_within(1e-30, 1),),
+  ),
+  "train.reconstruction": Field(
+    "none",
+    'Loss between image features and category biases: "none", "pairwise" (every'
+    ' image with every bias, as in the released code) or "matched".',
+    Role.TRAINING,
+    (_one_of(RECONSTRUCTIONS),),
+  ),
+  "train.log_every_steps": Field(
+    20,
+    "Steps from one line of metrics to the next.",
+    Role.NOTHING,
+    (_at_least(1),),
+  ),
+  "train.checkpoint_every_steps": Field(
+    500,
+    "Steps from one checkpoint to the next.",
+    Role.NOTHING,
+    (_at_least(1),),
+  ),
+  "train.evaluate_every_steps": Field(
+    0,
+    "Evaluates as the section evaluation says, and writes the means into the"
+    " metrics; 0 for never.",
+    Role.NOTHING,
+    (_at_least(0),),
+  ),
+  "train.use_tensorboard": Field(
+    False,
+    "Writes the metrics for TensorBoard too; needs the extra [tensorboard].",
+    Role.NOTHING,
+  ),
+  "train.num_kept_checkpoints": Field(
+    3, "Newest checkpoints that are kept.", Role.NOTHING, (_at_least(1),)
+  ),
+  "evaluation.datasets": Field(
+    ("mvtec_ad",), "Names as train.dataset's.", Role.NOTHING
+  ),
+  "evaluation.split": Field(
+    "test", "Split of each data set that is scored.", Role.RESULTS
+  ),
+  "evaluation.batch_size": Field(
+    8,
+    "Images in a step, over all devices. No result depends on it.",
+    Role.NOTHING,
+    (_at_least(1),),
+  ),
+  "evaluation.num_samples": Field(
+    10,
+    "Category codes sampled for an image.",
+    Role.RESULTS,
+    (_at_least(1),),
+  ),
+  "evaluation.distance_weighting": Field(
+    True,
+    "Whether a patch's probability is weighted by its distances to the"
+    " prototypes, if there are any.",
+    Role.RESULTS,
+  ),
+  "evaluation.alpha": Field(
+    0.26,
+    "Share of the distance to normal prototypes in that weight.",
+    Role.RESULTS,
+  ),
+  "evaluation.beta": Field(
+    0.9,
+    "Share of the whole image's probability in its score.",
+    Role.RESULTS,
+  ),
+  "evaluation.pixel_metrics": Field(
+    "binned",
+    'How pixels are counted: "binned", in memory that does not grow, or'
+    ' "exact", which keeps all of them: for small data.',
+    Role.RESULTS,
+    (_one_of(PIXEL_METRICS_MODES),),
+  ),
+  "evaluation.num_pictures": Field(
+    4,
+    "Images of each kind, best, worst and random, in a data set's report.",
+    Role.RESULTS,
+    (_at_least(0),),
+  ),
+}
+# Fields that earlier versions had elsewhere.
+MOVED = {"train.cache_features": "feature_cache.dtype"}
+
+_KINDS = {
+  str: "text",
+  bool: "truth value",
+  int: "whole number",
+  float: "number",
+  tuple: "list",
+}
+
+# What differs from the defaults, by name.
+RECIPES = {
+  "visa": {},
+  "mvtec": {
+    "model.smoothing_window_patches": 3,
+    "train.dataset": "mvtec_ad",
+    "train.num_epochs": 5,
+    "train.reconstruction": "pairwise",
+    "evaluation.datasets": ("visa",),
+    "evaluation.alpha": 0.35,
+    "evaluation.beta": 1.0,
+  },
+  "demo": {
+    "clip.weights": "demo",
+    "clip.dtype": "float32",
+    "model.image_size_pixels": 112,
+    "model.feature_layers": (5,),
+    "model.num_value_layers": 3,
+    "model.smoothing_window_patches": 1,
+    "model.num_heads": 8,
+    "model.deep_prompt_depth": 3,
+    "train.dataset": "demo_auxiliary",
+    "evaluation.datasets": ("demo_unseen",),
+    "evaluation.beta": 0.5,
+  },
 }
 
 
-def load_clip(config: Any) -> PretrainedCLIP:
-  """The CLIP that a config names; see `weights.load_clip`."""
-  clip = config.clip
-  return weights.load_clip(clip.weights, clip.revision, clip.sha256)
-
-
-def load_examples(
-  config: Any, name: str, split: str
-) -> Sequence[Mapping[str, Any]]:
-  """`datasets.load` from where a config says that data lie."""
-  from cops_jax import datasets
-
-  return datasets.load(
-    name, split, config.data_dir or None, config.manual_dir or None
-  )
-
-
-def open_features(
-  config: Any,
-  examples: Sequence[Mapping[str, Any]],
-  split: str,
-  model: CoPS,
-  clip: PretrainedCLIP,
-  mesh: Mesh,
-  *,
-  batch_size: int,
-  skipped: MutableMapping[str, str] | None,
-) -> FeatureCache | None:
-  """A data set's cached features, computed as far as they are missing.
-
-  Arguments and errors as in `feature_cache.open_features`.
+def default() -> Any:
+  """The config that all others override.
 
   Returns:
-    None if the config wants no cache.
+    A locked ml_collections.ConfigDict.
   """
-  dtype = config.train.cache_features
-  if dtype == "none":
-    return None
-  return feature_cache.open_features(
-    examples,
-    split,
-    model,
-    clip,
-    mesh,
-    dtype=dtype,
-    folder=config.features_dir
-    or feature_cache.default_folder(config.data_dir or None),
-    image_size=config.model.image_size_pixels,
-    batch_size=batch_size,
-    split_clip=config.clip.split_over_devices,
-    num_workers=config.input.num_workers,
-    skipped=skipped,
-  )
+  return _to_config({name: field.default for name, field in FIELDS.items()})
 
 
-def build_model(config: Any, clip: PretrainedCLIP) -> CoPS:
-  """The model that a config describes, on a loaded CLIP.
+def recipe(name: str) -> Any:
+  """The default with a recipe's overrides.
+
+  Args:
+    name: of `RECIPES`.
+
+  Returns:
+    A locked ml_collections.ConfigDict.
 
   Raises:
-    InputError: a field's value does not fit CLIP or another field.
+    InputError: there is no recipe of that name.
   """
-  model, vision = config.model, clip.config.vision_config
-  num_layers = vision.num_hidden_layers
-  width = clip.config.projection_dim
-  text_layers = clip.config.text_config.num_hidden_layers
-  num_words = (
-    model.num_context_words + model.num_state_words + model.num_category_words
-  )
+  if name not in RECIPES:
+    raise InputError(f"{name!r} is no recipe; they are {', '.join(RECIPES)}")
+  config = default()
+  config.update_from_flattened_dict(RECIPES[name])
+  return config
 
-  def check(condition, field, value, expected):
-    if not condition:
-      raise InputError(
-        f"config.{field} is {value!r}; with CLIP {config.clip.weights!r} it"
-        f" must be {expected}"
-      )
 
-  for field, least in _LEAST_VALUES.items():
-    section, name = field.split(".")
-    number = config[section][name]
-    check(number >= least, field, number, f"at least {least}")
-  check(
-    model.image_size_pixels > 0
-    and model.image_size_pixels % vision.patch_size == 0,
-    "model.image_size_pixels",
-    model.image_size_pixels,
-    f"a multiple of the patch size {vision.patch_size}",
-  )
-  check(
-    model.feature_layers
-    and all(
-      isinstance(layer, int) and 1 <= layer <= num_layers
-      for layer in model.feature_layers
-    ),
-    "model.feature_layers",
-    tuple(model.feature_layers),
-    f"whole numbers from 1 to {num_layers}",
-  )
-  check(0 <= config.seed < 2**32, "seed", config.seed, "from 0 to 2**32 - 1")
-  check(
-    0 < model.temperature < math.inf,
-    "model.temperature",
-    model.temperature,
-    "above 0",
-  )
-  for name, low, high in (
-    ("learning_rate", 0, math.inf),
-    ("b1", 0, 1),
-    ("b2", 0, 1),
-    ("eps", 1e-30, 1),
-  ):
-    check(
-      low <= config.train[name] < high,
-      f"train.{name}",
-      config.train[name],
-      f"from {low} to below {high}",
+def restore(recorded: Mapping[str, Any], source: str, version: str) -> Any:
+  """A recorded config as one of this version.
+
+  Fields that have moved are at their new place, and those that the record
+  lacks, as an earlier version made it, have their defaults.
+
+  Args:
+    recorded: nested dictionaries.
+    source: what it was recorded for, for errors.
+    version: that recorded it, for errors.
+
+  Returns:
+    A locked ml_collections.ConfigDict.
+
+  Raises:
+    InputError: it has a field that is not known here, or one of another type.
+  """
+
+  def refuse(reason):
+    raise InputError(
+      f"{source} was made by version {version}, whose config does not fit this"
+      f" version: {reason}"
     )
-  check(
-    0 <= model.num_value_layers <= num_layers,
-    "model.num_value_layers",
-    model.num_value_layers,
-    f"from 0 to {num_layers}",
-  )
-  check(
-    model.smoothing_window_patches % 2 == 1,
-    "model.smoothing_window_patches",
-    model.smoothing_window_patches,
-    "odd",
-  )
-  check(
-    not model.num_state_words
-    or (model.num_heads > 0 and width % model.num_heads == 0),
-    "model.num_heads",
-    model.num_heads,
-    f"a divisor of the joint width {width}",
-  )
-  check(
-    num_words > 0,
-    "model.num_context_words",
-    model.num_context_words,
-    "at least 1 where there are neither state nor category words",
-  )
-  check(
-    0 <= model.deep_prompt_depth < text_layers,
-    "model.deep_prompt_depth",
-    model.deep_prompt_depth,
-    f"less than the {text_layers} text layers",
-  )
-  check(
-    0 <= model.deep_prompt_length <= num_words,
-    "model.deep_prompt_length",
-    model.deep_prompt_length,
-    f"at most the {num_words} learned words",
-  )
-  check(
-    model.prototype_injection in PROTOTYPE_INJECTIONS,
-    "model.prototype_injection",
-    model.prototype_injection,
-    f"one of {', '.join(PROTOTYPE_INJECTIONS)}",
-  )
-  check(
-    config.input.unreadable_files in UNREADABLE_FILES,
-    "input.unreadable_files",
-    config.input.unreadable_files,
-    f"one of {', '.join(UNREADABLE_FILES)}",
-  )
-  check(
-    config.train.reconstruction in RECONSTRUCTIONS,
-    "train.reconstruction",
-    config.train.reconstruction,
-    f"one of {', '.join(RECONSTRUCTIONS)}",
-  )
-  check(
-    config.train.cache_features in feature_cache.STORAGE_TYPES,
-    "train.cache_features",
-    config.train.cache_features,
-    f"one of {', '.join(feature_cache.STORAGE_TYPES)}",
-  )
-  check(
-    config.evaluation.pixel_metrics in PIXEL_METRICS_MODES,
-    "evaluation.pixel_metrics",
-    config.evaluation.pixel_metrics,
-    f"one of {', '.join(PIXEL_METRICS_MODES)}",
-  )
-  check(
-    config.clip.dtype in ("float32", "bfloat16"),
-    "clip.dtype",
-    config.clip.dtype,
-    "float32 or bfloat16",
-  )
-  tokens = clip.tokens
-  suffix = (tokens.period, tokens.end)
-  if not model.num_category_words:
-    suffix = (tokens.object, *suffix)
-  return CoPS(
-    clip_config=clip.config,
-    prefix_tokens=(tokens.start,),
-    suffix_tokens=suffix,
-    feature_layers=tuple(model.feature_layers),
-    num_value_layers=model.num_value_layers,
-    smoothing_window=model.smoothing_window_patches,
-    num_heads=model.num_heads,
-    num_context_words=model.num_context_words,
-    num_state_words=model.num_state_words,
-    num_category_words=model.num_category_words,
-    deep_prompt_length=model.deep_prompt_length,
-    deep_prompt_depth=model.deep_prompt_depth,
-    prototype_injection=model.prototype_injection,
-    temperature=model.temperature,
-    dtype=jnp.dtype(config.clip.dtype),
-  )
+
+  values = complete(recorded)
+  unknown = [name for name in values if name not in FIELDS]
+  if unknown:
+    refuse(f"not known here: {', '.join(map(repr, unknown))}")
+  for name, field in FIELDS.items():
+    kind = type(field.default)
+    if kind is float and type(values[name]) is int:
+      values[name] = float(values[name])  # As JSON may have written it.
+    if type(values[name]) is not kind:
+      refuse(f"{name} is {values[name]!r}, no {_KINDS[kind]}")
+  return _to_config(values)
+
+
+def complete(config: Mapping[str, Any]) -> dict[str, Any]:
+  """A config's values by dotted name, those of absent fields with them.
+
+  Args:
+    config: nested dictionaries. Fields that have moved are put at their new
+      place; those that are not known here stay. Lists become tuples.
+  """
+  values = {
+    name: tuple(value) if isinstance(value, list) else value
+    for name, value in flatten(config).items()
+  }
+  for old, new in MOVED.items():
+    if old in values:
+      values.setdefault(new, values.pop(old))
+  defaults = {name: field.default for name, field in FIELDS.items()}
+  return {**defaults, **values}
+
+
+def decides(name: str, role: Role) -> bool:
+  """Whether a field has a role; one that is not known here may have any.
+
+  Args:
+    name: dotted.
+    role: one role.
+  """
+  return name not in FIELDS or role in FIELDS[name].role
+
+
+def check_values(config: Any, clip: Any) -> None:
+  """Checks every field of a config.
+
+  Args:
+    config: a ConfigDict.
+    clip: the configuration of CLIP, with its sizes; a transformers.CLIPConfig.
+
+  Raises:
+    InputError: a field is absent, or its value does not fit CLIP or another
+      field.
+  """
+  values = flatten(config.to_dict())
+  missing = FIELDS.keys() - values.keys()
+  if missing:
+    raise InputError(
+      f"the config lacks {', '.join(sorted(missing))}: begin with"
+      " cops_jax.config.default(), which has every field"
+    )
+  for name, field in FIELDS.items():
+    for check in field.checks:
+      expected = check(values[name], config, clip)
+      if expected:
+        raise InputError(
+          f"config.{name} is {values[name]!r}; with CLIP"
+          f" {config.clip.weights!r} it must be {expected}"
+        )
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+  """A nested config's fields by dotted name."""
+  flat = {}
+  for name, value in config.items():
+    if isinstance(value, dict):
+      flat |= flatten(value, f"{prefix}{name}.")
+    else:
+      flat[prefix + name] = value
+  return flat
+
+
+def _to_config(values):
+  import ml_collections
+
+  nested = {}
+  for name, value in values.items():
+    section, _, key = name.rpartition(".")
+    (nested.setdefault(section, {}) if section else nested)[key] = value
+  return ml_collections.ConfigDict(nested).lock()

@@ -21,7 +21,6 @@ import jax
 import numpy as np
 
 from cops_jax import thresholds
-from cops_jax.config import build_model, load_clip
 from cops_jax.errors import InputError, shorten
 from cops_jax.evaluation.step import make_configured_step
 from cops_jax.images.decoding import (
@@ -41,6 +40,7 @@ from cops_jax.runtime.mesh import (
 from cops_jax.runtime.randomness import content_ids
 from cops_jax.thresholds import Thresholds
 from cops_jax.typing import Float, Integer
+from cops_jax.weights import build_model, clip_of
 from cops_jax.weights.clip import PretrainedCLIP
 from cops_jax.weights.prompts import find_record, hash_prompts, load_prompts
 
@@ -94,7 +94,7 @@ def make_detect_step(
   """Compiles the step from images alone to their scores and maps.
 
   Args:
-    config: a ConfigDict with the fields of configs/default.py.
+    config: a ConfigDict with the fields of `cops_jax.config`.
     model: CoPS.
     mesh: to split batches over.
     clip_shardings: see `make_predict_step`.
@@ -131,9 +131,9 @@ class AnomalyDetector:
     """Puts the model on all devices of this process.
 
     Args:
-      config: a ConfigDict with the fields of configs/default.py.
+      config: a ConfigDict with the fields of `cops_jax.config`.
       trainable: trained prompts.
-      clip: from `config.load_clip`.
+      clip: from `weights.clip_of`.
       thresholds: for verdicts.
 
     Raises:
@@ -166,9 +166,8 @@ class AnomalyDetector:
     """
     record = read_record(workdir)
     found = thresholds.read_thresholds(workdir)
-    detector = cls._load(
-      workdir, record.to_config(), record, allow_other_clip, found
-    )
+    config = record.to_config(str(workdir))
+    detector = cls._load(workdir, config, record, allow_other_clip, found)
     if found and found.prompts_sha256 not in ("", detector.prompts_sha256):
       _logger.warning(
         "no verdicts: the thresholds of %s were chosen for other prompts than"
@@ -191,9 +190,9 @@ class AnomalyDetector:
     """A CLIP and trained prompts, wherever they lie.
 
     Args:
-      clip: see config.clip.weights in configs/default.py.
+      clip: see config.clip.weights in `cops_jax.config`.
       prompts: see `prompts.load_prompts`.
-      config: a ConfigDict with the fields of configs/default.py; by default the
+      config: a ConfigDict with the fields of `cops_jax.config`; by default the
         one that the prompts were trained with, which files of the authors' code
         do not say.
       thresholds: for verdicts.
@@ -208,9 +207,9 @@ class AnomalyDetector:
       if record is None:
         raise InputError(
           f"{prompts} does not say with which config it was trained; give a"
-          " config, such as configs.visa.get_config()"
+          ' config, such as cops_jax.config.recipe("visa")'
         )
-      config = record.to_config()
+      config = record.to_config(str(prompts))
     config = config.copy_and_resolve_references()
     config.clip.weights = str(clip)
     config.clip.revision = config.clip.sha256 = ""
@@ -218,18 +217,7 @@ class AnomalyDetector:
 
   @classmethod
   def _load(cls, prompts, config, record, allow_other_clip, thresholds):
-    try:
-      return cls._build(prompts, config, record, allow_other_clip, thresholds)
-    except (AttributeError, KeyError) as error:  # A ConfigDict's.
-      raise InputError(
-        f"the config of {prompts} has no field {error}: another version made"
-        " it. Give a config: AnomalyDetector.from_files(clip, prompts,"
-        " config=...), or train again."
-      ) from error
-
-  @classmethod
-  def _build(cls, prompts, config, record, allow_other_clip, thresholds):
-    clip = load_clip(config)
+    clip = clip_of(config)
     if record is not None:
       check_clip(record, clip.sha256, str(prompts), allow_other_clip)
     model = build_model(config, clip)

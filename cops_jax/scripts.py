@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -16,7 +17,10 @@ from cops_jax.progress import show_messages
 from cops_jax.runtime import processes
 
 _CONFIG = config_flags.DEFINE_config_file(
-  "config", None, "Config file, see configs/.", lock_config=True
+  "config",
+  None,
+  "Config file, see configs/, or a recipe's name: visa, mvtec or demo.",
+  lock_config=True,
 )
 _WORKDIR = flags.DEFINE_string(
   "workdir", None, "Directory of the run: checkpoints, logs and results."
@@ -45,10 +49,40 @@ _VERIFY = flags.DEFINE_bool(
 )
 
 
+class _ConfigParser(flags.ArgumentParser):
+  """Reads --config: a file where there is one, a recipe's name otherwise."""
+
+  def __init__(self, file_parser):
+    self._file_parser = file_parser
+
+  def parse(self, argument):
+    from cops_jax.config import recipe  # It loads JAX.
+
+    is_name = re.fullmatch(r"\w+", argument) and not os.path.exists(argument)
+    return (recipe if is_name else self._file_parser.parse)(argument)
+
+  def flag_type(self):
+    return self._file_parser.flag_type()
+
+
+flags.FLAGS["config"].parser = _ConfigParser(flags.FLAGS["config"].parser)
+
+
+def _require_no_moved(arguments):
+  """Raises InputError for a field that earlier versions had elsewhere."""
+  from cops_jax.config import MOVED
+
+  for text in arguments:
+    found = re.match(r"--?config\.([\w.]+)", text)
+    if found and found[1] in MOVED:
+      raise InputError(f"--config.{found[1]} is now --config.{MOVED[found[1]]}")
+
+
 def _parse(arguments, recorded_config):
   """absl's flags; ml_collections' errors are told as shortly as absl's."""
   flags.mark_flags_as_required([_WORKDIR])
   try:
+    _require_no_moved(arguments)
     config = None
     if not any(re.match("--?config(=|$)", text) for text in arguments):
       # The other flags say whether one is needed and where it is recorded.

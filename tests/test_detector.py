@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import io
+import json
 import shutil
 
 import jax
@@ -191,12 +192,27 @@ def test_runs_that_cannot_be_used(workdir, tmp_path, clip_folder):
     record.replace('"pixel_metrics"', '"forgotten"')
   )
   with pytest.raises(
-    InputError, match="no field .*pixel_metrics.*another vers"
+    InputError, match="made by version .*evaluation.forgotten"
   ):
     AnomalyDetector.from_workdir(old)
   released = ROOT / "tests" / "data" / "weights" / "epoch_1.pth"
-  with pytest.raises(InputError, match="with which config.*give a config"):
+  with pytest.raises(InputError, match="with which config.*recipe..visa"):
     AnomalyDetector.from_files(clip_folder, released)
+
+
+def test_a_run_of_an_earlier_version(workdir, tmp_path):
+  """Without a field of today, and with one that was elsewhere then."""
+  old = shutil.copytree(workdir, tmp_path / "old")
+  record = json.loads((old / "run.json").read_text())
+  del record["config"]["feature_cache"]
+  del record["config"]["evaluation"]["distance_weighting"]
+  record["config"]["train"]["cache_features"] = "float16"
+  (old / "run.json").write_text(json.dumps(record))
+  detector = AnomalyDetector.from_workdir(old)
+  expected = AnomalyDetector.from_workdir(workdir)
+  assert detector.config.feature_cache.dtype == "float16"
+  image = make_image(0)
+  assert detector(image).image_score == expected(image).image_score
 
 
 def test_the_readmes_example(workdir, tmp_path, monkeypatch, capsys):

@@ -22,11 +22,7 @@ LAYERS = (
 # Kept for code written for earlier versions: nothing here imports them.
 OLD_PATHS = ("configuration", "sharding")
 # What is still to be put right, as (module, part that it imports).
-EXCEPTIONS = {
-  # `config` is to check values only; what loads and opens is to move up.
-  ("config", "inputs"),
-  ("config", "weights"),
-}
+EXCEPTIONS = set()
 
 LAYER_OF = {name: layer for layer, row in enumerate(LAYERS) for name in row}
 MODULES = {

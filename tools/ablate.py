@@ -25,6 +25,7 @@ from absl import flags
 
 from configs import ablations
 from cops_jax import __version__, scripts
+from cops_jax.config import complete
 from cops_jax.errors import InputError
 from cops_jax.files import write_file
 from cops_jax.reporting import metric_title, write
@@ -59,10 +60,10 @@ def train_and_evaluate(
   from cops_jax.evaluation import many
 
   path = workdir / _FINISHED_FILE
-  asked = json.loads(json.dumps(config.to_dict()))
+  asked = config.to_dict()
   if path.exists():
     finished = json.loads(path.read_text(encoding="utf-8"))
-    if finished["config"] == asked:
+    if complete(finished["config"]) == complete(asked):
       return finished["means"]
   training.train(config, workdir, allow_other_clip=allow_other_clip)
   evaluated = many.evaluate(config, workdir, allow_other_clip=allow_other_clip)

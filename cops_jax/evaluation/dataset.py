@@ -11,7 +11,6 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from cops_jax.config import open_features
 from cops_jax.errors import InputError
 from cops_jax.evaluation.accumulate import (
   Findings,
@@ -24,6 +23,7 @@ from cops_jax.images.decoding import decode_image
 from cops_jax.images.drawing import picture_strip
 from cops_jax.images.maps import MapWriter
 from cops_jax.inputs import pipeline
+from cops_jax.inputs.configured import features_of
 from cops_jax.inputs.feature_files import FeatureCache
 from cops_jax.models.cops import CoPS
 from cops_jax.progress import Progress
@@ -45,7 +45,7 @@ def make_evaluator(
   """Makes the function that evaluates prompts as a config says.
 
   Args:
-    config: a ConfigDict with the fields of configs/default.py.
+    config: a ConfigDict with the fields of `cops_jax.config`.
     model: CoPS.
     clip: that it is built on.
     mesh: to split batches over.
@@ -71,7 +71,7 @@ def make_evaluator(
   def evaluate(
     trainable, clip_params, examples, num_pictures=0, maps_folder=None
   ):
-    features = open_features(
+    features = features_of(
       config,
       examples,
       settings.split,

@@ -16,12 +16,13 @@ from typing import Any
 import jax
 
 from cops_jax import __version__
-from cops_jax.config import build_model, load_clip, load_examples
+from cops_jax.config import Role, complete, decides
 from cops_jax.errors import InputError
 from cops_jax.evaluation import results
 from cops_jax.evaluation.dataset import make_evaluator
 from cops_jax.files import write_file
 from cops_jax.images.maps import map_file_names
+from cops_jax.inputs.configured import load_examples
 from cops_jax.models.cops import trainable_shapes
 from cops_jax.runs.record import check_clip, check_config
 from cops_jax.runtime.mesh import (
@@ -31,7 +32,7 @@ from cops_jax.runtime.mesh import (
   replicated_sharding,
 )
 from cops_jax.runtime.processes import gather_objects
-from cops_jax.weights import prompts
+from cops_jax.weights import build_model, clip_of, prompts
 
 _logger = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ def evaluate(
   again by the same prompts, CLIP, config, data and version.
 
   Args:
-    config: a ConfigDict with the fields of configs/default.py.
+    config: a ConfigDict with the fields of `cops_jax.config`.
     workdir: of the run. If it cannot be written there is a warning.
     names: data sets, see `datasets.load`; "all" for the thirteen published, of
       which those that are not prepared are skipped. By default
@@ -87,7 +88,7 @@ def evaluate(
     _logger.warning("%s does not say which CLIP it was trained on", checkpoint)
   else:
     check_config(record, config.to_dict(), ("clip", "model"), str(checkpoint))
-  clip = load_clip(config)
+  clip = clip_of(config)
   if record is not None:
     check_clip(record, clip.sha256, str(checkpoint), allow_other_clip)
   model = build_model(config, clip)
@@ -171,38 +172,20 @@ def _hash_data(fingerprint, result):
   return digest.hexdigest()
 
 
-# Fields of the config that no result depends on.
-_FREE = {
-  "": ("data_dir", "manual_dir", "features_dir", "train"),
-  "input": ("num_workers",),
-  "clip": ("weights", "revision", "sha256", "split_over_devices"),
-  "evaluation": ("datasets", "batch_size"),
-}
-
-
 class _KeptResult:
   """A data set's result in the work directory."""
 
   def __init__(self, workdir, examples, fingerprint, provenance, save_maps):
-    config = {
-      section: {
-        name: value
-        for name, value in fields.items()
-        if name not in _FREE.get(section, ())
-      }
-      if isinstance(fields, dict)
-      else fields
-      for section, fields in provenance["config"].items()
-      if section not in _FREE[""]
-    }
     self._key = {
       **{
         name: provenance[name]
         for name in ("version", "prompts_sha256", "clip_sha256")
       },
-      "config": config,
-      # Rounded, features change the last digits.
-      "cache_features": provenance["config"]["train"]["cache_features"],
+      "config": {
+        name: value
+        for name, value in complete(provenance["config"]).items()
+        if decides(name, Role.RESULTS)
+      },
       "dataset": examples.name,
       "fingerprint": fingerprint,
       "num_images": len(examples),

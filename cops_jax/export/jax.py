@@ -101,8 +101,8 @@ def export(
 
 def _trace(detector):
   """The function and the weights, as bytes."""
-  from cops_jax.config import build_model
   from cops_jax.detector import make_detect_step
+  from cops_jax.weights import build_model
 
   config, clip = detector.config, detector.clip
   mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), (DATA_AXIS,))

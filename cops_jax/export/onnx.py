@@ -18,12 +18,12 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 
-from cops_jax.config import build_model
 from cops_jax.detector import AnomalyDetector
 from cops_jax.errors import InputError, needs_extra, shorten
 from cops_jax.evaluation.step import detect_anomalies
 from cops_jax.files import write_file
 from cops_jax.models.cops import join_params
+from cops_jax.weights import build_model
 
 _OUTPUTS = ("image_score", "anomaly_map")
 _PACKAGES = ("jax2onnx", "onnx_ir", "onnxruntime")

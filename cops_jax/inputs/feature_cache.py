@@ -48,9 +48,6 @@ from cops_jax.weights.clip import PretrainedCLIP
 
 _logger = logging.getLogger(__name__)
 
-# Values of config.train.cache_features.
-STORAGE_TYPES = ("none", "float32", "bfloat16", "float16")
-
 # Raised by whatever changes the stored values or their layout: the decoding of
 # images, the vision tower, this module.
 _VERSION = 1
@@ -95,8 +92,8 @@ def open_features(
     model, clip: the vision tower.
     mesh: of the run. Each of its devices gets as many images at a time as in
       the run's own steps: the last bits depend on that number.
-    dtype: to store them in, see `STORAGE_TYPES`. With "float32" the number of
-      images at a time is part of what makes a cache another one.
+    dtype: to store them in, see `config.FEATURE_TYPES`. With "float32" the
+      number of images at a time is part of what makes a cache another one.
     folder: of all caches.
     image_size: pixels.
     batch_size: of the run's steps.
@@ -157,7 +154,7 @@ def open_features(
   except OSError as error:
     raise InputError(
       f"features cannot be kept in {folder}: {error}. Choose another place with"
-      " config.features_dir, or set config.train.cache_features to none."
+      " config.features_dir, or set config.feature_cache.dtype to none."
     ) from error
   return cache
 
@@ -242,7 +239,7 @@ def _require_space(cache, number, name, dtype):
     raise InputError(
       f"the features of {number} images of {name} need {_gigabytes(needed)} as"
       f" {dtype}, and {cache.folder} has {_gigabytes(free)} free. Make room, or"
-      " set config.features_dir to another place or config.train.cache_features"
+      " set config.features_dir to another place or config.feature_cache.dtype"
       " to a smaller type or none."
     )
 

@@ -145,7 +145,7 @@ class FeatureCache:
     if not np.isfinite(stored).all():
       raise InputError(
         f"the features of {path} reach {np.abs(rows).max():.4g}, more than"
-        f" {self._dtype} holds. Set config.train.cache_features to bfloat16 or"
+        f" {self._dtype} holds. Set config.feature_cache.dtype to bfloat16 or"
         " float32."
       )
     return stored.tobytes()

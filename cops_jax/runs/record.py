@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from cops_jax import __version__
+from cops_jax.config import Role, complete, decides, restore
 from cops_jax.errors import InputError, MissingRunError
 from cops_jax.files import write_file
 
@@ -17,24 +18,6 @@ if TYPE_CHECKING:
   import ml_collections
 
 _FILE = "run.json"
-# Fields that may differ between the starts of one run, or from a run to its
-# evaluation. They do not change what is trained; of CLIP the hash decides.
-_FREE_FIELDS = (
-  "data_dir",
-  "manual_dir",
-  "features_dir",
-  "input",
-  "clip.weights",
-  "clip.revision",
-  "clip.sha256",
-  "clip.split_over_devices",
-  "evaluation",
-  "train.log_every_steps",
-  "train.checkpoint_every_steps",
-  "train.evaluate_every_steps",
-  "train.num_kept_checkpoints",
-  "train.use_tensorboard",
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,11 +36,16 @@ class Record:
   init_from: str = ""
   version: str = __version__
 
-  def to_config(self) -> ml_collections.ConfigDict:
-    """The config as it is used."""
-    import ml_collections
+  def to_config(self, source: str) -> ml_collections.ConfigDict:
+    """The config as one of this version.
 
-    return ml_collections.ConfigDict(self.config)
+    Args:
+      source: where the record is from, for errors.
+
+    Raises:
+      InputError: it does not fit this version; see `config.restore`.
+    """
+    return restore(self.config, source, self.version)
 
   def to_json(self) -> str:
     """The record as text."""
@@ -136,7 +124,7 @@ def claim_workdir(
   workdir = pathlib.Path(workdir)
   if (workdir / _FILE).exists() or (workdir / "checkpoints").is_dir():
     saved = read_record(workdir)
-    check_config(saved, record.config, tuple(record.config), str(workdir))
+    check_config(saved, record.config, None, str(workdir))
     check_clip(saved, record.clip_sha256, str(workdir), allow_other_clip)
     if saved.init_from != record.init_from:
       raise InputError(
@@ -151,21 +139,29 @@ def claim_workdir(
 
 
 def check_config(
-  record: Record, config: Mapping[str, Any], sections: tuple[str, ...], run: str
+  record: Record,
+  config: Mapping[str, Any],
+  sections: tuple[str, ...] | None,
+  run: str,
 ) -> None:
-  """Checks that a run was made with the same values in some sections.
+  """Checks that a run was made with the same values of what it depends on.
+
+  Args:
+    record: of the run. It may lack fields that have their defaults.
+    config: nested dictionaries.
+    sections: that are compared; None for all.
+    run: its name, for errors.
 
   Raises:
     InputError: values differ; names them.
   """
-  saved = flatten(record.config)
-  asked = flatten(_with_tuples(json.loads(json.dumps(config))))
+  saved, asked = complete(record.config), complete(config)
   differences = [
     f"{name} is {saved.get(name)!r} there and {asked.get(name)!r} here"
     for name in sorted(saved.keys() | asked.keys())
     if saved.get(name) != asked.get(name)
-    and name.split(".")[0] in sections
-    and not name.startswith(_FREE_FIELDS)
+    and (sections is None or name.split(".")[0] in sections)
+    and decides(name, Role.TRAINING)
   ]
   if differences:
     raise InputError(
@@ -189,14 +185,3 @@ def check_clip(
       " config.clip.weights to the same file, or allow_other_clip if the two"
       " hold the same model."
     )
-
-
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-  """A nested config's fields by dotted name."""
-  flat = {}
-  for name, value in config.items():
-    if isinstance(value, dict):
-      flat |= flatten(value, f"{prefix}{name}.")
-    else:
-      flat[prefix + name] = value
-  return flat

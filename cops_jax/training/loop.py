@@ -14,11 +14,11 @@ import flax.traverse_util
 import jax
 import jax.numpy as jnp
 
-from cops_jax.config import build_model, load_clip, load_examples, open_features
 from cops_jax.errors import InputError
 from cops_jax.evaluation.dataset import make_evaluator
 from cops_jax.files import write_file
 from cops_jax.inputs import pipeline
+from cops_jax.inputs.configured import features_of, load_examples
 from cops_jax.progress import Progress
 from cops_jax.runs import checkpoints, metrics_log
 from cops_jax.runs.record import Record, check_clip, claim_workdir
@@ -37,7 +37,7 @@ from cops_jax.training.step import (
   make_optimizer,
   make_train_step,
 )
-from cops_jax.weights import prompts
+from cops_jax.weights import build_model, clip_of, prompts
 
 _logger = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ def train(
   config's checkpoints is resumed from the newest.
 
   Args:
-    config: a ConfigDict with the fields of configs/default.py.
+    config: a ConfigDict with the fields of `cops_jax.config`.
     workdir: created if need be.
     init_from: trained prompts to begin from, see `prompts.load_prompts`;
       "" begins with random ones. The optimizer begins afresh.
@@ -78,7 +78,7 @@ def train(
 
   settings, workdir = config.train, pathlib.Path(workdir)
   is_writer = jax.process_index() == 0
-  clip = load_clip(config)
+  clip = clip_of(config)
   model = build_model(config, clip)
   examples = load_examples(config, settings.dataset, settings.split)
   if not examples[0]["has_mask"]:  # Told before features are computed.
@@ -152,7 +152,7 @@ def train(
     skipped = {} if config.input.unreadable_files == "skip" else None
     features = None
     if first_step < num_steps:
-      features = open_features(
+      features = features_of(
         config,
         examples,
         settings.split,

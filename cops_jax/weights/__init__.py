@@ -5,9 +5,10 @@ from __future__ import annotations
 import collections
 import pathlib
 
+from cops_jax.config import flatten
 from cops_jax.errors import InputError
 from cops_jax.runs.checkpoints import Checkpoints
-from cops_jax.runs.record import flatten, from_json, read_record
+from cops_jax.runs.record import from_json, read_record
 from cops_jax.weights import clip_names, prompts, tensor_files
 from cops_jax.weights.clip import (
   DEMO_CLIP,
@@ -18,12 +19,15 @@ from cops_jax.weights.clip import (
   save_clip,
 )
 from cops_jax.weights.clip_names import clip_param_shapes
+from cops_jax.weights.model import build_model, clip_of
 
 __all__ = [
   "DEMO_CLIP",
   "DEMO_FOLDER",
   "PretrainedCLIP",
   "PromptTokens",
+  "build_model",
+  "clip_of",
   "clip_param_shapes",
   "export",
   "inspect",

@@ -150,6 +150,23 @@ def find_record(path: str | os.PathLike) -> Record | None:
   return from_json(text, str(path)) if text else None
 
 
+def recorded_config(path: str | os.PathLike) -> Any:
+  """The config of the run that trained a checkpoint, as one of this version.
+
+  Args:
+    path: a work directory or a file; see `load_prompts`.
+
+  Raises:
+    InputError: there is no record, or its config does not fit this version.
+  """
+  record = find_record(path)
+  if record is None:
+    raise InputError(
+      f"{path} does not say with which config it was trained; add --config"
+    )
+  return record.to_config(str(path))
+
+
 def load_prompts(
   path: str | os.PathLike, template: Mapping[str, Any]
 ) -> tuple[dict[str, Any], str]:

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 from cops_jax import datasets, evaluation, metrics, scoring, weights
-from cops_jax.config import build_model
 from cops_jax.errors import InputError
 from cops_jax.images.decoding import decode_mask
 from cops_jax.models.cops import init_trainable
@@ -22,7 +21,7 @@ def examples(data_dir):
 def evaluate(config, clip_folder):
   """Evaluates some examples with untrained prompts."""
   clip = weights.load_clip(str(clip_folder))
-  model = build_model(config, clip)
+  model = weights.build_model(config, clip)
   trainable = init_trainable(model, jax.random.key(0))
 
   def run(examples, batch_size, num_devices=8, seed=0, **kwargs):

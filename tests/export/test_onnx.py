@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from cops_jax import export
-from cops_jax.config import build_model
 from cops_jax.detector import AnomalyDetector
 from cops_jax.errors import InputError
 from cops_jax.export import onnx
@@ -21,6 +20,7 @@ from cops_jax.runtime.randomness import (
   random_key,
 )
 from cops_jax.thresholds import Thresholds
+from cops_jax.weights import build_model
 from helpers.images import make_image
 
 pytest.importorskip("jax2onnx")

@@ -16,11 +16,13 @@ from PIL import Image
 
 from cops_jax import config as configuration
 from cops_jax import datasets, evaluation, training, weights
+from cops_jax.config import Role
 from cops_jax.errors import InputError
 from cops_jax.evaluation import many as sweep
 from cops_jax.inputs import feature_cache as features
 from cops_jax.inputs import feature_files
 from cops_jax.inputs import pipeline as input_pipeline
+from cops_jax.inputs.configured import features_of
 from cops_jax.models.cops import init_trainable
 from cops_jax.runtime import mesh as sharding
 
@@ -75,7 +77,7 @@ def test_training_is_the_same_and_runs_share_a_cache(
   assert not encoded
   want_rows, want_leaves = outcome(tmp_path / "without")
 
-  config.train.cache_features = "float32"
+  config.feature_cache.dtype = "float32"
   training.train(config, tmp_path / "filling")
   assert encoded["images"] == 576
   assert outcome(tmp_path / "filling") == (want_rows, want_leaves)
@@ -84,7 +86,7 @@ def test_training_is_the_same_and_runs_share_a_cache(
   assert f"{gigabytes} as float32, of " in caplog.text
   assert "computing features of demo_auxiliary: 576/576 images" in caplog.text
 
-  config.train.cache_features = "bfloat16"
+  config.feature_cache.dtype = "bfloat16"
   training.train(config, tmp_path / "rounded")
   rows, leaves = outcome(tmp_path / "rounded")
   assert encoded["images"] == 2 * 576
@@ -93,7 +95,7 @@ def test_training_is_the_same_and_runs_share_a_cache(
     assert row["loss"] == pytest.approx(want["loss"], rel=1e-2)
 
   forbid_vision_tower(monkeypatch)
-  config.train.cache_features = "float32"
+  config.feature_cache.dtype = "float32"
   training.train(config, tmp_path / "reading")
   assert encoded["images"] == 2 * 576
   assert outcome(tmp_path / "reading") == (want_rows, want_leaves)
@@ -123,7 +125,7 @@ def load(root):
 @pytest.fixture
 def open_cache(config, tmp_path):
   clip = weights.load_clip(config.clip.weights)
-  model = configuration.build_model(config, clip)
+  model = weights.build_model(config, clip)
 
   def open_cache(examples, dtype="float32", **kwargs):
     return features.open_features(
@@ -285,7 +287,7 @@ def test_numbers_that_do_not_fit_are_refused(tmp_path):
 def test_bfloat16_holds_all_that_a_bfloat16_clip_says(config):
   config.clip.dtype = "bfloat16"
   clip = weights.load_clip(config.clip.weights)
-  model = configuration.build_model(config, clip)
+  model = weights.build_model(config, clip)
   encode = features.make_encode_step(model, sharding.make_mesh())
   images = np.random.default_rng(0).integers(0, 256, (8, 48, 48, 3), np.uint8)
   for array in encode(clip.params, images):
@@ -295,7 +297,7 @@ def test_bfloat16_holds_all_that_a_bfloat16_clip_says(config):
 def test_evaluation_is_the_same(config, images, open_cache, monkeypatch):
   examples = load(images)
   clip = weights.load_clip(config.clip.weights)
-  model = configuration.build_model(config, clip)
+  model = weights.build_model(config, clip)
   trainable = init_trainable(model, jax.random.key(0))
   mesh = sharding.make_mesh()
   cache = open_cache(examples)
@@ -321,6 +323,53 @@ def test_evaluation_is_the_same(config, images, open_cache, monkeypatch):
   result = evaluate(cache)
   assert result.images == want.images
   assert len(want.pictures) == 6 and result.pictures == want.pictures
+
+
+def test_a_cache_depends_on_the_fields_that_say_so(config, images):
+  config.features_dir = str(images.parent / "features")
+  config.feature_cache.dtype = "float32"
+  clip, mesh = weights.clip_of(config), sharding.make_mesh()
+
+  def num_caches(name, value):
+    changed = config.copy_and_resolve_references()
+    changed.update_from_flattened_dict({name: value})
+    model = weights.build_model(changed, clip)
+    folder = features_of(
+      changed,
+      load(images),
+      "test",
+      model,
+      clip,
+      mesh,
+      batch_size=8,
+      skipped=None,
+    ).folder
+    return len(list(folder.parent.iterdir()))
+
+  assert num_caches("seed", 1) == 1
+  for name, value in (
+    ("model.temperature", 0.1),
+    ("model.num_state_words", 0),
+    ("train.learning_rate", 0.1),
+    ("evaluation.alpha", 0.1),
+    ("clip.split_over_devices", True),
+  ):
+    assert not configuration.decides(name, Role.FEATURES)
+    assert num_caches(name, value) == 1
+  changes = {
+    "feature_cache.dtype": "bfloat16",
+    "clip.dtype": "bfloat16",
+    "model.image_size_pixels": 32,
+    "model.feature_layers": (3,),
+    "model.num_value_layers": 1,
+  }
+  assert changes.keys() == {
+    name
+    for name in configuration.FIELDS
+    if configuration.decides(name, Role.FEATURES)
+  }
+  for number, (name, value) in enumerate(changes.items(), start=2):
+    assert num_caches(name, value) == number, name
 
 
 def test_one_fills_and_the_others_wait(images, open_cache, encoded):

@@ -8,8 +8,7 @@ import time
 import jax
 import pytest
 
-from cops_jax import config as configuration
-from cops_jax import training
+from cops_jax import training, weights
 from cops_jax.errors import InputError
 from cops_jax.models.cops import init_trainable
 from cops_jax.runs.checkpoints import Checkpoints, find_steps
@@ -50,7 +49,7 @@ def one(clip_folder, data_dir, tmp_path_factory):
   workdir = tmp_path_factory.mktemp("one")
   training.train(config, workdir, profile_steps=(2, 3))
   assert list((workdir / "profile").rglob("*.xplane.pb"))
-  model = configuration.build_model(config, configuration.load_clip(config))
+  model = weights.build_model(config, weights.clip_of(config))
   start = init_trainable(model, random_key(config.seed, INIT_KEY))
   return workdir, start
 
@@ -101,7 +100,7 @@ def test_a_signal_to_one_process_stops_all(one, arguments, tmp_path):
     *arguments,
     *STEPS,
     "--config.train.checkpoint_every_steps=3",
-    "--config.train.cache_features=float32",
+    "--config.feature_cache.dtype=float32",
     f"--config.features_dir={tmp_path}/features",
     f"--workdir={workdir}",
   )

@@ -40,7 +40,7 @@ def base(clip_folder, data_dir, tmp_path_factory):
   config = make_config(clip_folder, data_dir)
   config.model.smoothing_window_patches = 3
   config.train.reconstruction = "pairwise"
-  config.train.cache_features = "float32"
+  config.feature_cache.dtype = "float32"
   config.features_dir = str(tmp_path_factory.mktemp("features"))
   return config.lock()
 
@@ -190,7 +190,7 @@ def test_the_command(base, swept, arguments):
   overrides = {
     "model.smoothing_window_patches": 3,
     "train.reconstruction": "pairwise",
-    "train.cache_features": "float32",
+    "feature_cache.dtype": "float32",
     "features_dir": base.features_dir,
   }
   arguments = [
