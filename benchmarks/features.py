@@ -133,8 +133,8 @@ def epoch_seconds(config, clip, examples, folder, dtype) -> list[float]:
     start = time.monotonic()
     for _ in range(_NUM_IMAGES):
       batch = next(batches)
-      batch = {name: batch[name] for name in STEP_FIELDS if name in batch}
-      state, terms = step(state, clip_params, shard_batch(batch, mesh))
+      batch = shard_batch(batch, mesh, STEP_FIELDS)
+      state, terms = step(state, clip_params, batch)
       assert np.isfinite(terms["loss"])
     seconds.append(time.monotonic() - start)
   return seconds[1:]

@@ -20,7 +20,7 @@ from cops_jax.evaluation.accumulate import (
   image_result,
 )
 from cops_jax.evaluation.results import DatasetResult, Picture
-from cops_jax.evaluation.step import make_configured_step
+from cops_jax.evaluation.step import STEP_FIELDS, make_configured_step
 from cops_jax.images.decoding import decode_image
 from cops_jax.images.drawing import picture_strip
 from cops_jax.images.maps import MapWriter
@@ -34,9 +34,6 @@ from cops_jax.runtime.mesh import (
   shard_batch,
 )
 from cops_jax.weights import PretrainedCLIP
-
-# Fields of a batch that a predicting step reads.
-_STEP_FIELDS = ("image", "image_features", "patch_features", "example_id")
 
 
 def make_evaluator(
@@ -159,8 +156,7 @@ def evaluate_dataset(
     )
 
     def start(batch):
-      fields = {name: batch[name] for name in _STEP_FIELDS if name in batch}
-      return local_rows(predict(shard_batch(fields, mesh)), mesh)
+      return local_rows(predict(shard_batch(batch, mesh, STEP_FIELDS)), mesh)
 
     for step, (batch, outputs) in enumerate(run_ahead(batches, start), start=1):
       for row in np.flatnonzero(batch["padding_mask"]):

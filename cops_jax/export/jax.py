@@ -27,7 +27,7 @@ import safetensors.numpy
 from cops_jax import __version__
 from cops_jax.errors import InputError, shorten
 from cops_jax.files import whole_file
-from cops_jax.runtime.mesh import DATA_AXIS
+from cops_jax.runtime.mesh import make_mesh
 from cops_jax.typing import Array, Float
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -103,7 +103,7 @@ def _trace(detector):
   from cops_jax.detector import make_detect_step
 
   config, clip = detector.config, detector.clip
-  mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), (DATA_AXIS,))
+  mesh = make_mesh(jax.devices()[:1])
   step = make_detect_step(config, build_model(config, clip), mesh)
   (batch,) = jax_export.symbolic_shape("batch")
   side = detector.image_size

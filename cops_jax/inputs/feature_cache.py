@@ -27,20 +27,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, Sharding
 
 from cops_jax.errors import InputError
 from cops_jax.files import write_file
 from cops_jax.inputs import pipeline
 from cops_jax.inputs.feature_files import FeatureCache
-from cops_jax.models.clip import normalize_images
-from cops_jax.models.cops import CoPS, join_params
+from cops_jax.models.cops import (
+  ENCODE_FIELDS,
+  CoPS,
+  encode_batch,
+  join_params,
+)
 from cops_jax.progress import Progress
 from cops_jax.runtime.mesh import (
-  DATA_AXIS,
-  batch_sharding,
   clip_shardings,
-  replicated_sharding,
+  jit_step,
+  make_mesh,
   run_ahead,
   shard_batch,
 )
@@ -252,8 +255,12 @@ def _gigabytes(number):
 
 
 def make_encode_step(
-  model: CoPS, mesh: Mesh, clip_shardings: Any = None
-) -> Callable[[Any, jax.Array], tuple[jax.Array, jax.Array]]:
+  model: CoPS,
+  mesh: Mesh,
+  clip_shardings: Sharding | Mapping[str, Any] | None = None,
+) -> Callable[
+  [Mapping[str, Any], Mapping[str, jax.Array]], tuple[jax.Array, jax.Array]
+]:
   """Compiles the vision tower's step.
 
   Args:
@@ -262,33 +269,23 @@ def make_encode_step(
     clip_shardings: of CLIP's parameters; None if every device has a copy.
 
   Returns:
-    `encode(clip_params, images)`, from uint8 images (b, h, w, 3) to
-    `CoPS.encode_images`'s features.
+    `encode(clip_params, batch)`, to what `encode_batch` says of it.
   """
 
-  def encode(clip_params, images):
-    return model.apply(
-      join_params({}, clip_params),
-      normalize_images(images),
-      method=CoPS.encode_images,
-    )
+  def encode(clip_params, batch):
+    return encode_batch(model, join_params({}, clip_params), batch)
 
-  split = batch_sharding(mesh)
-  if clip_shardings is None:
-    clip_shardings = replicated_sharding(mesh)
-  return jax.jit(
-    encode, in_shardings=(clip_shardings, split), out_shardings=split
-  )
+  return jit_step(encode, mesh, clip_shardings, num_replicated=0)
 
 
 def _make_local_encode(model, clip, split_clip):
-  """From images on the host to their features, on this process's devices."""
-  mesh = Mesh(np.array(jax.local_devices()), (DATA_AXIS,))
+  """From a batch on the host to its features, on this process's devices."""
+  mesh = make_mesh(jax.local_devices())
   shardings = clip_shardings(clip.params, mesh, split_clip)
   clip_params = jax.device_put(clip.params, shardings)
   encode = make_encode_step(model, mesh, shardings)
-  return lambda images: encode(
-    clip_params, shard_batch({"image": images}, mesh)["image"]
+  return lambda batch: encode(
+    clip_params, shard_batch(batch, mesh, ENCODE_FIELDS)
   )
 
 
@@ -323,9 +320,7 @@ def _fill(
   num_done = 0
 
   try:
-    for batch, outputs in run_ahead(
-      batches, lambda batch: encode(batch["image"])
-    ):
+    for batch, outputs in run_ahead(batches, encode):
       for row in np.flatnonzero(batch["padding_mask"]):
         # The name as it was before the file was read.
         ready[names[batch["index"][row]]] = cache.to_record(

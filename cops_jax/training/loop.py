@@ -88,7 +88,7 @@ def train(
   state = replicate(create_train_state(model, optimizer, config.seed), mesh)
   if init_from and not checkpoints.has_checkpoint(workdir):
     params = _read_start(init_from, state.params, clip, allow_other_clip)
-    state = state._replace(params=replicate(params, mesh))
+    state = state.replace(params=replicate(params, mesh))
   claim_workdir(
     workdir,
     Record(config.to_dict(), clip.sha256, str(init_from)),
@@ -106,7 +106,7 @@ def train(
         state.params, state.opt_state
       )
       step = replicate(jnp.int32(first_step), mesh)
-      state = state._replace(step=step, params=params, opt_state=opt_state)
+      state = state.replace(step=step, params=params, opt_state=opt_state)
       _logger.info("resuming %s from step %d", workdir, first_step)
     shardings = clip_shardings(
       clip.params, mesh, config.clip.split_over_devices
@@ -221,8 +221,8 @@ def train(
       if not is_profiling and step in profiled:
         is_profiling = True
         jax.profiler.start_trace(workdir / "profile")
-      inputs = {name: batch[name] for name in STEP_FIELDS if name in batch}
-      state, terms = train_step(state, clip_params, shard_batch(inputs, mesh))
+      inputs = shard_batch(batch, mesh, STEP_FIELDS)
+      state, terms = train_step(state, clip_params, inputs)
       waiting.append((step, terms, batch["path"][batch["padding_mask"]]))
 
       is_last = step == num_steps

@@ -9,7 +9,7 @@ from cops_jax.config import build_model
 from cops_jax.errors import InputError
 from cops_jax.images.decoding import decode_mask
 from cops_jax.models.cops import init_trainable
-from cops_jax.runtime.mesh import DATA_AXIS, make_mesh, replicate
+from cops_jax.runtime.mesh import make_mesh, replicate
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +26,7 @@ def evaluate(config, clip_folder):
   trainable = init_trainable(model, jax.random.key(0))
 
   def run(examples, batch_size, num_devices=8, seed=0, **kwargs):
-    devices = np.array(jax.devices()[:num_devices])
-    mesh = jax.sharding.Mesh(devices, (DATA_AXIS,))
+    mesh = make_mesh(jax.devices()[:num_devices])
     step = evaluation.make_predict_step(
       model, mesh, seed=seed, num_samples=3, alpha=0.3, beta=0.5
     )
