@@ -97,10 +97,12 @@ def epoch_seconds(config, clip, examples, folder, dtype) -> list[float]:
       model,
       clip,
       mesh,
-      dtype=dtype,
-      folder=folder,
-      image_size=config.model.image_size_pixels,
-      batch_size=settings.batch_size,
+      feature_cache.CacheOptions(
+        dtype=dtype,
+        folder=folder,
+        image_size=config.model.image_size_pixels,
+        batch_size=settings.batch_size,
+      ),
     )
     print(
       f"the cache was filled in {time.monotonic() - start:.1f} s:"
@@ -119,14 +121,14 @@ def epoch_seconds(config, clip, examples, folder, dtype) -> list[float]:
     reconstruction=settings.reconstruction,
   )
   num_epochs = 1 + _NUM_EPOCHS[dtype]
-  batches = pipeline.iterate_batches(
-    examples,
+  options = pipeline.BatchOptions(
     image_size=config.model.image_size_pixels,
     patch_size=clip.config.vision_config.patch_size,
     batch_size=settings.batch_size,
-    steps=range(num_epochs * _NUM_IMAGES),
     shuffle_seed=config.seed,
-    features=cache,
+  )
+  batches = pipeline.iterate_batches(
+    examples, options, range(num_epochs * _NUM_IMAGES), features=cache
   )
   seconds = []
   for _ in range(num_epochs):

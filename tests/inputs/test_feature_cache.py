@@ -124,35 +124,29 @@ def open_cache(config, tmp_path):
   clip = weights.load_clip(config.clip.weights)
   model = configuration.build_model(config, clip)
 
-  def open_cache(examples, dtype="float32", **kwargs):
+  options = features.CacheOptions(
+    dtype="float32", folder=tmp_path / "caches", image_size=48, batch_size=8
+  )
+
+  def open_cache(examples, skipped=None):
     return features.open_features(
-      examples,
-      "test",
-      model,
-      clip,
-      sharding.make_mesh(),
-      dtype=dtype,
-      folder=tmp_path / "caches",
-      image_size=48,
-      batch_size=8,
-      **kwargs,
+      examples, "test", model, clip, sharding.make_mesh(), options, skipped
     )
 
   return open_cache
 
 
-def iterate(examples, **kwargs):
+def iterate(examples, num_workers=0, **kwargs):
+  options = input_pipeline.BatchOptions(
+    image_size=48,
+    patch_size=16,
+    batch_size=5,
+    num_devices=2,
+    num_workers=num_workers,
+    shuffle_seed=0,
+  )
   return list(
-    input_pipeline.iterate_batches(
-      examples,
-      image_size=48,
-      patch_size=16,
-      batch_size=5,
-      num_devices=2,
-      steps=range(6),
-      shuffle_seed=0,
-      **kwargs,
-    )
+    input_pipeline.iterate_batches(examples, options, range(6), **kwargs)
   )
 
 
@@ -297,6 +291,13 @@ def test_evaluation_is_the_same(config, images, open_cache, monkeypatch):
   model = configuration.build_model(config, clip)
   trainable = init_trainable(model, jax.random.key(0))
   mesh = sharding.make_mesh()
+  batches = input_pipeline.BatchOptions(
+    image_size=48,
+    patch_size=16,
+    batch_size=8,
+    num_devices=mesh.size,
+    full_masks=True,
+  )
   cache = open_cache(examples)
 
   def evaluate(cache):
@@ -306,12 +307,9 @@ def test_evaluation_is_the_same(config, images, open_cache, monkeypatch):
     return evaluation.evaluate_dataset(
       examples,
       lambda batch: step(trainable, clip.params, batch),
+      mesh,
+      evaluation.EvaluationOptions(batches, num_pictures=2),
       name="made",
-      mesh=mesh,
-      image_size=48,
-      patch_size=16,
-      batch_size=8,
-      num_pictures=2,
       features=cache,
     )
 
