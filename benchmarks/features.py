@@ -97,10 +97,12 @@ def epoch_seconds(config, clip, examples, folder, dtype) -> list[float]:
       model,
       clip,
       mesh,
-      dtype=dtype,
-      folder=folder,
-      image_size=config.model.image_size_pixels,
-      batch_size=settings.batch_size,
+      feature_cache.CacheOptions(
+        dtype=dtype,
+        folder=folder,
+        image_size=config.model.image_size_pixels,
+        batch_size=settings.batch_size,
+      ),
     )
     print(
       f"the cache was filled in {time.monotonic() - start:.1f} s:"
@@ -119,22 +121,22 @@ def epoch_seconds(config, clip, examples, folder, dtype) -> list[float]:
     reconstruction=settings.reconstruction,
   )
   num_epochs = 1 + _NUM_EPOCHS[dtype]
-  batches = pipeline.iterate_batches(
-    examples,
+  options = pipeline.BatchOptions(
     image_size=config.model.image_size_pixels,
     patch_size=clip.config.vision_config.patch_size,
     batch_size=settings.batch_size,
-    steps=range(num_epochs * _NUM_IMAGES),
     shuffle_seed=config.seed,
-    features=cache,
+  )
+  batches = pipeline.iterate_batches(
+    examples, options, range(num_epochs * _NUM_IMAGES), features=cache
   )
   seconds = []
   for _ in range(num_epochs):
     start = time.monotonic()
     for _ in range(_NUM_IMAGES):
       batch = next(batches)
-      batch = {name: batch[name] for name in STEP_FIELDS if name in batch}
-      state, terms = step(state, clip_params, shard_batch(batch, mesh))
+      batch = shard_batch(batch, mesh, STEP_FIELDS)
+      state, terms = step(state, clip_params, batch)
       assert np.isfinite(terms["loss"])
     seconds.append(time.monotonic() - start)
   return seconds[1:]

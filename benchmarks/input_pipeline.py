@@ -64,14 +64,15 @@ def plain_rate(examples) -> float:
 def pipeline_rate(examples, num_workers: int) -> float:
   """Of batches for training, counted from the second epoch on."""
   epoch_steps = pipeline.num_batches(len(examples), _BATCH_SIZE)
-  batches = pipeline.iterate_batches(
-    examples,
+  options = pipeline.BatchOptions(
     image_size=_IMAGE_SIZE,
     patch_size=_PATCH_SIZE,
     batch_size=_BATCH_SIZE,
-    steps=range((1 + _NUM_EPOCHS) * epoch_steps),
-    shuffle_seed=0,
     num_workers=num_workers,
+    shuffle_seed=0,
+  )
+  batches = pipeline.iterate_batches(
+    examples, options, range((1 + _NUM_EPOCHS) * epoch_steps)
   )
   for _ in range(epoch_steps):
     next(batches)

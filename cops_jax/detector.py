@@ -32,8 +32,8 @@ from cops_jax.images.decoding import (
 from cops_jax.models.cops import CoPS, trainable_shapes
 from cops_jax.runs.record import check_clip, read_record
 from cops_jax.runtime.mesh import (
-  DATA_AXIS,
   clip_shardings,
+  make_mesh,
   replicate,
   shard_batch,
 )
@@ -143,7 +143,7 @@ class AnomalyDetector:
     self.config, self.clip, self.trainable = config, clip, trainable
     self.image_size = config.model.image_size_pixels
     self.thresholds = thresholds
-    self._mesh = jax.sharding.Mesh(np.array(jax.local_devices()), (DATA_AXIS,))
+    self._mesh = make_mesh(jax.local_devices())
     shardings = clip_shardings(
       clip.params, self._mesh, config.clip.split_over_devices
     )

@@ -63,10 +63,10 @@ from cops_jax.inputs import pipeline
 
 if __name__ == "__main__":
   examples = datasets.load("kvasir", "test", sys.argv[1], sys.argv[2])
-  batches = pipeline.iterate_batches(
-    examples, image_size=8, patch_size=4, batch_size=2, steps=range(2),
-    num_workers=1,
+  options = pipeline.BatchOptions(
+    image_size=8, patch_size=4, batch_size=2, num_workers=1
   )
+  batches = pipeline.iterate_batches(examples, options, range(2))
   print(sum(batch["padding_mask"].sum() for batch in batches), "images")
 """
 

@@ -4,6 +4,8 @@ import importlib
 
 # Imported when they are used, as tables of results need no model.
 _HOMES = {
+  "DatasetEvaluator": "dataset",
+  "EvaluationOptions": "dataset",
   "evaluate_dataset": "dataset",
   "make_configured_step": "step",
   "make_predict_step": "step",

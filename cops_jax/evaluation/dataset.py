@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, Sharding
 
 from cops_jax.errors import InputError
 from cops_jax.evaluation.accumulate import (
@@ -18,7 +19,7 @@ from cops_jax.evaluation.accumulate import (
   image_result,
 )
 from cops_jax.evaluation.results import DatasetResult, Picture
-from cops_jax.evaluation.step import make_configured_step
+from cops_jax.evaluation.step import STEP_FIELDS, make_configured_step
 from cops_jax.images.decoding import decode_image
 from cops_jax.images.drawing import picture_strip
 from cops_jax.images.maps import MapWriter
@@ -27,92 +28,126 @@ from cops_jax.inputs.configured import features_of
 from cops_jax.inputs.feature_files import FeatureCache
 from cops_jax.models.cops import CoPS
 from cops_jax.progress import Progress
-from cops_jax.runtime.mesh import (
-  local_rows,
-  run_ahead,
-  shard_batch,
-)
+from cops_jax.runtime.mesh import local_rows, run_ahead, shard_batch
 from cops_jax.runtime.processes import peak_memory_bytes
 from cops_jax.weights import PretrainedCLIP
 
-# Fields of a batch that a predicting step reads.
-_STEP_FIELDS = ("image", "image_features", "patch_features", "example_id")
 
+@dataclasses.dataclass(frozen=True)
+class EvaluationOptions:
+  """How data sets are evaluated.
 
-def make_evaluator(
-  config: Any, model: CoPS, clip: PretrainedCLIP, mesh: Mesh, shardings: Any
-) -> Callable[..., DatasetResult]:
-  """Makes the function that evaluates prompts as a config says.
-
-  Args:
-    config: a ConfigDict with the fields of `cops_jax.config`.
-    model: CoPS.
-    clip: that it is built on.
-    mesh: to split batches over.
-    shardings: see `mesh.clip_shardings`.
-
-  Returns:
-    `evaluate(trainable, clip_params, examples, num_pictures=0,
-    maps_folder=None)`, of trees that are on the mesh; see `evaluate_dataset`.
-    In a cluster every process calls it.
-
-  Raises:
-    InputError: the config cannot be followed in a cluster.
+  Attributes:
+    batches: how examples become batches; no result depends on their size. Masks
+      are to be full.
+    pixel_metrics: see `metrics.make_pixel_metrics`.
+    skip_unreadable: whether to leave out examples that cannot be read.
+    num_pictures: of each kind, see `results.Picture`.
   """
-  settings = config.evaluation
-  if settings.pixel_metrics == "exact" and jax.process_count() > 1:
-    raise InputError(
-      "config.evaluation.pixel_metrics is 'exact', which one process alone can"
-      " be: set it to binned in a cluster"
-    )
-  predict_step = make_configured_step(config, model, mesh, shardings)
-  skip_unreadable = config.input.unreadable_files == "skip"
 
-  def evaluate(
-    trainable, clip_params, examples, num_pictures=0, maps_folder=None
+  batches: pipeline.BatchOptions
+  pixel_metrics: str = "binned"
+  skip_unreadable: bool = False
+  num_pictures: int = 0
+
+
+class DatasetEvaluator:
+  """Evaluates prompts on data sets as a config says, with one compiled step.
+
+  In a cluster every process has one and calls it alike.
+  """
+
+  def __init__(
+    self,
+    config: Any,
+    model: CoPS,
+    clip: PretrainedCLIP,
+    mesh: Mesh,
+    shardings: Sharding | Mapping[str, Any],
   ):
+    """Makes the step, which is compiled when it is used.
+
+    Args:
+      config: a ConfigDict with the fields of `cops_jax.config`.
+      model: CoPS.
+      clip: that it is built on.
+      mesh: to split batches over.
+      shardings: see `mesh.clip_shardings`.
+
+    Raises:
+      InputError: the config cannot be followed in a cluster.
+    """
+    settings = config.evaluation
+    if settings.pixel_metrics == "exact" and jax.process_count() > 1:
+      raise InputError(
+        "config.evaluation.pixel_metrics is 'exact', which one process alone"
+        " can be: set it to binned in a cluster"
+      )
+    self._config, self._model, self._clip = config, model, clip
+    self._mesh = mesh
+    self._step = make_configured_step(config, model, mesh, shardings)
+    self._options = EvaluationOptions(
+      pipeline.BatchOptions(
+        image_size=config.model.image_size_pixels,
+        patch_size=model.clip_config.vision_config.patch_size,
+        batch_size=settings.batch_size,
+        num_devices=mesh.size,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        num_workers=config.input.num_workers,
+        full_masks=True,
+      ),
+      pixel_metrics=settings.pixel_metrics,
+      skip_unreadable=config.input.unreadable_files == "skip",
+    )
+
+  def run(
+    self,
+    trainable: Mapping[str, Any],
+    clip_params: Mapping[str, Any],
+    examples: Sequence[Mapping[str, Any]],
+    num_pictures: int = 0,
+    maps_folder: pathlib.Path | None = None,
+  ) -> DatasetResult:
+    """Evaluates prompts on a data set.
+
+    Args:
+      trainable, clip_params: the model's two parameter trees, on the mesh.
+      examples: from `cops_jax.datasets.load`.
+      num_pictures, maps_folder: see `evaluate_dataset`.
+
+    Raises:
+      InputError: see `evaluate_dataset` and `feature_cache.open_features`.
+    """
+    settings = self._config.evaluation
     features = features_of(
-      config,
+      self._config,
       examples,
       settings.split,
-      model,
-      clip,
-      mesh,
+      self._model,
+      self._clip,
+      self._mesh,
       batch_size=settings.batch_size,
-      skipped={} if skip_unreadable else None,
+      skipped={} if self._options.skip_unreadable else None,
     )
     return evaluate_dataset(
       examples,
-      lambda batch: predict_step(trainable, clip_params, batch),
+      lambda batch: self._step(trainable, clip_params, batch),
+      self._mesh,
+      dataclasses.replace(self._options, num_pictures=num_pictures),
       name=examples.name,
-      mesh=mesh,
-      image_size=config.model.image_size_pixels,
-      patch_size=model.clip_config.vision_config.patch_size,
-      batch_size=settings.batch_size,
-      num_pictures=num_pictures,
-      pixel_metrics=settings.pixel_metrics,
-      num_workers=config.input.num_workers,
-      skip_unreadable=skip_unreadable,
       features=features,
       maps_folder=maps_folder,
     )
 
-  return evaluate
-
 
 def evaluate_dataset(
   examples: Sequence[Mapping[str, Any]],
-  predict: Callable[[Mapping[str, Any]], Mapping[str, jax.Array]],
+  predict: Callable[[Mapping[str, Any]], Mapping[str, Any]],
+  mesh: Mesh,
+  options: EvaluationOptions,
   *,
   name: str,
-  mesh: Mesh,
-  image_size: int,
-  patch_size: int,
-  batch_size: int,
-  num_pictures: int = 0,
-  pixel_metrics: str = "binned",
-  num_workers: int = 0,
-  skip_unreadable: bool = False,
   features: FeatureCache | None = None,
   maps_folder: pathlib.Path | None = None,
 ) -> DatasetResult:
@@ -123,14 +158,9 @@ def evaluate_dataset(
   Args:
     examples: from `cops_jax.datasets.load`.
     predict: from a sharded batch to `make_predict_step`'s outputs.
-    name: the data set's.
     mesh: that `predict` was compiled for.
-    image_size, patch_size: pixels.
-    batch_size: no result depends on it.
-    num_pictures: of each kind, see `results.Picture`.
-    pixel_metrics: see `metrics.make_pixel_metrics`.
-    num_workers: processes that decode images.
-    skip_unreadable: whether to leave out examples that cannot be read.
+    options: how to.
+    name: the data set's.
     features: given to `predict` in place of the images.
     maps_folder: receives the anomaly maps, see `maps.MapWriter`.
 
@@ -138,42 +168,13 @@ def evaluate_dataset(
     InputError: an image cannot be read, or gets NaN for a score.
   """
   began = time.monotonic()
-  skipped = {}
-
-  def run(examples, message="", features=None):
-    """Yields the rows of this process, with their outputs."""
-    progress = Progress(len(examples), "images")
-    batches = pipeline.iterate_batches(
-      examples,
-      image_size=image_size,
-      patch_size=patch_size,
-      batch_size=batch_size,
-      num_devices=mesh.size,
-      steps=range(pipeline.num_batches(len(examples), batch_size)),
-      process_index=jax.process_index(),
-      process_count=jax.process_count(),
-      full_masks=True,
-      num_workers=num_workers,
-      skipped=skipped if skip_unreadable else None,
-      features=features,
-    )
-
-    def start(batch):
-      fields = {name: batch[name] for name in _STEP_FIELDS if name in batch}
-      return local_rows(predict(shard_batch(fields, mesh)), mesh)
-
-    for step, (batch, outputs) in enumerate(run_ahead(batches, start), start=1):
-      for row in np.flatnonzero(batch["padding_mask"]):
-        yield {field: rows[row] for field, rows in (batch | outputs).items()}
-      if message:
-        progress.update(min(step * batch_size, len(examples)), message)
-
-  found = Findings(pixel_metrics)
+  rows = _Rows(predict, mesh, options, features)
+  found = Findings(options.pixel_metrics)
   with MapWriter(maps_folder) as maps:
-    for row in run(examples, f"evaluating {name}", features):
+    for row in rows.score(examples, f"evaluating {name}"):
       image = found.add(row, name)
       maps.write(image.category, image.path, row["anomaly_map"])
-  found.skipped = skipped
+  found.skipped = rows.skipped
   found = found.gather()
   num_images = len(found.images)
   if num_images + len(found.skipped) != len(examples):
@@ -183,34 +184,78 @@ def evaluate_dataset(
     )
   if not num_images:
     raise InputError(f"no image of {name!r} can be read")
-
-  images = sorted(found.images, key=lambda image: (image.category, image.path))
   categories = found.categories()
-  chosen = found.choose_pictures(categories, num_pictures)
-  pictures = []
-  if chosen:
-    subset = pipeline.Subset(examples, [index for _, index in chosen])
-    # Computed again, as no maps are kept; and decoded here, as features have no
-    # images.
-    for row in run(subset, features=features):
-      place = int(row["index"])
-      kind, _ = chosen[place]
-      image = image_result(row, name)
-      low, high = found.ranges[image.category]
-      strip = picture_strip(
-        decode_image(subset[place]["image"], image_size),
-        row["mask"] if row["has_mask"] else None,
-        row["anomaly_map"],
-        low=low,
-        high=high,
-      )
-      pictures.append((place, Picture(kind, image, strip)))
-    pictures = gather_pictures(pictures)
+  chosen = found.choose_pictures(categories, options.num_pictures)
   return DatasetResult(
     categories,
-    images,
-    pictures,
+    sorted(found.images, key=lambda image: (image.category, image.path)),
+    _draw_pictures(rows, examples, name, chosen, found.ranges),
     found.skipped,
     seconds=time.monotonic() - began,
     peak_memory_bytes=peak_memory_bytes(),
   )
+
+
+@dataclasses.dataclass
+class _Rows:
+  """Scores examples, row by row.
+
+  Attributes:
+    predict, mesh, options, features: as in `evaluate_dataset`.
+    skipped: paths and reasons of this process's examples, as they are met.
+  """
+
+  predict: Callable[[Mapping[str, Any]], Mapping[str, Any]]
+  mesh: Mesh
+  options: EvaluationOptions
+  features: FeatureCache | None
+  skipped: dict[str, str] = dataclasses.field(default_factory=dict)
+
+  def score(
+    self, examples: Sequence[Mapping[str, Any]], message: str = ""
+  ) -> Iterator[dict[str, Any]]:
+    """Yields the rows of this process, with their outputs."""
+    options = self.options.batches
+    progress = Progress(len(examples), "images")
+    batches = pipeline.iterate_batches(
+      examples,
+      options,
+      options.one_pass(len(examples)),
+      skipped=self.skipped if self.options.skip_unreadable else None,
+      features=self.features,
+    )
+
+    def start(batch):
+      outputs = self.predict(shard_batch(batch, self.mesh, STEP_FIELDS))
+      return local_rows(outputs, self.mesh)
+
+    for step, (batch, outputs) in enumerate(run_ahead(batches, start), start=1):
+      for row in np.flatnonzero(batch["padding_mask"]):
+        yield {field: rows[row] for field, rows in (batch | outputs).items()}
+      if message:
+        done = min(step * options.batch_size, len(examples))
+        progress.update(done, message)
+
+
+def _draw_pictures(rows, examples, name, chosen, ranges):
+  """Pictures of the chosen kinds and indices, from all processes."""
+  if not chosen:
+    return []
+  subset = pipeline.Subset(examples, [index for _, index in chosen])
+  pictures = []
+  # Computed again, as no maps are kept; and decoded here, as features have no
+  # images.
+  for row in rows.score(subset):
+    place = int(row["index"])
+    kind, _ = chosen[place]
+    image = image_result(row, name)
+    low, high = ranges[image.category]
+    strip = picture_strip(
+      decode_image(subset[place]["image"], rows.options.batches.image_size),
+      row["mask"] if row["has_mask"] else None,
+      row["anomaly_map"],
+      low=low,
+      high=high,
+    )
+    pictures.append((place, Picture(kind, image, strip)))
+  return gather_pictures(pictures)

@@ -19,7 +19,7 @@ from cops_jax import __version__
 from cops_jax.config import Role, complete, decides
 from cops_jax.errors import InputError
 from cops_jax.evaluation import results
-from cops_jax.evaluation.dataset import make_evaluator
+from cops_jax.evaluation.dataset import DatasetEvaluator
 from cops_jax.files import write_file
 from cops_jax.images.maps import map_file_names
 from cops_jax.inputs.configured import load_examples
@@ -71,10 +71,40 @@ def evaluate(
   Raises:
     InputError: a name is unknown, or the prompts or CLIP cannot be used.
   """
+  workdir = pathlib.Path(workdir)
+  checkpoint = checkpoint or workdir
+  names, may_skip = _expand(names or config.evaluation.datasets)
+  evaluation = _Evaluation(
+    config, workdir, checkpoint, save_maps, allow_other_clip
+  )
+  found, skipped, failed = {}, {}, {}
+  for name in names:
+    try:
+      reason = name in may_skip and _why_unprepared(config, name)
+      if reason:
+        skipped[name] = reason
+        _logger.info("skipping %s: %s", name, reason)
+        continue
+      examples = load_examples(config, name, config.evaluation.split)
+      if examples.name in found:
+        raise InputError(
+          f"another data set is called {examples.name!r} too; give their"
+          " folders different names"
+        )
+      found[examples.name] = evaluation.evaluate(examples)
+    except InputError as error:
+      failed[name] = str(error)
+      _logger.error("%s failed: %s", name, error)
+    except Exception as error:  # The other data sets are not to suffer.
+      failed[name] = f"{type(error).__name__}: {error}"
+      _logger.exception("%s failed", name)
+  return results.Evaluated(found, skipped, failed, evaluation.provenance)
+
+
+def _expand(names):
+  """Names, each once, and those of "all" that may be skipped; all are known."""
   from cops_jax import datasets
 
-  workdir = pathlib.Path(workdir)
-  names = tuple(names) or tuple(config.evaluation.datasets)
   may_skip = ()
   if ALL in names:
     names = [name for name in names if name != ALL]
@@ -82,86 +112,88 @@ def evaluate(
   names = dict.fromkeys((*names, *may_skip))
   for name in names:
     datasets.custom.locate(name) or datasets.require_known(name)
-  checkpoint = checkpoint or workdir
+  return names, may_skip
+
+
+def _why_unprepared(config, name):
+  from cops_jax import datasets
+
+  return datasets.why_unprepared(
+    name, config.data_dir or None, config.manual_dir or None
+  )
+
+
+class _Evaluation:
+  """Evaluates data sets with the same prompts; keeps the results."""
+
+  def __init__(self, config, workdir, checkpoint, save_maps, allow_other_clip):
+    self._config, self._workdir = config, workdir
+    self._save_maps = save_maps
+    clip = _load_checked_clip(config, checkpoint, allow_other_clip)
+    model = build_model(config, clip)
+    mesh = make_mesh()
+    template = trainable_shapes(model, replicated_sharding(mesh))
+    trainable, source = prompts.load_prompts(checkpoint, template)
+    self.provenance = {
+      "version": __version__,
+      "checkpoint": source,
+      "prompts_sha256": prompts.hash_prompts(trainable),
+      "clip_sha256": clip.sha256,
+      "config": config.to_dict(),
+      "versions": {
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in _PACKAGES},
+      },
+      "device": f"{mesh.size} x {jax.devices()[0].device_kind}",
+    }
+    _logger.info(
+      "evaluating %s on %d %s device(s)",
+      source,
+      mesh.size,
+      jax.default_backend(),
+    )
+    shardings = clip_shardings(
+      clip.params, mesh, config.clip.split_over_devices
+    )
+    self._evaluator = DatasetEvaluator(config, model, clip, mesh, shardings)
+    self._trainable = replicate(trainable, mesh)
+    self._clip_params = jax.device_put(clip.params, shardings)
+
+  def evaluate(self, examples):
+    """The data set's kept result, or a new one."""
+    fingerprint = examples.fingerprint()
+    kept = _KeptResult(
+      self._workdir, examples, fingerprint, self.provenance, self._save_maps
+    )
+    result = kept.read()
+    if result is not None:
+      return result
+    result = self._evaluator.run(
+      self._trainable,
+      self._clip_params,
+      examples,
+      num_pictures=self._config.evaluation.num_pictures,
+      maps_folder=kept.maps_folder,
+    )
+    result = dataclasses.replace(
+      result,
+      identity=str(examples.identity),
+      data_sha256=_hash_data(fingerprint, result),
+    )
+    kept.write(result)
+    return result
+
+
+def _load_checked_clip(config, checkpoint, allow_other_clip):
+  """CLIP, if it and the config are those that the prompts were trained with."""
   record = prompts.find_record(checkpoint)
   if record is None:
     _logger.warning("%s does not say which CLIP it was trained on", checkpoint)
-  else:
-    check_config(record, config.to_dict(), ("clip", "model"), str(checkpoint))
+    return clip_of(config)
+  check_config(record, config.to_dict(), ("clip", "model"), str(checkpoint))
   clip = clip_of(config)
-  if record is not None:
-    check_clip(record, clip.sha256, str(checkpoint), allow_other_clip)
-  model = build_model(config, clip)
-  mesh = make_mesh()
-  template = trainable_shapes(model, replicated_sharding(mesh))
-  trainable, source = prompts.load_prompts(checkpoint, template)
-  provenance = {
-    "version": __version__,
-    "checkpoint": source,
-    "prompts_sha256": prompts.hash_prompts(trainable),
-    "clip_sha256": clip.sha256,
-    "config": config.to_dict(),
-    "versions": {
-      "python": platform.python_version(),
-      **{name: metadata.version(name) for name in _PACKAGES},
-    },
-    "device": f"{mesh.size} x {jax.devices()[0].device_kind}",
-  }
-  _logger.info(
-    "evaluating %s on %d %s device(s)",
-    source,
-    mesh.size,
-    jax.default_backend(),
-  )
-  shardings = clip_shardings(clip.params, mesh, config.clip.split_over_devices)
-  evaluate_examples = make_evaluator(config, model, clip, mesh, shardings)
-  trainable = replicate(trainable, mesh)
-  clip_params = jax.device_put(clip.params, shardings)
-
-  def evaluate_one(name):
-    examples = load_examples(config, name, config.evaluation.split)
-    if examples.name in found:
-      raise InputError(
-        f"another data set is called {examples.name!r} too; give their folders"
-        " different names"
-      )
-    fingerprint = examples.fingerprint()
-    kept = _KeptResult(workdir, examples, fingerprint, provenance, save_maps)
-    result = kept.read()
-    if result is None:
-      result = evaluate_examples(
-        trainable,
-        clip_params,
-        examples,
-        num_pictures=config.evaluation.num_pictures,
-        maps_folder=kept.maps_folder,
-      )
-      result = dataclasses.replace(
-        result,
-        identity=str(examples.identity),
-        data_sha256=_hash_data(fingerprint, result),
-      )
-      kept.write(result)
-    found[examples.name] = result
-
-  found, skipped, failed = {}, {}, {}
-  for name in names:
-    try:
-      reason = name in may_skip and datasets.why_unprepared(
-        name, config.data_dir or None, config.manual_dir or None
-      )
-      if reason:
-        skipped[name] = reason
-        _logger.info("skipping %s: %s", name, reason)
-      else:
-        evaluate_one(name)
-    except InputError as error:
-      failed[name] = str(error)
-      _logger.error("%s failed: %s", name, error)
-    except Exception as error:  # The other data sets are not to suffer.
-      failed[name] = f"{type(error).__name__}: {error}"
-      _logger.exception("%s failed", name)
-  return results.Evaluated(found, skipped, failed, provenance)
+  check_clip(record, clip.sha256, str(checkpoint), allow_other_clip)
+  return clip
 
 
 def _hash_data(fingerprint, result):

@@ -6,17 +6,31 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, Sharding
 
 from cops_jax import scoring
-from cops_jax.models.cops import CoPS, encode_batch, join_params
-from cops_jax.runtime.mesh import batch_sharding, replicated_sharding
+from cops_jax.models.cops import (
+  ENCODE_FIELDS,
+  CoPS,
+  encode_batch,
+  join_params,
+)
+from cops_jax.runtime.mesh import jit_step
 from cops_jax.runtime.randomness import (
   EVALUATION_KEY,
   example_noise,
   random_key,
 )
 from cops_jax.typing import Array, Float
+
+# Fields of a batch that a predicting step reads.
+STEP_FIELDS = (*ENCODE_FIELDS, "example_id")
+
+# From trainable parameters, CLIP's and a batch to scores and maps.
+PredictStep = Callable[
+  [Mapping[str, Any], Mapping[str, Any], Mapping[str, jax.Array]],
+  dict[str, jax.Array],
+]
 
 
 def detect_anomalies(
@@ -68,8 +82,8 @@ def make_predict_step(
   alpha: float,
   beta: float,
   distance_weighting: bool = True,
-  clip_shardings: Any = None,
-) -> Callable[[Any, Any, Mapping[str, Any]], dict[str, jax.Array]]:
+  clip_shardings: Sharding | Mapping[str, Any] | None = None,
+) -> PredictStep:
   """Compiles the step from a batch to its scores and maps.
 
   Args:
@@ -87,7 +101,6 @@ def make_predict_step(
   """
   key = random_key(seed, EVALUATION_KEY)
   width = model.clip_config.projection_dim
-  replicated = replicated_sharding(mesh)
 
   def predict_step(trainable, clip_params, batch):
     noise = None
@@ -103,20 +116,15 @@ def make_predict_step(
       distance_weighting=distance_weighting,
     )
 
-  return jax.jit(
-    predict_step,
-    in_shardings=(
-      replicated,
-      replicated if clip_shardings is None else clip_shardings,
-      batch_sharding(mesh),
-    ),
-    out_shardings=batch_sharding(mesh),
-  )
+  return jit_step(predict_step, mesh, clip_shardings)
 
 
 def make_configured_step(
-  config: Any, model: CoPS, mesh: Mesh, clip_shardings: Any = None
-) -> Callable[[Any, Any, Mapping[str, Any]], dict[str, jax.Array]]:
+  config: Any,
+  model: CoPS,
+  mesh: Mesh,
+  clip_shardings: Sharding | Mapping[str, Any] | None = None,
+) -> PredictStep:
   """`make_predict_step`, with the values of a config."""
   settings = config.evaluation
   return make_predict_step(

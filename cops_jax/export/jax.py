@@ -28,7 +28,7 @@ from jax import export as jax_export
 from cops_jax import __version__
 from cops_jax.errors import InputError, shorten
 from cops_jax.files import whole_file
-from cops_jax.runtime.mesh import DATA_AXIS
+from cops_jax.runtime.mesh import make_mesh
 from cops_jax.typing import Array, Float
 
 if TYPE_CHECKING:  # Reading a file needs none of the model's code.
@@ -105,7 +105,7 @@ def _trace(detector):
   from cops_jax.weights import build_model
 
   config, clip = detector.config, detector.clip
-  mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), (DATA_AXIS,))
+  mesh = make_mesh(jax.devices()[:1])
   step = make_detect_step(config, build_model(config, clip), mesh)
   (batch,) = jax_export.symbolic_shape("batch")
   side = detector.image_size

@@ -65,12 +65,14 @@ def features_of(
     model,
     clip,
     mesh,
-    dtype=dtype,
-    folder=config.features_dir
-    or feature_cache.default_folder(config.data_dir or None),
-    image_size=config.model.image_size_pixels,
-    batch_size=batch_size,
-    split_clip=config.clip.split_over_devices,
-    num_workers=config.input.num_workers,
-    skipped=skipped,
+    feature_cache.CacheOptions(
+      dtype=dtype,
+      folder=config.features_dir
+      or feature_cache.default_folder(config.data_dir or None),
+      image_size=config.model.image_size_pixels,
+      batch_size=batch_size,
+      split_clip=config.clip.split_over_devices,
+      num_workers=config.input.num_workers,
+    ),
+    skipped,
   )

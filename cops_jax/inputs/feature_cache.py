@@ -9,6 +9,7 @@ What is missing is computed at the next start.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import logging
@@ -27,20 +28,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, Sharding
 
 from cops_jax.errors import InputError
 from cops_jax.files import write_file
 from cops_jax.inputs import pipeline
 from cops_jax.inputs.feature_files import FeatureCache
-from cops_jax.models.clip import normalize_images
-from cops_jax.models.cops import CoPS, join_params
+from cops_jax.models.cops import (
+  ENCODE_FIELDS,
+  CoPS,
+  encode_batch,
+  join_params,
+)
 from cops_jax.progress import Progress
 from cops_jax.runtime.mesh import (
-  DATA_AXIS,
-  batch_sharding,
   clip_shardings,
-  replicated_sharding,
+  jit_step,
+  make_mesh,
   run_ahead,
   shard_batch,
 )
@@ -66,19 +70,36 @@ def default_folder(data_dir: str | None) -> pathlib.Path:
   return pathlib.Path(folder).expanduser() / "features"
 
 
+@dataclasses.dataclass(frozen=True)
+class CacheOptions:
+  """How features are computed and kept.
+
+  Attributes:
+    dtype: to store them in, see `config.FEATURE_TYPES`. With "float32" the number of
+      images at a time is part of what makes a cache another one.
+    folder: of all caches.
+    image_size: pixels.
+    batch_size: of the run's steps.
+    split_clip: whether each of this process's devices holds only a part of
+      CLIP's parameters.
+    num_workers: processes that decode images.
+  """
+
+  dtype: str
+  folder: str | os.PathLike
+  image_size: int
+  batch_size: int
+  split_clip: bool = False
+  num_workers: int = 0
+
+
 def open_features(
   examples: Sequence[Mapping[str, Any]],
   split: str,
   model: CoPS,
   clip: PretrainedCLIP,
   mesh: Mesh,
-  *,
-  dtype: str,
-  folder: str | os.PathLike,
-  image_size: int,
-  batch_size: int,
-  split_clip: bool = False,
-  num_workers: int = 0,
+  options: CacheOptions,
   skipped: MutableMapping[str, str] | None = None,
 ) -> FeatureCache:
   """Opens the cache of a data set's features, and computes what is missing.
@@ -92,65 +113,45 @@ def open_features(
     model, clip: the vision tower.
     mesh: of the run. Each of its devices gets as many images at a time as in
       the run's own steps: the last bits depend on that number.
-    dtype: to store them in, see `config.FEATURE_TYPES`. With "float32" the
-      number of images at a time is part of what makes a cache another one.
-    folder: of all caches.
-    image_size: pixels.
-    batch_size: of the run's steps.
-    split_clip: whether each of this process's devices holds only a part of
-      CLIP's parameters.
-    num_workers, skipped: see `pipeline.iterate_batches`.
+    options: how to compute and keep them.
+    skipped: see `pipeline.iterate_batches`.
 
   Raises:
     InputError: an image cannot be read; the cache is damaged, stale or does not
       fit the disk; a feature is no finite number of that type.
   """
-  device_size = pipeline.num_batches(batch_size, mesh.size)
-  manifest = _manifest(examples, split, model, clip, dtype, image_size)
-  if dtype == "float32":
+  device_size = pipeline.num_batches(options.batch_size, mesh.size)
+  manifest = _manifest(examples, split, model, clip, options)
+  if options.dtype == "float32":
     manifest["images_per_device"] = device_size
   text = json.dumps(manifest, indent=2, sort_keys=True) + "\n"
   key = hashlib.sha256(text.encode()).hexdigest()[:16]
-  folder = pathlib.Path(folder).expanduser() / f"{examples.name}-{key}"
-  side = image_size // clip.config.vision_config.patch_size
-  shape = (len(model.feature_layers), side**2, clip.config.projection_dim)
+  folder = pathlib.Path(options.folder).expanduser() / f"{examples.name}-{key}"
+  patch_size = clip.config.vision_config.patch_size
+  num_patches = (options.image_size // patch_size) ** 2
+  shape = (len(model.feature_layers), num_patches, clip.config.projection_dim)
 
   _require_same(folder / "manifest.json", manifest)
-  cache = FeatureCache(folder, dtype, shape)
+  cache = FeatureCache(folder, options.dtype, shape)
   missing = cache.missing(examples)
   if not missing:
     _logger.info("features of %s are read from %s", examples.name, folder)
     return cache
+  batch_options = pipeline.BatchOptions(
+    options.image_size,
+    patch_size,
+    batch_size=device_size * jax.local_device_count(),
+    num_devices=jax.local_device_count(),
+    num_workers=options.num_workers,
+  )
   try:
     folder.mkdir(parents=True, exist_ok=True)
     write_file(folder / "manifest.json", text)
-    _require_space(cache, len(missing), examples.name, dtype)
-    encode = _make_local_encode(model, clip, split_clip)
-    count = jax.process_count()
-    for turn in range(count):
-      part = (jax.process_index() + turn) % count
-      prefix = f"{part + 1}-of-{count}-"
-      with _lock(folder, prefix):
-        cache.refresh()
-        missing = {
-          index: name
-          for index, name in cache.missing(examples).items()
-          if index % count == part
-        }
-        _fill(
-          cache,
-          pipeline.Subset(examples, tuple(missing)),
-          tuple(missing.values()),
-          encode,
-          device_size * jax.local_device_count(),
-          f"computing features of {examples.name}"
-          + (f", part {part + 1} of {count}" if count > 1 else ""),
-          prefix=prefix,
-          image_size=image_size,
-          patch_size=clip.config.vision_config.patch_size,
-          num_workers=num_workers,
-          skipped=skipped,
-        )
+    _require_space(cache, len(missing), examples.name, options.dtype)
+    encode = _make_local_encode(model, clip, options.split_clip)
+    for turn in range(jax.process_count()):
+      part = (jax.process_index() + turn) % jax.process_count()
+      _fill(cache, examples, part, encode, batch_options, skipped)
   except OSError as error:
     raise InputError(
       f"features cannot be kept in {folder}: {error}. Choose another place with"
@@ -159,7 +160,7 @@ def open_features(
   return cache
 
 
-def _manifest(examples, split, model, clip, dtype, image_size):
+def _manifest(examples, split, model, clip, options):
   """All that the stored values depend on."""
   vision = clip.config.vision_config
   return {
@@ -178,10 +179,10 @@ def _manifest(examples, split, model, clip, dtype, image_size):
       "layer_norm_eps": vision.layer_norm_eps,
       "dtype": jnp.dtype(model.dtype).name,
     },
-    "image_size_pixels": image_size,
+    "image_size_pixels": options.image_size,
     "feature_layers": list(model.feature_layers),
     "num_value_layers": model.num_value_layers,
-    "stored_as": dtype,
+    "stored_as": options.dtype,
     "backend": jax.default_backend(),
     "matmul_precision": jax.config.jax_default_matmul_precision,
   }
@@ -249,8 +250,12 @@ def _gigabytes(number):
 
 
 def make_encode_step(
-  model: CoPS, mesh: Mesh, clip_shardings: Any = None
-) -> Callable[[Any, jax.Array], tuple[jax.Array, jax.Array]]:
+  model: CoPS,
+  mesh: Mesh,
+  clip_shardings: Sharding | Mapping[str, Any] | None = None,
+) -> Callable[
+  [Mapping[str, Any], Mapping[str, jax.Array]], tuple[jax.Array, jax.Array]
+]:
   """Compiles the vision tower's step.
 
   Args:
@@ -259,70 +264,63 @@ def make_encode_step(
     clip_shardings: of CLIP's parameters; None if every device has a copy.
 
   Returns:
-    `encode(clip_params, images)`, from uint8 images (b, h, w, 3) to
-    `CoPS.encode_images`'s features.
+    `encode(clip_params, batch)`, to what `encode_batch` says of it.
   """
 
-  def encode(clip_params, images):
-    return model.apply(
-      join_params({}, clip_params),
-      normalize_images(images),
-      method=CoPS.encode_images,
-    )
+  def encode(clip_params, batch):
+    return encode_batch(model, join_params({}, clip_params), batch)
 
-  split = batch_sharding(mesh)
-  if clip_shardings is None:
-    clip_shardings = replicated_sharding(mesh)
-  return jax.jit(
-    encode, in_shardings=(clip_shardings, split), out_shardings=split
-  )
+  return jit_step(encode, mesh, clip_shardings, num_replicated=0)
 
 
 def _make_local_encode(model, clip, split_clip):
-  """From images on the host to their features, on this process's devices."""
-  mesh = Mesh(np.array(jax.local_devices()), (DATA_AXIS,))
+  """From a batch on the host to its features, on this process's devices."""
+  mesh = make_mesh(jax.local_devices())
   shardings = clip_shardings(clip.params, mesh, split_clip)
   clip_params = jax.device_put(clip.params, shardings)
   encode = make_encode_step(model, mesh, shardings)
-  return lambda images: encode(
-    clip_params, shard_batch({"image": images}, mesh)["image"]
+  return lambda batch: encode(
+    clip_params, shard_batch(batch, mesh, ENCODE_FIELDS)
   )
 
 
-def _fill(
-  cache,
-  examples,
-  names,
-  encode,
-  batch_size,
-  message,
-  *,
-  prefix,
-  image_size,
-  patch_size,
-  num_workers,
-  skipped,
-):
-  if not names:
-    return
-  batches = pipeline.iterate_batches(
-    examples,
-    image_size=image_size,
-    patch_size=patch_size,
-    batch_size=batch_size,
-    num_devices=jax.local_device_count(),
-    steps=range(pipeline.num_batches(len(examples), batch_size)),
-    num_workers=num_workers,
-    skipped=skipped,
-  )
-  progress = Progress(len(examples), "images")
+def _fill(cache, examples, part, encode, options, skipped):
+  """Computes what is missing of a part, alone."""
+  count = jax.process_count()
+  prefix = f"{part + 1}-of-{count}-"
+  with _lock(cache.folder, prefix):
+    cache.refresh()
+    missing = {
+      index: name
+      for index, name in cache.missing(examples).items()
+      if index % count == part
+    }
+    if missing:
+      message = f"computing features of {examples.name}" + (
+        f", part {part + 1} of {count}" if count > 1 else ""
+      )
+      batches = pipeline.iterate_batches(
+        pipeline.Subset(examples, tuple(missing)),
+        options,
+        options.one_pass(len(missing)),
+        skipped=skipped,
+      )
+      _store(
+        cache,
+        tuple(missing.values()),
+        run_ahead(batches, encode),
+        prefix,
+        message,
+      )
+
+
+def _store(cache, names, encoded, prefix, message):
+  """Writes batches' features, a file at a time, by the rows' stored names."""
+  progress = Progress(len(names), "images")
   ready = {}
   num_done = 0
-
   try:
-    for batch, outputs in run_ahead(
-      batches, lambda batch: encode(batch["image"])
-    ):
+    for batch, outputs in encoded:
       for row in np.flatnonzero(batch["padding_mask"]):
         # The name as it was before the file was read.
         ready[names[batch["index"][row]]] = cache.to_record(

@@ -51,6 +51,43 @@ def _shuffled(number: int, seed: int, epoch: int) -> Integer[np.ndarray, "n"]:
 
 
 @dataclasses.dataclass(frozen=True)
+class BatchOptions:
+  """How examples become batches.
+
+  Attributes:
+    image_size: side in pixels, a multiple of `patch_size`.
+    patch_size: side in pixels.
+    batch_size: examples in a global batch. An epoch's last batch may hold less.
+    num_devices: of all processes; batches are padded to a multiple of it.
+    process_index, process_count: which contiguous part of each batch is this
+      process's.
+    num_workers: processes that decode; 0 for threads of this one.
+    shuffle_seed: every epoch is shuffled anew with it; None keeps the order.
+    full_masks: whether masks come as pixels instead of counts by patch.
+  """
+
+  image_size: int
+  patch_size: int
+  batch_size: int
+  num_devices: int = 1
+  process_index: int = 0
+  process_count: int = 1
+  num_workers: int = 0
+  shuffle_seed: int | None = None
+  full_masks: bool = False
+
+  @property
+  def local_size(self) -> int:
+    """Rows in this process's part of a batch, padding included."""
+    padded = num_batches(self.batch_size, self.num_devices) * self.num_devices
+    return padded // self.process_count
+
+  def one_pass(self, num_examples: int) -> range:
+    """The steps in which every example comes once."""
+    return range(num_batches(num_examples, self.batch_size))
+
+
+@dataclasses.dataclass(frozen=True)
 class _RowLoader:
   """From a position in this process's sequence of rows to the row there.
 
@@ -58,28 +95,22 @@ class _RowLoader:
   """
 
   examples: Sequence[Mapping[str, Any]]
-  image_size: int
-  patch_size: int
-  batch_size: int
-  local_size: int
-  process_index: int
+  options: BatchOptions
   steps: range
-  shuffle_seed: int | None
-  full_masks: bool
   features: FeatureCache | None
 
   def __call__(self, position: int) -> dict[str, Any]:
-    step, slot = divmod(position, self.local_size)
-    slot += self.process_index * self.local_size
-    num_examples = len(self.examples)
+    options, num_examples = self.options, len(self.examples)
+    step, slot = divmod(position, options.local_size)
+    slot += options.process_index * options.local_size
     epoch, epoch_step = divmod(
-      self.steps[step], num_batches(num_examples, self.batch_size)
+      self.steps[step], num_batches(num_examples, options.batch_size)
     )
-    place = epoch_step * self.batch_size + slot
-    if slot >= self.batch_size or place >= num_examples:
+    place = epoch_step * options.batch_size + slot
+    if slot >= options.batch_size or place >= num_examples:
       return self._padding()
-    if self.shuffle_seed is not None:
-      place = int(_shuffled(num_examples, self.shuffle_seed, epoch)[place])
+    if options.shuffle_seed is not None:
+      place = int(_shuffled(num_examples, options.shuffle_seed, epoch)[place])
     return self._load(place)
 
   def _load(self, place: int) -> dict[str, Any]:
@@ -92,7 +123,7 @@ class _RowLoader:
       if field == "image" and features is not None:
         continue
       try:
-        decoded[field] = decode(example[field], self.image_size)
+        decoded[field] = decode(example[field], self.options.image_size)
       except Exception as error:  # PIL raises what its many decoders raise.
         reason = f"its {field} cannot be read: {error}"
         return self._padding(path=example["path"], error=reason)
@@ -118,7 +149,7 @@ class _RowLoader:
     }
 
   def _padding(self, path: str = "", error: str = "") -> dict[str, Any]:
-    shape = (self.image_size, self.image_size)
+    shape = (self.options.image_size, self.options.image_size)
     if self.features is None:
       features = {"image": np.zeros((*shape, 3), np.uint8)}
     else:
@@ -137,9 +168,9 @@ class _RowLoader:
     }
 
   def _targets(self, mask: Integer[np.ndarray, "h w"]) -> dict[str, Any]:
-    if self.full_masks:
+    if self.options.full_masks:
       return {"mask": mask}
-    return {"mask_counts": count_mask_pixels(mask, self.patch_size)}
+    return {"mask_counts": count_mask_pixels(mask, self.options.patch_size)}
 
 
 class Subset(Sequence):
@@ -157,17 +188,9 @@ class Subset(Sequence):
 
 def iterate_batches(
   examples: Sequence[Mapping[str, Any]],
-  *,
-  image_size: int,
-  patch_size: int,
-  batch_size: int,
-  num_devices: int = 1,
+  options: BatchOptions,
   steps: range,
-  shuffle_seed: int | None = None,
-  process_index: int = 0,
-  process_count: int = 1,
-  full_masks: bool = False,
-  num_workers: int = 0,
+  *,
   skipped: MutableMapping[str, str] | None = None,
   features: FeatureCache | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
@@ -175,22 +198,15 @@ def iterate_batches(
 
   Args:
     examples: a data set, see `cops_jax.datasets`.
-    image_size: pixels, a multiple of `patch_size`.
-    patch_size: pixels.
-    batch_size: examples in a global batch. An epoch's last batch may hold less.
-    num_devices: of all processes; batches are padded to a multiple of it.
+    options: sizes, order and place of the batches.
     steps: which batches; step numbers run on from epoch to epoch.
-    shuffle_seed: every epoch is shuffled anew with it; None keeps the order.
-    process_index, process_count: which contiguous part of each batch to yield.
-    full_masks: whether masks come as pixels instead of counts by patch.
-    num_workers: processes that decode; 0 for threads of this one.
     skipped: receives path and reason of examples whose image or mask cannot be
       read, and which are then left out; if None, they are an error.
     features: a cache of the examples' features, to take in place of images.
 
   Yields:
     image uint8 (b, h, w, 3) or, with `features`, image_features (b, d) and
-    patch_features (b, f, n, d); mask_counts int32 (b, n) or, with `full_masks`,
+    patch_features (b, f, n, d); mask_counts int32 (b, n) or, with full masks,
     mask uint8 (b, h, w); index in the data set int32, has_mask bool, label
     int32, category and path str, example_id uint32 and padding_mask bool, all
     (b,). What only pads the batch, or was skipped, has padding_mask False and
@@ -200,37 +216,36 @@ def iterate_batches(
     InputError: an example cannot be read, or its features are damaged or of
       another version of the file.
   """
+  load_row = _RowLoader(examples, options, steps, features)
+  with contextlib.closing(_open_batches(load_row)) as batches:
+    for batch in batches:
+      for row in np.flatnonzero(batch["error"] != ""):
+        path, reason = str(batch["path"][row]), str(batch["error"][row])
+        _leave_out(examples, path, reason, skipped)
+      yield {name: batch[name] for name in batch if name != "error"}
+
+
+def _open_batches(load_row):
+  """Grain's iterator, whose threads and processes already run ahead."""
   import grain
   from absl import flags
 
-  padded_size = num_batches(batch_size, num_devices) * num_devices
-  local_size = padded_size // process_count
-  load_row = _RowLoader(
-    examples,
-    image_size,
-    patch_size,
-    batch_size,
-    local_size,
-    process_index,
-    steps,
-    shuffle_seed,
-    full_masks,
-    features,
-  )
-  rows = grain.MapDataset.range(len(steps) * local_size).map(load_row)
+  options, local_size = load_row.options, load_row.options.local_size
+  rows = grain.MapDataset.range(len(load_row.steps) * local_size).map(load_row)
   rows = rows.to_iter_dataset(
     grain.ReadOptions(
       num_threads=min(os.cpu_count() or 1, _MAX_THREADS),
       prefetch_buffer_size=_PREFETCH_BATCHES * local_size,
     )
   )
-  if num_workers:
+  if options.num_workers:
     if not flags.FLAGS.is_parsed():  # Grain hands them on to its workers.
       flags.FLAGS.mark_as_parsed()
     # Workers take turns row by row, so the order stays that of the positions.
     rows = rows.mp_prefetch(
       grain.MultiprocessingOptions(
-        num_workers, per_worker_buffer_size=num_batches(local_size, num_workers)
+        options.num_workers,
+        per_worker_buffer_size=num_batches(local_size, options.num_workers),
       )
     )
     # Rows through pipes: shared memory is no faster here, and containers have
@@ -238,12 +253,7 @@ def iterate_batches(
     rows = grain.experimental.WithOptionsIterDataset(
       rows, grain.experimental.DatasetOptions(min_shm_size=1 << 62)
     )
-  with contextlib.closing(iter(rows.batch(local_size))) as batches:
-    for batch in batches:
-      for row in np.flatnonzero(batch["error"] != ""):
-        path, reason = str(batch["path"][row]), str(batch["error"][row])
-        _leave_out(examples, path, reason, skipped)
-      yield {name: batch[name] for name in batch if name != "error"}
+  return iter(rows.batch(local_size))
 
 
 def _leave_out(examples, path, reason, skipped):

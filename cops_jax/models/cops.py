@@ -185,14 +185,8 @@ class CoPS(nn.Module):
     )
 
 
-def stored_features(
-  batch: Mapping[str, Array],
-) -> tuple[Float[Array, "b d"], Float[Array, "b f n d"]]:
-  """`CoPS.encode_images`'s features, computed before, as float32."""
-  return tuple(
-    batch[name].astype(jnp.float32)
-    for name in ("image_features", "patch_features")
-  )
+# Fields of a batch that `encode_batch` reads: the first or the others.
+ENCODE_FIELDS = ("image", "image_features", "patch_features")
 
 
 def encode_batch(
@@ -204,11 +198,17 @@ def encode_batch(
     model, variables: CoPS; of its parameters CLIP's alone are needed.
     batch: image uint8 (b, h, w, 3); or, computed before, image_features (b, d)
       and patch_features (b, f, n, d) in any floating-point type.
+
+  Returns:
+    image_features (b, d) and patch_features (b, f, n, d), float32.
   """
-  if "image" not in batch:
-    return stored_features(batch)
-  images = normalize_images(batch["image"])
-  return model.apply(variables, images, method=CoPS.encode_images)
+  if "image" in batch:
+    images = normalize_images(batch["image"])
+    return model.apply(variables, images, method=CoPS.encode_images)
+  return (
+    batch["image_features"].astype(jnp.float32),
+    batch["patch_features"].astype(jnp.float32),
+  )
 
 
 def join_params(

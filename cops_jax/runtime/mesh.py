@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 DATA_AXIS = "data"
 
 
-def make_mesh() -> Mesh:
-  """All devices along one data axis."""
-  return Mesh(np.array(jax.devices()), (DATA_AXIS,))
+def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+  """Devices along one data axis; by default all, of all processes."""
+  devices = jax.devices() if devices is None else devices
+  return Mesh(np.array(devices), (DATA_AXIS,))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -48,7 +49,9 @@ def split_shardings(tree: Any, mesh: Mesh) -> Any:
   return jax.tree.map(split, tree)
 
 
-def clip_shardings(clip_params: Any, mesh: Mesh, is_split: bool) -> Any:
+def clip_shardings(
+  clip_params: Mapping[str, Any], mesh: Mesh, is_split: bool
+) -> Sharding | Mapping[str, Any]:
   """How CLIP's parameters lie on the devices: one sharding, or one for each.
 
   Args:
@@ -61,12 +64,56 @@ def clip_shardings(clip_params: Any, mesh: Mesh, is_split: bool) -> Any:
   return replicated_sharding(mesh)
 
 
-def shard_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, Any]:
-  """Puts this process's part of a global batch on its devices."""
+def jit_step(
+  step: Callable[..., Any],
+  mesh: Mesh,
+  clip_shardings: Sharding | Mapping[str, Any] | None = None,
+  *,
+  num_replicated: int = 1,
+  updates_state: bool = False,
+) -> Callable[..., Any]:
+  """Compiles a step over a global batch.
+
+  Args:
+    step: its last arguments are CLIP's parameters and a batch, whose rows are
+      split over the devices.
+    mesh: of the devices.
+    clip_shardings: see `clip_shardings`; None if every device has a copy.
+    num_replicated: arguments before these, of which every device has a copy.
+    updates_state: whether the step makes a new first argument: its memory is
+      then reused, and every device gets a copy of the results. Otherwise they
+      are split as the batch is.
+  """
+  replicated, split = replicated_sharding(mesh), batch_sharding(mesh)
+  return jax.jit(
+    step,
+    in_shardings=(
+      *[replicated] * num_replicated,
+      replicated if clip_shardings is None else clip_shardings,
+      split,
+    ),
+    out_shardings=replicated if updates_state else split,
+    donate_argnums=0 if updates_state else (),
+  )
+
+
+def shard_batch(
+  batch: Mapping[str, np.ndarray],
+  mesh: Mesh,
+  fields: Sequence[str] | None = None,
+) -> dict[str, jax.Array]:
+  """Puts this process's part of a global batch on its devices.
+
+  Args:
+    batch: this process's rows, by field.
+    mesh: of the devices.
+    fields: that a step reads, as far as the batch has them; by default all.
+  """
   sharding = batch_sharding(mesh)
   return {
     name: jax.make_array_from_process_local_data(sharding, array)
     for name, array in batch.items()
+    if fields is None or name in fields
   }
 
 

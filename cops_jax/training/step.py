@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, Sharding
 
 from cops_jax import losses
-from cops_jax.models.clip import normalize_images
 from cops_jax.models.cops import (
+  ENCODE_FIELDS,
   CoPS,
+  encode_batch,
   init_trainable,
   join_params,
-  stored_features,
 )
-from cops_jax.runtime.mesh import batch_sharding, replicated_sharding
+from cops_jax.runtime.mesh import jit_step
 from cops_jax.runtime.randomness import (
   INIT_KEY,
   TRAIN_KEY,
@@ -28,12 +29,13 @@ from cops_jax.runtime.randomness import (
 
 # Fields of a batch that a training step reads.
 STEP_FIELDS = (
-  *("image", "image_features", "patch_features"),  # The one or the others.
+  *ENCODE_FIELDS,
   *("mask_counts", "label", "example_id", "padding_mask"),
 )
 
 
-class TrainState(NamedTuple):
+@flax.struct.dataclass
+class TrainState:
   """All that training changes. CLIP's parameters are not part of it.
 
   Attributes:
@@ -44,10 +46,10 @@ class TrainState(NamedTuple):
       first are not, and all that follow, leave the rest of the state as it was.
   """
 
-  step: jax.Array
-  params: Any
-  opt_state: Any
-  is_finite: jax.Array
+  step: Any  # An array; JAX puts shapes and other things in its place too.
+  params: Mapping[str, Any]
+  opt_state: optax.OptState
+  is_finite: Any
 
 
 def make_optimizer(settings: Any) -> optax.GradientTransformation:
@@ -78,8 +80,8 @@ def create_train_state(
 
 def loss_and_terms(
   model: CoPS,
-  params: Any,
-  clip_params: Any,
+  params: Mapping[str, Any],
+  clip_params: Mapping[str, Any],
   batch: Mapping[str, jax.Array],
   noise: jax.Array | None,
   reconstruction: str,
@@ -92,17 +94,16 @@ def loss_and_terms(
   Args:
     model: CoPS.
     params, clip_params: its two parameter trees.
-    batch: image (b, h, w, 3), normalised, or image_features (b, d) and
-      patch_features (b, f, n, d), as stored; mask_counts (b, n), label and
-      padding_mask (b,).
+    batch: what `encode_batch` takes; mask_counts (b, n), label and padding_mask
+      (b,).
     noise: (b, 1, d), standard normal; None without category words.
     reconstruction: see `losses.reconstruction_loss`.
+
+  Returns:
+    The loss and the terms by name, the loss among them, all of shape ().
   """
   variables = join_params(params, clip_params)
-  if "image" in batch:
-    features = model.apply(variables, batch["image"], method=CoPS.encode_images)
-  else:
-    features = stored_features(batch)
+  features = encode_batch(model, variables, batch)
   outputs = model.apply(variables, *features, noise, is_training=True)
   padding_mask, counts = batch["padding_mask"], batch["mask_counts"]
   patch_area = model.clip_config.vision_config.patch_size**2
@@ -136,9 +137,9 @@ def make_train_step(
   *,
   seed: int,
   reconstruction: str,
-  clip_shardings: Any = None,
+  clip_shardings: Sharding | Mapping[str, Any] | None = None,
 ) -> Callable[
-  [TrainState, Any, Mapping[str, jax.Array]],
+  [TrainState, Mapping[str, Any], Mapping[str, jax.Array]],
   tuple[TrainState, dict[str, jax.Array]],
 ]:
   """Compiles one optimizer step over a global batch.
@@ -157,7 +158,6 @@ def make_train_step(
   """
   key = random_key(seed, TRAIN_KEY)
   width = model.clip_config.projection_dim
-  replicated = replicated_sharding(mesh)
 
   def train_step(state, clip_params, batch):
     noise = None
@@ -165,8 +165,6 @@ def make_train_step(
       noise = example_noise(
         jax.random.fold_in(key, state.step), batch["example_id"], 1, width
       )
-    if "image" in batch:
-      batch = {**batch, "image": normalize_images(batch["image"])}
 
     def loss(params):
       return loss_and_terms(
@@ -185,17 +183,8 @@ def make_train_step(
     new_state = jax.tree.map(
       lambda new, old: jnp.where(is_finite, new, old),
       new_state,
-      state._replace(is_finite=is_finite),
+      state.replace(is_finite=is_finite),
     )
     return new_state, {**terms, "gradient_norm": gradient_norm}
 
-  return jax.jit(
-    train_step,
-    in_shardings=(
-      replicated,
-      replicated if clip_shardings is None else clip_shardings,
-      batch_sharding(mesh),
-    ),
-    out_shardings=replicated,
-    donate_argnums=0,
-  )
+  return jit_step(train_step, mesh, clip_shardings, updates_state=True)

@@ -7,14 +7,25 @@ import pytest
 from cops_jax import datasets, evaluation, metrics, scoring, weights
 from cops_jax.errors import InputError
 from cops_jax.images.decoding import decode_mask
+from cops_jax.inputs.pipeline import BatchOptions
 from cops_jax.models.cops import init_trainable
-from cops_jax.runtime.mesh import DATA_AXIS, make_mesh, replicate
+from cops_jax.runtime.mesh import make_mesh, replicate
 
 
 @pytest.fixture(scope="module")
 def examples(data_dir):
   unseen = datasets.load("demo_unseen", "test", data_dir)
   return [unseen[index] for index in range(0, 612, 15)]
+
+
+def batch_options(batch_size, num_devices=8):
+  return BatchOptions(
+    image_size=48,
+    patch_size=16,
+    batch_size=batch_size,
+    num_devices=num_devices,
+    full_masks=True,
+  )
 
 
 @pytest.fixture
@@ -24,9 +35,15 @@ def evaluate(config, clip_folder):
   model = weights.build_model(config, clip)
   trainable = init_trainable(model, jax.random.key(0))
 
-  def run(examples, batch_size, num_devices=8, seed=0, **kwargs):
-    devices = np.array(jax.devices()[:num_devices])
-    mesh = jax.sharding.Mesh(devices, (DATA_AXIS,))
+  def run(
+    examples,
+    batch_size,
+    num_devices=8,
+    seed=0,
+    pixel_metrics="binned",
+    maps_folder=None,
+  ):
+    mesh = make_mesh(jax.devices()[:num_devices])
     step = evaluation.make_predict_step(
       model, mesh, seed=seed, num_samples=3, alpha=0.3, beta=0.5
     )
@@ -34,13 +51,12 @@ def evaluate(config, clip_folder):
     return evaluation.evaluate_dataset(
       examples,
       lambda batch: step(*on_devices, batch),
+      mesh,
+      evaluation.EvaluationOptions(
+        batch_options(batch_size, num_devices), pixel_metrics, num_pictures=2
+      ),
       name="demo_unseen",
-      mesh=mesh,
-      image_size=48,
-      patch_size=16,
-      batch_size=batch_size,
-      num_pictures=2,
-      **kwargs,
+      maps_folder=maps_folder,
     )
 
   return run
@@ -160,8 +176,6 @@ def test_saved_maps_are_those_that_were_measured(evaluate, examples, tmp_path):
 
 
 def test_nan_names_the_image(examples):
-  mesh = make_mesh()
-
   def predict(batch):
     shape = batch["image"].shape[:3]
     return {
@@ -173,10 +187,7 @@ def test_nan_names_the_image(examples):
     evaluation.evaluate_dataset(
       examples,
       predict,
+      make_mesh(),
+      evaluation.EvaluationOptions(batch_options(8), num_pictures=1),
       name="demo_unseen",
-      mesh=mesh,
-      image_size=48,
-      patch_size=16,
-      batch_size=8,
-      num_pictures=1,
     )

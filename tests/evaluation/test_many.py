@@ -48,7 +48,7 @@ def evaluation_names(found):
   return list(found.results)
 
 
-def test_a_sweep_goes_on_and_is_resumed(
+def test_an_evaluation_goes_on_and_is_resumed(
   config, workdir, tmp_path, evaluated, caplog, monkeypatch
 ):
   monkeypatch.setattr(logging.getLogger("cops_jax"), "propagate", True)

@@ -42,13 +42,12 @@ def encoded(monkeypatch):
 
 
 def forbid_vision_tower(monkeypatch):
-  """Every way to it normalises images first."""
+  """The one way to it normalises images first."""
 
   def fail(images):
     raise AssertionError("the vision tower was compiled")
 
-  for module in ("inputs.feature_cache", "training.step", "models.cops"):
-    monkeypatch.setattr(f"cops_jax.{module}.normalize_images", fail)
+  monkeypatch.setattr("cops_jax.models.cops.normalize_images", fail)
 
 
 def outcome(workdir, step=12):
@@ -127,35 +126,29 @@ def open_cache(config, tmp_path):
   clip = weights.load_clip(config.clip.weights)
   model = weights.build_model(config, clip)
 
-  def open_cache(examples, dtype="float32", **kwargs):
+  options = features.CacheOptions(
+    dtype="float32", folder=tmp_path / "caches", image_size=48, batch_size=8
+  )
+
+  def open_cache(examples, skipped=None):
     return features.open_features(
-      examples,
-      "test",
-      model,
-      clip,
-      sharding.make_mesh(),
-      dtype=dtype,
-      folder=tmp_path / "caches",
-      image_size=48,
-      batch_size=8,
-      **kwargs,
+      examples, "test", model, clip, sharding.make_mesh(), options, skipped
     )
 
   return open_cache
 
 
-def iterate(examples, **kwargs):
+def iterate(examples, num_workers=0, **kwargs):
+  options = input_pipeline.BatchOptions(
+    image_size=48,
+    patch_size=16,
+    batch_size=5,
+    num_devices=2,
+    num_workers=num_workers,
+    shuffle_seed=0,
+  )
   return list(
-    input_pipeline.iterate_batches(
-      examples,
-      image_size=48,
-      patch_size=16,
-      batch_size=5,
-      num_devices=2,
-      steps=range(6),
-      shuffle_seed=0,
-      **kwargs,
-    )
+    input_pipeline.iterate_batches(examples, options, range(6), **kwargs)
   )
 
 
@@ -290,7 +283,7 @@ def test_bfloat16_holds_all_that_a_bfloat16_clip_says(config):
   model = weights.build_model(config, clip)
   encode = features.make_encode_step(model, sharding.make_mesh())
   images = np.random.default_rng(0).integers(0, 256, (8, 48, 48, 3), np.uint8)
-  for array in encode(clip.params, images):
+  for array in encode(clip.params, {"image": images}):
     np.testing.assert_array_equal(array, array.astype("bfloat16"))
 
 
@@ -300,6 +293,13 @@ def test_evaluation_is_the_same(config, images, open_cache, monkeypatch):
   model = weights.build_model(config, clip)
   trainable = init_trainable(model, jax.random.key(0))
   mesh = sharding.make_mesh()
+  batches = input_pipeline.BatchOptions(
+    image_size=48,
+    patch_size=16,
+    batch_size=8,
+    num_devices=mesh.size,
+    full_masks=True,
+  )
   cache = open_cache(examples)
 
   def evaluate(cache):
@@ -309,12 +309,9 @@ def test_evaluation_is_the_same(config, images, open_cache, monkeypatch):
     return evaluation.evaluate_dataset(
       examples,
       lambda batch: step(trainable, clip.params, batch),
+      mesh,
+      evaluation.EvaluationOptions(batches, num_pictures=2),
       name="made",
-      mesh=mesh,
-      image_size=48,
-      patch_size=16,
-      batch_size=8,
-      num_pictures=2,
       features=cache,
     )
 

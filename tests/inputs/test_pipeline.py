@@ -43,11 +43,10 @@ def make_examples(number):
   ]
 
 
-def iterate(examples, batch_size, **kwargs):
+def iterate(examples, batch_size, *, steps, skipped=None, **options):
+  options = pipeline.BatchOptions(8, 4, batch_size, **options)
   return list(
-    pipeline.iterate_batches(
-      examples, image_size=8, patch_size=4, batch_size=batch_size, **kwargs
-    )
+    pipeline.iterate_batches(examples, options, steps, skipped=skipped)
   )
 
 

@@ -111,3 +111,11 @@ def test_split_axes():
     "odd": (),
     "scalar": (),
   }
+
+
+def test_a_step_gets_the_fields_that_it_reads():
+  mesh = make_mesh(jax.devices()[:2])
+  batch = {"a": np.arange(4), "path": np.array(["x"] * 4)}
+  sharded = shard_batch(batch, mesh, ("a", "b"))
+  assert set(sharded) == {"a"}
+  assert len(sharded["a"].sharding.device_set) == mesh.size == 2

@@ -6,6 +6,7 @@ import pytest
 
 from cops_jax import training
 from cops_jax.errors import InputError
+from cops_jax.evaluation.dataset import DatasetEvaluator
 from cops_jax.runs.checkpoints import Checkpoints
 from helpers.original_layouts import write_parts
 
@@ -38,3 +39,37 @@ def test_losses_that_are_not_finite_stop_the_run(tiny, tmp_path):
   assert all(path.startswith("nut/test/") for path in report["examples"])
   with Checkpoints(workdir) as saved:
     assert saved.latest_step() == 1
+
+
+def test_an_evaluation_that_was_killed_is_made_up_for(
+  tiny, tmp_path, monkeypatch
+):
+  """Killed in the second and in the last evaluation, of steps 2 and 3."""
+  tiny.train.evaluate_every_steps = 1
+  tiny.evaluation.datasets = (tiny.train.dataset,)
+  whole, workdir = tmp_path / "whole", tmp_path / "run"
+  training.train(tiny, whole)
+
+  class Killed(BaseException):
+    pass
+
+  real, counts = DatasetEvaluator.run, []
+
+  def run(self, *args, **kwargs):
+    counts.append(None)
+    if len(counts) in (2, 4):
+      raise Killed
+    return real(self, *args, **kwargs)
+
+  monkeypatch.setattr(DatasetEvaluator, "run", run)
+  for step in (2, 3):
+    with pytest.raises(Killed):
+      training.train(tiny, workdir)
+    with Checkpoints(workdir) as saved:
+      assert saved.latest_step() == step
+  training.train(tiny, workdir)
+  assert len(counts) == 5
+  want = (whole / "metrics.jsonl").read_text()
+  assert (workdir / "metrics.jsonl").read_text() == want
+  training.train(tiny, workdir)  # Nothing is left to do.
+  assert len(counts) == 5

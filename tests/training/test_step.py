@@ -21,12 +21,19 @@ TERMS = ("loss", "image", "patch", "gather", "scatter", "kl", "reconstruction")
 
 
 def golden_batch(recipe):
+  """The batch, with features of the normalised images, and the noise."""
   expected = golden.load(f"{recipe}_recipe")
+  image_features, patch_features = golden.model(recipe).apply(
+    golden.variables(),
+    golden.images(recipe),
+    method=cops.CoPS.encode_images,
+  )
   counts = [
     input_pipeline.count_mask_pixels(mask, 14) for mask in expected["in.mask"]
   ]
   batch = {
-    "image": golden.images(recipe),
+    "image_features": image_features,
+    "patch_features": patch_features,
     "mask_counts": jnp.asarray(np.stack(counts)),
     "label": jnp.asarray(expected["in.label"], jnp.int32),
     "padding_mask": jnp.ones(len(counts), bool),
@@ -141,9 +148,8 @@ def take_steps(mesh, batch, num_steps=3):
 
 def test_devices_do_not_matter():
   """6 images on one device, and on 8 devices with 2 of padding."""
-  devices = np.array(jax.devices())
-  assert len(devices) == 8
-  one = jax.sharding.Mesh(devices[:1], (sharding.DATA_AXIS,))
+  assert len(jax.devices()) == 8
+  one = sharding.make_mesh(jax.devices()[:1])
   losses, start, params = take_steps(one, tiny_batch(6, 6), 20)
   batch = tiny_batch(6, 6)
   batch = {
@@ -225,6 +231,4 @@ def test_a_step_that_is_not_finite_leaves_the_state_alone():
   assert np.isfinite(terms["loss"])
   after = jax.device_get(state)
   assert not after.is_finite
-  chex.assert_trees_all_equal(
-    after._replace(is_finite=before.is_finite), before
-  )
+  chex.assert_trees_all_equal(after.replace(is_finite=before.is_finite), before)

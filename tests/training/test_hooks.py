@@ -1,0 +1,251 @@
+"""What is done between steps, on made states."""
+
+import json
+import signal
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cops_jax.errors import InputError
+from cops_jax.runs.checkpoints import Checkpoints
+from cops_jax.runs.metrics_log import RunLog, read_metrics
+from cops_jax.runtime import signals
+from cops_jax.training import hooks
+from cops_jax.training.step import TrainState
+
+# 7 images, 3 in a step, 2 epochs: 6 steps.
+SCHEDULE = hooks.Schedule(num_examples=7, batch_size=3, num_epochs=2)
+
+
+class MadeCheckpoints(Checkpoints):
+  """Notes steps and terms, and writes nothing."""
+
+  def __init__(self):
+    self.saved = []
+
+  def save(self, step, params, opt_state, recent_terms=()):
+    self.saved.append((step, [row["loss"] for row in recent_terms]))
+
+
+def make_position(step, recent=(), waiting=()):
+  """Loss terms are the numbers given; a NaN leaves the state at 3."""
+  state_step = 3 if np.isnan(waiting).any() else step
+  state = TrainState(np.int32(state_step), {"a": np.ones(2)}, (), True)
+  first = step + 1 - len(waiting)
+  return hooks.Position(
+    step,
+    state,
+    [{"loss": float(loss)} for loss in recent],
+    [
+      hooks.StepTerms(first + index, {"loss": np.float32(loss)}, ["a.png"])
+      for index, loss in enumerate(waiting)
+    ],
+  )
+
+
+@pytest.fixture
+def checkpoints():
+  return MadeCheckpoints()
+
+
+@pytest.fixture
+def save(checkpoints):
+  return hooks.Save(checkpoints, SCHEDULE, None, every_steps=4)
+
+
+@pytest.fixture
+def log(tmp_path):
+  return RunLog(tmp_path, 0)
+
+
+def due_steps(hook):
+  return [step for step in range(1, 7) if hook.is_due(step)]
+
+
+def test_schedule():
+  assert (SCHEDULE.epoch_steps, SCHEDULE.num_steps) == (3, 6)
+  seen = [SCHEDULE.num_images(step) for step in range(7)]
+  assert seen == [0, 3, 6, 7, 10, 13, 14]
+
+
+def test_terms_are_fetched_from_the_oldest_on():
+  position = make_position(4)
+  for loss in (0.5, 0.25):
+    position.advance(position.state, {"loss": jnp.float32(loss)}, ["b.png"])
+  assert position.fetch() == hooks.StepTerms(5, {"loss": 0.5}, ["b.png"])
+  assert position.fetch().step == position.step == 6
+  assert not position.waiting
+
+
+def test_log_writes_means(tmp_path, log):
+  hook = hooks.Log(log, SCHEDULE, 0, every_steps=4)
+  assert due_steps(hook) == [4, 6]
+  position = make_position(4, recent=[1, 2, 6])
+  hook.act(position)
+  assert read_metrics(tmp_path) == [{"step": 4, "loss": 3.0}]
+  assert not position.recent
+
+
+def test_save_saves_a_step_once(checkpoints, save):
+  assert due_steps(save) == [4, 6]
+  for step in (4, 4, 6):
+    save.act(make_position(step, recent=[1]))
+  assert checkpoints.saved == [(4, [1]), (6, [1])]
+  # Neither what it was restored from.
+  again = hooks.Save(checkpoints, SCHEDULE, 4, every_steps=4)
+  again.act(make_position(4))
+  assert len(checkpoints.saved) == 2
+
+
+def failing_batches(number):
+  yield from range(number)
+  raise InputError("b.png cannot be read")
+
+
+def test_what_was_trained_is_saved_before_an_error(checkpoints, save):
+  position = make_position(2, recent=[1], waiting=[2])
+  with pytest.raises(InputError, match="b.png"):
+    list(save.guard(failing_batches(2), position))
+  assert checkpoints.saved == [(2, [1, 2])]
+
+
+def test_nothing_trained_is_not_saved_before_an_error(checkpoints, save):
+  for restored_step in (None, 4):
+    save = hooks.Save(checkpoints, SCHEDULE, restored_step, every_steps=4)
+    with pytest.raises(InputError):
+      list(save.guard(failing_batches(0), make_position(restored_step or 0)))
+  assert not checkpoints.saved
+
+
+def make_evaluate(save, log, checkpoints, every_steps=4):
+  """Of a data set whose AUROC is the number of checkpoints at the time."""
+
+  def evaluate(params):
+    return {
+      "made": {"auroc": float(len(checkpoints.saved)), "ap": float("nan")}
+    }
+
+  return hooks.Evaluate(evaluate, save, log, SCHEDULE, every_steps)
+
+
+def test_evaluate_saves_before(tmp_path, checkpoints, save, log):
+  hook = make_evaluate(save, log, checkpoints, every_steps=5)
+  assert due_steps(hook) == [5, 6] and not hook.is_due(0)
+  hook.act(make_position(5, recent=[1]))
+  assert checkpoints.saved == [(5, [1])]
+  assert read_metrics(tmp_path) == [{"step": 5, "made/auroc": 1}]
+  assert not due_steps(make_evaluate(save, log, checkpoints, every_steps=0))
+
+
+def test_an_evaluation_that_was_interrupted_is_missing(
+  tmp_path, checkpoints, save, log
+):
+  hook = make_evaluate(save, log, checkpoints)
+  for step in range(7):  # A log without a line of the step, too.
+    assert hook.is_missing(step, tmp_path) == (step in (4, 6))
+  log.write(4, {"loss": 1.0})
+  assert hook.is_missing(4, tmp_path)
+  hook.act(make_position(4))
+  assert not hook.is_missing(4, tmp_path)
+  log.write(6, {})  # No metric was defined.
+  assert not hook.is_missing(6, tmp_path)
+
+
+@pytest.fixture
+def stop(checkpoints, save, log):
+  evaluate = make_evaluate(save, log, checkpoints, every_steps=0)
+  return hooks.Stop(save, evaluate, SCHEDULE, first_step=2)
+
+
+def test_stop_saves_and_ends(stop, checkpoints, monkeypatch, capfd):
+  assert not due_steps(stop)
+  monkeypatch.setattr(signals, "_noted", signal.SIGTERM.name)
+  # After the last step there is nothing left to do.
+  assert due_steps(stop) == [1, 2, 3, 4, 5]
+  with pytest.raises(SystemExit) as ended:
+    stop.act(make_position(5, recent=[1]))
+  assert ended.value.code == signals.EXIT_CODE == 75
+  assert checkpoints.saved == [(5, [1])]
+  assert "stopped after step 5 of 6, which is saved" in capfd.readouterr().err
+
+
+def test_stop_counts_the_steps_of_this_process(stop, monkeypatch):
+  asked = []
+  monkeypatch.setattr(signals, "is_due", lambda step: bool(asked.append(step)))
+  for step in (3, 4):
+    stop.is_due(step)
+  assert asked == [1, 2]
+
+
+def test_stop_comes_before_a_last_evaluation(
+  save, log, checkpoints, monkeypatch
+):
+  evaluate = make_evaluate(save, log, checkpoints)
+  stop = hooks.Stop(save, evaluate, SCHEDULE, first_step=0)
+  monkeypatch.setattr(signals, "_noted", signal.SIGTERM.name)
+  assert stop.is_due(6)
+
+
+@pytest.mark.parametrize("loss", (np.nan, np.inf))
+def test_what_is_not_finite_ends_training(tmp_path, checkpoints, save, loss):
+  position = make_position(5, recent=[1], waiting=[loss, np.nan])
+  hook = hooks.StopNonFinite(tmp_path, save)
+  hook.check(hooks.StepTerms(3, {"loss": 1.0}, []), position)
+  with pytest.raises(InputError, match="step 4 is not finite in: loss.*nt 3 "):
+    hook.check(position.fetch(), position)
+  assert checkpoints.saved == [(3, [1])]
+  assert json.loads((tmp_path / "non_finite.json").read_text()) == {
+    "step": 4,
+    "terms": {"loss": repr(float(loss))},
+    "examples": ["a.png"],
+  }
+
+
+@pytest.fixture
+def profiler(monkeypatch):
+  """What the profiler was told."""
+  calls = []
+  monkeypatch.setattr("jax.profiler.start_trace", calls.append)
+  monkeypatch.setattr("jax.profiler.stop_trace", lambda: calls.append("stop"))
+  return calls
+
+
+@pytest.mark.parametrize("last, ended", ((4, 4), (99, 6)))
+def test_profile(tmp_path, profiler, last, ended):
+  hook = hooks.Profile(tmp_path, (3, last), SCHEDULE)
+  for step in range(1, 7):
+    hook.start(step)
+    assert profiler == ([tmp_path / "profile"] if step > 2 else [])
+    if hook.is_due(step):
+      break
+  assert step == ended
+  hook.act(make_position(step))
+  hook.close()
+  assert profiler == [tmp_path / "profile", "stop"]
+  assert not hook.is_due(step)
+
+
+def test_a_profile_is_written_when_training_ends_early(tmp_path, profiler):
+  hook = hooks.Profile(tmp_path, (3, 4), SCHEDULE)
+  hook.close()
+  assert not profiler
+  hook.start(3)
+  hook.close()
+  assert profiler[1:] == ["stop"]
+
+
+def test_skipped_files_are_added_to_those_of_before(tmp_path):
+  path = tmp_path / "skipped_files.json"
+  files = hooks.SkippedFiles(tmp_path, "made", num_examples=2)
+  files.write_new()
+  assert not path.exists()
+  files.found["b.png"] = "cut"
+  files.write_new()
+  again = hooks.SkippedFiles(tmp_path, "made", num_examples=2)
+  again.found["a.png"] = "empty"
+  again.write_new()
+  assert json.loads(path.read_text()) == {"b.png": "cut", "a.png": "empty"}
+  again.found["b.png"] = "cut"
+  with pytest.raises(InputError, match="no image of 'made' can be read"):
+    again.write_new()
