@@ -25,6 +25,7 @@ numbers: .venv/test
 	JAX_DISABLE_MOST_OPTIMIZATIONS=0 .venv/bin/python -m pytest --quiet \
 	  --numprocesses=auto --dist=loadfile \
 	  tests/models tests/training/test_step.py tests/runtime/test_mesh.py \
+	  tests/inputs/test_feature_cache.py \
 	  tests/evaluation/test_dataset.py tests/test_losses.py tests/test_scoring.py
 
 soak: .venv/test

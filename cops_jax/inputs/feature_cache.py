@@ -75,8 +75,8 @@ class CacheOptions:
   """How features are computed and kept.
 
   Attributes:
-    dtype: to store them in, see `config.FEATURE_TYPES`. With "float32" the number of
-      images at a time is part of what makes a cache another one.
+    dtype: to store them in, see `config.FEATURE_TYPES`. With "float32" the
+      number of images at a time is part of what makes a cache another one.
     folder: of all caches.
     image_size: pixels.
     batch_size: of the run's steps.

@@ -46,9 +46,9 @@ def base(clip_folder, data_dir, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def swept(base, tmp_path_factory):
-  """A sweep's directory and means; one run fails at first."""
-  workdir = tmp_path_factory.mktemp("sweep")
+def ablated(base, tmp_path_factory):
+  """A directory of all ablations and their means; one fails at first."""
+  workdir = tmp_path_factory.mktemp("ablations")
   in_the_way = workdir / "no_vae"
   in_the_way.write_text("no directory")
   names = list(ABSENT)
@@ -83,10 +83,10 @@ def parameters(workdir):
 
 
 @pytest.mark.parametrize("name", ABSENT)
-def test_a_part_is_neither_trained_nor_computed(swept, name):
-  workdir = swept[0] / name / "seed-0"
+def test_a_part_is_neither_trained_nor_computed(ablated, name):
+  workdir = ablated[0] / name / "seed-0"
   absent_params, absent_terms = ABSENT[name]
-  full, rest = parameters(swept[0] / "full" / "seed-0"), parameters(workdir)
+  full, rest = parameters(ablated[0] / "full" / "seed-0"), parameters(workdir)
   assert rest.keys() == {
     key for key in full if not key.startswith(absent_params)
   }
@@ -103,15 +103,15 @@ def test_a_part_is_neither_trained_nor_computed(swept, name):
     total = 3 * row["patch"] + sum(row[term] for term in terms)
     assert row["loss"] == pytest.approx(total, rel=1e-5)
 
-  mean = swept[1][name][0]["demo_unseen"]
+  mean = ablated[1][name][0]["demo_unseen"]
   assert mean.keys() >= {"image_auroc", "image_ap", "pixel_auroc", "pixel_ap"}
   assert all(0 < value < 1 for value in mean.values())
   if name != "full":
-    assert mean != swept[1]["full"][0]["demo_unseen"]
+    assert mean != ablated[1]["full"][0]["demo_unseen"]
 
 
-def test_without_distance_weighting_alpha_is_nothing(base, swept, tmp_path):
-  full = swept[0] / "full" / "seed-0"
+def test_without_distance_weighting_alpha_is_nothing(base, ablated, tmp_path):
+  full = ablated[0] / "full" / "seed-0"
   scores = [(full / "scores.csv").read_text()]
   config = ablations.ablate(base, "no_distance_weighting")
   config = config.copy_and_resolve_references()
@@ -123,15 +123,15 @@ def test_without_distance_weighting_alpha_is_nothing(base, swept, tmp_path):
   assert scores[0] != scores[1] == scores[2]
 
 
-def test_features_are_computed_once_for_all_but_the_value_path(base, swept):
+def test_features_are_computed_once_for_all_but_the_value_path(base, ablated):
   folders = [path.name for path in pathlib.Path(base.features_dir).iterdir()]
   names = sorted(folder.rpartition("-")[0] for folder in folders)
   assert names == 2 * ["demo_auxiliary"] + 2 * ["demo_unseen"]
 
 
 @pytest.mark.parametrize("name", ("no_prototypes", "no_vae", "no_deep_prompts"))
-def test_prompts_go_into_files_and_back(swept, tmp_path, name):
-  workdir = swept[0] / name / "seed-0"
+def test_prompts_go_into_files_and_back(ablated, tmp_path, name):
+  workdir = ablated[0] / name / "seed-0"
   path = tmp_path / "prompts.safetensors"
   weights.export(str(workdir), str(path))
   assert "trained prompts in this project's names" in weights.inspect(str(path))
@@ -151,17 +151,17 @@ def test_prompts_go_into_files_and_back(swept, tmp_path, name):
   ):
     weights.export(str(workdir), str(theirs))
   assert not theirs.exists()
-  weights.export(str(swept[0] / "full" / "seed-0"), str(theirs))
+  weights.export(str(ablated[0] / "full" / "seed-0"), str(theirs))
   with pytest.raises(
     InputError, match="authors' format has no prompts without"
   ):
     prompts.load_prompts(theirs, params)
 
 
-def test_another_model_is_refused(base, swept, tmp_path):
+def test_another_model_is_refused(base, ablated, tmp_path):
   """As a run to go on with, and as prompts to begin from."""
   config = ablations.ablate(base, "no_vae")
-  full = swept[0] / "full" / "seed-0"
+  full = ablated[0] / "full" / "seed-0"
   with pytest.raises(InputError, match="num_category_words is 2 there and 0"):
     training.train(config, full)
   path = tmp_path / "prompts.safetensors"
@@ -169,13 +169,13 @@ def test_another_model_is_refused(base, swept, tmp_path):
   with pytest.raises(InputError, match="(?s)unexpected.*category_vae.decoder"):
     training.train(config, tmp_path / "run", init_from=path)
   config = ablations.ablate(base, "full")
-  weights.export(str(swept[0] / "no_vae" / "seed-0"), str(path))
+  weights.export(str(ablated[0] / "no_vae" / "seed-0"), str(path))
   with pytest.raises(InputError, match="(?s)missing.*category_vae.decoder"):
     training.train(config, tmp_path / "run", init_from=path)
 
 
-def test_an_interrupted_run_goes_on(base, swept, tmp_path):
-  whole, halved = swept[0] / "no_vae" / "seed-0", tmp_path / "run"
+def test_an_interrupted_run_goes_on(base, ablated, tmp_path):
+  whole, halved = ablated[0] / "no_vae" / "seed-0", tmp_path / "run"
   shutil.copytree(whole, halved)
   for step in (8, 9):
     shutil.rmtree(halved / "checkpoints" / str(step))
@@ -184,9 +184,9 @@ def test_an_interrupted_run_goes_on(base, swept, tmp_path):
   assert metrics_log.read_metrics(halved) == metrics_log.read_metrics(whole)
 
 
-def test_the_command(base, swept, arguments):
+def test_the_command(base, ablated, arguments):
   """All is finished, so that only the table is made."""
-  workdir, means = swept
+  workdir, means = ablated
   overrides = {
     "model.smoothing_window_patches": 3,
     "train.reconstruction": "pairwise",
