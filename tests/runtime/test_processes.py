@@ -6,6 +6,7 @@ import signal
 import time
 
 import jax
+import numpy as np
 import pytest
 
 from cops_jax import training, weights
@@ -14,7 +15,7 @@ from cops_jax.models.cops import init_trainable
 from cops_jax.runs.checkpoints import Checkpoints, find_steps
 from cops_jax.runtime import processes as distributed
 from cops_jax.runtime.randomness import INIT_KEY, random_key
-from helpers.cluster import end_cluster, start_cluster
+from helpers.cluster import end_cluster, free_port, start_cluster
 from helpers.config import make_config
 from helpers.steps import SMOOTH, assert_same_way
 
