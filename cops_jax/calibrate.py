@@ -132,7 +132,7 @@ def _decode(detector, example):
       with open_image(example["image"]) as stored:
         orientation = read_orientation(stored)
       mask = decode_mask(example["mask"], size, orientation).astype(bool)
-    except Exception as error:  # PIL's kinds are many.
+    except Exception as error:  # PIL raises many kinds of errors.
       raise InputError(
         f"the mask of {path} cannot be read: {shorten(error)}"
       ) from error

@@ -14,8 +14,8 @@ from cops_jax.weights import DEMO_FOLDER
 from helpers.scripts import ROOT, environment
 
 
-def test_output_that_nobody_reads_ends_a_command_in_silence():
-  for flags in ([], ["-u"]):  # Told at the end, and at once.
+def test_closed_output_ends_a_command_without_a_message():
+  for flags in ([], ["-u"]):  # Noticed at the end, and at once.
     reader, writer = os.pipe()
     os.close(reader)
     with open(writer, "wb") as closed:

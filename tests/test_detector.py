@@ -77,7 +77,7 @@ def test_photographs_are_turned_upright(detector, tmp_path):
       lying.close()
 
 
-def test_neither_neighbours_nor_batches_matter(detector):
+def test_results_do_not_depend_on_neighbours_or_batches(detector):
   images = [make_image(seed, 30 + seed, 90 - seed) for seed in range(11)]
   together = detector(images)
   assert len(together) == 11
@@ -137,7 +137,7 @@ def test_thresholds_are_for_the_prompts_they_were_chosen_for(
     assert ("chosen for other prompts" in caplog.text) == (not fits)
 
 
-def test_scores_that_are_no_numbers(detector):
+def test_scores_that_are_not_numbers_are_refused(detector):
   trainable = jax.tree.map(lambda leaf: leaf * np.nan, detector.trainable)
   broken = AnomalyDetector(detector.config, trainable, detector.clip)
   with pytest.raises(
@@ -201,7 +201,7 @@ def test_runs_that_cannot_be_used(workdir, tmp_path, clip_folder):
 
 
 def test_a_run_of_an_earlier_version(workdir, tmp_path):
-  """Without a field of today, and with one that was elsewhere then."""
+  """Without a current field, and with one that has moved since."""
   old = shutil.copytree(workdir, tmp_path / "old")
   record = json.loads((old / "run.json").read_text())
   del record["config"]["feature_cache"]

@@ -1,6 +1,6 @@
 """A detector as an ONNX file, by jax2onnx.
 
-ONNX has no random numbers that a key decides, so the noise that the category
+ONNX has no random numbers determined by a key, so the noise that the category
 codes are drawn from is an input of the file.
 """
 
@@ -44,7 +44,7 @@ def write_onnx(
   Args:
     detector: what to write.
     path: the file.
-    metadata: what the file says of itself; values are written as JSON.
+    metadata: what the file says about itself; values are written as JSON.
 
   Raises:
     InputError: jax2onnx is missing, the weights are too large for one file,
@@ -138,7 +138,7 @@ def _check(content, function, inputs):
     options.log_severity_level = 4  # What it logs as errors, it raises too.
     session = onnxruntime.InferenceSession(content, options)
     got = session.run(_OUTPUTS, values)
-  except Exception as error:  # ONNX Runtime's kinds are not documented.
+  except Exception as error:  # ONNX Runtime's errors are not documented.
     raise InputError(
       "jax2onnx makes no valid ONNX file of this run's config:"
       f" {shorten(error)}"

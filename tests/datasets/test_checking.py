@@ -70,7 +70,8 @@ def test_faulty_files_are_listed(tmp_path):
     "nut/test/dent/3.png: its mask has 7 x 7 pixels, not 11 x 9",
     "nut/test/dent/4.png: its mask is empty, but the image is anomalous",
     "nut/test/good/wide.png: mode I;16, whose values above 255 are cut off",
-    f"{tree.root}/nut/test/good/notes.txt is no image file and was left out",
+    f"{tree.root}/nut/test/good/notes.txt is not an image file and was left"
+    " out",
   ):
     assert expected in result.oddities
   assert len(result.oddities) == 4

@@ -58,7 +58,7 @@ def test_folder_of_one_category(tree):
   assert {e["category"] for e in examples} == {"long"}
 
 
-def test_folder_is_read_anew(tree):
+def test_folder_is_read_again(tree):
   tree.image("long/test/good/new.png", "test", "long")
   check_examples(tree, f"folder:{tree.root}")
 
@@ -76,9 +76,9 @@ def test_folder_without_images(tmp_path):
 
 @pytest.mark.parametrize("kind", ("folder", "meta_json"))
 def test_no_such_folder(kind, tmp_path):
-  with pytest.raises(InputError, match=f"nowhere is no folder.*{kind}:PATH"):
+  with pytest.raises(InputError, match=f"nowhere is not a folder.*{kind}:PATH"):
     datasets.load(f"{kind}:{tmp_path / 'nowhere'}", "test")
-  with pytest.raises(InputError, match="the path is no folder"):
+  with pytest.raises(InputError, match="the path is not a folder"):
     datasets.load(f"{kind}:", "test")
 
 
@@ -120,9 +120,9 @@ def change_entry(field, value):
 @pytest.mark.parametrize(
   "change, expected",
   (
-    (change_entry("img_path", "../outside.png"), "test long: ../outside.png l"),
-    (change_entry("mask_path", "/etc/passwd"), "/etc/passwd lies outside"),
-    (change_entry("mask_path", "long/../../x.png"), "../x.png lies outside"),
+    (change_entry("img_path", "../outside.png"), "test long: ../outside.png i"),
+    (change_entry("mask_path", "/etc/passwd"), "/etc/passwd is outside"),
+    (change_entry("mask_path", "long/../../x.png"), "../x.png is outside"),
     (change_entry("img_path", "absent.png"), "absent.png does not exist"),
     (change_entry("img_path", ""), "test long: a path is empty"),
     (change_entry("img_path", "long/test/good/0.jpg"), "0.jpg 2 times"),
@@ -130,7 +130,7 @@ def change_entry(field, value):
     (change_entry("img_path", None), "entries with img_path"),
     (lambda splits: splits["test"].update(long={}), "expected a list"),
     (lambda splits: splits.pop("test"), 'has no "test" images'),
-    (lambda splits: splits.update(test=[1]), "no table of categories"),
+    (lambda splits: splits.update(test=[1]), "not a table of categories"),
   ),
 )
 def test_bad_meta_json(tree, change, expected):
@@ -147,7 +147,7 @@ def test_meta_json_with_some_masks_missing(tree):
 
 
 @pytest.mark.parametrize("text", ('{"test": ', "\x00", "[]"))
-def test_meta_json_that_is_none(tree, text):
+def test_unreadable_meta_json(tree, text):
   (tree.root / "meta.json").write_text(text)
   with pytest.raises(InputError, match="meta.json"):
     datasets.load(f"meta_json:{tree.root}", "test")
@@ -203,7 +203,7 @@ def test_a_truncated_image_in_a_run(workable, tmp_path):
   steps = [row["step"] for row in metrics_log.read_metrics(workdir)]
   with checkpoints.Checkpoints(workdir) as saved:
     assert saved.latest_step() == steps[-1] > 0
-  # The same run goes on once told to leave such files out.
+  # The same run goes on with the option to leave such files out.
   config.input.unreadable_files = "skip"
   assert int(training.train(config, workdir).step) == 6
   skipped = json.loads((workdir / "skipped_files.json").read_text())

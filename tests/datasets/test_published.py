@@ -77,7 +77,7 @@ def test_the_table_is_complete():
     assert builder.info.citation == row.citation
 
 
-def test_tfds_gives_pixels_without_being_told_a_format(tmp_path, capsys):
+def test_tfds_gives_pixels_without_a_given_format(tmp_path, capsys):
   """As `tfds` is used everywhere: builder by name, then a data source."""
   tree = write_tree("mpdd", tmp_path)
   builder = tfds.builder("mpdd", data_dir=tmp_path / "prepared")
@@ -156,7 +156,7 @@ def test_failing_leaves_nothing(tmp_path):
   assert not list(tmp_path.glob("prepared/btad/*1.0.0*"))
 
 
-def test_several_problems_are_told_at_once(tmp_path):
+def test_several_problems_are_reported_at_once(tmp_path):
   tree = write_tree("mvtec_ad", tmp_path)
   shutil.rmtree(tree.root / "bottle")
   (tree.root / "pill/ground_truth/crack/001_mask.png").unlink()
@@ -237,7 +237,7 @@ def test_visa_without_its_table(visa):
 @pytest.mark.parametrize(
   "row, expected",
   (
-    (("pcb1", "test", "normal", "../x.JPG", ""), "../x.JPG lies outside"),
+    (("pcb1", "test", "normal", "../x.JPG", ""), "../x.JPG is outside"),
     (("pcb1", "test", "anomaly", "{image}", ""), "a path is empty"),
     (("pcb1", "dev", "odd", "{image}", ""), "split 'dev' and label 'odd'"),
     (("pcb1", "test", "normal", "{image}", ""), "test.JPG 2 times"),

@@ -1,4 +1,4 @@
-"""Whose a work directory is, and what its run noted of itself."""
+"""Which run a work directory belongs to, and what it recorded."""
 
 import dataclasses
 
@@ -63,7 +63,7 @@ def test_another_start_is_refused(tmp_path):
     claim_workdir(tmp_path, other)
 
 
-def test_another_clip_is_refused_unless_told_otherwise(tmp_path):
+def test_another_clip_is_refused_unless_allowed(tmp_path):
   claim_workdir(tmp_path, RECORD)
   other = dataclasses.replace(RECORD, clip_sha256="cd" * 32)
   with pytest.raises(InputError, match="(ab){32}; the file here has (cd){32}"):
@@ -111,7 +111,7 @@ def test_a_run_of_an_older_version(tmp_path):
       use(tmp_path)
 
 
-def test_a_file_is_no_workdir(tmp_path):
+def test_a_file_as_workdir_is_refused(tmp_path):
   (tmp_path / "file").write_text("")
   with pytest.raises(InputError, match="file/run.json cannot be written: "):
     claim_workdir(tmp_path / "file", RECORD)

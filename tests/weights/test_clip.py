@@ -232,7 +232,7 @@ def test_every_wrong_tensor_of_openais_is_listed(tmp_path):
     ),
     (
       {"visual.conv1.weight": np.zeros((80, 3, 4, 4), np.float16)},
-      "80 wide, which is no multiple of 64",
+      "80 wide, which is not a multiple of 64",
     ),
     (
       {"visual.layer1.0.conv1.weight": np.zeros((2, 2), np.float16)},

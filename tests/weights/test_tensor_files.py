@@ -235,7 +235,7 @@ def fuzzed_path(tmp_path_factory):
 def test_fuzzed_files_are_read_or_refused(
   fuzzed_path, name, is_deep, place, changes
 ):
-  """Nothing but an InputError, and no memory to speak of."""
+  """Nothing but an InputError, and little memory."""
   content = SEEDS[name]
   if is_deep and zipfile.is_zipfile(io.BytesIO(content)):
     content = with_entry(content, place, changes)

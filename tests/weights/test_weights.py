@@ -217,7 +217,7 @@ def test_training_begins_from_the_authors_file_without_an_encoder(
       np.testing.assert_array_equal(actual[name], half, strict=True)
 
 
-def test_a_start_that_does_not_fit_leaves_nothing(untrained_config, tmp_path):
+def test_a_start_that_does_not_fit_writes_nothing(untrained_config, tmp_path):
   workdir = tmp_path / "run"
   path = weight_files.DATA / "epoch_1.pth"
   with pytest.raises(InputError, match="(?s)does not hold the prompts.*shape"):
@@ -227,7 +227,7 @@ def test_a_start_that_does_not_fit_leaves_nothing(untrained_config, tmp_path):
   assert not workdir.exists()
 
 
-def test_another_clip_is_refused_unless_told_otherwise(
+def test_another_clip_is_refused_unless_allowed(
   untrained, exported, untrained_config, other_clip, tmp_path
 ):
   before = sorted(untrained[0].iterdir())
@@ -253,7 +253,7 @@ def test_another_clip_is_refused_unless_told_otherwise(
   )
 
 
-def test_the_same_clip_may_lie_elsewhere(
+def test_the_same_clip_may_be_elsewhere(
   untrained, untrained_config, clip_folder, tmp_path
 ):
   moved = shutil.copytree(clip_folder, tmp_path / "moved")
