@@ -144,7 +144,7 @@ def _detect(
   decoded: Iterable[tuple[DecodedImage, Any]],
   number: int,
 ) -> Iterator[tuple[Detection, Any]]:
-  """Detections with maps of the model's size, each with what came beside it."""
+  """Detections with maps of the model's size, each with what came with it."""
   size = (detector.image_size, detector.image_size)
   progress = Progress(number, "images")
   decoded, done = iter(decoded), 0

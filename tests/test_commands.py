@@ -48,7 +48,7 @@ def test_a_command_says_how_to_get_a_run(tmp_path):
       )
 
 
-def test_a_package_of_an_extra_that_is_missing():
+def test_a_missing_package_of_an_extra_is_reported():
   with pytest.raises(InputError, match=r"^this needs .*: pip .*'\.\[made\]'$"):
     with needs_extra("this", "made", "no_such_package"):
       import no_such_package.inner  # noqa: F401

@@ -99,7 +99,7 @@ def test_bad_values_are_reported_in_one_sentence(name):
   )
 
 
-def test_a_config_that_lacks_a_field():
+def test_a_config_that_lacks_a_field_is_refused():
   config = configuration.default().copy_and_resolve_references()
   with config.unlocked():
     del config.evaluation.alpha
@@ -193,7 +193,9 @@ def test_a_config_becomes_a_model(config, clip):
     ("clip.dtype", "float16", "float32 or bfloat16"),
   ),
 )
-def test_values_that_do_not_fit(config, clip, field, value, expected):
+def test_values_that_do_not_fit_are_refused(
+  config, clip, field, value, expected
+):
   config.update_from_flattened_dict({field: value})
   with pytest.raises(InputError) as caught:
     build_model(config, clip)

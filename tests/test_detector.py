@@ -169,7 +169,7 @@ def test_from_files(workdir, detector, clip_folder, tmp_path):
     (3, "image 1 of 1 cannot be read"),
   ),
 )
-def test_bad_images(detector, image, expected):
+def test_bad_images_are_refused(detector, image, expected):
   with pytest.raises(InputError, match=expected):
     detector(image)
 
@@ -183,7 +183,7 @@ def test_a_truncated_image_is_named(detector, tmp_path):
     detector([make_image(0), path])
 
 
-def test_runs_that_cannot_be_used(workdir, tmp_path, clip_folder):
+def test_runs_that_cannot_be_used_are_reported(workdir, tmp_path, clip_folder):
   with pytest.raises(InputError, match="holds no training run"):
     AnomalyDetector.from_workdir(tmp_path)
   old = shutil.copytree(workdir, tmp_path / "old")

@@ -38,7 +38,7 @@ def test_shares_that_are_not_binary_fractions(rate, number):
   assert (scores >= threshold).sum() == number
 
 
-def test_without_normal_scores():
+def test_no_threshold_without_normal_scores():
   with pytest.raises(ValueError, match="no normal scores"):
     thresholds.of_false_positive_rate(np.array([]), 0.1)
 

@@ -54,7 +54,7 @@ class EvaluationOptions:
 class DatasetEvaluator:
   """Evaluates prompts on data sets as a config says, with one compiled step.
 
-  In a cluster every process has one and calls it alike.
+  In a cluster every process has one and calls it in the same way.
   """
 
   def __init__(

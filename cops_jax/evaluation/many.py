@@ -37,7 +37,7 @@ from cops_jax.weights import build_model, clip_of, prompts
 _logger = logging.getLogger(__name__)
 
 ALL = "all"
-_KEY_FILE = "key.json"  # Beside anomaly maps: what they depend on.
+_KEY_FILE = "key.json"  # Next to anomaly maps: what they depend on.
 _PACKAGES = ("jax", "jaxlib", "flax", "transformers", "numpy")
 
 

@@ -39,7 +39,7 @@ def write_onnx(
   Inputs are images, uint8 (batch, h, w, 3), and, with category words, noise,
   float32 (batch, z, d), standard normal. Outputs are image_score (batch,) and
   anomaly_map (batch, h, w), float32 in [0, 1]. CLIP computes in float32,
-  whatever config.clip.dtype says: few runtimes know bfloat16.
+  whatever config.clip.dtype says: few runtimes support it.
 
   Args:
     detector: what to write.

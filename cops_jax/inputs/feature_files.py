@@ -99,7 +99,7 @@ class FeatureCache:
 
     Returns:
       image_features (d,) and patch_features (f, n, d); None if the cache has
-      none of the example's image, as it is now.
+      none of the example's image in its present state.
 
     Raises:
       InputError: they are damaged.

@@ -63,7 +63,7 @@ def train(
     config: a ConfigDict with the fields of `cops_jax.config`.
     workdir: created if missing.
     init_from: trained prompts to begin from, see `prompts.load_prompts`;
-      "" begins with random ones. The optimizer begins afresh.
+      "" begins with random ones. The optimizer starts fresh.
     allow_other_clip: whether to accept other CLIP weights than those that the
       run, or what it begins from, was trained with.
     profile_steps: first and last step to profile, into profile/.

@@ -106,7 +106,7 @@ def test_prepare_all_takes_what_is_there(tmp_path, directories):
     ([], "required: command"),
   ),
 )
-def test_bad_arguments(arguments, expected, capsys):
+def test_bad_arguments_are_reported(arguments, expected, capsys):
   with pytest.raises(SystemExit) as exit:
     command.main(arguments)
   err = str(exit.value.code) + capsys.readouterr().err

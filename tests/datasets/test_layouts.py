@@ -63,7 +63,7 @@ def test_surplus_masks_are_noted(tmp_path):
     (["a.png", "b.png"], ["a.png", "a_mask.png", "b.png"], "names do not pair"),
   ),
 )
-def test_what_cannot_pair_is_a_problem(tmp_path, images, masks, reason):
+def test_masks_that_do_not_pair_are_a_problem(tmp_path, images, masks, reason):
   pairs, listing = pair(tmp_path, images, masks)
   assert not pairs
   (problem,) = listing.problems

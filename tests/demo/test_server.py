@@ -215,7 +215,7 @@ def test_bad_arguments_end_the_command(port, tmp_path, arguments, expected):
   assert "\n" not in str(error.value)
 
 
-def test_without_the_extra(monkeypatch):
+def test_a_missing_extra_is_reported(monkeypatch):
   monkeypatch.setitem(sys.modules, "uvicorn", None)
   with pytest.raises(SystemExit, match=r"error: .*pip install.*'\.\[demo\]'"):
     main(["--port=0"])

@@ -98,7 +98,7 @@ def test_it_runs_without_the_models_code(path):
     np.zeros((0, 48, 48, 3), np.uint8),
   ),
 )
-def test_bad_images(path, images):
+def test_bad_images_are_refused(path, images):
   with pytest.raises(InputError, match=r"expected uint8 \(batch, 48, 48, 3\)"):
     export.load(path)(images)
 
@@ -115,7 +115,7 @@ def rewrite(path, target, **changes):
       archive.writestr(name, content)
 
 
-def test_bad_files(path, tmp_path):
+def test_bad_files_are_refused(path, tmp_path):
   bad = tmp_path / "bad.cops"
   with pytest.raises(InputError, match="bad.cops cannot be read: No such"):
     export.load(bad)

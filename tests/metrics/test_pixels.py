@@ -148,6 +148,6 @@ def test_rounding_past_the_ends_is_clipped():
   assert state.compute()["pixel_auroc"] == 1
 
 
-def test_unknown_mode():
+def test_unknown_mode_is_refused():
   with pytest.raises(ValueError, match="'best' is not one of binned, exact"):
     metrics.make_pixel_metrics("best")

@@ -98,13 +98,13 @@ def test_fields_that_a_run_did_not_record_have_their_defaults(tmp_path):
     claim_workdir(tmp_path, RECORD)
 
 
-def test_no_run(tmp_path):
+def test_a_missing_run_is_reported(tmp_path):
   with pytest.raises(InputError, match="holds no training run"):
     read_record(tmp_path / "nowhere")
   assert not (tmp_path / "nowhere").exists()
 
 
-def test_a_run_of_an_older_version(tmp_path):
+def test_a_run_of_an_older_version_is_refused(tmp_path):
   (tmp_path / "checkpoints").mkdir()
   for use in (read_record, lambda folder: claim_workdir(folder, RECORD)):
     with pytest.raises(InputError, match="made by an older version"):
@@ -129,7 +129,7 @@ def test_a_file_as_workdir_is_refused(tmp_path):
     "[" * 100000,
   ),
 )
-def test_damaged_record(tmp_path, text):
+def test_damaged_record_is_refused(tmp_path, text):
   with pytest.raises(InputError, match="^here is damaged"):
     from_json(text, "here")
   (tmp_path / "run.json").write_text(text)

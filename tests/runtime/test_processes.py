@@ -155,7 +155,7 @@ def test_a_full_disk_stops_all(arguments, tmp_path):
     ((None, None, None), "did not come together as one cluster"),
   ),
 )
-def test_bad_arguments(arguments, expected):
+def test_bad_arguments_are_refused(arguments, expected):
   with pytest.raises(InputError, match=expected):
     distributed.start(*arguments)
 

@@ -195,7 +195,7 @@ def test_malformed_pickles_are_refused(path, pickled, expected):
     tracemalloc.stop()
 
 
-def test_numbers_of_one_hash(path):
+def test_numbers_of_one_hash_are_read_quickly(path):
   """In a dictionary of numbers, each would be compared with all others."""
   numbers = (index * (2**61 - 1) for index in range(50_000))
   items = (b"\x8a\x0a" + n.to_bytes(10, "little") + b"N" for n in numbers)
@@ -235,7 +235,7 @@ def test_dictionaries_that_hold_each_other(path):
   assert read_tensors(path).tensors == {}
 
 
-def test_not_torchs_format(path):
+def test_other_formats_are_refused(path):
   path.write_bytes(b"no zip")
   refuse(path, "it is not a zip archive")
   archive(path, b"")
@@ -273,7 +273,7 @@ def refuse_within(num_bytes, path, expected):
     tracemalloc.stop()
 
 
-def test_a_zip_bomb(path):
+def test_a_zip_bomb_is_refused(path):
   """Entries that are compressed, or claim more than the file has."""
   size = 2**26
   bomb = tensor((size // 4,), (1,), size // 4)
@@ -296,7 +296,7 @@ def test_a_zip_bomb(path):
     refuse_within(1e6, path, expected)
 
 
-def test_entries_that_share_their_bytes(path):
+def test_entries_that_share_their_bytes_are_refused(path):
   archive(path, tensor((2,), (1,), 2), [bytes(4096)])
   content = path.read_bytes()
   entry, end = content.rindex(b"PK\x01\x02"), content.rindex(b"PK\x05\x06")
@@ -314,7 +314,7 @@ def test_entries_that_share_their_bytes(path):
   refuse(path, "its entries claim 413")
 
 
-def test_a_damaged_storage(path):
+def test_a_damaged_storage_is_refused(path):
   content = bytearray((weight_files.DATA / "epoch_1.pth").read_bytes())
   # torch aligns storages to 64 bytes.
   start = content.index(b"/data/5") + 64 & ~63
@@ -323,6 +323,6 @@ def test_a_damaged_storage(path):
   refuse(path, "damaged or incomplete")
 
 
-def test_missing_file(path):
+def test_missing_file_is_reported(path):
   with pytest.raises(InputError, match="No such file or directory"):
     read_tensors(path)

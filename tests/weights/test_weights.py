@@ -115,7 +115,7 @@ def test_the_command_line(untrained, tmp_path):
     (("inspect", "{0}/run.json"), "neither safetensors nor torch's zip format"),
   ),
 )
-def test_the_commands_errors(untrained, arguments, expected):
+def test_the_command_reports_errors(untrained, arguments, expected):
   with pytest.raises(SystemExit) as caught:
     main([text.format(untrained[0]) for text in arguments])
   assert str(caught.value).startswith("error: ")
@@ -291,7 +291,7 @@ def test_evaluation_of_a_run_and_of_a_file_gives_the_same_scores(
   assert rows[0] == rows[1]
 
 
-def test_a_recorded_config_of_another_version(untrained, tmp_path):
+def test_a_recorded_config_of_another_version_is_refused(untrained, tmp_path):
   record = json.loads((untrained[0] / "run.json").read_text())
   record["config"]["model"]["forgotten"] = 1
   (tmp_path / "run.json").write_text(json.dumps(record))
