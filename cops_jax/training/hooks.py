@@ -231,7 +231,7 @@ class Save(Hook):
     restored_step: int | None,
     every_steps: int,
   ):
-    """Makes a hook that has saved nothing yet.
+    """Makes a hook; the restored step counts as saved.
 
     Args:
       checkpoints: to save to.
