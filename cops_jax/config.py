@@ -376,8 +376,8 @@ FIELDS = {
   ),
   "train.evaluate_every_steps": Field(
     0,
-    "Evaluates as the section evaluation says, and writes the means into the"
-    " metrics; 0 for never.",
+    "Saves a checkpoint, evaluates as the section evaluation says, and writes"
+    " the means into the metrics; 0 for never.",
     Role.NOTHING,
     (_at_least(0),),
   ),
