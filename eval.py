@@ -6,7 +6,7 @@
 Prints a table; writes report.html, report.md, results.json, results.csv,
 scores.csv and pictures/ into the work directory. The config is the run's own,
 and fields can be set: --config.evaluation.batch_size=4. The same command again
-goes on where an interrupted one was.
+resumes an interrupted evaluation.
 """
 
 import sys
@@ -26,8 +26,8 @@ _CHECKPOINT = flags.DEFINE_string(
 _DATASETS = flags.DEFINE_list(
   "datasets",
   [],
-  "Names, separated by commas; all for the thirteen published ones, as far as"
-  " they are prepared. By default config.evaluation.datasets.",
+  "Names, separated by commas; all for those of the thirteen published ones"
+  " that are prepared. By default config.evaluation.datasets.",
 )
 _SAVE_MAPS = flags.DEFINE_bool(
   "save_maps", False, "Write the anomaly maps too: maps/DATASET/CATEGORY.npz."

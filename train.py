@@ -18,7 +18,7 @@ _INIT_FROM = flags.DEFINE_string(
   "init_from",
   "",
   "Trained prompts to begin from: a work directory, the authors' epoch_N.pth or"
-  " exported prompts. The optimizer begins afresh.",
+  " exported prompts. The optimizer starts fresh.",
 )
 _PROFILE_STEPS = flags.DEFINE_list(
   "profile_steps", [], "First and last step to profile, such as 10,12."

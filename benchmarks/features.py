@@ -3,8 +3,8 @@
   python -m benchmarks.features
 
 ViT-L/14@336 at 518 x 518 pixels with random weights and the published recipe's
-config (bfloat16) but for the batch: 1 image, for the sake of memory. The data
-set has two images, so an epoch is two steps, from image files to new
+config (bfloat16), except for a batch of 1 image, to save memory. The data set
+has two images, so an epoch is two steps, from image files to new
 parameters. Compiled and timed in one process: a first epoch, not counted, and
 then whole epochs, without the cache and with it.
 """

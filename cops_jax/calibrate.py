@@ -132,7 +132,7 @@ def _decode(detector, example):
       with open_image(example["image"]) as stored:
         orientation = read_orientation(stored)
       mask = decode_mask(example["mask"], size, orientation).astype(bool)
-    except Exception as error:  # PIL's kinds are many.
+    except Exception as error:  # PIL raises many kinds of errors.
       raise InputError(
         f"the mask of {path} cannot be read: {shorten(error)}"
       ) from error
@@ -144,7 +144,7 @@ def _detect(
   decoded: Iterable[tuple[DecodedImage, Any]],
   number: int,
 ) -> Iterator[tuple[Detection, Any]]:
-  """Detections with maps of the model's size, each with what came beside it."""
+  """Detections with maps of the model's size, each with what came with it."""
   size = (detector.image_size, detector.image_size)
   progress = Progress(number, "images")
   decoded, done = iter(decoded), 0

@@ -38,9 +38,9 @@ def command_line(
 ) -> Callable[..., int | None]:
   """Decorates the main of a command, which may be given its arguments.
 
-  An `InputError` ends the program with its sentence and exit status 1. So, in
-  silence, does output that nobody reads any more, as of `... | head`. Ctrl-C
-  ends it with 130.
+  An `InputError` ends the program with its message and exit status 1. Output
+  that is closed early, as by `... | head`, ends it with status 1 and without a
+  message, and Ctrl-C with status 130.
   """
 
   @functools.wraps(main)
@@ -55,7 +55,7 @@ def command_line(
       print("interrupted", file=sys.stderr)
       sys.exit(130)
     except BrokenPipeError:
-      # The interpreter flushes what is left once more: to nowhere.
+      # The interpreter flushes the rest when it exits: discard it.
       os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
       sys.exit(1)
 

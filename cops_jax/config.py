@@ -25,7 +25,7 @@ FEATURE_TYPES = ("none", "float32", "bfloat16", "float16")
 class Role(enum.Flag):
   """What a field decides.
 
-  Where CLIP's weights or data lie decides nothing: their hashes do.
+  The location of CLIP's weights or data decides nothing: their hashes do.
   """
 
   # Where and how fast things are done, what is shown and what is kept.
@@ -376,8 +376,8 @@ FIELDS = {
   ),
   "train.evaluate_every_steps": Field(
     0,
-    "Evaluates as the section evaluation says, and writes the means into the"
-    " metrics; 0 for never.",
+    "Saves a checkpoint, evaluates as the section evaluation says, and writes"
+    " the means into the metrics; 0 for never.",
     Role.NOTHING,
     (_at_least(0),),
   ),
@@ -498,7 +498,9 @@ def recipe(name: str) -> Any:
     InputError: there is no recipe of that name.
   """
   if name not in RECIPES:
-    raise InputError(f"{name!r} is no recipe; they are {', '.join(RECIPES)}")
+    raise InputError(
+      f"{name!r} is not a recipe; the recipes are {', '.join(RECIPES)}"
+    )
   config = default()
   config.update_from_flattened_dict(RECIPES[name])
   return config

@@ -1,4 +1,4 @@
-"""Anomaly detection on anybody's images.
+"""Anomaly detection on your own images.
 
 detector = AnomalyDetector.from_workdir("runs/visa")
 detection = detector("photo.jpg")
@@ -62,7 +62,7 @@ class Detection:
     image_score: of anomaly, in [0, 1].
     anomaly_map: of anomaly by pixel, in [0, 1], at the size that the image has
       upright.
-    thresholds: that verdicts go by; None without any.
+    thresholds: used for verdicts; None without any.
   """
 
   image_score: float
@@ -162,7 +162,7 @@ class AnomalyDetector:
     """The newest prompts of a training run, with thresholds chosen for them.
 
     Raises:
-      InputError: there is no run, or its CLIP is not to be had.
+      InputError: there is no run, or its CLIP is not available.
     """
     record = read_record(workdir)
     found = thresholds.read_thresholds(workdir)
@@ -187,16 +187,16 @@ class AnomalyDetector:
     thresholds: Thresholds | None = None,
     allow_other_clip: bool = False,
   ) -> AnomalyDetector:
-    """A CLIP and trained prompts, wherever they lie.
+    """A detector from a CLIP and trained prompts.
 
     Args:
       clip: see config.clip.weights in `cops_jax.config`.
       prompts: see `prompts.load_prompts`.
       config: a ConfigDict with the fields of `cops_jax.config`; by default the
-        one that the prompts were trained with, which files of the authors' code
-        do not say.
+        one that the prompts were trained with, which the authors' files do not
+        record.
       thresholds: for verdicts.
-      allow_other_clip: whether other CLIP weights will do than those that the
+      allow_other_clip: whether to accept other CLIP weights than those that the
         prompts were trained with.
 
     Raises:
@@ -233,7 +233,7 @@ class AnomalyDetector:
 
   @property
   def prompts_sha256(self) -> str:
-    """Tells its prompts from others, in hexadecimal."""
+    """Identifies its prompts, in hexadecimal."""
     return hash_prompts(self.trainable)
 
   def __call__(
@@ -267,7 +267,7 @@ class AnomalyDetector:
 
     Args:
       image: see `__call__`.
-      name: for errors, where the image is no path.
+      name: for errors, where the image is not a path.
 
     Raises:
       InputError: it cannot be read; names it.
@@ -282,7 +282,7 @@ class AnomalyDetector:
       file = image if isinstance(image, bytes) else pathlib.Path(image)
       with open_image(file) as opened:
         return self._resize(opened)
-    except Exception as error:  # PIL's kinds are many.
+    except Exception as error:  # PIL raises many kinds of errors.
       if isinstance(image, (str, os.PathLike)):
         name = os.fspath(image)
       raise InputError(f"{name} cannot be read: {shorten(error)}") from error
@@ -323,7 +323,7 @@ class AnomalyDetector:
 
   def _compile(self, batch):
     size = len(batch)
-    with self._lock:  # Threads that ask at a time compile once.
+    with self._lock:  # Threads that call at once compile once.
       if size not in self._compiled:
         lowered = self._step.lower(*self._params, batch)
         self._compiled[size] = lowered.compile()

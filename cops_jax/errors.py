@@ -14,7 +14,7 @@ class InputError(ValueError):
 
 
 class RunError(InputError):
-  """A work directory's run cannot be used; commands add which one helps."""
+  """A work directory's run cannot be used; commands add the one to use."""
 
   def __init__(self, message: str, workdir: str = ""):
     super().__init__(message)
@@ -26,7 +26,7 @@ class MissingRunError(RunError):
 
 
 class DamagedRunError(RunError):
-  """Nothing that the run has trained is as it was written."""
+  """Everything that the run has trained is damaged."""
 
 
 def shorten(reason: object) -> str:
@@ -42,7 +42,7 @@ def needs_extra(what: str, extra: str, *packages: str) -> Iterator[None]:
   Args:
     what: is to be done with it.
     extra: in pyproject.toml.
-    packages: that it installs; others' absence is another matter.
+    packages: that it installs; errors of other imports stay as they are.
 
   Raises:
     InputError: one of the packages is not installed.

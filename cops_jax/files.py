@@ -15,8 +15,8 @@ from cops_jax.errors import InputError
 def whole_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
   """Gives a path to write to, which becomes the file once all is written.
 
-  Makes the folders above it. Of processes that write one path at a time, on any
-  hosts, the last one wins.
+  Makes the folders above it. If processes, on any hosts, write one path at the
+  same time, the last one wins.
 
   Raises:
     InputError: it cannot be written.

@@ -1,4 +1,4 @@
-"""Finds anomalies in anybody's images, without masks or labels.
+"""Finds anomalies in your own images, without masks or labels.
 
   python -m cops_jax.predict photos/ more/*.jpg --workdir=runs/visa --out=found
 
@@ -86,7 +86,7 @@ def heatmap(path: pathlib.Path, detection: Detection) -> bytes:
   with open_image(path) as image:
     pixels = np.asarray(to_picture(image))
   shown = overlay(pixels, detection.anomaly_map, 0.0, high)
-  # A photograph takes a fifth of the time so.
+  # Level 1 takes a fifth of the default's time on a photograph.
   return to_file(Image.fromarray(shown), "PNG", compress_level=1)
 
 
@@ -152,7 +152,7 @@ def _run(detector, paths, out, save_maps):
       rows.append(to_row(path, outcome))
       print(json.dumps(rows[-1]), flush=True)
       progress.update(len(rows), "predicting")
-  finally:  # What was found before an interruption too.
+  finally:  # Also what was found before an interruption.
     if out:
       text = "".join(json.dumps(row) + "\n" for row in rows)
       write_file(out / "predictions.jsonl", text)
@@ -172,7 +172,7 @@ def _write_pictures(stem, path, detection, save_maps):
   """Gives the detection, or why the image can no longer be read."""
   try:
     picture = heatmap(path, detection)
-  except Exception as error:  # PIL's kinds are many.
+  except Exception as error:  # PIL raises many kinds of errors.
     return InputError(f"{path} cannot be read any more: {shorten(error)}")
   write_file(stem.with_name(f"{stem.name}.png"), picture)
   if save_maps:

@@ -1,4 +1,4 @@
-"""Messages of long work: how far, how fast, how long still."""
+"""Messages of long work: how far, how fast, how much longer."""
 
 from __future__ import annotations
 

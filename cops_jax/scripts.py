@@ -79,7 +79,7 @@ def _require_no_moved(arguments):
 
 
 def _parse(arguments, recorded_config):
-  """absl's flags; ml_collections' errors are told as shortly as absl's."""
+  """absl's flags; ml_collections' errors become as short as absl's."""
   flags.mark_flags_as_required([_WORKDIR])
   try:
     _require_no_moved(arguments)
@@ -145,7 +145,7 @@ def run(
     recorded_config: gives the config where --config is absent; called when the
       script's other flags have their values.
 
-  An `InputError` ends the script with its sentence and exit status 1. With
+  An `InputError` ends the script with its message and exit status 1. With
   --verify the work directory is checked instead, and main not called.
   """
 

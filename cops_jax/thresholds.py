@@ -17,7 +17,7 @@ from cops_jax.files import write_file
 from cops_jax.typing import Bool, Float
 
 _FILE = "thresholds.json"
-# Regions smaller than this share of the map are not told.
+# Regions smaller than this share of the map are not reported.
 _LEAST_AREA = 1e-4
 _LEAST_MARGIN = 1e-4
 

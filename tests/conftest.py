@@ -38,7 +38,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_default_matmul_precision", "highest")
 install_import_hook("cops_jax", "beartype.beartype")
 
-# `--hypothesis-profile=soak` looks further, and elsewhere each time.
+# `--hypothesis-profile=soak` tries more examples, and others each time.
 hypothesis.settings.register_profile(
   "quick", max_examples=400, deadline=None, derandomize=True, database=None
 )

@@ -1,4 +1,4 @@
-"""What thresholds are chosen by: the pixels that the detector will see."""
+"""Thresholds are chosen on the pixels that the detector will see."""
 
 import numpy as np
 import pytest

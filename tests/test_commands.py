@@ -14,8 +14,8 @@ from cops_jax.weights import DEMO_FOLDER
 from helpers.scripts import ROOT, environment
 
 
-def test_output_that_nobody_reads_ends_a_command_in_silence():
-  for flags in ([], ["-u"]):  # Told at the end, and at once.
+def test_closed_output_ends_a_command_without_a_message():
+  for flags in ([], ["-u"]):  # Noticed at the end, and at once.
     reader, writer = os.pipe()
     os.close(reader)
     with open(writer, "wb") as closed:
@@ -48,7 +48,7 @@ def test_a_command_says_how_to_get_a_run(tmp_path):
       )
 
 
-def test_a_package_of_an_extra_that_is_missing():
+def test_a_missing_package_of_an_extra_is_reported():
   with pytest.raises(InputError, match=r"^this needs .*: pip .*'\.\[made\]'$"):
     with needs_extra("this", "made", "no_such_package"):
       import no_such_package.inner  # noqa: F401

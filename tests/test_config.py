@@ -87,7 +87,7 @@ def test_every_check_has_a_value_that_fails_it():
 
 
 @pytest.mark.parametrize("name", BAD_VALUES)
-def test_bad_values_are_told_in_a_sentence(name):
+def test_bad_values_are_reported_in_one_sentence(name):
   value, expected = BAD_VALUES[name]
   config = configuration.default()
   config.update_from_flattened_dict({name: value})
@@ -99,7 +99,7 @@ def test_bad_values_are_told_in_a_sentence(name):
   )
 
 
-def test_a_config_that_lacks_a_field():
+def test_a_config_that_lacks_a_field_is_refused():
   config = configuration.default().copy_and_resolve_references()
   with config.unlocked():
     del config.evaluation.alpha
@@ -116,7 +116,7 @@ def recorded(**sections):
 
 
 def test_an_older_runs_config_is_restored():
-  """One of before the feature cache's section, and of before alpha."""
+  """From before the feature cache's section, and from before alpha."""
   old = recorded(train={"cache_features": "bfloat16", "learning_rate": 1})
   del old["feature_cache"], old["evaluation"]["alpha"], old["manual_dir"]
   old["model"]["feature_layers"] = [5]
@@ -148,7 +148,7 @@ def test_a_config_of_another_version_is_refused(sections, expected):
 
 
 def test_roles():
-  """Of fields of each kind, and of one that nobody knows."""
+  """Of fields of each kind, and of an unknown one."""
   for name, roles in (
     ("train.learning_rate", {Role.TRAINING}),
     ("evaluation.alpha", {Role.RESULTS}),
@@ -193,7 +193,9 @@ def test_a_config_becomes_a_model(config, clip):
     ("clip.dtype", "float16", "float32 or bfloat16"),
   ),
 )
-def test_values_that_do_not_fit(config, clip, field, value, expected):
+def test_values_that_do_not_fit_are_refused(
+  config, clip, field, value, expected
+):
   config.update_from_flattened_dict({field: value})
   with pytest.raises(InputError) as caught:
     build_model(config, clip)
@@ -210,7 +212,7 @@ def test_a_prompt_needs_words(config, clip):
     build_model(config, clip)
 
 
-def test_heads_matter_to_prototypes_alone(config, clip):
+def test_heads_matter_to_prototypes_only(config, clip):
   config.model.num_heads = 5
   config.model.num_state_words = 0
   assert build_model(config, clip).num_state_words == 0
@@ -223,7 +225,7 @@ def test_files_and_names_of_recipes_are_the_same():
   default = importlib.import_module("configs.default").get_config()
   assert default.to_dict() == configuration.recipe("visa").to_dict()
   with pytest.raises(
-    InputError, match="'vsia' is no recipe; they are visa, mv"
+    InputError, match="'vsia' is not a recipe; the recipes are visa, mv"
   ):
     configuration.recipe("vsia")
 
@@ -256,10 +258,14 @@ def test_the_demos_recipe():
     (
       "train.py",
       ("--config=demo", "--config.train.dataset=folder:nowhere"),
-      "nowhere is no folder",
+      "nowhere is not a folder",
     ),
     ("eval.py", ("--config=visa",), "holds no training run"),
-    ("train.py", ("--config=vsia",), "'vsia' is no recipe; they are visa"),
+    (
+      "train.py",
+      ("--config=vsia",),
+      "'vsia' is not a recipe; the recipes are visa",
+    ),
     (
       "train.py",
       ("--config=demo", "--config.train.cache_features=float32"),

@@ -77,7 +77,7 @@ def test_photographs_are_turned_upright(detector, tmp_path):
       lying.close()
 
 
-def test_neither_neighbours_nor_batches_matter(detector):
+def test_results_do_not_depend_on_neighbours_or_batches(detector):
   images = [make_image(seed, 30 + seed, 90 - seed) for seed in range(11)]
   together = detector(images)
   assert len(together) == 11
@@ -137,7 +137,7 @@ def test_thresholds_are_for_the_prompts_they_were_chosen_for(
     assert ("chosen for other prompts" in caplog.text) == (not fits)
 
 
-def test_scores_that_are_no_numbers(detector):
+def test_scores_that_are_not_numbers_are_refused(detector):
   trainable = jax.tree.map(lambda leaf: leaf * np.nan, detector.trainable)
   broken = AnomalyDetector(detector.config, trainable, detector.clip)
   with pytest.raises(
@@ -169,7 +169,7 @@ def test_from_files(workdir, detector, clip_folder, tmp_path):
     (3, "image 1 of 1 cannot be read"),
   ),
 )
-def test_bad_images(detector, image, expected):
+def test_bad_images_are_refused(detector, image, expected):
   with pytest.raises(InputError, match=expected):
     detector(image)
 
@@ -183,7 +183,7 @@ def test_a_truncated_image_is_named(detector, tmp_path):
     detector([make_image(0), path])
 
 
-def test_runs_that_cannot_be_used(workdir, tmp_path, clip_folder):
+def test_runs_that_cannot_be_used_are_reported(workdir, tmp_path, clip_folder):
   with pytest.raises(InputError, match="holds no training run"):
     AnomalyDetector.from_workdir(tmp_path)
   old = shutil.copytree(workdir, tmp_path / "old")
@@ -201,7 +201,7 @@ def test_runs_that_cannot_be_used(workdir, tmp_path, clip_folder):
 
 
 def test_a_run_of_an_earlier_version(workdir, tmp_path):
-  """Without a field of today, and with one that was elsewhere then."""
+  """Without a current field, and with one that has moved since."""
   old = shutil.copytree(workdir, tmp_path / "old")
   record = json.loads((old / "run.json").read_text())
   del record["config"]["feature_cache"]

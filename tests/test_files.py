@@ -14,7 +14,7 @@ def test_a_file_and_the_folders_above_it(tmp_path):
   assert list(path.parent.iterdir()) == [path]
 
 
-def test_what_cannot_be_written_is_told(tmp_path):
+def test_what_cannot_be_written_is_reported(tmp_path):
   (tmp_path / "file").write_text("in the way")
   path = tmp_path / "file" / "a.txt"
   with pytest.raises(InputError, match="a.txt cannot be written: File exists"):

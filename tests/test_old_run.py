@@ -1,4 +1,4 @@
-"""Whoever has a run keeps it: a work directory of version 0.1 goes on working.
+"""A work directory of version 0.1 can still be used.
 
 data/old_run was written by that version: its run, the CLIP and images that it
 was trained on, the scores that eval.py found then and what `predict` printed.

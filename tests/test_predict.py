@@ -52,14 +52,14 @@ def test_find_images(photos):
     "a/0.png",
   ]
   for place in ("/nowhere", f"{photos}/*.gif"):
-    with pytest.raises(InputError, match="is no file, folder or pattern"):
+    with pytest.raises(InputError, match="is not a file, folder or pattern"):
       decoding.find_images([place])
   for place in ("~no_such_user/a.png", f"{photos}/{'a' * 300}/*.png"):
-    with pytest.raises(InputError, match="a.png|too long|is no file"):
+    with pytest.raises(InputError, match="a.png|too long|is not a file"):
       decoding.find_images([place])
 
 
-def test_a_link_to_nowhere_is_told(tmp_path):
+def test_a_broken_link_is_reported(tmp_path):
   (tmp_path / "gone.png").symlink_to("nowhere")
   assert decoding.find_images([str(tmp_path)]) == [tmp_path / "gone.png"]
 
@@ -138,7 +138,7 @@ def test_pictures_never_replace_images(command, tmp_path):
   assert len(list((tmp_path / "photos").iterdir())) == 4
 
 
-def test_an_image_that_goes_away(command, tmp_path, monkeypatch):
+def test_an_image_that_disappears_is_reported(command, tmp_path, monkeypatch):
   decode = AnomalyDetector.decode
 
   def once(self, image):
@@ -223,7 +223,7 @@ def test_thresholds_of_labelled_data(workdir, tmp_path, data_dir, capsys):
     ((f"--data=folder:{root}",), "6 anomalous and 0 normal images"),
     ((f"--data=folder:{root}", "--false_alarms=0.1"), "no normal images"),
     ((f"--data=folder:{root}", "--false_alarms=1.5"), "false_alarms is 1.5"),
-    (("--normal", "/nowhere"), "/nowhere is no file, folder"),
+    (("--normal", "/nowhere"), "/nowhere is not a file, folder"),
   ):
     with pytest.raises(SystemExit, match=f"^error: .*{expected}"):
       choose(*arguments)

@@ -97,7 +97,7 @@ def test_bad_input_is_one_sentence_and_writes_nothing(
   assert not workdir.exists()
 
 
-def test_evaluation_without_a_config_cannot_do_everything(trained):
+def test_evaluation_without_a_config_reports_what_it_needs(trained):
   workdir, _ = trained
   released = ROOT / "tests" / "data" / "weights" / "epoch_1.pth"
   for extra, expected in (

@@ -32,13 +32,13 @@ def test_largest_f1():
 
 
 @pytest.mark.parametrize("rate, number", ((0.29, 29), (0.57, 57), (0.58, 58)))
-def test_shares_that_are_no_binary_fractions(rate, number):
+def test_shares_that_are_not_binary_fractions(rate, number):
   scores = np.arange(100) / 100
   threshold = thresholds.of_false_positive_rate(scores, rate)
   assert (scores >= threshold).sum() == number
 
 
-def test_without_normal_scores():
+def test_no_threshold_without_normal_scores():
   with pytest.raises(ValueError, match="no normal scores"):
     thresholds.of_false_positive_rate(np.array([]), 0.1)
 

@@ -4,8 +4,8 @@
 
 Prints a table and writes ablations.txt, .csv, .json and .png into the work
 directory, beside a run's directory for each ablation and seed. The same command
-again skips what is finished. What fails is told at the end, with exit code 1,
-and does not keep the others from running. The config is the demo's; another's
+again skips what is finished. After a failure the other runs go on; failures are
+reported at the end, with exit code 1. The config is the demo's; another's
 ablations: --config=configs/visa.py. Fields can be set: --config.train.b1=0.9.
 """
 
@@ -91,7 +91,7 @@ def run_all(
   *,
   allow_other_clip: bool = False,
 ) -> tuple[dict[str, dict[int, Means]], dict[str, str]]:
-  """Trains and evaluates what is not finished, whatever fails.
+  """Trains and evaluates what is not finished; goes on after a failure.
 
   Returns:
     Means by ablation and seed; and of what failed, the reason by name.
@@ -115,7 +115,7 @@ def run_all(
         workdir / name / f"seed-{seed}",
         allow_other_clip=allow_other_clip,
       )
-    except Exception as error:  # The others are still worth having.
+    except Exception as error:  # The other runs are still useful.
       failures[f"{name} with seed {seed}"] = f"{error}"
       _logger.warning(
         "%s with seed %d failed: %s",

@@ -46,7 +46,7 @@ def load(
       their files every time.
     split: "test", which has anomalies, or "train" where there is one.
     data_dir: where TFDS keeps prepared data; None for TFDS's default.
-    manual_dir: where the original files lie, a folder of its name for each
+    manual_dir: where the original files are, a folder of its name for each
       data set; None for downloads/manual in data_dir.
 
   Returns:

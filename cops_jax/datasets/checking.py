@@ -32,7 +32,7 @@ class Check:
     source: what was checked, in words.
     counts: of images by category, split and "normal", "anomalous" or "masks".
     formats: of image files by format and mode.
-    problems: what must be mended before the data set can be used.
+    problems: what must be fixed before the data set can be used.
     warnings: what is unlike the published data set.
     oddities: what may well be right.
   """
@@ -83,7 +83,7 @@ class Check:
     )
 
   def compare_with_known_counts(self) -> None:
-    """Warns where the test split has not as many images as others counted."""
+    """Warns where the test split has other numbers of images than known."""
     row = SPECIFICATIONS.get(self.name)
     if row is None:
       return
@@ -108,13 +108,14 @@ def check(
 ) -> Check:
   """Reads every file of a data set.
 
-  The original files are checked where they are there, else the prepared copy.
+  Checks the original files if they are there, else the prepared copy.
 
   Args:
     name, data_dir, manual_dir: see `cops_jax.datasets.load`.
 
   Raises:
-    InputError: custom data's path is no folder, or prepared data are damaged.
+    InputError: custom data's path is not a folder, or prepared data are
+      damaged.
   """
   location = custom.locate(name)
   if location:

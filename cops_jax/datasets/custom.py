@@ -86,7 +86,7 @@ def locate(name: str) -> tuple[str, pathlib.Path] | None:
   """The reader's name and the root of custom data; None for other names.
 
   Raises:
-    InputError: the path is no folder.
+    InputError: the path is not a folder.
   """
   reader, colon, path = name.partition(":")
   if not colon or reader not in READERS:
@@ -96,7 +96,7 @@ def locate(name: str) -> tuple[str, pathlib.Path] | None:
     root = root.parent
   if not path or not root.is_dir():
     raise InputError(
-      f"data set {name!r}: {root if path else 'the path'} is no folder;"
+      f"data set {name!r}: {root if path else 'the path'} is not a folder;"
       f" expected {reader}:PATH"
     )
   return reader, root

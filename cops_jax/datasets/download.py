@@ -34,7 +34,7 @@ def download(archive: Archive, root: pathlib.Path) -> pathlib.Path:
   partial = root.with_name(f".{root.name}.partial")
   try:
     root.parent.mkdir(parents=True, exist_ok=True)
-    pooch.get_logger().setLevel(logging.WARNING)  # It would say this again.
+    pooch.get_logger().setLevel(logging.WARNING)  # It would log the same.
     _logger.info("downloading %s to %s", archive.url, root)
     file = pooch.retrieve(
       archive.url,

@@ -61,7 +61,7 @@ class Listing:
 
   Attributes:
     records: the images.
-    problems: what must be mended before the data set can be used.
+    problems: what must be fixed before the data set can be used.
     oddities: what was left out or guessed, and may well be right.
   """
 
@@ -99,7 +99,7 @@ def read_folders(
       for their names, and {kind}, at the end, for any folder there but that of
       the masks. Without it, every image has an anomaly.
     masks: likewise the folders of the masks; None if there are none.
-    normal: the kind that is no anomaly; None if all are anomalies.
+    normal: the kind of normal images; None if all are anomalies.
     kinds: the only folders that {kind} stands for, all of them required.
   """
   listing = Listing()
@@ -220,7 +220,9 @@ def read_meta_json(root: pathlib.Path) -> Listing:
   for split in _SPLITS:
     categories = splits.get(split) or {}
     if not isinstance(categories, dict):
-      listing.problems.append(f"{table}: {split!r} is no table of categories")
+      listing.problems.append(
+        f"{table}: {split!r} is not a table of categories"
+      )
       continue
     for category, entries in categories.items():
       place = f"{table}, {split} {category}"
@@ -314,7 +316,7 @@ def pair_masks(
 
 
 def list_images(folder: pathlib.Path, listing: Listing) -> list[pathlib.Path]:
-  """Image files by name; other files are noted, what systems leave is not."""
+  """Image files by name; notes other files, except those of the system."""
   if not folder.is_dir():
     return []
   images = []
@@ -324,7 +326,7 @@ def list_images(folder: pathlib.Path, listing: Listing) -> list[pathlib.Path]:
     if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
       images.append(path)
     else:
-      listing.oddities.append(f"{path} is no image file and was left out")
+      listing.oddities.append(f"{path} is not an image file and was left out")
   return images
 
 
@@ -350,12 +352,12 @@ def _sort_key(path: pathlib.Path) -> list[Any]:
 def _listed_file(
   root: pathlib.Path, text: str | None, place: str, listing: Listing
 ) -> pathlib.Path | None:
-  """A file that a list names, if it is there and below the root."""
+  """A file that a list names, if it exists and is below the root."""
   text = os.path.normpath(text or "")
   if text == os.curdir:
     listing.problems.append(f"{place}: a path is empty")
   elif os.path.isabs(text) or text.split(os.sep)[0] == os.pardir:
-    listing.problems.append(f"{place}: {text} lies outside {root}")
+    listing.problems.append(f"{place}: {text} is outside {root}")
   elif not (root / text).is_file():
     listing.problems.append(f"{place}: {root / text} does not exist")
   else:

@@ -40,10 +40,10 @@ class PreparedExamples(Sequence):
       raise IndexError(index)
     try:
       example = self._source[index]
-    except Exception as error:  # ArrayRecord's kinds are not documented.
+    except Exception as error:  # ArrayRecord's errors are not documented.
       raise InputError(
         f"prepared data set {self.name!r} is damaged at record {index}"
-        f" ({error}). Delete {self._folder}; it is then made anew."
+        f" ({error}). Delete {self._folder}; it is then prepared again."
       ) from error
     return {
       name: value.decode()
@@ -83,7 +83,7 @@ def why_unprepared(
   command = f"python -m cops_jax.datasets prepare {name} --manual_dir=DIR"
   others = _other_versions(builder)
   if others:
-    return f"{others}. Make it anew with: {command}"
+    return f"{others}. Prepare it again with: {command}"
   return f"not prepared in {builder.data_dir_root}. Prepare it with: {command}"
 
 
@@ -103,13 +103,13 @@ def prepare(
 ) -> tfds.core.DatasetBuilder:
   """Prepares a data set, unless that has been done before.
 
-  Several processes may ask at a time: one prepares and the others wait. What an
-  interrupted one left is removed.
+  Several processes may call it at once: one prepares and the others wait. What
+  an interrupted one left is removed.
 
   Args:
     name: of a registered data set.
     data_dir: where TFDS keeps prepared data; None for TFDS's default.
-    manual_dir: where the original files lie, a folder of its name for each
+    manual_dir: where the original files are, a folder of its name for each
       data set; None for downloads/manual in data_dir.
 
   Returns:
@@ -131,7 +131,7 @@ def prepare(
       for leftover in home.glob("incomplete.*"):
         shutil.rmtree(leftover)
       if others := _other_versions(builder):
-        _logger.warning("data set %s is made anew: %s", name, others)
+        _logger.warning("data set %s is prepared again: %s", name, others)
       _logger.info("preparing data set %s in %s", name, builder.data_dir)
       tfds.disable_progress_bar()
       # TFDS announces itself on standard output, where results are printed.
@@ -157,7 +157,7 @@ def prepare_and_count(
 def load_prepared(
   name: str, split: str, data_dir: str | None, manual_dir: str | None
 ) -> PreparedExamples:
-  """A split of a registered data set, prepared first if need be.
+  """A split of a registered data set, prepared first if necessary.
 
   Raises:
     InputError: as `prepare`; or there is no such split.

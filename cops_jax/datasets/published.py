@@ -137,5 +137,5 @@ BUILDERS = {
   )
   for row in SPECIFICATIONS.values()
 }
-# By their names in this module, too, worker processes can be given them.
+# Worker processes unpickle them by their names in this module.
 globals().update({cls.__name__: cls for cls in BUILDERS.values()})

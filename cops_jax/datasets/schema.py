@@ -20,7 +20,7 @@ class ImageFile(tfds.features.Image):
   Decoded to uint8 (h, w, 3) or, with `shape` (None, None, 1), grey (h, w, 1).
   """
 
-  # By which data prepared by earlier versions know it.
+  # Its name in data prepared by earlier versions.
   ALIASES = ["cops_jax.datasets.features.ImageFile"]
 
   def decode_example_np(self, example: bytes) -> np.ndarray:

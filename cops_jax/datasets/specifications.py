@@ -50,10 +50,10 @@ class Specification:
     read: the reader of its original files.
     layout: these, in words, below their folder.
     description: a sentence.
-    licence: as far as its publishers state one.
+    licence: as its publishers state it, or where to look for it.
     homepage: where to get it.
     citation: the paper.
-    num_test_images: as counted by others; None if nobody's count is known.
+    num_test_images: as counted by others; None if no count is known.
     num_test_anomalies: likewise.
     archive: for a data set that downloads itself.
   """

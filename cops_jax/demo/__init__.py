@@ -23,10 +23,10 @@ def load_detector(
 
   Args:
     workdir: of a training run.
-    allow_other_clip: whether other CLIP weights will do than the run's own.
+    allow_other_clip: whether to accept other CLIP weights than the run's own.
 
   Raises:
-    InputError: there is no run, or its CLIP is not to be had.
+    InputError: there is no run, or its CLIP is not available.
   """
   if workdir:
     return AnomalyDetector.from_workdir(

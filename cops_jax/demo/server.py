@@ -2,8 +2,7 @@
 
 `POST /api/detect?name=photo.jpg` takes a file as its body and answers with what
 `cops_jax.predict` prints for an image and, for the page, the image and its map.
-Whatever goes wrong with it is answered with {"error": a sentence} and a fitting
-status.
+An error is answered with {"error": a message} and a matching status.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ from cops_jax.thresholds import full_heat
 from cops_jax.weights.clip import DEMO_CLIP
 
 _PAGE = pathlib.Path(__file__).parent / "page"
-# Other formats of PIL's start programs (EPS) or are little tested.
+# PIL's other decoders start programs (EPS) or are little tested.
 _FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
 _SHOWN_SIDE, _MAP_SIDE = 1024, 512
 _HEADERS = {
@@ -100,8 +99,8 @@ def make_app(
     detector: what scores the images.
     about: the model, in words, for the page.
     limits: what is refused.
-    hosts: names that requests may call the server by. Where only some are
-      meant, a web site whose name is made to lead here is not answered.
+    hosts: names by which requests may call the server. Restricting them keeps
+      out web sites whose own names are made to point to this server.
   """
   server = _Server(detector, about, limits or Limits())
   app = Starlette(
@@ -126,7 +125,7 @@ def make_app(
       ),
     ],
   )
-  return _with_headers(app)  # Around all, the answer to a failure too.
+  return _with_headers(app)  # Also around the answer to a failure.
 
 
 class _Server:
@@ -161,8 +160,8 @@ class _Server:
     if self._num_requests >= self._limits.max_requests:
       raise HTTPException(
         503,
-        f"{self._num_requests} images are being looked at, which is all at a"
-        " time; try again in a few seconds",
+        f"{self._num_requests} images are being processed, which is the limit;"
+        " try again in a few seconds",
         {"Retry-After": "1"},
       )
     self._num_requests += 1
@@ -194,7 +193,7 @@ class _Server:
         f"{name} did not arrive within {self._limits.max_seconds:g} seconds",
       ) from error
     except ClientDisconnect as error:
-      raise HTTPException(400, f"{name} did not arrive whole") from error
+      raise HTTPException(400, f"{name} did not arrive completely") from error
     return bytes(content)
 
   def _detect(self, name, content):
@@ -241,9 +240,9 @@ class _Server:
       raise HTTPException(413, too_many) from error
     except UnidentifiedImageError as error:
       raise HTTPException(
-        415, f"{name} is no image in one of {', '.join(_FORMATS)}"
+        415, f"{name} is not an image in one of {', '.join(_FORMATS)}"
       ) from error
-    except Exception as error:  # PIL's kinds are many.
+    except Exception as error:  # PIL raises many kinds of errors.
       raise HTTPException(
         422, f"{name} cannot be read: {shorten(error)}"
       ) from error
@@ -270,7 +269,7 @@ def _answer_refusal(request, error):
 
 
 def _answer_failure(request, error):
-  """The error itself is raised on, into the server's log."""
+  """The error itself is raised again, for the server's log."""
   return JSONResponse(
     {"error": "the server failed at this; its log says why"}, 500
   )

@@ -93,7 +93,7 @@ class Findings:
   def choose_pictures(
     self, categories: Mapping[str, CategoryResult], number: int
   ) -> list[tuple[str, int]]:
-    """Kinds and indices of the images to show, so many of each kind.
+    """Kinds and indices of the images to show, `number` of each kind.
 
     The best and the worst by how far a score is on the right side of its
     category's threshold; the random ones by id. Neither order nor batches

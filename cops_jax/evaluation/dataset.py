@@ -54,7 +54,7 @@ class EvaluationOptions:
 class DatasetEvaluator:
   """Evaluates prompts on data sets as a config says, with one compiled step.
 
-  In a cluster every process has one and calls it alike.
+  In a cluster every process has one and calls it in the same way.
   """
 
   def __init__(
@@ -75,13 +75,13 @@ class DatasetEvaluator:
       shardings: see `mesh.clip_shardings`.
 
     Raises:
-      InputError: the config cannot be followed in a cluster.
+      InputError: the config does not work in a cluster.
     """
     settings = config.evaluation
     if settings.pixel_metrics == "exact" and jax.process_count() > 1:
       raise InputError(
-        "config.evaluation.pixel_metrics is 'exact', which one process alone"
-        " can be: set it to binned in a cluster"
+        "config.evaluation.pixel_metrics is 'exact', which works in one"
+        " process only: set it to binned in a cluster"
       )
     self._config, self._model, self._clip = config, model, clip
     self._mesh = mesh
@@ -159,7 +159,7 @@ def evaluate_dataset(
     examples: from `cops_jax.datasets.load`.
     predict: from a sharded batch to `make_predict_step`'s outputs.
     mesh: that `predict` was compiled for.
-    options: how to.
+    options: how to do it.
     name: the data set's.
     features: given to `predict` in place of the images.
     maps_folder: receives the anomaly maps, see `maps.MapWriter`.

@@ -37,7 +37,7 @@ from cops_jax.weights import build_model, clip_of, prompts
 _logger = logging.getLogger(__name__)
 
 ALL = "all"
-_KEY_FILE = "key.json"  # Beside anomaly maps: what they depend on.
+_KEY_FILE = "key.json"  # Next to anomaly maps: what they depend on.
 _PACKAGES = ("jax", "jaxlib", "flax", "transformers", "numpy")
 
 
@@ -52,9 +52,9 @@ def evaluate(
 ) -> results.Evaluated:
   """Evaluates trained prompts on data sets, all with one compiled step.
 
-  A data set that cannot be evaluated does not keep the others from it. Each
-  one's result is kept in evaluation/NAME.json of the work directory, and used
-  again by the same prompts, CLIP, config, data and version.
+  If a data set cannot be evaluated, the others still are. Each one's result is
+  kept in evaluation/NAME.json of the work directory, and used again by the same
+  prompts, CLIP, config, data and version.
 
   Args:
     config: a ConfigDict with the fields of `cops_jax.config`.
@@ -65,7 +65,7 @@ def evaluate(
     checkpoint: trained prompts, see `prompts.load_prompts`; by default
       the work directory's own.
     save_maps: whether to write the anomaly maps into maps/NAME.
-    allow_other_clip: whether other CLIP weights will do than those that the
+    allow_other_clip: whether to accept other CLIP weights than those that the
       prompts were trained with.
 
   Raises:
@@ -95,7 +95,7 @@ def evaluate(
     except InputError as error:
       failed[name] = str(error)
       _logger.error("%s failed: %s", name, error)
-    except Exception as error:  # The other data sets are not to suffer.
+    except Exception as error:  # The other data sets are still evaluated.
       failed[name] = f"{type(error).__name__}: {error}"
       _logger.exception("%s failed", name)
   return results.Evaluated(found, skipped, failed, evaluation.provenance)
@@ -231,7 +231,7 @@ class _KeptResult:
     if result is not None and result.skipped:
       result = None  # They may be readable by now, though unchanged.
     if result is None and self.maps_folder and jax.process_index() == 0:
-      # The maps are replaced one by one; until all are, they are nobody's.
+      # The maps are replaced one by one; until all are, they have no key.
       (self.maps_folder / _KEY_FILE).unlink(missing_ok=True)
     if not all(gather_objects(result is not None)):  # All evaluate, or none.
       return None

@@ -37,8 +37,8 @@ class CategoryResult:
     undefined: why, by metric.
     image_threshold, pixel_threshold: the scores of the largest F1; NaN where
       that is undefined.
-    curves: x and y by name: "image_roc", "image_pr", "pixel_roc", "pixel_pr"
-      and "pixel_pro", as far as they are defined.
+    curves: x and y by name, of those that are defined: "image_roc",
+      "image_pr", "pixel_roc", "pixel_pr" and "pixel_pro".
   """
 
   metrics: Mapping[str, float]
@@ -95,7 +95,7 @@ class DatasetResult:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluated:
-  """What became of each data set.
+  """The outcome for each data set.
 
   Attributes:
     results: of those that were evaluated, now or before.
@@ -146,7 +146,7 @@ def group_means(
 
 
 def without_nan(value: Any) -> Any:
-  """A nest of dicts and sequences with None for NaN, which JSON has not."""
+  """A nest of dicts and sequences with None for NaN, which JSON lacks."""
   if isinstance(value, Mapping):
     return {name: without_nan(item) for name, item in value.items()}
   if isinstance(value, (list, tuple)):

@@ -147,7 +147,7 @@ class ExportedDetector:
     """Scores images of the side that the metadata say.
 
     Args:
-      images: uint8 RGB (b, h, w, 3); compiled anew for each number of them.
+      images: uint8 RGB (b, h, w, 3); compiled again for each number of them.
 
     Returns:
       image_score (b,) and anomaly_map (b, h, w), float32 in [0, 1].
@@ -188,7 +188,7 @@ def load(path: str | os.PathLike) -> ExportedDetector:
       )
     for name, content in (("function", function), ("weights", weights)):
       if hashlib.sha256(content).hexdigest() != metadata[f"{name}_sha256"]:
-        raise ValueError(f"the {name} are not those that were written")
+        raise ValueError(f"its {name} changed after it was written")
     tensors = safetensors.numpy.load(weights)
     trees = flax.traverse_util.unflatten_dict(tensors, sep="/")
   except OSError as error:
@@ -198,11 +198,11 @@ def load(path: str | os.PathLike) -> ExportedDetector:
     *(zipfile.BadZipFile, zlib.error),
   ) as error:
     raise InputError(
-      f"{path} is damaged, or no exported detector: {shorten(error)}"
+      f"{path} is damaged, or not an exported detector: {shorten(error)}"
     ) from error
   try:
     exported = jax_export.deserialize(bytearray(function))
-  except Exception as error:  # JAX's kinds are not documented.
+  except Exception as error:  # JAX's errors are not documented.
     raise InputError(
       f"{path} is for {metadata['readable_by']}, and JAX {jax.__version__}"
       f" does not read it ({shorten(error)}). Export the run again."

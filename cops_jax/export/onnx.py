@@ -1,6 +1,6 @@
 """A detector as an ONNX file, by jax2onnx.
 
-ONNX has no random numbers that a key decides, so the noise that the category
+ONNX has no random numbers determined by a key, so the noise that the category
 codes are drawn from is an input of the file.
 """
 
@@ -39,12 +39,12 @@ def write_onnx(
   Inputs are images, uint8 (batch, h, w, 3), and, with category words, noise,
   float32 (batch, z, d), standard normal. Outputs are image_score (batch,) and
   anomaly_map (batch, h, w), float32 in [0, 1]. CLIP computes in float32,
-  whatever config.clip.dtype says: few runtimes know bfloat16.
+  whatever config.clip.dtype says: few runtimes support it.
 
   Args:
     detector: what to write.
     path: the file.
-    metadata: what the file says of itself; values are written as JSON.
+    metadata: what the file says about itself; values are written as JSON.
 
   Raises:
     InputError: jax2onnx is missing, the weights are too large for one file,
@@ -138,7 +138,7 @@ def _check(content, function, inputs):
     options.log_severity_level = 4  # What it logs as errors, it raises too.
     session = onnxruntime.InferenceSession(content, options)
     got = session.run(_OUTPUTS, values)
-  except Exception as error:  # ONNX Runtime's kinds are not documented.
+  except Exception as error:  # ONNX Runtime's errors are not documented.
     raise InputError(
       "jax2onnx makes no valid ONNX file of this run's config:"
       f" {shorten(error)}"

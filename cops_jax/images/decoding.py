@@ -26,8 +26,8 @@ def open_image(file: bytes | pathlib.Path) -> Iterator[Image.Image]:
   """Opens an image file, or its bytes, with PIL.
 
   Raises:
-    ValueError: it is in no format that PIL reads. What PIL itself raises where
-      a file is damaged is of many kinds.
+    ValueError: it is in no format that PIL reads. For a damaged file PIL
+      itself raises many kinds of errors.
   """
   from PIL import Image, UnidentifiedImageError
 
@@ -53,13 +53,13 @@ def read_orientation(image: Image.Image) -> int:
 
   try:
     orientation = image.getexif().get(ExifTags.Base.Orientation)
-  except Exception:  # PIL's kinds are many; the pixels may be sound.
+  except Exception:  # PIL raises many kinds; the pixels may be intact.
     return 1
   return orientation if orientation in range(1, 9) else 1
 
 
 def turn_upright(image: Image.Image) -> Image.Image:
-  """An image as its EXIF data say it is to be seen, as many photographs do.
+  """An image turned as its EXIF data say, which many photographs have.
 
   Without readable EXIF data it is returned as it is.
   """
@@ -71,13 +71,13 @@ def turn_upright(image: Image.Image) -> Image.Image:
 
 
 def as_seen(image: Image.Image) -> Image.Image:
-  """Anybody's image: upright, and grey values of 16 bits as their high byte.
+  """Any image, upright, with grey values of 16 bits as their high byte.
 
-  PIL itself would clip those at 255, as the authors' code has it for data sets.
+  PIL itself would clip those at 255, as the authors' code does for data sets.
 
   Raises:
     ValueError: its pixels are 32-bit integers or floating-point numbers, which
-      say nothing of black and white.
+      do not define black and white.
   """
   from PIL import Image
 
@@ -159,11 +159,11 @@ def find_images(places: Iterable[str]) -> list[pathlib.Path]:
   for place in places:
     try:
       paths = _find(pathlib.Path(place).expanduser())
-    except (OSError, RuntimeError) as error:  # No such user, for one.
+    except (OSError, RuntimeError) as error:  # Such as an unknown user.
       raise InputError(f"{place} cannot be read: {error}") from error
     if not paths:
       raise InputError(
-        f"{place} is no file, folder or pattern with images in it"
+        f"{place} is not a file, folder or pattern with images in it"
         f" ({', '.join(IMAGE_SUFFIXES)})"
       )
     for path in paths:
@@ -176,7 +176,7 @@ def _find(path):
     return [
       file
       for file in sorted(path.rglob("*"))
-      # A link to nowhere is an image that cannot be read, and is told.
+      # A broken link is an image that cannot be read, and is reported.
       if file.suffix.lower() in IMAGE_SUFFIXES and not file.is_dir()
     ]
   if path.is_file():

@@ -16,7 +16,7 @@ from cops_jax.typing import Float
 
 
 def map_file_names(categories: Iterable[str], num_processes: int) -> set[str]:
-  """The files that a cluster's processes write, as far as they have maps."""
+  """Names of the files that a cluster's processes may write."""
   return {
     _file_name(category, process, num_processes)
     for category in categories
@@ -37,7 +37,7 @@ class MapWriter:
   process of a cluster writes its own, CATEGORY-PROCESS.npz.
 
   Args:
-    folder: created if need be; None writes nothing.
+    folder: created if missing; None writes nothing.
   """
 
   def __init__(self, folder: pathlib.Path | None):

@@ -1,4 +1,4 @@
-"""Examples and cached features, from where a config says that they lie."""
+"""Examples and cached features, from the folders that a config names."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cops_jax.weights.clip import PretrainedCLIP
 def load_examples(
   config: Any, name: str, split: str
 ) -> Sequence[Mapping[str, Any]]:
-  """`datasets.load` from where a config says that data lie.
+  """`datasets.load` with the folders that a config names.
 
   Args:
     config: a ConfigDict with the fields of `cops_jax.config`.
@@ -43,7 +43,7 @@ def features_of(
   batch_size: int,
   skipped: MutableMapping[str, str] | None,
 ) -> FeatureCache | None:
-  """A data set's cached features, computed as far as they are missing.
+  """A data set's cached features; missing ones are computed.
 
   Args:
     config: a ConfigDict with the fields of `cops_jax.config`.

@@ -1,7 +1,7 @@
 """Frozen vision features, computed once and kept on disk.
 
-Training has no augmentation and CLIP is frozen, so what the vision tower says
-of an image never changes. A cache is a folder: `manifest.json` says, readably,
+Training has no augmentation and CLIP is frozen, so what the vision tower gives
+for an image never changes. A cache is a folder: `manifest.json` says, readably,
 all that its values depend on, and a hash of that is part of the folder's name.
 What is missing is computed at the next start.
 """
@@ -52,8 +52,8 @@ from cops_jax.weights.clip import PretrainedCLIP
 
 _logger = logging.getLogger(__name__)
 
-# Raised by whatever changes the stored values or their layout: the decoding of
-# images, the vision tower, this module.
+# To be increased with any change to the stored values or their layout: in the
+# decoding of images, the vision tower, this module.
 _VERSION = 1
 _FILE_BYTES = 64 << 20  # What an interruption loses at most.
 
@@ -76,7 +76,7 @@ class CacheOptions:
 
   Attributes:
     dtype: to store them in, see `config.FEATURE_TYPES`. With "float32" the
-      number of images at a time is part of what makes a cache another one.
+      number of images at a time is part of the cache's key.
     folder: of all caches.
     image_size: pixels.
     batch_size: of the run's steps.
@@ -118,7 +118,7 @@ def open_features(
 
   Raises:
     InputError: an image cannot be read; the cache is damaged, stale or does not
-      fit the disk; a feature is no finite number of that type.
+      fit the disk; a feature is not a finite number of that type.
   """
   device_size = pipeline.num_batches(options.batch_size, mesh.size)
   manifest = _manifest(examples, split, model, clip, options)
@@ -206,7 +206,7 @@ def _require_same(path, manifest):
     raise InputError(
       f"the cached features in {path.parent} are stale: by {path.name},"
       f" {'; '.join(differences)}. Delete that folder; they are then computed"
-      " anew."
+      " again."
     )
 
 
@@ -264,7 +264,7 @@ def make_encode_step(
     clip_shardings: of CLIP's parameters; None if every device has a copy.
 
   Returns:
-    `encode(clip_params, batch)`, to what `encode_batch` says of it.
+    `encode(clip_params, batch)`, giving what `encode_batch` does.
   """
 
   def encode(clip_params, batch):
@@ -331,6 +331,6 @@ def _store(cache, names, encoded, prefix, message):
           cache.add(ready, prefix)
           ready = {}
       progress.update(num_done, message)
-  finally:  # An image that cannot be read costs nothing that was done.
+  finally:  # An image that cannot be read loses no finished work.
     if ready:
       cache.add(ready, prefix)

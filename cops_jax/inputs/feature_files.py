@@ -23,7 +23,7 @@ from cops_jax.errors import InputError, shorten
 class FeatureCache:
   """The features of a data set's images, by example.
 
-  Worker processes can be given it.
+  It can be passed to worker processes.
 
   Attributes:
     folder: where they are.
@@ -76,7 +76,7 @@ class FeatureCache:
       records = ArrayRecordDataSource(str(path))
       index = json.loads(records[0])
       cache, names = index["cache"], index["names"]
-    except Exception as error:  # ArrayRecord's kinds are not documented.
+    except Exception as error:  # ArrayRecord's errors are not documented.
       raise self._damaged(path, error) from error
     if cache != self.folder.name or len(records) != 1 + len(names):
       raise self._damaged(
@@ -91,7 +91,7 @@ class FeatureCache:
   def _damaged(self, path, reason):
     return InputError(
       f"the cached features in {path} are damaged ({shorten(reason)}). Delete"
-      " that file; its features are then computed anew."
+      " that file; its features are then computed again."
     )
 
   def find(self, example: Mapping[str, Any]) -> dict[str, np.ndarray] | None:
@@ -99,7 +99,7 @@ class FeatureCache:
 
     Returns:
       image_features (d,) and patch_features (f, n, d); None if the cache has
-      none of the example's image, as it is now.
+      none of the example's image in its present state.
 
     Raises:
       InputError: they are damaged.
@@ -110,7 +110,7 @@ class FeatureCache:
     path, number = place
     try:
       record = self._files[path][number]
-    except Exception as error:  # ArrayRecord's kinds are not documented.
+    except Exception as error:  # ArrayRecord's errors are not documented.
       raise self._damaged(path, error) from error
     if len(record) != self.num_record_bytes:
       raise self._damaged(path, f"record {number} has {len(record)} bytes")
@@ -129,7 +129,7 @@ class FeatureCache:
     """The bytes to store; the inverse of what `find` does.
 
     Raises:
-      InputError: a feature is no finite number of the stored type; names the
+      InputError: a feature is not a finite number of the stored type; names the
         image's path.
     """
     rows = np.concatenate(
@@ -160,7 +160,7 @@ class FeatureCache:
   def missing(self, examples: Sequence[Mapping[str, Any]]) -> dict[int, str]:
     """Positions and stored names of the examples that have no features yet.
 
-    Files are all asked for their size and time. Prepared data are read only if
+    Reads the size and time of every file. Prepared data are read only if
     there are fewer features than examples.
     """
     if isinstance(examples[0]["image"], bytes) and len(self) >= len(examples):

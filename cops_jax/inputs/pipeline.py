@@ -62,7 +62,7 @@ class BatchOptions:
     process_index, process_count: which contiguous part of each batch is this
       process's.
     num_workers: processes that decode; 0 for threads of this one.
-    shuffle_seed: every epoch is shuffled anew with it; None keeps the order.
+    shuffle_seed: of each epoch's own random order; None keeps the order.
     full_masks: whether masks come as pixels instead of counts by patch.
   """
 
@@ -91,7 +91,7 @@ class BatchOptions:
 class _RowLoader:
   """From a position in this process's sequence of rows to the row there.
 
-  A class, not a closure, so that worker processes can be given it.
+  A class, not a closure, so that it can be passed to worker processes.
   """
 
   examples: Sequence[Mapping[str, Any]]
@@ -133,7 +133,7 @@ class _RowLoader:
       raise InputError(
         f"the cached features in {self.features.folder} are stale:"
         f" {example['path']} has changed since. Delete that folder; they are"
-        " then computed anew."
+        " then computed again."
       )
     return {
       **features,
@@ -174,7 +174,7 @@ class _RowLoader:
 
 
 class Subset(Sequence):
-  """Some of a data set's examples; worker processes can be given it."""
+  """Some of a data set's examples; can be passed to worker processes."""
 
   def __init__(self, examples: Sequence, indices: Sequence[int]):
     self._examples, self._indices = examples, indices
@@ -261,7 +261,7 @@ def _leave_out(examples, path, reason, skipped):
     raise InputError(
       f"{path} of data set {examples[0]['dataset']!r}: {reason}. Replace the"
       " file and, if the data set was prepared, delete the prepared copy: it is"
-      " then made anew. Or leave such files out:"
+      " then prepared again. Or leave such files out:"
       " config.input.unreadable_files=skip"
     )
   if path not in skipped:

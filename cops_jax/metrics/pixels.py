@@ -202,7 +202,7 @@ class PixelMetrics(_PixelState):
     """The state whose `arrays()` these are, or the sum of some states'.
 
     Raises:
-      ValueError: they are no state's.
+      ValueError: they are not the arrays of a state.
     """
     for name, expected in cls().arrays().items():
       array = arrays.get(name)
@@ -276,7 +276,7 @@ def make_pixel_metrics(mode: str) -> PixelMetrics | ExactPixelMetrics:
   """An empty state; `mode` is one of `PIXEL_METRICS_MODES`.
 
   Raises:
-    ValueError: it is another.
+    ValueError: it is none of them.
   """
   if mode not in PIXEL_METRICS_MODES:
     raise ValueError(f"{mode!r} is not one of {', '.join(PIXEL_METRICS_MODES)}")

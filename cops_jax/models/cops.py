@@ -26,7 +26,7 @@ CLIP_PARAMS = "clip"  # The frozen subtree's name beside the trainable ones.
 
 
 class Outputs(NamedTuple):
-  """What the model says of a batch; index 0 of `s` is normal, 1 anomaly.
+  """What the model computes from a batch; index 0 of `s` is normal, 1 anomaly.
 
   Attributes:
     prototypes: for each state; None without state words.
@@ -112,8 +112,8 @@ class CoPS(nn.Module):
       feature_layers=self.feature_layers,
       num_value_layers=self.num_value_layers,
     )
-    # Whatever is compiled around it, the tower gives the same numbers, and
-    # numbers of its own type.
+    # The tower gives the same numbers, in its own type, whatever is compiled
+    # around it.
     image_features, patch_features = jax.lax.optimization_barrier(
       (image_features, patch_features)
     )

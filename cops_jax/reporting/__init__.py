@@ -43,8 +43,8 @@ def write(
 ) -> pathlib.Path | None:
   """Writes tables and report; gives the page's path.
 
-  There is a warning, and None, where they cannot be written: what was computed
-  for hours is still in `evaluated`.
+  Where they cannot be written, it warns and gives None: the results, perhaps of
+  hours, are still in `evaluated`.
   """
   from cops_jax.reporting import report  # `compare` needs none of it.
 

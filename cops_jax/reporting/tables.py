@@ -24,12 +24,12 @@ from cops_jax.files import write_file
 from cops_jax.metrics import METRICS
 from cops_jax.tables import align
 
-# Raised when a field of results.json changes its meaning or goes away.
+# To be increased when a field of results.json changes meaning or is removed.
 SCHEMA_VERSION = 1
 
 
 def metric_title(name: str) -> str:
-  """How a metric is called in tables: "image AUROC" for image_auroc."""
+  """What a metric is called in tables: "image AUROC" for image_auroc."""
   level, _, rest = name.partition("_")
   titles = {"auroc": "AUROC", "ap": "AP", "f1_max": "F1-max", "aupro": "AUPRO"}
   return f"{level} {titles[rest]}"

@@ -215,7 +215,7 @@ class Checkpoints:
         aside = path.with_name(path.name + _DAMAGED)
         shutil.rmtree(aside, ignore_errors=True)
         path.rename(aside)
-        _logger.warning("renamed %s to %s; delete it at will", path, aside.name)
+        _logger.warning("renamed %s to %s; it can be deleted", path, aside.name)
     return step
 
   def _restore(self, step, **args):
@@ -239,9 +239,9 @@ class Checkpoints:
     )
 
   def _require_room(self, step, trees):
-    """Full disks are found here, before Orbax's threads all fail at once.
+    """Fails on a full disk, before Orbax's threads all fail at once.
 
-    By writing: what the system says of free space knows of no quota or limit.
+    It writes: the free space that the system reports ignores quotas and limits.
     """
     num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(trees))
     self._directory.mkdir(parents=True, exist_ok=True)
@@ -292,7 +292,7 @@ def _standard_restore(tree):
 
 
 def _reason(error):
-  """The system's words in place of TensorStore's pages."""
+  """The system's message in place of TensorStore's, which takes pages."""
   code = re.search(r"os_error_code='(\d+)'", str(error))
   if code:
     return os.strerror(int(code[1]))

@@ -1,4 +1,4 @@
-"""What a run writes down while it goes on: numbers, and curves at the end."""
+"""What a run writes while it trains: numbers, and curves at the end."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _CURVES_FILE = "losses.png"
 
 
 class RunLog:
-  """metrics.jsonl, a line a time, and TensorBoard's files if asked for.
+  """metrics.jsonl, line by line, and TensorBoard's files if asked for.
 
   Args:
     workdir: where to write.
@@ -88,7 +88,7 @@ def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
     return []
   rows = []
   for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
-    # What follows the last end of a line, a killed run wrote in part.
+    # After the last newline there may be part of a line, of a killed run.
     try:
       rows.append(json.loads(line))
       rows[-1]["step"] + 0

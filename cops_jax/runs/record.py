@@ -1,4 +1,4 @@
-"""What a run notes of itself: config, CLIP and version, in `run.json`."""
+"""What a run records about itself: config, CLIP and version, in `run.json`."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def from_json(text: str, source: str) -> Record:
   """The inverse of `Record.to_json`; lists become tuples.
 
   Raises:
-    InputError: the text is no record; names the source.
+    InputError: the text is not a record; names the source.
   """
   try:
     values = json.loads(text)
@@ -84,7 +84,8 @@ def read_record(workdir: str | os.PathLike) -> Record:
   """The record of a work directory.
 
   Raises:
-    InputError: there is no run, or its record is damaged or of old.
+    InputError: there is no run, its record is damaged, or it is too old to have
+      one.
   """
   workdir = pathlib.Path(workdir)
   path = workdir / _FILE
@@ -96,7 +97,7 @@ def read_record(workdir: str | os.PathLike) -> Record:
     if (workdir / "checkpoints").is_dir():
       raise InputError(
         f"{path} does not exist: the run was made by an older version, which"
-        " did not note the CLIP it was trained on. Train it again in another"
+        " did not record the CLIP it was trained on. Train it again in another"
         " directory."
       ) from error
     raise MissingRunError(

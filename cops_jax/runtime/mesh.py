@@ -52,7 +52,7 @@ def split_shardings(tree: Any, mesh: Mesh) -> Any:
 def clip_shardings(
   clip_params: Mapping[str, Any], mesh: Mesh, is_split: bool
 ) -> Sharding | Mapping[str, Any]:
-  """How CLIP's parameters lie on the devices: one sharding, or one for each.
+  """How the devices hold CLIP's parameters: one sharding, or one for each.
 
   Args:
     clip_params: a tree of arrays.
@@ -107,7 +107,8 @@ def shard_batch(
   Args:
     batch: this process's rows, by field.
     mesh: of the devices.
-    fields: that a step reads, as far as the batch has them; by default all.
+    fields: that a step reads, of which the batch may lack some; by default
+      all.
   """
   sharding = batch_sharding(mesh)
   return {

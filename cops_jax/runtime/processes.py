@@ -65,7 +65,7 @@ def start(
 
 
 def peak_memory_bytes() -> int:
-  """The most memory that this process has had until now."""
+  """The most memory that this process has used so far."""
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   return peak if sys.platform == "darwin" else peak * 1024
 
@@ -73,15 +73,15 @@ def peak_memory_bytes() -> int:
 def gather_objects(value: Any) -> list[Any]:
   """What each process gives, in the order of processes, the same in all.
 
-  All call it. The processes of one job trust each other, so anything that can
-  be pickled will do.
+  All call it. The processes of one job trust each other, so the value may be
+  anything that can be pickled.
   """
   import jax
   from jax.experimental import multihost_utils
 
   if jax.process_count() == 1:
     return [value]
-  # Counts of pixels, most of which are zero, take a hundredth so.
+  # Counts of pixels, most of which are zero, shrink to a hundredth.
   content = np.frombuffer(zlib.compress(pickle.dumps(value), 1), np.uint8)
   sizes = multihost_utils.process_allgather(np.int32(content.size)).reshape(-1)
   padded = np.zeros(sizes.max(), np.uint8)
@@ -94,13 +94,13 @@ def gather_objects(value: Any) -> list[Any]:
 
 
 def in_first_process(function: Callable[..., Any], *args: Any) -> Any:
-  """Calls a function there alone; gives all processes what it returns.
+  """Calls a function in the first process; gives all processes what it returns.
 
   Where it fails, all do, so that none waits for one that has ended.
 
   Raises:
     InputError: the function's own, in all processes.
-    OSError: in the others than the first, for what else it raised there.
+    OSError: in the other processes, for anything else that it raised.
   """
   import jax
 
@@ -108,7 +108,7 @@ def in_first_process(function: Callable[..., Any], *args: Any) -> Any:
   if jax.process_index() == 0:
     try:
       result = function(*args)
-    except Exception as caught:  # Whatever it is, the others wait for it.
+    except Exception as caught:  # The others wait, whatever it is.
       error = caught
   told = error
   if error is not None and not isinstance(error, InputError):

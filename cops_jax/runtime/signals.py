@@ -24,7 +24,7 @@ def catch_signals() -> None:
 
 
 def defer() -> None:
-  """From now on signals are only noted, for `is_due` to tell."""
+  """From now on signals are only noted, for `is_due` to report."""
   global _is_deferred
   _is_deferred = True
 
@@ -66,7 +66,7 @@ def _forward():
 def _note(number, _):
   global _noted
   _noted = signal.Signals(number).name
-  # A save may be killed too, so there is no need to make anybody wait.
+  # A save may be killed too, so there is no need to wait for it.
   signal.signal(signal.SIGINT, signal.SIG_DFL)
   if not _is_deferred:
     stop(

@@ -63,7 +63,7 @@ class Schedule:
     return epochs * self.num_examples + rest
 
   def is_due(self, step: int, every_steps: int) -> bool:
-    """Whether what is done every so many steps, and at the end, is now."""
+    """Whether a step is a multiple of `every_steps`, or the last one."""
     return step == self.num_steps or step % every_steps == 0
 
 
@@ -83,7 +83,7 @@ class StepTerms(NamedTuple):
 
 @dataclasses.dataclass
 class Position:
-  """Where training is.
+  """How far training has come.
 
   Attributes:
     step: steps taken.
@@ -141,7 +141,7 @@ class Profile(Hook):
   def __init__(
     self, workdir: pathlib.Path, steps: Sequence[int], schedule: Schedule
   ):
-    """Plans it.
+    """Plans a profile.
 
     Args:
       workdir: receives the folder profile/.
@@ -209,7 +209,7 @@ class Log(Hook):
     return self._schedule.is_due(step, self._every_steps)
 
   def act(self, position: Position) -> None:
-    """Writes a line; the recent terms begin anew."""
+    """Writes a line, and clears the recent terms."""
     step, schedule = position.step, self._schedule
     means = _means(position.recent)
     position.recent.clear()
@@ -231,7 +231,7 @@ class Save(Hook):
     restored_step: int | None,
     every_steps: int,
   ):
-    """Saves nothing yet.
+    """Makes a hook; the restored step counts as saved.
 
     Args:
       checkpoints: to save to.
@@ -262,10 +262,10 @@ class Save(Hook):
     self._saved_step = step
 
   def guard(self, batches: Iterable[Any], position: Position) -> Iterator[Any]:
-    """The batches; if one cannot be had, what was trained is saved first.
+    """The batches; if one cannot be loaded, what was trained is saved first.
 
     Raises:
-      InputError: a batch cannot be had.
+      InputError: a batch cannot be loaded.
     """
     try:
       yield from batches
@@ -282,8 +282,8 @@ class Save(Hook):
 class Evaluate(Hook):
   """Evaluates the prompts, and logs the means.
 
-  The state is saved before, and what is missing in the log is made up for: so
-  a run that is stopped or killed while it evaluates loses nothing.
+  The state is saved before, and an evaluation that the log lacks is repeated,
+  so a run that is stopped or killed while it evaluates loses nothing.
   """
 
   def __init__(
@@ -294,7 +294,7 @@ class Evaluate(Hook):
     schedule: Schedule,
     every_steps: int,
   ):
-    """Evaluates nothing yet.
+    """Makes a hook without evaluating.
 
     Args:
       evaluate: from trainable parameters to the means by data set and metric.
@@ -355,7 +355,7 @@ class Stop(Hook):
   def __init__(
     self, save: Save, evaluate: Evaluate, schedule: Schedule, first_step: int
   ):
-    """Heeds signals only when it is asked.
+    """Makes a hook that looks for signals only in `is_due`.
 
     Args:
       save: to save with.
@@ -391,7 +391,7 @@ class StopNonFinite:
   """Ends training at the first step with a NaN or an infinity."""
 
   def __init__(self, workdir: pathlib.Path, save: Save):
-    """Looks at nothing yet.
+    """Makes a check that has seen no step yet.
 
     Args:
       workdir: receives non_finite.json.
@@ -434,7 +434,7 @@ class SkippedFiles:
   """
 
   def __init__(self, workdir: pathlib.Path, name: str, num_examples: int):
-    """Has nothing to list yet.
+    """Starts with an empty list.
 
     Args:
       workdir: receives the file.

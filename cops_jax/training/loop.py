@@ -54,17 +54,17 @@ def train(
 ) -> TrainState:
   """Trains, or goes on training, in a work directory.
 
-  Writes run.json, metrics.jsonl (a line of loss terms every so many steps),
+  Writes run.json, metrics.jsonl (a line of loss terms every few steps),
   losses.png, checkpoints/ and, if unreadable files were left out,
   skipped_files.json with the reason for each. A directory that holds this
   config's checkpoints is resumed from the newest.
 
   Args:
     config: a ConfigDict with the fields of `cops_jax.config`.
-    workdir: created if need be.
+    workdir: created if missing.
     init_from: trained prompts to begin from, see `prompts.load_prompts`;
-      "" begins with random ones. The optimizer begins afresh.
-    allow_other_clip: whether other CLIP weights will do than those that the
+      "" begins with random ones. The optimizer starts fresh.
+    allow_other_clip: whether to accept other CLIP weights than those that the
       run, or what it begins from, was trained with.
     profile_steps: first and last step to profile, into profile/.
 
@@ -115,7 +115,7 @@ def _open_run(config, workdir):
   clip = clip_of(config)
   model = build_model(config, clip)
   examples = load_examples(config, settings.dataset, settings.split)
-  if not examples[0]["has_mask"]:  # Told before features are computed.
+  if not examples[0]["has_mask"]:  # Reported before features are computed.
     raise _no_mask(examples.name, examples[0]["path"])
   return _Run(
     config,
@@ -207,7 +207,7 @@ def _make_evaluate(run, clip_params, shardings):
     run.config, run.model, run.clip, run.mesh, shardings
   )
   examples = []
-  if run.config.train.evaluate_every_steps:  # Found to be missing now.
+  if run.config.train.evaluate_every_steps:  # Missing ones are reported now.
     examples = [
       load_examples(run.config, name, settings.split)
       for name in settings.datasets

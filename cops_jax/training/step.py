@@ -55,7 +55,7 @@ class TrainState:
 def make_optimizer(settings: Any) -> optax.GradientTransformation:
   """Adam as the fields of config.train say.
 
-  With accumulate_steps above 1 it takes the mean gradient of so many steps at
+  With accumulate_steps above 1 it takes the mean gradient of that many steps at
   the last of them, and leaves the parameters alone at the others.
   """
   adam = optax.adam(

@@ -80,8 +80,8 @@ def load_clip(
     path = _download(weights, revision)
   elif revision:
     raise InputError(
-      f"config.clip.revision is {revision!r}, but {weights!r} is no model on"
-      " the hub; leave the field empty"
+      f"config.clip.revision is {revision!r}, but {weights!r} is not a"
+      " model on the hub; leave the field empty"
     )
   return (_load_file if path.is_file() else _load_folder)(path, sha256)
 

@@ -140,7 +140,7 @@ def params_from_tensors(
   """
   try:
     shapes = flax.traverse_util.flatten_dict(clip_param_shapes(config), sep=".")
-  except Exception as error:  # Bad sizes are noticed late and variously.
+  except Exception as error:  # Bad sizes fail late and in many ways.
     raise InputError(
       f"{source}: its sizes describe no CLIP that can be built"
       f" ({type(error).__name__}: {shorten(error)})"
@@ -210,8 +210,8 @@ def config_from_openai(
   def tower(prefix, width):
     if width > _OPENAI_HEAD_WIDTH and width % _OPENAI_HEAD_WIDTH:
       raise InputError(
-        f"{source}: {prefix}transformer is {width} wide, which is no multiple"
-        f" of {_OPENAI_HEAD_WIDTH}, the width of a head"
+        f"{source}: {prefix}transformer is {width} wide, which is not a"
+        f" multiple of {_OPENAI_HEAD_WIDTH}, the width of a head"
       )
     blocks = re.compile(re.escape(prefix) + r"transformer\.resblocks\.(\d+)\.")
     layers = {match[1] for match in map(blocks.match, tensors) if match}

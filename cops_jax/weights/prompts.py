@@ -1,6 +1,6 @@
-"""Trained prompts, from wherever they lie, and into single files.
+"""Trained prompts, read from runs and files and written to single files.
 
-They lie in the checkpoints of a work directory, in a file of the authors' code
+They are in the checkpoints of a work directory, in a file of the authors' code
 (`epoch_N.pth`), or in safetensors under this project's own names. Files written
 here carry the record of the run that trained them.
 """

@@ -21,7 +21,7 @@ from cops_jax.files import write_file
 from cops_jax.weights import torch_pickles
 from cops_jax.weights.torch_pickles import Module
 
-# What a file can do wrong, as the standard library and NumPy say it.
+# What the standard library and NumPy raise for malformed files.
 _MALFORMED = (
   zipfile.BadZipFile,
   ArithmeticError,
@@ -76,7 +76,7 @@ def read_tensors(path: str | os.PathLike) -> TorchFile:
         return _read_archive(_Entries(archive, os.path.getsize(path)))
   except _MALFORMED as error:
     reason = str(error)
-    # All but sentences from here and from the operating system.
+    # All but the messages of this module and of the operating system.
     if type(error) is not ValueError and not isinstance(error, OSError):
       reason = f"it is damaged or incomplete ({type(error).__name__}: {error})"
     raise InputError(
@@ -86,7 +86,7 @@ def read_tensors(path: str | os.PathLike) -> TorchFile:
 
 def _explain_head(head):
   if not head.startswith(b"\x80"):
-    return "it is no zip archive"
+    return "it is not a zip archive"
   return (
     "it is a bare pickle, as torch before 1.6 wrote it. Convert it once where"
     " torch is installed: torch.save(torch.load(FILE, map_location='cpu',"
@@ -161,7 +161,7 @@ def flatten_tensors(root):
   What is not a tensor is left out. A container met twice counts once.
 
   Raises:
-    ValueError: two tensors share a name, or a name is absurdly long.
+    ValueError: two tensors share a name, or a name is too long.
   """
   if not isinstance(root, dict | Module):
     raise ValueError("it holds no dictionary of tensors")
@@ -189,7 +189,10 @@ def flatten_tensors(root):
       if isinstance(child, np.ndarray | Module | dict | list | tuple):
         path = f"{name}.{key}" if name else str(key)
         if len(path) > _MAX_NAME_LENGTH:
-          raise ValueError(f"a tensor's name is too long: {path[:80]}...")
+          raise ValueError(
+            f"a tensor's name is too long, above {_MAX_NAME_LENGTH} characters:"
+            f" {path[:80]}..."
+          )
         children.append((path, child))
     waiting += reversed(children)
   return tensors

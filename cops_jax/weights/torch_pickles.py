@@ -6,7 +6,7 @@ Whatever else a pickle asks for is refused by name.
 
 `pickle.Unpickler` with stubs for names is no shorter: its dictionaries hash any
 key, and nested tuples for keys end the process or take forever. It allocates by
-numbers of the file, sets attributes of what it is told to, and drops values.
+numbers of the file, sets attributes that the file names, and drops values.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def load(
       several may share a storage.
 
   Raises:
-    ValueError: it asks for something else, or for absurdly much.
+    ValueError: it asks for something else, or for too much.
     Others of the standard library: it is damaged.
   """
   interpreter = _Interpreter(read_storage, byte_order, max_tensor_bytes)
@@ -92,7 +92,7 @@ def load(
 
 
 class _Global(NamedTuple):
-  """A name that a pickle asks for; stays a name."""
+  """A name that a pickle asks for; never looked up."""
 
   name: str
 
@@ -126,7 +126,7 @@ class _Interpreter:
     self._memo = {}
 
   def run(self, stream, max_object_bytes):
-    self._object_bytes = max_object_bytes
+    self._object_bytes = self._max_object_bytes = max_object_bytes
     for opcode, argument, _ in pickletools.genops(stream):
       if opcode.name == "STOP":
         if len(self._stack) != 1:
@@ -203,7 +203,10 @@ class _Interpreter:
   def _spend(self, num_bytes):
     self._object_bytes -= num_bytes
     if self._object_bytes < 0:
-      raise ValueError("its pickle asks for absurdly many objects")
+      raise ValueError(
+        "its pickle asks for too many objects: they need more than"
+        f" {self._max_object_bytes} bytes"
+      )
 
   def _pop_to_mark(self):
     items = []

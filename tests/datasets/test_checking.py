@@ -14,7 +14,7 @@ def check(tree):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_sound_trees(name, tmp_path):
+def test_sound_trees_have_no_problems(name, tmp_path):
   tree = write_tree(name, tmp_path)
   result = check(tree)
   assert result.problems == []
@@ -70,7 +70,8 @@ def test_faulty_files_are_listed(tmp_path):
     "nut/test/dent/3.png: its mask has 7 x 7 pixels, not 11 x 9",
     "nut/test/dent/4.png: its mask is empty, but the image is anomalous",
     "nut/test/good/wide.png: mode I;16, whose values above 255 are cut off",
-    f"{tree.root}/nut/test/good/notes.txt is no image file and was left out",
+    f"{tree.root}/nut/test/good/notes.txt is not an image file and was left"
+    " out",
   ):
     assert expected in result.oddities
   assert len(result.oddities) == 4
@@ -78,7 +79,7 @@ def test_faulty_files_are_listed(tmp_path):
   assert "problems: 2\n  nut/test/dent/1.png" in str(result)
 
 
-def test_pairs_that_could_not_be_made(tmp_path):
+def test_masks_that_do_not_pair_are_a_problem(tmp_path):
   tree = write_tree("mpdd", tmp_path)
   (tree.root / "tubes/ground_truth/hole/000_mask.png").unlink()
   (problem,) = check(tree).problems
@@ -100,6 +101,6 @@ def test_a_prepared_copy_is_checked_without_the_files(tmp_path):
   assert (after.counts, after.formats) == (before.counts, before.formats)
 
 
-def test_nothing_is_there(tmp_path):
+def test_missing_data_are_a_problem(tmp_path):
   result = checking.check("isic", str(tmp_path), str(tmp_path))
   assert "challenge.isic-archive.com" in result.problems[0]

@@ -62,7 +62,7 @@ def run_prepare(*arguments):
 
 
 def test_prepare(tmp_path, directories, capsys):
-  """What can be prepared is; what cannot is told at the end."""
+  """Prepares what it can; the rest is reported at the end."""
   write_tree("mpdd", tmp_path)
   write_tree("kvasir", tmp_path)
   names = ("mpdd", "endo", "kvasir")
@@ -101,12 +101,12 @@ def test_prepare_all_takes_what_is_there(tmp_path, directories):
     (["prepare"], "takes names of data sets or --all"),
     (["prepare", "visa", "--all"], "takes names of data sets or --all"),
     (["prepare", "mvtec"], "unknown data set 'mvtec'; known are mvtec_ad"),
-    (["check", "folder:/nowhere"], "/nowhere is no folder"),
+    (["check", "folder:/nowhere"], "/nowhere is not a folder"),
     (["check"], "required: NAME"),
     ([], "required: command"),
   ),
 )
-def test_bad_arguments(arguments, expected, capsys):
+def test_bad_arguments_are_reported(arguments, expected, capsys):
   with pytest.raises(SystemExit) as exit:
     command.main(arguments)
   err = str(exit.value.code) + capsys.readouterr().err

@@ -58,27 +58,27 @@ def test_folder_of_one_category(tree):
   assert {e["category"] for e in examples} == {"long"}
 
 
-def test_folder_is_read_anew(tree):
+def test_folder_is_read_again(tree):
   tree.image("long/test/good/new.png", "test", "long")
   check_examples(tree, f"folder:{tree.root}")
 
 
-def test_folder_that_lacks_a_mask(tree):
+def test_folder_that_lacks_a_mask_is_refused(tree):
   tree.image("long/test/bent/2.jpg", "test", "long", "bent")
   with pytest.raises(InputError, match="1 masks for the 2 .*2.jpg has no"):
     datasets.load(f"folder:{tree.root}", "test")
 
 
-def test_folder_without_images(tmp_path):
+def test_folder_without_images_is_refused(tmp_path):
   with pytest.raises(InputError, match="expected CATEGORY/test/good"):
     datasets.load(f"folder:{tmp_path}", "test")
 
 
 @pytest.mark.parametrize("kind", ("folder", "meta_json"))
-def test_no_such_folder(kind, tmp_path):
-  with pytest.raises(InputError, match=f"nowhere is no folder.*{kind}:PATH"):
+def test_missing_folder_is_refused(kind, tmp_path):
+  with pytest.raises(InputError, match=f"nowhere is not a folder.*{kind}:PATH"):
     datasets.load(f"{kind}:{tmp_path / 'nowhere'}", "test")
-  with pytest.raises(InputError, match="the path is no folder"):
+  with pytest.raises(InputError, match="the path is not a folder"):
     datasets.load(f"{kind}:", "test")
 
 
@@ -120,9 +120,9 @@ def change_entry(field, value):
 @pytest.mark.parametrize(
   "change, expected",
   (
-    (change_entry("img_path", "../outside.png"), "test long: ../outside.png l"),
-    (change_entry("mask_path", "/etc/passwd"), "/etc/passwd lies outside"),
-    (change_entry("mask_path", "long/../../x.png"), "../x.png lies outside"),
+    (change_entry("img_path", "../outside.png"), "test long: ../outside.png i"),
+    (change_entry("mask_path", "/etc/passwd"), "/etc/passwd is outside"),
+    (change_entry("mask_path", "long/../../x.png"), "../x.png is outside"),
     (change_entry("img_path", "absent.png"), "absent.png does not exist"),
     (change_entry("img_path", ""), "test long: a path is empty"),
     (change_entry("img_path", "long/test/good/0.jpg"), "0.jpg 2 times"),
@@ -130,16 +130,16 @@ def change_entry(field, value):
     (change_entry("img_path", None), "entries with img_path"),
     (lambda splits: splits["test"].update(long={}), "expected a list"),
     (lambda splits: splits.pop("test"), 'has no "test" images'),
-    (lambda splits: splits.update(test=[1]), "no table of categories"),
+    (lambda splits: splits.update(test=[1]), "not a table of categories"),
   ),
 )
-def test_bad_meta_json(tree, change, expected):
+def test_bad_meta_json_is_refused(tree, change, expected):
   write_meta(tree, change)
   with pytest.raises(InputError, match=expected):
     datasets.load(f"meta_json:{tree.root}", "test")
 
 
-def test_meta_json_with_some_masks_missing(tree):
+def test_meta_json_that_lacks_some_masks_is_refused(tree):
   tree.image("long/test/bent/2.jpg", "test", "long", "bent")
   write_meta(tree)
   with pytest.raises(InputError, match="1 of 2 anomalous images have no"):
@@ -147,7 +147,7 @@ def test_meta_json_with_some_masks_missing(tree):
 
 
 @pytest.mark.parametrize("text", ('{"test": ', "\x00", "[]"))
-def test_meta_json_that_is_none(tree, text):
+def test_unreadable_meta_json_is_refused(tree, text):
   (tree.root / "meta.json").write_text(text)
   with pytest.raises(InputError, match="meta.json"):
     datasets.load(f"meta_json:{tree.root}", "test")
@@ -203,7 +203,7 @@ def test_a_truncated_image_in_a_run(workable, tmp_path):
   steps = [row["step"] for row in metrics_log.read_metrics(workdir)]
   with checkpoints.Checkpoints(workdir) as saved:
     assert saved.latest_step() == steps[-1] > 0
-  # The same run goes on once told to leave such files out.
+  # The same run goes on with the option to leave such files out.
   config.input.unreadable_files = "skip"
   assert int(training.train(config, workdir).step) == 6
   skipped = json.loads((workdir / "skipped_files.json").read_text())
@@ -237,7 +237,7 @@ def test_training_without_masks_is_refused(tree, config, tmp_path):
   assert not (tmp_path / "none").exists()  # Before anything is computed.
 
 
-def test_a_split_without_images(tmp_path):
+def test_a_split_without_images_is_refused(tmp_path):
   tree = Tree(tmp_path / "one")
   tree.image("a/test/good/0.png", "test", "a")
   with pytest.raises(InputError, match="split 'train' of .* has no images"):

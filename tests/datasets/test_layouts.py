@@ -63,7 +63,7 @@ def test_surplus_masks_are_noted(tmp_path):
     (["a.png", "b.png"], ["a.png", "a_mask.png", "b.png"], "names do not pair"),
   ),
 )
-def test_what_cannot_pair_is_a_problem(tmp_path, images, masks, reason):
+def test_masks_that_do_not_pair_are_a_problem(tmp_path, images, masks, reason):
   pairs, listing = pair(tmp_path, images, masks)
   assert not pairs
   (problem,) = listing.problems
@@ -71,14 +71,14 @@ def test_what_cannot_pair_is_a_problem(tmp_path, images, masks, reason):
   assert reason in problem
 
 
-def test_files_that_are_no_images(tmp_path):
+def test_files_that_are_not_images_are_noted(tmp_path):
   listing = layouts.Listing()
   files = write_files(tmp_path / "x", ["b.png", "a.BMP", "C.Tif"])
   for name in ("._b.png", ".DS_Store", "Thumbs.db", "notes.txt"):
     (tmp_path / "x" / name).touch()
   assert sorted(layouts.list_images(tmp_path / "x", listing)) == sorted(files)
   (oddity,) = listing.oddities
-  assert "notes.txt is no image file" in oddity
+  assert "notes.txt is not an image file" in oddity
 
 
 def test_only_the_first_of_many_problems_are_shown():

@@ -77,7 +77,7 @@ def test_the_table_is_complete():
     assert builder.info.citation == row.citation
 
 
-def test_tfds_gives_pixels_without_being_told_a_format(tmp_path, capsys):
+def test_tfds_gives_pixels_without_a_given_format(tmp_path, capsys):
   """As `tfds` is used everywhere: builder by name, then a data source."""
   tree = write_tree("mpdd", tmp_path)
   builder = tfds.builder("mpdd", data_dir=tmp_path / "prepared")
@@ -147,7 +147,7 @@ def test_what_an_interrupted_preparation_left_is_removed(tmp_path):
   assert not leftover.exists()
 
 
-def test_failing_leaves_nothing(tmp_path):
+def test_a_failed_preparation_leaves_nothing(tmp_path):
   tree = write_tree("btad", tmp_path)
   (tree.root / "02" / "test" / "ko" / "0001.png").unlink()
   with pytest.raises(InputError, match="02/ground_truth/ko holds 2 masks"):
@@ -156,7 +156,7 @@ def test_failing_leaves_nothing(tmp_path):
   assert not list(tmp_path.glob("prepared/btad/*1.0.0*"))
 
 
-def test_several_problems_are_told_at_once(tmp_path):
+def test_several_problems_are_reported_at_once(tmp_path):
   tree = write_tree("mvtec_ad", tmp_path)
   shutil.rmtree(tree.root / "bottle")
   (tree.root / "pill/ground_truth/crack/001_mask.png").unlink()
@@ -170,7 +170,7 @@ def test_several_problems_are_told_at_once(tmp_path):
   assert "001.PNG has none" in str(error.value)
 
 
-def test_missing_original_files(tmp_path):
+def test_missing_original_files_are_reported(tmp_path):
   with pytest.raises(InputError) as error:
     datasets.load("btad", "test", str(tmp_path), str(tmp_path / "nowhere"))
   assert "not prepared" in str(error.value)
@@ -186,14 +186,14 @@ def test_both_folders_are_needed(name, tmp_path):
     load(tree)
 
 
-def test_a_data_directory_that_cannot_be_written(tmp_path):
+def test_unwritable_data_directory_is_reported(tmp_path):
   tree = write_tree("head_ct", tmp_path)
   (tmp_path / "prepared").write_text("a file")
   with pytest.raises(InputError, match="cannot be prepared in .*/prepared"):
     load(tree)
 
 
-def test_damaged_prepared_data(tmp_path):
+def test_damaged_prepared_data_are_reported(tmp_path):
   tree = write_tree("kvasir", tmp_path)
   load(tree)
   file = next((tmp_path / "prepared/kvasir/1.0.0").glob("*test*record*"))
@@ -209,26 +209,26 @@ def visa(tmp_path):
   return write_tree("visa", tmp_path)
 
 
-def test_visa_with_a_missing_file(visa):
+def test_visa_with_a_missing_file_is_refused(visa):
   (visa.root / "pcb1/Data/Masks/Anomaly/test.png").unlink()
   with pytest.raises(InputError, match="Anomaly/test.png does not exist"):
     load(visa)
 
 
-def test_visa_with_missing_columns(visa):
+def test_visa_with_missing_columns_is_refused(visa):
   header = ("object", "split", "image")
   original_layouts.write_table(visa.root, [], header)
   with pytest.raises(InputError, match="lacks the columns label, mask"):
     load(visa)
 
 
-def test_visa_without_a_category(visa):
+def test_visa_without_a_category_is_refused(visa):
   original_layouts.write_table(visa.root, [])
   with pytest.raises(InputError, match="no test rows for candle, capsules"):
     load(visa)
 
 
-def test_visa_without_its_table(visa):
+def test_visa_without_its_table_is_refused(visa):
   (visa.root / "split_csv/1cls.csv").unlink()
   with pytest.raises(InputError, match="1cls.csv, VisA's table, cannot be rea"):
     load(visa)
@@ -237,13 +237,13 @@ def test_visa_without_its_table(visa):
 @pytest.mark.parametrize(
   "row, expected",
   (
-    (("pcb1", "test", "normal", "../x.JPG", ""), "../x.JPG lies outside"),
+    (("pcb1", "test", "normal", "../x.JPG", ""), "../x.JPG is outside"),
     (("pcb1", "test", "anomaly", "{image}", ""), "a path is empty"),
     (("pcb1", "dev", "odd", "{image}", ""), "split 'dev' and label 'odd'"),
     (("pcb1", "test", "normal", "{image}", ""), "test.JPG 2 times"),
   ),
 )
-def test_visa_with_a_bad_row(visa, row, expected):
+def test_visa_with_a_bad_row_is_refused(visa, row, expected):
   image = "pcb1/Data/Images/Normal/test.JPG"
   with (visa.root / "split_csv/1cls.csv").open("a") as file:
     csv.writer(file).writerow([cell.format(image=image) for cell in row])
@@ -290,7 +290,7 @@ def test_visa_downloads_itself(visa, server, monkeypatch, prefix):
   assert (downloads / "visa/split_csv/1cls.csv").is_file()
 
 
-def test_a_download_that_fails(server, tmp_path):
+def test_a_failed_download_is_reported(server, tmp_path):
   folder, url = server
   (folder / "other.tar").write_bytes(b"something else")
   for name, reason in (("absent.tar", "404"), ("other.tar", "hash")):

@@ -113,7 +113,7 @@ def images(detector, tmp_path_factory):
 
 
 @pytest.mark.parametrize("width", (1280, 390))
-def test_ten_at_once_and_the_sliders(address, browser, images, width):
+def test_ten_images_at_once_and_the_sliders(address, browser, images, width):
   page = Page(browser, address, width)
   assert "is a toy" in page.one("#toy").text
   assert page.fits() and page.one("#status").text == "No images yet"
@@ -214,7 +214,7 @@ def test_downloads(address, browser, detector, images, tmp_path):
   assert page.errors() == []
 
 
-def test_bad_files_leave_the_others_alone(address, browser, images, tmp_path):
+def test_bad_files_do_not_affect_the_others(address, browser, images, tmp_path):
   page = Page(browser, address, 390)
   large, broken = tmp_path / "large.png", tmp_path / "<b>broken.jpg"
   with large.open("wb") as file:
@@ -227,7 +227,7 @@ def test_bad_files_leave_the_others_alone(address, browser, images, tmp_path):
   until(lambda: len(page.all("li.anomaly, li.normal")) == 2)
   page.count(failed=3)
   texts = "\n".join(card.text for card in page.all("li.failed"))
-  assert "<b>broken.jpg is no image in one of PNG" in texts
+  assert "<b>broken.jpg is not an image in one of PNG" in texts
   assert "large.png has 20.0 MB; at most 20 MB can be sent" in texts
   assert "bomb.png has too many pixels: at most 40 million" in texts
   assert "3 failed" in page.one("#status").text and page.fits()

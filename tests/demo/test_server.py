@@ -67,7 +67,7 @@ def test_a_name_that_is_not_the_servers_is_refused(detector):
       assert response.status == status, host
 
 
-def test_what_is_shown_is_what_was_looked_at(detector, port):
+def test_the_shown_image_is_what_the_detector_scored(detector, port):
   grey = make_image(0, mode="L")
   deep = Image.fromarray(np.asarray(grey).astype(np.uint16) << 8)
   clear = make_image(0, mode="RGBA")
@@ -85,9 +85,9 @@ def test_what_is_shown_is_what_was_looked_at(detector, port):
 @pytest.mark.parametrize(
   "content, status, expected",
   (
-    (b"", 415, "photo.png is no image in one of PNG"),
-    (b"no image", 415, "photo.png is no image in one of PNG"),
-    (b"%!PS-Adobe-3.0 EPSF-3.0\n", 415, "photo.png is no image"),
+    (b"", 415, "photo.png is not an image in one of PNG"),
+    (b"no image", 415, "photo.png is not an image in one of PNG"),
+    (b"%!PS-Adobe-3.0 EPSF-3.0\n", 415, "photo.png is not an image"),
     (to_bytes(make_image(0))[:300], 422, "photo.png cannot be read: .*trunc"),
     (b"\0" * 300_001, 413, "photo.png is too large: at most 0.286"),
     (
@@ -110,7 +110,7 @@ def test_what_is_shown_is_what_was_looked_at(detector, port):
     "error",
   ),
 )
-def test_bad_uploads_get_a_sentence(port, content, status, expected):
+def test_bad_uploads_get_an_error_message(port, content, status, expected):
   got, answer = post(port, content)
   assert (got, list(answer)) == (status, ["error"])
   assert re.match(expected, answer["error"])
@@ -136,7 +136,7 @@ def test_uploads_of_unknown_length_are_cut_off(port):
     ("GET", "/../demo_server.py", 404),
   ),
 )
-def test_other_requests(port, method, path, status):
+def test_statuses_of_other_requests(port, method, path, status):
   response, content = ask(port, method, path)
   assert response.status == status and list(json.loads(content)) == ["error"]
 
@@ -152,7 +152,9 @@ def test_the_page_comes_with_a_policy(port):
     assert "//" not in re.sub(r"(?m)(^|\s)//.*", "", content.decode())
 
 
-def test_a_failure_of_the_server_is_no_traceback(detector, port, monkeypatch):
+def test_a_failure_of_the_server_shows_no_traceback(
+  detector, port, monkeypatch
+):
   def fail(images):
     raise RuntimeError("out of memory")
 
@@ -172,7 +174,7 @@ def begin_upload(port, length):
   return link
 
 
-def test_no_more_uploads_at_a_time_than_said(detector):
+def test_uploads_at_the_same_time_are_limited(detector):
   content = to_bytes(make_image(0))
   with serve(detector, max_requests=2) as port:
     with begin_upload(port, len(content)) as first:
@@ -180,7 +182,7 @@ def test_no_more_uploads_at_a_time_than_said(detector):
         until(lambda: post(port, content)[0] == 503)
         response, refusal = ask(port, "POST", "/api/detect", content)
         assert response.status == 503 and response.headers["Retry-After"] == "1"
-        assert "2 images are being looked at" in json.loads(refusal)["error"]
+        assert "2 images are being processed" in json.loads(refusal)["error"]
       # One has gone away: its place is free.
       until(lambda: post(port, content)[0] == 200)
       first.sendall(content)
@@ -204,7 +206,7 @@ def test_an_upload_that_stalls_is_ended(detector):
     (["--host=no.such.invalid"], "error: no.such.invalid:8000 cannot be"),
   ),
 )
-def test_what_ends_the_command(port, tmp_path, arguments, expected):
+def test_bad_arguments_end_the_command(port, tmp_path, arguments, expected):
   names = {"port": port, "folder": tmp_path}
   if "folder" in arguments[0]:
     arguments = ["--port=0", *arguments]
@@ -213,7 +215,7 @@ def test_what_ends_the_command(port, tmp_path, arguments, expected):
   assert "\n" not in str(error.value)
 
 
-def test_without_the_extra(monkeypatch):
+def test_a_missing_extra_is_reported(monkeypatch):
   monkeypatch.setitem(sys.modules, "uvicorn", None)
   with pytest.raises(SystemExit, match=r"error: .*pip install.*'\.\[demo\]'"):
     main(["--port=0"])

@@ -66,7 +66,7 @@ def scores(result):
   return np.array([image.image_score for image in result.images])
 
 
-def test_neither_batches_nor_devices_nor_order_matter(evaluate, examples):
+def test_results_do_not_depend_on_batches_devices_or_order(evaluate, examples):
   base = evaluate(examples, batch_size=8)
   assert len(base.images) == len(examples) == 41
   others = (
@@ -175,7 +175,7 @@ def test_saved_maps_are_those_that_were_measured(evaluate, examples, tmp_path):
       assert value == pytest.approx(row.metrics[name], abs=0.01)
 
 
-def test_nan_names_the_image(examples):
+def test_nan_is_reported_with_the_image(examples):
   def predict(batch):
     shape = batch["image"].shape[:3]
     return {

@@ -74,7 +74,7 @@ def test_an_evaluation_goes_on_and_is_resumed(
     assert again.results[name].images == found.results[name].images
     assert again.results[name].pictures == found.results[name].pictures
 
-  # Whatever results depend on has them made again; what they do not, not.
+  # What results depend on makes them be computed again; other fields do not.
   del evaluated[:]
   config.evaluation.batch_size = 3
   assert not many.evaluate(config, workdir, names=names).failed
@@ -96,7 +96,7 @@ def test_an_evaluation_goes_on_and_is_resumed(
   assert f"{kept} cannot be used again" in caplog.text
 
 
-def test_all_thirteen(config, workdir, tmp_path, evaluated):
+def test_all_thirteen_data_sets(config, workdir, tmp_path, evaluated):
   """One command prepares and evaluates them; without files all are skipped."""
   config.data_dir = str(tmp_path / "data")
   nothing = many.evaluate(config, workdir, names=["all"])
@@ -136,8 +136,8 @@ def test_all_thirteen(config, workdir, tmp_path, evaluated):
     *(name for name in SPECIFICATIONS if name != "btad"),
   ]
   assert (
-    "holds version 0.9.0 of it, and version 1.0.0 is needed. Make it anew with:"
-    " python -m cops_jax.datasets prepare btad" in found.skipped["btad"]
+    "holds version 0.9.0 of it, and version 1.0.0 is needed. Prepare it again"
+    " with: python -m cops_jax.datasets prepare btad" in found.skipped["btad"]
   )
   one = many.evaluate(config, workdir, names=["btad", "mpdd"])
   assert "original files are not there" in one.failed["btad"]
@@ -147,14 +147,16 @@ def test_all_thirteen(config, workdir, tmp_path, evaluated):
 def test_names_are_checked_before_anything_is_done(config, workdir, evaluated):
   for name, expected in (
     ("mvtec", "unknown data set 'mvtec'; known are mvtec_ad, visa"),
-    ("folder:/nowhere", "/nowhere is no folder"),
+    ("folder:/nowhere", "/nowhere is not a folder"),
   ):
     with pytest.raises(InputError, match=expected):
       many.evaluate(config, workdir, names=["demo_unseen", name])
   assert not evaluated
 
 
-def test_two_folders_of_one_name(config, workdir, tmp_path, evaluated):
+def test_two_folders_of_one_name_are_refused(
+  config, workdir, tmp_path, evaluated
+):
   names = [make_images(tmp_path / name / "a") for name in ("x", "y")]
   found = many.evaluate(config, workdir, names=names)
   assert evaluated == ["a"]

@@ -37,7 +37,7 @@ def test_round_trip():
   result = make_result(FIRST, SECOND)
   key = {"a": [1, 2], "b": None}
   text = results.to_json(result, key)
-  json.loads(text, parse_constant=pytest.fail)  # No NaN, which JSON has not.
+  json.loads(text, parse_constant=pytest.fail)  # No NaN, which JSON lacks.
   again = results.from_json(text, key)
   assert again.images == result.images
   assert again.pictures == result.pictures

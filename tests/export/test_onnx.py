@@ -145,7 +145,7 @@ def test_a_wrong_file_is_not_written(trained, tmp_path, monkeypatch):
   assert not list(tmp_path.iterdir())
 
 
-def test_what_cannot_be_written(trained, tmp_path, monkeypatch):
+def test_what_cannot_be_written_is_reported(trained, tmp_path, monkeypatch):
   detector = AnomalyDetector.from_workdir(trained[0])
   path = tmp_path / "made.onnx"
   with monkeypatch.context() as patch:

@@ -14,7 +14,7 @@ def free_port():
 
 
 def start_cluster(num_processes, num_devices, script, *arguments):
-  """Starts a script in several processes of so many devices each."""
+  """Starts a script in several processes of that many devices each."""
   address = f"--coordinator_address=127.0.0.1:{free_port()}"
   return [
     subprocess.Popen(

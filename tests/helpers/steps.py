@@ -9,7 +9,7 @@ import optax
 from cops_jax.training.step import make_optimizer
 
 # Adam divides by the root of a second moment that may be almost zero, and so
-# turns rounding errors, which hang on the processor and the number of devices,
+# turns rounding errors, which depend on the processor and the devices' number,
 # into steps as large as any. With an epsilon above the gradients its steps are
 # as smooth as they are, and what should be equal can be compared.
 SMOOTH = {"learning_rate": 0.01, "eps": 0.1}

@@ -144,7 +144,7 @@ def test_masks_are_binary_before_and_after_resizing():
   assert 0 < actual.sum() < actual.size
 
 
-def test_no_image(tmp_path):
+def test_what_is_not_an_image_is_refused(tmp_path):
   (tmp_path / "x.png").write_bytes(b"text")
   for file in (b"text", tmp_path / "x.png"):
     for decode in (decoding.decode_image, decoding.decode_mask):

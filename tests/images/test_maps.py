@@ -18,7 +18,7 @@ def write(folder, *names):
 
 
 def test_round_trip(tmp_path):
-  """Categories in turns, and a name that is no file's."""
+  """Categories in turns, and a name that no file can have."""
   write(tmp_path / "maps", "a/0.png", "b: c?/x.png", "a/1.png")
   names = sorted(path.name for path in (tmp_path / "maps").iterdir())
   assert names == ["a.npz", "b%3A c%3F.npz"]
@@ -33,7 +33,7 @@ def test_nothing_is_written_without_a_folder(tmp_path, monkeypatch):
   assert not list(tmp_path.iterdir())
 
 
-def test_what_fails_leaves_the_files_of_before(tmp_path, monkeypatch):
+def test_a_failure_leaves_the_earlier_files(tmp_path, monkeypatch):
   write(tmp_path, "a/0.png")
   with pytest.raises(ZeroDivisionError):
     with MapWriter(tmp_path) as maps:

@@ -79,7 +79,7 @@ def test_every_example_once(batch_size, num_devices):
     np.testing.assert_array_equal(batch["mask_counts"], want)
 
 
-def test_epochs_are_shuffled_anew_and_whole():
+def test_every_epoch_has_its_own_order_of_all_examples():
   examples = make_examples(10)
   batches = iterate(examples, 4, steps=range(6), shuffle_seed=1)
   epochs = [real(batches[:3]), real(batches[3:])]
@@ -189,13 +189,13 @@ def test_unreadable_files_are_left_out(unreadable, num_workers, caplog):
   assert real(batches) == [0, 2, 3] * 2
   assert list(skipped) == ["1.png"]
   assert skipped["1.png"].startswith(f"its {field} cannot be read: ")
-  # Told once, though met in both epochs.
+  # Reported once, though read in both epochs.
   assert caplog.text.count("left out 1.png") == 1
   assert not batches[0]["image"][1].any()
 
 
 class DamagedInWorkers(list):
-  """Examples whose first cannot be had in a worker process."""
+  """Examples whose first cannot be read in a worker process."""
 
   def __getitem__(self, index):
     if index == 0 and multiprocessing.parent_process():
@@ -203,7 +203,7 @@ class DamagedInWorkers(list):
     return super().__getitem__(index)
 
 
-def test_errors_of_workers_arrive_in_one_piece():
+def test_errors_of_workers_arrive_unchanged():
   examples = DamagedInWorkers(make_examples(3))
   assert real(iterate(examples, 3, steps=range(1))) == [0, 1, 2]
   with pytest.raises(InputError, match="^data set 'made' is damaged at record"):

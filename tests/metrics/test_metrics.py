@@ -249,7 +249,7 @@ def largest_distance(points, x, y):
   return np.linalg.norm(points[:, None] - nearest, axis=-1).min(axis=1).max()
 
 
-def test_curves_lose_nothing_that_shows():
+def test_thinned_curves_lose_nothing_visible():
   maps, masks = random_maps()
   labels, scores = masks.reshape(-1), maps.reshape(-1)
   curves = gather(maps, masks).curves()
@@ -257,7 +257,7 @@ def test_curves_lose_nothing_that_shows():
   precision, recall, _ = sklearn_metrics.precision_recall_curve(labels, scores)
   full = {
     "roc": (rate, found),
-    "pr": (recall[:-1:7], precision[:-1:7]),  # The last point is made up.
+    "pr": (recall[:-1:7], precision[:-1:7]),  # The last point is added.
   }
   assert set(curves) == {"roc", "pr", "pro"}
   for x, _ in curves.values():

@@ -141,13 +141,13 @@ def test_other_masks_are_refused(mask):
     pixels._check(np.zeros((2, 2), np.float32), mask)
 
 
-def test_rounding_past_the_ends_is_held():
+def test_rounding_past_the_ends_is_clipped():
   """As devices that multiply in bfloat16 give."""
   anomaly_map = np.array([[-0.004, 0.5, 1.004]], np.float32)
   state = gather([anomaly_map], [np.array([[False, False, True]])])
   assert state.compute()["pixel_auroc"] == 1
 
 
-def test_unknown_mode():
+def test_unknown_mode_is_refused():
   with pytest.raises(ValueError, match="'best' is not one of binned, exact"):
     metrics.make_pixel_metrics("best")

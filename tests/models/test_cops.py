@@ -82,7 +82,7 @@ def test_evaluation_outputs(recipe, expected, features):
     assert_close(value, expected[f"eval.{name}"])
 
 
-def test_half_precision_is_near(recipe, features):
+def test_half_precision_is_close(recipe, features):
   """CLIP in bfloat16 as on accelerators; what comes out of it is float32."""
   half = golden.model(recipe).clone(dtype=jnp.bfloat16)
   actual = half.apply(

@@ -123,7 +123,7 @@ def test_compare(tmp_path, capsys):
   assert rows[0]["mean"] == "80.0" and len(rows) == 14
 
 
-def test_runs_that_cannot_be_compared(tmp_path, capsys):
+def test_runs_that_cannot_be_compared_are_reported(tmp_path, capsys):
   path = tmp_path / "results.json"
   for text, expected in (
     (None, "Evaluate first"),

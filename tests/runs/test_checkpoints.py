@@ -82,14 +82,14 @@ def test_other_devices_than_those_that_saved(tmp_path):
   assert result.stdout == 3 * "4 [0.0, 1.0, 2.0]\n", result.stderr
 
 
-def test_missing_checkpoint(tmp_path):
+def test_missing_checkpoint_is_reported(tmp_path):
   assert not has_checkpoint(tmp_path / "nowhere")
   with Checkpoints(tmp_path) as saved:
     with pytest.raises(InputError, match="has no checkpoint yet"):
       saved.restore_params({"a": jnp.zeros(3)})
 
 
-def test_checkpoint_of_another_size(tmp_path):
+def test_checkpoint_of_another_size_is_refused(tmp_path):
   with Checkpoints(tmp_path, num_kept=1) as saved:
     saved.save(1, {"a": jnp.zeros(3)}, {"count": jnp.int32(1)})
   with Checkpoints(tmp_path) as saved:

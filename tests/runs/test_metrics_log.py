@@ -1,4 +1,4 @@
-"""What a run writes down, also after it was interrupted."""
+"""What a run writes, also after it was interrupted."""
 
 import json
 import sys
@@ -58,7 +58,7 @@ def test_tensorboard_needs_its_package(tmp_path, monkeypatch):
 
 
 def test_tensorboard_gets_the_same_numbers(tmp_path, monkeypatch):
-  """clu's own writer needs tensorflow; this one notes what it is told."""
+  """clu's own writer needs tensorflow; this one notes what it is given."""
   calls = []
 
   class SummaryWriter:

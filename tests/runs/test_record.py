@@ -1,4 +1,4 @@
-"""Whose a work directory is, and what its run noted of itself."""
+"""Which run a work directory belongs to, and what it recorded."""
 
 import dataclasses
 
@@ -63,7 +63,7 @@ def test_another_start_is_refused(tmp_path):
     claim_workdir(tmp_path, other)
 
 
-def test_another_clip_is_refused_unless_told_otherwise(tmp_path):
+def test_another_clip_is_refused_unless_allowed(tmp_path):
   claim_workdir(tmp_path, RECORD)
   other = dataclasses.replace(RECORD, clip_sha256="cd" * 32)
   with pytest.raises(InputError, match="(ab){32}; the file here has (cd){32}"):
@@ -98,20 +98,20 @@ def test_fields_that_a_run_did_not_record_have_their_defaults(tmp_path):
     claim_workdir(tmp_path, RECORD)
 
 
-def test_no_run(tmp_path):
+def test_a_missing_run_is_reported(tmp_path):
   with pytest.raises(InputError, match="holds no training run"):
     read_record(tmp_path / "nowhere")
   assert not (tmp_path / "nowhere").exists()
 
 
-def test_a_run_of_an_older_version(tmp_path):
+def test_a_run_of_an_older_version_is_refused(tmp_path):
   (tmp_path / "checkpoints").mkdir()
   for use in (read_record, lambda folder: claim_workdir(folder, RECORD)):
     with pytest.raises(InputError, match="made by an older version"):
       use(tmp_path)
 
 
-def test_a_file_is_no_workdir(tmp_path):
+def test_a_file_as_workdir_is_refused(tmp_path):
   (tmp_path / "file").write_text("")
   with pytest.raises(InputError, match="file/run.json cannot be written: "):
     claim_workdir(tmp_path / "file", RECORD)
@@ -129,7 +129,7 @@ def test_a_file_is_no_workdir(tmp_path):
     "[" * 100000,
   ),
 )
-def test_damaged_record(tmp_path, text):
+def test_damaged_record_is_refused(tmp_path, text):
   with pytest.raises(InputError, match="^here is damaged"):
     from_json(text, "here")
   (tmp_path / "run.json").write_text(text)

@@ -1,4 +1,4 @@
-"""Where arrays lie, and what devices tell each other."""
+"""Where arrays are placed, and what devices exchange."""
 
 import re
 

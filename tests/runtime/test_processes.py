@@ -83,10 +83,10 @@ def test_two_processes_train_and_evaluate_as_one(one, arguments, tmp_path):
     "--config.train.evaluate_every_steps=20",
   )
   cluster = start_cluster(2, 4, "train.py", *arguments, f"--workdir={two}")
-  codes, (log, silence) = end_cluster(cluster)
-  assert codes == [0, 0], log + silence
+  codes, (log, others) = end_cluster(cluster)
+  assert codes == [0, 0], log + others
   assert "8 cpu device(s) of 2 process(es)" in log
-  assert "cpu device(s)" not in silence
+  assert "cpu device(s)" not in others
   assert_same_numbers(two, one)
   whole, _ = one
   assert metrics(two)[-1].keys() == metrics(whole)[-1].keys()
@@ -156,7 +156,7 @@ def test_a_full_disk_stops_all(arguments, tmp_path):
     ((None, None, None), "did not come together as one cluster"),
   ),
 )
-def test_bad_arguments(arguments, expected):
+def test_bad_arguments_are_refused(arguments, expected):
   with pytest.raises(InputError, match=expected):
     distributed.start(*arguments)
 
@@ -197,7 +197,7 @@ for error in (KeyError("secret"), DamagedRunError("all is lost", "runs/a")):
 """
 
 
-def test_what_processes_tell_each_other():
+def test_processes_exchange_objects_and_errors():
   """Objects with arrays; and what the first one's failure is in the other."""
   address = f"127.0.0.1:{free_port()}"
   pair = [

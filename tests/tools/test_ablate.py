@@ -23,7 +23,7 @@ from tools import ablate
 
 TERMS = ("image", "patch", "gather", "scatter", "kl", "reconstruction")
 # What is missing of the parameters and of the terms. Runs without smoothing are
-# everywhere in these tests, and the weighting is none of training.
+# everywhere in these tests, and the weighting takes no part in training.
 ABSENT = {
   "full": ((), ()),
   "no_prototypes": (("prototype_extractor",), ("gather", "scatter")),
@@ -110,7 +110,9 @@ def test_a_part_is_neither_trained_nor_computed(ablated, name):
     assert mean != ablated[1]["full"][0]["demo_unseen"]
 
 
-def test_without_distance_weighting_alpha_is_nothing(base, ablated, tmp_path):
+def test_without_distance_weighting_alpha_has_no_effect(
+  base, ablated, tmp_path
+):
   full = ablated[0] / "full" / "seed-0"
   scores = [(full / "scores.csv").read_text()]
   config = ablations.ablate(base, "no_distance_weighting")
@@ -227,7 +229,10 @@ def test_the_command(base, ablated, arguments):
 
   code, _, err = run(*arguments, "--only=full,no_clip")
   assert code == 1
-  assert "error: 'no_clip' is no ablation; they are full, no_prototypes" in err
+  assert (
+    "error: 'no_clip' is not an ablation; the ablations are full, no_prototypes"
+    in err
+  )
   assert (workdir / "ablations.txt").read_text() == table
 
 
@@ -273,9 +278,11 @@ def test_the_configs_by_name():
       assert changed[section][key] == value != full[section][key]
       changed[section][key] = full[section][key]
     assert changed == full
-  with pytest.raises(InputError, match="'no_clip' is no ablation"):
+  with pytest.raises(InputError, match="'no_clip' is not an ablation"):
     ablations.get_config("no_clip")
   code, _, err = run(
     "train.py", "--config=configs/ablations.py:no_clip", "--workdir=none"
   )
-  assert code == 1 and err.startswith("error: 'no_clip' is no ablation; they")
+  assert code == 1 and err.startswith(
+    "error: 'no_clip' is not an ablation; the"
+  )

@@ -204,7 +204,7 @@ def test_what_is_not_finite_ends_training(tmp_path, checkpoints, save, loss):
 
 @pytest.fixture
 def profiler(monkeypatch):
-  """What the profiler was told."""
+  """What the profiler was asked to do."""
   calls = []
   monkeypatch.setattr("jax.profiler.start_trace", calls.append)
   monkeypatch.setattr("jax.profiler.stop_trace", lambda: calls.append("stop"))
@@ -235,7 +235,7 @@ def test_a_profile_is_written_when_training_ends_early(tmp_path, profiler):
   assert profiler[1:] == ["stop"]
 
 
-def test_skipped_files_are_added_to_those_of_before(tmp_path):
+def test_skipped_files_are_added_to_earlier_ones(tmp_path):
   path = tmp_path / "skipped_files.json"
   files = hooks.SkippedFiles(tmp_path, "made", num_examples=2)
   files.write_new()

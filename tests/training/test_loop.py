@@ -41,9 +41,7 @@ def test_losses_that_are_not_finite_stop_the_run(tiny, tmp_path):
     assert saved.latest_step() == 1
 
 
-def test_an_evaluation_that_was_killed_is_made_up_for(
-  tiny, tmp_path, monkeypatch
-):
+def test_an_evaluation_that_was_killed_is_repeated(tiny, tmp_path, monkeypatch):
   """Killed in the second and in the last evaluation, of steps 2 and 3."""
   tiny.train.evaluate_every_steps = 1
   tiny.evaluation.datasets = (tiny.train.dataset,)

@@ -63,7 +63,7 @@ def leaves(workdir, step, item):
   return found
 
 
-def test_stopped_and_killed_is_as_if_nothing_happened(
+def test_a_stopped_and_killed_run_ends_as_an_uninterrupted_one(
   trained, arguments, tmp_path
 ):
   """SIGTERM in an odd step, then SIGKILL; then the same command to the end."""
@@ -163,7 +163,7 @@ os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
 
 @pytest.mark.soak
 @pytest.mark.parametrize("num_processes", (1, 2))
-def test_killed_at_random_it_is_as_if_nothing_happened(
+def test_a_run_killed_at_random_ends_as_an_uninterrupted_one(
   num_processes, arguments, tmp_path
 ):
   """At any time, half of them while saving, until there were enough."""
@@ -233,7 +233,7 @@ def play(arguments, workdir, num_processes, rng=None, number=None):
   if number is not None:
     phase = wait_at_random(workdir, processes, rng)
     rng.choice(processes).send_signal(number)
-    if number == signal.SIGKILL:  # A cluster then takes the others away.
+    if number == signal.SIGKILL:  # A cluster's manager then kills the others.
       for process in processes:
         process.kill()
   codes = [process.wait(timeout=300) for process in processes]

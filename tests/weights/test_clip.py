@@ -232,7 +232,7 @@ def test_every_wrong_tensor_of_openais_is_listed(tmp_path):
     ),
     (
       {"visual.conv1.weight": np.zeros((80, 3, 4, 4), np.float16)},
-      "80 wide, which is no multiple of 64",
+      "80 wide, which is not a multiple of 64",
     ),
     (
       {"visual.layer1.0.conv1.weight": np.zeros((2, 2), np.float16)},
@@ -241,7 +241,7 @@ def test_every_wrong_tensor_of_openais_is_listed(tmp_path):
     ({}, "vocabulary of 20 tokens; OpenAI's has 49408"),
   ),
 )
-def test_openai_files_that_cannot_be_used(tmp_path, changes, expected):
+def test_unusable_openai_files_are_refused(tmp_path, changes, expected):
   with pytest.raises(InputError, match=expected):
     weights.load_clip(openai_file(tmp_path, **changes))
 
@@ -345,7 +345,7 @@ def test_every_wrong_tensor_is_listed(copy):
   assert "position_ids" not in message
 
 
-def test_truncated_file(copy):
+def test_truncated_file_is_refused(copy):
   path = copy / "model.safetensors"
   path.write_bytes(path.read_bytes()[:1000])
   with pytest.raises(InputError, match="not a whole safetensors file"):
@@ -355,13 +355,13 @@ def test_truncated_file(copy):
 @pytest.mark.parametrize(
   "name", ("config.json", "vocab.json", "merges.txt", "model.safetensors")
 )
-def test_missing_file(copy, name):
+def test_missing_file_is_reported(copy, name):
   (copy / name).unlink()
   with pytest.raises(InputError, match=f"{name} does not exist"):
     weights.load_clip(str(copy))
 
 
-def test_damaged_config(copy):
+def test_damaged_config_is_refused(copy):
   (copy / "config.json").write_text("{")
   with pytest.raises(InputError, match="config.json is not JSON"):
     weights.load_clip(str(copy))
@@ -382,7 +382,7 @@ def test_damaged_config(copy):
       weights.load_clip(str(copy))
 
 
-def test_unknown_name(monkeypatch):
+def test_unknown_name_is_refused(monkeypatch):
   monkeypatch.setenv("HF_HUB_OFFLINE", "1")
   import huggingface_hub.constants
 

@@ -183,7 +183,7 @@ def test_every_wrong_entry_is_listed_at_once(tmp_path):
   ]
 
 
-def test_wrong_safetensors(tmp_path, trained):
+def test_wrong_safetensors_are_refused(tmp_path, trained):
   path = tmp_path / "prompts.safetensors"
   prompts.write_prompts(path, trained, RECORD)
   tensors = load_file(path)
@@ -203,7 +203,7 @@ def test_prompts_without_deep_ones(tmp_path, trained):
     chex.assert_trees_all_equal(loaded, tree)
 
 
-def test_a_file_of_something_else(tmp_path):
+def test_a_file_without_prompts_is_refused(tmp_path):
   path = weight_files.DATA / "pytorch_model.bin"
   with pytest.raises(InputError, match="holds no trained prompts: .* It has"):
     prompts.load_prompts(path, tiny_template())
@@ -211,7 +211,7 @@ def test_a_file_of_something_else(tmp_path):
     prompts.find_record(tmp_path / "nowhere.pth")
 
 
-def test_a_file_that_cannot_be_written(tmp_path, trained):
+def test_a_file_that_cannot_be_written_is_reported(tmp_path, trained):
   with pytest.raises(InputError, match=r"must end in .safetensors or .pth"):
     prompts.write_prompts(tmp_path / "prompts.bin", trained, RECORD)
   (tmp_path / "file").write_text("")
@@ -220,7 +220,7 @@ def test_a_file_that_cannot_be_written(tmp_path, trained):
   assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_damaged_record(tmp_path, trained):
+def test_a_damaged_record_is_refused(tmp_path, trained):
   for name in ("prompts.pth", "prompts.safetensors"):
     path = tmp_path / name
     prompts.write_prompts(path, trained, RECORD)

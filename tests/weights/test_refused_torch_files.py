@@ -1,6 +1,6 @@
 """torch's format without torch: what is refused, and at what cost.
 
-Hostile, damaged and absurd files, and other formats.
+Hostile, damaged and malformed files, and other formats.
 """
 
 import os
@@ -55,7 +55,7 @@ def path(tmp_path):
 
 
 def refuse(path, expected):
-  """The file's one error, told in a sentence that begins with its name."""
+  """The file's one error, a message that begins with its path."""
   with pytest.raises(InputError, match=expected) as caught:
     read_tensors(path)
   assert str(caught.value).startswith(f"{path} cannot be read as a torch file:")
@@ -162,8 +162,11 @@ def test_hostile_pickles_are_refused_by_name_and_nothing_runs(
     (b"\x80\x02}", "exhausted before seeing STOP"),
     (b"\x80\x02}X\xff\xff\xff\x7fa.", "string4"),
     (b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\x7fa.", "bytes8"),
-    (b"\x80\x02" + b"}" * 5000 + b".", "absurdly many objects"),
-    (b"\x80\x02}" + b"q\x01" * 5000 + b".", "absurdly many objects"),
+    (b"\x80\x02" + b"}" * 5000 + b".", "too many objects: they need more than"),
+    (
+      b"\x80\x02}" + b"q\x01" * 5000 + b".",
+      "too many objects: they need more than",
+    ),
     (b"\x80\x02h\x05.", "damaged or incomplete"),
     (b"\x80\x02s.", "damaged or incomplete"),
     (b"\x80\x02}(K\x01u.", "sets a key without a value"),
@@ -173,13 +176,16 @@ def test_hostile_pickles_are_refused_by_name_and_nothing_runs(
     (b"\x80\x02})" + b"q\0h\0\x86" * 60 + b"Ns.", "has a tuple for a key"),
     (b"\x80\x02}K\x07NsX\x01\0\0\x007Ns.", "has two keys 7"),
     (b"I" + b"9" * 5000 + b"\n.", "Exceeds the limit"),
-    (b"\x80\x02}X\x2c\x01\0\0" + b"n" * 300 + b"}s.", "name is too long"),
+    (
+      b"\x80\x02}X\x2c\x01\0\0" + b"n" * 300 + b"}s.",
+      "name is too long, above 256 characters",
+    ),
     (b"S'\\h'\n.", "its pickle has the instruction STRING"),
     (b"\x80\x02}}.", "its pickle ends with 2 values"),
     (b"", "exhausted before seeing STOP"),
   ),
 )
-def test_absurd_pickles(path, pickled, expected):
+def test_malformed_pickles_are_refused(path, pickled, expected):
   archive(path, pickled, [bytes(16)])
   tracemalloc.start()
   try:
@@ -189,7 +195,7 @@ def test_absurd_pickles(path, pickled, expected):
     tracemalloc.stop()
 
 
-def test_numbers_of_one_hash(path):
+def test_numbers_of_one_hash_are_read_quickly(path):
   """In a dictionary of numbers, each would be compared with all others."""
   numbers = (index * (2**61 - 1) for index in range(50_000))
   items = (b"\x8a\x0a" + n.to_bytes(10, "little") + b"N" for n in numbers)
@@ -229,9 +235,9 @@ def test_dictionaries_that_hold_each_other(path):
   assert read_tensors(path).tensors == {}
 
 
-def test_not_torchs_format(path):
+def test_other_formats_are_refused(path):
   path.write_bytes(b"no zip")
-  refuse(path, "it is no zip archive")
+  refuse(path, "it is not a zip archive")
   archive(path, b"")
   with zipfile.ZipFile(path, "w") as file:
     file.writestr("other.txt", "")
@@ -267,7 +273,7 @@ def refuse_within(num_bytes, path, expected):
     tracemalloc.stop()
 
 
-def test_a_zip_bomb(path):
+def test_a_zip_bomb_is_refused(path):
   """Entries that are compressed, or claim more than the file has."""
   size = 2**26
   bomb = tensor((size // 4,), (1,), size // 4)
@@ -290,7 +296,7 @@ def test_a_zip_bomb(path):
     refuse_within(1e6, path, expected)
 
 
-def test_entries_that_share_their_bytes(path):
+def test_entries_that_share_their_bytes_are_refused(path):
   archive(path, tensor((2,), (1,), 2), [bytes(4096)])
   content = path.read_bytes()
   entry, end = content.rindex(b"PK\x01\x02"), content.rindex(b"PK\x05\x06")
@@ -308,7 +314,7 @@ def test_entries_that_share_their_bytes(path):
   refuse(path, "its entries claim 413")
 
 
-def test_a_damaged_storage(path):
+def test_a_damaged_storage_is_refused(path):
   content = bytearray((weight_files.DATA / "epoch_1.pth").read_bytes())
   # torch aligns storages to 64 bytes.
   start = content.index(b"/data/5") + 64 & ~63
@@ -317,6 +323,6 @@ def test_a_damaged_storage(path):
   refuse(path, "damaged or incomplete")
 
 
-def test_missing_file(path):
+def test_missing_file_is_reported(path):
   with pytest.raises(InputError, match="No such file or directory"):
     read_tensors(path)

@@ -133,7 +133,7 @@ def flax_array(shape, dtype, size):
     (flax_array((1,), "no type", 8), "data type 'no type' not understood"),
   ),
 )
-def test_malformed(tmp_path, content, expected):
+def test_malformed_files_are_refused(tmp_path, content, expected):
   path = tmp_path / "file"
   path.write_bytes(content)
   with pytest.raises(InputError, match=expected) as caught:
@@ -141,7 +141,7 @@ def test_malformed(tmp_path, content, expected):
   assert str(caught.value).startswith(f"{path} ")
 
 
-def test_what_is_not_a_file(tmp_path):
+def test_what_is_not_a_file_is_refused(tmp_path):
   with pytest.raises(InputError, match="nowhere cannot be read: No such file"):
     read_tensor_file(tmp_path / "nowhere")
   with pytest.raises(InputError, match="cannot be read: Is a directory"):
@@ -235,7 +235,7 @@ def fuzzed_path(tmp_path_factory):
 def test_fuzzed_files_are_read_or_refused(
   fuzzed_path, name, is_deep, place, changes
 ):
-  """Nothing but an InputError, and no memory to speak of."""
+  """Nothing but an InputError, and little memory."""
   content = SEEDS[name]
   if is_deep and zipfile.is_zipfile(io.BytesIO(content)):
     content = with_entry(content, place, changes)

@@ -115,7 +115,7 @@ def test_the_command_line(untrained, tmp_path):
     (("inspect", "{0}/run.json"), "neither safetensors nor torch's zip format"),
   ),
 )
-def test_the_commands_errors(untrained, arguments, expected):
+def test_the_command_reports_errors(untrained, arguments, expected):
   with pytest.raises(SystemExit) as caught:
     main([text.format(untrained[0]) for text in arguments])
   assert str(caught.value).startswith("error: ")
@@ -217,7 +217,7 @@ def test_training_begins_from_the_authors_file_without_an_encoder(
       np.testing.assert_array_equal(actual[name], half, strict=True)
 
 
-def test_a_start_that_does_not_fit_leaves_nothing(untrained_config, tmp_path):
+def test_a_start_that_does_not_fit_writes_nothing(untrained_config, tmp_path):
   workdir = tmp_path / "run"
   path = weight_files.DATA / "epoch_1.pth"
   with pytest.raises(InputError, match="(?s)does not hold the prompts.*shape"):
@@ -227,7 +227,7 @@ def test_a_start_that_does_not_fit_leaves_nothing(untrained_config, tmp_path):
   assert not workdir.exists()
 
 
-def test_another_clip_is_refused_unless_told_otherwise(
+def test_another_clip_is_refused_unless_allowed(
   untrained, exported, untrained_config, other_clip, tmp_path
 ):
   before = sorted(untrained[0].iterdir())
@@ -253,7 +253,7 @@ def test_another_clip_is_refused_unless_told_otherwise(
   )
 
 
-def test_the_same_clip_may_lie_elsewhere(
+def test_the_same_clip_may_be_elsewhere(
   untrained, untrained_config, clip_folder, tmp_path
 ):
   moved = shutil.copytree(clip_folder, tmp_path / "moved")
@@ -291,7 +291,7 @@ def test_evaluation_of_a_run_and_of_a_file_gives_the_same_scores(
   assert rows[0] == rows[1]
 
 
-def test_a_recorded_config_of_another_version(untrained, tmp_path):
+def test_a_recorded_config_of_another_version_is_refused(untrained, tmp_path):
   record = json.loads((untrained[0] / "run.json").read_text())
   record["config"]["model"]["forgotten"] = 1
   (tmp_path / "run.json").write_text(json.dumps(record))

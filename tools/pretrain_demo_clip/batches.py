@@ -101,7 +101,7 @@ def draw_batch(
     for name, bad, k in zip(names, is_defective, kind, strict=True)
   ]
   state_texts = captions.draw_state_texts(rng)
-  # Texts that say the same of the same category are no negatives.
+  # Texts that say the same of the same category are not negatives.
   said = np.array(
     [f"{name} good" for name in names]
     + [

@@ -63,7 +63,7 @@ def draw_caption(
   Args:
     rng: source of all randomness.
     category: one of the demo's.
-    is_bad: whether a defect is to be seen.
+    is_bad: whether a defect is visible.
     kind: its index in `KINDS`; says nothing of a good image.
   """
   if is_bad and rng.random() < 0.6:

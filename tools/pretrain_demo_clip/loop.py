@@ -86,7 +86,7 @@ def progress_line(
   Args:
     step: number of steps made.
     steps: number of steps to make.
-    history: losses' terms of the latest steps, whose means are told.
+    history: losses' terms of the latest steps, whose means are shown.
     seconds: since the first step.
   """
   means = {k: np.mean([row[k] for row in history]) for k in history[0]}
@@ -103,11 +103,11 @@ def train(
   steps: int,
   save: Callable[[dict[str, Any]], None],
 ) -> None:
-  """Makes a step with each batch, prints progress and saves now and then.
+  """Makes a step with each batch, prints progress and saves regularly.
 
   Args:
     model: of which `params["clip"]` are the parameters.
-    params: initial ones, with the thrown-away `params["heads"]`.
+    params: initial ones, with `params["heads"]`, which are not kept.
     batches: as many as there are steps, see `batches.draw_batch`.
     steps: number of steps.
     save: gets the parameters every `SAVE_EVERY_STEPS` steps and at the end.

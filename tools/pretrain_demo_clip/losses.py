@@ -6,8 +6,8 @@ region-text loss between the patches of the value path and the texts of the
 patch's own state (no defect, or a kind of defect) and of what else is there to
 see (colour, brightness, contrast, place), an image-text loss between
 the class token as CoPS reads it and the texts of the image's state, and two
-losses of linear heads that are thrown away afterwards: from each patch's token,
-is it defective, and what is missing to the same image without the defect?
+losses of linear heads that are discarded afterwards: from each patch's token,
+is it defective, and how does the same image without the defect differ?
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def repair_loss(
   images: Float[Array, "b h w 3"],
   weight: Float[Array, "b n"],
 ) -> Float[Array, ""]:
-  """Squared error of what is missing to the image without the defect.
+  """Squared error of the predicted difference to the defect-free image.
 
   Args:
     tokens: the last layer's, of the patches.

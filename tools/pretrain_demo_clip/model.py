@@ -18,7 +18,7 @@ TEMPERATURE = 0.07  # CoPS's.
 
 
 def clip_config(vocab_size: int) -> CLIPConfig:
-  """For a tokenizer of so many tokens; the last two begin and end a text."""
+  """For a tokenizer of that many tokens; the last two begin and end a text."""
   return CLIPConfig(
     text_config=dict(
       vocab_size=vocab_size,

@@ -21,7 +21,7 @@ def build_tokenizer(
 
   Args:
     folder: gets vocab.json, merges.txt and the tokenizer's configuration.
-    texts: with every word that shall be one token.
+    texts: with every word that is to be one token.
   """
   base = _byte_alphabet()
   vocab = base + [symbol + "</w>" for symbol in base]

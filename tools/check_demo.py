@@ -1,0 +1,56 @@
+"""Says whether the demo's result lies in its known range.
+
+  python -m tools.check_demo --workdir=runs/demo
+
+The range is that of configs/demo.py, over seeds and kinds of processors. Exit
+code 1 if a metric lies outside.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+from collections.abc import Mapping, Sequence
+
+from configs.demo import EXPECTED_PERCENT
+from cops_jax import reporting
+from cops_jax.commands import command_line
+
+
+def check(mean: Mapping[str, float]) -> tuple[bool, str]:
+  """Whether means of the demo's metrics are as expected, and a line to print.
+
+  Args:
+    mean: by metric, in [0, 1].
+  """
+  is_expected, texts = True, []
+  for metric, (low, high) in EXPECTED_PERCENT.items():
+    value = round(100 * mean[metric], 1)
+    is_inside = low <= value <= high  # Not for NaN.
+    is_expected &= is_inside
+    texts.append(
+      f"{reporting.metric_title(metric)} {value:.1f} is"
+      f" {'within' if is_inside else 'OUTSIDE'} {low} to {high}"
+    )
+  verdict = "as expected" if is_expected else "NOT as expected"
+  return is_expected, f"The demo's result is {verdict}: {', '.join(texts)}."
+
+
+@command_line
+def main(arguments: Sequence[str] | None = None) -> int:
+  """The command line."""
+  parser = argparse.ArgumentParser(
+    prog="python -m tools.check_demo",
+    description=__doc__.partition("\n")[0],
+    allow_abbrev=False,
+  )
+  parser.add_argument("--workdir", required=True, help="of the demo's run")
+  options = parser.parse_args(arguments)
+  means = reporting.read_means(pathlib.Path(options.workdir))
+  is_expected, line = check(means["demo_unseen"])
+  print(line)
+  return 0 if is_expected else 1
+
+
+if __name__ == "__main__":
+  raise SystemExit(main())
