@@ -2,31 +2,13 @@
 
 import shutil
 
-import numpy as np
-from PIL import Image
-
 from helpers.cluster import end_cluster, start_cluster
-
-
-def make_images(root, number):
-  rng = np.random.default_rng(0)
-  for index in range(number):
-    kind = ("good", "bad")[index % 2]
-    path = root / "test" / kind / f"{index}.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(rng.integers(0, 256, (20, 20, 3), np.uint8)).save(path)
-    if kind == "bad":
-      mask = Image.new("L", (20, 20))
-      mask.paste(255, (index, 2, index + 5, 9))
-      path = root / "ground_truth" / kind / f"{index}.png"
-      path.parent.mkdir(parents=True, exist_ok=True)
-      mask.save(path)
-  return f"folder:{root}"
+from helpers.images import write_folder
 
 
 def test_two_processes_give_the_scores_of_one(trained, tmp_path):
   """Seven images in threes: batches, and the last one, are not full."""
-  data = make_images(tmp_path / "plates", 7)
+  data = write_folder(tmp_path / "plates", 7)
   found = {}
   for num_processes in (1, 2):
     workdir = tmp_path / str(num_processes)

@@ -13,6 +13,7 @@ from cops_jax.datasets import SPECIFICATIONS
 from cops_jax.errors import InputError
 from cops_jax.evaluation import dataset, many
 from helpers import original_layouts
+from helpers.images import write_folder
 
 
 @pytest.fixture
@@ -34,13 +35,8 @@ def workdir(trained, tmp_path):
   return shutil.copytree(trained[0], tmp_path / "run")
 
 
-def make_images(root, number=6):
-  rng = np.random.default_rng(0)
-  for index in range(number):
-    path = root / "test" / ("good", "bad")[index % 2] / f"{index}.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(rng.integers(0, 256, (20, 20, 3), np.uint8)).save(path)
-  return f"folder:{root}"
+def write_images(root):
+  return write_folder(root, 6, has_masks=False)
 
 
 def evaluation_names(found):
@@ -52,8 +48,11 @@ def test_an_evaluation_goes_on_and_is_resumed(
   config, workdir, tmp_path, evaluated, caplog, monkeypatch
 ):
   monkeypatch.setattr(logging.getLogger("cops_jax"), "propagate", True)
-  names = [make_images(tmp_path / name) for name in ("a", "b", "c")]
-  broken = tmp_path / "b" / "test" / "good" / "2.png"
+  names = [
+    write_folder(tmp_path / name, 6, has_masks=False)
+    for name in ("a", "b", "c")
+  ]
+  broken = tmp_path / "b" / "test" / "good" / "02.png"
   content = broken.read_bytes()
   broken.write_bytes(content[:50])
   found = many.evaluate(config, workdir, names=names)
@@ -130,7 +129,7 @@ def test_all_thirteen_data_sets(config, workdir, tmp_path, evaluated):
   del evaluated[:]
   found = many.evaluate(config, workdir, names=["all"])
   assert list(found.skipped) == ["btad"] and evaluated == []
-  more = [make_images(tmp_path / "a"), "all"]
+  more = [write_images(tmp_path / "a"), "all"]
   assert evaluation_names(many.evaluate(config, workdir, names=more)) == [
     "a",
     *(name for name in SPECIFICATIONS if name != "btad"),
@@ -157,7 +156,10 @@ def test_names_are_checked_before_anything_is_done(config, workdir, evaluated):
 def test_two_folders_of_one_name_are_refused(
   config, workdir, tmp_path, evaluated
 ):
-  names = [make_images(tmp_path / name / "a") for name in ("x", "y")]
+  names = [
+    write_folder(tmp_path / name / "a", 6, has_masks=False)
+    for name in ("x", "y")
+  ]
   found = many.evaluate(config, workdir, names=names)
   assert evaluated == ["a"]
   assert "another data set is called 'a' too" in found.failed[names[1]]

@@ -26,6 +26,7 @@ from cops_jax.inputs.configured import features_of
 from cops_jax.models.cops import init_trainable
 from cops_jax.runtime import mesh as sharding
 from helpers.compiled import AS_FOR_USERS
+from helpers.images import write_folder
 
 
 @pytest.fixture
@@ -51,7 +52,7 @@ def forbid_vision_tower(monkeypatch):
   monkeypatch.setattr("cops_jax.models.cops.normalize_images", fail)
 
 
-def outcome(workdir, step=12):
+def outcome(workdir, step=6):
   """Loss terms, and the last checkpoint as bytes."""
   lines = (workdir / "metrics.jsonl").read_text().splitlines()
   folder = workdir / "checkpoints" / str(step)
@@ -71,7 +72,8 @@ def test_training_is_the_same_and_runs_share_a_cache(
   """Two epochs in random order, the last batch of each padded."""
   caplog.set_level(logging.INFO, "cops_jax")
   config.train.num_epochs = 2
-  config.train.batch_size = 100
+  config.train.batch_size = 10
+  config.train.dataset = write_folder(tmp_path / "nuts", 27)
   config.features_dir = str(tmp_path / "features")
   training.train(config, tmp_path / "without")
   assert not encoded
@@ -79,21 +81,21 @@ def test_training_is_the_same_and_runs_share_a_cache(
 
   config.feature_cache.dtype = "float32"
   training.train(config, tmp_path / "filling")
-  assert encoded["images"] == 576
+  assert encoded["images"] == 27
   from_cache = outcome(tmp_path / "filling")
   if AS_FOR_USERS:
     assert from_cache == (want_rows, want_leaves)
   for row, want in zip(from_cache[0], want_rows, strict=True):
     assert row["loss"] == pytest.approx(want["loss"], rel=1e-4)
   # An image feature and 2 x 9 patch features of width 24.
-  gigabytes = f"{576 * (1 + 2 * 9) * 24 * 4 / 1e9:.3g} GB"
+  gigabytes = f"{27 * (1 + 2 * 9) * 24 * 4 / 1e9:.3g} GB"
   assert f"{gigabytes} as float32, of " in caplog.text
-  assert "computing features of demo_auxiliary: 576/576 images" in caplog.text
+  assert "computing features of nuts: 27/27 images" in caplog.text
 
   config.feature_cache.dtype = "bfloat16"
   training.train(config, tmp_path / "rounded")
   rows, leaves = outcome(tmp_path / "rounded")
-  assert encoded["images"] == 2 * 576
+  assert encoded["images"] == 2 * 27
   assert leaves != want_leaves
   for row, want in zip(rows, want_rows, strict=True):
     assert row["loss"] == pytest.approx(want["loss"], rel=1e-2)
@@ -101,13 +103,14 @@ def test_training_is_the_same_and_runs_share_a_cache(
   forbid_vision_tower(monkeypatch)
   config.feature_cache.dtype = "float32"
   training.train(config, tmp_path / "reading")
-  assert encoded["images"] == 2 * 576
+  assert encoded["images"] == 2 * 27
   assert outcome(tmp_path / "reading") == from_cache
 
-  config.evaluation.datasets = ("demo_auxiliary",)
+  config.evaluation.datasets = (config.train.dataset,)
+  config.evaluation.batch_size = 10  # As many for each device.
   results = many.evaluate(config, tmp_path / "reading").results
-  assert len(results["demo_auxiliary"].images) == 576
-  assert encoded["images"] == 2 * 576
+  assert len(results["nuts"].images) == 27
+  assert encoded["images"] == 2 * 27
 
 
 @pytest.fixture

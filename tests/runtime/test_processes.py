@@ -3,6 +3,8 @@
 import json
 import resource
 import signal
+import subprocess
+import sys
 import time
 
 import jax
@@ -17,6 +19,7 @@ from cops_jax.runtime import processes as distributed
 from cops_jax.runtime.randomness import INIT_KEY, random_key
 from helpers.cluster import end_cluster, free_port, start_cluster
 from helpers.config import make_config
+from helpers.scripts import ROOT, environment
 from helpers.steps import SMOOTH, assert_same_way
 
 

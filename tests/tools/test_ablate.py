@@ -18,6 +18,7 @@ from cops_jax.evaluation import many
 from cops_jax.runs import metrics_log
 from cops_jax.runs.checkpoints import Checkpoints
 from cops_jax.weights import prompts
+from helpers.images import write_folder
 from helpers.scripts import run
 from tools import ablate
 
@@ -38,6 +39,10 @@ def base(clip_folder, data_dir, tmp_path_factory):
   from helpers.config import make_config
 
   config = make_config(clip_folder, data_dir)
+  folder = tmp_path_factory.mktemp("images")
+  config.train.dataset = write_folder(folder / "nuts", 27)
+  config.evaluation.datasets = (write_folder(folder / "bolts", 27),)
+  config.train.batch_size = 3
   config.model.smoothing_window_patches = 3
   config.train.reconstruction = "pairwise"
   config.feature_cache.dtype = "float32"
@@ -103,11 +108,11 @@ def test_a_part_is_neither_trained_nor_computed(ablated, name):
     total = 3 * row["patch"] + sum(row[term] for term in terms)
     assert row["loss"] == pytest.approx(total, rel=1e-5)
 
-  mean = ablated[1][name][0]["demo_unseen"]
+  mean = ablated[1][name][0]["bolts"]
   assert mean.keys() >= {"image_auroc", "image_ap", "pixel_auroc", "pixel_ap"}
   assert all(0 < value < 1 for value in mean.values())
   if name != "full":
-    assert mean != ablated[1]["full"][0]["demo_unseen"]
+    assert mean != ablated[1]["full"][0]["bolts"]
 
 
 def test_without_distance_weighting_alpha_has_no_effect(
@@ -128,7 +133,7 @@ def test_without_distance_weighting_alpha_has_no_effect(
 def test_features_are_computed_once_for_all_but_the_value_path(base, ablated):
   folders = [path.name for path in pathlib.Path(base.features_dir).iterdir()]
   names = sorted(folder.rpartition("-")[0] for folder in folders)
-  assert names == 2 * ["demo_auxiliary"] + 2 * ["demo_unseen"]
+  assert names == 2 * ["bolts"] + 2 * ["nuts"]
 
 
 @pytest.mark.parametrize("name", ("no_prototypes", "no_vae", "no_deep_prompts"))
@@ -190,6 +195,9 @@ def test_the_command(base, ablated, arguments):
   """All is finished, so that only the table is made."""
   workdir, means = ablated
   overrides = {
+    "train.dataset": base.train.dataset,
+    "train.batch_size": 3,
+    "evaluation.datasets": base.evaluation.datasets,
     "model.smoothing_window_patches": 3,
     "train.reconstruction": "pairwise",
     "feature_cache.dtype": "float32",
@@ -212,8 +220,8 @@ def test_the_command(base, ablated, arguments):
   assert [line.split()[1] for line in lines[1:]] == list(ABSENT)
   assert (workdir / "ablations.png").read_bytes().startswith(b"\x89PNG")
 
-  value = means["no_vae"][0]["demo_unseen"]["image_auroc"]
-  difference = value - means["full"][0]["demo_unseen"]["image_auroc"]
+  value = means["no_vae"][0]["bolts"]["image_auroc"]
+  difference = value - means["full"][0]["bolts"]["image_auroc"]
   row = next(line for line in lines if "no_vae" in line).split()
   assert row[2:5] == ["1", f"{100 * value:.1f}", f"{100 * difference:+.1f}"]
   rows = list(
