@@ -23,10 +23,10 @@ test: .venv/test
 
 numbers: .venv/test
 	JAX_DISABLE_MOST_OPTIMIZATIONS=0 .venv/bin/python -m pytest --quiet \
-	  --numprocesses=auto --dist=loadfile \
-	  tests/models tests/training/test_step.py tests/runtime/test_mesh.py \
-	  tests/inputs/test_feature_cache.py \
-	  tests/evaluation/test_dataset.py tests/test_losses.py tests/test_scoring.py
+	  --numprocesses=auto tests/models/test_cops.py tests/test_losses.py \
+	  tests/training/test_step.py::test_gradients_and_five_adam_steps \
+	  tests/training/test_step.py::test_devices_do_not_matter \
+	  tests/inputs/test_feature_cache.py::test_training_is_the_same_and_runs_share_a_cache
 
 soak: .venv/test
 	.venv/bin/python -m pytest --quiet --hypothesis-profile=soak -k fuzzed
