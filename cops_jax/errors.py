@@ -13,6 +13,10 @@ class InputError(ValueError):
   """
 
 
+class WriteError(InputError):
+  """A file cannot be written; callers may know another place for it."""
+
+
 class RunError(InputError):
   """A work directory's run cannot be used; commands add the one to use."""
 

@@ -8,7 +8,7 @@ import pathlib
 import uuid
 from collections.abc import Iterator
 
-from cops_jax.errors import InputError
+from cops_jax.errors import WriteError
 
 
 @contextlib.contextmanager
@@ -19,7 +19,7 @@ def whole_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
   same time, the last one wins.
 
   Raises:
-    InputError: it cannot be written.
+    WriteError: it cannot be written.
   """
   partial = path.parent / f".{uuid.uuid4().hex}.partial"
   try:
@@ -31,14 +31,14 @@ def whole_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
       partial.unlink(missing_ok=True)
   except OSError as error:
     reason = error.strerror or error
-    raise InputError(f"{path} cannot be written: {reason}") from error
+    raise WriteError(f"{path} cannot be written: {reason}") from error
 
 
 def write_file(path: pathlib.Path, content: str | bytes) -> None:
   """Writes a file and the folders above it; a reader never sees a part.
 
   Raises:
-    InputError: it cannot be written.
+    WriteError: it cannot be written.
   """
   with whole_file(path) as partial:
     partial.write_bytes(

@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, Sharding
 
-from cops_jax.errors import InputError
+from cops_jax.errors import InputError, WriteError
 from cops_jax.files import write_file
 from cops_jax.inputs import pipeline
 from cops_jax.inputs.feature_files import FeatureCache
@@ -152,7 +152,7 @@ def open_features(
     for turn in range(jax.process_count()):
       part = (jax.process_index() + turn) % jax.process_count()
       _fill(cache, examples, part, encode, batch_options, skipped)
-  except OSError as error:
+  except (OSError, WriteError) as error:
     raise InputError(
       f"features cannot be kept in {folder}: {error}. Choose another place with"
       " config.features_dir, or set config.feature_cache.dtype to none."

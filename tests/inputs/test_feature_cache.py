@@ -271,7 +271,8 @@ def test_a_full_disk_is_noticed_before_and_during(
 
   with monkeypatch.context() as context:
     context.setattr(feature_files.os, "replace", replace)
-    with pytest.raises(InputError, match="No space left on device"):
+    message = "No space left on device.*config.features_dir"
+    with pytest.raises(InputError, match=message):
       open_cache(examples)
 
 
