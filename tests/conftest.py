@@ -23,7 +23,9 @@ os.environ.setdefault(
   str(pathlib.Path(__file__).parent.parent / ".pytest_cache" / "jax"),
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ["HF_HUB_OFFLINE"] = "1"
 
+import filelock
 import hypothesis
 import jax
 import numpy as np
@@ -48,28 +50,39 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("quick")
 
 
+def _share(tmp_path_factory, name, fill):
+  """A folder that all workers see, filled by the first to ask for it."""
+  base = tmp_path_factory.getbasetemp()
+  if "PYTEST_XDIST_WORKER" in os.environ:
+    base = base.parent
+  folder = base / name
+  with filelock.FileLock(f"{folder}.lock"):
+    if not folder.exists():
+      partial = base / f"{name}.partial"
+      partial.mkdir()
+      fill(partial)
+      partial.rename(folder)
+  return folder
+
+
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory):
-  """A folder for prepared data sets; the demo's are generated once.
-
-  Workers share it: preparing takes a lock.
-  """
-  folder = tmp_path_factory.getbasetemp()
-  if "PYTEST_XDIST_WORKER" in os.environ:
-    folder = folder.parent
-  folder = folder / "data"
-  folder.mkdir(exist_ok=True)
-  return str(folder)
+  """A folder for prepared data sets; the demo's are generated once."""
+  # Preparing takes a lock.
+  return str(_share(tmp_path_factory, "data", fill=lambda folder: None))
 
 
 @pytest.fixture(scope="session")
 def clip_folder(tmp_path_factory):
   """A Hugging Face folder of a random CLIP, small and quick."""
+  return _share(tmp_path_factory, "clip", _write_clip)
+
+
+def _write_clip(folder):
   from transformers import CLIPConfig
 
   from cops_jax import weights
 
-  folder = tmp_path_factory.mktemp("clip")
   demo = weights.DEMO_FOLDER
   for name in ("vocab.json", "merges.txt"):
     shutil.copy(demo / name, folder)
@@ -99,7 +112,6 @@ def clip_folder(tmp_path_factory):
     weights.clip_param_shapes(config),
   )
   weights.save_clip(folder, config, params)
-  return folder
 
 
 @pytest.fixture
@@ -132,10 +144,17 @@ def arguments(clip_folder, data_dir):
 
 @pytest.fixture(scope="session")
 def trained(arguments, tmp_path_factory):
-  workdir = tmp_path_factory.mktemp("trained")
-  code, _, err = run("train.py", *arguments, f"--workdir={workdir}")
-  assert code == 0, err
-  return workdir, err
+  """A work directory, each worker's own, and what training showed."""
+
+  def train(folder):
+    code, _, err = run("train.py", *arguments, f"--workdir={folder}/run")
+    assert code == 0, err
+    (folder / "messages").write_text(err)
+
+  folder = _share(tmp_path_factory, "trained", train)
+  workdir = tmp_path_factory.mktemp("trained") / "run"
+  shutil.copytree(folder / "run", workdir)
+  return workdir, (folder / "messages").read_text()
 
 
 @pytest.fixture(scope="module")

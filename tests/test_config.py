@@ -1,8 +1,6 @@
 """The table of fields, the recipes, restored configs and values that fail."""
 
 import importlib
-import subprocess
-import sys
 
 import pytest
 from transformers import CLIPConfig
@@ -12,7 +10,7 @@ from cops_jax import weights
 from cops_jax.config import FIELDS, RECIPES, Role
 from cops_jax.errors import InputError
 from cops_jax.weights import build_model
-from helpers.scripts import ROOT, environment
+from helpers.scripts import ROOT, run
 
 # The sizes of the defaults' CLIP that checks ask for.
 LARGE_CLIP = CLIPConfig(
@@ -276,15 +274,11 @@ def test_the_demos_recipe():
 def test_recipes_are_named_from_any_folder(
   tmp_path, script, arguments, expected
 ):
-  result = subprocess.run(
-    [sys.executable, ROOT / script, *arguments, "--workdir=run"],
-    cwd=tmp_path,
-    env=environment(PYTHONPATH=str(ROOT)),
-    capture_output=True,
-    text=True,
+  code, _, err = run(
+    ROOT / script, *arguments, "--workdir=run", folder=tmp_path
   )
-  assert result.returncode == 1
-  assert expected in result.stderr and "Traceback" not in result.stderr
+  assert code == 1
+  assert expected in err and "Traceback" not in err
   assert not list(tmp_path.iterdir())
 
 

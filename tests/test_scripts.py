@@ -86,9 +86,8 @@ def test_no_epochs_is_a_checkpoint_of_untrained_prompts(arguments, tmp_path):
   ),
 )
 def test_bad_input_is_one_sentence_and_writes_nothing(
-  arguments, tmp_path, monkeypatch, script, extra, expected
+  arguments, tmp_path, script, extra, expected
 ):
-  monkeypatch.setenv("HF_HUB_OFFLINE", "1")
   workdir = tmp_path / "run"
   code, out, err = run(script, *arguments, f"--workdir={workdir}", extra)
   assert code != 0

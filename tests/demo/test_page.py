@@ -14,7 +14,7 @@ from cops_jax.images.drawing import overlay
 from cops_jax.thresholds import find_boxes
 from helpers import demo_pages
 from helpers.demo_pages import black, post, until
-from helpers.scripts import start
+from helpers.scripts import start_afresh
 
 detector, port = demo_pages.detector, demo_pages.port  # Fixtures.
 
@@ -22,7 +22,7 @@ detector, port = demo_pages.detector, demo_pages.port  # Fixtures.
 @pytest.fixture(scope="module")
 def address():
   """Of the command without arguments, which Ctrl-C ends."""
-  with start("-m", "cops_jax.demo", "--port=0") as process:
+  with start_afresh("-m", "cops_jax.demo", "--port=0") as process:
     line = process.stdout.readline()
     yield line.split()[0]
     process.send_signal(signal.SIGINT)

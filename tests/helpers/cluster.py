@@ -1,10 +1,8 @@
 """Several processes of train.py or eval.py as one cluster on this host."""
 
 import socket
-import subprocess
-import sys
 
-from helpers.scripts import ROOT, environment
+from helpers.scripts import Program
 
 
 def free_port():
@@ -14,27 +12,22 @@ def free_port():
 
 
 def start_cluster(num_processes, num_devices, script, *arguments):
-  """Starts a script in several processes of that many devices each."""
-  address = f"--coordinator_address=127.0.0.1:{free_port()}"
+  """Starts a script in one or more processes of that many devices each."""
+  cluster = [[]]
+  if num_processes > 1:
+    address = f"--coordinator_address=127.0.0.1:{free_port()}"
+    cluster = [
+      [address, f"--num_processes={num_processes}", f"--process_id={index}"]
+      for index in range(num_processes)
+    ]
   return [
-    subprocess.Popen(
-      [
-        *(sys.executable, script, *map(str, arguments), address),
-        f"--num_processes={num_processes}",
-        f"--process_id={index}",
-      ],
-      cwd=ROOT,
-      env=environment(num_devices),
-      stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE,
-      text=True,
-    )
-    for index in range(num_processes)
+    Program(script, *arguments, *place, num_devices=num_devices)
+    for place in cluster
   ]
 
 
 def end_cluster(processes):
   """Exit codes and messages."""
-  results = [process.communicate(timeout=300) for process in processes]
+  results = [process.communicate() for process in processes]
   codes = [process.returncode for process in processes]
   return codes, [err for _, err in results]

@@ -1,15 +1,26 @@
-"""Runs train.py, eval.py and commands as a user does."""
+"""Runs train.py, eval.py and commands as a user does.
 
+Their imports are what takes longest, so each is forked from a process that has
+imported what they all do. It is otherwise a process of its own.
+"""
+
+import atexit
+import functools
+import multiprocessing
 import os
 import pathlib
 import re
+import runpy
+import signal
 import subprocess
 import sys
+from concurrent import futures
+from unittest import mock
 
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-def environment(num_devices=8, **more):
+def environment(num_devices=8):
   """For programs started here; transformers need not look for torch.
 
   XLA's flags are the tests' own but for the number of devices.
@@ -17,21 +28,120 @@ def environment(num_devices=8, **more):
   flags = re.sub(
     r"(device_count)=\d+", rf"\1={num_devices}", os.environ["XLA_FLAGS"]
   )
-  return {**os.environ, "USE_TORCH": "0", "XLA_FLAGS": flags, **more}
+  return {**os.environ, "USE_TORCH": "0", "XLA_FLAGS": flags}
 
 
-def start(script, *arguments):
-  return subprocess.Popen(
-    [sys.executable, script, *map(str, arguments)],
-    cwd=ROOT,
-    env=environment(),
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
+@functools.cache
+def _forks():
+  """The start of processes by a fork of one that has imported all.
+
+  It has started no backend of JAX and no thread.
+  """
+  from multiprocessing import forkserver
+
+  context = multiprocessing.get_context("forkserver")
+  context.set_forkserver_preload(
+    ["cops_jax.training.loop", "cops_jax.evaluation.many", "cops_jax.detector"]
   )
+  with mock.patch.dict(os.environ, environment()):
+    forkserver.ensure_running()
+  return context
 
 
-def run(script, *arguments, timeout=300):
-  process = start(script, *arguments)
-  out, err = process.communicate(timeout=timeout)
-  return process.returncode, out, err
+def _run(arguments, folder, outputs, variables):
+  """In the new process: becomes `python ARGUMENTS` in a folder."""
+  for number, output in enumerate(outputs, 1):
+    os.dup2(output.fileno(), number)
+  os.chdir(folder)
+  os.environ.clear()
+  os.environ.update(variables)
+  try:
+    if arguments[0] == "-m":
+      sys.argv = arguments[1:]
+      sys.path.insert(0, os.getcwd())
+      runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+    else:
+      sys.argv = arguments
+      sys.path.insert(0, os.path.dirname(os.path.abspath(arguments[0])))
+      runpy.run_path(arguments[0], run_name="__main__")
+  finally:
+    atexit._run_exitfuncs()  # multiprocessing leaves them out.
+
+
+def _read(reader):
+  with reader, open(reader.fileno(), closefd=False) as file:
+    return file.read()
+
+
+class Program:
+  """`python ARGUMENTS`, running; by default in the project's root.
+
+  Attributes:
+    pid: the process's number.
+    returncode: its exit status; minus a signal's number; None while it runs.
+  """
+
+  def __init__(self, *arguments, folder=ROOT, num_devices=8):
+    readers, writers = zip(
+      *(_forks().Pipe(duplex=False) for _ in ("stdout", "stderr")), strict=True
+    )
+    self._process = _forks().Process(
+      target=_run,
+      args=(
+        [str(argument) for argument in arguments],
+        folder,
+        writers,
+        environment(num_devices),
+      ),
+    )
+    self._process.start()
+    for writer in writers:
+      writer.close()
+    threads = futures.ThreadPoolExecutor(len(readers))
+    self._outputs = [threads.submit(_read, reader) for reader in readers]
+    threads.shutdown(wait=False)
+    self.pid = self._process.pid
+
+  @property
+  def returncode(self):
+    return self._process.exitcode
+
+  def poll(self):
+    return self.returncode
+
+  def wait(self, timeout=300):
+    self._process.join(timeout)
+    if self.returncode is None:
+      self.kill()
+      raise TimeoutError(f"killed after {timeout} s: {self.communicate()}")
+    return self.returncode
+
+  def communicate(self, timeout=300):
+    """Its standard output and standard error, when it has ended."""
+    self.wait(timeout)
+    return [output.result() for output in self._outputs]
+
+  def send_signal(self, number):
+    os.kill(self.pid, number)
+
+  def kill(self):
+    self.send_signal(signal.SIGKILL)
+
+
+def run(*arguments, **options):
+  """Exit status, standard output and standard error of `python ARGUMENTS`."""
+  program = Program(*arguments, **options)
+  out, err = program.communicate()
+  return program.returncode, out, err
+
+
+def start_afresh(*arguments, **options):
+  """`python ARGUMENTS` with imports of its own and pipes to it."""
+  return subprocess.Popen(
+    [sys.executable, *map(str, arguments)],
+    **{
+      **dict(cwd=ROOT, env=environment(), text=True),
+      **dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE),
+      **options,
+    },
+  )

@@ -3,8 +3,6 @@
 import json
 import resource
 import signal
-import subprocess
-import sys
 import time
 
 import jax
@@ -19,7 +17,7 @@ from cops_jax.runtime import processes as distributed
 from cops_jax.runtime.randomness import INIT_KEY, random_key
 from helpers.cluster import end_cluster, free_port, start_cluster
 from helpers.config import make_config
-from helpers.scripts import ROOT, environment
+from helpers.scripts import start_afresh
 from helpers.steps import SMOOTH, assert_same_way
 
 
@@ -204,15 +202,7 @@ def test_processes_exchange_objects_and_errors():
   """Objects with arrays; and what the first one's failure is in the other."""
   address = f"127.0.0.1:{free_port()}"
   pair = [
-    subprocess.Popen(
-      [sys.executable, "-c", ASK_EACH_OTHER, address, str(index)],
-      cwd=ROOT,
-      env=environment(1),
-      stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE,
-      text=True,
-    )
-    for index in range(2)
+    start_afresh("-c", ASK_EACH_OTHER, address, index) for index in range(2)
   ]
   outputs = [process.communicate(timeout=120) for process in pair]
   reasons = ("KeyError('secret') ", "OSError('the first process says why') ")

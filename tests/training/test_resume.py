@@ -9,9 +9,6 @@ import random
 import resource
 import shutil
 import signal
-import socket
-import subprocess
-import sys
 import time
 
 import jax
@@ -19,7 +16,8 @@ import orbax.checkpoint as ocp
 import pytest
 
 from cops_jax.runs.checkpoints import find_damage, find_steps
-from helpers.scripts import ROOT, environment, run, start
+from helpers.cluster import end_cluster, start_cluster
+from helpers.scripts import Program, run, start_afresh
 
 NUM_STEPS = 9
 
@@ -68,7 +66,7 @@ def test_a_stopped_and_killed_run_ends_as_an_uninterrupted_one(
 ):
   """SIGTERM in an odd step, then SIGKILL; then the same command to the end."""
   saved = tmp_path / "checkpoints"
-  process = start("train.py", *arguments, f"--workdir={tmp_path}")
+  process = Program("train.py", *arguments, f"--workdir={tmp_path}")
   wait_for(saved / "4", process)
   code, err = end(process, signal.SIGTERM)
   assert code == 75, err
@@ -77,7 +75,7 @@ def test_a_stopped_and_killed_run_ends_as_an_uninterrupted_one(
   assert "Traceback" not in err
   assert step < 8, "too late to be killed"
 
-  process = start("train.py", *arguments, f"--workdir={tmp_path}")
+  process = Program("train.py", *arguments, f"--workdir={tmp_path}")
   wait_for(saved / "8", process)
   code, err = end(process, signal.SIGKILL)
   assert code == -signal.SIGKILL
@@ -92,7 +90,7 @@ def test_a_stopped_and_killed_run_ends_as_an_uninterrupted_one(
 def test_a_full_disk_and_a_damaged_checkpoint(trained, arguments, tmp_path):
   """Files may not grow; then a bit flips; then all is well again."""
   saved = tmp_path / "checkpoints"
-  process = start("train.py", *arguments, f"--workdir={tmp_path}")
+  process = Program("train.py", *arguments, f"--workdir={tmp_path}")
   wait_for(saved / "4", process)
   resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (5_000, 5_000))
   began = time.monotonic()
@@ -138,13 +136,12 @@ def test_evaluation_where_nothing_can_be_written(trained, tmp_path):
   before = sorted(workdir.rglob("*"))
   for folder, _, _ in os.walk(workdir):
     os.chmod(folder, 0o555)
-  obeying = ("-c", OBEY_PERMISSIONS)
   command = ("-m", "cops_jax.weights", "export", "--workdir", workdir)
   out = tmp_path / "prompts.safetensors"
-  code, out, err = run(*obeying, *command, "--out", out)
+  code, out, err = run_obeying(*command, "--out", out)
   assert code == 0, err
   assert f"the prompts of step 8 of {workdir}" in out
-  code, out, err = run(*obeying, "eval.py", f"--workdir={workdir}")
+  code, out, err = run_obeying("eval.py", f"--workdir={workdir}")
   assert code == 0, err
   assert "checkpoints/9 is damaged and not used" in err
   assert "the results are not written" in err and "Permission denied" in err
@@ -159,6 +156,12 @@ PR_CAPBSET_DROP, CAP_DAC_OVERRIDE = 24, 1
 ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, 0, 0, 0)
 os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
 """
+
+
+def run_obeying(*arguments):
+  with start_afresh("-c", OBEY_PERMISSIONS, *arguments) as process:
+    out, err = process.communicate(timeout=300)
+  return process.returncode, out, err
 
 
 @pytest.mark.soak
@@ -206,29 +209,9 @@ def play(arguments, workdir, num_processes, rng=None, number=None):
   Returns:
     Exit codes, what was going on, and messages.
   """
-  if num_processes > 1:
-    with socket.socket() as free:
-      free.bind(("localhost", 0))
-      address = f"localhost:{free.getsockname()[1]}"
-    arguments = [
-      *arguments,
-      f"--coordinator_address={address}",
-      f"--num_processes={num_processes}",
-    ]
-  processes = []
-  for index in range(num_processes):
-    rest = [f"--process_id={index}"] if num_processes > 1 else []
-    log = workdir.parent / f"log_{index}"
-    with log.open("w") as file:
-      processes.append(
-        subprocess.Popen(
-          [sys.executable, "train.py", *arguments, f"--workdir={workdir}"]
-          + rest,
-          cwd=ROOT,
-          stderr=file,
-          env=environment(2, JAX_CPU_COLLECTIVES_IMPLEMENTATION="gloo"),
-        )
-      )
+  processes = start_cluster(
+    *(num_processes, 2, "train.py", *arguments, f"--workdir={workdir}")
+  )
   phase = ""
   if number is not None:
     phase = wait_at_random(workdir, processes, rng)
@@ -236,9 +219,8 @@ def play(arguments, workdir, num_processes, rng=None, number=None):
     if number == signal.SIGKILL:  # A cluster's manager then kills the others.
       for process in processes:
         process.kill()
-  codes = [process.wait(timeout=300) for process in processes]
-  logs = [workdir.parent / f"log_{index}" for index in range(num_processes)]
-  return codes, phase, "\n".join(log.read_text() for log in logs)
+  codes, logs = end_cluster(processes)
+  return codes, phase, "\n".join(logs)
 
 
 def wait_at_random(workdir, processes, rng):
