@@ -1,5 +1,6 @@
 """Hostile defaults: eight devices, no rank promotion, every shape checked."""
 
+import importlib
 import os
 import pathlib
 import shutil
@@ -38,6 +39,14 @@ from helpers.scripts import run
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Parity is claimed in full float32, whatever the hardware's default.
 jax.config.update("jax_default_matmul_precision", "highest")
+# What is imported inside of a module with the hook is compiled anew, whoever's
+# it is; so others' packages, which take long, are imported before.
+for _name in (
+  *("absl.flags", "clu.parameter_overview", "grain", "optax"),
+  *("orbax.checkpoint", "scipy.ndimage", "tensorflow_datasets"),
+  "transformers.models.clip.modeling_flax_clip",
+):
+  importlib.import_module(_name)
 install_import_hook("cops_jax", "beartype.beartype")
 
 # `--hypothesis-profile=soak` tries more examples, and others each time.

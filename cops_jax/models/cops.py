@@ -231,20 +231,22 @@ def trainable_shapes(
 
 
 def init_trainable(model: CoPS, key: jax.Array) -> Mapping[str, Any]:
-  """Random trainable parameters, float32; CLIP's are never materialised."""
-  config = model.clip_config.vision_config
-  side = config.patch_size
+  """Random trainable parameters, float32."""
 
-  def initialize(model):
-    features = model.encode_images(jnp.zeros((1, side, side, 3)))
-    noise = None
-    if model.num_category_words:
-      noise = jnp.zeros((1, 1, features[0].shape[-1]))
-    return model(*features, noise, is_training=True)
-
-  @jax.jit  # Compiled, what does not reach the result is never computed.
+  @jax.jit  # Compiled, values that the parameters do not need are not computed.
   def init():
-    params = model.init(key, method=initialize)["params"]
-    return {name: tree for name, tree in params.items() if name != CLIP_PARAMS}
+    return model.init(key, method=_use_trained_parts)["params"]
 
   return init()
+
+
+def _use_trained_parts(model):
+  """Calls what has trained parameters, and CLIP, which takes long, not."""
+  features = jnp.zeros((1, model.clip_config.projection_dim))
+  prototypes = category_bias = None
+  if model.num_state_words:
+    prototypes = model.prototype_extractor(features[None])
+  if model.num_category_words:
+    model.category_vae.encode(features)
+    category_bias = model.category_vae.decode(features[None])
+  model.prompt_learner(prototypes, category_bias, features, features)
