@@ -1,5 +1,6 @@
 """Hostile defaults: eight devices, no rank promotion, every shape checked."""
 
+import gc
 import importlib
 import os
 import pathlib
@@ -35,6 +36,11 @@ from jaxtyping import install_import_hook
 
 from helpers.config import make_config
 from helpers.scripts import run
+
+# Traces leave millions of objects; to look for garbage among them as often as
+# Python does takes a tenth of the tests' time.
+gc.freeze()
+gc.set_threshold(200_000, 20, 50)
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Parity is claimed in full float32, whatever the hardware's default.

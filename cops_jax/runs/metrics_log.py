@@ -122,8 +122,11 @@ def plot_losses(workdir: pathlib.Path) -> pathlib.Path | None:
   names.sort(key=lambda name: name != "loss")
   num_columns = min(4, len(names))
   num_rows = -(-len(names) // num_columns)
-  figure = Figure(
-    figsize=(3.2 * num_columns, 2.4 * num_rows), layout="constrained"
+  width, height = 3.2 * num_columns, 2.6 * num_rows
+  figure = Figure(figsize=(width, height))
+  figure.subplots_adjust(
+    *(0.6 / width, 0.5 / height, 1 - 0.2 / width, 1 - 0.4 / height),
+    *(0.3, 0.55),
   )
   FigureCanvasAgg(figure)
   for index, name in enumerate(names, start=1):

@@ -7,6 +7,8 @@ keys and values into one tensor.
 
 from __future__ import annotations
 
+import functools
+import json
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -106,6 +108,12 @@ def openai_place(name: str, shape: tuple[int, ...]) -> Place:
 
 def clip_param_shapes(config: CLIPConfig) -> Mapping[str, Any]:
   """The parameter tree of `CLIP(config)` as `jax.ShapeDtypeStruct`s."""
+  return _param_shapes(config.to_json_string(use_diff=False))
+
+
+@functools.lru_cache(maxsize=4)  # Tracing all layers takes long.
+def _param_shapes(config_json):
+  config = CLIPConfig.from_dict(json.loads(config_json))
   side = config.vision_config.image_size
   tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
   return jax.eval_shape(
