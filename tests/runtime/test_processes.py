@@ -17,6 +17,7 @@ from cops_jax.runtime import processes as distributed
 from cops_jax.runtime.randomness import INIT_KEY, random_key
 from helpers.cluster import end_cluster, free_port, start_cluster
 from helpers.config import make_config
+from helpers.images import write_folder
 from helpers.scripts import start_afresh
 from helpers.steps import SMOOTH, assert_same_way
 
@@ -33,7 +34,8 @@ def params(workdir):
   return jax.device_get(tree)
 
 
-SETTINGS = {"batch_size": 29, **SMOOTH}
+# Four epochs of five steps; the last one of each is not full.
+SETTINGS = {"batch_size": 6, "num_epochs": 4, **SMOOTH}
 STEPS = (
   *(f"--config.train.{name}={value}" for name, value in SETTINGS.items()),
   "--config.train.log_every_steps=1",
@@ -41,10 +43,24 @@ STEPS = (
 
 
 @pytest.fixture(scope="module")
-def one(clip_folder, data_dir, tmp_path_factory):
-  """20 steps in this process, on 8 devices; and where they began."""
+def steps(arguments, tmp_path_factory):
+  """Flags: 20 steps on a folder of images, evaluated on another."""
+  folder = tmp_path_factory.mktemp("images")
+  return (
+    *arguments,
+    *STEPS,
+    f"--config.train.dataset={write_folder(folder / 'nuts', 29)}",
+    f"--config.evaluation.datasets=('{write_folder(folder / 'bolts', 15)}',)",
+  )
+
+
+@pytest.fixture(scope="module")
+def one(steps, clip_folder, data_dir, tmp_path_factory):
+  """The steps in this process, on 8 devices; and where they began."""
   config = make_config(clip_folder, data_dir)
   config.train.update(SETTINGS)
+  config.train.dataset = steps[-2].partition("=")[2]
+  config.evaluation.datasets = (steps[-1].split("'")[1],)
   config.train.log_every_steps = 1
   config.train.checkpoint_every_steps = 20
   config.train.evaluate_every_steps = 20
@@ -70,16 +86,15 @@ def assert_same_numbers(workdir, one):
       tolerance = 1e-3 if "/" in name else 1e-5
       want = pytest.approx(row[name], rel=tolerance, abs=1e-5)
       assert other[name] == want, name
-  assert "demo_unseen/pixel_auroc" in rows[-1]
+  assert "bolts/pixel_auroc" in rows[-1]
   assert_same_way(start, params(whole), params(workdir))
 
 
-def test_two_processes_train_and_evaluate_as_one(one, arguments, tmp_path):
+def test_two_processes_train_and_evaluate_as_one(one, steps, tmp_path):
   """2 processes of 4 devices."""
   two = tmp_path / "two"
   arguments = (
-    *arguments,
-    *STEPS,
+    *steps,
     "--config.train.checkpoint_every_steps=20",
     "--config.train.evaluate_every_steps=20",
   )
@@ -95,12 +110,11 @@ def test_two_processes_train_and_evaluate_as_one(one, arguments, tmp_path):
   assert {path.name for path in two.iterdir()} == names
 
 
-def test_a_signal_to_one_process_stops_all(one, arguments, tmp_path):
+def test_a_signal_to_one_process_stops_all(one, steps, tmp_path):
   """After the same step; then they go on. On features that both computed."""
   workdir = tmp_path / "run"
   arguments = (
-    *arguments,
-    *STEPS,
+    *steps,
     "--config.train.checkpoint_every_steps=3",
     "--config.feature_cache.dtype=float32",
     f"--config.features_dir={tmp_path}/features",
@@ -118,21 +132,21 @@ def test_a_signal_to_one_process_stops_all(one, arguments, tmp_path):
   for log in logs:
     assert f"stopped after step {step} of 20, which is saved" in log
     assert "Traceback" not in log
-  assert "computing features of demo_auxiliary, part 1 of 2: 288/288" in logs[0]
+  assert "computing features of nuts, part 1 of 2: 15/15" in logs[0]
   names = [path.name for path in (tmp_path / "features").glob("*/*.array*")]
   assert sorted(names) == [f"{part}-of-2-00001.array_record" for part in (1, 2)]
 
   codes, logs = end_cluster(start_cluster(2, 1, "train.py", *arguments))
   assert codes == [0, 0], logs
   assert f"from step {step}" in logs[0]
-  assert "features of demo_auxiliary are read from" in logs[0]
+  assert "features of nuts are read from" in logs[0]
   assert_same_numbers(workdir, one)
 
 
-def test_a_full_disk_stops_all(arguments, tmp_path):
+def test_a_full_disk_stops_all(steps, tmp_path):
   """Only the first process notices."""
   workdir = tmp_path / "run"
-  arguments = (*arguments, *STEPS, "--config.train.checkpoint_every_steps=3")
+  arguments = (*steps, "--config.train.checkpoint_every_steps=3")
   cluster = start_cluster(2, 1, "train.py", *arguments, f"--workdir={workdir}")
   while not (workdir / "checkpoints" / "3").exists():
     assert all(process.poll() is None for process in cluster)
