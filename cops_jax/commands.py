@@ -45,6 +45,9 @@ def command_line(
 
   @functools.wraps(main)
   def run(arguments: Sequence[str] | None = None) -> int | None:
+    # transformers imports torch where it is, for seconds, and nothing here
+    # uses it.
+    os.environ.setdefault("USE_TORCH", "0")
     try:
       status = main(arguments)
       sys.stdout.flush()

@@ -16,6 +16,7 @@ from typing import Any
 from cops_jax.errors import InputError
 from cops_jax.losses import RECONSTRUCTIONS
 from cops_jax.metrics import PIXEL_METRICS_MODES
+from cops_jax.models.attention import IMPLEMENTATIONS
 from cops_jax.models.prompts import PROTOTYPE_INJECTIONS
 
 UNREADABLE_FILES = ("error", "skip")
@@ -85,8 +86,8 @@ def _a_seed(value, config, clip):
 
 
 def _a_precision(value, config, clip):
-  is_good = value in ("float32", "bfloat16")
-  return "" if is_good else "float32 or bfloat16"
+  is_good = value in ("auto", "float32", "bfloat16")
+  return "" if is_good else "auto, float32 or bfloat16"
 
 
 def _above_zero(value, config, clip):
@@ -177,6 +178,12 @@ FIELDS = {
     ' "" for features in data_dir. Runs and evaluations share it.',
     Role.NOTHING,
   ),
+  "compilation_cache": Field(
+    True,
+    "Whether compiled programs are kept in the user's cache folder, so that the"
+    " next start does not compile them again.",
+    Role.NOTHING,
+  ),
   "feature_cache.dtype": Field(
     "none",
     "Type in which the vision features of each image are kept on disk, so that"
@@ -217,10 +224,19 @@ FIELDS = {
     Role.NOTHING,
   ),
   "clip.dtype": Field(
-    "bfloat16",
-    'Of CLIP\'s computation: "float32" or "bfloat16". The rest is float32.',
+    "auto",
+    'Of CLIP\'s computation: "float32", "bfloat16", or "auto": bfloat16 on GPU'
+    " and TPU, float32 on CPU, where it is faster. A run keeps what it began"
+    " with. The rest is float32.",
     _ALL,
     (_a_precision,),
+  ),
+  "clip.attention": Field(
+    "auto",
+    'How the vision tower computes attention: "auto", the platform\'s own, or'
+    ' one for all: "xla", "heads", "cudnn" (CUDA) or "splash" (TPU).',
+    Role.NOTHING,
+    (_one_of(IMPLEMENTATIONS),),
   ),
   "clip.split_over_devices": Field(
     False,
@@ -396,10 +412,11 @@ FIELDS = {
     "test", "Split of each data set that is scored.", Role.RESULTS
   ),
   "evaluation.batch_size": Field(
-    8,
-    "Images in a step, over all devices. No result depends on it.",
+    0,
+    "Images in a step, over all devices; 0 for the platform's own: 1 for each"
+    " CPU, 8 for each GPU or TPU. No result depends on it.",
     Role.NOTHING,
-    (_at_least(1),),
+    (_at_least(0),),
   ),
   "evaluation.num_samples": Field(
     10,
@@ -463,6 +480,7 @@ RECIPES = {
   "demo": {
     "clip.weights": "demo",
     "clip.dtype": "float32",
+    "feature_cache.dtype": "float32",
     "model.image_size_pixels": 112,
     "model.feature_layers": (5,),
     "model.num_value_layers": 3,
@@ -471,6 +489,7 @@ RECIPES = {
     "model.deep_prompt_depth": 3,
     "train.dataset": "demo_auxiliary",
     "evaluation.datasets": ("demo_unseen",),
+    "evaluation.batch_size": 8,
     "evaluation.beta": 0.5,
   },
 }

@@ -15,34 +15,29 @@ import os
 import pathlib
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 
 from cops_jax import thresholds
 from cops_jax.errors import InputError, shorten
-from cops_jax.evaluation.step import make_configured_step
 from cops_jax.images.decoding import (
   as_seen,
   open_image,
   resize_image,
   resize_map,
 )
-from cops_jax.models.cops import CoPS, trainable_shapes
-from cops_jax.runs.record import check_clip, read_record
-from cops_jax.runtime.mesh import (
-  clip_shardings,
-  make_mesh,
-  replicate,
-  shard_batch,
-)
+from cops_jax.runtime.compilation import keep_compiled_programs
+from cops_jax.runtime.mesh import make_mesh, replicate, shard_batch
 from cops_jax.runtime.randomness import content_ids
 from cops_jax.thresholds import Thresholds
 from cops_jax.typing import Float, Integer
-from cops_jax.weights import build_model, clip_of
-from cops_jax.weights.clip import PretrainedCLIP
-from cops_jax.weights.prompts import find_record, hash_prompts, load_prompts
+
+# The model's modules are imported where they are used: transformers takes long.
+if TYPE_CHECKING:
+  from cops_jax.models.cops import CoPS
+  from cops_jax.weights.clip import PretrainedCLIP
 
 _logger = logging.getLogger(__name__)
 
@@ -103,6 +98,8 @@ def make_detect_step(
     `step(trainable, clip_params, images)`, of uint8 (b, h, w, 3); gives what
     `make_predict_step`'s does.
   """
+  from cops_jax.evaluation.step import make_configured_step
+
   predict = make_configured_step(config, model, mesh, clip_shardings)
 
   @jax.jit
@@ -139,18 +136,17 @@ class AnomalyDetector:
     Raises:
       InputError: the config does not fit CLIP.
     """
+    from cops_jax.weights import build_model, place_clip
+
     model = build_model(config, clip)
     self.config, self.clip, self.trainable = config, clip, trainable
     self.image_size = config.model.image_size_pixels
     self.thresholds = thresholds
     self._mesh = make_mesh(jax.local_devices())
-    shardings = clip_shardings(
-      clip.params, self._mesh, config.clip.split_over_devices
+    clip_params, shardings = place_clip(
+      clip, model, self._mesh, config.clip.split_over_devices
     )
-    self._params = (
-      replicate(trainable, self._mesh),
-      jax.device_put(clip.params, shardings),
-    )
+    self._params = (replicate(trainable, self._mesh), clip_params)
     self._step = make_detect_step(config, model, self._mesh, shardings)
     self._compiled = {}
     self._lock = threading.Lock()
@@ -164,6 +160,8 @@ class AnomalyDetector:
     Raises:
       InputError: there is no run, or its CLIP is not available.
     """
+    from cops_jax.runs.record import read_record
+
     record = read_record(workdir)
     found = thresholds.read_thresholds(workdir)
     config = record.to_config(str(workdir))
@@ -202,6 +200,8 @@ class AnomalyDetector:
     Raises:
       InputError: a file cannot be used, or there is no config.
     """
+    from cops_jax.weights.prompts import find_record
+
     record = find_record(prompts)
     if config is None:
       if record is None:
@@ -217,6 +217,13 @@ class AnomalyDetector:
 
   @classmethod
   def _load(cls, prompts, config, record, allow_other_clip, thresholds):
+    from cops_jax.models.cops import trainable_shapes
+    from cops_jax.runs.record import check_clip
+    from cops_jax.weights import build_model, clip_of, settle_dtype
+    from cops_jax.weights.prompts import load_prompts
+
+    keep_compiled_programs(config)
+    config = settle_dtype(config, record)
     clip = clip_of(config)
     if record is not None:
       check_clip(record, clip.sha256, str(prompts), allow_other_clip)
@@ -234,6 +241,8 @@ class AnomalyDetector:
   @property
   def prompts_sha256(self) -> str:
     """Identifies its prompts, in hexadecimal."""
+    from cops_jax.weights.prompts import hash_prompts
+
     return hash_prompts(self.trainable)
 
   def __call__(

@@ -9,7 +9,6 @@ import os
 import pathlib
 
 import numpy as np
-from scipy import ndimage
 
 from cops_jax import metrics
 from cops_jax.errors import InputError
@@ -138,6 +137,8 @@ def find_boxes(
   Returns:
     (left, top, right, bottom) in pixels, the last two exclusive.
   """
+  from scipy import ndimage  # Takes long to import.
+
   labels, _ = ndimage.label(anomaly_map >= threshold, np.ones((3, 3)))
   areas = np.bincount(labels.ravel())
   boxes = []

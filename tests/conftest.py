@@ -140,6 +140,7 @@ def arguments(clip_folder, data_dir):
   values = {
     "data_dir": data_dir,
     "clip.weights": clip_folder,
+    "feature_cache.dtype": "none",
     "model.image_size_pixels": 48,
     "model.feature_layers": "(2,3)",
     "model.num_value_layers": 2,

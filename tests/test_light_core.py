@@ -56,6 +56,26 @@ def test_core_imports_without_the_rest():
   assert "No module named 'grain'" in result.stderr
 
 
+def test_the_detector_is_imported_without_the_model():
+  """And with it without torch, in a command: both take seconds."""
+  script = """
+import sys
+import cops_jax.detector
+names = {"transformers", "flax", "orbax", "scipy", "torch"}
+assert not names & sys.modules.keys(), names & sys.modules.keys()
+from cops_jax.commands import command_line
+
+@command_line
+def main(_):
+  import cops_jax.weights
+
+main()
+assert "transformers" in sys.modules and "torch" not in sys.modules
+"""
+  root = pathlib.Path(__file__).parent.parent
+  subprocess.run([sys.executable, "-c", script], cwd=root, check=True)
+
+
 USE_DATA_SETS = """
 import sys
 from cops_jax import datasets

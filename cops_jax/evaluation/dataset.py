@@ -28,7 +28,12 @@ from cops_jax.inputs.configured import features_of
 from cops_jax.inputs.feature_files import FeatureCache
 from cops_jax.models.cops import CoPS
 from cops_jax.progress import Progress
-from cops_jax.runtime.mesh import local_rows, run_ahead, shard_batch
+from cops_jax.runtime.mesh import (
+  default_batch_size,
+  local_rows,
+  run_ahead,
+  shard_batch,
+)
 from cops_jax.runtime.processes import peak_memory_bytes
 from cops_jax.weights import PretrainedCLIP
 
@@ -90,7 +95,7 @@ class DatasetEvaluator:
       pipeline.BatchOptions(
         image_size=config.model.image_size_pixels,
         patch_size=model.clip_config.vision_config.patch_size,
-        batch_size=settings.batch_size,
+        batch_size=settings.batch_size or default_batch_size(mesh),
         num_devices=mesh.size,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
@@ -127,7 +132,7 @@ class DatasetEvaluator:
       self._model,
       self._clip,
       self._mesh,
-      batch_size=settings.batch_size,
+      batch_size=self._options.batches.batch_size,
       skipped={} if self._options.skip_unreadable else None,
     )
     return evaluate_dataset(

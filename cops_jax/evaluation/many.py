@@ -25,14 +25,20 @@ from cops_jax.images.maps import map_file_names
 from cops_jax.inputs.configured import load_examples
 from cops_jax.models.cops import trainable_shapes
 from cops_jax.runs.record import check_clip, check_config
+from cops_jax.runtime.compilation import keep_compiled_programs
 from cops_jax.runtime.mesh import (
-  clip_shardings,
   make_mesh,
   replicate,
   replicated_sharding,
 )
 from cops_jax.runtime.processes import gather_objects
-from cops_jax.weights import build_model, clip_of, prompts
+from cops_jax.weights import (
+  build_model,
+  clip_of,
+  place_clip,
+  prompts,
+  settle_dtype,
+)
 
 _logger = logging.getLogger(__name__)
 
@@ -127,9 +133,12 @@ class _Evaluation:
   """Evaluates data sets with the same prompts; keeps the results."""
 
   def __init__(self, config, workdir, checkpoint, save_maps, allow_other_clip):
+    keep_compiled_programs(config)
+    record = prompts.find_record(checkpoint)
+    config = settle_dtype(config, record)
     self._config, self._workdir = config, workdir
     self._save_maps = save_maps
-    clip = _load_checked_clip(config, checkpoint, allow_other_clip)
+    clip = _load_checked_clip(config, record, checkpoint, allow_other_clip)
     model = build_model(config, clip)
     mesh = make_mesh()
     template = trainable_shapes(model, replicated_sharding(mesh))
@@ -152,12 +161,11 @@ class _Evaluation:
       mesh.size,
       jax.default_backend(),
     )
-    shardings = clip_shardings(
-      clip.params, mesh, config.clip.split_over_devices
+    self._clip_params, shardings = place_clip(
+      clip, model, mesh, config.clip.split_over_devices
     )
     self._evaluator = DatasetEvaluator(config, model, clip, mesh, shardings)
     self._trainable = replicate(trainable, mesh)
-    self._clip_params = jax.device_put(clip.params, shardings)
 
   def evaluate(self, examples):
     """The data set's kept result, or a new one."""
@@ -184,9 +192,8 @@ class _Evaluation:
     return result
 
 
-def _load_checked_clip(config, checkpoint, allow_other_clip):
+def _load_checked_clip(config, record, checkpoint, allow_other_clip):
   """CLIP, if it and the config are those that the prompts were trained with."""
-  record = prompts.find_record(checkpoint)
   if record is None:
     _logger.warning("%s does not say which CLIP it was trained on", checkpoint)
     return clip_of(config)

@@ -1,8 +1,9 @@
 """A whole detector as one file, by jax.export.
 
-A .cops file is a zip archive: `function`, what jax.export makes for CPU, CUDA
-and TPU of the way from images to scores and maps, for any number of images of
-one size; `weights.safetensors`; `metadata.json`. `load` runs it.
+A .cops file is a zip archive: `function-cpu`, `function-cuda` and
+`function-tpu`, what jax.export makes for each of the way from images to scores
+and maps, for any number of images of one size; `weights.safetensors`;
+`metadata.json`. `load` runs it.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ if TYPE_CHECKING:  # Reading a file needs none of the model's code.
   from cops_jax.detector import AnomalyDetector
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-_FORMAT = 1
+_FORMAT = 2
+_SINGLE_FUNCTION_FORMAT = 1  # One `function` for all platforms.
 # What JAX promises; it counts from when jaxlib was built, which no installed
 # file says, so there is no date to write down.
 _READABLE_BY = "jaxlib up to six months newer than {}"
@@ -69,7 +71,7 @@ def export(
   if out.is_dir():
     raise InputError(f"{out} is a folder: name a file, such as model.cops")
   today = today or datetime.date.today()
-  thresholds = detector.thresholds
+  config, thresholds = detector.config, detector.thresholds
   metadata = {
     "cops_jax": __version__,
     "jax": jax.__version__,
@@ -84,23 +86,32 @@ def export(
 
     write_onnx(detector, out, metadata)
     return metadata
-  function, weights = _trace(detector)
+  from cops_jax.models.attention import cuda_implementation
+
+  functions, weights = _trace(detector)
   metadata |= {
     "format": _FORMAT,
     "platforms": list(PLATFORMS),
+    "cuda_attention": cuda_implementation(
+      config.clip.attention, config.clip.dtype
+    ),
     "readable_by": _READABLE_BY.format(jaxlib.__version__),
-    "function_sha256": hashlib.sha256(function).hexdigest(),
+    **{
+      f"{name}_sha256": hashlib.sha256(function).hexdigest()
+      for name, function in functions.items()
+    },
     "weights_sha256": hashlib.sha256(weights).hexdigest(),
   }
   with whole_file(out) as partial, zipfile.ZipFile(partial, "w") as archive:
     archive.writestr(_METADATA, json.dumps(metadata, indent=2) + "\n")
-    archive.writestr(_FUNCTION, function)
+    for name, function in functions.items():
+      archive.writestr(name, function)
     archive.writestr(_WEIGHTS, weights)
   return metadata
 
 
 def _trace(detector):
-  """The function and the weights, as bytes."""
+  """The functions by their names, and the weights, as bytes."""
   from cops_jax.detector import make_detect_step
   from cops_jax.weights import build_model
 
@@ -110,12 +121,19 @@ def _trace(detector):
   (batch,) = jax_export.symbolic_shape("batch")
   side = detector.image_size
   params = jax.device_get((detector.trainable, clip.params))
-  exported = jax_export.export(step, platforms=PLATFORMS)(
+  arguments = (
     *jax.tree.map(
       lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params
     ),
     jax.ShapeDtypeStruct((batch, side, side, 3), np.uint8),
   )
+  # Each on its own: the TPU's kernels cannot be lowered beside others'.
+  functions = {
+    _function_name(platform): bytes(
+      jax_export.export(step, platforms=[platform])(*arguments).serialize()
+    )
+    for platform in PLATFORMS
+  }
   trees = dict(zip(("trainable", "clip"), params, strict=True))
   weights = safetensors.numpy.save(
     {
@@ -123,7 +141,11 @@ def _trace(detector):
       for name, array in flax.traverse_util.flatten_dict(trees, sep="/").items()
     }
   )
-  return bytes(exported.serialize()), weights
+  return functions, weights
+
+
+def _function_name(platform):
+  return f"{_FUNCTION}-{platform}"
 
 
 class ExportedDetector:
@@ -169,6 +191,18 @@ class ExportedDetector:
     return self._call(*self._params, images)
 
 
+def _platform(path, metadata):
+  """What JAX computes on here, in the file's words."""
+  backend = jax.default_backend()
+  platform = "cuda" if backend == "gpu" else backend
+  if platform not in metadata["platforms"]:
+    raise InputError(
+      f"{path} was made for {', '.join(metadata['platforms'])}, and JAX"
+      f" computes on {platform} here"
+    )
+  return platform
+
+
 def load(path: str | os.PathLike) -> ExportedDetector:
   """Reads what `export` wrote.
 
@@ -180,13 +214,16 @@ def load(path: str | os.PathLike) -> ExportedDetector:
   try:
     with zipfile.ZipFile(path) as archive:
       metadata = json.loads(archive.read(_METADATA))
-      function, weights = archive.read(_FUNCTION), archive.read(_WEIGHTS)
-    if metadata["format"] != _FORMAT:
-      raise InputError(
-        f"{path} has format {metadata['format']}, and this program reads"
-        f" {_FORMAT}: export the run again"
-      )
-    for name, content in (("function", function), ("weights", weights)):
+      if metadata["format"] not in (_SINGLE_FUNCTION_FORMAT, _FORMAT):
+        raise InputError(
+          f"{path} has format {metadata['format']}, and this program reads"
+          f" {_FORMAT}: export the run again"
+        )
+      function_name = _FUNCTION
+      if metadata["format"] == _FORMAT:
+        function_name = _function_name(_platform(path, metadata))
+      function, weights = archive.read(function_name), archive.read(_WEIGHTS)
+    for name, content in ((function_name, function), ("weights", weights)):
       if hashlib.sha256(content).hexdigest() != metadata[f"{name}_sha256"]:
         raise ValueError(f"its {name} changed after it was written")
     tensors = safetensors.numpy.load(weights)

@@ -52,7 +52,7 @@ def write_onnx(
       written.
   """
   config = detector.config.copy_and_resolve_references()
-  config.clip.dtype = "float32"
+  config.clip.dtype, config.clip.attention = "float32", "xla"
   model = build_model(config, detector.clip)
   params = jax.device_get((detector.trainable, detector.clip.params))
   variables = join_params(*jax.tree.map(jnp.asarray, params))

@@ -42,13 +42,13 @@ from cops_jax.models.cops import (
 )
 from cops_jax.progress import Progress
 from cops_jax.runtime.mesh import (
-  clip_shardings,
   jit_step,
   make_mesh,
   run_ahead,
   shard_batch,
 )
 from cops_jax.weights.clip import PretrainedCLIP
+from cops_jax.weights.model import place_clip
 
 _logger = logging.getLogger(__name__)
 
@@ -276,8 +276,7 @@ def make_encode_step(
 def _make_local_encode(model, clip, split_clip):
   """From a batch on the host to its features, on this process's devices."""
   mesh = make_mesh(jax.local_devices())
-  shardings = clip_shardings(clip.params, mesh, split_clip)
-  clip_params = jax.device_put(clip.params, shardings)
+  clip_params, shardings = place_clip(clip, model, mesh, split_clip)
   encode = make_encode_step(model, mesh, shardings)
   return lambda batch: encode(
     clip_params, shard_batch(batch, mesh, ENCODE_FIELDS)

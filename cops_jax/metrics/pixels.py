@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
-from scipy import ndimage
 
 from cops_jax.metrics import curves
 from cops_jax.typing import Bool, Float, Integer
@@ -299,6 +298,8 @@ def _region_areas(mask):
   if not len(rows):
     return np.empty(0)
   mask = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+  from scipy import ndimage  # Takes long to import.
+
   regions, _ = ndimage.label(mask, structure=np.ones((3, 3)))
   regions = regions[mask]
   return np.bincount(regions)[regions]

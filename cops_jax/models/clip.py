@@ -7,13 +7,16 @@ stock `FlaxCLIPModel` drop in unconverted and plain CLIP stays available through
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
+import numpy as np
 from transformers.models.clip.modeling_flax_clip import FlaxCLIPModule
 
+from cops_jax.models.attention import attend
 from cops_jax.typing import Array, Float, Integer
 
 # Of the images CLIP was trained on, per RGB channel, in [0, 1].
@@ -56,14 +59,18 @@ def resize_position_embedding(
   return jnp.concatenate([class_row, grid.reshape(-1, width)])
 
 
-def _attend(attention, query, key, value, *, is_causal=False):
-  """Attention with a CLIP layer's own heads and output projection."""
-  # b l c -> b l heads head_dim
-  split = attention._split_heads
-  mixed = jax.nn.dot_product_attention(
-    split(query), split(key), split(value), is_causal=is_causal
+def cast_matrices(
+  params: Mapping[str, Any], dtype: jax.typing.DTypeLike
+) -> Mapping[str, Any]:
+  """CLIP's parameters with its matrices in the type of the computation.
+
+  They are cast to it before they are used anyway, so nothing changes but their
+  memory. Embeddings, norms and biases stay as they are.
+  """
+  return flax.traverse_util.path_aware_map(
+    lambda path, leaf: leaf.astype(dtype) if path[-1] == "kernel" else leaf,
+    params,
   )
-  return attention.out_proj(attention._merge_heads(mixed))
 
 
 class CLIP(FlaxCLIPModule):
@@ -72,9 +79,11 @@ class CLIP(FlaxCLIPModule):
   Attributes:
     config: a transformers `CLIPConfig`.
     dtype: of the computation; parameters keep their own.
+    attention: of the vision tower's tokens, see `attention.IMPLEMENTATIONS`.
   """
 
   dtype: Any = jnp.float32
+  attention: str = "auto"
 
   def vision_streams(
     self,
@@ -82,7 +91,7 @@ class CLIP(FlaxCLIPModule):
     *,
     feature_layers: Sequence[int],
     num_value_layers: int,
-  ) -> tuple[Float[Array, "b n1 c"], Float[Array, "b f n1 c"]]:
+  ) -> tuple[Float[Array, "b c"], Float[Array, "b f n1 c"]]:
     """Runs the vision tower's two streams, the class token first in both.
 
     The last `num_value_layers` layers carry a second stream besides CLIP's own:
@@ -97,8 +106,9 @@ class CLIP(FlaxCLIPModule):
       num_value_layers: how many of the last layers have the value path.
 
     Returns:
-      CLIP's own stream after the last layer, and the value path (CLIP's own
-      stream in the layers without one) after each feature layer.
+      The class token of CLIP's own stream after the last layer, and the value
+      path (CLIP's own stream in the layers without one) after each feature
+      layer.
     """
     tower = self.vision_model
     tokens = tower.embeddings.patch_embedding(images)
@@ -125,21 +135,34 @@ class CLIP(FlaxCLIPModule):
     for number, layer in enumerate(layers, start=1):
       attention = layer.self_attn
       hidden = layer.layer_norm1(original)
-      query, key, value = (
-        projection(hidden)
-        for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
-      )
-      if number >= first_value_layer:
-        value_path += _attend(attention, value, value, value)
-      original += _attend(attention, query, key, value)
+      if number == len(layers) and (
+        number >= first_value_layer or number not in feature_layers
+      ):
+        # Nothing reads the patches of CLIP's own stream after this layer.
+        original = original[:, :1]
+      query = attention.q_proj(hidden[:, : original.shape[1]])
+      key, value = attention.k_proj(hidden), attention.v_proj(hidden)
+      if number >= first_value_layer and number <= max(feature_layers):
+        value_path += self._attend(attention, value, value, value)
+      original += self._attend(attention, query, key, value)
       original += layer.mlp(layer.layer_norm2(original))
       if number < first_value_layer:
         value_path = original
       if number in feature_layers:
         features[number] = value_path
-    return original, jnp.stack(
+    return original[:, 0], jnp.stack(
       [features[number] for number in feature_layers], axis=1
     )
+
+  def _attend(self, attention, query, key, value):
+    """Attention with a CLIP layer's own heads and output projection."""
+    # b l c -> b l heads head_dim
+    query, key, value = map(attention._split_heads, (query, key, value))
+    if query.shape == key.shape:
+      mixed = attend(query, key, value, implementation=self.attention)
+    else:
+      mixed = jax.nn.dot_product_attention(query, key, value)
+    return attention.out_proj(attention._merge_heads(mixed))
 
   def encode_images(
     self,
@@ -157,12 +180,12 @@ class CLIP(FlaxCLIPModule):
       post-layernorm and not L2-normalised. And the projected patches for each
       feature layer, in row-major order, neither smoothed nor normalised.
     """
-    original, value_paths = self.vision_streams(
+    class_token, value_paths = self.vision_streams(
       images, feature_layers=feature_layers, num_value_layers=num_value_layers
     )
     patches = self.vision_model.post_layernorm(value_paths[:, :, 1:])
     return (
-      self.visual_projection(original[:, 0]),
+      self.visual_projection(class_token),
       self.visual_projection(patches),
     )
 
@@ -174,16 +197,20 @@ class CLIP(FlaxCLIPModule):
 
   def encode_prompts(
     self,
-    embeddings: Float[Array, "b l c"],
+    parts: Sequence[Float[Array, "... _l c"]],
     deep_prompts: Float[Array, "depth t c"],
-  ) -> Float[Array, "b d"]:
+  ) -> Float[Array, "... d"]:
     """Text features of embedded prompts, with learned tokens in deeper layers.
 
     The tower is causal and only the last token is read, so prompts end at their
-    end token: padding to CLIP's 77 positions would not change the result.
+    end token: padding to CLIP's 77 positions would not change the result. For
+    the same reason tokens that begin many prompts are computed once.
 
     Args:
-      embeddings: token embeddings without positions; the last is the end token.
+      parts: token embeddings of the prompts' beginning, of what follows, and so
+        on, without positions; the last is the end token. A part has as many
+        axes as the prompts, and length 1 in those in which neither it nor what
+        comes before it differs.
       deep_prompts: row i replaces the tokens 1 to t before layer i + 1 (0-based
         layers, so never before the first); less than the tower's layers.
 
@@ -191,25 +218,78 @@ class CLIP(FlaxCLIPModule):
       Projected features of the last token, not L2-normalised.
     """
     tower = self.text_model
-    length = embeddings.shape[1]
-    table = tower.embeddings.position_embedding.embedding[:length]
-    hidden = (embeddings + table[None]).astype(self.dtype)
-    depth, deep_length, width = deep_prompts.shape
-    for index, layer in enumerate(tower.encoder.layers.layers):
-      if 1 <= index <= depth:
-        deep = deep_prompts[index - 1].astype(self.dtype)
-        deep = jnp.broadcast_to(deep, (hidden.shape[0], deep_length, width))
-        hidden = jnp.concatenate(
-          [hidden[:, :1], deep, hidden[:, 1 + deep_length :]], axis=1
-        )
-      attention = layer.self_attn
-      normed = layer.layer_norm1(hidden)
-      hidden += _attend(
-        attention,
-        attention.q_proj(normed),
-        attention.k_proj(normed),
-        attention.v_proj(normed),
-        is_causal=True,
-      )
-      hidden += layer.mlp(layer.layer_norm2(hidden))
-    return self.text_projection(tower.final_layer_norm(hidden[:, -1]))
+    ends = np.cumsum([part.shape[-2] for part in parts])
+    starts = [0, *ends[:-1]]
+    table = tower.embeddings.position_embedding.embedding
+    table = table.reshape(*[1] * (parts[0].ndim - 2), *table.shape)
+    parts = [
+      (part + table[..., start:end, :]).astype(self.dtype)
+      for part, start, end in zip(parts, starts, ends, strict=True)
+    ]
+    layers = tower.encoder.layers.layers
+    for index, layer in enumerate(layers):
+      if 1 <= index <= len(deep_prompts):
+        parts = [
+          _replace(part, start, deep_prompts[index - 1])
+          for part, start in zip(parts, starts, strict=True)
+        ]
+      parts = _causal_layer(layer, parts, is_last=index == len(layers) - 1)
+    (last,) = parts
+    return self.text_projection(tower.final_layer_norm(last[..., 0, :]))
+
+
+def _causal_layer(layer, parts, is_last):
+  """All tokens after a layer; after the last one, only the last token."""
+  attention = layer.self_attn
+  normed = [layer.layer_norm1(part) for part in parts]
+  keys = [attention.k_proj(part) for part in normed]
+  values = [attention.v_proj(part) for part in normed]
+  wanted = slice(-1 if is_last else 0, None)
+  results = []
+  for number in range(len(parts))[wanted]:
+    part = parts[number][..., wanted, :]
+    part += _attend_before(
+      attention,
+      attention.q_proj(normed[number][..., wanted, :]),
+      _join(keys[: number + 1], part.shape[:-2]),
+      _join(values[: number + 1], part.shape[:-2]),
+    )
+    results.append(part + layer.mlp(layer.layer_norm2(part)))
+  return results
+
+
+def _replace(part, start, deep):
+  """A part of prompts with the tokens 1, 2... replaced, broadcast to it."""
+  first = max(1 - start, 0)
+  end = min(1 + len(deep) - start, part.shape[-2])
+  if first >= end:
+    return part
+  rows = deep[first + start - 1 : end + start - 1]
+  # Cast last: the gradient is summed over prompts, and devices, in float32.
+  rows = jnp.broadcast_to(rows, (*part.shape[:-2], *rows.shape))
+  return jnp.concatenate(
+    [part[..., :first, :], rows.astype(part.dtype), part[..., end:, :]], axis=-2
+  )
+
+
+def _join(parts, shape):
+  """Tokens of consecutive parts, for prompts of a shape."""
+  return jnp.concatenate(
+    [jnp.broadcast_to(part, shape + part.shape[-2:]) for part in parts], axis=-2
+  )
+
+
+def _attend_before(attention, query, key, value):
+  """Causal attention of the last tokens, with a CLIP layer's own heads."""
+  shape = query.shape
+  # *b l c -> b l heads head_dim
+  query, key, value = (
+    array.reshape(-1, array.shape[-2], attention.num_heads, attention.head_dim)
+    for array in (query, key, value)
+  )
+  length, before = query.shape[1], key.shape[1] - query.shape[1]
+  mask = np.tri(length, before + length, before, dtype=bool)
+  mixed = jax.nn.dot_product_attention(
+    query, key, value, mask=mask.reshape(1, 1, *mask.shape)
+  )
+  return attention.out_proj(mixed.reshape(shape))

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from transformers import CLIPConfig
 
 from cops_jax.models.clip import CLIP, normalize_images
-from cops_jax.models.prompts import PromptLearner
+from cops_jax.models.prompts import PromptLearner, join_parts
 from cops_jax.models.prototypes import PrototypeExtractor
 from cops_jax.models.similarity import (
   normalize,
@@ -65,6 +65,7 @@ class CoPS(nn.Module):
     smoothing_window: side of the neighbourhood average, in patches; odd.
     num_heads: of the prototype extractor; divides the joint width.
     dtype: of CLIP's computation; everything learned is float32.
+    attention: see `CLIP`.
     The others: see `PromptLearner`.
   """
 
@@ -83,10 +84,13 @@ class CoPS(nn.Module):
   prototype_injection: str
   temperature: float
   dtype: Any = jnp.float32
+  attention: str = "auto"
 
   def setup(self):
     width = self.clip_config.projection_dim
-    self.clip = CLIP(self.clip_config, dtype=self.dtype)
+    self.clip = CLIP(
+      self.clip_config, dtype=self.dtype, attention=self.attention
+    )
     if self.num_state_words:
       self.prototype_extractor = PrototypeExtractor(
         num_prototypes=self.num_state_words, num_heads=self.num_heads
@@ -154,15 +158,17 @@ class CoPS(nn.Module):
         codes = mean[:, None] + jnp.exp(log_var / 2)[:, None] * noise
       category_bias = self.category_vae.decode(codes)
 
-    embeddings, deep_prompts = self.prompt_learner(
+    prompts, deep_prompts = self.prompt_learner(
       prototypes,
       category_bias,
       self.clip.embed_tokens(jnp.array(self.prefix_tokens)),
       self.clip.embed_tokens(jnp.array(self.suffix_tokens)),
     )
-    text_features = self.clip.encode_prompts(
-      embeddings.reshape(-1, *embeddings.shape[3:]), deep_prompts
-    ).reshape(*embeddings.shape[:3], -1)  # b s z d
+    if is_training:
+      # What prompts share would get a gradient from all of them, to be summed
+      # over the devices in every layer.
+      prompts = [join_parts(prompts)]
+    text_features = self.clip.encode_prompts(prompts, deep_prompts)  # b s z d
     text_features = normalize(
       normalize(text_features.astype(jnp.float32)).mean(axis=2)
     )

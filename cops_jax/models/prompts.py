@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -55,7 +57,9 @@ class PromptLearner(nn.Module):
     category_bias: Float[Array, "b z d"] | None,
     prefix: Float[Array, "p d"],
     suffix: Float[Array, "q d"],
-  ) -> tuple[Float[Array, "b s=2 z l d"], Float[Array, "depth t d"]]:
+  ) -> tuple[
+    tuple[Float[Array, "_b s=2 _z _l d"], ...], Float[Array, "depth t d"]
+  ]:
     """Assembles the prompts' embeddings, without positions.
 
     Args:
@@ -66,27 +70,43 @@ class PromptLearner(nn.Module):
       suffix: embeddings of the tokens after them (full stop, end).
 
     Returns:
-      The embeddings, and the deep prompts for `CLIP.encode_prompts`. Without
-      category words z is 1; without state words too, b is.
+      The embeddings, in parts as `CLIP.encode_prompts` takes them, and the deep
+      prompts. Words that are the same for all images, or for all codes of an
+      image, are there once. The last part is of shape (b, s, z, l, d); without
+      category words z is 1, and without state words too, b is.
     """
     context, state, category = jnp.split(
       self.context,
       (self.num_context_words, self.num_context_words + self.num_state_words),
       axis=1,
     )  # each: s words d
-    # Each part broadcasts to b s z words d.
-    parts = [prefix[None, None, None], context[None, :, None]]
+    # Each broadcasts to b s z words d.
+    words = [prefix[None, None, None], context[None, :, None]]
     if prototypes is not None:
       injected = jax.lax.stop_gradient(prototypes)[
         :, PROTOTYPE_INJECTIONS[self.prototype_injection], :, :
       ]
-      parts.append((state[None] + injected)[:, :, None])
+      words.append((state[None] + injected)[:, :, None])
     if category_bias is not None:
-      parts.append(category[None, :, None] + category_bias[:, None, :, None])
-    parts.append(suffix[None, None, None])
-    shape = jnp.broadcast_shapes(*(part.shape[:3] for part in parts))
-    embeddings = jnp.concatenate(
-      [jnp.broadcast_to(part, shape + part.shape[3:]) for part in parts],
-      axis=3,
-    )
-    return embeddings, self.deep_prompts
+      words.append(category[None, :, None] + category_bias[:, None, :, None])
+    words.append(suffix[None, None, None])
+    shape, parts = (1, 2, 1), []
+    for array in words:
+      wider = jnp.broadcast_shapes(shape, array.shape[:3])
+      if wider != shape or not parts:
+        parts.append([])
+      shape = wider
+      parts[-1].append(jnp.broadcast_to(array, shape + array.shape[3:]))
+    return tuple(
+      jnp.concatenate(part, axis=3) for part in parts
+    ), self.deep_prompts
+
+
+def join_parts(
+  parts: Sequence[Float[Array, "_b s _z _l d"]],
+) -> Float[Array, "b s z l d"]:
+  """The parts of `PromptLearner` as whole prompts."""
+  shape = parts[-1].shape[:3]
+  return jnp.concatenate(
+    [jnp.broadcast_to(part, shape + part.shape[3:]) for part in parts], axis=3
+  )

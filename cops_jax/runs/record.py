@@ -107,6 +107,17 @@ def read_record(workdir: str | os.PathLike) -> Record:
     raise InputError(f"{path} cannot be read: {error.strerror}") from error
 
 
+def find_record(workdir: str | os.PathLike) -> Record | None:
+  """The record of a work directory; None before its run began.
+
+  Raises:
+    InputError: it is damaged or cannot be read.
+  """
+  if (pathlib.Path(workdir) / _FILE).exists():
+    return read_record(workdir)
+  return None
+
+
 def claim_workdir(
   workdir: str | os.PathLike,
   record: Record,

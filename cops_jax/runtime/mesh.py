@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -84,9 +85,16 @@ def jit_step(
       then reused, and every device gets a copy of the results. Otherwise they
       are split as the batch is.
   """
+
+  @functools.wraps(step)
+  def step_on_mesh(*arguments):
+    # What has to know the mesh inside, such as a kernel, asks JAX for it.
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+      return step(*arguments)
+
   replicated, split = replicated_sharding(mesh), batch_sharding(mesh)
   return jax.jit(
-    step,
+    step_on_mesh,
     in_shardings=(
       *[replicated] * num_replicated,
       replicated if clip_shardings is None else clip_shardings,
@@ -144,6 +152,13 @@ def run_ahead(
 def replicate(tree: Any, mesh: Mesh) -> Any:
   """Puts a copy of every array on every device."""
   return jax.device_put(tree, replicated_sharding(mesh))
+
+
+def default_batch_size(mesh: Mesh) -> int:
+  """Images in a step of evaluation, over all devices."""
+  # More than one image at a time makes a CPU no faster.
+  of_a_device = 1 if jax.default_backend() == "cpu" else 8
+  return of_a_device * mesh.size
 
 
 def num_device_bytes(tree: Any) -> int:

@@ -22,10 +22,10 @@ from cops_jax.inputs import pipeline
 from cops_jax.inputs.configured import features_of, load_examples
 from cops_jax.models.cops import CoPS
 from cops_jax.runs import checkpoints, metrics_log
-from cops_jax.runs.record import Record, check_clip, claim_workdir
+from cops_jax.runs.record import Record, check_clip, claim_workdir, find_record
 from cops_jax.runtime import signals
+from cops_jax.runtime.compilation import keep_compiled_programs
 from cops_jax.runtime.mesh import (
-  clip_shardings,
   make_mesh,
   num_device_bytes,
   replicate,
@@ -39,7 +39,14 @@ from cops_jax.training.step import (
   make_optimizer,
   make_train_step,
 )
-from cops_jax.weights import PretrainedCLIP, build_model, clip_of, prompts
+from cops_jax.weights import (
+  PretrainedCLIP,
+  build_model,
+  clip_of,
+  place_clip,
+  prompts,
+  settle_dtype,
+)
 
 _logger = logging.getLogger(__name__)
 
@@ -76,6 +83,8 @@ def train(
     SystemExit: a signal came and was caught, see `signals`; what was
       trained until then is saved.
   """
+  keep_compiled_programs(config)
+  config = settle_dtype(config, find_record(workdir))
   run = _open_run(config, pathlib.Path(workdir))
   state = _initial_state(run, init_from, allow_other_clip)
   claim_workdir(
@@ -155,10 +164,9 @@ def _restore(run, saved, state):
 
 def _train(run, position, saved, profile_steps):
   """Takes the steps that are left, and moves the position along."""
-  shardings = clip_shardings(
-    run.clip.params, run.mesh, run.config.clip.split_over_devices
+  clip_params, shardings = place_clip(
+    run.clip, run.model, run.mesh, run.config.clip.split_over_devices
   )
-  clip_params = jax.device_put(run.clip.params, shardings)
   train_step = make_train_step(
     run.model,
     run.optimizer,
@@ -258,6 +266,13 @@ def _iterate_batches(run, first_step, skipped):
       run.mesh,
       batch_size=config.train.batch_size,
       skipped=found,
+    )
+  if features is not None:
+    _logger.info(
+      "training from cached features: the vision tower runs once for each of %d"
+      " images, instead of in all %d epochs",
+      len(run.examples),
+      config.train.num_epochs,
     )
   options = pipeline.BatchOptions(
     image_size=config.model.image_size_pixels,

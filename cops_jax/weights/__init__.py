@@ -19,7 +19,12 @@ from cops_jax.weights.clip import (
   save_clip,
 )
 from cops_jax.weights.clip_names import clip_param_shapes
-from cops_jax.weights.model import build_model, clip_of
+from cops_jax.weights.model import (
+  build_model,
+  clip_of,
+  place_clip,
+  settle_dtype,
+)
 
 __all__ = [
   "DEMO_CLIP",
@@ -32,7 +37,9 @@ __all__ = [
   "export",
   "inspect",
   "load_clip",
+  "place_clip",
   "save_clip",
+  "settle_dtype",
 ]
 
 

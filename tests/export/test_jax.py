@@ -53,16 +53,22 @@ def test_the_file_is_the_detector_for_any_number_of_images(detector, path):
 def test_metadata(path):
   metadata = export.load(path).metadata
   with zipfile.ZipFile(path) as archive:
-    exported = jax.export.deserialize(bytearray(archive.read("function")))
-  assert metadata["platforms"] == list(exported.platforms)
+    for platform in metadata["platforms"]:
+      function = bytearray(archive.read(f"function-{platform}"))
+      exported = jax.export.deserialize(function)
+      assert exported.platforms == (platform,)
+      kernel = "tpu_custom_call" in exported.mlir_module()
+      assert kernel == (platform == "tpu")
+      assert len(metadata[f"function-{platform}_sha256"]) == 64
   assert metadata["platforms"] == ["cpu", "cuda", "tpu"]
+  assert metadata["cuda_attention"] == "xla"  # Made without a GPU.
   assert metadata["exported_on"] == "2026-01-31"
   assert metadata["readable_by"] == (
     f"jaxlib up to six months newer than {metadata['jaxlib']}"
   )
   assert metadata["image_size_pixels"] == 48
   assert metadata["thresholds"]["image"] == 0.5
-  for name in ("clip_sha256", "function_sha256", "weights_sha256"):
+  for name in ("clip_sha256", "weights_sha256"):
     assert len(metadata[name]) == 64
   assert [file.name for file in path.parent.iterdir()] == [path.name]
 
@@ -141,15 +147,34 @@ def test_bad_files_are_refused(path, tmp_path):
       with contextlib.suppress(InputError):  # Some bits mean nothing.
         export.load(bad)
   rewrite(path, bad, metadata={"format": 9})
-  with pytest.raises(InputError, match="has format 9, and .* reads 1"):
+  with pytest.raises(InputError, match="has format 9, and .* reads 2"):
     export.load(bad)
-  rewrite(path, bad, function=b"other")
-  with pytest.raises(InputError, match="its function changed after"):
+  rewrite(path, bad, metadata={"platforms": ["tpu"]})
+  with pytest.raises(InputError, match="was made for tpu, and .* on cpu here"):
+    export.load(bad)
+  other = {"function-cpu": b"other"}
+  rewrite(path, bad, **other)
+  with pytest.raises(InputError, match="its function-cpu changed after"):
     export.load(bad)
   digest = hashlib.sha256(b"other").hexdigest()
-  rewrite(path, bad, function=b"other", metadata={"function_sha256": digest})
+  rewrite(path, bad, **other, metadata={"function-cpu_sha256": digest})
   with pytest.raises(InputError, match="six months .* JAX .* does not read"):
     export.load(bad)
+
+
+def test_a_file_of_the_first_format_is_read(path, tmp_path):
+  """It has one function for all platforms."""
+  with zipfile.ZipFile(path) as archive:
+    function = archive.read("function-cpu")
+  old = tmp_path / "old.cops"
+  digest = hashlib.sha256(function).hexdigest()
+  metadata = {"format": 1, "function_sha256": digest}
+  rewrite(path, old, function=function, metadata=metadata)
+  images = np.zeros((1, 48, 48, 3), np.uint8)
+  np.testing.assert_array_equal(
+    export.load(old)(images)["image_score"],
+    export.load(path)(images)["image_score"],
+  )
 
 
 def test_command(trained, tmp_path, capsys):

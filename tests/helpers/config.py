@@ -8,6 +8,7 @@ def make_config(clip_folder, data_dir):
   config = demo.get_config()
   config.data_dir = data_dir
   config.clip.weights = str(clip_folder)
+  config.feature_cache.dtype = "none"
   config.model.image_size_pixels = 48
   config.model.feature_layers = (2, 3)
   config.model.num_value_layers = 2

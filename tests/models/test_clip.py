@@ -9,9 +9,11 @@ from transformers import CLIPConfig, FlaxCLIPModel
 
 from cops_jax.models.clip import (
   CLIP,
+  cast_matrices,
   normalize_images,
   resize_position_embedding,
 )
+from cops_jax.models.prompts import join_parts
 from helpers import golden
 from helpers.golden import assert_close
 
@@ -120,7 +122,7 @@ def test_plain_prompts_are_stock_text_features(stock):
   variables = {"params": stock.params}
   embeddings = clip.apply(variables, ids, method=CLIP.embed_tokens)
   features = clip.apply(
-    variables, embeddings, jnp.zeros((0, 2, 32)), method=CLIP.encode_prompts
+    variables, [embeddings], jnp.zeros((0, 2, 32)), method=CLIP.encode_prompts
   )
   padded = jnp.pad(ids, ((0, 0), (0, 72)))
   assert_close(features, stock.get_text_features(padded))
@@ -132,13 +134,82 @@ def test_deep_prompts_replace_tokens_of_deeper_layers(stock):
   deep = jax.random.normal(jax.random.key(2), (2, 2, 32))
 
   def encode(embeddings, deep):
-    return clip.apply(variables, embeddings, deep, method=CLIP.encode_prompts)
+    return clip.apply(variables, [embeddings], deep, method=CLIP.encode_prompts)
 
   base = encode(embeddings, deep)
   for row in range(2):
     changed = encode(embeddings, deep.at[row].set(embeddings[0, :2]))
     assert jnp.abs(changed - base).max() > 1e-5
   assert jnp.abs(encode(embeddings, deep[:1]) - base).max() > 1e-5
+
+
+def test_prompts_in_parts_are_whole_prompts(stock):
+  """Values and gradients, where deep prompts reach into the second part."""
+  clip, variables = CLIP(stock.config), {"params": stock.params}
+  keys = jax.random.split(jax.random.key(3), 4)
+  shapes = ((1, 2, 1, 2, 32), (3, 2, 1, 2, 32), (3, 2, 4, 3, 32))
+  parts = [
+    jax.random.normal(key, shape)
+    for key, shape in zip(keys, shapes, strict=False)
+  ]
+  deep = jax.random.normal(keys[3], (2, 3, 32))
+
+  def encode(parts, deep):
+    return clip.apply(variables, parts, deep, method=CLIP.encode_prompts)
+
+  def encode_whole(parts, deep):
+    return encode([join_parts(parts)], deep)
+
+  want = encode_whole(parts, deep)
+  assert want.shape == (3, 2, 4, 32)
+  assert_close(encode(parts, deep), want)
+  gradients, want = (
+    jax.grad(lambda *args, f=f: (f(*args) ** 2).sum(), argnums=(0, 1))(
+      parts, deep
+    )
+    for f in (encode, encode_whole)
+  )
+  jax.tree.map(
+    lambda found, want: assert_close(found, want, 1e-4), gradients, want
+  )
+
+
+@pytest.mark.parametrize("num_value_layers", (0, 2, 4))
+def test_the_last_layer_is_computed_where_it_is_read(stock, num_value_layers):
+  """The same whether other layers are read, or the last one's patches are."""
+  images = random_images()
+  options = dict(num_value_layers=num_value_layers)
+  features, patches = encode(stock, images, feature_layers=(4,), **options)
+  both, all_patches = encode(stock, images, feature_layers=(3, 4), **options)
+  assert_close(features, both)
+  assert_close(patches[:, 0], all_patches[:, 1])
+  early, _ = encode(stock, images, feature_layers=(1,), **options)
+  assert_close(early, features)
+
+
+def test_cast_matrices_change_no_bit(stock):
+  clip = CLIP(stock.config, dtype=jnp.bfloat16)
+  cast = cast_matrices(stock.params, jnp.bfloat16)
+  sizes = [
+    sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    for params in (cast, stock.params)
+  ]
+  assert sizes[0] < 0.7 * sizes[1]
+  kinds = {str(leaf.dtype) for leaf in jax.tree.leaves(cast)}
+  assert kinds == {"bfloat16", "float32"}
+  embeddings = cast["vision_model"]["embeddings"]
+  assert embeddings["position_embedding"]["embedding"].dtype == jnp.float32
+  found, want = (
+    clip.apply(
+      {"params": params},
+      random_images(),
+      method=CLIP.encode_images,
+      feature_layers=(4,),
+      num_value_layers=2,
+    )
+    for params in (cast, stock.params)
+  )
+  chex.assert_trees_all_equal(found, want)
 
 
 def test_position_embedding():

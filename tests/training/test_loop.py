@@ -8,6 +8,7 @@ from cops_jax import training
 from cops_jax.errors import InputError
 from cops_jax.evaluation.dataset import DatasetEvaluator
 from cops_jax.runs.checkpoints import Checkpoints
+from cops_jax.training import step as steps
 from helpers.original_layouts import write_parts
 
 
@@ -20,6 +21,24 @@ def tiny(config, tmp_path):
   config.train.log_every_steps = 2
   config.train.checkpoint_every_steps = 100
   return config
+
+
+@pytest.mark.parametrize("feature_cache", ("none", "float32"))
+def test_the_step_is_compiled_once(tiny, tmp_path, monkeypatch, feature_cache):
+  """For whole batches, those with padding, and all epochs."""
+  tiny.feature_cache.dtype = feature_cache
+  tiny.features_dir = str(tmp_path / "features")
+  tiny.train.batch_size = 4
+  tiny.train.num_epochs = 3
+  real, traced = steps.loss_and_terms, []
+
+  def count(*args):
+    traced.append(None)
+    return real(*args)
+
+  monkeypatch.setattr(steps, "loss_and_terms", count)
+  assert int(training.train(tiny, tmp_path / "run").step) == 6
+  assert len(traced) == 1
 
 
 def test_losses_that_are_not_finite_stop_the_run(tiny, tmp_path):

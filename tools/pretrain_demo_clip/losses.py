@@ -61,14 +61,17 @@ def image_features(
     the value path, the image as CLIP pools it and the class token as CoPS reads
     it.
   """
-  original, value_path = model.vision_streams(
-    images, feature_layers=(NUM_LAYERS,), num_value_layers=NUM_VALUE_LAYERS
+  (class_token, value_path), (_, original) = (
+    model.vision_streams(
+      images, feature_layers=(NUM_LAYERS,), num_value_layers=number
+    )
+    for number in (NUM_VALUE_LAYERS, 0)
   )
   tower, project = model.vision_model, model.visual_projection
   patches = normalize(project(tower.post_layernorm(value_path[:, 0, 1:])))
-  pooled = normalize(project(tower.post_layernorm(original[:, 0])))
-  class_token = normalize(project(original[:, 0]))
-  return original[:, 1:], patches, pooled, class_token
+  pooled = normalize(project(tower.post_layernorm(class_token)))
+  class_token = normalize(project(class_token))
+  return original[:, 0, 1:], patches, pooled, class_token
 
 
 def weighted_mean(

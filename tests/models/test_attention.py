@@ -1,0 +1,142 @@
+"""Every way to compute attention gives the same, on every platform its own."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import export as jax_export
+from jax.experimental.pallas import tpu as pltpu
+
+from cops_jax.errors import InputError
+from cops_jax.models import attention
+from cops_jax.runtime.mesh import jit_step, make_mesh
+from helpers.golden import assert_close
+
+
+def random_qkv(batch, length, heads=2, width=16, dtype=jnp.float32):
+  keys = jax.random.split(jax.random.key(0), 3)
+  shape = (batch, length, heads, width)
+  return [2 * jax.random.normal(key, shape, dtype) for key in keys]
+
+
+def plain(query, key, value):
+  """Restated in numpy."""
+  query, key, value = (
+    np.asarray(array, np.float64) for array in (query, key, value)
+  )
+  logits = np.einsum("bqhd,bkhd->bhqk", query, key) / query.shape[-1] ** 0.5
+  weights = np.exp(logits - logits.max(axis=-1, keepdims=True))
+  weights /= weights.sum(axis=-1, keepdims=True)
+  return np.einsum("bhqk,bkhd->bqhd", weights, value)
+
+
+def attend(qkv, implementation):
+  return attention.attend(*qkv, implementation=implementation)
+
+
+@pytest.mark.parametrize("implementation", ("auto", "xla", "heads"))
+def test_values(implementation):
+  qkv = random_qkv(3, 13)
+  assert_close(attend(qkv, implementation), plain(*qkv), 1e-5)
+
+
+def test_large_scores_do_not_overflow():
+  query, key, value = random_qkv(1, 5)
+  found = attend((100 * query, 100 * key, value), "heads")
+  assert_close(found, plain(100 * query, 100 * key, value), 1e-4)
+
+
+def test_bfloat16():
+  qkv = random_qkv(2, 9, dtype=jnp.bfloat16)
+  found = attend(qkv, "heads")
+  assert found.dtype == jnp.bfloat16
+  np.testing.assert_allclose(
+    np.asarray(found, np.float32), plain(*qkv), atol=0.05
+  )
+
+
+def test_gradients():
+  qkv = random_qkv(2, 7)
+
+  def loss(qkv, implementation):
+    return (attend(qkv, implementation) ** 2).sum()
+
+  assert_close(jax.grad(loss)(qkv, "heads"), jax.grad(loss)(qkv, "xla"), 1e-4)
+
+
+def test_each_device_has_its_own_images():
+  """Nothing is exchanged, whoever splits the batch."""
+  mesh = make_mesh()
+  qkv = random_qkv(2 * mesh.size, 5)
+  step = jit_step(lambda _, qkv: attend(qkv, "auto"), mesh, num_replicated=0)
+  compiled = step.lower((), qkv).compile()
+  text = compiled.as_text()
+  assert "while" in text
+  for exchange in ("all-gather", "all-reduce", "permute", "all-to-all"):
+    assert exchange not in text
+  assert_close(step((), qkv), plain(*qkv), 1e-5)
+
+
+@pytest.mark.parametrize("length", (50, attention._SPLASH_BLOCK + 3))
+def test_the_tpus_kernel(length):
+  """Interpreted; padding to whole blocks is not seen."""
+  qkv = random_qkv(1, length, width=64)
+  with pltpu.force_tpu_interpret_mode():
+    found = attention._splash(*qkv)
+  assert_close(found, plain(*qkv), 1e-4)
+
+
+def lowered_for(platform, implementation="auto", dtype=jnp.float32):
+  """The program for a platform that is not here, as text."""
+  shape = jax.ShapeDtypeStruct((2, 9, 2, 64), dtype)
+  function = functools.partial(attention.attend, implementation=implementation)
+  exported = jax_export.export(jax.jit(function), platforms=[platform])
+  return exported(shape, shape, shape).mlir_module()
+
+
+def test_platforms_have_their_own():
+  """Made without a GPU, a program has XLA's attention for CUDA."""
+  marks = {"cpu": "while", "tpu": "tpu_custom_call"}
+  for platform in ("cpu", "tpu", "cuda"):
+    text = lowered_for(platform, dtype=jnp.bfloat16)
+    for other, mark in marks.items():
+      assert (mark in text) == (platform == other), (platform, mark)
+  assert attention.cuda_implementation("auto", "bfloat16") == "xla"
+  assert attention.cuda_implementation("heads", "bfloat16") == "heads"
+  assert "tpu_custom_call" not in lowered_for("tpu", "xla")
+
+
+@pytest.mark.parametrize(
+  "implementation, dtype, expected",
+  (
+    ("splash", "float32", "needs a TPU, and JAX computes on cpu here"),
+    ("cudnn", "bfloat16", "this machine has no CUDA device"),
+    ("cudnn", "float32", "computes in 16 bits, and config.clip.dtype is float"),
+  ),
+)
+def test_what_the_platform_lacks_is_refused(implementation, dtype, expected):
+  with pytest.raises(InputError, match=expected):
+    attention.require_implementation(implementation, dtype)
+  for good in ("auto", "xla", "heads"):
+    attention.require_implementation(good, dtype)
+
+
+@pytest.mark.parametrize(
+  "version, reason",
+  ((91200, ""), (91301, "cuDNN 91301 has faults"), (91600, "")),
+)
+def test_faulty_versions_of_cudnn_are_left_alone(monkeypatch, version, reason):
+  from jax._src.lib import cuda_versions  # noqa: F401  None without CUDA.
+
+  class Versions:
+    @staticmethod
+    def cudnn_get_version():
+      return version
+
+  monkeypatch.setattr("jax._src.lib.cuda_versions", Versions)
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  assert attention._why_not_cudnn("bfloat16") == reason
+  want = "xla" if reason else "cudnn"
+  assert attention.cuda_implementation("auto", jnp.bfloat16) == want

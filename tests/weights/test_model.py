@@ -1,0 +1,45 @@
+"""The type that CLIP computes in: as fast as the platform, as a run began."""
+
+import json
+import logging
+
+import jax.numpy as jnp
+import pytest
+
+from cops_jax import training
+from cops_jax.runs.record import Record
+from cops_jax.weights import build_model, clip_of, settle_dtype
+
+
+def test_a_new_run_takes_the_platforms_type(config, caplog):
+  caplog.set_level(logging.INFO, "cops_jax")
+  config.clip.dtype = "auto"
+  settled = settle_dtype(config, None)
+  assert settled.clip.dtype == "float32" and config.clip.dtype == "auto"
+  assert "CLIP computes in float32, as is fast on cpu" in caplog.text
+  assert build_model(config, clip_of(config)).dtype == jnp.float32
+
+
+def test_what_is_asked_for_stays(config):
+  config.clip.dtype = "bfloat16"
+  assert settle_dtype(config, None).clip.dtype == "bfloat16"
+
+
+def test_a_run_keeps_what_it_began_with(config, caplog):
+  caplog.set_level(logging.INFO, "cops_jax")
+  record = Record({"clip": {"dtype": "bfloat16"}}, "")
+  config.clip.dtype = "auto"
+  assert settle_dtype(config, record).clip.dtype == "bfloat16"
+  assert "CLIP computes in bfloat16, as the run does" in caplog.text
+
+
+@pytest.mark.parametrize("dtype", ("float32", "bfloat16"))
+def test_a_run_records_what_it_became(config, tmp_path, dtype):
+  """And "auto" goes on with a run in any type."""
+  config.train.num_epochs = 0
+  config.clip.dtype = "auto" if dtype == "float32" else dtype
+  for _ in range(2):
+    training.train(config, tmp_path)
+    record = json.loads((tmp_path / "run.json").read_text())
+    assert record["config"]["clip"]["dtype"] == dtype
+    config.clip.dtype = "auto"
