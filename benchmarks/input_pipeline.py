@@ -1,6 +1,6 @@
 """Images per second of the input pipeline alone, against plain PIL.
 
-  python benchmarks/input_pipeline.py
+  python -m benchmarks.input_pipeline
 
 Generated photographs of 1024 x 1024 pixels, half PNG and half JPEG, half of
 them with a mask, are decoded to 518 x 518: one after the other by plain PIL,
@@ -10,14 +10,15 @@ measured in one run, each rate without the start of its processes.
 
 from __future__ import annotations
 
-import os
 import pathlib
 import tempfile
 import time
+from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image
 
+from benchmarks.timing import Row
 from cops_jax import datasets
 from cops_jax.inputs import pipeline
 
@@ -81,20 +82,21 @@ def pipeline_rate(examples, num_workers: int) -> float:
   return number / (time.monotonic() - start)
 
 
-def main() -> None:
+def rows(is_quick: bool) -> Iterator[Row]:
+  """Measures; rows come as they are ready."""
+  num_workers = _NUM_WORKERS[: 1 if is_quick else None]
   with tempfile.TemporaryDirectory() as folder:
     write_images(pathlib.Path(folder))
     examples = datasets.load(f"folder:{folder}", "test")
     plain = plain_rate(examples)
-    print(f"{os.cpu_count()} cores, images per second:")
-    print(f"plain PIL           {plain:7.1f}")
-    for num_workers in _NUM_WORKERS:
-      rate = pipeline_rate(examples, num_workers)
-      print(
-        f"pipeline, {num_workers} workers {rate:7.1f}, {rate / plain:.2f} times"
-        " plain PIL"
-      )
+    yield Row("plain PIL", note=f"{plain:.1f} images/s")
+    for number in num_workers:
+      rate = pipeline_rate(examples, number)
+      note = f"{rate:.1f} images/s, {rate / plain:.2f} times plain PIL"
+      yield Row(f"pipeline, {number} workers", note=note)
 
 
 if __name__ == "__main__":
-  main()
+  from benchmarks.__main__ import run
+
+  run({"input pipeline": rows})

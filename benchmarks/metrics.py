@@ -17,6 +17,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from benchmarks.timing import Row, measure, row
 from cops_jax import metrics, scoring
 from cops_jax.runtime.processes import peak_memory_bytes
 
@@ -92,15 +93,13 @@ def report_memory() -> None:
   print(f"  ratio of the peaks {peaks[1] / peaks[0]:.3f}")
 
 
-def report_time() -> None:
+def rows(is_quick: bool) -> Iterator[Row]:
+  """Measures the time; a row comes when it is ready."""
   from sklearn.metrics import average_precision_score, roc_auc_score
 
-  maps = list(generate_maps(_NUM_MAPS))
-  times = []
-  for _ in range(3):
-    start = time.perf_counter()
-    gather(maps).compute()
-    times.append(time.perf_counter() - start)
+  number = 10 if is_quick else _NUM_MAPS
+  maps = list(generate_maps(number))
+  seconds = measure(lambda: gather(maps).compute(), 3)
   scores, labels = (
     np.concatenate(arrays, axis=None) for arrays in zip(*maps, strict=True)
   )
@@ -108,10 +107,11 @@ def report_time() -> None:
   roc_auc_score(labels, scores)
   average_precision_score(labels, scores)
   theirs = time.perf_counter() - start
-  ours = sorted(times)[1]
-  print(f"{_NUM_MAPS} maps: all pixel metrics {ours:.2f} s (median of 3),")
-  print(
-    f"  scikit-learn's AUROC and AP {theirs:.2f} s, {theirs / ours:.1f} times"
+  yield row(
+    f"all pixel metrics, {number} maps of {_IMAGE_SIZE} x {_IMAGE_SIZE}",
+    seconds,
+    f"scikit-learn's AUROC and AP {theirs:.2f} s,"
+    f" {theirs / np.median(seconds):.1f} times",
   )
 
 
@@ -171,7 +171,8 @@ def report_errors(kind: str) -> None:
 
 def main() -> None:
   report_memory()
-  report_time()
+  for found in rows(is_quick=False):
+    print(f"{found.what}: {found.seconds:.2f} s; {found.note}")
   for kind in _KINDS:
     in_fresh_process(report_errors, kind)
 

@@ -1,26 +1,25 @@
 """An epoch of training from cached features, against one without a cache.
 
-  python -m benchmarks.features
+  python -m benchmarks.training
 
 ViT-L/14@336 at 518 x 518 pixels with random weights and the published recipe's
-config (bfloat16), except for a batch of 1 image, to save memory. The data set
-has two images, so an epoch is two steps, from image files to new
+config, except for a batch of 1 image, to save memory; with --quick the demo's.
+The data set has two images, so an epoch is two steps, from image files to new
 parameters. Compiled and timed in one process: a first epoch, not counted, and
 then whole epochs, without the cache and with it.
 """
 
 from __future__ import annotations
 
-import os
 import pathlib
 import tempfile
 import time
 
-import jax
 import numpy as np
 from PIL import Image
-from transformers import CLIPConfig
 
+from benchmarks.timing import Row, row
+from benchmarks.vit_l import random_clip
 from cops_jax import datasets
 from cops_jax.config import recipe
 from cops_jax.inputs import feature_cache, pipeline
@@ -31,39 +30,10 @@ from cops_jax.training.step import (
   make_optimizer,
   make_train_step,
 )
-from cops_jax.weights import build_model
-from cops_jax.weights.clip import OPENAI_TOKENS, PretrainedCLIP
-from cops_jax.weights.clip_names import clip_param_shapes
+from cops_jax.weights import build_model, load_clip, place_clip, settle_dtype
 
 _NUM_IMAGES = 2
 _NUM_EPOCHS = {"none": 2, "bfloat16": 10}
-
-
-def random_clip() -> PretrainedCLIP:
-  """OpenAI's ViT-L/14@336 but for the values of its weights."""
-  config = CLIPConfig(
-    text_config=dict(
-      hidden_size=768,
-      intermediate_size=3072,
-      num_hidden_layers=12,
-      num_attention_heads=12,
-    ),
-    vision_config=dict(
-      hidden_size=1024,
-      intermediate_size=4096,
-      num_hidden_layers=24,
-      num_attention_heads=16,
-      image_size=336,
-      patch_size=14,
-    ),
-    projection_dim=768,
-  )
-  rng = np.random.default_rng(0)
-  params = jax.tree.map(
-    lambda leaf: 0.02 * rng.standard_normal(leaf.shape, np.float32),
-    clip_param_shapes(config),
-  )
-  return PretrainedCLIP(config, params, OPENAI_TOKENS, "random")
 
 
 def write_images(root: pathlib.Path) -> None:
@@ -83,14 +53,13 @@ def write_images(root: pathlib.Path) -> None:
       Image.fromarray(mask).save(path)
 
 
-def epoch_seconds(config, clip, examples, folder, dtype) -> list[float]:
+def epoch_seconds(config, clip, examples, folder, dtype) -> np.ndarray:
   """Times epochs of training, all but the first."""
   mesh = make_mesh()
   model = build_model(config, clip)
   settings = config.train
   cache = None
   if dtype != "none":
-    start = time.monotonic()
     cache = feature_cache.open_features(
       examples,
       "test",
@@ -104,15 +73,10 @@ def epoch_seconds(config, clip, examples, folder, dtype) -> list[float]:
         batch_size=settings.batch_size,
       ),
     )
-    print(
-      f"the cache was filled in {time.monotonic() - start:.1f} s:"
-      f" {cache.num_record_bytes:,} bytes an image",
-      flush=True,
-    )
   optimizer = make_optimizer(settings)
   state = create_train_state(model, optimizer, config.seed)
   state = replicate(state, mesh)
-  clip_params = replicate(clip.params, mesh)
+  clip_params, _ = place_clip(clip, model, mesh, is_split=False)
   step = make_train_step(
     model,
     optimizer,
@@ -139,30 +103,33 @@ def epoch_seconds(config, clip, examples, folder, dtype) -> list[float]:
       state, terms = step(state, clip_params, batch)
       assert np.isfinite(terms["loss"])
     seconds.append(time.monotonic() - start)
-  return seconds[1:]
+  return np.array(seconds[1:])
 
 
-def main() -> None:
-  config = recipe("visa")
+def rows(is_quick: bool) -> Iterator[Row]:
+  """Measures; rows come as they are ready."""
+  config = settle_dtype(recipe("demo" if is_quick else "visa"), None)
   config.train.batch_size = 1
-  clip = random_clip()
-  means = {}
+  clip = load_clip("demo") if is_quick else random_clip()
+  plain = None
   with tempfile.TemporaryDirectory() as folder:
     root = pathlib.Path(folder)
     write_images(root / "images")
     examples = datasets.load(f"folder:{root}/images", "test")
     for dtype in _NUM_EPOCHS:
       seconds = epoch_seconds(config, clip, examples, root, dtype)
-      means[dtype] = np.mean(seconds)
-      print(
-        f"feature_cache.dtype={dtype}: {len(seconds)} epochs of"
-        f" {_NUM_IMAGES} steps in"
-        f" {', '.join(f'{number:.2f}' for number in seconds)} s",
-        flush=True,
+      seconds /= _NUM_IMAGES
+      note = ""
+      if plain is None:
+        plain = np.median(seconds)
+      else:
+        note = f"{plain / np.median(seconds):.1f} times as fast"
+      yield row(
+        f"training step of 1 image, feature cache {dtype}", seconds, note
       )
-  ratio = means["none"] / means["bfloat16"]
-  print(f"{os.cpu_count()} cores: {ratio:.1f} times as fast from the cache")
 
 
 if __name__ == "__main__":
-  main()
+  from benchmarks.__main__ import run
+
+  run({"training": rows})

@@ -1,0 +1,70 @@
+"""How fast it is here: one table, with ratios measured in one run.
+
+  python -m benchmarks            (half an hour on 2 CPU cores)
+  python -m benchmarks --quick    (under two minutes, with the demo's model)
+
+Let nothing run beside it. `benchmarks.metrics` and `benchmarks.input_pipeline`
+measure more, each on its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import metadata
+
+import jax
+
+from benchmarks import evaluation, features, input_pipeline, metrics, startup
+from benchmarks.timing import Row
+from cops_jax.tables import align
+
+_SECTIONS = {
+  "startup": startup.rows,
+  "evaluation": evaluation.rows,
+  "training": features.rows,
+  "input pipeline": input_pipeline.rows,
+  "metrics": metrics.rows,
+}
+
+
+def run(
+  sections: Mapping[str, Callable[[bool], Iterator[Row]]] = _SECTIONS,
+  arguments: Sequence[str] | None = None,
+) -> None:
+  """The command line of some sections."""
+  parser = argparse.ArgumentParser(
+    prog="python -m benchmarks", description=__doc__.partition("\n")[0]
+  )
+  parser.add_argument(
+    "--quick", action="store_true", help="small sizes, few repetitions"
+  )
+  is_quick = parser.parse_args(arguments).quick
+  found = []
+  for name, measure in sections.items():
+    for row in measure(is_quick):
+      found.append((name, row))
+      print(".", end="", flush=True)
+  device = jax.devices()[0]
+  versions = ", ".join(
+    f"{name} {metadata.version(name)}" for name in ("cops_jax", "jax", "jaxlib")
+  )
+  print(
+    f"\n{device.device_kind}, {os.cpu_count()} cores, {platform.machine()};"
+    f" {versions}; seconds: median, fastest to slowest"
+  )
+  cells = []
+  for name, row in found:
+    seconds = spread = ""
+    if row.seconds is not None:
+      seconds = f"{row.seconds:.3g}"
+      spread = " - ".join(f"{value:.3g}" for value in row.spread)
+    cells.append((name, row.what, seconds, spread, row.note))
+  for line in align(cells, 5):
+    print(line)
+
+
+if __name__ == "__main__":
+  run()

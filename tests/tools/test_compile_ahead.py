@@ -1,0 +1,64 @@
+"""The steps compiled for TPU slices that are not here."""
+
+import sys
+
+import jax
+import pytest
+
+from cops_jax.errors import InputError
+from cops_jax.models.cops import init_trainable
+from cops_jax.weights import build_model
+from tools import compile_ahead
+
+pytest.importorskip("libtpu")
+
+
+@pytest.mark.parametrize(
+  "topology, num_chips", (("v5e:2x2", 4), ("v5e:4x4", 16))
+)
+def test_a_slice(config, topology, num_chips):
+  """Memory, exchanges and types; with the TPU's own attention."""
+  config.clip.dtype = "auto"
+  mesh = compile_ahead.tpu_mesh(topology)
+  assert mesh.size == num_chips
+  clip = compile_ahead.read_clip(config.clip.weights)
+  reports = {
+    report.step: report
+    for report in compile_ahead.compile_steps(config, clip, mesh, 2)
+  }
+  training, cached, evaluation = reports.values()
+  num_parameters = sum(
+    leaf.size
+    for leaf in jax.tree.leaves(
+      jax.eval_shape(
+        lambda: init_trainable(build_model(config, clip), jax.random.key(0))
+      )
+    )
+  )
+  for report in (training, cached):
+    # The gradient, once, in float32; and what losses count.
+    for kind, dtype in report.collectives:
+      assert kind == "all-reduce"
+      assert dtype in ("f32", "s32", "pred")
+    number = report.collectives["all-reduce", "f32"]
+    assert 4 * num_parameters <= number < 4.5 * num_parameters
+    assert "bfloat16" not in report.outputs
+  assert evaluation.collectives == {}
+  assert evaluation.outputs == ("float32", "float32")
+  assert cached.flops < training.flops
+  assert 0 < evaluation.temporary_bytes < 16e9
+  text = compile_ahead.table(
+    list(reports.values()), compile_ahead.CHIPS["TPU v5 lite"]
+  )
+  assert "fits the chip" in text and "all-reduce f32, MB" in text
+
+
+def test_an_unknown_slice_is_refused():
+  with pytest.raises(InputError, match="--topology=v5e:3x1000 is no slice"):
+    compile_ahead.tpu_mesh("v5e:3x1000")
+
+
+def test_without_libtpu(monkeypatch):
+  monkeypatch.setitem(sys.modules, "libtpu", None)
+  with pytest.raises(InputError, match="needs libtpu: pip install"):
+    compile_ahead.tpu_mesh("v5e:2x2")

@@ -1,0 +1,346 @@
+"""Compiles the steps for a TPU slice that this machine does not have.
+
+  python -m tools.compile_ahead --config=configs/visa.py --topology=v5e:4x4
+
+Needs the extra [tpu-aot], and no TPU. Prints for the training step, the one
+from cached features and the evaluation step what the compiler says: memory of a
+chip, operations and bytes, what chips exchange; and the least time that the
+chip's published peak rates allow for these. Nothing is run. Fields of the
+config can be set: --config.model.image_size_pixels=336. CLIP is OpenAI's
+ViT-L/14@336 unless config.clip.weights is a folder or "demo".
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import logging
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+from jax.experimental import topologies
+from jax.sharding import Mesh
+from ml_collections import config_flags
+
+from benchmarks import vit_l
+from cops_jax.commands import command_line
+from cops_jax.errors import InputError, shorten
+from cops_jax.evaluation.step import make_configured_step
+from cops_jax.models.clip import cast_matrices
+from cops_jax.models.cops import trainable_shapes
+from cops_jax.progress import show_messages
+from cops_jax.runtime.mesh import (
+  batch_sharding,
+  clip_shardings,
+  make_mesh,
+  replicated_sharding,
+)
+from cops_jax.tables import align
+from cops_jax.training.step import (
+  create_train_state,
+  make_optimizer,
+  make_train_step,
+)
+from cops_jax.weights import PretrainedCLIP, build_model, load_clip
+from cops_jax.weights.clip import OPENAI_TOKENS
+from cops_jax.weights.clip_names import clip_param_shapes
+
+_CONFIG = config_flags.DEFINE_config_file(
+  "config", None, "Config file, see configs/."
+)
+_TOPOLOGY = flags.DEFINE_string(
+  "topology", "v5e:4x4", "The slice: a kind of TPU and its chips' grid."
+)
+_IMAGES = flags.DEFINE_integer(
+  "images_per_chip", 8, "Images in a step for each chip.", lower_bound=1
+)
+
+_logger = logging.getLogger("cops_jax.compile_ahead")
+
+_OPENAI_CLIP = "openai/clip-vit-large-patch14-336"
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+  """Published peak rates of a chip.
+
+  Attributes:
+    tera_flops: a second, in bfloat16.
+    giga_bytes: of memory.
+    bandwidth: of the memory, in GB a second.
+  """
+
+  tera_flops: float
+  giga_bytes: float
+  bandwidth: float
+
+
+# By the names that JAX gives to the kinds of devices.
+CHIPS = {
+  "TPU v4": Chip(275, 32, 1228),
+  "TPU v5 lite": Chip(197, 16, 819),
+  "TPU v5": Chip(459, 95, 2765),
+  "TPU v6 lite": Chip(918, 32, 1640),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+  """What the compiler says of a step; all numbers are for one chip.
+
+  Attributes:
+    step: its name.
+    compile_seconds: that compiling took.
+    argument_bytes, temporary_bytes: of memory.
+    flops: operations of the compiled program without its kernels', which the
+      compiler does not count.
+    accessed_bytes: of memory that is read or written.
+    collectives: bytes that chips exchange, by kind of exchange and type.
+    outputs: types of what the step gives.
+  """
+
+  step: str
+  compile_seconds: float
+  argument_bytes: int
+  temporary_bytes: int
+  flops: float
+  accessed_bytes: float
+  collectives: dict[tuple[str, str], int]
+  outputs: tuple[str, ...]
+
+
+def tpu_mesh(topology: str) -> Mesh:
+  """The devices of a slice, as `make_mesh` gives a machine's own.
+
+  Raises:
+    InputError: there is no such slice, or libtpu is missing.
+  """
+  # Otherwise libtpu asks the cloud which TPU this machine has, for minutes.
+  os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+  try:
+    import libtpu  # noqa: F401
+  except ImportError as error:
+    raise InputError(
+      "compiling for a TPU needs libtpu: pip install --editable '.[tpu-aot]'"
+    ) from error
+  try:
+    slice_ = topologies.get_topology_desc(
+      platform="tpu", topology_name=topology
+    )
+  except Exception as error:  # JAX and libtpu raise many kinds.
+    raise InputError(
+      f"--topology={topology} is no slice that libtpu knows; examples are"
+      f" v5e:4x4, v4:2x2x2 and v6e:8x8 ({shorten(error)})"
+    ) from error
+  return make_mesh(slice_.devices)
+
+
+def read_clip(name: str) -> PretrainedCLIP:
+  """CLIP's sizes and tokens; of OpenAI's published one without its weights."""
+  if name != _OPENAI_CLIP:
+    return load_clip(name)
+  config = vit_l.clip_config()
+  return PretrainedCLIP(config, clip_param_shapes(config), OPENAI_TOKENS, "")
+
+
+def compile_steps(
+  config: Any, clip: PretrainedCLIP, mesh: Mesh, images_per_chip: int
+) -> Iterator[Report]:
+  """Compiles the three steps, one after the other.
+
+  Args:
+    config: a ConfigDict with the fields of `cops_jax.config`; its batch sizes
+      are not read.
+    clip: see `read_clip`.
+    mesh: see `tpu_mesh`.
+    images_per_chip: in a step.
+  """
+  config = config.copy_and_resolve_references()
+  if config.clip.dtype == "auto":
+    config.clip.dtype = "bfloat16"  # As on any TPU.
+  model = build_model(config, clip)
+  replicated, split = replicated_sharding(mesh), batch_sharding(mesh)
+
+  def shape(shape, dtype, sharding):
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+  def placed(tree, shardings):
+    if not isinstance(shardings, dict):
+      shardings = jax.tree.map(lambda _: shardings, tree)
+    return jax.tree.map(
+      lambda leaf, sharding: shape(leaf.shape, leaf.dtype, sharding),
+      tree,
+      shardings,
+    )
+
+  clip_params = jax.eval_shape(
+    lambda params: cast_matrices(params, model.dtype), clip.params
+  )
+  shardings = clip_shardings(clip_params, mesh, config.clip.split_over_devices)
+  clip_params = placed(clip_params, shardings)
+  optimizer = make_optimizer(config.train)
+  state = placed(
+    jax.eval_shape(lambda: create_train_state(model, optimizer, config.seed)),
+    replicated,
+  )
+  train_step = make_train_step(
+    model,
+    optimizer,
+    mesh,
+    seed=config.seed,
+    reconstruction=config.train.reconstruction,
+    clip_shardings=shardings,
+  )
+  predict_step = make_configured_step(config, model, mesh, shardings)
+  number = images_per_chip * mesh.size
+  fields = {
+    name: shape((number, *rest), dtype, split)
+    for name, (rest, dtype) in _batch_shapes(config, model).items()
+  }
+  trainable = trainable_shapes(model, replicated)
+  for name, step, first, names in (
+    ("training", train_step, state, ("image", *_TRAINING)),
+    ("training, cached features", train_step, state, (*_FEATURES, *_TRAINING)),
+    ("evaluation", predict_step, trainable, ("image", "example_id")),
+  ):
+    batch = {field: fields[field] for field in names}
+    yield _compile(name, step, first, clip_params, batch)
+
+
+_FEATURES = ("image_features", "patch_features")
+_TRAINING = ("mask_counts", "label", "example_id", "padding_mask")
+
+
+def _batch_shapes(config, model):
+  """For each field of a batch the shape of a row, and its type."""
+  side = config.model.image_size_pixels
+  patches = (side // model.clip_config.vision_config.patch_size) ** 2
+  width = model.clip_config.projection_dim
+  return {
+    "image": ((side, side, 3), np.uint8),
+    "image_features": ((width,), jnp.bfloat16),
+    "patch_features": (
+      (len(model.feature_layers), patches, width),
+      jnp.bfloat16,
+    ),
+    "mask_counts": ((patches,), np.int32),
+    "label": ((), np.int32),
+    "example_id": ((), np.uint32),
+    "padding_mask": ((), np.bool_),
+  }
+
+
+def _compile(name, step, *arguments):
+  start = time.monotonic()
+  compiled = step.lower(*arguments).compile()
+  seconds = time.monotonic() - start
+  memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+  return Report(
+    name,
+    seconds,
+    memory.argument_size_in_bytes,
+    memory.temp_size_in_bytes,
+    cost["flops"],
+    cost["bytes accessed"],
+    dict(_collectives(compiled.as_text())),
+    tuple(
+      str(leaf.dtype)
+      for leaf in jax.tree.leaves(jax.eval_shape(step, *arguments))
+    ),
+  )
+
+
+_COLLECTIVE = re.compile(
+  r"= (.+?) (all-reduce|all-gather|reduce-scatter|all-to-all"
+  r"|collective-permute)(?:-start)?\("
+)
+_ARRAY = re.compile(r"([a-z]+)(\d+)?\[([\d,]*)\]")
+
+
+def _collectives(text):
+  """Bytes of the program's exchanges, by their kind and type."""
+  found = collections.Counter()
+  for line in text.splitlines():
+    match = _COLLECTIVE.search(line)
+    if not match:
+      continue
+    for kind, bits, sizes in _ARRAY.findall(match[1]):
+      number = np.prod([int(size) for size in sizes.split(",") if size])
+      bytes_ = int(number) * int(bits or 8) // 8
+      found[match[2], f"{kind}{bits}"] += bytes_
+  return found
+
+
+def table(reports: list[Report], chip: Chip | None) -> str:
+  """The reports as text, a column for each step."""
+  rows = [["", *(report.step for report in reports)]]
+
+  def add(title, value: Callable[[Report], str]):
+    rows.append([title, *map(value, reports)])
+
+  add("compiled in, s", lambda report: f"{report.compile_seconds:.0f}")
+  add("arguments, GB", lambda report: f"{report.argument_bytes / 1e9:.2f}")
+  add("temporary, GB", lambda report: f"{report.temporary_bytes / 1e9:.2f}")
+  if chip:
+    add("fits the chip", lambda report: "yes" if _fits(report, chip) else "NO")
+  add("TFLOP, no kernels", lambda report: f"{report.flops / 1e12:.2f}")
+  add("GB accessed", lambda report: f"{report.accessed_bytes / 1e9:.1f}")
+  add(
+    "FLOP a byte",
+    lambda report: f"{report.flops / report.accessed_bytes:.0f}",
+  )
+  if chip:
+    add("compute, ms", lambda report: f"{_compute_ms(report, chip):.1f}")
+    add("memory, ms", lambda report: f"{_memory_ms(report, chip):.1f}")
+  kinds = sorted({kind for report in reports for kind in report.collectives})
+  for kind in kinds:
+    add(
+      f"{' '.join(kind)}, MB",
+      lambda report, kind=kind: f"{report.collectives.get(kind, 0) / 1e6:.2f}",
+    )
+  return "\n".join(align(rows, 1))
+
+
+def _fits(report, chip):
+  return report.argument_bytes + report.temporary_bytes < chip.giga_bytes * 1e9
+
+
+def _compute_ms(report, chip):
+  return report.flops / chip.tera_flops / 1e9
+
+
+def _memory_ms(report, chip):
+  return report.accessed_bytes / chip.bandwidth / 1e6
+
+
+@command_line
+def main(_) -> None:
+  """The command line."""
+  jax.config.update("jax_platforms", "cpu")  # No TPU is looked for here.
+  config, topology = _CONFIG.value, _TOPOLOGY.value
+  mesh = tpu_mesh(topology)
+  clip = read_clip(config.clip.weights)
+  kind = mesh.devices.flat[0].device_kind
+  chip = CHIPS.get(kind)
+  print(
+    f"{topology}: {mesh.size} x {kind}, {_IMAGES.value} images a chip;"
+    " all numbers are for one chip"
+  )
+  reports = []
+  for report in compile_steps(config, clip, mesh, _IMAGES.value):
+    _logger.info("%s: %.0f s", report.step, report.compile_seconds)
+    reports.append(report)
+  print(table(reports, chip))
+
+
+if __name__ == "__main__":
+  show_messages()
+  flags.mark_flag_as_required("config")
+  app.run(main)
