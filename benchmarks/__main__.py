@@ -1,7 +1,7 @@
 """How fast it is here: one table, with ratios measured in one run.
 
-  python -m benchmarks            (half an hour on 2 CPU cores)
-  python -m benchmarks --quick    (under two minutes, with the demo's model)
+  python -m benchmarks
+  python -m benchmarks --quick    (small, with the demo's model)
 
 Let nothing run beside it. `benchmarks.metrics` and `benchmarks.input_pipeline`
 measure more, each on its own.
@@ -17,14 +17,14 @@ from importlib import metadata
 
 import jax
 
-from benchmarks import evaluation, features, input_pipeline, metrics, startup
+from benchmarks import evaluation, input_pipeline, metrics, startup, training
 from benchmarks.timing import Row
 from cops_jax.tables import align
 
 _SECTIONS = {
   "startup": startup.rows,
   "evaluation": evaluation.rows,
-  "training": features.rows,
+  "training": training.rows,
   "input pipeline": input_pipeline.rows,
   "metrics": metrics.rows,
 }

@@ -72,10 +72,9 @@ def rows(is_quick: bool) -> Iterator[Row]:
     )
 
   batch = _make_batch(config, 1)
-  ours = jax.device_get(step(trainable, clip_params, shard_batch(batch, mesh)))
-  yield from _plain_row(
-    config, model, trainable, clip_params, batch, ours, base
-  )
+  params = (trainable, clip_params)
+  ours = jax.device_get(step(*params, shard_batch(batch, mesh)))
+  yield from _plain_row(config, model, params, batch, ours, base)
   yield from torch_tower.rows(
     config, model, clip, clip_params, batch["image"], repeats
   )
