@@ -52,16 +52,6 @@ from cops_jax.weights import PretrainedCLIP, build_model, load_clip
 from cops_jax.weights.clip import OPENAI_TOKENS
 from cops_jax.weights.clip_names import clip_param_shapes
 
-_CONFIG = config_flags.DEFINE_config_file(
-  "config", None, "Config file, see configs/."
-)
-_TOPOLOGY = flags.DEFINE_string(
-  "topology", "v5e:4x4", "The slice: a kind of TPU and its chips' grid."
-)
-_IMAGES = flags.DEFINE_integer(
-  "images_per_chip", 8, "Images in a step for each chip.", lower_bound=1
-)
-
 _logger = logging.getLogger("cops_jax.compile_ahead")
 
 _OPENAI_CLIP = "openai/clip-vit-large-patch14-336"
@@ -320,21 +310,34 @@ def _memory_ms(report, chip):
   return report.accessed_bytes / chip.bandwidth / 1e6
 
 
+def _define_flags():
+  """Only where this is the program: others have a --config too."""
+  config_flags.DEFINE_config_file("config", None, "Config file, see configs/.")
+  flags.DEFINE_string(
+    "topology", "v5e:4x4", "The slice: a kind of TPU and its chips' grid."
+  )
+  flags.DEFINE_integer(
+    "images_per_chip", 8, "Images in a step for each chip.", lower_bound=1
+  )
+  flags.mark_flag_as_required("config")
+
+
 @command_line
 def main(_) -> None:
   """The command line."""
   jax.config.update("jax_platforms", "cpu")  # No TPU is looked for here.
-  config, topology = _CONFIG.value, _TOPOLOGY.value
+  config, topology = flags.FLAGS.config, flags.FLAGS.topology
+  images_per_chip = flags.FLAGS.images_per_chip
   mesh = tpu_mesh(topology)
   clip = read_clip(config.clip.weights)
   kind = mesh.devices.flat[0].device_kind
   chip = CHIPS.get(kind)
   print(
-    f"{topology}: {mesh.size} x {kind}, {_IMAGES.value} images a chip;"
+    f"{topology}: {mesh.size} x {kind}, {images_per_chip} images a chip;"
     " all numbers are for one chip"
   )
   reports = []
-  for report in compile_steps(config, clip, mesh, _IMAGES.value):
+  for report in compile_steps(config, clip, mesh, images_per_chip):
     _logger.info("%s: %.0f s", report.step, report.compile_seconds)
     reports.append(report)
   print(table(reports, chip))
@@ -342,5 +345,5 @@ def main(_) -> None:
 
 if __name__ == "__main__":
   show_messages()
-  flags.mark_flag_as_required("config")
+  _define_flags()
   app.run(main)
