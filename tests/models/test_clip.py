@@ -154,6 +154,7 @@ def test_prompts_in_parts_are_whole_prompts(stock):
   ]
   deep = jax.random.normal(keys[3], (2, 3, 32))
 
+  @jax.jit
   def encode(parts, deep):
     return clip.apply(variables, parts, deep, method=CLIP.encode_prompts)
 
