@@ -17,6 +17,7 @@ import numpy as np
 from transformers.models.clip.modeling_flax_clip import FlaxCLIPModule
 
 from cops_jax.models.attention import attend
+from cops_jax.models.prompts import join_parts
 from cops_jax.typing import Array, Float, Integer
 
 # Of the images CLIP was trained on, per RGB channel, in [0, 1].
@@ -251,8 +252,8 @@ def _causal_layer(layer, parts, is_last):
     part += _attend_before(
       attention,
       attention.q_proj(normed[number][..., wanted, :]),
-      _join(keys[: number + 1], part.shape[:-2]),
-      _join(values[: number + 1], part.shape[:-2]),
+      join_parts(keys[: number + 1]),
+      join_parts(values[: number + 1]),
     )
     results.append(part + layer.mlp(layer.layer_norm2(part)))
   return results
@@ -269,13 +270,6 @@ def _replace(part, start, deep):
   rows = jnp.broadcast_to(rows, (*part.shape[:-2], *rows.shape))
   return jnp.concatenate(
     [part[..., :first, :], rows.astype(part.dtype), part[..., end:, :]], axis=-2
-  )
-
-
-def _join(parts, shape):
-  """Tokens of consecutive parts, for prompts of a shape."""
-  return jnp.concatenate(
-    [jnp.broadcast_to(part, shape + part.shape[-2:]) for part in parts], axis=-2
   )
 
 

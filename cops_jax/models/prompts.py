@@ -103,10 +103,10 @@ class PromptLearner(nn.Module):
 
 
 def join_parts(
-  parts: Sequence[Float[Array, "_b s _z _l d"]],
-) -> Float[Array, "b s z l d"]:
-  """The parts of `PromptLearner` as whole prompts."""
-  shape = parts[-1].shape[:3]
+  parts: Sequence[Float[Array, "... _l d"]],
+) -> Float[Array, "... _l d"]:
+  """Consecutive parts of prompts as one, for as many prompts as the last."""
+  shape = parts[-1].shape[:-2]
   return jnp.concatenate(
-    [jnp.broadcast_to(part, shape + part.shape[3:]) for part in parts], axis=3
+    [jnp.broadcast_to(part, shape + part.shape[-2:]) for part in parts], axis=-2
   )
