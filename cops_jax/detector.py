@@ -136,11 +136,13 @@ class AnomalyDetector:
     Raises:
       InputError: the config does not fit CLIP.
     """
-    from cops_jax.weights import build_model, place_clip
+    from cops_jax.weights import build_model, place_clip, settle_dtype
 
+    config = settle_dtype(config, None)
     model = build_model(config, clip)
     self.config, self.clip, self.trainable = config, clip, trainable
     self.image_size = config.model.image_size_pixels
+    self.max_pixels = int(config.input.max_image_megapixels * 1e6)
     self.thresholds = thresholds
     self._mesh = make_mesh(jax.local_devices())
     clip_params, shardings = place_clip(
@@ -289,7 +291,7 @@ class AnomalyDetector:
       if isinstance(image, Image.Image):
         return self._resize(image)
       file = image if isinstance(image, bytes) else pathlib.Path(image)
-      with open_image(file) as opened:
+      with open_image(file, self.max_pixels) as opened:
         return self._resize(opened)
     except Exception as error:  # PIL raises many kinds of errors.
       if isinstance(image, (str, os.PathLike)):

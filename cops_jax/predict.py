@@ -28,7 +28,12 @@ from cops_jax.commands import add_allow_other_clip, command_line
 from cops_jax.detector import AnomalyDetector, Detection
 from cops_jax.errors import InputError, shorten
 from cops_jax.files import write_file
-from cops_jax.images.decoding import find_images, open_image, to_picture
+from cops_jax.images.decoding import (
+  MAX_PIXELS,
+  find_images,
+  open_image,
+  to_picture,
+)
 from cops_jax.images.drawing import overlay, to_file
 from cops_jax.progress import Progress, show_messages
 from cops_jax.thresholds import full_heat
@@ -75,7 +80,9 @@ def to_row(
   }
 
 
-def heatmap(path: pathlib.Path, detection: Detection) -> bytes:
+def heatmap(
+  path: pathlib.Path, detection: Detection, max_pixels: int = MAX_PIXELS
+) -> bytes:
   """The image, at its own size, under its anomaly map's colours, as a PNG.
 
   See `thresholds.full_heat`.
@@ -83,7 +90,7 @@ def heatmap(path: pathlib.Path, detection: Detection) -> bytes:
   from PIL import Image
 
   high = full_heat(detection.thresholds)
-  with open_image(path) as image:
+  with open_image(path, max_pixels) as image:
     pixels = np.asarray(to_picture(image))
   shown = overlay(pixels, detection.anomaly_map, 0.0, high)
   # Level 1 takes a fifth of the default's time on a photograph.
@@ -122,6 +129,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     action="store_true",
     help="write each anomaly map to --out too: .npy, float32, the image's size",
   )
+  parser.add_argument(
+    "--max_megapixels",
+    type=float,
+    help="larger images are not decoded; by default the run's own limit,"
+    f" {MAX_PIXELS / 1e6:g} unless its config says another",
+  )
   add_allow_other_clip(parser)
   options = parser.parse_args(arguments)
   if options.save_maps and not options.out:
@@ -131,6 +144,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
   detector = AnomalyDetector.from_workdir(
     options.workdir, allow_other_clip=options.allow_other_clip
   )
+  if options.max_megapixels:
+    detector.max_pixels = int(options.max_megapixels * 1e6)
   num_failed = _run(detector, paths, options.out, options.save_maps)
   if num_failed:
     sys.exit(f"{num_failed} of {len(paths)} images cannot be read")
@@ -148,7 +163,9 @@ def _run(detector, paths, out, save_maps):
     for path, outcome in predict(detector, paths):
       if out and isinstance(outcome, Detection):
         name = names[len(rows)]
-        outcome = _write_pictures(out / name, path, outcome, save_maps)
+        outcome = _write_pictures(
+          out / name, path, outcome, save_maps, detector.max_pixels
+        )
       rows.append(to_row(path, outcome))
       print(json.dumps(rows[-1]), flush=True)
       progress.update(len(rows), "predicting")
@@ -168,10 +185,10 @@ def _require_apart(out, paths):
       )
 
 
-def _write_pictures(stem, path, detection, save_maps):
+def _write_pictures(stem, path, detection, save_maps, max_pixels):
   """Gives the detection, or why the image can no longer be read."""
   try:
-    picture = heatmap(path, detection)
+    picture = heatmap(path, detection, max_pixels)
   except Exception as error:  # PIL raises many kinds of errors.
     return InputError(f"{path} cannot be read any more: {shorten(error)}")
   write_file(stem.with_name(f"{stem.name}.png"), picture)

@@ -19,6 +19,7 @@ class Recording(AnomalyDetector):
 
   def __init__(self):
     self.image_size = SIDE
+    self.max_pixels = 10**6
     self.seen = []
 
   def detect(self, images):

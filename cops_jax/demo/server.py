@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import dataclasses
-import io
 import pathlib
 import threading
+import urllib.parse
 import zlib
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import MutableHeaders
@@ -34,15 +35,21 @@ from starlette.types import ASGIApp
 from cops_jax.datasets import generated
 from cops_jax.detector import AnomalyDetector
 from cops_jax.errors import InputError, shorten
-from cops_jax.images.decoding import to_picture
+from cops_jax.images.decoding import (
+  FORMATS,
+  TooManyPixelsError,
+  UnknownFormatError,
+  open_image,
+  to_picture,
+)
 from cops_jax.images.drawing import heat_colors, to_file
 from cops_jax.predict import to_row
 from cops_jax.thresholds import full_heat
 from cops_jax.weights.clip import DEMO_CLIP
 
 _PAGE = pathlib.Path(__file__).parent / "page"
-# PIL's other decoders start programs (EPS) or are little tested.
-_FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
+# Of a refused upload that much is read, in sizes of the largest one allowed.
+_MAX_DRAINED = 8
 _SHOWN_SIDE, _MAP_SIDE = 1024, 512
 _HEADERS = {
   "Content-Security-Policy": (
@@ -76,15 +83,19 @@ class Limits:
     max_bytes: of an upload.
     max_pixels: of an image, compared before it is decoded.
     max_images: on the page.
-    max_requests: uploads that are read or computed at a time.
+    max_requests: uploads that wait or are computed at a time.
+    max_uploads: that arrive at a time.
     max_seconds: for an upload to arrive.
+    max_pause_seconds: in which nothing of an upload arrives.
   """
 
   max_bytes: int = 20 * 2**20
   max_pixels: int = 40_000_000
   max_images: int = 50
   max_requests: int = 8
+  max_uploads: int = 32
   max_seconds: float = 60.0
+  max_pause_seconds: float = 5.0
 
 
 def make_app(
@@ -132,7 +143,7 @@ class _Server:
   def __init__(self, detector, about, limits):
     self._detector, self._about, self._limits = detector, about, limits
     self._examples = _draw_examples()
-    self._num_requests = 0
+    self._num = {"uploads": 0, "images": 0}
     self._lock = threading.Lock()
 
   async def info(self, request):
@@ -157,20 +168,44 @@ class _Server:
     return Response(self._examples[name], media_type="image/png")
 
   async def detect(self, request):
-    if self._num_requests >= self._limits.max_requests:
+    try:
+      _require_same_origin(request)
+      name = request.query_params.get("name") or "the upload"
+      with self._place("uploads", self._limits.max_uploads):
+        content = await self._read(request, name)
+      with self._place("images", self._limits.max_requests):
+        found = await run_in_threadpool(self._detect, name, content)
+      return JSONResponse(found)
+    except HTTPException as error:
+      # Who is still sending would see a broken connection, and no sentence.
+      if error.status_code != 408:
+        await self._drain(request)
+      raise
+
+  @contextlib.contextmanager
+  def _place(self, what, most):
+    if self._num[what] >= most:
       raise HTTPException(
         503,
-        f"{self._num_requests} images are being processed, which is the limit;"
+        f"{self._num[what]} {what} are being processed, which is the limit;"
         " try again in a few seconds",
         {"Retry-After": "1"},
       )
-    self._num_requests += 1
+    self._num[what] += 1
     try:
-      name = request.query_params.get("name") or "the upload"
-      content = await self._read(request, name)
-      return JSONResponse(await run_in_threadpool(self._detect, name, content))
+      yield
     finally:
-      self._num_requests -= 1
+      self._num[what] -= 1
+
+  async def _drain(self, request):
+    """Discards what is left of an upload, within limits."""
+    num_bytes = 0
+    with contextlib.suppress(TimeoutError, ClientDisconnect, RuntimeError):
+      async with asyncio.timeout(self._limits.max_pause_seconds):
+        async for chunk in request.stream():
+          num_bytes += len(chunk)
+          if num_bytes > _MAX_DRAINED * self._limits.max_bytes:
+            return
 
   async def _read(self, request, name):
     content = bytearray()
@@ -182,15 +217,21 @@ class _Server:
     if length.isdecimal() and int(length) > most:
       raise too_large
     try:
-      async with asyncio.timeout(self._limits.max_seconds):
+      clock = asyncio.get_running_loop().time
+      end = clock() + self._limits.max_seconds
+      async with asyncio.timeout(None) as timeout:
+        timeout.reschedule(clock() + self._limits.max_pause_seconds)
         async for chunk in request.stream():
           content += chunk
           if len(content) > most:
             raise too_large
+          pause_end = clock() + self._limits.max_pause_seconds
+          timeout.reschedule(min(end, pause_end))
     except TimeoutError as error:
       raise HTTPException(
         408,
-        f"{name} did not arrive within {self._limits.max_seconds:g} seconds",
+        f"{name} did not arrive within {self._limits.max_seconds:g} seconds, or"
+        f" stopped for {self._limits.max_pause_seconds:g}",
       ) from error
     except ClientDisconnect as error:
       raise HTTPException(400, f"{name} did not arrive completely") from error
@@ -225,28 +266,28 @@ class _Server:
 
   def _open(self, name, content):
     most = self._limits.max_pixels
-    too_many = f"{name} has too many pixels: at most {most / 1e6:g} million"
     try:
-      image = Image.open(io.BytesIO(content), formats=_FORMATS)
-      if image.width * image.height > most:
-        raise HTTPException(413, too_many)
-      image.load()
-    except HTTPException:
-      raise
-    except (
-      Image.DecompressionBombError,
-      Image.DecompressionBombWarning,
-    ) as error:
-      raise HTTPException(413, too_many) from error
-    except UnidentifiedImageError as error:
+      with open_image(content, most) as image:
+        return image
+    except TooManyPixelsError as error:
       raise HTTPException(
-        415, f"{name} is not an image in one of {', '.join(_FORMATS)}"
+        413, f"{name} has too many pixels: at most {most / 1e6:g} million"
+      ) from error
+    except UnknownFormatError as error:
+      raise HTTPException(
+        415, f"{name} is not an image in one of {', '.join(FORMATS)}"
       ) from error
     except Exception as error:  # PIL raises many kinds of errors.
       raise HTTPException(
         422, f"{name} cannot be read: {shorten(error)}"
       ) from error
-    return image
+
+
+def _require_same_origin(request):
+  """Refuses what other web sites' pages send."""
+  origin = request.headers.get("Origin")
+  if origin and urllib.parse.urlsplit(origin).netloc != request.url.netloc:
+    raise HTTPException(403, f"{origin} may not send images here")
 
 
 def _data_url(image: Image.Image, kind: str, **options: Any) -> str:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import glob
 import io
+import logging
+import os
 import pathlib
+import stat
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
@@ -18,32 +21,72 @@ if TYPE_CHECKING:
   from PIL import Image
 
 
+_logger = logging.getLogger(__name__)
+
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+# PIL's other decoders start programs (EPS) or are little tested.
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
+# A few kilobytes can hold an image that takes gigabytes.
+MAX_PIXELS = 80_000_000
+
+
+class UnknownFormatError(ValueError):
+  """A file is not in one of `FORMATS`."""
+
+
+class TooManyPixelsError(ValueError):
+  """An image is larger than allowed."""
 
 
 @contextlib.contextmanager
-def open_image(file: bytes | pathlib.Path) -> Iterator[Image.Image]:
-  """Opens an image file, or its bytes, with PIL.
+def open_image(
+  file: bytes | pathlib.Path, max_pixels: int = MAX_PIXELS
+) -> Iterator[Image.Image]:
+  """Opens an image file, or its bytes, with PIL, and decodes all of it.
+
+  The one way to read an image: PIL itself gives what it has of a damaged one to
+  whoever asks twice.
 
   Raises:
-    ValueError: it is in no format that PIL reads. For a damaged file PIL
-      itself raises many kinds of errors.
+    UnknownFormatError: it is in none of `FORMATS`.
+    TooManyPixelsError: it has more than `max_pixels`.
+    ValueError: it is not a regular file. For a damaged file PIL itself raises
+      many kinds of errors.
   """
   from PIL import Image, UnidentifiedImageError
 
+  if isinstance(file, bytes):
+    file = io.BytesIO(file)
+  elif not stat.S_ISREG(os.stat(file).st_mode):
+    raise ValueError("it is not a regular file")
+  too_many = TooManyPixelsError(
+    f"it has more than {max_pixels / 1e6:g} million pixels"
+  )
+  if Image.MAX_IMAGE_PIXELS and max_pixels > Image.MAX_IMAGE_PIXELS:
+    Image.MAX_IMAGE_PIXELS = max_pixels  # PIL's own limit is a default too.
   try:
-    opened = Image.open(io.BytesIO(file) if isinstance(file, bytes) else file)
+    opened = Image.open(file, formats=FORMATS)
   except UnidentifiedImageError as error:  # Its message may name a BytesIO.
-    raise ValueError("no image format that PIL reads") from error
+    raise UnknownFormatError(
+      f"it is not an image in one of {', '.join(FORMATS)}"
+    ) from error
+  except (
+    Image.DecompressionBombError,
+    Image.DecompressionBombWarning,
+  ) as error:
+    raise too_many from error
   with opened as image:
+    if image.width * image.height > max_pixels:
+      raise too_many
+    image.load()
     yield image
 
 
 def decode_image(
-  file: bytes | pathlib.Path, size: int
+  file: bytes | pathlib.Path, size: int, max_pixels: int = MAX_PIXELS
 ) -> Integer[np.ndarray, "h w 3"]:
   """An image file, or its bytes, as uint8 RGB of side `size`."""
-  with open_image(file) as image:
+  with open_image(file, max_pixels) as image:
     return resize_image(image, size)
 
 
@@ -122,7 +165,10 @@ def resize_map(
 
 
 def decode_mask(
-  file: bytes | pathlib.Path, size: int, orientation: int = 1
+  file: bytes | pathlib.Path,
+  size: int,
+  orientation: int = 1,
+  max_pixels: int = MAX_PIXELS,
 ) -> Integer[np.ndarray, "h w"]:
   """A mask file, or its bytes, as 0 and 1, uint8, of side `size`.
 
@@ -134,10 +180,11 @@ def decode_mask(
     size: of its sides, in pixels.
     orientation: from `read_orientation`, of the image whose stored pixels the
       mask is drawn over, where that image is turned upright.
+    max_pixels: see `open_image`.
   """
   from PIL import ExifTags, Image
 
-  with open_image(file) as mask:
+  with open_image(file, max_pixels) as mask:
     binary = np.asarray(mask.convert("L")) > 0
   mask = Image.fromarray(binary.astype(np.uint8) * 255)
   mask.getexif()[ExifTags.Base.Orientation] = orientation
@@ -167,19 +214,33 @@ def find_images(places: Iterable[str]) -> list[pathlib.Path]:
         f" ({', '.join(IMAGE_SUFFIXES)})"
       )
     for path in paths:
-      found.setdefault(path.resolve(), path)
+      found.setdefault(os.path.realpath(path), path)
   return list(found.values())
 
 
 def _find(path):
   if path.is_dir():
-    return [
-      file
-      for file in sorted(path.rglob("*"))
-      # A broken link is an image that cannot be read, and is reported.
-      if file.suffix.lower() in IMAGE_SUFFIXES and not file.is_dir()
-    ]
+    return sorted(_walk(path))
   if path.is_file():
     return [path]
   files = map(pathlib.Path, sorted(glob.glob(str(path), recursive=True)))
   return [file for file in files if not file.is_dir()]
+
+
+def _walk(folder):
+  """Files named as images; a folder that cannot be read is an error."""
+
+  def fail(error):
+    raise error
+
+  for parent, folders, files in os.walk(folder, onerror=fail):
+    parent = pathlib.Path(parent)
+    for name in folders:
+      if (parent / name).is_symlink():
+        _logger.warning("%s is a link and not followed", parent / name)
+    # A broken link is an image that cannot be read, and is reported.
+    yield from (
+      parent / name
+      for name in files
+      if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+    )

@@ -28,8 +28,17 @@ def load_examples(
   from cops_jax import datasets
 
   return datasets.load(
-    name, split, config.data_dir or None, config.manual_dir or None
+    name,
+    split,
+    config.data_dir or None,
+    config.manual_dir or None,
+    config.input.compare_bytes,
   )
+
+
+def max_pixels(config: Any) -> int:
+  """The most pixels of an image file that is decoded."""
+  return int(config.input.max_image_megapixels * 1e6)
 
 
 def features_of(
@@ -73,6 +82,7 @@ def features_of(
       batch_size=batch_size,
       split_clip=config.clip.split_over_devices,
       num_workers=config.input.num_workers,
+      max_pixels=max_pixels(config),
     ),
     skipped,
   )

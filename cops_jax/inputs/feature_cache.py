@@ -32,6 +32,7 @@ from jax.sharding import Mesh, Sharding
 
 from cops_jax.errors import InputError, WriteError
 from cops_jax.files import write_file
+from cops_jax.images.decoding import MAX_PIXELS
 from cops_jax.inputs import pipeline
 from cops_jax.inputs.feature_files import FeatureCache
 from cops_jax.models.cops import (
@@ -83,6 +84,7 @@ class CacheOptions:
     split_clip: whether each of this process's devices holds only a part of
       CLIP's parameters.
     num_workers: processes that decode images.
+    max_pixels: of an image file.
   """
 
   dtype: str
@@ -91,6 +93,7 @@ class CacheOptions:
   batch_size: int
   split_clip: bool = False
   num_workers: int = 0
+  max_pixels: int = MAX_PIXELS
 
 
 def open_features(
@@ -143,6 +146,7 @@ def open_features(
     batch_size=device_size * jax.local_device_count(),
     num_devices=jax.local_device_count(),
     num_workers=options.num_workers,
+    max_pixels=options.max_pixels,
   )
   try:
     folder.mkdir(parents=True, exist_ok=True)

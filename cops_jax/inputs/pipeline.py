@@ -12,13 +12,21 @@ import dataclasses
 import functools
 import logging
 import os
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import (
+  Callable,
+  Iterable,
+  Iterator,
+  Mapping,
+  MutableMapping,
+  Sequence,
+)
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cops_jax.errors import InputError
-from cops_jax.images.decoding import decode_image, decode_mask
+from cops_jax.files import digest_file
+from cops_jax.images.decoding import MAX_PIXELS, decode_image, decode_mask
 from cops_jax.runtime.randomness import hash_example_id
 from cops_jax.typing import Integer
 
@@ -63,6 +71,7 @@ class BatchOptions:
       process's.
     num_workers: processes that decode; 0 for threads of this one.
     shuffle_seed: of each epoch's own random order; None keeps the order.
+    max_pixels: of an image file, see `decoding.open_image`.
     full_masks: whether masks come as pixels instead of counts by patch.
   """
 
@@ -74,6 +83,7 @@ class BatchOptions:
   process_count: int = 1
   num_workers: int = 0
   shuffle_seed: int | None = None
+  max_pixels: int = MAX_PIXELS
   full_masks: bool = False
 
   @property
@@ -123,7 +133,11 @@ class _RowLoader:
       if field == "image" and features is not None:
         continue
       try:
-        decoded[field] = decode(example[field], self.options.image_size)
+        decoded[field] = decode(
+          example[field],
+          self.options.image_size,
+          max_pixels=self.options.max_pixels,
+        )
       except Exception as error:  # PIL raises what its many decoders raise.
         reason = f"its {field} cannot be read: {error}"
         return self._padding(path=example["path"], error=reason)
@@ -143,7 +157,7 @@ class _RowLoader:
       "label": np.int32(example["label"]),
       "category": np.str_(example["category"]),
       "path": np.str_(example["path"]),
-      "example_id": hash_example_id(example["dataset"], example["id"]),
+      "example_id": _noise_id(example),
       "padding_mask": np.bool_(True),
       "error": np.str_(""),
     }
@@ -171,6 +185,17 @@ class _RowLoader:
     if self.options.full_masks:
       return {"mask": mask}
     return {"mask_counts": count_mask_pixels(mask, self.options.patch_size)}
+
+
+def _noise_id(example):
+  """Of a prepared image its data set and id; of a file its path and content.
+
+  So a folder gives the same results wherever it lies and whatever its name.
+  """
+  scope = example["dataset"]
+  if not isinstance(example["image"], bytes):
+    scope = digest_file(example["image"])
+  return hash_example_id(scope, example["id"])
 
 
 class Subset(Sequence):
@@ -223,6 +248,48 @@ def iterate_batches(
         path, reason = str(batch["path"][row]), str(batch["error"][row])
         _leave_out(examples, path, reason, skipped)
       yield {name: batch[name] for name in batch if name != "error"}
+
+
+def padding_batch(
+  options: BatchOptions, features: FeatureCache | None
+) -> dict[str, np.ndarray]:
+  """A batch without examples, whose label is -1 throughout."""
+  load_row = _RowLoader((), options, range(0), features)
+  row = load_row._padding() | {"label": np.int32(-1)}
+  del row["error"]
+  return {
+    name: np.stack([value] * options.local_size) for name, value in row.items()
+  }
+
+
+def keep_pace(
+  batches: Iterable[dict[str, np.ndarray]],
+  number: int,
+  padding: Callable[[], dict[str, np.ndarray]],
+  errors: list[Exception],
+) -> Iterator[dict[str, np.ndarray]]:
+  """As many batches as asked for, whatever happens.
+
+  Steps of a cluster need all processes. So one that fails goes on with padding,
+  until all of them know.
+
+  Args:
+    batches: may end with an error.
+    number: of the batches.
+    padding: makes a batch in place of those that are missing.
+    errors: receives the error. Nothing is done about one in a single process.
+  """
+  import jax
+
+  try:
+    for batch in batches:
+      yield batch
+      number -= 1
+  except Exception as error:  # Other processes would wait, whatever it is.
+    if jax.process_count() == 1:
+      raise
+    errors.append(error)
+    yield from (padding() for _ in range(number))
 
 
 def _open_batches(load_row):

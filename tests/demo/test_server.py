@@ -1,6 +1,7 @@
 """The web page's server over HTTP, and what ends it before it serves."""
 
 import base64
+import contextlib
 import http.client
 import io
 import json
@@ -176,26 +177,56 @@ def begin_upload(port, length):
 
 def test_uploads_at_the_same_time_are_limited(detector):
   content = to_bytes(make_image(0))
-  with serve(detector, max_requests=2) as port:
+  with serve(detector, max_uploads=2) as port:
     with begin_upload(port, len(content)) as first:
       with begin_upload(port, len(content)):
         until(lambda: post(port, content)[0] == 503)
         response, refusal = ask(port, "POST", "/api/detect", content)
         assert response.status == 503 and response.headers["Retry-After"] == "1"
-        assert "2 images are being processed" in json.loads(refusal)["error"]
+        assert "2 uploads are being processed" in json.loads(refusal)["error"]
       # One has gone away: its place is free.
       until(lambda: post(port, content)[0] == 200)
       first.sendall(content)
       assert first.recv(15) == b"HTTP/1.1 200 OK"
 
 
-def test_an_upload_that_stalls_is_ended(detector):
-  with serve(detector, max_seconds=0.1) as port:
+@pytest.mark.parametrize("limit", ("max_seconds", "max_pause_seconds"))
+def test_an_upload_that_stalls_is_ended(detector, limit):
+  with serve(detector, **{limit: 0.1}) as port:
     with begin_upload(port, 100) as link, http.client.HTTPResponse(link) as got:
       got.begin()
       assert got.status == 408
       answer = json.loads(got.read())
-      assert answer["error"] == "slow.png did not arrive within 0.1 seconds"
+      assert "slow.png did not arrive within " in answer["error"]
+
+
+def test_stalled_uploads_keep_nobody_waiting(detector):
+  content = to_bytes(make_image(0))
+  with serve(detector, max_requests=2) as port, contextlib.ExitStack() as slow:
+    for _ in range(10):
+      slow.enter_context(begin_upload(port, len(content)))
+    assert post(port, content)[0] == 200
+
+
+def test_pages_of_other_sites_are_refused(detector, port):
+  content = to_bytes(make_image(0))
+  for origin, status in (
+    (f"http://127.0.0.1:{port}", 200),
+    ("http://evil.example", 403),
+    ("null", 403),
+  ):
+    response, _ = ask(
+      port, "POST", "/api/detect", content, headers={"Origin": origin}
+    )
+    assert response.status == status
+
+
+def test_a_refused_upload_gets_its_sentence(detector):
+  """Though the client sends all of it before it reads the answer."""
+  with serve(detector, max_bytes=2**20) as port:
+    response, answer = ask(port, "POST", "/api/detect", bytes(4 * 2**20))
+    assert response.status == 413
+    assert "at most 1 MB can be sent" in json.loads(answer)["error"]
 
 
 @pytest.mark.parametrize(
