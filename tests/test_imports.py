@@ -10,7 +10,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 # From the bottom up; a module imports from its own layer and those below.
 # Within a layer, packages and modules do not import each other in circles.
 LAYERS = (
-  ("", "typing", "errors", "files", "progress", "tables"),
+  ("", "typing", "digests", "errors", "files", "progress", "tables"),
   ("models", "losses", "scoring", "metrics", "images", "datasets"),
   ("config", "runs", "runtime"),
   ("inputs", "weights"),

@@ -37,6 +37,7 @@ def load(
   split: str,
   data_dir: str | None = None,
   manual_dir: str | None = None,
+  by_contents: bool = False,
 ) -> preparation.PreparedExamples | custom.FileExamples:
   """Opens a data set's split.
 
@@ -48,13 +49,17 @@ def load(
     data_dir: where TFDS keeps prepared data; None for TFDS's default.
     manual_dir: where the original files are, a folder of its name for each
       data set; None for downloads/manual in data_dir.
+    by_contents: whether `digests` of files that are read every time are of
+      their bytes, all of which are then read, instead of sizes and times.
 
   Returns:
     Undecoded examples, dicts of image and mask (a file's bytes or its path),
     has_mask, label (0 normal, 1 anomaly), category, anomaly_kind, dataset, path
     and id. The sequence's `name` is the data set's, in examples and results;
     its `identity` tells it from others of that name: a version or a folder;
-    `fingerprint()` changes with its files.
+    `digests()` changes, for each example's id, with all that it holds; `notes`
+    are what was left out or guessed when the files were listed; `is_published`
+    says whether it is a prepared one of the thirteen.
 
   Raises:
     InputError: unknown name or split, no examples in it, or original files
@@ -62,7 +67,7 @@ def load(
   """
   location = custom.locate(name)
   if location:
-    examples = custom.load_custom(*location, split)
+    examples = custom.load_custom(*location, split, by_contents)
   else:
     require_known(name)
     examples = preparation.load_prepared(name, split, data_dir, manual_dir)

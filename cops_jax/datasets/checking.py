@@ -13,7 +13,10 @@ import numpy as np
 
 from cops_jax.datasets import custom, preparation
 from cops_jax.datasets.schema import file_example
-from cops_jax.datasets.specifications import SPECIFICATIONS
+from cops_jax.datasets.specifications import (
+  SPECIFICATIONS,
+  count_differences,
+)
 from cops_jax.images.decoding import open_image
 from cops_jax.progress import Progress
 from cops_jax.tables import align
@@ -84,23 +87,9 @@ class Check:
 
   def compare_with_known_counts(self) -> None:
     """Warns where the test split has other numbers of images than known."""
-    row = SPECIFICATIONS.get(self.name)
-    if row is None:
-      return
     anomalous = self._total("test", "anomalous")
-    found = {
-      "images": (
-        anomalous + self._total("test", "normal"),
-        row.num_test_images,
-      ),
-      "anomalous images": (anomalous, row.num_test_anomalies),
-    }
-    self.warnings += [
-      f"{number} {what} in the test split, {number - known:+} against the"
-      f" {known} of the published data set"
-      for what, (number, known) in found.items()
-      if known not in (None, number)
-    ]
+    number = anomalous + self._total("test", "normal")
+    self.warnings += count_differences(self.name, number, anomalous)
 
 
 def check(
@@ -120,7 +109,7 @@ def check(
   location = custom.locate(name)
   if location:
     reader, root = location
-    listing = custom.READERS[reader](root)
+    listing = custom.read_listing(reader, root)
     name = root.name
   else:
     row = SPECIFICATIONS.get(name)
@@ -128,6 +117,7 @@ def check(
     root = row and builder.find_original_files(manual_dir)
     listing = root and row.read(root, row.categories)
   if listing:
+    root = listing.root or root
     result = Check(name, f"original files in {root}")
     result.problems += listing.problems
     result.oddities += listing.oddities

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -12,19 +11,34 @@ from cops_jax.datasets.layouts import (
   NORMAL_KIND,
   Listing,
   Record,
+  list_folders,
   read_folders,
   read_meta_json,
 )
 from cops_jax.datasets.schema import file_example
+from cops_jax.digests import digest_example, file_state
 from cops_jax.errors import InputError
+from cops_jax.files import digest_file
+
+_NORMAL_NAMES = (NORMAL_KIND, "normal", "ok")
 
 
 class FileExamples(Sequence):
   """Examples whose image and mask are paths, opened when they are decoded."""
 
-  def __init__(self, name: str, root: pathlib.Path, records: Sequence[Record]):
+  is_published = False
+
+  def __init__(
+    self,
+    name: str,
+    root: pathlib.Path,
+    records: Sequence[Record],
+    notes: Sequence[str] = (),
+    by_contents: bool = False,
+  ):
     self.name, self._root, self._records = name, root, records
-    self.identity = str(root)
+    self.identity, self.notes = str(root), tuple(notes)
+    self._by_contents = by_contents
 
   def __len__(self) -> int:
     return len(self._records)
@@ -32,28 +46,31 @@ class FileExamples(Sequence):
   def __getitem__(self, index: int) -> dict[str, Any]:
     return file_example(self._records[index], self._root, self.name)
 
-  def fingerprint(self) -> str:
-    """Changes with any file's path, size or time."""
-    digest = hashlib.sha256()
+  def digests(self) -> dict[str, str]:
+    """By id, what changes with an example's files and what is known of it.
+
+    It depends on the files' sizes and times or, if asked for, their bytes, and
+    not on the folder's own place.
+    """
+    look = digest_file if self._by_contents else file_state
+    digests = {}
     for record in self._records:
-      for path in (record.image, record.mask):
-        if path is not None:
-          stat = path.stat()
-          state = f"{path} {stat.st_size} {stat.st_mtime_ns}"
-          digest.update(f"{state} {record}\n".encode())
-    return digest.hexdigest()
+      example = file_example(record, self._root, self.name)
+      files = (look(example[name]) for name in ("image", "mask"))
+      digests[example["id"]] = digest_example(example, *files)
+    return digests
 
 
 def read_tree(root: pathlib.Path) -> Listing:
   """Reads a tree in MVTec's layout: every folder with a test folder in it.
 
   A root with a test folder of its own is one category. A category without a
-  ground_truth folder has no masks.
+  ground_truth folder has no masks. Normal images are in good, normal or ok.
   """
   if (root / "test").is_dir():
     folders = [root]
   else:
-    folders = sorted(path.parent for path in root.glob("*/test"))
+    folders = [path for path in list_folders(root) if (path / "test").is_dir()]
   if not folders:
     return Listing(
       problems=[
@@ -70,7 +87,7 @@ def read_tree(root: pathlib.Path) -> Listing:
       masks="{category}/ground_truth/{kind}"
       if (folder / "ground_truth").is_dir()
       else None,
-      normal=NORMAL_KIND,
+      normal=_NORMAL_NAMES,
     )
     listing.records += part.records
     listing.problems += part.problems
@@ -102,13 +119,30 @@ def locate(name: str) -> tuple[str, pathlib.Path] | None:
   return reader, root
 
 
-def load_custom(reader: str, root: pathlib.Path, split: str) -> FileExamples:
+def read_listing(reader: str, root: pathlib.Path) -> Listing:
+  """What a reader of `READERS` finds below a root.
+
+  Raises:
+    InputError: a folder or list cannot be read.
+  """
+  try:
+    return READERS[reader](root)
+  except OSError as error:
+    raise InputError(
+      f"{error.filename or root} cannot be read: {error.strerror}"
+    ) from error
+
+
+def load_custom(
+  reader: str, root: pathlib.Path, split: str, by_contents: bool = False
+) -> FileExamples:
   """Custom data's examples; their data set's name is that of the folder.
 
   Raises:
     InputError: the files are not as expected.
   """
-  listing = READERS[reader](root)
+  listing = read_listing(reader, root)
   listing.require_sound(root.name)
+  listing.warn(root.name)
   records = [record for record in listing.records if record.split == split]
-  return FileExamples(root.name, root, records)
+  return FileExamples(root.name, root, records, listing.oddities, by_contents)

@@ -10,14 +10,18 @@ import collections
 import csv
 import dataclasses
 import json
+import logging
 import os
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from cops_jax.errors import InputError
 from cops_jax.images.decoding import IMAGE_SUFFIXES
+from cops_jax.tables import shorten_list
+
+_logger = logging.getLogger(__name__)
 
 NORMAL_KIND = "good"
 VISA_TABLE = "split_csv/1cls.csv"
@@ -27,7 +31,6 @@ _SPLITS = ("train", "test")
 _JUNK = ("thumbs.db", "desktop.ini")
 _MASK_ENDING = re.compile(r"[-_. ](masks?|gt|ground_?truth|segmentation)$")
 _VISA_COLUMNS = ("object", "split", "label", "image", "mask")
-_MAX_SHOWN = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,22 +66,35 @@ class Listing:
     records: the images.
     problems: what must be fixed before the data set can be used.
     oddities: what was left out or guessed, and may well be right.
+    root: the folder that ids are relative to, where that is below the one that
+      was asked for.
   """
 
   records: list[Record] = dataclasses.field(default_factory=list)
   problems: list[str] = dataclasses.field(default_factory=list)
   oddities: list[str] = dataclasses.field(default_factory=list)
+  root: pathlib.Path | None = None
+
+  def warn(self, name: str) -> None:
+    """Logs the first oddities, if there are any."""
+    if self.oddities:
+      _logger.warning(
+        "data set %s: %s",
+        name,
+        "; ".join(shorten_list(self.oddities)),
+      )
 
   def require_sound(self, name: str) -> None:
     """Raises InputError, with the first problems, if there are any."""
     if self.problems:
-      shown = self.problems[:_MAX_SHOWN]
-      if len(self.problems) > _MAX_SHOWN:
-        shown.append(f"and {len(self.problems) - _MAX_SHOWN} more")
+      shown = shorten_list(self.problems)
       raise InputError(
         f"the files of data set {name!r} are not as expected:"
         + "".join(f"\n  {problem}" for problem in shown)
       )
+
+
+Reader = Callable[[pathlib.Path, Sequence[str]], Listing]
 
 
 def read_folders(
@@ -87,7 +103,7 @@ def read_folders(
   *,
   images: str,
   masks: str | None,
-  normal: str | None,
+  normal: str | Sequence[str] | None,
   kinds: Sequence[str] = (),
 ) -> Listing:
   """Reads images from folders that tell their category, split and kind.
@@ -99,9 +115,16 @@ def read_folders(
       for their names, and {kind}, at the end, for any folder there but that of
       the masks. Without it, every image has an anomaly.
     masks: likewise the folders of the masks; None if there are none.
-    normal: the kind of normal images; None if all are anomalies.
-    kinds: the only folders that {kind} stands for, all of them required.
+    normal: the kind of normal images, or several, in any case; None if all are
+      anomalies.
+    kinds: the only folders that {kind} stands for, in any case, all of them
+      required.
   """
+  names = [normal] if isinstance(normal, str) else normal or ()
+
+  def is_normal(kind):
+    return kind.casefold() in names
+
   listing = Listing()
   above, _, _ = images.partition("{kind}")
   for category in categories:
@@ -111,15 +134,16 @@ def read_folders(
       if above == images:
         folders = {"anomaly": parent}
       elif kinds:
-        folders = {kind: parent / kind for kind in kinds}
+        present = {path.name.casefold(): path for path in list_folders(parent)}
+        folders = {kind: present.get(kind, parent / kind) for kind in kinds}
       else:
         folders = {
           folder.name: folder
-          for folder in _folders(parent)
+          for folder in list_folders(parent)
           if folder != root / (masks or "")
         }
       for kind, folder in folders.items():
-        if split == "train" and kind != normal:
+        if split == "train" and not is_normal(kind):
           continue  # That split is of normal images only.
         files = list_images(folder, listing)
         if not files:
@@ -133,7 +157,7 @@ def read_folders(
       )
     mask_folders = collections.defaultdict(list)
     for _, kind, file in found:
-      if masks and kind != normal:
+      if masks and not is_normal(kind):
         folder = root / masks.format(category=category, kind=kind)
         mask_folders[folder].append(file)
     mask_of = {}
@@ -143,13 +167,86 @@ def read_folders(
       Record(
         split,
         category,
-        NORMAL_KIND if kind == normal else kind,
+        NORMAL_KIND if is_normal(kind) else kind,
         file,
         mask_of.get(file),
         has_mask=masks is not None,
       )
       for split, kind, file in found
     ]
+  return listing
+
+
+def read_first(
+  root: pathlib.Path,
+  categories: Sequence[str],
+  *,
+  readers: Sequence[Reader],
+) -> Listing:
+  """Reads the first of several layouts that is there, or almost there.
+
+  Each is looked for in the root, then in the folders below it, then in theirs:
+  archives add a folder, and so do people.
+
+  Args:
+    root, categories: as for the readers.
+    readers: the publisher's own layout, then others.
+  """
+  children = list_folders(root)
+  grandchildren = [path for child in children for path in list_folders(child)]
+  best = None
+  for folder in (root, *children, *grandchildren):
+    for reader in readers:
+      listing = reader(folder, categories)
+      if listing.records and folder != root:
+        listing.root = folder
+        listing.oddities.append(f"the images are read from {folder}")
+      if listing.records and not listing.problems:
+        return listing
+      if best is None or (listing.records and not best.records):
+        best = listing
+  return best
+
+
+def read_labels(
+  root: pathlib.Path,
+  categories: Sequence[str],
+  *,
+  table: str,
+  images: str,
+) -> Listing:
+  """Reads a table of image numbers and labels, 1 for anomalies; no masks.
+
+  Args:
+    root: of the data set.
+    categories: one, of all images.
+    table: a file with two columns below a header.
+    images: the folder of the images, named by their numbers.
+  """
+  listing = Listing()
+  (category,) = categories
+  path = root / table
+  try:
+    with path.open(newline="", encoding="utf-8-sig") as file:
+      rows = [(int(row[0]), int(row[1])) for row in list(csv.reader(file))[1:]]
+  except (*(OSError, csv.Error, ValueError), IndexError) as error:
+    listing.problems.append(f"{path} cannot be read: {error}")
+    return listing
+  labels = dict(rows)
+  for file in list_images(root / images, listing):
+    label = labels.pop(int(file.stem), None) if file.stem.isdecimal() else None
+    if label is None:
+      listing.oddities.append(f"{path} does not list {file.name}")
+      continue
+    kind = "anomaly" if label else NORMAL_KIND
+    listing.records.append(
+      Record("test", category, kind, file, None, has_mask=False)
+    )
+  if labels:
+    listing.problems.append(
+      f"{path} lists {len(labels)} images that are not in {root / images},"
+      f" {min(labels)} among them"
+    )
   return listing
 
 
@@ -203,9 +300,10 @@ def read_meta_json(root: pathlib.Path) -> Listing:
   """Reads the list of AnomalyCLIP, AdaCLIP and the authors' code.
 
   {"train": {CATEGORY: [ENTRY, ...]}, "test": {...}} where an entry has img_path
-  and mask_path, relative to the root, specie_name, the kind of anomaly, and
-  anomaly, 0 or 1. A category has masks for all its anomalous images or, with
-  empty mask_paths, for none.
+  and mask_path, relative to the root or absolute, specie_name, the kind of
+  anomaly, and anomaly, 0 or 1. Of absolute paths from elsewhere, the longest
+  end that is a file below the root counts. A category has masks for all its
+  anomalous images or, with empty mask_paths, for none.
   """
   listing = Listing()
   table = root / META_FILE
@@ -213,6 +311,9 @@ def read_meta_json(root: pathlib.Path) -> Listing:
     splits = json.loads(table.read_text(encoding="utf-8-sig"))
   except (OSError, ValueError) as error:
     listing.problems.append(f"{table} cannot be read: {error}")
+    return listing
+  except RecursionError:
+    listing.problems.append(f"{table} cannot be read: it is nested too deeply")
     return listing
   if not isinstance(splits, dict) or not splits.get("test"):
     listing.problems.append(f'{table} has no "test" images')
@@ -251,6 +352,13 @@ def _read_meta_category(
       " anomaly (0 or 1)"
     )
     return
+  named = [entry for entry in entries if entry["img_path"].strip()]
+  if len(named) < len(entries):
+    listing.oddities.append(
+      f"{place}: {len(entries) - len(named)} entries without an img_path were"
+      " left out"
+    )
+  entries = named
   anomalous = [entry for entry in entries if entry["anomaly"]]
   unmasked = [entry for entry in anomalous if not entry.get("mask_path")]
   has_mask = len(unmasked) < len(anomalous) or not anomalous
@@ -261,10 +369,10 @@ def _read_meta_category(
       " to none"
     )
   for entry in entries:
-    image = _listed_file(root, entry["img_path"], place, listing)
+    image = _listed_file(root, entry["img_path"], place, listing, True)
     mask = None
     if entry["anomaly"] and entry.get("mask_path"):
-      mask = _listed_file(root, entry["mask_path"], place, listing)
+      mask = _listed_file(root, entry["mask_path"], place, listing, True)
     kind = NORMAL_KIND
     if entry["anomaly"]:
       kind = str(entry.get("specie_name") or "anomaly")
@@ -297,14 +405,23 @@ def pair_masks(
     ]
     return {image_of[stem]: mask_of[stem] for stem in image_of}
   if not shared and len(images) == len(masks):
-    listing.oddities.append(
-      f"{folder}: names match no image's, so masks were paired by sorted order"
-    )
-    return dict(
+    pairs = dict(
       zip(
         sorted(images, key=_sort_key), sorted(masks, key=_sort_key), strict=True
       )
     )
+    for image, mask in pairs.items():
+      if _numbers(image) and _numbers(mask) and not _agree(image, mask):
+        listing.problems.append(
+          f"{folder}: names match no image's, and in sorted order {mask.name}"
+          f" would be the mask of {image.name}, whose number differs. Name each"
+          " mask as its image"
+        )
+        return {}
+    listing.oddities.append(
+      f"{folder}: names match no image's, so masks were paired by sorted order"
+    )
+    return pairs
   alone = next((image for image in images if _stem(image) not in shared), None)
   reason = f"{alone.name} has none" if alone and shared else "names do not pair"
   parents = ", ".join(sorted({str(image.parent) for image in images}))
@@ -330,7 +447,8 @@ def list_images(folder: pathlib.Path, listing: Listing) -> list[pathlib.Path]:
   return images
 
 
-def _folders(folder: pathlib.Path) -> list[pathlib.Path]:
+def list_folders(folder: pathlib.Path) -> list[pathlib.Path]:
+  """Folders in a folder by name, but for hidden ones; none if it is none."""
   if not folder.is_dir():
     return []
   return sorted(
@@ -344,25 +462,67 @@ def _stem(path: pathlib.Path) -> str:
   return _MASK_ENDING.sub("", path.stem.lower())
 
 
+def _numbers(path: pathlib.Path) -> list[int]:
+  return [int(digits) for digits in re.findall(r"[0-9]+", path.stem)]
+
+
+def _agree(image: pathlib.Path, mask: pathlib.Path) -> bool:
+  return _numbers(image)[-1] == _numbers(mask)[-1]
+
+
 def _sort_key(path: pathlib.Path) -> list[Any]:
   parts = re.split(r"(\d+)", path.stem.lower())
   return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
 
 
 def _listed_file(
-  root: pathlib.Path, text: str | None, place: str, listing: Listing
+  root: pathlib.Path,
+  text: str | None,
+  place: str,
+  listing: Listing,
+  may_be_absolute: bool = False,
 ) -> pathlib.Path | None:
-  """A file that a list names, if it exists and is below the root."""
-  text = os.path.normpath(text or "")
+  """A file that a list names, if it exists and is below the root.
+
+  With `may_be_absolute`, links may not lead out of the root either.
+  """
+  text = text or ""
+  if "\\" in text and not (root / text).is_file():
+    text = text.replace("\\", "/")  # Written on Windows.
+  text = os.path.normpath(text)
   if text == os.curdir:
     listing.problems.append(f"{place}: a path is empty")
-  elif os.path.isabs(text) or text.split(os.sep)[0] == os.pardir:
+    return None
+  if may_be_absolute and re.match("/|[a-zA-Z]:/", text):
+    text = _relative(root, text, listing)
+  if os.path.isabs(text) or text.split(os.sep)[0] == os.pardir:
     listing.problems.append(f"{place}: {text} is outside {root}")
   elif not (root / text).is_file():
     listing.problems.append(f"{place}: {root / text} does not exist")
+  elif may_be_absolute and not pathlib.Path(
+    os.path.realpath(root / text)
+  ).is_relative_to(os.path.realpath(root)):
+    listing.problems.append(f"{place}: {root / text} is a link out of {root}")
   else:
     return root / text
   return None
+
+
+def _relative(root: pathlib.Path, text: str, listing: Listing) -> str:
+  """An absolute path as one from the root, if there is such a file."""
+  if pathlib.Path(text).is_relative_to(root):
+    return os.path.relpath(text, root)
+  parts = text.split("/")
+  for start in range(1, len(parts)):
+    tail = "/".join(parts[start:])
+    if (root / tail).is_file():
+      note = (
+        f"paths begin with {'/'.join(parts[:start])}, which is taken for {root}"
+      )
+      if note not in listing.oddities:
+        listing.oddities.append(note)
+      return tail
+  return text
 
 
 def _note_repetitions(listing: Listing, table: pathlib.Path) -> None:

@@ -7,15 +7,21 @@ import io
 import logging
 import pathlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import filelock
 import tensorflow_datasets as tfds
 
+from cops_jax.datasets.specifications import SPECIFICATIONS
+from cops_jax.digests import digest_example
 from cops_jax.errors import InputError
+from cops_jax.files import digest_file, seal, unseal, write_file
+from cops_jax.progress import Progress
 
 _logger = logging.getLogger(__name__)
+
+_CONTENTS = "contents.json"
 
 
 class PreparedExamples(Sequence):
@@ -27,10 +33,13 @@ class PreparedExamples(Sequence):
     version: str,
     folder: str,
     source: Sequence,
-    num_bytes: int = 0,
+    digests: Mapping[str, str] | None = None,
+    notes: Sequence[str] = (),
   ):
     self.name, self._folder, self._source = name, folder, source
-    self.identity, self._num_bytes = version, num_bytes
+    self.identity, self.notes = version, tuple(notes)
+    self._digests = digests or {}
+    self.is_published = name in SPECIFICATIONS
 
   def __len__(self) -> int:
     return len(self._source)
@@ -52,9 +61,9 @@ class PreparedExamples(Sequence):
       for name, value in example.items()
     }
 
-  def fingerprint(self) -> str:
-    """Changes with the version and with the size of what was prepared."""
-    return f"{self.identity}, {self._num_bytes} bytes"
+  def digests(self) -> dict[str, str]:
+    """By id, what changes with an example's bytes and what is known of it."""
+    return dict(self._digests)
 
 
 def make_builder(
@@ -139,6 +148,7 @@ def prepare(
         builder.download_and_prepare(
           download_config=tfds.download.DownloadConfig(manual_dir=manual_dir)
         )
+      _read_contents(builder, getattr(builder, "oddities", ()))
   except OSError as error:
     raise InputError(
       f"data set {name!r} cannot be prepared in {home}: {error}"
@@ -168,12 +178,73 @@ def load_prepared(
       f"data set {name!r} has no split {split!r}; it has:"
       f" {', '.join(sorted(builder.info.splits))}"
     )
+  contents = _read_contents(builder)
+  return _open_split(
+    builder, split, contents["splits"][split], contents["notes"]
+  )
+
+
+def _open_split(builder, split, digests=None, notes=()):
   skip = tfds.decode.SkipDecoding()
   source = builder.as_data_source(split, decoders={"image": skip, "mask": skip})
   return PreparedExamples(
-    name,
+    builder.name,
     str(builder.version),
     builder.data_dir,
     source,
-    builder.info.splits[split].num_bytes,
+    digests,
+    notes,
   )
+
+
+def compute_digests(
+  builder: tfds.core.DatasetBuilder, split: str
+) -> dict[str, str]:
+  """Each example's digest by id; reads all of a prepared split.
+
+  Raises:
+    InputError: a record is damaged.
+  """
+  examples = _open_split(builder, split)
+  progress = Progress(len(examples), "images")
+  digests = {}
+  for number, example in enumerate(examples, start=1):
+    files = (digest_file(example[name]) for name in ("image", "mask"))
+    digests[example["id"]] = digest_example(example, *files)
+    progress.update(number, f"reading {builder.name} once")
+  return digests
+
+
+def _read_contents(builder, notes=()):
+  """Digests of the examples by split, and the notes taken while preparing.
+
+  Kept with the data, and read anew where their files are others than then.
+  """
+  folder = pathlib.Path(builder.data_dir)
+  path = folder / _CONTENTS
+  files = {
+    file.name: [file.stat().st_size, file.stat().st_mtime_ns]
+    for file in sorted(folder.iterdir())
+    if file.is_file() and file.name != _CONTENTS
+  }
+  try:
+    contents = unseal(path.read_bytes())
+    if contents["files"] == files and isinstance(contents["splits"], dict):
+      return contents
+    _logger.warning("%s is not of the files beside it: computed anew", path)
+  except FileNotFoundError:
+    pass
+  except (OSError, ValueError, KeyError) as error:
+    _logger.warning("%s is damaged (%s): computed anew", path, error)
+  contents = {
+    "files": files,
+    "splits": {
+      split: compute_digests(builder, split) for split in builder.info.splits
+    },
+    "notes": list(notes),
+  }
+  try:
+    write_file(path, seal(contents))
+  except InputError as error:
+    _logger.warning("what tells these data from others is not kept: %s", error)
+  return contents

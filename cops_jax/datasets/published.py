@@ -13,7 +13,11 @@ from tensorflow_datasets.core import dataset_builder
 from cops_jax.datasets.download import download
 from cops_jax.datasets.layouts import Record
 from cops_jax.datasets.schema import example_features, file_example
-from cops_jax.datasets.specifications import SPECIFICATIONS, Specification
+from cops_jax.datasets.specifications import (
+  SPECIFICATIONS,
+  Specification,
+  count_differences,
+)
 from cops_jax.errors import InputError
 from cops_jax.progress import Progress
 
@@ -52,7 +56,14 @@ class Published(dataset_builder.ShardBasedBuilder, skip_registration=True):
     root = self._get_original_files(dl_manager)
     # All of it is listed before anything is written.
     listing = self.specification.read(root, self.specification.categories)
+    root = listing.root or root
     listing.require_sound(self.name)
+    test = [row for row in listing.records if row.split == "test"]
+    listing.oddities += count_differences(
+      self.name, len(test), sum(row.is_anomaly for row in test)
+    )
+    listing.warn(self.name)
+    self.oddities = listing.oddities  # Kept with the prepared data.
     progress = Progress(len(listing.records), "images")
     num_done = 0
 

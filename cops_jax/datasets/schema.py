@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import pathlib
 from typing import Any
 
@@ -55,7 +56,7 @@ def file_example(
 
   Image and mask are paths; without a mask, the bytes of a black pixel's PNG.
   """
-  path = record.image.relative_to(root).as_posix()
+  path = _readable(record.image.relative_to(root))
   return {
     "image": record.image,
     "mask": _EMPTY_MASK if record.mask is None else record.mask,
@@ -67,6 +68,11 @@ def file_example(
     "path": path,
     "id": path,
   }
+
+
+def _readable(path):
+  """A relative path as text; bytes that are not UTF-8 become \\xNN."""
+  return os.fsencode(path.as_posix()).decode("utf-8", "backslashreplace")
 
 
 def _png_of_one_black_pixel() -> bytes:

@@ -7,20 +7,40 @@ import functools
 import pathlib
 from collections.abc import Callable, Sequence
 
-from cops_jax.datasets.layouts import Listing, read_folders, read_visa
+from cops_jax.datasets.layouts import (
+  Listing,
+  read_first,
+  read_folders,
+  read_labels,
+  read_visa,
+)
 
 _NC = "CC BY-NC-SA 4.0, not for commercial use"
 _SEE_HOMEPAGE = "see the home page"
 
-_MVTEC = functools.partial(
-  read_folders,
-  images="{category}/{split}/{kind}",
-  masks="{category}/ground_truth/{kind}",
-  normal="good",
+
+def _folders(images, masks=None, normal=None, kinds=()):
+  """A reader of one layout, see `read_folders`."""
+  return functools.partial(
+    read_folders, images=images, masks=masks, normal=normal, kinds=kinds
+  )
+
+
+def _first(*readers):
+  """A reader of the first layout that is there, see `read_first`."""
+  return functools.partial(read_first, readers=readers)
+
+
+_MVTEC = _folders(
+  "{category}/{split}/{kind}", "{category}/ground_truth/{kind}", "good"
 )
-_IMAGES_AND_MASKS = functools.partial(
-  read_folders, images="images", masks="masks", normal=None
-)
+_IMAGES_AND_MASKS = _folders("images", "masks")
+_YES_AND_NO = _folders("{kind}", normal="no", kinds=("no", "yes"))
+
+
+def _test_folder(name, masks=None):
+  """As peers' scripts leave medical data: MVTec's layout, one category."""
+  return _folders(f"{name}/test/{{kind}}", masks, "good")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +111,7 @@ _ROWS = (
       *("capsule", "hazelnut", "metal_nut", "pill", "screw", "toothbrush"),
       *("transistor", "zipper"),
     ),
-    read=_MVTEC,
+    read=_first(_MVTEC),
     layout=_MVTEC_LAYOUT,
     description="Ten objects and five textures with 73 kinds of defects.",
     licence=_NC,
@@ -112,7 +132,7 @@ _ROWS = (
       *("candle", "capsules", "cashew", "chewinggum", "fryum", "macaroni1"),
       *("macaroni2", "pcb1", "pcb2", "pcb3", "pcb4", "pipe_fryum"),
     ),
-    read=read_visa,
+    read=_first(read_visa, _MVTEC),
     layout="split_csv/1cls.csv and the images and masks that it lists",
     description="Twelve objects: circuit boards, single and multiple items.",
     licence="CC BY 4.0",
@@ -137,11 +157,10 @@ _ROWS = (
     domain="industrial",
     published=(93.6, 94.9, 94.6, 42.6),
     categories=("01", "02", "03"),
-    read=functools.partial(
-      read_folders,
-      images="{category}/{split}/{kind}",
-      masks="{category}/ground_truth/{kind}",
-      normal="ok",
+    read=_first(
+      _folders(
+        "{category}/{split}/{kind}", "{category}/ground_truth/{kind}", "ok"
+      )
     ),
     layout="CATEGORY/{train,test}/{ok,ko} and CATEGORY/ground_truth/ko/*",
     description="Three industrial products with body and surface defects.",
@@ -164,7 +183,7 @@ _ROWS = (
       *("bracket_black", "bracket_brown", "bracket_white", "connector"),
       *("metal_plate", "tubes"),
     ),
-    read=_MVTEC,
+    read=_first(_MVTEC),
     layout=_MVTEC_LAYOUT,
     description="Six kinds of painted metal parts.",
     licence=_NC,
@@ -186,7 +205,7 @@ _ROWS = (
       *("Blotchy_099", "Woven_068", "Woven_125", "Marbled_078"),
       *("Perforated_037", "Mesh_114", "Fibrous_183", "Matted_069"),
     ),
-    read=_MVTEC,
+    read=_first(_MVTEC),
     layout=_MVTEC_LAYOUT,
     description="Twelve textures of DTD with synthetic anomalies.",
     licence=_SEE_HOMEPAGE,
@@ -206,11 +225,10 @@ _ROWS = (
     domain="medical",
     published=(96.1, 97.1, None, None),
     categories=("brain",),
-    read=functools.partial(
-      read_folders,
-      images="{category}/test/{kind}",
-      masks=None,
-      normal="good",
+    read=_first(
+      _test_folder("brain"),
+      functools.partial(read_labels, table="labels.csv", images="head_ct"),
+      _test_folder("headct"),
     ),
     layout="brain/test/{good,ANOMALY}",
     description="Slices of head CT with and without haemorrhage; no masks.",
@@ -226,12 +244,10 @@ _ROWS = (
     domain="medical",
     published=(97.4, 97.6, None, None),
     categories=("brain",),
-    read=functools.partial(
-      read_folders,
-      images="brain_tumor_dataset/{kind}",
-      masks=None,
-      normal="no",
-      kinds=("no", "yes"),
+    read=_first(
+      _folders("brain_tumor_dataset/{kind}", normal="no", kinds=("no", "yes")),
+      _YES_AND_NO,
+      _test_folder("brain"),
     ),
     layout="brain_tumor_dataset/{yes,no}",
     description="Slices of brain MRI with and without tumours; no masks.",
@@ -251,13 +267,7 @@ _ROWS = (
     domain="medical",
     published=(98.7, 98.5, None, None),
     categories=("brain",),
-    read=functools.partial(
-      read_folders,
-      images="{kind}",
-      masks=None,
-      normal="no",
-      kinds=("no", "yes"),
-    ),
+    read=_first(_YES_AND_NO, _test_folder("brain")),
     layout="{yes,no}",
     description="Slices of brain MRI with and without tumours; no masks.",
     licence=_SEE_HOMEPAGE,
@@ -272,11 +282,12 @@ _ROWS = (
     domain="medical",
     published=(None, None, 93.8, 85.6),
     categories=("skin",),
-    read=functools.partial(
-      read_folders,
-      images="{category}/test/{kind}",
-      masks="{category}/ISBI2016_ISIC_Part1_Test_GroundTruth",
-      normal="good",
+    read=_first(
+      _test_folder("skin", "skin/ISBI2016_ISIC_Part1_Test_GroundTruth"),
+      _folders(
+        "ISBI2016_ISIC_Part1_Test_Data", "ISBI2016_ISIC_Part1_Test_GroundTruth"
+      ),
+      _test_folder("isic", "isic/ground_truth/{kind}"),
     ),
     layout=(
       "skin/test/{good,ANOMALY} and skin/ISBI2016_ISIC_Part1_Test_GroundTruth/*"
@@ -296,7 +307,7 @@ _ROWS = (
     domain="medical",
     published=(None, None, 85.6, 37.2),
     categories=("colon",),
-    read=_IMAGES_AND_MASKS,
+    read=_first(_IMAGES_AND_MASKS),
     layout=_POLYP_LAYOUT,
     description="Polyps in frames of colonoscopy videos.",
     licence=_SEE_HOMEPAGE,
@@ -313,7 +324,7 @@ _ROWS = (
     domain="medical",
     published=(None, None, 88.8, 49.9),
     categories=("colon",),
-    read=_IMAGES_AND_MASKS,
+    read=_first(_IMAGES_AND_MASKS, _folders("Original", "Ground Truth")),
     layout=_POLYP_LAYOUT,
     description="Polyps in frames of colonoscopy videos.",
     licence=_SEE_HOMEPAGE,
@@ -330,7 +341,7 @@ _ROWS = (
     domain="medical",
     published=(None, None, 85.8, 51.5),
     categories=("colon",),
-    read=_IMAGES_AND_MASKS,
+    read=_first(_IMAGES_AND_MASKS),
     layout=_POLYP_LAYOUT,
     description="Kvasir-SEG: polyps in endoscopic images.",
     licence="for research and education only",
@@ -347,8 +358,10 @@ _ROWS = (
     domain="medical",
     published=(None, None, 90.0, 58.7),
     categories=("colon",),
-    read=functools.partial(
-      read_folders, images="{kind}", masks="masks", normal="good"
+    read=_first(
+      _folders("{kind}", "masks", "good"),
+      _IMAGES_AND_MASKS,
+      _test_folder("endo", "endo/ground_truth/{kind}"),
     ),
     layout="a folder for each kind of image, good for normal ones, and masks/*",
     description="Polyps in the test images of the EndoTect challenge.",
@@ -364,3 +377,27 @@ _ROWS = (
 )
 
 SPECIFICATIONS = {row.name: row for row in _ROWS}
+
+
+def count_differences(
+  name: str, num_images: int, num_anomalies: int
+) -> list[str]:
+  """How a test split's numbers of images differ from the published data set's.
+
+  Args:
+    name: of a data set; others than the thirteen have no known numbers.
+    num_images, num_anomalies: in the test split.
+  """
+  row = SPECIFICATIONS.get(name)
+  if row is None:
+    return []
+  found = {
+    "images": (num_images, row.num_test_images),
+    "anomalous images": (num_anomalies, row.num_test_anomalies),
+  }
+  return [
+    f"{number} {what} in the test split, {number - known:+} against the"
+    f" {known} of the published data set"
+    for what, (number, known) in found.items()
+    if known not in (None, number)
+  ]
