@@ -54,9 +54,11 @@ def main(config, workdir, allow_other_clip):
     save_maps=_SAVE_MAPS.value,
     allow_other_clip=allow_other_clip,
   )
+  is_written = True
   if jax.process_index() == 0:
     if found.results:
       page = reporting.write(workdir, found)
+      is_written = page is not None
       print(reporting.format_table(found.results))
       if page:
         print(f"report: {page}")
@@ -64,7 +66,7 @@ def main(config, workdir, allow_other_clip):
       print(f"{name} failed: {reason}", file=sys.stderr)
   if not found.results:
     sys.exit("error: no data set was evaluated")
-  if found.failed:
+  if found.failed or (found.results and not is_written):
     sys.exit(1)
 
 

@@ -20,6 +20,9 @@ _INIT_FROM = flags.DEFINE_string(
   "Trained prompts to begin from: a work directory, the authors' epoch_N.pth or"
   " exported prompts. The optimizer starts fresh.",
 )
+_ALLOW_OTHER_DATA = flags.DEFINE_bool(
+  "allow_other_data", False, "Go on with other images than the run began with."
+)
 _PROFILE_STEPS = flags.DEFINE_list(
   "profile_steps", [], "First and last step to profile, such as 10,12."
 )
@@ -45,6 +48,7 @@ def main(config, workdir, allow_other_clip):
     workdir,
     init_from=_INIT_FROM.value,
     allow_other_clip=allow_other_clip,
+    allow_other_data=_ALLOW_OTHER_DATA.value,
     profile_steps=profile_steps,
   )
 

@@ -73,7 +73,7 @@ def epoch_seconds(config, clip, examples, folder, dtype) -> np.ndarray:
         batch_size=settings.batch_size,
       ),
     )
-  optimizer = make_optimizer(settings)
+  optimizer = make_optimizer(settings, num_steps=1)
   state = create_train_state(model, optimizer, config.seed)
   state = replicate(state, mesh)
   clip_params, _ = place_clip(clip, model, mesh, is_split=False)

@@ -90,6 +90,10 @@ def _a_precision(value, config, clip):
   return "" if is_good else "auto, float32 or bfloat16"
 
 
+def _a_share(value, config, clip):
+  return "" if 0 <= value <= 1 else "from 0 to 1"
+
+
 def _above_zero(value, config, clip):
   return "" if 0 < value < math.inf else "above 0"
 
@@ -206,6 +210,18 @@ FIELDS = {
     ' "skip" warns, lists the file in the results and leaves the example out.',
     Role.RESULTS,
     (_one_of(UNREADABLE_FILES),),
+  ),
+  "input.compare_bytes": Field(
+    False,
+    "Whether a folder's files are told from others by all their bytes instead"
+    " of sizes and times, where a run goes on or a result is used again.",
+    Role.NOTHING,
+  ),
+  "input.max_image_megapixels": Field(
+    80.0,
+    "Larger images are not decoded: some small files ask for gigabytes.",
+    Role.NOTHING,
+    (_above_zero,),
   ),
   "clip.weights": Field(
     "openai/clip-vit-large-patch14-336",
@@ -434,11 +450,13 @@ FIELDS = {
     0.26,
     "Share of the distance to normal prototypes in that weight.",
     Role.RESULTS,
+    (_a_share,),
   ),
   "evaluation.beta": Field(
     0.9,
     "Share of the whole image's probability in its score.",
     Role.RESULTS,
+    (_a_share,),
   ),
   "evaluation.pixel_metrics": Field(
     "binned",

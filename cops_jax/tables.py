@@ -20,3 +20,16 @@ def align(rows: Sequence[Sequence[str]], num_text_columns: int) -> list[str]:
     ).rstrip()
     for row in rows
   ]
+
+
+def one_line(name: str) -> str:
+  """A name for tables: what would break a line is escaped."""
+  return "".join(c if c.isprintable() else repr(c)[1:-1] for c in name)
+
+
+def shorten_list(lines: Sequence[str], number: int = 10) -> list[str]:
+  """The first lines, and how many more there are."""
+  shown = list(lines[:number])
+  if len(lines) > number:
+    shown.append(f"and {len(lines) - number} more")
+  return shown

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
 import pathlib
@@ -12,7 +11,7 @@ import numpy as np
 
 from cops_jax import metrics
 from cops_jax.errors import InputError
-from cops_jax.files import write_file
+from cops_jax.files import seal, unseal, write_file
 from cops_jax.typing import Bool, Float
 
 _FILE = "thresholds.json"
@@ -52,10 +51,15 @@ def read_thresholds(workdir: str | os.PathLike) -> Thresholds | None:
   """
   path = pathlib.Path(workdir) / _FILE
   try:
-    values = json.loads(path.read_text("utf-8"))
+    values = unseal(path.read_bytes())
     image, pixel = (float(values[name]) for name in ("image", "pixel"))
-    if not (image >= 0 and pixel >= 0):
-      raise ValueError(f"thresholds are numbers from 0 on, not {values}")
+    # One that nothing may reach is a little above 1.
+    if not all(0 <= value <= 1 + _LEAST_MARGIN for value in (image, pixel)):
+      raise ValueError(f"thresholds are from 0 to 1, not {image} and {pixel}")
+    if unknown := values.keys() - {
+      f.name for f in dataclasses.fields(Thresholds)
+    }:
+      raise ValueError(f"unknown fields: {', '.join(sorted(unknown))}")
     prompts = str(values.get("prompts_sha256", ""))
     return Thresholds(image, pixel, str(values["method"]), prompts)
   except FileNotFoundError:
@@ -76,7 +80,7 @@ def write_thresholds(
     InputError: it cannot be written.
   """
   path = pathlib.Path(workdir) / _FILE
-  write_file(path, json.dumps(dataclasses.asdict(thresholds), indent=2) + "\n")
+  write_file(path, seal(dataclasses.asdict(thresholds), indent=2))
   return path
 
 

@@ -27,6 +27,7 @@ BAD_VALUES = {
   ),
   "input.num_workers": (-1, "at least 0"),
   "input.unreadable_files": ("ignore", "one of error, skip"),
+  "input.max_image_megapixels": (0.0, "above 0"),
   "clip.dtype": ("float16", "auto, float32 or bfloat16"),
   "clip.attention": (
     "flash",
@@ -58,6 +59,8 @@ BAD_VALUES = {
   "train.num_kept_checkpoints": (0, "at least 1"),
   "evaluation.batch_size": (-1, "at least 0"),
   "evaluation.num_samples": (0, "at least 1"),
+  "evaluation.alpha": (-0.1, "from 0 to 1"),
+  "evaluation.beta": (4.5, "from 0 to 1"),
   "evaluation.pixel_metrics": ("all", "one of binned, exact"),
   "evaluation.num_pictures": (-1, "at least 0"),
 }

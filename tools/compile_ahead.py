@@ -175,7 +175,7 @@ def compile_steps(
   )
   shardings = clip_shardings(clip_params, mesh, config.clip.split_over_devices)
   clip_params = placed(clip_params, shardings)
-  optimizer = make_optimizer(config.train)
+  optimizer = make_optimizer(config.train, num_steps=1)
   state = placed(
     jax.eval_shape(lambda: create_train_state(model, optimizer, config.seed)),
     replicated,

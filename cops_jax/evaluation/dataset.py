@@ -24,7 +24,7 @@ from cops_jax.images.decoding import decode_image
 from cops_jax.images.drawing import picture_strip
 from cops_jax.images.maps import MapWriter
 from cops_jax.inputs import pipeline
-from cops_jax.inputs.configured import features_of
+from cops_jax.inputs.configured import features_of, max_pixels
 from cops_jax.inputs.feature_files import FeatureCache
 from cops_jax.models.cops import CoPS
 from cops_jax.progress import Progress
@@ -34,7 +34,11 @@ from cops_jax.runtime.mesh import (
   run_ahead,
   shard_batch,
 )
-from cops_jax.runtime.processes import peak_memory_bytes
+from cops_jax.runtime.processes import (
+  agree,
+  in_all_processes,
+  peak_memory_bytes,
+)
 from cops_jax.weights import PretrainedCLIP
 
 
@@ -100,6 +104,7 @@ class DatasetEvaluator:
         process_index=jax.process_index(),
         process_count=jax.process_count(),
         num_workers=config.input.num_workers,
+        max_pixels=max_pixels(config),
         full_masks=True,
       ),
       pixel_metrics=settings.pixel_metrics,
@@ -125,15 +130,17 @@ class DatasetEvaluator:
       InputError: see `evaluate_dataset` and `feature_cache.open_features`.
     """
     settings = self._config.evaluation
-    features = features_of(
-      self._config,
-      examples,
-      settings.split,
-      self._model,
-      self._clip,
-      self._mesh,
-      batch_size=self._options.batches.batch_size,
-      skipped={} if self._options.skip_unreadable else None,
+    features = in_all_processes(
+      lambda: features_of(
+        self._config,
+        examples,
+        settings.split,
+        self._model,
+        self._clip,
+        self._mesh,
+        batch_size=self._options.batches.batch_size,
+        skipped={} if self._options.skip_unreadable else None,
+      )
     )
     return evaluate_dataset(
       examples,
@@ -175,10 +182,8 @@ def evaluate_dataset(
   began = time.monotonic()
   rows = _Rows(predict, mesh, options, features)
   found = Findings(options.pixel_metrics)
-  with MapWriter(maps_folder) as maps:
-    for row in rows.score(examples, f"evaluating {name}"):
-      image = found.add(row, name)
-      maps.write(image.category, image.path, row["anomaly_map"])
+  rows.note_errors(_find, rows, examples, found, name, maps_folder)
+  agree(rows.errors)
   found.skipped = rows.skipped
   found = found.gather()
   num_images = len(found.images)
@@ -208,6 +213,7 @@ class _Rows:
   Attributes:
     predict, mesh, options, features: as in `evaluate_dataset`.
     skipped: paths and reasons of this process's examples, as they are met.
+    errors: of this process, of which the others do not know yet.
   """
 
   predict: Callable[[Mapping[str, Any]], Mapping[str, Any]]
@@ -215,6 +221,16 @@ class _Rows:
   options: EvaluationOptions
   features: FeatureCache | None
   skipped: dict[str, str] = dataclasses.field(default_factory=dict)
+  errors: list[Exception] = dataclasses.field(default_factory=list)
+
+  def note_errors(self, function: Callable[..., Any], *args: Any) -> Any:
+    """Calls a function; in a cluster its error is noted instead of raised."""
+    try:
+      return function(*args)
+    except Exception as error:  # The others wait, whatever it is.
+      if jax.process_count() == 1:
+        raise
+      self.errors.append(error)
 
   def score(
     self, examples: Sequence[Mapping[str, Any]], message: str = ""
@@ -222,12 +238,18 @@ class _Rows:
     """Yields the rows of this process, with their outputs."""
     options = self.options.batches
     progress = Progress(len(examples), "images")
-    batches = pipeline.iterate_batches(
-      examples,
-      options,
-      options.one_pass(len(examples)),
-      skipped=self.skipped if self.options.skip_unreadable else None,
-      features=self.features,
+    steps = options.one_pass(len(examples))
+    batches = pipeline.keep_pace(
+      pipeline.iterate_batches(
+        examples,
+        options,
+        steps,
+        skipped=self.skipped if self.options.skip_unreadable else None,
+        features=self.features,
+      ),
+      len(steps),
+      lambda: pipeline.padding_batch(options, self.features),
+      self.errors,
     )
 
     def start(batch):
@@ -242,12 +264,29 @@ class _Rows:
         progress.update(done, message)
 
 
+def _find(rows, examples, found, name, maps_folder):
+  """Scores the examples and counts what is found."""
+  with MapWriter(maps_folder) as maps:
+    for row in rows.score(examples, f"evaluating {name}"):
+      image = rows.note_errors(found.add, row, name)
+      if image and not rows.errors:
+        rows.note_errors(
+          maps.write, image.category, image.path, row["anomaly_map"]
+        )
+
+
 def _draw_pictures(rows, examples, name, chosen, ranges):
   """Pictures of the chosen kinds and indices, from all processes."""
   if not chosen:
     return []
   subset = pipeline.Subset(examples, [index for _, index in chosen])
   pictures = []
+  rows.note_errors(_draw, rows, subset, name, chosen, ranges, pictures)
+  agree(rows.errors)
+  return gather_pictures(pictures)
+
+
+def _draw(rows, subset, name, chosen, ranges, pictures):
   # Computed again, as no maps are kept; and decoded here, as features have no
   # images.
   for row in rows.score(subset):
@@ -263,4 +302,3 @@ def _draw_pictures(rows, examples, name, chosen, ranges):
       high=high,
     )
     pictures.append((place, Picture(kind, image, strip)))
-  return gather_pictures(pictures)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import hashlib
 import json
 import logging
 import os
@@ -15,15 +15,16 @@ from typing import Any
 
 import jax
 
-from cops_jax import __version__
+from cops_jax import __version__, digests
 from cops_jax.config import Role, complete, decides
-from cops_jax.errors import InputError
+from cops_jax.errors import InputError, WriteError
 from cops_jax.evaluation import results
 from cops_jax.evaluation.dataset import DatasetEvaluator
 from cops_jax.files import write_file
 from cops_jax.images.maps import map_file_names
 from cops_jax.inputs.configured import load_examples
 from cops_jax.models.cops import trainable_shapes
+from cops_jax.runs import lock
 from cops_jax.runs.record import check_clip, check_config
 from cops_jax.runtime.compilation import keep_compiled_programs
 from cops_jax.runtime.mesh import (
@@ -31,7 +32,7 @@ from cops_jax.runtime.mesh import (
   replicate,
   replicated_sharding,
 )
-from cops_jax.runtime.processes import gather_objects
+from cops_jax.runtime.processes import gather_objects, in_all_processes
 from cops_jax.weights import (
   build_model,
   clip_of,
@@ -83,27 +84,11 @@ def evaluate(
   evaluation = _Evaluation(
     config, workdir, checkpoint, save_maps, allow_other_clip
   )
-  found, skipped, failed = {}, {}, {}
-  for name in names:
-    try:
-      reason = name in may_skip and _why_unprepared(config, name)
-      if reason:
-        skipped[name] = reason
-        _logger.info("skipping %s: %s", name, reason)
-        continue
-      examples = load_examples(config, name, config.evaluation.split)
-      if examples.name in found:
-        raise InputError(
-          f"another data set is called {examples.name!r} too; give their"
-          " folders different names"
-        )
-      found[examples.name] = evaluation.evaluate(examples)
-    except InputError as error:
-      failed[name] = str(error)
-      _logger.error("%s failed: %s", name, error)
-    except Exception as error:  # The other data sets are still evaluated.
-      failed[name] = f"{type(error).__name__}: {error}"
-      _logger.exception("%s failed", name)
+  with contextlib.ExitStack() as stack:
+    # Where nothing can be written, nobody is in the way.
+    with contextlib.suppress(WriteError):
+      stack.enter_context(lock.hold(workdir, "evaluation"))
+    found, skipped, failed = evaluation.evaluate_all(names, may_skip)
   return results.Evaluated(found, skipped, failed, evaluation.provenance)
 
 
@@ -167,9 +152,37 @@ class _Evaluation:
     self._evaluator = DatasetEvaluator(config, model, clip, mesh, shardings)
     self._trainable = replicate(trainable, mesh)
 
+  def evaluate_all(self, names, may_skip):
+    """Results, and why other data sets were skipped or failed, by name."""
+    found, skipped, failed = {}, {}, {}
+    for name in names:
+      try:
+        reason = name in may_skip and _why_unprepared(self._config, name)
+        reason = next(filter(None, gather_objects(reason)), "")  # On any host.
+        if reason:
+          skipped[name] = reason
+          _logger.info("skipping %s: %s", name, reason)
+          continue
+        examples = in_all_processes(
+          load_examples, self._config, name, self._config.evaluation.split
+        )
+        if examples.name in found:
+          raise InputError(
+            f"another data set is called {examples.name!r} too; give their"
+            " folders different names"
+          )
+        found[examples.name] = self.evaluate(examples)
+      except InputError as error:
+        failed[name] = str(error)
+        _logger.error("%s failed: %s", name, error)
+      except Exception as error:  # The other data sets are still evaluated.
+        failed[name] = f"{type(error).__name__}: {error}"
+        _logger.exception("%s failed", name)
+    return found, skipped, failed
+
   def evaluate(self, examples):
     """The data set's kept result, or a new one."""
-    fingerprint = examples.fingerprint()
+    fingerprint = digests.combine(examples.digests())
     kept = _KeptResult(
       self._workdir, examples, fingerprint, self.provenance, self._save_maps
     )
@@ -183,11 +196,7 @@ class _Evaluation:
       num_pictures=self._config.evaluation.num_pictures,
       maps_folder=kept.maps_folder,
     )
-    result = dataclasses.replace(
-      result,
-      identity=str(examples.identity),
-      data_sha256=_hash_data(fingerprint, result),
-    )
+    result = _describe_data(result, examples, fingerprint)
     kept.write(result)
     return result
 
@@ -203,12 +212,23 @@ def _load_checked_clip(config, record, checkpoint, allow_other_clip):
   return clip
 
 
-def _hash_data(fingerprint, result):
-  """Of the files' sizes and times or the version, and of names and labels."""
-  digest = hashlib.sha256(fingerprint.encode())
-  for image in result.images:
-    digest.update(f"{image.category} {image.path} {image.label}\n".encode())
-  return digest.hexdigest()
+def _describe_data(result, examples, fingerprint):
+  """The result with what is known of its data."""
+  from cops_jax.datasets.specifications import count_differences
+
+  differences = []
+  if examples.is_published:
+    labels = [image.label for image in result.images]
+    differences = count_differences(examples.name, len(labels), sum(labels))
+  for difference in differences:
+    _logger.warning("%s: %s", examples.name, difference)
+  return dataclasses.replace(
+    result,
+    identity=str(examples.identity),
+    data_sha256=fingerprint,
+    notes=list(dict.fromkeys([*examples.notes, *differences])),
+    is_published=examples.is_published and not differences,
+  )
 
 
 class _KeptResult:

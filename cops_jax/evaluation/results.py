@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from cops_jax.errors import InputError
+from cops_jax.files import seal, unseal
 from cops_jax.metrics import METRICS
 
 Curve = tuple[Sequence[float], Sequence[float]]
@@ -74,6 +75,10 @@ class DatasetResult:
     skipped: files that could not be read, left out of everything, and why.
     identity: tells the data from others of that name: a version or a folder.
     data_sha256: of what tells these data's contents from others.
+    notes: on the data: what was left out or guessed, and how they differ from
+      the published ones.
+    is_published: whether they are one of the thirteen published data sets, with
+      the known numbers of images: others do not stand beside the paper's.
     seconds: that the evaluation took, compilation included.
     peak_memory_bytes: of the process until then.
   """
@@ -84,6 +89,8 @@ class DatasetResult:
   skipped: Mapping[str, str] = dataclasses.field(default_factory=dict)
   identity: str = ""
   data_sha256: str = ""
+  notes: Sequence[str] = ()
+  is_published: bool = False
   seconds: float = math.nan
   peak_memory_bytes: int = 0
 
@@ -170,7 +177,7 @@ def to_json(result: DatasetResult, key: Mapping[str, Any]) -> str:
   values = dataclasses.asdict(result)
   for picture in values["pictures"]:
     picture["strip"] = base64.b64encode(picture["strip"]).decode()
-  return json.dumps({"key": key, "result": without_nan(values)}) + "\n"
+  return seal({"key": key, "result": without_nan(values)})
 
 
 def from_json(text: str, key: Mapping[str, Any]) -> DatasetResult | None:
@@ -180,7 +187,7 @@ def from_json(text: str, key: Mapping[str, Any]) -> DatasetResult | None:
     InputError: the text is damaged.
   """
   try:
-    stored = json.loads(text)
+    stored = unseal(text)
     if stored["key"] != json.loads(json.dumps(key)):
       return None
     values = stored["result"]
@@ -209,6 +216,8 @@ def from_json(text: str, key: Mapping[str, Any]) -> DatasetResult | None:
       skipped=values["skipped"],
       identity=values["identity"],
       data_sha256=values["data_sha256"],
+      notes=values["notes"],
+      is_published=values["is_published"],
       seconds=_nan(values["seconds"]),
       peak_memory_bytes=values["peak_memory_bytes"],
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 
 import numpy as np
 
@@ -186,33 +185,6 @@ class PixelMetrics(_PixelState):
     return PixelMetrics(
       self.counts + other.counts, self.overlap + other.overlap
     )
-
-  def arrays(self) -> dict[str, Integer[np.ndarray, "..."]]:
-    """The whole state, as int64 arrays that add up when states merge.
-
-    JAX would cut them to 32 bits: `array.view(np.uint32)` goes through it.
-    """
-    return {"counts": self.counts, "overlap": self.overlap}
-
-  @classmethod
-  def from_arrays(
-    cls, arrays: Mapping[str, Integer[np.ndarray, "..."]]
-  ) -> PixelMetrics:
-    """The state whose `arrays()` these are, or the sum of some states'.
-
-    Raises:
-      ValueError: they are not the arrays of a state.
-    """
-    for name, expected in cls().arrays().items():
-      array = arrays.get(name)
-      if array is None or (array.shape, array.dtype) != (
-        expected.shape,
-        expected.dtype,
-      ):
-        raise ValueError(
-          f"{name!r} is not an array of {expected.dtype}, {expected.shape}"
-        )
-    return cls(arrays["counts"].copy(), arrays["overlap"].copy())
 
   def _count(self):
     bins = np.flatnonzero(self.counts.any(axis=0))

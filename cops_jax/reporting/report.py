@@ -18,6 +18,7 @@ from cops_jax.files import write_file
 from cops_jax.metrics import METRICS
 from cops_jax.reporting import domains, metric_title, percent
 from cops_jax.scoring import ANOMALY
+from cops_jax.tables import one_line, shorten_list
 
 # What the paper reports, in the order of `Specification.published`.
 _PUBLISHED_METRICS = ("image_auroc", "image_ap", "pixel_auroc", "pixel_ap")
@@ -69,6 +70,7 @@ def write_report(
     autoescape=lambda name: name.startswith("report.html"),
     undefined=jinja2.StrictUndefined,
   )
+  templates.filters["cell"] = _markdown_cell
   values = {
     "title": "CoPS: zero-shot anomaly detection",
     "subtitle": f"Of {provenance['checkpoint']}.",
@@ -91,13 +93,20 @@ def write_report(
   return workdir / "report.html"
 
 
+def _markdown_cell(text):
+  """A name as it stands in a table of Markdown."""
+  return one_line(text).replace("\\", "\\\\").replace("|", "\\|")
+
+
 def _result_rows(results):
   published = _published()
   rows = [
     {
       "name": name,
       "is_group": False,
-      "cells": _cells(result.mean, published.get(name, {})),
+      "cells": _cells(
+        result.mean, published.get(name, {}) if result.is_published else {}
+      ),
     }
     for name, result in results.items()
   ]
@@ -166,6 +175,7 @@ def _dataset_values(name, result):
     ),
     "categories": categories,
     "reasons": _reasons(result),
+    "notes": shorten_list(result.notes),
     "figures": _figures(result),
     "pictures": _picture_groups(name, result),
     "skipped": list(result.skipped.items()),

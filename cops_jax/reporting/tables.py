@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-import json
 import math
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,9 +19,9 @@ from cops_jax.evaluation.results import (
   group_means,
   without_nan,
 )
-from cops_jax.files import write_file
+from cops_jax.files import seal, unseal, write_file
 from cops_jax.metrics import METRICS
-from cops_jax.tables import align
+from cops_jax.tables import align, one_line, shorten_list
 
 # To be increased when a field of results.json changes meaning or is removed.
 SCHEMA_VERSION = 1
@@ -63,13 +62,15 @@ def format_table(results: Mapping[str, DatasetResult]) -> str:
   """A table to read, in percent; `n/a` where a metric is undefined."""
   lines = [("data set", "category", *map(metric_title, METRICS))]
   for name, category, row in table_rows(results):
-    lines.append((name, category, *(percent(row[m]) for m in METRICS)))
+    cells = (percent(row[m]) for m in METRICS)
+    lines.append((one_line(name), one_line(category), *cells))
   texts = align(lines, num_text_columns=2)
   rule = "-" * max(map(len, texts))
-  ruled = [texts[0], rule]
-  for text, line in zip(texts[1:], lines[1:], strict=True):
-    is_data_set = line[1] == "mean" and line[0] in results
-    ruled += [rule, text, rule] if is_data_set else [text]
+  ruled, rest = [texts[0], rule], iter(texts[1:])
+  for result in results.values():  # A category may be called "mean" too.
+    ruled += [next(rest) for _ in result.categories]
+    ruled += [rule, next(rest), rule]
+  ruled += rest
   ruled += [
     f"{name}: {len(result.skipped)} of"
     f" {len(result.images) + len(result.skipped)} images left out, as they"
@@ -77,6 +78,8 @@ def format_table(results: Mapping[str, DatasetResult]) -> str:
     for name, result in results.items()
     if result.skipped
   ]
+  for name, result in results.items():
+    ruled += [f"{name}: {note}" for note in shorten_list(result.notes)]
   return "\n".join(ruled)
 
 
@@ -103,6 +106,7 @@ def results_json(
       },
       "identity": result.identity,
       "data_sha256": result.data_sha256,
+      "notes": result.notes,
       "num_images": len(labels),
       "num_anomalous_images": sum(labels),
       "seconds": result.seconds,
@@ -140,7 +144,7 @@ def write_results(
     skipped, failed: other data sets, and why they have no results.
   """
   content = results_json(results, provenance, skipped, failed)
-  write_file(workdir / "results.json", json.dumps(content, indent=2) + "\n")
+  write_file(workdir / "results.json", seal(content, indent=2))
   write_csv(
     workdir / "results.csv",
     ("dataset", "category", *METRICS),
@@ -179,30 +183,23 @@ def write_csv(
   write_file(path, file.getvalue())
 
 
-def read_means(workdir: pathlib.Path) -> dict[str, dict[str, float]]:
-  """Means by data set and by group from a work directory's results.json.
+def read_results(workdir: pathlib.Path) -> dict[str, Any]:
+  """The content of a work directory's results.json.
 
   Raises:
     InputError: there is none, it is damaged or of another version.
   """
   path = workdir / "results.json"
   try:
-    content = json.loads(path.read_text("utf-8"))
+    content = unseal(path.read_bytes())
     version = content.get("schema_version")
     if version != SCHEMA_VERSION:
       raise InputError(
         f"{path} has the schema version {version}, and this program reads"
         f" {SCHEMA_VERSION}: evaluate again, python eval.py --workdir={workdir}"
       )
-    rows = {name: row["mean"] for name, row in content["datasets"].items()}
-    rows |= content["means"]
-    return {
-      name: {
-        metric: math.nan if row.get(metric) is None else float(row[metric])
-        for metric in METRICS
-      }
-      for name, row in rows.items()
-    }
+    _means(content)
+    return content
   except OSError as error:
     raise InputError(
       f"{path} cannot be read: {error.strerror}. Evaluate first: python eval.py"
@@ -214,16 +211,58 @@ def read_means(workdir: pathlib.Path) -> dict[str, dict[str, float]]:
     raise InputError(f"{path} is damaged: {error!r}") from error
 
 
+def read_means(workdir: pathlib.Path) -> dict[str, dict[str, float]]:
+  """Means by data set and by group from a work directory's results.json.
+
+  Raises:
+    InputError: see `read_results`.
+  """
+  return _means(read_results(workdir))
+
+
+def _means(content):
+  rows = {name: row["mean"] for name, row in content["datasets"].items()}
+  rows |= content["means"]
+  means = {
+    name: {
+      metric: math.nan if row.get(metric) is None else float(row[metric])
+      for metric in METRICS
+    }
+    for name, row in rows.items()
+  }
+  for name, row in means.items():
+    for metric, value in row.items():
+      if not (math.isnan(value) or 0 <= value <= 1):
+        raise ValueError(f"{metric} of {name} is {value}, not from 0 to 1")
+  return means
+
+
+def find_unlike(workdirs: Sequence[pathlib.Path]) -> list[str]:
+  """Data sets of one name whose contents differ from run to run.
+
+  Raises:
+    InputError: see `read_results`.
+  """
+  hashes = {}
+  for workdir in workdirs:
+    for name, row in read_results(workdir)["datasets"].items():
+      hashes.setdefault(name, set()).add(row["data_sha256"])
+  return [name for name, found in hashes.items() if len(found) > 1]
+
+
 def compare(workdirs: Sequence[pathlib.Path]) -> list[list[str]]:
   """Rows of a table of several runs, in percent.
 
   A data set's metric is a row: each run's value, and the mean and the sample
-  standard deviation of those that have it.
+  standard deviation of those that have it. Runs on unlike data have neither.
 
   Raises:
-    InputError: see `read_means`.
+    InputError: see `read_results`.
   """
   runs = [read_means(workdir) for workdir in workdirs]
+  unlike = find_unlike(workdirs)
+  if unlike:  # Groups' means are over them too.
+    unlike += [name for run in runs for name in run if name.endswith(" mean")]
   rows = [["data set", "metric", *map(str, workdirs), "mean", "std"]]
   for name in dict.fromkeys(name for run in runs for name in run):
     for metric in METRICS:
@@ -231,12 +270,15 @@ def compare(workdirs: Sequence[pathlib.Path]) -> list[list[str]]:
       defined = [value for value in values if not math.isnan(value)]
       if not defined:
         continue
+      row = [name, metric_title(metric), *map(percent, values)]
+      if name in unlike:
+        rows.append([*row, "unlike data", ""])
+        continue
       deviation = np.std(defined, ddof=1) if len(defined) > 1 else math.nan
       rows.append(
         [
-          name,
-          metric_title(metric),
-          *map(percent, [*values, float(np.mean(defined))]),
+          *row,
+          percent(float(np.mean(defined))),
           "n/a" if math.isnan(deviation) else f"{100 * deviation:.2f}",
         ]
       )

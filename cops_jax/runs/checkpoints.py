@@ -20,6 +20,7 @@ from cops_jax.errors import (
   MissingRunError,
   shorten,
 )
+from cops_jax.files import sync
 from cops_jax.runs import manifests
 from cops_jax.runtime.processes import in_first_process
 
@@ -257,6 +258,7 @@ class Checkpoints:
   def _complete(self, step, partial):
     manifests.write_manifest(partial)
     partial.rename(self._directory / str(step))
+    sync(self._directory)
     self._delete_old()
 
   def _delete_old(self):

@@ -8,7 +8,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from cops_jax.files import write_file
+from cops_jax.files import sync, write_file
 
 MANIFEST = "manifest.json"
 
@@ -20,11 +20,11 @@ def write_manifest(directory: pathlib.Path) -> None:
     InputError: the manifest cannot be written.
     OSError: a file cannot be read.
   """
-  files = {
-    path.relative_to(directory).as_posix(): _describe(path)
-    for path in sorted(directory.rglob("*"))
-    if path.is_file() and path.name != MANIFEST
-  }
+  files = {}
+  for path in sorted(directory.rglob("*")):
+    sync(path)  # What the manifest promises is on the disk before it.
+    if path.is_file() and path.name != MANIFEST:
+      files[path.relative_to(directory).as_posix()] = _describe(path)
   write_file(directory / MANIFEST, _to_text(files))
 
 

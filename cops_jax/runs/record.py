@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import logging
 import os
 import pathlib
 from collections.abc import Mapping
@@ -11,13 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 from cops_jax import __version__
 from cops_jax.config import Role, complete, decides, restore
+from cops_jax.digests import describe_difference
 from cops_jax.errors import InputError, MissingRunError
-from cops_jax.files import write_file
+from cops_jax.files import seal, unseal, write_file
 
 if TYPE_CHECKING:
   import ml_collections
 
+_logger = logging.getLogger(__name__)
+
 _FILE = "run.json"
+_DATA_FILE = "train_data.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,12 +33,15 @@ class Record:
     clip_sha256: of the file with the CLIP weights that it was trained on.
     init_from: where its parameters began, "" for random ones.
     version: of this project.
+    data_sha256: of what it trains on, see `digests.combine`; "" if that is not
+      recorded, as by earlier versions.
   """
 
   config: Mapping[str, Any]
   clip_sha256: str
   init_from: str = ""
   version: str = __version__
+  data_sha256: str = ""
 
   def to_config(self, source: str) -> ml_collections.ConfigDict:
     """The config as one of this version.
@@ -49,7 +56,7 @@ class Record:
 
   def to_json(self) -> str:
     """The record as text."""
-    return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+    return seal(dataclasses.asdict(self), indent=2)
 
 
 def from_json(text: str, source: str) -> Record:
@@ -59,7 +66,7 @@ def from_json(text: str, source: str) -> Record:
     InputError: the text is not a record; names the source.
   """
   try:
-    values = json.loads(text)
+    values = unseal(text)
     record = Record(**values)
     if not isinstance(record.config, dict) or not all(
       isinstance(value, str)
@@ -67,7 +74,7 @@ def from_json(text: str, source: str) -> Record:
       if name != "config"
     ):
       raise TypeError("a field has another type")
-  except (ValueError, TypeError, RecursionError) as error:
+  except (ValueError, TypeError) as error:
     raise InputError(
       f"{source} is damaged ({error}); restore it or train in a new directory"
     ) from error
@@ -121,16 +128,25 @@ def find_record(workdir: str | os.PathLike) -> Record | None:
 def claim_workdir(
   workdir: str | os.PathLike,
   record: Record,
+  digests: Mapping[str, str] | None = None,
   *,
   allow_other_clip: bool = False,
-  is_writer: bool = True,
+  allow_other_data: bool = False,
 ) -> None:
   """Makes a work directory this run's, or checks that it is.
 
-  Of a cluster's processes, one is the writer.
+  In a cluster the first process does.
+
+  Args:
+    workdir: of the run.
+    record: what it is to be.
+    digests: of the examples that it trains on, by id; kept in `train_data.json`
+      so that a difference can be named.
+    allow_other_clip, allow_other_data: whether to go on with other CLIP weights
+      or examples than the run began with.
 
   Raises:
-    InputError: it holds a run with another config, CLIP or start, whose
+    InputError: it holds a run with another config, CLIP, start or data, whose
       differences are named; or it cannot be written.
   """
   workdir = pathlib.Path(workdir)
@@ -144,10 +160,26 @@ def claim_workdir(
         f" init_from={saved.init_from!r}, not {record.init_from!r}. Use the"
         " same or another work directory."
       )
+    if saved.data_sha256 not in ("", record.data_sha256):
+      _handle_other_data(workdir, digests or {}, allow_other_data)
     return
-  if not is_writer:
-    return
+  write_file(workdir / _DATA_FILE, seal({"examples": digests or {}}))
   write_file(workdir / _FILE, record.to_json())
+
+
+def _handle_other_data(workdir, digests, allow_other_data):
+  try:
+    before = unseal((workdir / _DATA_FILE).read_bytes())["examples"]
+    difference = describe_difference(before, digests)
+  except (OSError, ValueError, KeyError, AttributeError) as error:
+    difference = f"{_DATA_FILE} would say how, but cannot be read: {error}"
+  message = f"{workdir} holds a run that began with other images: {difference}"
+  if not allow_other_data:
+    raise InputError(
+      f"{message}. Restore them, use another work directory, or go on all the"
+      " same with --allow_other_data."
+    )
+  _logger.warning("%s; going on with those that are here", message)
 
 
 def check_config(

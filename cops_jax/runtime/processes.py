@@ -7,7 +7,7 @@ import pickle
 import resource
 import sys
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -91,6 +91,52 @@ def gather_objects(value: Any) -> list[Any]:
     pickle.loads(zlib.decompress(row[:size].tobytes()))
     for row, size in zip(np.asarray(rows), sizes, strict=True)
   ]
+
+
+def in_all_processes(function: Callable[..., Any], *args: Any) -> Any:
+  """Calls a function in every process; where it fails in one, it fails in all.
+
+  The function may not need the other processes. All call this.
+
+  Returns:
+    What the function returns in this process.
+
+  Raises:
+    InputError: in every process, if the function raised anything in one.
+  """
+  result, errors = None, []
+  try:
+    result = function(*args)
+  except Exception as caught:  # The others wait, whatever it is.
+    errors.append(caught)
+  agree(errors)
+  return result
+
+
+def agree(errors: Sequence[Exception]) -> None:
+  """Raises an error in all processes if there is one in any of them.
+
+  All call it.
+
+  Args:
+    errors: of this process, in their order.
+
+  Raises:
+    InputError: the first process's with errors; or in that process itself, what
+      it was.
+  """
+  first = errors[0] if errors else None
+  for process, text in enumerate(gather_objects(first and _describe(first))):
+    if first is not None:
+      raise first
+    if text is not None:
+      raise InputError(f"process {process}: {text}")
+
+
+def _describe(error):
+  if isinstance(error, InputError):
+    return str(error)
+  return f"{type(error).__name__}: {error}"
 
 
 def in_first_process(function: Callable[..., Any], *args: Any) -> Any:

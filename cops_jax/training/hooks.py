@@ -27,6 +27,7 @@ from cops_jax.progress import Progress
 from cops_jax.runs.checkpoints import Checkpoints
 from cops_jax.runs.metrics_log import RunLog, read_metrics
 from cops_jax.runtime import signals
+from cops_jax.runtime.processes import agree, in_first_process
 from cops_jax.training.step import TrainState
 
 _logger = logging.getLogger(__name__)
@@ -213,7 +214,7 @@ class Log(Hook):
     step, schedule = position.step, self._schedule
     means = _means(position.recent)
     position.recent.clear()
-    self._log.write(step, means)
+    in_first_process(self._log.write, step, means)
     self._progress.update(
       schedule.num_images(step),
       f"epoch {math.ceil(step / schedule.epoch_steps)}/{schedule.num_epochs},"
@@ -264,6 +265,8 @@ class Save(Hook):
   def guard(self, batches: Iterable[Any], position: Position) -> Iterator[Any]:
     """The batches; if one cannot be loaded, what was trained is saved first.
 
+    For a single process; those of a cluster agree on it, see `StopNonFinite`.
+
     Raises:
       InputError: a batch cannot be loaded.
     """
@@ -271,8 +274,7 @@ class Save(Hook):
       yield from batches
     except InputError:
       last = int(position.state.step)
-      # Of a cluster's processes one alone cannot save.
-      if jax.process_count() == 1 and last > self._first_step:
+      if last > self._first_step:
         while position.waiting and position.waiting[0].step <= last:
           position.recent.append(position.fetch().terms)
         self.act(position)
@@ -390,20 +392,29 @@ class Stop(Hook):
 class StopNonFinite:
   """Ends training at the first step with a NaN or an infinity."""
 
-  def __init__(self, workdir: pathlib.Path, save: Save):
+  def __init__(
+    self,
+    workdir: pathlib.Path,
+    save: Save,
+    errors: Sequence[Exception] = (),
+  ):
     """Makes a check that has seen no step yet.
 
     Args:
       workdir: receives non_finite.json.
       save: to save the state before the step with.
+      errors: receives why this process has no batch; that makes a step of a
+        cluster not finite in all processes.
     """
     self._path, self._save = workdir / "non_finite.json", save
+    self._errors = errors
 
   def check(self, done: StepTerms, position: Position) -> None:
     """Checks fetched terms, which are not among the recent ones yet.
 
     Raises:
-      InputError: a term is not finite; the state before is saved.
+      InputError: a term is not finite, or a process has no batch; the state
+        before is saved.
     """
     names = [
       name for name, value in done.terms.items() if not math.isfinite(value)
@@ -411,6 +422,7 @@ class StopNonFinite:
     if not names:
       return
     self._save.act(position)
+    agree(self._errors)
     content = {
       "step": done.step,
       "terms": {name: repr(value) for name, value in done.terms.items()},
@@ -460,7 +472,13 @@ class SkippedFiles:
     self._num_listed = len(self.found)
     before = {}
     if self._path.exists():
-      before = json.loads(self._path.read_text("utf-8"))
+      try:
+        before = dict(json.loads(self._path.read_text("utf-8")))
+      except (OSError, ValueError, TypeError) as error:
+        raise InputError(
+          f"{self._path} is damaged ({error}): delete it; it only lists what"
+          " could not be read"
+        ) from error
     content = {**before, **self.found}
     write_file(self._path, json.dumps(content, indent=2) + "\n")
     if self._num_listed == self._num_examples:

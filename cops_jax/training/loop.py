@@ -16,12 +16,17 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from cops_jax.digests import combine
 from cops_jax.errors import InputError
 from cops_jax.evaluation.dataset import DatasetEvaluator
 from cops_jax.inputs import pipeline
-from cops_jax.inputs.configured import features_of, load_examples
+from cops_jax.inputs.configured import (
+  features_of,
+  load_examples,
+  max_pixels,
+)
 from cops_jax.models.cops import CoPS
-from cops_jax.runs import checkpoints, metrics_log
+from cops_jax.runs import checkpoints, lock, metrics_log
 from cops_jax.runs.record import Record, check_clip, claim_workdir, find_record
 from cops_jax.runtime import signals
 from cops_jax.runtime.compilation import keep_compiled_programs
@@ -31,6 +36,7 @@ from cops_jax.runtime.mesh import (
   replicate,
   shard_batch,
 )
+from cops_jax.runtime.processes import in_all_processes, in_first_process
 from cops_jax.training import hooks
 from cops_jax.training.step import (
   STEP_FIELDS,
@@ -57,6 +63,7 @@ def train(
   *,
   init_from: str | os.PathLike = "",
   allow_other_clip: bool = False,
+  allow_other_data: bool = False,
   profile_steps: Sequence[int] = (),
 ) -> TrainState:
   """Trains, or goes on training, in a work directory.
@@ -73,6 +80,8 @@ def train(
       "" begins with random ones. The optimizer starts fresh.
     allow_other_clip: whether to accept other CLIP weights than those that the
       run, or what it begins from, was trained with.
+    allow_other_data: whether to go on with other images than the run began
+      with.
     profile_steps: first and last step to profile, into profile/.
 
   Returns:
@@ -85,23 +94,34 @@ def train(
   """
   keep_compiled_programs(config)
   config = settle_dtype(config, find_record(workdir))
-  run = _open_run(config, pathlib.Path(workdir))
+  run = in_all_processes(_open_run, config, pathlib.Path(workdir))
   state = _initial_state(run, init_from, allow_other_clip)
-  claim_workdir(
-    run.workdir,
-    Record(config.to_dict(), run.clip.sha256, str(init_from)),
-    allow_other_clip=allow_other_clip,
-    is_writer=jax.process_index() == 0,
-  )
-  with checkpoints.Checkpoints(
-    run.workdir, config.train.num_kept_checkpoints
-  ) as saved:
-    position = _restore(run, saved, state)
-    _train(run, position, saved, profile_steps)
-  if jax.process_index() == 0 and run.schedule.num_steps:
-    curves = metrics_log.plot_losses(run.workdir)
-    if curves:
-      _logger.info("curves of the losses: %s", curves)
+  with lock.hold(run.workdir, "training"):
+    digests = run.examples.digests()
+    record = Record(
+      config.to_dict(),
+      run.clip.sha256,
+      str(init_from),
+      data_sha256=combine(digests),
+    )
+    in_first_process(
+      lambda: claim_workdir(
+        run.workdir,
+        record,
+        digests,
+        allow_other_clip=allow_other_clip,
+        allow_other_data=allow_other_data,
+      )
+    )
+    with checkpoints.Checkpoints(
+      run.workdir, config.train.num_kept_checkpoints
+    ) as saved:
+      position = _restore(run, saved, state)
+      _train(run, position, saved, profile_steps)
+    if jax.process_index() == 0 and run.schedule.num_steps:
+      curves = metrics_log.plot_losses(run.workdir)
+      if curves:
+        _logger.info("curves of the losses: %s", curves)
   return position.state
 
 
@@ -126,6 +146,9 @@ def _open_run(config, workdir):
   examples = load_examples(config, settings.dataset, settings.split)
   if not examples[0]["has_mask"]:  # Reported before features are computed.
     raise _no_mask(examples.name, examples[0]["path"])
+  schedule = hooks.Schedule(
+    len(examples), settings.batch_size, settings.num_epochs
+  )
   return _Run(
     config,
     workdir,
@@ -133,8 +156,8 @@ def _open_run(config, workdir):
     model,
     examples,
     make_mesh(),
-    make_optimizer(settings),
-    hooks.Schedule(len(examples), settings.batch_size, settings.num_epochs),
+    make_optimizer(settings, schedule.num_steps),
+    schedule,
   )
 
 
@@ -177,21 +200,15 @@ def _train(run, position, saved, profile_steps):
   )
   evaluate = _make_evaluate(run, clip_params, shardings)
   _log_sizes(run, position.state, clip_params)
-  skipped = hooks.SkippedFiles(
-    run.workdir, run.examples.name, len(run.examples)
-  )
-  batches = _iterate_batches(run, position.step, skipped)
+  errors = []
+  batches = _iterate_batches(run, position.step, errors)
   acting = _make_hooks(run, position, saved, evaluate, profile_steps)
-  stop_non_finite = hooks.StopNonFinite(run.workdir, acting.save)
+  stop_non_finite = hooks.StopNonFinite(run.workdir, acting.save, errors)
   if acting.evaluate.is_missing(position.step, run.workdir):
     acting.evaluate.act(position)
   signals.defer()
   with contextlib.closing(acting.profile):
     for batch in acting.save.guard(batches, position):
-      skipped.write_new()
-      unmasked = batch["padding_mask"] & ~batch["has_mask"]
-      if unmasked.any():
-        raise _no_mask(run.examples.name, batch["path"][unmasked][0])
       acting.profile.start(position.step + 1)
       inputs = shard_batch(batch, run.mesh, STEP_FIELDS)
       state, terms = train_step(position.state, clip_params, inputs)
@@ -216,10 +233,12 @@ def _make_evaluate(run, clip_params, shardings):
   )
   examples = []
   if run.config.train.evaluate_every_steps:  # Missing ones are reported now.
-    examples = [
-      load_examples(run.config, name, settings.split)
-      for name in settings.datasets
-    ]
+    examples = in_all_processes(
+      lambda: [
+        load_examples(run.config, name, settings.split)
+        for name in settings.datasets
+      ]
+    )
   return lambda params: {
     data.name: evaluator.run(params, clip_params, data).mean
     for data in examples
@@ -251,21 +270,26 @@ def _log_sizes(run, state, clip_params):
   )
 
 
-def _iterate_batches(run, first_step, skipped):
+def _iterate_batches(run, first_step, errors):
   """The batches of the steps that are left; features are computed before."""
   config, steps = run.config, range(first_step, run.schedule.num_steps)
+  skipped = hooks.SkippedFiles(
+    run.workdir, run.examples.name, len(run.examples)
+  )
   found = skipped.found if config.input.unreadable_files == "skip" else None
   features = None
   if steps:
-    features = features_of(
-      config,
-      run.examples,
-      config.train.split,
-      run.model,
-      run.clip,
-      run.mesh,
-      batch_size=config.train.batch_size,
-      skipped=found,
+    features = in_all_processes(
+      lambda: features_of(
+        config,
+        run.examples,
+        config.train.split,
+        run.model,
+        run.clip,
+        run.mesh,
+        batch_size=config.train.batch_size,
+        skipped=found,
+      )
     )
   if features is not None:
     _logger.info(
@@ -282,11 +306,27 @@ def _iterate_batches(run, first_step, skipped):
     process_index=jax.process_index(),
     process_count=jax.process_count(),
     num_workers=config.input.num_workers,
+    max_pixels=max_pixels(config),
     shuffle_seed=config.seed,
   )
-  return pipeline.iterate_batches(
+  batches = pipeline.iterate_batches(
     run.examples, options, steps, skipped=found, features=features
   )
+  return pipeline.keep_pace(
+    _checked(batches, run, skipped),
+    len(steps),
+    lambda: pipeline.padding_batch(options, features),
+    errors,
+  )
+
+
+def _checked(batches, run, skipped):
+  for batch in batches:
+    skipped.write_new()
+    unmasked = batch["padding_mask"] & ~batch["has_mask"]
+    if unmasked.any():
+      raise _no_mask(run.examples.name, batch["path"][unmasked][0])
+    yield batch
 
 
 @dataclasses.dataclass(frozen=True)

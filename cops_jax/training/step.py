@@ -52,20 +52,31 @@ class TrainState:
   is_finite: Any
 
 
-def make_optimizer(settings: Any) -> optax.GradientTransformation:
+def make_optimizer(
+  settings: Any, num_steps: int
+) -> optax.GradientTransformation:
   """Adam as the fields of config.train say.
 
   With accumulate_steps above 1 it takes the mean gradient of that many steps at
-  the last of them, and leaves the parameters alone at the others.
+  the last of them, and leaves the parameters alone at the others. What is left
+  at the end makes one update more.
+
+  Args:
+    settings: config.train.
+    num_steps: of the whole training.
   """
   adam = optax.adam(
     settings.learning_rate, b1=settings.b1, b2=settings.b2, eps=settings.eps
   )
   if settings.accumulate_steps == 1:
     return adam
-  return optax.MultiSteps(
-    adam, settings.accumulate_steps
-  ).gradient_transformation()
+  num_full, rest = divmod(num_steps, settings.accumulate_steps)
+
+  def group_size(num_updates):
+    is_full = num_updates < num_full
+    return jnp.where(is_full, settings.accumulate_steps, max(rest, 1))
+
+  return optax.MultiSteps(adam, group_size).gradient_transformation()
 
 
 def create_train_state(
@@ -177,6 +188,9 @@ def make_train_step(
       gradients, state.opt_state, state.params
     )
     params = optax.apply_updates(state.params, updates)
+    # Some process has no batch, see `pipeline.keep_pace`.
+    is_missing = (batch["label"] < 0).any()
+    terms["loss"] = jnp.where(is_missing, jnp.nan, terms["loss"])
     is_finite = jnp.isfinite(terms["loss"]) & jnp.isfinite(gradient_norm)
     is_finite &= state.is_finite
     new_state = TrainState(state.step + 1, params, opt_state, is_finite)

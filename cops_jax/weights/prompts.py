@@ -181,14 +181,27 @@ def load_prompts(
     they do too.
 
   Raises:
-    InputError: there is no checkpoint, or it is damaged or of another model;
-      names every missing, unexpected and misshapen tensor of a file at once.
+    InputError: there is no checkpoint, it is damaged or of another model, or
+      not all of its numbers are finite; names every missing, unexpected and
+      misshapen tensor of a file at once.
   """
   if pathlib.Path(path).is_file():
-    return _read_file(path, template), str(path)
-  with Checkpoints(path) as saved:
-    step, params = saved.restore_params(template)
-  return params, f"step {step} of {path}"
+    params, source = _read_file(path, template), str(path)
+  else:
+    with Checkpoints(path) as saved:
+      step, params = saved.restore_params(template)
+    source = f"step {step} of {path}"
+  damaged = [
+    name
+    for name, leaf in flax.traverse_util.flatten_dict(params, sep=".").items()
+    if not np.isfinite(jax.device_get(leaf)).all()
+  ]
+  if damaged:
+    raise InputError(
+      f"{source} holds NaN or infinity in {', '.join(damaged)}: prompts that"
+      " cannot be used. Take an earlier checkpoint or another file."
+    )
+  return params, source
 
 
 def _read_file(path, template):

@@ -15,11 +15,11 @@ from cops_jax.training.step import make_optimizer
 SMOOTH = {"learning_rate": 0.01, "eps": 0.1}
 
 
-def make_adam(accumulate_steps=1):
+def make_adam(accumulate_steps=1, num_steps=100):
   settings = SimpleNamespace(
     b1=0.9, b2=0.999, accumulate_steps=accumulate_steps, **SMOOTH
   )
-  return make_optimizer(settings)
+  return make_optimizer(settings, num_steps)
 
 
 def assert_same_way(start, ours, other):

@@ -74,6 +74,7 @@ def make_result(name, metrics, num_categories=3):
     {"x.png": "truncated"},
     identity="1.0.0",
     data_sha256="cc" * 32,
+    is_published=True,
     seconds=12.5,
     peak_memory_bytes=10**9,
   )
@@ -117,7 +118,7 @@ def test_the_papers_results_stand_beside_ours(page):
 
 def test_the_pictures_of_the_text_are_there(page):
   markdown = (page.parent / "report.md").read_text()
-  files = re.findall(r"\]\((pictures/[^)]*)\)", markdown)
+  files = re.findall(r"\]\(<(pictures/[^>]*)>\)", markdown)
   assert len(files) == len(set(files)) == 3 * 12
   for file in files:
     with Image.open(page.parent / file) as picture:

@@ -113,7 +113,7 @@ def test_a_run_of_an_older_version_is_refused(tmp_path):
 
 def test_a_file_as_workdir_is_refused(tmp_path):
   (tmp_path / "file").write_text("")
-  with pytest.raises(InputError, match="file/run.json cannot be written: "):
+  with pytest.raises(InputError, match="file/.*.json cannot be written: "):
     claim_workdir(tmp_path / "file", RECORD)
 
 

@@ -142,7 +142,7 @@ def test_evaluation_where_nothing_can_be_written(trained, tmp_path):
   assert code == 0, err
   assert f"the prompts of step 8 of {workdir}" in out
   code, out, err = run_obeying("eval.py", f"--workdir={workdir}")
-  assert code == 0, err
+  assert code == 1, err
   assert "checkpoints/9 is damaged and not used" in err
   assert "the results are not written" in err and "Permission denied" in err
   assert "demo_unseen  mean" in out

@@ -211,6 +211,29 @@ def test_accumulated_gradients_make_one_update():
     params = optax.apply_updates(params, updates)
 
 
+@pytest.mark.parametrize("num_steps", (1, 2, 4, 5))
+def test_steps_left_over_make_an_update_too(num_steps):
+  """Groups of three, and of what is left."""
+  params = {"x": jnp.array([1.0, -2.0])}
+  gradients = [{"x": jnp.array([0.5, 0.25]) * k} for k in range(1, 6)]
+  adam = make_adam()
+  accumulating = make_adam(accumulate_steps=3, num_steps=num_steps)
+  state, accumulating_state = adam.init(params), accumulating.init(params)
+  got = want = params
+  for start in range(0, num_steps, 3):
+    group = gradients[start : min(start + 3, num_steps)]
+    for gradient in group:
+      updates, accumulating_state = accumulating.update(
+        gradient, accumulating_state, got
+      )
+      got = optax.apply_updates(got, updates)
+    mean = jax.tree.map(lambda *rows: sum(rows) / len(rows), *group)
+    updates, state = adam.update(mean, state, want)
+    want = optax.apply_updates(want, updates)
+  chex.assert_trees_all_close(got, want, rtol=1e-6)
+  assert (got["x"] != params["x"]).all()
+
+
 def test_a_step_that_is_not_finite_leaves_the_state_alone():
   mesh = sharding.make_mesh()
   model, optimizer = golden.model("visa"), make_adam()

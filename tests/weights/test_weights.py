@@ -19,6 +19,7 @@ from configs import recorded
 from cops_jax import reporting, training, weights
 from cops_jax.errors import InputError
 from cops_jax.evaluation import many
+from cops_jax.files import seal, unseal
 from cops_jax.runs.checkpoints import Checkpoints
 from cops_jax.runs.record import read_record
 from cops_jax.weights import prompts
@@ -269,10 +270,10 @@ def test_evaluation_of_a_run_and_of_a_file_gives_the_same_scores(
   load = datasets.load
 
   class Few(list):
-    name, identity = "demo_unseen", "few"
+    name, identity, notes, is_published = "demo_unseen", "few", (), False
 
-    def fingerprint(self):
-      return "few"
+    def digests(self):
+      return {}
 
   def load_few(*arguments):
     examples = load(*arguments)
@@ -292,9 +293,9 @@ def test_evaluation_of_a_run_and_of_a_file_gives_the_same_scores(
 
 
 def test_a_recorded_config_of_another_version_is_refused(untrained, tmp_path):
-  record = json.loads((untrained[0] / "run.json").read_text())
+  record = unseal((untrained[0] / "run.json").read_text())
   record["config"]["model"]["forgotten"] = 1
-  (tmp_path / "run.json").write_text(json.dumps(record))
+  (tmp_path / "run.json").write_text(seal(record))
   with pytest.raises(InputError, match="made by version .* 'forgotten'|forgo"):
     recorded.get_config(tmp_path)
   path = weight_files.DATA / "epoch_1.pth"
