@@ -166,7 +166,7 @@ def test_pixel_metrics_are_sklearns(spread):
 
 def test_bins_err_within_the_stated_bounds():
   """Also where all scores are in few bins."""
-  for center, scale in ((-3, 0.1), (0, 0.1), (0, 1e-2), (0, 1e-3), (0, 1e-4)):
+  for center, scale in ((-3, 0.1), (0, 0.1), (0, 1e-2), (0, 1e-4), (0, 1e-5)):
     maps, masks = random_maps(center=center, scale=scale)
     state = gather(maps, masks)
     actual = state.compute()
@@ -274,3 +274,25 @@ def test_thinned_curves_lose_nothing_visible():
   assert area / rate[inside][-1] == pytest.approx(
     gather(maps, masks).compute()["pixel_aupro"], abs=0.01
   )
+
+
+@pytest.mark.parametrize("deviation", (0.2, 0.05, 0.005))
+@pytest.mark.parametrize("shift", (2, 4))
+def test_narrow_scores_and_small_defects(deviation, shift):
+  """A defect of 30 pixels in four images of 256 x 256."""
+  rng = np.random.default_rng(0)
+  masks = np.zeros((4, 256, 256), bool)
+  masks[0, 100:105, 50:56] = True
+  maps = rng.normal(0.4, deviation, masks.shape) + shift * deviation * masks
+  maps = np.clip(maps, 0, 1).astype(np.float32)
+  expected = gather(maps, masks, "exact").compute()
+  assert gather(maps, masks).compute() == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_best_threshold_among_the_highest_scores():
+  maps = np.full((1, 400, 400), 0.25, np.float32)
+  masks = np.zeros(maps.shape, bool)
+  maps[0, 0, :4], masks[0, 0, :2] = (0.7500001, 0.75, 0.7499999, 0.5), True
+  state = gather(maps, masks)
+  assert state.best_threshold() == np.float32(0.75)
+  assert state.compute()["pixel_ap"] == 1
