@@ -63,24 +63,31 @@ def write_file(path: pathlib.Path, content: str | bytes) -> None:
     )
 
 
-def digest_file(file: bytes | pathlib.Path) -> str:
-  """SHA-256 of a file's bytes, in hexadecimal; "unreadable" if it is that."""
+def digest_file(file: bytes | pathlib.Path, may_remember: bool = False) -> str:
+  """SHA-256 of a file's bytes, in hexadecimal; "unreadable" if it is that.
+
+  Args:
+    file: its path, or its bytes.
+    may_remember: whether to read it once, as long as its size and time stay.
+  """
   if isinstance(file, bytes):
     return hashlib.sha256(file).hexdigest()
   try:
     state = os.stat(file)
     if stat.S_ISREG(state.st_mode):  # A pipe would be waited for.
-      return _digest_path(file, state.st_size, state.st_mtime_ns)
+      digest = _remember_digest if may_remember else _digest_path
+      return digest(file, state.st_size, state.st_mtime_ns)
   except OSError:  # Whoever needs its content says what is wrong.
     pass
   return "unreadable"
 
 
-# Read once, as long as it does not change.
-@functools.lru_cache(2**17)
-def _digest_path(path, size, time):
+def _digest_path(path, *_):
   with open(path, "rb") as file:
     return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+_remember_digest = functools.lru_cache(2**17)(_digest_path)
 
 
 def seal(values: Mapping[str, Any], indent: int | None = None) -> str:

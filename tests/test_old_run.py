@@ -1,9 +1,8 @@
 """A work directory of version 0.1 can still be used.
 
 data/old_run was written by that version: its run, the CLIP and images that it
-was trained on, and what `predict` printed. It also found scores.csv, but for the
-noise, which was keyed by the folder's name then and is by the files' contents
-now: the stored scores are with today's keys.
+was trained on, and what `predict` printed. The scores are with today's keys of
+the noise, which are the files' contents and were the folder's name then.
 """
 
 import csv

@@ -216,9 +216,7 @@ def test_thresholds_of_labelled_data(workdir, tmp_path, data_dir, capsys):
 
   broken = root / "test" / "good" / "broken.png"
   broken.write_bytes(b"no image")
-  with pytest.raises(
-    SystemExit, match="good/broken.png cannot be read: it"
-  ):
+  with pytest.raises(SystemExit, match="good/broken.png cannot be read: it"):
     choose(f"--data=folder:{root}")
   shutil.rmtree(root / "test" / "good")
   for arguments, expected in (

@@ -194,7 +194,7 @@ def _noise_id(example):
   """
   scope = example["dataset"]
   if not isinstance(example["image"], bytes):
-    scope = digest_file(example["image"])
+    scope = digest_file(example["image"], may_remember=True)
   return hash_example_id(scope, example["id"])
 
 

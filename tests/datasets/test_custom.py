@@ -1,11 +1,19 @@
 """Custom data: a folder in MVTec's layout, and meta.json lists."""
 
+import errno
 import json
+import logging
+import os
+import pathlib
+import shutil
 
 import pytest
 
 from cops_jax import datasets
+from cops_jax.digests import describe_difference
 from cops_jax.errors import InputError
+from cops_jax.inputs import pipeline
+from helpers import original_layouts
 from helpers.original_layouts import Tree, write_parts
 
 MASK = "long/ground_truth/bent/1_mask.png"
@@ -241,3 +249,184 @@ def test_a_split_without_images_is_refused(tmp_path):
   tree.image("a/test/good/0.png", "test", "a")
   with pytest.raises(InputError, match="split 'train' of .* has no images"):
     datasets.load(f"folder:{tree.root}", "train")
+
+
+def plates(root, normal="good"):
+  """A normal image and an anomalous one with a mask."""
+  tree = original_layouts.Tree(root)
+  tree.image(f"nut/test/{normal}/0.png", "test", "nut")
+  tree.image("nut/test/dent/1.png", "test", "nut", "dent")
+  tree.mask("nut/ground_truth/dent/1.png")
+  return tree
+
+
+@pytest.mark.parametrize("normal", ("good", "Good", "normal", "OK"))
+def test_names_of_normal_images(tmp_path, normal):
+  plates(tmp_path / "plates", normal)
+  found = datasets.load(f"folder:{tmp_path}/plates", "test")
+  kinds = {example["path"]: example["anomaly_kind"] for example in found}
+  assert kinds == {
+    f"nut/test/{normal}/0.png": "good",
+    "nut/test/dent/1.png": "dent",
+  }
+
+
+def test_what_is_left_out_is_said(tmp_path, caplog, monkeypatch):
+  monkeypatch.setattr(logging.getLogger("cops_jax"), "propagate", True)
+  tree = plates(tmp_path / "plates")
+  (tree.root / "nut/test/good/more").mkdir()
+  (tree.root / "nut/test/good/2.gif").write_bytes(b"GIF89a")
+  notes = datasets.load(f"folder:{tree.root}", "test").notes
+  assert len(notes) == 2
+  for name in ("2.gif", "more"):
+    assert any(f"{name} is not an image file" in note for note in notes)
+    assert f"{name} is not an image file" in caplog.text
+
+
+def test_a_folder_that_cannot_be_read_is_reported(tmp_path, monkeypatch):
+  tree = plates(tmp_path / "plates")
+  real = pathlib.Path.iterdir
+
+  def iterdir(path):
+    if path.name == "dent":
+      raise PermissionError(errno.EACCES, "Permission denied", str(path))
+    return real(path)
+
+  monkeypatch.setattr(pathlib.Path, "iterdir", iterdir)
+  with pytest.raises(InputError, match="dent cannot be read: Permission"):
+    datasets.load(f"folder:{tree.root}", "test")
+
+
+def test_names_of_any_bytes(tmp_path):
+  tree = plates(tmp_path / "plates")
+  for name in ("a b|c.png", "line\nbreak.png", os.fsdecode(b"\xff\xfe.png")):
+    shutil.copy(
+      tree.root / "nut/test/good/0.png", tree.root / "nut/test/good" / name
+    )
+  found = datasets.load(f"folder:{tree.root}", "test")
+  paths = sorted(example["path"] for example in found)
+  assert "nut/test/good/\\xff\\xfe.png" in paths and len(set(paths)) == 5
+  assert json.loads(json.dumps(found.digests()).encode()).keys() == set(paths)
+
+
+def test_digests_of_a_folder(tmp_path):
+  """They know each file's state, and nothing of the folder's place."""
+  tree = plates(tmp_path / "plates")
+  name = f"folder:{tree.root}"
+  before = datasets.load(name, "test").digests()
+  bytes_before = datasets.load(name, "test", by_contents=True).digests()
+  moved = tree.root.rename(tmp_path / "moved")
+  name = f"folder:{moved}"
+  assert datasets.load(name, "test").digests() == before
+  mask = moved / "nut/ground_truth/dent/1.png"
+  os.utime(mask, (0, 0))
+  after = datasets.load(name, "test").digests()
+  assert describe_difference(before, after) == "1 changed (nut/test/dent/1.png)"
+  bytes_after = datasets.load(name, "test", by_contents=True).digests()
+  assert bytes_after == bytes_before
+  content = bytearray(mask.read_bytes())
+  content[-1] ^= 1
+  mask.write_bytes(content)
+  os.utime(mask, (0, 0))
+  assert datasets.load(name, "test").digests() == after
+  bytes_after = datasets.load(name, "test", by_contents=True).digests()
+  assert bytes_after != bytes_before
+
+
+def test_noise_is_keyed_by_path_and_content(tmp_path):
+  tree = plates(tmp_path / "one")
+  shutil.copytree(tree.root, tmp_path / "two")
+  options = pipeline.BatchOptions(28, 14, batch_size=2)
+
+  def ids(name):
+    examples = datasets.load(f"folder:{tmp_path}/{name}", "test")
+    (batch,) = pipeline.iterate_batches(examples, options, range(1))
+    ids = batch["example_id"].tolist()
+    return dict(zip(batch["path"].tolist(), ids, strict=True))
+
+  assert ids("one") == ids("two")
+  shutil.copy(
+    tmp_path / "two/nut/test/dent/1.png", tmp_path / "two/nut/test/good/0.png"
+  )
+  one, two = ids("one"), ids("two")
+  assert [path for path in one if one[path] != two[path]] == [
+    "nut/test/good/0.png"
+  ]
+  assert two["nut/test/good/0.png"] != two["nut/test/dent/1.png"]
+
+
+@pytest.mark.parametrize(
+  "rewrite",
+  (
+    lambda root, path: f"{root}/{path}",
+    lambda root, path: f"/home/them/data/{root.name}/{path}",
+    lambda root, path: f"D:\\data\\{path}".replace("/", "\\"),
+    lambda root, path: path.replace("/", "\\"),
+    lambda root, path: f"./{path}",
+  ),
+)
+def test_paths_as_scripts_write_them(tree, rewrite):
+  def change(splits):
+    for categories in splits.values():
+      for entries in categories.values():
+        for row in entries:
+          for field in ("img_path", "mask_path"):
+            if row[field]:
+              row[field] = rewrite(tree.root, row[field])
+        entries.append({"img_path": "", "mask_path": "", "anomaly": 0})
+
+  write_meta(tree)
+  want = datasets.load(f"meta_json:{tree.root}", "test").digests()
+  write_meta(tree, change)
+  found = datasets.load(f"meta_json:{tree.root}", "test")
+  assert found.digests() == want
+  assert any(
+    "without an img_path were left out" in note for note in found.notes
+  )
+  moved = rewrite(tree.root, "x").startswith(("/home", "D:"))
+  assert moved == any("is taken for" in note for note in found.notes)
+
+
+def test_links_do_not_lead_out_of_the_root(tree, tmp_path):
+  outside = tmp_path / "outside.png"
+  outside.write_bytes(b"")
+  (tree.root / "long/link.png").symlink_to(outside)
+  write_meta(tree, change_entry("img_path", "long/link.png"))
+  with pytest.raises(InputError, match="link.png is a link out of"):
+    datasets.load(f"meta_json:{tree.root}", "test")
+
+
+@pytest.mark.parametrize(
+  "text", ("[" * 100_000, '{"test": {"a": [' + "[" * 10**5)
+)
+def test_deeply_nested_meta_json_is_refused(tmp_path, text):
+  (tmp_path / "meta.json").write_text(text)
+  with pytest.raises(
+    InputError, match="meta.json cannot be read: it is nested"
+  ):
+    datasets.load(f"meta_json:{tmp_path}", "test")
+
+
+def test_a_path_that_is_too_long_is_refused(tree):
+  write_meta(tree, change_entry("img_path", "x" * 5000))
+  with pytest.raises(InputError, match="File name too long"):
+    datasets.load(f"meta_json:{tree.root}", "test")
+
+
+def test_a_run_is_not_resumed_on_other_images(workable, tmp_path):
+  from cops_jax import training
+
+  tree, config = workable
+  workdir = tmp_path / "run"
+  config.train.num_epochs = 1
+  training.train(config, workdir)
+  training.train(config, workdir)
+  dent = tree.root / "nut/test/dent"
+  for folder in (dent, tree.root / "nut/ground_truth/dent"):
+    shutil.copy(folder / "1.png", folder / "9.png")
+  expected = (
+    r"other images: 1 added \(nut/test/dent/9.png\).*--allow_other_data"
+  )
+  with pytest.raises(InputError, match=expected):
+    training.train(config, workdir)
+  training.train(config, workdir, allow_other_data=True)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cops_jax.datasets import layouts
+from cops_jax.datasets import SPECIFICATIONS, layouts
 
 
 def write_files(folder, names):
@@ -43,6 +43,15 @@ def test_pairs(tmp_path, images, masks):
   assert not listing.problems
   by_order = [line for line in listing.oddities if "sorted order" in line]
   assert bool(by_order) == masks[0].startswith("p")
+
+
+def test_order_does_not_pair_other_numbers(tmp_path):
+  pairs, listing = pair(
+    tmp_path, ["img_03.png", "img_04.png"], ["mask_02.png", "mask_03.png"]
+  )
+  assert not pairs
+  (problem,) = listing.problems
+  assert "mask_02.png would be the mask of img_03.png" in problem
 
 
 def test_surplus_masks_are_noted(tmp_path):
@@ -88,3 +97,130 @@ def test_only_the_first_of_many_problems_are_shown():
   assert "problem 9" in str(error.value)
   assert "problem 10" not in str(error.value)
   assert "and 20 more" in str(error.value)
+
+
+def write_tree(root, paths):
+  for path in paths:
+    (root / path).parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.zeros((2, 2), np.uint8)).save(root / path)
+
+
+@pytest.mark.parametrize(
+  "name, paths, anomalous",
+  (
+    ("brain_mri", ("Yes/1.jpg", "No/2.jpg"), ["Yes/1.jpg"]),
+    ("brain_mri", ("yes/1.jpg", "no/2.jpg"), ["yes/1.jpg"]),
+    (
+      "brain_mri",
+      ("brain/test/good/1.jpg", "brain/test/anomaly/2.jpg"),
+      ["brain/test/anomaly/2.jpg"],
+    ),
+    (
+      "br35h",
+      ("archive/yes/1.jpg", "archive/no/2.jpg", "archive/pred/3.jpg"),
+      ["yes/1.jpg"],
+    ),
+    (
+      "isic",
+      (
+        "ISBI2016_ISIC_Part1_Test_Data/I_1.jpg",
+        "ISBI2016_ISIC_Part1_Test_GroundTruth/I_1_Segmentation.png",
+      ),
+      ["ISBI2016_ISIC_Part1_Test_Data/I_1.jpg"],
+    ),
+    (
+      "isic",
+      ("isic/test/bad/1.jpg", "isic/ground_truth/bad/1.png"),
+      ["isic/test/bad/1.jpg"],
+    ),
+    (
+      "kvasir",
+      ("Kvasir-SEG/images/a.jpg", "Kvasir-SEG/masks/a.jpg"),
+      ["images/a.jpg"],
+    ),
+    (
+      "cvc_clinicdb",
+      ("Original/1.tif", "Ground Truth/1.tif"),
+      ["Original/1.tif"],
+    ),
+    (
+      "cvc_clinicdb",
+      ("PNG/Original/1.png", "PNG/Ground Truth/1.png"),
+      ["Original/1.png"],
+    ),
+    ("cvc_colondb", ("images/1.png", "masks/p1.png"), ["images/1.png"]),
+    (
+      "endo",
+      (
+        "Endo/images/1.jpg",
+        "Endo/masks/1.png",
+        "Endo/annotated/1.jpg",
+        "Endo/thumbnails/1.jpg",
+        "__MACOSX/images/1.jpg",
+      ),
+      ["images/1.jpg"],
+    ),
+    (
+      "endo",
+      ("endo/test/defect/1.jpg", "endo/ground_truth/defect/1.png"),
+      ["endo/test/defect/1.jpg"],
+    ),
+    (
+      "head_ct",
+      ("headct/test/good/1.png", "headct/test/defect/2.png"),
+      ["headct/test/defect/2.png"],
+    ),
+  ),
+)
+def test_layouts_that_people_have(tmp_path, name, paths, anomalous):
+  write_tree(tmp_path, paths)
+  row = SPECIFICATIONS[name]
+  listing = row.read(tmp_path, row.categories)
+  assert not listing.problems
+  root = listing.root or tmp_path
+  found = [
+    record.image.relative_to(root).as_posix()
+    for record in listing.records
+    if record.is_anomaly
+  ]
+  assert found == anomalous
+  masks = [path for path in paths if "asks" in path or "round" in path]
+  assert all(
+    (record.mask is not None) == bool(masks)
+    for record in listing.records
+    if record.is_anomaly
+  )
+  assert bool(listing.root) == (len(anomalous[0]) < min(map(len, paths)))
+
+
+def test_industrial_data_in_other_forms(tmp_path):
+  for name, folder, bad in (
+    ("visa", "visa_pytorch", "bad"),
+    ("btad", "BTech_Dataset_transformed", "ko"),
+  ):
+    row = SPECIFICATIONS[name]
+    normal = "good" if name == "visa" else "ok"
+    for category in row.categories:
+      top = f"{folder}/{category}"
+      write_tree(
+        tmp_path / name,
+        [f"{top}/test/{normal}/0.png", f"{top}/test/{bad}/1.png"]
+        + [f"{top}/ground_truth/{bad}/1.png", f"{top}/train/{normal}/2.png"],
+      )
+    listing = row.read(tmp_path / name, row.categories)
+    assert not listing.problems and listing.root == tmp_path / name / folder
+    assert len(listing.records) == 3 * len(row.categories)
+
+
+def test_head_ct_as_on_kaggle(tmp_path):
+  write_tree(tmp_path, [f"head_ct/00{number}.png" for number in range(3)])
+  table = tmp_path / "labels.csv"
+  table.write_text("id, hemorrhage\n0,1\n1,0\n2,1\n")
+  row = SPECIFICATIONS["head_ct"]
+  listing = row.read(tmp_path, row.categories)
+  assert not listing.problems
+  kinds = {record.image.name: record.is_anomaly for record in listing.records}
+  assert kinds == {"000.png": True, "001.png": False, "002.png": True}
+  table.write_text("id, hemorrhage\n0,1\n1,0\n2,1\n7,1\n")
+  (problem,) = row.read(tmp_path, row.categories).problems
+  assert "lists 1 images that are not in" in problem and "7" in problem

@@ -6,7 +6,9 @@ import functools
 import hashlib
 import http.server
 import io
+import logging
 import multiprocessing
+import os
 import shutil
 import tarfile
 import threading
@@ -14,7 +16,7 @@ import threading
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from PIL import Image
+from PIL import Image, ImageOps
 
 from cops_jax import datasets
 from cops_jax.datasets import preparation, published, specifications
@@ -202,6 +204,49 @@ def test_damaged_prepared_data_are_reported(tmp_path):
   file.write_bytes(data)
   with pytest.raises(InputError, match="is damaged at record .* Delete"):
     list(load(tree))
+
+
+def test_inverted_masks_are_other_data(tmp_path):
+  """Of the same size; the same files give the same digests elsewhere."""
+  tree = write_tree("kvasir", tmp_path)
+  before = load(tree).digests()
+  shutil.rmtree(tmp_path / "prepared")
+  assert load(tree).digests() == before
+  for mask in (tree.root / "masks").glob("[!.T]*.*"):
+    with Image.open(mask) as image:
+      inverted = ImageOps.invert(image.convert("L"))
+    inverted.save(mask)
+  assert load(tree).digests() == before  # Of what is prepared.
+  shutil.rmtree(tmp_path / "prepared")
+  after = load(tree).digests()
+  assert after.keys() == before.keys()
+  assert any(after[name] != before[name] for name in after)
+
+
+def test_digests_are_kept_with_the_data(tmp_path, monkeypatch, caplog):
+  monkeypatch.setattr(logging.getLogger("cops_jax"), "propagate", True)
+  tree = write_tree("kvasir", tmp_path)
+  before = load(tree)
+  computed = []
+  real = preparation.compute_digests
+
+  def compute(builder, split):
+    computed.append(split)
+    return real(builder, split)
+
+  monkeypatch.setattr(preparation, "compute_digests", compute)
+  assert load(tree).digests() == before.digests() and not computed
+  assert load(tree).notes == before.notes != ()
+  path = tmp_path / "prepared/kvasir/1.0.0/contents.json"
+  text = path.read_text()
+  for damage in (text.replace('": "', '": "0', 1), text[:-9], "[]"):
+    path.write_text(damage)
+    assert load(tree).digests() == before.digests()
+    assert computed == ["test"] and f"{path} is damaged" in caplog.text
+    computed.clear()
+  # As after a copy over the files.
+  os.utime(next(path.parent.glob("*test*record*")), (0, 0))
+  assert load(tree).digests() == before.digests() and computed == ["test"]
 
 
 @pytest.fixture

@@ -1,7 +1,9 @@
 """Evaluation of many data sets: resumed, skipped, failing."""
 
+import dataclasses
 import json
 import logging
+import os
 import shutil
 
 import numpy as np
@@ -12,6 +14,7 @@ from cops_jax import reporting
 from cops_jax.datasets import SPECIFICATIONS
 from cops_jax.errors import InputError
 from cops_jax.evaluation import dataset, many
+from cops_jax.runs import lock
 from helpers import original_layouts
 from helpers.images import write_folder
 
@@ -165,3 +168,68 @@ def test_two_folders_of_one_name_are_refused(
   found = many.evaluate(config, workdir, names=names)
   assert evaluated == ["a"]
   assert "another data set is called 'a' too" in found.failed[names[1]]
+
+
+def test_a_kept_result_is_of_the_same_prompts_clip_version_and_data(
+  config, workdir, tmp_path, evaluated, monkeypatch, caplog
+):
+  monkeypatch.setattr(logging.getLogger("cops_jax"), "propagate", True)
+  name = write_images(tmp_path / "a")
+
+  def evaluate():
+    evaluated.clear()
+    assert not many.evaluate(config, workdir, names=[name]).failed
+    return bool(evaluated)
+
+  assert evaluate() and not evaluate()
+  hash_prompts, clip_of = many.prompts.hash_prompts, many.clip_of
+  for place, attribute, value in (
+    (many, "__version__", "0"),
+    (many.prompts, "hash_prompts", lambda tree: hash_prompts(tree)[::-1]),
+    (
+      many,
+      "_load_checked_clip",
+      lambda config, *_: dataclasses.replace(clip_of(config), sha256="0"),
+    ),
+  ):
+    with monkeypatch.context() as patch:
+      patch.setattr(place, attribute, value)
+      assert evaluate() and not evaluate()
+    assert evaluate() and not evaluate()
+  image = tmp_path / "a/test/good/00.png"
+
+  def write(color):
+    """The same size and time for each."""
+    Image.new("RGB", (20, 20), color).save(image, "BMP")
+    os.utime(image, (0, 0))
+
+  write("red")
+  assert evaluate() and not evaluate()
+  write("blue")
+  assert not evaluate()
+  config.input.compare_bytes = True
+  assert evaluate() and not evaluate()
+  write("red")
+  assert evaluate() and not evaluate()
+  # A digit that was changed since.
+  kept = workdir / "evaluation" / "a.json"
+  text = kept.read_text()
+  kept.write_text(text.replace('"image_score": 0.', '"image_score": 0.1', 1))
+  assert kept.read_text() != text
+  assert evaluate() and "it was changed since it was written" in caplog.text
+
+
+def test_a_second_evaluation_says_who_is_there(config, workdir, tmp_path):
+  name = write_images(tmp_path / "a")
+  with lock.hold(workdir, "evaluation"):
+    with pytest.raises(InputError, match="in use: .* does its evaluation"):
+      many.evaluate(config, workdir, names=[name])
+
+
+def test_the_name_of_a_folder_proves_nothing(config, workdir, tmp_path):
+  """Six images in a folder that is called as a published data set."""
+  name = write_images(tmp_path / "head_ct")
+  found = many.evaluate(config, workdir, names=[name])
+  assert not found.results["head_ct"].is_published
+  page = reporting.write(workdir, found)
+  assert "<small>96.1" not in page.read_text()

@@ -1,11 +1,13 @@
 """Decoding bit for bit as PIL does it, called directly."""
 
 import io
+import os
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from cops_jax.errors import InputError
 from cops_jax.images import decoding
 
 
@@ -150,3 +152,65 @@ def test_what_is_not_an_image_is_refused(tmp_path):
     for decode in (decoding.decode_image, decoding.decode_mask):
       with pytest.raises(ValueError, match="it is not an image in one of PNG"):
         decode(file, 8)
+
+
+def test_a_damaged_png_is_refused_by_all(tmp_path):
+  """One flipped bit; PIL gives the rest to whoever asks twice."""
+  image = Image.fromarray(
+    np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
+  )
+  file = io.BytesIO()
+  image.save(file, "PNG")
+  content = file.getvalue()
+  rng = np.random.default_rng(1)
+  for _ in range(20):
+    damaged = bytearray(content)
+    damaged[rng.integers(60, len(content) - 20)] ^= 1 << rng.integers(8)
+    for use in (decoding.as_seen, decoding.to_picture):
+      with pytest.raises(Exception, match="(?i)broken|error|truncated|stream"):
+        with decoding.open_image(bytes(damaged)) as opened:
+          use(opened)
+
+
+def test_only_listed_formats_are_opened(tmp_path):
+  path = tmp_path / "postscript.png"
+  Image.new("RGB", (8, 8)).save(path, "EPS")
+  with pytest.raises(decoding.UnknownFormatError, match="in one of PNG, JPEG"):
+    decoding.decode_image(path, 8)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+  os.mkfifo(tmp_path / "pipe.png")
+  with pytest.raises(ValueError, match="not a regular file"):
+    decoding.decode_image(tmp_path / "pipe.png", 8)
+  assert decoding.find_images([str(tmp_path)]) == [tmp_path / "pipe.png"]
+
+
+def test_images_of_too_many_pixels_are_refused(tmp_path):
+  path = tmp_path / "large.png"
+  Image.new("1", (300, 200)).save(path)
+  assert decoding.decode_image(path, 8, max_pixels=60_000).shape == (8, 8, 3)
+  with pytest.raises(
+    decoding.TooManyPixelsError, match="more than 0.05 million pixels"
+  ):
+    decoding.decode_image(path, 8, max_pixels=50_000)
+  with pytest.raises(decoding.TooManyPixelsError):
+    decoding.decode_mask(path, 8, max_pixels=50_000)
+  Image.new("1", (20_000, 10_000)).save(path)
+  with pytest.raises(decoding.TooManyPixelsError, match="80 million"):
+    decoding.decode_image(path, 8)
+
+
+def test_links_in_circles(tmp_path):
+  (tmp_path / "loop.png").symlink_to("loop.png")
+  (tmp_path / "folder").symlink_to(tmp_path)
+  assert decoding.find_images([str(tmp_path)]) == [tmp_path / "loop.png"]
+
+
+def test_a_folder_that_cannot_be_read_is_reported(tmp_path, monkeypatch):
+  def scandir(path):
+    raise PermissionError(13, "Permission denied", str(path))
+
+  monkeypatch.setattr(os, "scandir", scandir)
+  with pytest.raises(InputError, match="cannot be read: .*Permission denied"):
+    decoding.find_images([str(tmp_path)])

@@ -116,6 +116,20 @@ def test_the_papers_results_stand_beside_ours(page):
   assert "(no masks)" in markdown
 
 
+def test_verdicts(page):
+  """An anomaly from the threshold on, and right if it is one."""
+  captions = re.findall(
+    r'class="tag (right|wrong)">called (anomaly|normal)</span> is'
+    r" (anomaly|normal); part \d, score (0\.\d+), threshold 0\.500",
+    page.read_text(),
+  )
+  assert len(captions) == 3 * 12
+  for side, verdict, truth, score in captions:
+    assert verdict == ("anomaly" if float(score) >= 0.5 else "normal")
+    assert side == ("right" if verdict == truth else "wrong")
+  assert len({(side, verdict) for side, verdict, _, _ in captions}) >= 3
+
+
 def test_the_pictures_of_the_text_are_there(page):
   markdown = (page.parent / "report.md").read_text()
   files = re.findall(r"\]\(<(pictures/[^>]*)>\)", markdown)

@@ -1,12 +1,14 @@
 """Tables and files of made-up results, and the comparison of runs."""
 
 import csv
+import dataclasses
 import json
 
 import pytest
 
 from cops_jax import reporting
 from cops_jax.errors import InputError
+from cops_jax.files import seal, unseal
 from cops_jax.metrics import METRICS
 from cops_jax.reporting.__main__ import main
 from helpers.made_results import FIRST, SECOND, make_result, row
@@ -138,3 +140,46 @@ def test_runs_that_cannot_be_compared_are_reported(tmp_path, capsys):
       reporting.compare([tmp_path])
   with pytest.raises(SystemExit, match="^error: .*schema version 9"):
     main(["compare", str(tmp_path)])
+
+
+def test_runs_on_unlike_data_are_not_averaged(tmp_path):
+  workdirs = [tmp_path / "a", tmp_path / "b"]
+  for workdir, digest in zip(workdirs, ("aa", "bb"), strict=True):
+    found = {
+      "visa": make_result(FIRST),
+      "btad": dataclasses.replace(make_result(FIRST), data_sha256=digest),
+    }
+    write(workdir, found)
+  rows = {(row[0], row[1]): row for row in reporting.compare(workdirs)}
+  assert rows["visa", "image AUROC"][2:] == ["90.0", "90.0", "90.0", "0.00"]
+  for name in ("btad", "overall mean"):
+    assert rows[name, "image AUROC"][2:] == ["90.0", "90.0", "unlike data", ""]
+
+
+@pytest.mark.parametrize("value", (7, -0.1, "x"))
+def test_metrics_that_are_none_are_refused(tmp_path, value):
+  write(tmp_path, {"visa": make_result(FIRST)})
+  path = tmp_path / "results.json"
+  content = unseal(path.read_text())
+  content["datasets"]["visa"]["mean"]["image_ap"] = value
+  path.write_text(seal(content))
+  with pytest.raises(InputError, match="results.json is damaged"):
+    reporting.read_means(tmp_path)
+  path.write_text(path.read_text().replace("0.9", "0.8", 1))
+  with pytest.raises(InputError, match="changed since it was written"):
+    reporting.read_means(tmp_path)
+
+
+def test_names_of_any_characters():
+  found = {"a|b": make_result(FIRST, SECOND)}
+  found["a|b"] = dataclasses.replace(
+    found["a|b"],
+    categories={
+      "mean": found["a|b"].categories["c0"],
+      "line\nbreak": found["a|b"].categories["c1"],
+    },
+  )
+  lines = reporting.format_table(found).splitlines()
+  assert [line.split()[1] for line in lines if line.startswith("a|b  ")] == [
+    *("mean", "line\\nbreak", "mean")
+  ]

@@ -2,6 +2,7 @@
 
 import json
 import resource
+import shutil
 import signal
 import time
 
@@ -12,7 +13,7 @@ import pytest
 from cops_jax import training, weights
 from cops_jax.errors import InputError
 from cops_jax.models.cops import init_trainable
-from cops_jax.runs.checkpoints import Checkpoints, find_steps
+from cops_jax.runs.checkpoints import Checkpoints, find_damage, find_steps
 from cops_jax.runtime import processes as distributed
 from cops_jax.runtime.randomness import INIT_KEY, random_key
 from helpers.cluster import end_cluster, free_port, start_cluster
@@ -141,6 +142,43 @@ def test_a_signal_to_one_process_stops_all(one, steps, tmp_path):
   assert f"from step {step}" in logs[0]
   assert "features of nuts are read from" in logs[0]
   assert_same_numbers(workdir, one)
+
+
+def test_a_file_that_one_process_cannot_read_stops_all(
+  trained, steps, tmp_path
+):
+  """Training is saved by all; evaluation goes on with the next data set."""
+  good = write_folder(tmp_path / "good", 8)
+  bad = write_folder(tmp_path / "bad", 8)
+  (tmp_path / "bad/test/good/06.png").write_bytes(b"not an image")
+  workdir = tmp_path / "run"
+  cluster = start_cluster(
+    *(2, 1, "train.py", *steps, f"--workdir={workdir}"),
+    *(f"--config.train.dataset={bad}", "--config.train.batch_size=2"),
+  )
+  began = time.monotonic()
+  codes, logs = end_cluster(cluster)
+  assert time.monotonic() - began < 60
+  assert codes == [1, 1], logs
+  for log in logs:
+    assert "test/good/06.png of data set 'bad': its image cannot" in log
+    assert "Traceback" not in log
+  last = find_steps(workdir)[-1]
+  assert last < 4 and not find_damage(workdir)[last]
+  assert not (workdir / "non_finite.json").exists()
+
+  workdir = tmp_path / "evaluated"
+  shutil.copytree(trained[0], workdir)
+  cluster = start_cluster(
+    *(2, 1, "eval.py", f"--workdir={workdir}", f"--datasets={bad},{good}"),
+    "--config.evaluation.batch_size=2",
+  )
+  codes, logs = end_cluster(cluster)
+  assert codes == [1, 1], logs
+  assert all("06.png of data set 'bad'" in log for log in logs)
+  assert "process 1: " in logs[0] or "process 0: " in logs[1]
+  rows = (workdir / "scores.csv").read_text().splitlines()
+  assert len(rows) == 9 and all(row.startswith("good,") for row in rows[1:])
 
 
 def test_a_full_disk_stops_all(steps, tmp_path):

@@ -12,6 +12,7 @@ import flax.traverse_util
 import jax
 import numpy as np
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import cops_jax
@@ -226,6 +227,21 @@ def test_a_start_that_does_not_fit_writes_nothing(untrained_config, tmp_path):
   with pytest.raises(InputError, match="nowhere holds no training run"):
     training.train(untrained_config, workdir, init_from=tmp_path / "nowhere")
   assert not workdir.exists()
+
+
+def test_prompts_that_are_not_finite_are_refused(
+  exported, untrained_config, tmp_path
+):
+  with safe_open(exported[1], framework="numpy") as file:
+    tensors = {name: file.get_tensor(name) for name in file.keys()}
+    metadata = file.metadata()
+  tensors["prompt_learner.context"][0, 0, 0] = np.nan
+  path = tmp_path / "prompts.safetensors"
+  save_file(tensors, path, metadata)
+  expected = "holds NaN or infinity in prompt_learner.context: "
+  with pytest.raises(InputError, match=expected):
+    training.train(untrained_config, tmp_path / "run", init_from=path)
+  assert not (tmp_path / "run").exists()
 
 
 def test_another_clip_is_refused_unless_allowed(
