@@ -23,7 +23,10 @@ test: .venv/test
 
 numbers: .venv/test
 	JAX_DISABLE_MOST_OPTIMIZATIONS=0 .venv/bin/python -m pytest --quiet \
-	  --numprocesses=auto tests/models/test_cops.py tests/test_losses.py \
+	  --numprocesses=auto tests/test_losses.py \
+	  tests/models/test_cops.py::test_vision_features \
+	  tests/models/test_cops.py::test_training_outputs \
+	  tests/models/test_cops.py::test_evaluation_outputs \
 	  tests/training/test_step.py::test_gradients_and_five_adam_steps \
 	  tests/training/test_step.py::test_devices_do_not_matter \
 	  tests/inputs/test_feature_cache.py::test_training_is_the_same_and_runs_share_a_cache

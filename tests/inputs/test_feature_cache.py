@@ -85,6 +85,7 @@ def test_training_is_the_same_and_runs_share_a_cache(
   from_cache = outcome(tmp_path / "filling")
   if AS_FOR_USERS:
     assert from_cache == (want_rows, want_leaves)
+    return  # The rest does not hang on how programs are compiled.
   for row, want in zip(from_cache[0], want_rows, strict=True):
     assert row["loss"] == pytest.approx(want["loss"], rel=1e-4)
   # An image feature and 2 x 9 patch features of width 24.
