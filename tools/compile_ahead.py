@@ -26,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 from jax.experimental import topologies
+from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 from ml_collections import config_flags
 
@@ -129,6 +130,9 @@ def tpu_mesh(topology: str) -> Mesh:
       f"--topology={topology} is no slice that libtpu knows; examples are"
       f" v5e:4x4, v4:2x2x2 and v6e:8x8 ({shorten(error)})"
     ) from error
+  # Programs for chips that are not here could be kept, and not read again.
+  jax.config.update("jax_enable_compilation_cache", False)
+  compilation_cache.reset_cache()
   return make_mesh(slice_.devices)
 
 

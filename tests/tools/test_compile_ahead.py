@@ -13,14 +13,6 @@ from tools import compile_ahead
 pytest.importorskip("libtpu")
 
 
-@pytest.fixture(autouse=True)
-def nothing_kept():
-  """Programs for chips that are not here can be kept, and not read again."""
-  jax.config.update("jax_enable_compilation_cache", False)
-  yield
-  jax.config.update("jax_enable_compilation_cache", True)
-
-
 @pytest.mark.parametrize(
   "topology, num_chips", (("v5e:2x2", 4), ("v5e:4x4", 16))
 )
