@@ -37,14 +37,14 @@ def digest_example(example: Mapping[str, Any], image: str, mask: str) -> str:
     *(image, mask),
   )
   # Of each fact by itself, so that none can pass for the end of another.
-  parts = "".join(hashlib.sha256(fact.encode()).hexdigest() for fact in facts)
+  parts = "".join(hashlib.sha256(_encode(fact)).hexdigest() for fact in facts)
   return hashlib.sha256(parts.encode()).hexdigest()[:16]
 
 
 def combine(digests: Mapping[str, str]) -> str:
   """One SHA-256 of all examples' digests, by id, whatever their order."""
   lines = (f"{digest} {name}\n" for name, digest in sorted(digests.items()))
-  return hashlib.sha256("".join(lines).encode()).hexdigest()
+  return hashlib.sha256(_encode("".join(lines))).hexdigest()
 
 
 def describe_difference(
@@ -66,3 +66,8 @@ def describe_difference(
         f"{len(names)} {kind} ({', '.join(names[:_MAX_SHOWN])}{more})"
       )
   return "; ".join(parts)
+
+
+def _encode(text):
+  """Names of files may hold bytes that are not UTF-8."""
+  return text.encode(errors="backslashreplace")

@@ -26,8 +26,9 @@ from absl import flags
 from configs import ablations
 from cops_jax import __version__, scripts
 from cops_jax.config import complete
+from cops_jax.digests import combine
 from cops_jax.errors import InputError
-from cops_jax.files import write_file
+from cops_jax.files import seal, unseal, write_file
 from cops_jax.reporting import metric_title, write
 from cops_jax.runtime import signals
 from cops_jax.tables import align
@@ -60,11 +61,15 @@ def train_and_evaluate(
   from cops_jax.evaluation import many
 
   path = workdir / _FINISHED_FILE
-  asked = config.to_dict()
-  if path.exists():
-    finished = json.loads(path.read_text(encoding="utf-8"))
-    if complete(finished["config"]) == complete(asked):
+  asked = _all_that_decides(config)
+  try:
+    finished = unseal(path.read_bytes())
+    if finished["asked"] == json.loads(json.dumps(asked)):
       return finished["means"]
+  except FileNotFoundError:
+    pass
+  except (OSError, ValueError, KeyError) as error:
+    _logger.warning("%s cannot be used: %s", path, error)
   training.train(config, workdir, allow_other_clip=allow_other_clip)
   evaluated = many.evaluate(config, workdir, allow_other_clip=allow_other_clip)
   if evaluated.failed:
@@ -78,9 +83,27 @@ def train_and_evaluate(
     }
     for dataset, result in evaluated.results.items()
   }
-  content = {"config": asked, "means": means}
-  write_file(path, json.dumps(content, indent=2) + "\n")
+  write_file(path, seal({"asked": asked, "means": means}, indent=2))
   return means
+
+
+def _all_that_decides(config):
+  """Config, CLIP and data of a run, as JSON has them."""
+  from cops_jax import weights
+  from cops_jax.inputs.configured import load_examples
+
+  names = [(config.train.dataset, config.train.split)]
+  names += [
+    (name, config.evaluation.split) for name in config.evaluation.datasets
+  ]
+  return {
+    "config": complete(config.to_dict()),
+    "clip_sha256": weights.clip_of(config).sha256,
+    "data": {
+      f"{name}, {split}": combine(load_examples(config, name, split).digests())
+      for name, split in names
+    },
+  }
 
 
 def run_all(

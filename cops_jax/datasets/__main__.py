@@ -57,7 +57,9 @@ def _list(options):
 def _check(options):
   is_sound = True
   for name in options.names:
-    result = checking.check(name, options.data_dir, options.manual_dir)
+    result = checking.check(
+      name, options.data_dir, options.manual_dir, options.deep
+    )
     print(result, end="\n\n")
     is_sound &= not result.problems
   return 0 if is_sound else 1
@@ -134,6 +136,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     "prepare", parents=[directories], help="make data sets ready for use"
   )
   check.add_argument("names", nargs="+", metavar="NAME")
+  check.add_argument(
+    "--deep",
+    action="store_true",
+    help="compare the prepared copy, byte by byte, with what it was and with"
+    " the original files",
+  )
   prepare.add_argument("names", nargs="*", metavar="NAME")
   prepare.add_argument(
     "--all", action="store_true", help="all whose original files are there"

@@ -17,6 +17,8 @@ from cops_jax.datasets.specifications import (
   SPECIFICATIONS,
   count_differences,
 )
+from cops_jax.digests import describe_difference
+from cops_jax.files import digest_file
 from cops_jax.images.decoding import open_image
 from cops_jax.progress import Progress
 from cops_jax.tables import align
@@ -93,7 +95,10 @@ class Check:
 
 
 def check(
-  name: str, data_dir: str | None = None, manual_dir: str | None = None
+  name: str,
+  data_dir: str | None = None,
+  manual_dir: str | None = None,
+  is_deep: bool = False,
 ) -> Check:
   """Reads every file of a data set.
 
@@ -101,6 +106,8 @@ def check(
 
   Args:
     name, data_dir, manual_dir: see `cops_jax.datasets.load`.
+    is_deep: whether to compare the prepared copy, byte by byte, with what it
+      was when it was prepared, and the original files with it.
 
   Raises:
     InputError: custom data's path is not a folder, or prepared data are
@@ -116,6 +123,8 @@ def check(
     builder = preparation.make_builder(name, data_dir)
     root = row and builder.find_original_files(manual_dir)
     listing = root and row.read(root, row.categories)
+    if listing:
+      listing.root = listing.root or root
   if listing:
     root = listing.root or root
     result = Check(name, f"original files in {root}")
@@ -144,7 +153,35 @@ def check(
     )
     return result
   result.compare_with_known_counts()
+  if is_deep and not location and preparation.is_prepared(builder):
+    _compare_bytes(result, builder, listing, data_dir, manual_dir)
   return result
+
+
+def _compare_bytes(result, builder, listing, data_dir, manual_dir):
+  """Adds how the prepared copy differs from what it was and is made of."""
+  images = {}
+  for split in sorted(builder.info.splits):
+    examples = preparation.load_prepared(
+      builder.name, split, data_dir, manual_dir
+    )
+    now = preparation.compute_digests(builder, split)
+    if difference := describe_difference(examples.digests(), now):
+      result.problems.append(
+        f"{builder.data_dir}, {split}: {difference} since it was prepared;"
+        " delete it, and prepare it again"
+      )
+    images |= {row["id"]: digest_file(row["image"]) for row in examples}
+  if listing:
+    root = listing.root
+    originals = {
+      file_example(record, root, builder.name)["id"]: digest_file(record.image)
+      for record in listing.records
+    }
+    if difference := describe_difference(images, originals):
+      result.warnings.append(
+        f"the images in {root} are not those of the prepared copy: {difference}"
+      )
 
 
 def _inspect_all(

@@ -14,7 +14,7 @@ import filelock
 import tensorflow_datasets as tfds
 
 from cops_jax.datasets.specifications import SPECIFICATIONS
-from cops_jax.digests import digest_example
+from cops_jax.digests import combine, digest_example, file_state
 from cops_jax.errors import InputError
 from cops_jax.files import digest_file, seal, unseal, write_file
 from cops_jax.progress import Progress
@@ -22,6 +22,7 @@ from cops_jax.progress import Progress
 _logger = logging.getLogger(__name__)
 
 _CONTENTS = "contents.json"
+_CONTENTS_FIELDS = {"files", "splits", "notes", "originals"}
 
 
 class PreparedExamples(Sequence):
@@ -148,7 +149,11 @@ def prepare(
         builder.download_and_prepare(
           download_config=tfds.download.DownloadConfig(manual_dir=manual_dir)
         )
-      _read_contents(builder, getattr(builder, "oddities", ()))
+      _read_contents(
+        builder,
+        getattr(builder, "oddities", ()),
+        _state_of_originals(builder, manual_dir),
+      )
   except OSError as error:
     raise InputError(
       f"data set {name!r} cannot be prepared in {home}: {error}"
@@ -179,6 +184,15 @@ def load_prepared(
       f" {', '.join(sorted(builder.info.splits))}"
     )
   contents = _read_contents(builder)
+  before = contents["originals"]
+  now = before and _state_of_originals(builder, manual_dir)
+  if now and now != before:
+    note = (
+      "the original files have changed since they were prepared; to have them,"
+      f" delete {builder.data_dir}"
+    )
+    _logger.warning("data set %s: %s", name, note)
+    contents["notes"].append(note)
   return _open_split(
     builder, split, contents["splits"][split], contents["notes"]
   )
@@ -215,7 +229,19 @@ def compute_digests(
   return digests
 
 
-def _read_contents(builder, notes=()):
+def _state_of_originals(builder, manual_dir):
+  """Of the sizes and times of all original files; "" if they are not there."""
+  find = getattr(builder, "find_original_files", None)
+  root = find and find(manual_dir)
+  if not root:
+    return ""
+  files = (path for path in root.rglob("*") if path.is_file())
+  return combine(
+    {str(path.relative_to(root)): file_state(path) for path in files}
+  )
+
+
+def _read_contents(builder, notes=(), originals=""):
   """Digests of the examples by split, and the notes taken while preparing.
 
   Kept with the data, and read anew where their files are others than then.
@@ -229,7 +255,7 @@ def _read_contents(builder, notes=()):
   }
   try:
     contents = unseal(path.read_bytes())
-    if contents["files"] == files and isinstance(contents["splits"], dict):
+    if contents["files"] == files and contents.keys() == _CONTENTS_FIELDS:
       return contents
     _logger.warning("%s is not of the files beside it: computed anew", path)
   except FileNotFoundError:
@@ -242,6 +268,7 @@ def _read_contents(builder, notes=()):
       split: compute_digests(builder, split) for split in builder.info.splits
     },
     "notes": list(notes),
+    "originals": originals,
   }
   try:
     write_file(path, seal(contents))

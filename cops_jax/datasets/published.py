@@ -3,25 +3,38 @@
 from __future__ import annotations
 
 import functools
+import io
+import logging
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow_datasets as tfds
+from PIL import Image
 from tensorflow_datasets.core import dataset_builder
 
 from cops_jax.datasets.download import download
 from cops_jax.datasets.layouts import Record
-from cops_jax.datasets.schema import example_features, file_example
+from cops_jax.datasets.schema import (
+  EMPTY_MASK,
+  example_features,
+  file_example,
+)
 from cops_jax.datasets.specifications import (
   SPECIFICATIONS,
   Specification,
+  bibtex,
   count_differences,
 )
-from cops_jax.errors import InputError
+from cops_jax.errors import InputError, shorten
+from cops_jax.images.decoding import open_image
 from cops_jax.progress import Progress
 
+_logger = logging.getLogger(__name__)
+
 _SHARD_BYTES = 256 << 20
+_VISIBLE = 128
 
 
 class Published(dataset_builder.ShardBasedBuilder, skip_registration=True):
@@ -31,7 +44,14 @@ class Published(dataset_builder.ShardBasedBuilder, skip_registration=True):
   gigabyte on. So the stored order is that of the files.
   """
 
-  VERSION = tfds.core.Version("1.0.0")
+  VERSION = tfds.core.Version("1.1.0")
+  RELEASE_NOTES = {
+    "1.0.0": "The first one.",
+    "1.1.0": (
+      "Masks of normal images have their image's size, and VisA's masks are 0"
+      " and 255. Prepare the data set again, from its original files."
+    ),
+  }
 
   specification: Specification
 
@@ -43,9 +63,14 @@ class Published(dataset_builder.ShardBasedBuilder, skip_registration=True):
     row = self.specification
     return tfds.core.DatasetInfo(
       builder=self,
-      description=f"{row.title}. {row.description} Licence: {row.licence}.",
+      description=(
+        f"{row.title}. {row.description} Licence: {row.licence}. Images are"
+        " their files' bytes. Masks too, but for those whose highest value is"
+        " below 128, which become 0 and 255; an image without one has one that"
+        " is 0 throughout, of its size."
+      ),
       homepage=row.homepage,
-      citation=row.citation,
+      citation=bibtex(row),
       features=example_features(),
       license=row.licence,
     )
@@ -71,6 +96,7 @@ class Published(dataset_builder.ShardBasedBuilder, skip_registration=True):
       nonlocal num_done
       for record in records:
         example = file_example(record, root, self.name)
+        example["mask"] = _stored_mask(record)
         yield example["id"], example
         num_done += 1
         progress.update(num_done, f"preparing {self.name}")
@@ -109,6 +135,28 @@ class Published(dataset_builder.ShardBasedBuilder, skip_registration=True):
       f"data set {self.name!r} is not prepared, and its original files are not"
       f" there. {self.MANUAL_DOWNLOAD_INSTRUCTIONS}"
     )
+
+
+def _stored_mask(record: Record) -> pathlib.Path | bytes:
+  """A mask's file where it is plain to see; else a PNG of 0 and 255."""
+  path = record.image if record.mask is None else record.mask
+  try:
+    if record.mask is None:
+      with open_image(record.image) as image:
+        mask = Image.new("L", image.size)
+    else:
+      with open_image(record.mask) as image:
+        values = np.asarray(image.convert("L"))
+      if values.max() >= _VISIBLE:
+        return record.mask
+      mask = Image.fromarray((values > 0).astype(np.uint8) * 255)
+  except Exception as error:  # PIL raises many kinds of errors.
+    # Whoever decodes it says so, or leaves it out if that is wanted.
+    _logger.warning("%s cannot be read: %s", path, shorten(error))
+    return EMPTY_MASK if record.mask is None else record.mask
+  file = io.BytesIO()
+  mask.save(file, "PNG")
+  return file.getvalue()
 
 
 def _shards(

@@ -59,7 +59,7 @@ def file_example(
   path = _readable(record.image.relative_to(root))
   return {
     "image": record.image,
-    "mask": _EMPTY_MASK if record.mask is None else record.mask,
+    "mask": EMPTY_MASK if record.mask is None else record.mask,
     "has_mask": record.has_mask,
     "label": int(record.is_anomaly),
     "category": record.category,
@@ -81,4 +81,4 @@ def _png_of_one_black_pixel() -> bytes:
   return file.getvalue()
 
 
-_EMPTY_MASK = _png_of_one_black_pixel()
+EMPTY_MASK = _png_of_one_black_pixel()

@@ -20,7 +20,7 @@ from cops_jax.config import Role, complete, decides
 from cops_jax.errors import InputError, WriteError
 from cops_jax.evaluation import results
 from cops_jax.evaluation.dataset import DatasetEvaluator
-from cops_jax.files import write_file
+from cops_jax.files import seal, unseal, write_file
 from cops_jax.images.maps import map_file_names
 from cops_jax.inputs.configured import load_examples
 from cops_jax.models.cops import trainable_shapes
@@ -269,15 +269,22 @@ class _KeptResult:
   def _read(self):
     try:
       if self.maps_folder:
-        maps_key = (self.maps_folder / _KEY_FILE).read_text("utf-8")
-        if maps_key != json.dumps(self._key):
+        maps = unseal((self.maps_folder / _KEY_FILE).read_bytes())
+        if maps != json.loads(json.dumps(self._describe_maps())):
           return None
       return results.from_json(self._path.read_text("utf-8"), self._key)
     except FileNotFoundError:
       return None
-    except (OSError, UnicodeDecodeError, InputError) as error:
+    except (OSError, ValueError) as error:
       _logger.warning("%s cannot be used again: %s", self._path, error)
       return None
+
+  def _describe_maps(self):
+    files = {
+      path.name: path.stat().st_size
+      for path in sorted(self.maps_folder.glob("*.npz"))
+    }
+    return {"key": self._key, "files": files}
 
   def write(self, result: results.DatasetResult) -> None:
     """Keeps the result; there is a warning where it cannot be written."""
@@ -289,7 +296,7 @@ class _KeptResult:
         for path in self.maps_folder.glob("*.npz"):
           if path.name not in names:
             path.unlink()
-        write_file(self.maps_folder / _KEY_FILE, json.dumps(self._key))
+        write_file(self.maps_folder / _KEY_FILE, seal(self._describe_maps()))
       write_file(self._path, results.to_json(result, self._key))
     except (InputError, OSError) as error:
       _logger.warning("the result is not kept: %s", error)

@@ -9,6 +9,7 @@ import io
 import logging
 import multiprocessing
 import os
+import re
 import shutil
 import tarfile
 import threading
@@ -20,6 +21,7 @@ from PIL import Image, ImageOps
 
 from cops_jax import datasets
 from cops_jax.datasets import preparation, published, specifications
+from cops_jax.datasets.__main__ import main
 from cops_jax.datasets.download import download
 from cops_jax.errors import InputError
 from helpers import original_layouts
@@ -62,10 +64,18 @@ def test_original_files_are_read_back(name, tmp_path):
       assert example["anomaly_kind"] == row.anomaly_kind
       assert example["dataset"] == name
       assert example["has_mask"] == (name not in original_layouts.WITHOUT_MASKS)
-      if row.mask:
-        assert example["mask"] == (tree.root / row.mask).read_bytes()
+      with Image.open(io.BytesIO(data)) as image:
+        size = image.size[::-1]
+      mask = pixels(example["mask"])
+      if not row.mask:
+        assert mask.shape == size and not mask.any()
+        continue
+      original = (tree.root / row.mask).read_bytes()
+      if name == "visa":  # Class indices.
+        assert set(np.unique(mask)) == {0, 255}
+        np.testing.assert_array_equal(mask > 0, pixels(original) > 0)
       else:
-        assert not pixels(example["mask"]).any()
+        assert example["mask"] == original
 
 
 def test_the_table_is_complete():
@@ -106,7 +116,7 @@ def test_large_splits_are_written_in_shards(tmp_path, monkeypatch):
   tree = write_tree("btad", tmp_path)
   monkeypatch.setattr(published, "_SHARD_BYTES", 500)
   examples = load(tree)
-  assert len(list((tmp_path / "prepared/btad/1.0.0").glob("*test*"))) > 3
+  assert len(list((tmp_path / "prepared/btad/1.1.0").glob("*test*"))) > 3
   # The stored order is that of the files.
   assert [example["path"] for example in examples] == [
     f"{category}/test/{kind}/000{number}.{suffix}"
@@ -142,7 +152,7 @@ def test_several_processes_prepare_at_once(tmp_path):
 
 def test_what_an_interrupted_preparation_left_is_removed(tmp_path):
   tree = write_tree("btad", tmp_path)
-  leftover = tmp_path / "prepared" / "btad" / "incomplete.ABCDEF_1.0.0"
+  leftover = tmp_path / "prepared" / "btad" / "incomplete.ABCDEF_1.1.0"
   leftover.mkdir(parents=True)
   (leftover / "btad-test.array_record").write_bytes(b"half")
   assert len(load(tree)) == 9
@@ -155,7 +165,7 @@ def test_a_failed_preparation_leaves_nothing(tmp_path):
   with pytest.raises(InputError, match="02/ground_truth/ko holds 2 masks"):
     tree.root.joinpath("02/test/ko/0002.png").touch()
     load(tree)
-  assert not list(tmp_path.glob("prepared/btad/*1.0.0*"))
+  assert not list(tmp_path.glob("prepared/btad/*1.1.0*"))
 
 
 def test_several_problems_are_reported_at_once(tmp_path):
@@ -198,7 +208,7 @@ def test_unwritable_data_directory_is_reported(tmp_path):
 def test_damaged_prepared_data_are_reported(tmp_path):
   tree = write_tree("kvasir", tmp_path)
   load(tree)
-  file = next((tmp_path / "prepared/kvasir/1.0.0").glob("*test*record*"))
+  file = next((tmp_path / "prepared/kvasir/1.1.0").glob("*test*record*"))
   data = bytearray(file.read_bytes())
   data[len(data) // 2] ^= 0xFF
   file.write_bytes(data)
@@ -237,7 +247,7 @@ def test_digests_are_kept_with_the_data(tmp_path, monkeypatch, caplog):
   monkeypatch.setattr(preparation, "compute_digests", compute)
   assert load(tree).digests() == before.digests() and not computed
   assert load(tree).notes == before.notes != ()
-  path = tmp_path / "prepared/kvasir/1.0.0/contents.json"
+  path = tmp_path / "prepared/kvasir/1.1.0/contents.json"
   text = path.read_text()
   for damage in (text.replace('": "', '": "0', 1), text[:-9], "[]"):
     path.write_text(damage)
@@ -247,6 +257,33 @@ def test_digests_are_kept_with_the_data(tmp_path, monkeypatch, caplog):
   # As after a copy over the files.
   os.utime(next(path.parent.glob("*test*record*")), (0, 0))
   assert load(tree).digests() == before.digests() and computed == ["test"]
+
+
+def test_citations_are_bibtex():
+  for row in specifications.SPECIFICATIONS.values():
+    entry = specifications.bibtex(row)
+    assert entry.startswith(f"@misc{{{row.name},\n  author = {{")
+    assert re.search(r"  year = \{(19|20)\d\d\},\n\}$", entry)
+    assert entry.count("{") == entry.count("}")
+
+
+def test_original_files_that_changed_are_noticed(tmp_path, capsys):
+  tree = write_tree("kvasir", tmp_path)
+  load(tree)
+  flags = (f"--data_dir={tmp_path}/prepared", f"--manual_dir={tmp_path}")
+  assert main(["check", "kvasir", "--deep", *flags]) == 0
+  assert "prepared copy" not in capsys.readouterr().out
+  image = next((tree.root / "images").glob("[!.T]*.*"))
+  stat = image.stat()
+  content = bytearray(image.read_bytes())
+  content[-1] ^= 1
+  image.write_bytes(content)
+  os.utime(image, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+  assert not any("have changed" in note for note in load(tree).notes)
+  main(["check", "kvasir", "--deep", *flags])
+  assert f"1 changed (images/{image.name})" in capsys.readouterr().out
+  os.utime(image, (0, 0))
+  assert any("have changed since" in note for note in load(tree).notes)
 
 
 @pytest.fixture

@@ -130,7 +130,7 @@ def test_all_thirteen_data_sets(config, workdir, tmp_path, evaluated):
 
   # Prepared is enough; but not by another version.
   config.manual_dir = ""
-  shutil.move(tmp_path / "data/btad/1.0.0", tmp_path / "data/btad/0.9.0")
+  shutil.move(tmp_path / "data/btad/1.1.0", tmp_path / "data/btad/0.9.0")
   del evaluated[:]
   found = many.evaluate(config, workdir, names=["all"])
   assert list(found.skipped) == ["btad"] and evaluated == []
@@ -140,7 +140,7 @@ def test_all_thirteen_data_sets(config, workdir, tmp_path, evaluated):
     *(name for name in SPECIFICATIONS if name != "btad"),
   ]
   assert (
-    "holds version 0.9.0 of it, and version 1.0.0 is needed. Prepare it again"
+    "holds version 0.9.0 of it, and version 1.1.0 is needed. Prepare it again"
     " with: python -m cops_jax.datasets prepare btad" in found.skipped["btad"]
   )
   one = many.evaluate(config, workdir, names=["btad", "mpdd"])

@@ -61,7 +61,7 @@ def ablated(base, tmp_path_factory):
   assert means.pop("no_vae") == {}
   assert means.keys() == set(names) - {"no_vae"} and all(means.values())
   assert list(failures) == ["no_vae with seed 0"]
-  assert "run.json cannot be written: " in failures["no_vae with seed 0"]
+  assert "cannot be written: " in failures["no_vae with seed 0"]
 
   in_the_way.unlink()
   times = finished_times(workdir)
