@@ -86,7 +86,7 @@ def test_the_table_is_complete():
     assert row.title in builder.info.description
     assert row.homepage.startswith("http")
     assert builder.info.homepage == row.homepage
-    assert builder.info.citation == row.citation
+    assert builder.info.citation == specifications.bibtex(row)
 
 
 def test_tfds_gives_pixels_without_a_given_format(tmp_path, capsys):
