@@ -8,7 +8,12 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from cops_jax.errors import DamagedRunError, InputError, MissingRunError
+from cops_jax.errors import (
+  DamagedRunError,
+  InputError,
+  MissingRunError,
+  shorten,
+)
 
 _ADVICE = {
   MissingRunError: "Train first: python train.py --config=... --workdir={}",
@@ -38,7 +43,8 @@ def command_line(
 ) -> Callable[..., int | None]:
   """Decorates the main of a command, which may be given its arguments.
 
-  An `InputError` ends the program with its message and exit status 1. Output
+  An `InputError`, or the system's about a file, ends the program with its
+  message and exit status 1. Output
   that is closed early, as by `... | head`, ends it with status 1 and without a
   message, and Ctrl-C with status 130.
   """
@@ -61,5 +67,10 @@ def command_line(
       # The interpreter flushes the rest when it exits: discard it.
       os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
       sys.exit(1)
+    except OSError as error:
+      if error.filename is None:
+        raise
+      # Such as a name that is too long, wherever a path is first looked at.
+      sys.exit(f"error: {shorten(error.filename)}: {error.strerror}")
 
   return run

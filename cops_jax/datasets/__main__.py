@@ -11,6 +11,7 @@ import argparse
 import concurrent.futures
 import multiprocessing
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -65,6 +66,12 @@ def _check(options):
   return 0 if is_sound else 1
 
 
+def _begin_worker():
+  show_messages()
+  # A terminal tells it too, and the main process ends it.
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def _prepare(options):
   names = options.names
   if options.all:
@@ -81,7 +88,7 @@ def _prepare(options):
   with concurrent.futures.ProcessPoolExecutor(
     max_workers=max(1, min(len(names), os.cpu_count() or 1)),
     mp_context=multiprocessing.get_context("spawn"),
-    initializer=show_messages,
+    initializer=_begin_worker,
   ) as pool:
     running = {
       name: pool.submit(
@@ -102,8 +109,10 @@ def _prepare(options):
           cells = (str(counts.get(split, "-")) for split in ("train", "test"))
           rows.append((name, *cells))
     except KeyboardInterrupt:
-      pool.shutdown(cancel_futures=True)
-      sys.exit("interrupted; the data sets finished so far are kept")
+      for process in multiprocessing.active_children():
+        process.terminate()
+      print("the data sets finished so far are kept", file=sys.stderr)
+      raise
   print("\n".join(align(rows, num_text_columns=1)))
   if errors:
     sys.exit("\n".join(errors))

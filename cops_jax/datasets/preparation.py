@@ -15,7 +15,7 @@ import tensorflow_datasets as tfds
 
 from cops_jax.datasets.specifications import SPECIFICATIONS
 from cops_jax.digests import combine, digest_example, file_state
-from cops_jax.errors import InputError
+from cops_jax.errors import InputError, shorten
 from cops_jax.files import digest_file, seal, unseal, write_file
 from cops_jax.progress import Progress
 
@@ -70,8 +70,19 @@ class PreparedExamples(Sequence):
 def make_builder(
   name: str, data_dir: str | None = None
 ) -> tfds.core.DatasetBuilder:
-  """The builder of a registered data set."""
-  return tfds.builder(name, data_dir=data_dir, file_format="array_record")
+  """The builder of a registered data set.
+
+  Raises:
+    InputError: what is said of its prepared copy is damaged.
+  """
+  try:
+    return tfds.builder(name, data_dir=data_dir, file_format="array_record")
+  except Exception as error:  # TFDS's parsers raise many kinds.
+    folder = pathlib.Path(data_dir or tfds.core.constants.DATA_DIR) / name
+    raise InputError(
+      f"the prepared copy of data set {name!r} in {folder} is damaged"
+      f" ({shorten(error)}). Delete it; it is then prepared again."
+    ) from error
 
 
 def is_prepared(builder: tfds.core.DatasetBuilder) -> bool:

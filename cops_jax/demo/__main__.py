@@ -10,7 +10,6 @@ with seed 0; `cops_jax.calibrate --data=demo_unseen` chose their thresholds.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import socket
 from collections.abc import Sequence
 
@@ -88,8 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
   options = parser.parse_args(arguments)
   if not 0 <= options.port < 2**16:
     parser.error(f"--port is {options.port}, expected from 0 to {2**16 - 1}")
-  with contextlib.suppress(KeyboardInterrupt):
-    _serve(options)
+  _serve(options)
 
 
 if __name__ == "__main__":

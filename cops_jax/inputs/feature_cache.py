@@ -195,7 +195,7 @@ def _manifest(examples, split, model, clip, options):
 def _require_same(path, manifest):
   try:
     saved = json.loads(path.read_text(encoding="utf-8"))
-  except FileNotFoundError:
+  except (FileNotFoundError, NotADirectoryError):
     return
   except (OSError, ValueError) as error:
     saved = {"manifest": f"unreadable ({error})"}

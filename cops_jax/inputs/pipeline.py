@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import logging
 import os
+import signal
 from collections.abc import (
   Callable,
   Iterable,
@@ -313,7 +314,8 @@ def _open_batches(load_row):
       grain.MultiprocessingOptions(
         options.num_workers,
         per_worker_buffer_size=num_batches(local_size, options.num_workers),
-      )
+      ),
+      worker_init_fn=_ignore_ctrl_c,
     )
     # Rows through pipes: shared memory is no faster here, and containers have
     # little of it.
@@ -321,6 +323,11 @@ def _open_batches(load_row):
       rows, grain.experimental.DatasetOptions(min_shm_size=1 << 62)
     )
   return iter(rows.batch(local_size))
+
+
+def _ignore_ctrl_c(*_):
+  """In a worker: a terminal tells it too, and the main process ends it."""
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _leave_out(examples, path, reason, skipped):
