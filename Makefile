@@ -1,8 +1,9 @@
 # make demo: train on generated data, find anomalies in categories never seen.
 # make test: run the tests.
 # make numbers: run the numerical tests, compiled as users' programs are.
-# make soak: damage ten thousand weight files; kill training 48 times at random;
-#   train the demo, which must be worth it.
+# make soak: damage ten thousand weight files; kill training 48 times at random,
+#   other commands 100 times; flip bits, give bad input, crowd the page; train the
+#   demo, which must be worth it. Some forty minutes.
 # All first create .venv with the versions of constraints.txt.
 
 PYTHON ?= python3

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import functools
+import multiprocessing
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 
@@ -44,9 +46,8 @@ def command_line(
   """Decorates the main of a command, which may be given its arguments.
 
   An `InputError`, or the system's about a file, ends the program with its
-  message and exit status 1. Output
-  that is closed early, as by `... | head`, ends it with status 1 and without a
-  message, and Ctrl-C with status 130.
+  message and exit status 1. Output that is closed early, as by `... | head`,
+  ends it with status 1 and without a message, and Ctrl-C with status 130.
   """
 
   @functools.wraps(main)
@@ -55,13 +56,22 @@ def command_line(
     # uses it.
     os.environ.setdefault("USE_TORCH", "0")
     try:
+      for text in sys.argv[1:] if arguments is None else arguments:
+        if re.fullmatch(r"--\w+=--", str(text)):  # argparse makes a list of it.
+          raise InputError(f"{text}: expected a value")
       status = main(arguments)
       sys.stdout.flush()
       return status
     except InputError as error:
       sys.exit(f"error: {describe(error)}")
     except KeyboardInterrupt:
-      print("interrupted", file=sys.stderr)
+      print("interrupted", file=sys.stderr, flush=True)
+      children = multiprocessing.active_children()
+      for process in children:
+        process.terminate()
+      if arguments is None and not children:
+        # Threads that compile would crash an orderly exit.
+        os._exit(130)
       sys.exit(130)
     except BrokenPipeError:
       # The interpreter flushes the rest when it exits: discard it.

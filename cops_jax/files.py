@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import stat
 import uuid
 from collections.abc import Iterator, Mapping
@@ -16,6 +17,16 @@ from typing import Any
 from cops_jax.errors import WriteError
 
 _SEAL = "sha256"
+
+
+def require_local(path: pathlib.Path) -> None:
+  """Raises WriteError for an address such as gs://bucket/run."""
+  scheme = re.match(r"([a-z][a-z0-9]+):/", str(path))
+  if scheme:
+    raise WriteError(
+      f"{path} cannot be written: {scheme[1]}: addresses are not supported;"
+      " give a local path"
+    )
 
 
 @contextlib.contextmanager
@@ -28,6 +39,7 @@ def whole_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
   Raises:
     WriteError: it cannot be written.
   """
+  require_local(path)
   partial = path.parent / f".{uuid.uuid4().hex}.partial"
   try:
     path.parent.mkdir(parents=True, exist_ok=True)

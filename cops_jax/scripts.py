@@ -149,10 +149,12 @@ def run(
   --verify the work directory is checked instead, and main not called.
   """
 
-  @command_line
-  def guarded(arguments):
-    if len(arguments) > 1:
-      sys.exit(f"error: unexpected argument {arguments[1]!r}")
+  def guarded(rest):
+    command_line(lambda _: start(rest))()
+
+  def start(rest):
+    if len(rest) > 1:
+      sys.exit(f"error: unexpected argument {rest[1]!r}")
     if _VERIFY.value:
       sys.exit(_verify(_WORKDIR.value))
     cluster = (

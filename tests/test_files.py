@@ -1,5 +1,7 @@
 """Files that are written whole or not at all."""
 
+import pathlib
+
 import pytest
 
 from cops_jax import files
@@ -12,6 +14,14 @@ def test_a_file_and_the_folders_above_it(tmp_path):
     files.write_file(path, content)
   assert path.read_text() == "two"
   assert list(path.parent.iterdir()) == [path]
+
+
+def test_addresses_are_no_paths(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  path = pathlib.Path("gs://bucket/run") / "run.json"
+  with pytest.raises(InputError, match="gs: addresses are not supported"):
+    files.write_file(path, "x")
+  assert not list(tmp_path.iterdir())
 
 
 def test_what_cannot_be_written_is_reported(tmp_path):

@@ -11,7 +11,6 @@ import argparse
 import concurrent.futures
 import multiprocessing
 import os
-import signal
 import sys
 from collections.abc import Sequence
 
@@ -66,12 +65,6 @@ def _check(options):
   return 0 if is_sound else 1
 
 
-def _begin_worker():
-  show_messages()
-  # A terminal tells it too, and the main process ends it.
-  signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
 def _prepare(options):
   names = options.names
   if options.all:
@@ -88,7 +81,7 @@ def _prepare(options):
   with concurrent.futures.ProcessPoolExecutor(
     max_workers=max(1, min(len(names), os.cpu_count() or 1)),
     mp_context=multiprocessing.get_context("spawn"),
-    initializer=_begin_worker,
+    initializer=preparation.begin_worker,
   ) as pool:
     running = {
       name: pool.submit(

@@ -7,6 +7,7 @@ import io
 import logging
 import pathlib
 import shutil
+import signal
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from cops_jax.datasets.specifications import SPECIFICATIONS
 from cops_jax.digests import combine, digest_example, file_state
 from cops_jax.errors import InputError, shorten
 from cops_jax.files import digest_file, seal, unseal, write_file
-from cops_jax.progress import Progress
+from cops_jax.progress import Progress, show_messages
 
 _logger = logging.getLogger(__name__)
 
@@ -170,6 +171,15 @@ def prepare(
       f"data set {name!r} cannot be prepared in {home}: {error}"
     ) from error
   return builder
+
+
+def begin_worker() -> None:
+  """In a process that only calls `prepare_and_count`: leaves Ctrl-C to others.
+
+  A terminal tells it too, and the main process ends it.
+  """
+  show_messages()
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def prepare_and_count(

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import filelock
 
 from cops_jax.errors import InputError, WriteError
-from cops_jax.files import write_file
+from cops_jax.files import require_local, write_file
 from cops_jax.runtime.processes import in_first_process
 
 
@@ -46,6 +46,7 @@ def hold(workdir: str | os.PathLike, purpose: str) -> Iterator[None]:
 def _acquire(workdir, purpose):
   path = workdir / f".{purpose}.lock"
   holder = workdir / f".{purpose}.json"
+  require_local(workdir)
   try:
     workdir.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(path)

@@ -232,7 +232,13 @@ def _read_file(path, template):
     tensors = from_authors_names(tensors)
     tensors = flax.traverse_util.flatten_dict(tensors, sep=".")
   params = {name: np.asarray(tensors[name], np.float32) for name in wanted}
-  return flax.traverse_util.unflatten_dict(params, sep=".")
+  params = flax.traverse_util.unflatten_dict(params, sep=".")
+  if file.content_sha256 not in ("", hash_prompts(params)):
+    raise InputError(
+      f"{path} is damaged: its tensors are not those that were written. Export"
+      " them again, or take a copy."
+    )
+  return params
 
 
 def _require_conditional_words(tree, path):
@@ -299,7 +305,7 @@ def write_prompts(
     flat = flax.traverse_util.flatten_dict(trainable, sep=".")
     content = safetensors.numpy.save(
       {name: np.asarray(array, order="C") for name, array in flat.items()},
-      metadata={"record": record.to_json()},
+      metadata={"record": record.to_json(), "sha256": hash_prompts(trainable)},
     )
     write_file(path, content)
   else:

@@ -28,6 +28,7 @@ class TensorFile(NamedTuple):
     tensors: by dotted name; read-only.
     record: text that this project wrote beside them, or "".
     sha256: of the file, in hexadecimal.
+    content_sha256: of the tensors, as this project wrote it beside them, or "".
   """
 
   path: pathlib.Path
@@ -35,6 +36,7 @@ class TensorFile(NamedTuple):
   tensors: Mapping[str, np.ndarray]
   record: str
   sha256: str
+  content_sha256: str = ""
 
 
 def read_tensor_file(
@@ -72,8 +74,9 @@ def read_tensor_file(
     name = "TorchScript archive" if is_script else "torch"
     return TensorFile(path, name, tensors, record, sha256)
   if head[8:9] == b"{":
-    tensors, record = _read_safetensors(path)
-    return TensorFile(path, "safetensors", tensors, record, sha256)
+    tensors, metadata = _read_safetensors(path)
+    beside = (metadata.get("record", ""), sha256, metadata.get("sha256", ""))
+    return TensorFile(path, "safetensors", tensors, *beside)
   # A msgpack map: a flax tree of parameters.
   if head[:1] and (0x80 <= head[0] <= 0x8F or head[0] in (0xDE, 0xDF)):
     return TensorFile(path, "flax msgpack", _read_msgpack(path), "", sha256)
@@ -120,7 +123,7 @@ def _read_safetensors(path):
   try:
     with safe_open(path, framework="numpy") as file:
       tensors = {name: file.get_tensor(name) for name in file.keys()}
-      return tensors, (file.metadata() or {}).get("record", "")
+      return tensors, file.metadata() or {}
   except (
     SafetensorError,
     OSError,

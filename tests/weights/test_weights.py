@@ -235,8 +235,14 @@ def test_prompts_that_are_not_finite_are_refused(
   with safe_open(exported[1], framework="numpy") as file:
     tensors = {name: file.get_tensor(name) for name in file.keys()}
     metadata = file.metadata()
-  tensors["prompt_learner.context"][0, 0, 0] = np.nan
   path = tmp_path / "prompts.safetensors"
+  tensors["prompt_learner.context"][0, 0, 0] += 1
+  save_file(tensors, path, metadata)
+  expected = "its tensors are not those that were written"
+  with pytest.raises(InputError, match=expected):
+    training.train(untrained_config, tmp_path / "run", init_from=path)
+  tensors["prompt_learner.context"][0, 0, 0] = np.nan
+  del metadata["sha256"]
   save_file(tensors, path, metadata)
   expected = "holds NaN or infinity in prompt_learner.context: "
   with pytest.raises(InputError, match=expected):
