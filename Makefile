@@ -20,7 +20,8 @@ demo: .venv/core
 test: .venv/test
 	.venv/bin/python -m ruff check .
 	.venv/bin/python -m ruff format --check .
-	.venv/bin/python -m pytest --quiet --durations=5 --numprocesses=auto --dist=loadfile
+	.venv/bin/python -m pytest --quiet --durations=5 --numprocesses=auto \
+	  --dist=loadfile --no-loadscope-reorder
 
 numbers: .venv/test
 	JAX_DISABLE_MOST_OPTIMIZATIONS=0 .venv/bin/python -m pytest --quiet \

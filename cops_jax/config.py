@@ -215,7 +215,7 @@ FIELDS = {
     False,
     "Whether a folder's files are told from others by all their bytes instead"
     " of sizes and times, where a run goes on or a result is used again.",
-    Role.NOTHING,
+    Role.TRAINING,
   ),
   "input.max_image_megapixels": Field(
     80.0,

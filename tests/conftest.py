@@ -72,6 +72,20 @@ def pytest_unconfigure(config):
     os._exit(0)
 
 
+# The files that take longest, so that both workers end at the same time.
+_FIRST = (
+  *("test_processes", "test_ablate", "test_feature_cache", "test_resume"),
+  *("test_many", "test_cops", "test_step", "test_dataset", "test_custom"),
+  *("test_clip", "test_weights", "test_jax", "test_onnx", "test_loop"),
+  *("test_detector", "test_predict", "test_page", "test_old_run"),
+)
+
+
+def pytest_collection_modifyitems(items):
+  places = {name: place for place, name in enumerate(_FIRST)}
+  items.sort(key=lambda item: places.get(item.path.stem, len(_FIRST)))
+
+
 def _share(tmp_path_factory, name, fill):
   """A folder that all workers see, filled by the first to ask for it."""
   base = tmp_path_factory.getbasetemp()

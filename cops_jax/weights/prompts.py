@@ -22,7 +22,7 @@ from cops_jax.errors import InputError
 from cops_jax.files import write_file
 from cops_jax.runs.checkpoints import Checkpoints
 from cops_jax.runs.record import Record, from_json, read_record
-from cops_jax.weights import torch_files
+from cops_jax.weights import tensor_files, torch_files
 from cops_jax.weights.tensor_files import check_tensors, read_tensor_file
 
 # The one key of the authors' files.
@@ -303,9 +303,11 @@ def write_prompts(
     )
   elif path.suffix == ".safetensors":
     flat = flax.traverse_util.flatten_dict(trainable, sep=".")
+    digest = hash_prompts(trainable)
     content = safetensors.numpy.save(
       {name: np.asarray(array, order="C") for name, array in flat.items()},
-      metadata={"record": record.to_json(), "sha256": hash_prompts(trainable)},
+      # One entry: of several the order is random, and so the file's bytes.
+      metadata={"record": tensor_files.add_hash(record.to_json(), digest)},
     )
     write_file(path, content)
   else:

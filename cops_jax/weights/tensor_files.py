@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from cops_jax.errors import InputError, shorten
 from cops_jax.weights import torch_files
 
+_HASH = "tensors' SHA-256: "  # Follows the record's text.
 _FLAX_ARRAY = 1  # flax.serialization's extension type of arrays.
 
 
@@ -74,9 +75,11 @@ def read_tensor_file(
     name = "TorchScript archive" if is_script else "torch"
     return TensorFile(path, name, tensors, record, sha256)
   if head[8:9] == b"{":
-    tensors, metadata = _read_safetensors(path)
-    beside = (metadata.get("record", ""), sha256, metadata.get("sha256", ""))
-    return TensorFile(path, "safetensors", tensors, *beside)
+    tensors, text = _read_safetensors(path)
+    record, _, content_sha256 = text.partition(_HASH)
+    return TensorFile(
+      path, "safetensors", tensors, record, sha256, content_sha256
+    )
   # A msgpack map: a flax tree of parameters.
   if head[:1] and (0x80 <= head[0] <= 0x8F or head[0] in (0xDE, 0xDF)):
     return TensorFile(path, "flax msgpack", _read_msgpack(path), "", sha256)
@@ -88,6 +91,11 @@ def read_tensor_file(
     f"{path} is neither safetensors nor torch's zip format nor flax's msgpack:"
     f" {reason}"
   )
+
+
+def add_hash(record: str, content_sha256: str) -> str:
+  """A record's text with the hash of the tensors that it is beside."""
+  return f"{record}{_HASH}{content_sha256}"
 
 
 def check_tensors(
@@ -123,7 +131,7 @@ def _read_safetensors(path):
   try:
     with safe_open(path, framework="numpy") as file:
       tensors = {name: file.get_tensor(name) for name in file.keys()}
-      return tensors, file.metadata() or {}
+      return tensors, (file.metadata() or {}).get("record", "")
   except (
     SafetensorError,
     OSError,
