@@ -256,9 +256,12 @@ def _state_of_originals(builder, manual_dir):
   root = find and find(manual_dir)
   if not root:
     return ""
-  files = (path for path in root.rglob("*") if path.is_file())
   return combine(
-    {str(path.relative_to(root)): file_state(path) for path in files}
+    {
+      str(path.relative_to(root)): file_state(path)
+      for path in root.rglob("*")
+      if path.is_file() and not path.name.startswith(".")
+    }
   )
 
 
@@ -276,12 +279,15 @@ def _read_contents(builder, notes=(), originals=""):
   }
   try:
     contents = unseal(path.read_bytes())
-    if contents["files"] == files and contents.keys() == _CONTENTS_FIELDS:
+    if contents.keys() != _CONTENTS_FIELDS:
+      raise ValueError(f"it has the fields {', '.join(contents)}")
+    if contents["files"] == files:
       return contents
     _logger.warning("%s is not of the files beside it: computed anew", path)
+    notes, originals = contents["notes"], contents["originals"]
   except FileNotFoundError:
     pass
-  except (OSError, ValueError, KeyError) as error:
+  except (OSError, ValueError) as error:
     _logger.warning("%s is damaged (%s): computed anew", path, error)
   contents = {
     "files": files,
