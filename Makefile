@@ -3,7 +3,7 @@
 # make numbers: run the numerical tests, compiled as users' programs are.
 # make soak: damage ten thousand weight files; kill training 48 times at random,
 #   other commands 100 times; flip bits, give bad input, crowd the page; train the
-#   demo, which must be worth it. Some forty minutes.
+#   demo, which must be worth it.
 # All first create .venv with the versions of constraints.txt.
 
 PYTHON ?= python3

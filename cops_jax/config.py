@@ -543,6 +543,11 @@ def recipe(name: str) -> Any:
   return config
 
 
+def max_pixels(config: Any) -> int:
+  """The most pixels of an image file that is decoded."""
+  return int(config.input.max_image_megapixels * 1e6)
+
+
 def restore(recorded: Mapping[str, Any], source: str, version: str) -> Any:
   """A recorded config as one of this version.
 

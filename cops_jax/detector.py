@@ -136,13 +136,14 @@ class AnomalyDetector:
     Raises:
       InputError: the config does not fit CLIP.
     """
+    from cops_jax.config import max_pixels
     from cops_jax.weights import build_model, place_clip, settle_dtype
 
     config = settle_dtype(config, None)
     model = build_model(config, clip)
     self.config, self.clip, self.trainable = config, clip, trainable
     self.image_size = config.model.image_size_pixels
-    self.max_pixels = int(config.input.max_image_megapixels * 1e6)
+    self.max_pixels = max_pixels(config)
     self.thresholds = thresholds
     self._mesh = make_mesh(jax.local_devices())
     clip_params, shardings = place_clip(

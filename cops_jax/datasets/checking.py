@@ -21,9 +21,8 @@ from cops_jax.digests import describe_difference
 from cops_jax.files import digest_file
 from cops_jax.images.decoding import open_image
 from cops_jax.progress import Progress
-from cops_jax.tables import align
+from cops_jax.tables import align, shorten_list
 
-_MAX_SHOWN = 10
 # PIL's conversion to RGB clips their values at 255.
 _WIDE_MODES = ("I", "I;16", "I;16B", "I;16L", "F")
 
@@ -63,9 +62,7 @@ class Check:
     for title in ("problems", "warnings", "oddities"):
       found = getattr(self, title)
       lines.append(f"{title}: {len(found) or 'none'}")
-      lines += [f"  {line}" for line in found[:_MAX_SHOWN]]
-      if len(found) > _MAX_SHOWN:
-        lines.append(f"  and {len(found) - _MAX_SHOWN} more")
+      lines += [f"  {line}" for line in shorten_list(found)]
     return "\n".join(lines)
 
   def _table(self):
@@ -123,8 +120,6 @@ def check(
     builder = preparation.make_builder(name, data_dir)
     root = row and builder.find_original_files(manual_dir)
     listing = root and row.read(root, row.categories)
-    if listing:
-      listing.root = listing.root or root
   if listing:
     root = listing.root or root
     result = Check(name, f"original files in {root}")
@@ -154,11 +149,12 @@ def check(
     return result
   result.compare_with_known_counts()
   if is_deep and not location and preparation.is_prepared(builder):
-    _compare_bytes(result, builder, listing, data_dir, manual_dir)
+    records = listing.records if listing else ()
+    _compare_bytes(result, builder, root, records, data_dir, manual_dir)
   return result
 
 
-def _compare_bytes(result, builder, listing, data_dir, manual_dir):
+def _compare_bytes(result, builder, root, records, data_dir, manual_dir):
   """Adds how the prepared copy differs from what it was and is made of."""
   images = {}
   for split in sorted(builder.info.splits):
@@ -172,11 +168,10 @@ def _compare_bytes(result, builder, listing, data_dir, manual_dir):
         " delete it, and prepare it again"
       )
     images |= {row["id"]: digest_file(row["image"]) for row in examples}
-  if listing:
-    root = listing.root
+  if records:
     originals = {
       file_example(record, root, builder.name)["id"]: digest_file(record.image)
-      for record in listing.records
+      for record in records
     }
     if difference := describe_difference(images, originals):
       result.warnings.append(

@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from cops_jax.datasets.layouts import (
-  META_FILE,
   NORMAL_KIND,
   Listing,
   Record,
   list_folders,
   read_folders,
-  read_meta_json,
 )
+from cops_jax.datasets.lists import META_FILE, read_meta_json
 from cops_jax.datasets.schema import file_example
 from cops_jax.digests import digest_example, file_state
 from cops_jax.errors import InputError

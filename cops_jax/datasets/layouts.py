@@ -1,4 +1,4 @@
-"""Data sets' folders and lists as their publishers lay them out.
+"""Data sets' folders as their publishers lay them out.
 
 Each reader lists the images it finds and, instead of stopping at the first,
 everything that is wrong.
@@ -7,11 +7,8 @@ everything that is wrong.
 from __future__ import annotations
 
 import collections
-import csv
 import dataclasses
-import json
 import logging
-import os
 import pathlib
 import re
 from collections.abc import Callable, Sequence
@@ -24,13 +21,10 @@ from cops_jax.tables import shorten_list
 _logger = logging.getLogger(__name__)
 
 NORMAL_KIND = "good"
-VISA_TABLE = "split_csv/1cls.csv"
-META_FILE = "meta.json"
 
-_SPLITS = ("train", "test")
+SPLITS = ("train", "test")
 _JUNK = ("thumbs.db", "desktop.ini")
 _MASK_ENDING = re.compile(r"[-_. ](masks?|gt|ground_?truth|segmentation)$")
-_VISA_COLUMNS = ("object", "split", "label", "image", "mask")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +123,7 @@ def read_folders(
   above, _, _ = images.partition("{kind}")
   for category in categories:
     found = []  # Split, kind and file.
-    for split in _SPLITS if "{split}" in images else ("test",):
+    for split in SPLITS if "{split}" in images else ("test",):
       parent = root / above.format(category=category, split=split)
       if above == images:
         folders = {"anomaly": parent}
@@ -206,182 +200,6 @@ def read_first(
       if best is None or (listing.records and not best.records):
         best = listing
   return best
-
-
-def read_labels(
-  root: pathlib.Path,
-  categories: Sequence[str],
-  *,
-  table: str,
-  images: str,
-) -> Listing:
-  """Reads a table of image numbers and labels, 1 for anomalies; no masks.
-
-  Args:
-    root: of the data set.
-    categories: one, of all images.
-    table: a file with two columns below a header.
-    images: the folder of the images, named by their numbers.
-  """
-  listing = Listing()
-  (category,) = categories
-  path = root / table
-  try:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-      rows = [(int(row[0]), int(row[1])) for row in list(csv.reader(file))[1:]]
-  except (*(OSError, csv.Error, ValueError), IndexError) as error:
-    listing.problems.append(f"{path} cannot be read: {error}")
-    return listing
-  labels = dict(rows)
-  for file in list_images(root / images, listing):
-    label = labels.pop(int(file.stem), None) if file.stem.isdecimal() else None
-    if label is None:
-      listing.oddities.append(f"{path} does not list {file.name}")
-      continue
-    kind = "anomaly" if label else NORMAL_KIND
-    listing.records.append(
-      Record("test", category, kind, file, None, has_mask=False)
-    )
-  if labels:
-    listing.problems.append(
-      f"{path} lists {len(labels)} images that are not in {root / images},"
-      f" {min(labels)} among them"
-    )
-  return listing
-
-
-def read_visa(root: pathlib.Path, categories: Sequence[str]) -> Listing:
-  """Reads VisA's table, whose paths are relative to the root."""
-  listing = Listing()
-  table = root / VISA_TABLE
-  try:
-    with table.open(newline="", encoding="utf-8-sig") as file:
-      reader = csv.DictReader(file)
-      missing = set(_VISA_COLUMNS) - set(reader.fieldnames or ())
-      rows = list(reader)
-  except (OSError, UnicodeDecodeError, csv.Error) as error:
-    listing.problems.append(f"{table}, VisA's table, cannot be read: {error}")
-    return listing
-  if missing:
-    listing.problems.append(
-      f"{table} lacks the columns {', '.join(sorted(missing))}"
-    )
-    return listing
-  absent = [
-    name
-    for name in categories
-    if not any(row["object"] == name and row["split"] == "test" for row in rows)
-  ]
-  if absent:
-    listing.problems.append(f"{table} has no test rows for {', '.join(absent)}")
-  for number, row in enumerate(rows, start=2):
-    place = f"{table}, line {number}"
-    if row["split"] not in _SPLITS or row["label"] not in ("normal", "anomaly"):
-      listing.problems.append(
-        f"{place}: split {row['split']!r} and label {row['label']!r}; expected"
-        " train or test, and normal or anomaly"
-      )
-      continue
-    is_anomaly = row["label"] == "anomaly"
-    image = _listed_file(root, row["image"], place, listing)
-    mask = None
-    if is_anomaly:
-      mask = _listed_file(root, row["mask"], place, listing)
-    if image:
-      kind = "anomaly" if is_anomaly else NORMAL_KIND
-      listing.records.append(
-        Record(row["split"], row["object"], kind, image, mask, has_mask=True)
-      )
-  _note_repetitions(listing, table)
-  return listing
-
-
-def read_meta_json(root: pathlib.Path) -> Listing:
-  """Reads the list of AnomalyCLIP, AdaCLIP and the authors' code.
-
-  {"train": {CATEGORY: [ENTRY, ...]}, "test": {...}} where an entry has img_path
-  and mask_path, relative to the root or absolute, specie_name, the kind of
-  anomaly, and anomaly, 0 or 1. Of absolute paths from elsewhere, the longest
-  end that is a file below the root counts. A category has masks for all its
-  anomalous images or, with empty mask_paths, for none.
-  """
-  listing = Listing()
-  table = root / META_FILE
-  try:
-    splits = json.loads(table.read_text(encoding="utf-8-sig"))
-  except (OSError, ValueError) as error:
-    listing.problems.append(f"{table} cannot be read: {error}")
-    return listing
-  except RecursionError:
-    listing.problems.append(f"{table} cannot be read: it is nested too deeply")
-    return listing
-  if not isinstance(splits, dict) or not splits.get("test"):
-    listing.problems.append(f'{table} has no "test" images')
-    return listing
-  for split in _SPLITS:
-    categories = splits.get(split) or {}
-    if not isinstance(categories, dict):
-      listing.problems.append(
-        f"{table}: {split!r} is not a table of categories"
-      )
-      continue
-    for category, entries in categories.items():
-      place = f"{table}, {split} {category}"
-      _read_meta_category(root, split, category, entries, place, listing)
-  _note_repetitions(listing, table)
-  return listing
-
-
-def _read_meta_category(
-  root: pathlib.Path,
-  split: str,
-  category: str,
-  entries: Any,
-  place: str,
-  listing: Listing,
-) -> None:
-  if not isinstance(entries, list) or not all(
-    isinstance(entry, dict)
-    and isinstance(entry.get("img_path"), str)
-    and isinstance(entry.get("mask_path") or "", str)
-    and entry.get("anomaly") in (0, 1)
-    for entry in entries
-  ):
-    listing.problems.append(
-      f"{place}: expected a list of entries with img_path, mask_path (text) and"
-      " anomaly (0 or 1)"
-    )
-    return
-  named = [entry for entry in entries if entry["img_path"].strip()]
-  if len(named) < len(entries):
-    listing.oddities.append(
-      f"{place}: {len(entries) - len(named)} entries without an img_path were"
-      " left out"
-    )
-  entries = named
-  anomalous = [entry for entry in entries if entry["anomaly"]]
-  unmasked = [entry for entry in anomalous if not entry.get("mask_path")]
-  has_mask = len(unmasked) < len(anomalous) or not anomalous
-  if has_mask and unmasked:
-    listing.problems.append(
-      f"{place}: {len(unmasked)} of {len(anomalous)} anomalous images have no"
-      f" mask_path, {unmasked[0]['img_path']} among them; give one to each or"
-      " to none"
-    )
-  for entry in entries:
-    image = _listed_file(root, entry["img_path"], place, listing, True)
-    mask = None
-    if entry["anomaly"] and entry.get("mask_path"):
-      mask = _listed_file(root, entry["mask_path"], place, listing, True)
-    kind = NORMAL_KIND
-    if entry["anomaly"]:
-      kind = str(entry.get("specie_name") or "anomaly")
-      if kind == NORMAL_KIND:
-        kind = "anomaly"
-    if image:
-      listing.records.append(
-        Record(split, category, kind, image, mask, has_mask)
-      )
 
 
 def pair_masks(
@@ -473,62 +291,3 @@ def _agree(image: pathlib.Path, mask: pathlib.Path) -> bool:
 def _sort_key(path: pathlib.Path) -> list[Any]:
   parts = re.split(r"(\d+)", path.stem.lower())
   return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
-
-
-def _listed_file(
-  root: pathlib.Path,
-  text: str | None,
-  place: str,
-  listing: Listing,
-  may_be_absolute: bool = False,
-) -> pathlib.Path | None:
-  """A file that a list names, if it exists and is below the root.
-
-  With `may_be_absolute`, links may not lead out of the root either.
-  """
-  text = text or ""
-  if "\\" in text and not (root / text).is_file():
-    text = text.replace("\\", "/")  # Written on Windows.
-  text = os.path.normpath(text)
-  if text == os.curdir:
-    listing.problems.append(f"{place}: a path is empty")
-    return None
-  if may_be_absolute and re.match("/|[a-zA-Z]:/", text):
-    text = _relative(root, text, listing)
-  if os.path.isabs(text) or text.split(os.sep)[0] == os.pardir:
-    listing.problems.append(f"{place}: {text} is outside {root}")
-  elif not (root / text).is_file():
-    listing.problems.append(f"{place}: {root / text} does not exist")
-  elif may_be_absolute and not pathlib.Path(
-    os.path.realpath(root / text)
-  ).is_relative_to(os.path.realpath(root)):
-    listing.problems.append(f"{place}: {root / text} is a link out of {root}")
-  else:
-    return root / text
-  return None
-
-
-def _relative(root: pathlib.Path, text: str, listing: Listing) -> str:
-  """An absolute path as one from the root, if there is such a file."""
-  if pathlib.Path(text).is_relative_to(root):
-    return os.path.relpath(text, root)
-  parts = text.split("/")
-  for start in range(1, len(parts)):
-    tail = "/".join(parts[start:])
-    if (root / tail).is_file():
-      note = (
-        f"paths begin with {'/'.join(parts[:start])}, which is taken for {root}"
-      )
-      if note not in listing.oddities:
-        listing.oddities.append(note)
-      return tail
-  return text
-
-
-def _note_repetitions(listing: Listing, table: pathlib.Path) -> None:
-  counts = collections.Counter(record.image for record in listing.records)
-  listing.problems += [
-    f"{table} lists {image} {count} times"
-    for image, count in counts.items()
-    if count > 1
-  ]

@@ -8,13 +8,8 @@ import pathlib
 import re
 from collections.abc import Callable, Sequence
 
-from cops_jax.datasets.layouts import (
-  Listing,
-  read_first,
-  read_folders,
-  read_labels,
-  read_visa,
-)
+from cops_jax.datasets.layouts import Listing, read_first, read_folders
+from cops_jax.datasets.lists import read_labels, read_visa
 
 _NC = "CC BY-NC-SA 4.0, not for commercial use"
 _SEE_HOMEPAGE = "see the home page"

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, Sharding
 
+from cops_jax.config import max_pixels
 from cops_jax.errors import InputError
 from cops_jax.evaluation.accumulate import (
   Findings,
@@ -24,7 +25,7 @@ from cops_jax.images.decoding import decode_image
 from cops_jax.images.drawing import picture_strip
 from cops_jax.images.maps import MapWriter
 from cops_jax.inputs import pipeline
-from cops_jax.inputs.configured import features_of, max_pixels
+from cops_jax.inputs.configured import features_of
 from cops_jax.inputs.feature_files import FeatureCache
 from cops_jax.models.cops import CoPS
 from cops_jax.progress import Progress

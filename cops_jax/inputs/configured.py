@@ -7,6 +7,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
+from cops_jax.config import max_pixels
 from cops_jax.inputs import feature_cache
 from cops_jax.inputs.feature_files import FeatureCache
 from cops_jax.models.cops import CoPS
@@ -34,11 +35,6 @@ def load_examples(
     config.manual_dir or None,
     config.input.compare_bytes,
   )
-
-
-def max_pixels(config: Any) -> int:
-  """The most pixels of an image file that is decoded."""
-  return int(config.input.max_image_megapixels * 1e6)
 
 
 def features_of(

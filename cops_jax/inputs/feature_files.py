@@ -17,6 +17,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from cops_jax.digests import file_state
 from cops_jax.errors import InputError, shorten
 
 
@@ -217,9 +218,5 @@ def _stored_name(example):
   if isinstance(image, bytes):
     state = f"{len(image)} {zlib.crc32(image):08x}"
   else:
-    try:
-      stat = os.stat(image)
-      state = f"{stat.st_size} {stat.st_mtime_ns}"
-    except OSError:  # Decoding it says what is wrong.
-      state = "unreadable"
+    state = file_state(image)
   return f"{example['id']} {state}"

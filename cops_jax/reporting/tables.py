@@ -237,15 +237,11 @@ def _means(content):
   return means
 
 
-def find_unlike(workdirs: Sequence[pathlib.Path]) -> list[str]:
-  """Data sets of one name whose contents differ from run to run.
-
-  Raises:
-    InputError: see `read_results`.
-  """
+def _find_unlike(contents):
+  """Data sets of one name whose contents differ from run to run."""
   hashes = {}
-  for workdir in workdirs:
-    for name, row in read_results(workdir)["datasets"].items():
+  for content in contents:
+    for name, row in content["datasets"].items():
       hashes.setdefault(name, set()).add(row["data_sha256"])
   return [name for name, found in hashes.items() if len(found) > 1]
 
@@ -259,8 +255,9 @@ def compare(workdirs: Sequence[pathlib.Path]) -> list[list[str]]:
   Raises:
     InputError: see `read_results`.
   """
-  runs = [read_means(workdir) for workdir in workdirs]
-  unlike = find_unlike(workdirs)
+  contents = [read_results(workdir) for workdir in workdirs]
+  runs = [_means(content) for content in contents]
+  unlike = _find_unlike(contents)
   if unlike:  # Groups' means are over them too.
     unlike += [name for run in runs for name in run if name.endswith(" mean")]
   rows = [["data set", "metric", *map(str, workdirs), "mean", "std"]]

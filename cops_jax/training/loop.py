@@ -16,15 +16,12 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from cops_jax.config import max_pixels
 from cops_jax.digests import combine
 from cops_jax.errors import InputError
 from cops_jax.evaluation.dataset import DatasetEvaluator
 from cops_jax.inputs import pipeline
-from cops_jax.inputs.configured import (
-  features_of,
-  load_examples,
-  max_pixels,
-)
+from cops_jax.inputs.configured import features_of, load_examples
 from cops_jax.models.cops import CoPS
 from cops_jax.runs import checkpoints, lock, metrics_log
 from cops_jax.runs.record import Record, check_clip, claim_workdir, find_record
