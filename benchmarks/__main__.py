@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 
@@ -30,6 +31,15 @@ _SECTIONS = {
 }
 
 
+def cells(section: str, row: Row) -> tuple[str, ...]:
+  """A line of the table."""
+  seconds = spread = ""
+  if row.seconds is not None:
+    seconds = f"{row.seconds:.3g}"
+    spread = " - ".join(f"{value:.3g}" for value in row.spread)
+  return section, row.what, seconds, spread, row.note
+
+
 def run(
   sections: Mapping[str, Callable[[bool], Iterator[Row]]] = _SECTIONS,
   arguments: Sequence[str] | None = None,
@@ -45,24 +55,17 @@ def run(
   found = []
   for name, measure in sections.items():
     for row in measure(is_quick):
-      found.append((name, row))
-      print(".", end="", flush=True)
+      found.append(cells(name, row))
+      print(*found[-1], file=sys.stderr, flush=True)  # Before the table.
   device = jax.devices()[0]
   versions = ", ".join(
     f"{name} {metadata.version(name)}" for name in ("cops_jax", "jax", "jaxlib")
   )
   print(
-    f"\n{device.device_kind}, {os.cpu_count()} cores, {platform.machine()};"
+    f"{device.device_kind}, {os.cpu_count()} cores, {platform.machine()};"
     f" {versions}; seconds: median, fastest to slowest"
   )
-  cells = []
-  for name, row in found:
-    seconds = spread = ""
-    if row.seconds is not None:
-      seconds = f"{row.seconds:.3g}"
-      spread = " - ".join(f"{value:.3g}" for value in row.spread)
-    cells.append((name, row.what, seconds, spread, row.note))
-  for line in align(cells, 5):
+  for line in align(found, 5):
     print(line)
 
 

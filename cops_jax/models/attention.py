@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 
 from cops_jax.errors import InputError
+from cops_jax.models.devices import on_each_device
 from cops_jax.typing import Array, Float
 
 # "auto" is the platform's own: "heads" on CPU, "splash" on TPU, "cudnn" on CUDA
@@ -97,28 +96,7 @@ def _cudnn(query, key, value):
   return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
 
 
-def _on_each_device(
-  function: Callable[[Qkv, Qkv, Qkv], Qkv],
-) -> Callable[[Qkv, Qkv, Qkv], Qkv]:
-  """The function of each device's own images; see `mesh.jit_step`.
-
-  Kernels and loops are not split by the compiler.
-  """
-
-  @functools.wraps(function)
-  def split(query, key, value):
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
-      return function(query, key, value)
-    spec = PartitionSpec(mesh.axis_names)
-    return jax.shard_map(
-      function, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False
-    )(query, key, value)
-
-  return split
-
-
-@_on_each_device
+@on_each_device
 def _by_head(query, key, value):
   """One image and head after the other; its scores fit in a CPU's cache."""
 
@@ -140,7 +118,7 @@ def _by_head(query, key, value):
   return mixed.reshape(batch, heads, length, width).swapaxes(1, 2)
 
 
-@_on_each_device
+@on_each_device
 def _splash(query, key, value):
   """The TPU's kernel; tokens are padded to whole blocks, and masked."""
   from jax.experimental.pallas.ops.tpu import splash_attention

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from transformers import CLIPConfig
 
 from cops_jax.models.clip import CLIP, normalize_images
+from cops_jax.models.devices import one_by_one_on_cpu
 from cops_jax.models.prompts import PromptLearner, join_parts
 from cops_jax.models.prototypes import PrototypeExtractor
 from cops_jax.models.similarity import (
@@ -209,8 +210,15 @@ def encode_batch(
     image_features (b, d) and patch_features (b, f, n, d), float32.
   """
   if "image" in batch:
-    images = normalize_images(batch["image"])
-    return model.apply(variables, images, method=CoPS.encode_images)
+
+    def encode(images):
+      return model.apply(
+        variables, normalize_images(images), method=CoPS.encode_images
+      )
+
+    if model.attention == "auto":  # Each platform computes in its own way.
+      encode = one_by_one_on_cpu(encode)
+    return encode(batch["image"])
   return (
     batch["image_features"].astype(jnp.float32),
     batch["patch_features"].astype(jnp.float32),

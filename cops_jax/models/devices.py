@@ -1,0 +1,58 @@
+"""What each device does with its own images, where the compiler would not."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import PartitionSpec
+
+
+def on_each_device(function: Callable[..., Any]) -> Callable[..., Any]:
+  """The function of each device's own rows of its arguments.
+
+  For kernels and loops, which the compiler does not split over the devices of
+  `mesh.jit_step`.
+
+  Args:
+    function: from arrays to arrays, or trees of them, of as many rows.
+  """
+
+  @functools.wraps(function)
+  def split(*arrays):
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1 or mesh.are_all_axes_manual:
+      return function(*arrays)
+    spec = PartitionSpec(mesh.axis_names)
+    return jax.shard_map(
+      function, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False
+    )(*arrays)
+
+  return split
+
+
+def one_by_one_on_cpu(function: Callable[..., Any]) -> Callable[..., Any]:
+  """The function of one row after the other, on CPU; elsewhere of all.
+
+  What it computes on the way then stays small, and near the processor.
+
+  Args:
+    function: from an array to arrays, or trees of them, of as many rows.
+  """
+
+  @on_each_device
+  def map_rows(array):
+    def of_row(row):
+      return jax.tree.map(lambda leaf: leaf[0], function(row[None]))
+
+    return jax.lax.map(of_row, array)
+
+  @functools.wraps(function)
+  def choose(array):
+    if array.shape[0] == 1:
+      return function(array)
+    return jax.lax.platform_dependent(array, cpu=map_rows, default=function)
+
+  return choose
