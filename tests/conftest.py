@@ -75,7 +75,13 @@ def pytest_unconfigure(config):
 # The files that take longest, so that both workers end at the same time.
 _FIRST = (
   *("test_processes", "test_ablate", "test_feature_cache", "test_resume"),
-  *("test_many", "test_cops", "test_step", "test_dataset", "test_custom"),
+  *(
+    "test_many",
+    "test_cops",
+    "test_step",
+    "test_dataset",
+    "test_runs_on_folders",
+  ),
   *("test_clip", "test_weights", "test_jax", "test_onnx", "test_loop"),
   *("test_detector", "test_predict", "test_page", "test_old_run"),
 )

@@ -116,7 +116,7 @@ class Program:
       raise TimeoutError(f"killed after {timeout} s: {self.communicate()}")
     return self.returncode
 
-  def communicate(self, timeout=300):
+  def communicate(self, timeout=900):
     """Its standard output and standard error, when it has ended."""
     self.wait(timeout)
     return [output.result() for output in self._outputs]

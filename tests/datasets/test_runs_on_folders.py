@@ -1,0 +1,110 @@
+"""Training and evaluation on folders of images."""
+
+import json
+import shutil
+
+import pytest
+
+from cops_jax.errors import InputError
+from helpers.listings import write_meta
+from helpers.original_layouts import write_parts
+
+
+@pytest.fixture
+def workable(config, tmp_path):
+  """Custom data to train on, and their config: a step for every image."""
+  tree = write_parts(tmp_path / "parts")
+  config.train.dataset = f"folder:{tree.root}"
+  config.train.batch_size = 1
+  config.evaluation.datasets = (f"folder:{tree.root}",)
+  return tree, config
+
+
+def test_training_and_evaluation_on_a_folder(workable, tmp_path):
+  from cops_jax import training
+  from cops_jax.evaluation import many
+
+  tree, config = workable
+  workdir = tmp_path / "run"
+  assert int(training.train(config, workdir).step) == 6
+  results = many.evaluate(config, workdir).results
+  assert list(results) == ["parts"]
+  assert len(results["parts"].images) == 6
+  assert 0 <= results["parts"].mean["pixel_auroc"] <= 1
+  write_meta(tree)
+  config.evaluation.datasets = (f"meta_json:{tree.root}",)
+  # Read from the list, the same images have the same scores.
+  other = many.evaluate(config, workdir).results
+  assert other["parts"].images == results["parts"].images
+  config.evaluation.datasets = (f"meta_json:{tree.root}", f"folder:{tree.root}")
+  (reason,) = many.evaluate(config, workdir).failed.values()
+  assert "called 'parts' too" in reason
+
+
+def test_a_truncated_image_in_a_run(workable, tmp_path):
+  from cops_jax import reporting, training
+  from cops_jax.evaluation import many
+  from cops_jax.runs import checkpoints, metrics_log
+
+  tree, config = workable
+  workdir = tmp_path / "run"
+  path = tree.root / "nut/test/dent/1.png"
+  path.write_bytes(path.read_bytes()[:60])
+  config.train.log_every_steps = 1
+  with pytest.raises(InputError, match="dent/1.png of data set 'parts'"):
+    training.train(config, workdir)
+  # The steps before are not lost.
+  steps = [row["step"] for row in metrics_log.read_metrics(workdir)]
+  with checkpoints.Checkpoints(workdir) as saved:
+    assert saved.latest_step() == steps[-1] > 0
+  # The same run goes on with the option to leave such files out.
+  config.input.unreadable_files = "skip"
+  assert int(training.train(config, workdir).step) == 6
+  skipped = json.loads((workdir / "skipped_files.json").read_text())
+  assert list(skipped) == ["nut/test/dent/1.png"]
+  config.input.unreadable_files = "error"
+  (reason,) = many.evaluate(config, workdir).failed.values()
+  assert "dent/1.png of data set 'parts'" in reason
+  config.input.unreadable_files = "skip"
+  found = many.evaluate(config, workdir)
+  reporting.write(workdir, found)
+  assert len(found.results["parts"].images) == 5
+  stored = json.loads((workdir / "results.json").read_text())
+  assert stored["datasets"]["parts"]["skipped_files"].keys() == skipped.keys()
+  for path in tree.root.rglob("test/*/*.png"):
+    path.write_bytes(b"")
+  (reason,) = many.evaluate(config, workdir).failed.values()
+  assert reason == "no image of 'parts' can be read"
+  with pytest.raises(InputError, match="no image of 'parts' can be read"):
+    training.train(config, tmp_path / "other")
+
+
+def test_training_without_masks_is_refused(tree, config, tmp_path):
+  from cops_jax import training
+
+  config.train.dataset = f"folder:{tree.root}"
+  with pytest.raises(InputError, match="cannot be trained on.*without masks"):
+    training.train(config, tmp_path / "some")
+  config.train.dataset = f"folder:{tree.root}/short"
+  with pytest.raises(InputError, match="'short' cannot be trained on"):
+    training.train(config, tmp_path / "none")
+  assert not (tmp_path / "none").exists()  # Before anything is computed.
+
+
+def test_a_run_is_not_resumed_on_other_images(workable, tmp_path):
+  from cops_jax import training
+
+  tree, config = workable
+  workdir = tmp_path / "run"
+  config.train.num_epochs = 1
+  training.train(config, workdir)
+  training.train(config, workdir)
+  dent = tree.root / "nut/test/dent"
+  for folder in (dent, tree.root / "nut/ground_truth/dent"):
+    shutil.copy(folder / "1.png", folder / "9.png")
+  expected = (
+    r"other images: 1 added \(nut/test/dent/9.png\).*--allow_other_data"
+  )
+  with pytest.raises(InputError, match=expected):
+    training.train(config, workdir)
+  training.train(config, workdir, allow_other_data=True)
