@@ -118,14 +118,18 @@ def _by_head(query, key, value):
   return mixed.reshape(batch, heads, length, width).swapaxes(1, 2)
 
 
+def padded_length(length: int) -> int:
+  """Tokens that "splash" computes with, for a number of them."""
+  return -(-length // _SPLASH_BLOCK) * _SPLASH_BLOCK
+
+
 @on_each_device
 def _splash(query, key, value):
   """The TPU's kernel; tokens are padded to whole blocks, and masked."""
   from jax.experimental.pallas.ops.tpu import splash_attention
 
   _, length, heads, width = query.shape
-  padded = -(-length // _SPLASH_BLOCK) * _SPLASH_BLOCK
-  block = _SPLASH_BLOCK
+  padded, block = padded_length(length), _SPLASH_BLOCK
   kernel = splash_attention.make_splash_mha_single_device(
     splash_attention.MultiHeadMask(
       [splash_attention.FullMask((padded, padded))] * heads
