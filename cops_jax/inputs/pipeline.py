@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import itertools
 import logging
 import os
 import signal
@@ -21,6 +22,7 @@ from collections.abc import (
   MutableMapping,
   Sequence,
 )
+from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -322,7 +324,21 @@ def _open_batches(load_row):
     rows = grain.experimental.WithOptionsIterDataset(
       rows, grain.experimental.DatasetOptions(min_shm_size=1 << 62)
     )
-  return iter(rows.batch(local_size))
+  batches = iter(rows.batch(local_size))
+  return _start_workers(batches) if options.num_workers else batches
+
+
+def _start_workers(batches):
+  """The batches; Ctrl-C is held back from workers from their first moment."""
+  # Otherwise it is started with the first worker, and lets Ctrl-C through.
+  resource_tracker.ensure_running()
+  try:
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    first = list(itertools.islice(batches, 1))
+  finally:
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+  yield from first
+  yield from batches
 
 
 def _ignore_ctrl_c(*_):

@@ -27,7 +27,7 @@ from cops_jax.progress import Progress
 from cops_jax.runs.checkpoints import Checkpoints
 from cops_jax.runs.metrics_log import RunLog, read_metrics
 from cops_jax.runtime import signals
-from cops_jax.runtime.processes import agree, in_first_process
+from cops_jax.runtime.processes import in_first_process
 from cops_jax.training.step import TrainState
 
 _logger = logging.getLogger(__name__)
@@ -74,12 +74,12 @@ class StepTerms(NamedTuple):
   Attributes:
     step: its number.
     terms: by name; arrays on devices or, once they are fetched, numbers.
-    paths: of the batch's examples.
+    batch: this process's part of it, see `pipeline.iterate_batches`.
   """
 
   step: int
   terms: Mapping[str, Any]
-  paths: Sequence[str] | np.ndarray
+  batch: Mapping[str, np.ndarray]
 
 
 @dataclasses.dataclass
@@ -104,18 +104,18 @@ class Position:
     self,
     state: TrainState,
     terms: Mapping[str, jax.Array],
-    paths: Sequence[str] | np.ndarray,
+    batch: Mapping[str, np.ndarray],
   ) -> None:
     """Notes a step that devices have been given.
 
     Args:
       state: after it.
       terms: its loss terms, of shape ().
-      paths: of the batch's examples.
+      batch: it was taken on.
     """
     self.step += 1
     self.state = state
-    self.waiting.append(StepTerms(self.step, terms, paths))
+    self.waiting.append(StepTerms(self.step, terms, batch))
 
   def fetch(self) -> StepTerms:
     """Takes the oldest waiting terms to the host; waits for their step."""
@@ -265,7 +265,7 @@ class Save(Hook):
   def guard(self, batches: Iterable[Any], position: Position) -> Iterator[Any]:
     """The batches; if one cannot be loaded, what was trained is saved first.
 
-    For a single process; those of a cluster agree on it, see `StopNonFinite`.
+    For a single process; those of a cluster agree on it, see `non_finite`.
 
     Raises:
       InputError: a batch cannot be loaded.
@@ -386,55 +386,6 @@ class Stop(Hook):
       f"stopped after step {position.step} of {self._schedule.num_steps}, which"
       " is saved: the same command goes on from there (exit code"
       f" {signals.EXIT_CODE})"
-    )
-
-
-class StopNonFinite:
-  """Ends training at the first step with a NaN or an infinity."""
-
-  def __init__(
-    self,
-    workdir: pathlib.Path,
-    save: Save,
-    errors: Sequence[Exception] = (),
-  ):
-    """Makes a check that has seen no step yet.
-
-    Args:
-      workdir: receives non_finite.json.
-      save: to save the state before the step with.
-      errors: receives why this process has no batch; that makes a step of a
-        cluster not finite in all processes.
-    """
-    self._path, self._save = workdir / "non_finite.json", save
-    self._errors = errors
-
-  def check(self, done: StepTerms, position: Position) -> None:
-    """Checks fetched terms, which are not among the recent ones yet.
-
-    Raises:
-      InputError: a term is not finite, or a process has no batch; the state
-        before is saved.
-    """
-    names = [
-      name for name, value in done.terms.items() if not math.isfinite(value)
-    ]
-    if not names:
-      return
-    self._save.act(position)
-    agree(self._errors)
-    content = {
-      "step": done.step,
-      "terms": {name: repr(value) for name, value in done.terms.items()},
-      "examples": [str(path) for path in done.paths],
-    }
-    if jax.process_index() == 0:
-      write_file(self._path, json.dumps(content, indent=2) + "\n")
-    raise InputError(
-      f"step {done.step} is not finite in: {', '.join(names)}. {self._path}"
-      " lists the terms and the batch's examples; checkpoint"
-      f" {int(position.state.step)} is the state before, from which the same"
-      " command takes that step again."
     )
 
 

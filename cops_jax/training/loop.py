@@ -35,6 +35,7 @@ from cops_jax.runtime.mesh import (
 )
 from cops_jax.runtime.processes import in_all_processes, in_first_process
 from cops_jax.training import hooks
+from cops_jax.training.non_finite import StopNonFinite
 from cops_jax.training.step import (
   STEP_FIELDS,
   TrainState,
@@ -200,7 +201,15 @@ def _train(run, position, saved, profile_steps):
   errors = []
   batches = _iterate_batches(run, position.step, errors)
   acting = _make_hooks(run, position, saved, evaluate, profile_steps)
-  stop_non_finite = hooks.StopNonFinite(run.workdir, acting.save, errors)
+
+  def try_step(position, batch):
+    # A step takes its state's memory, and takes over that it is not finite.
+    state = jax.tree.map(jnp.copy, position.state)
+    state = state.replace(is_finite=jnp.ones_like(state.is_finite))
+    inputs = shard_batch(batch, run.mesh, STEP_FIELDS)
+    return jax.device_get(train_step(state, clip_params, inputs)[1])
+
+  stop_non_finite = StopNonFinite(run.workdir, acting.save, try_step, errors)
   if acting.evaluate.is_missing(position.step, run.workdir):
     acting.evaluate.act(position)
   signals.defer()
@@ -209,7 +218,7 @@ def _train(run, position, saved, profile_steps):
       acting.profile.start(position.step + 1)
       inputs = shard_batch(batch, run.mesh, STEP_FIELDS)
       state, terms = train_step(position.state, clip_params, inputs)
-      position.advance(state, terms, batch["path"][batch["padding_mask"]])
+      position.advance(state, terms, batch)
       due = acting.due(position.step)
       # With a step left to compute, devices do not wait for the host.
       while len(position.waiting) > (0 if due else 1):

@@ -38,7 +38,7 @@ def make_position(step, recent=(), waiting=()):
     state,
     [{"loss": float(loss)} for loss in recent],
     [
-      hooks.StepTerms(first + index, {"loss": np.float32(loss)}, ["a.png"])
+      hooks.StepTerms(first + index, {"loss": np.float32(loss)}, {})
       for index, loss in enumerate(waiting)
     ],
   )
@@ -72,8 +72,8 @@ def test_schedule():
 def test_terms_are_fetched_from_the_oldest_on():
   position = make_position(4)
   for loss in (0.5, 0.25):
-    position.advance(position.state, {"loss": jnp.float32(loss)}, ["b.png"])
-  assert position.fetch() == hooks.StepTerms(5, {"loss": 0.5}, ["b.png"])
+    position.advance(position.state, {"loss": jnp.float32(loss)}, {})
+  assert position.fetch() == hooks.StepTerms(5, {"loss": 0.5}, {})
   assert position.fetch().step == position.step == 6
   assert not position.waiting
 
@@ -185,21 +185,6 @@ def test_stop_comes_before_a_last_evaluation(
   stop = hooks.Stop(save, evaluate, SCHEDULE, first_step=0)
   monkeypatch.setattr(signals, "_noted", signal.SIGTERM.name)
   assert stop.is_due(6)
-
-
-@pytest.mark.parametrize("loss", (np.nan, np.inf))
-def test_what_is_not_finite_ends_training(tmp_path, checkpoints, save, loss):
-  position = make_position(5, recent=[1], waiting=[loss, np.nan])
-  hook = hooks.StopNonFinite(tmp_path, save)
-  hook.check(hooks.StepTerms(3, {"loss": 1.0}, []), position)
-  with pytest.raises(InputError, match="step 4 is not finite in: loss.*nt 3 "):
-    hook.check(position.fetch(), position)
-  assert checkpoints.saved == [(3, [1])]
-  assert json.loads((tmp_path / "non_finite.json").read_text()) == {
-    "step": 4,
-    "terms": {"loss": repr(float(loss))},
-    "examples": ["a.png"],
-  }
 
 
 @pytest.fixture

@@ -9,18 +9,6 @@ from cops_jax.errors import InputError
 from cops_jax.evaluation.dataset import DatasetEvaluator
 from cops_jax.runs.checkpoints import Checkpoints
 from cops_jax.training import step as steps
-from helpers.original_layouts import write_parts
-
-
-@pytest.fixture
-def tiny(config, tmp_path):
-  """Six images of a folder, two in a step."""
-  tree = write_parts(tmp_path / "parts")
-  config.train.dataset = f"folder:{tree.root}"
-  config.train.batch_size = 2
-  config.train.log_every_steps = 2
-  config.train.checkpoint_every_steps = 100
-  return config
 
 
 @pytest.mark.parametrize("feature_cache", ("none", "float32"))
@@ -56,6 +44,8 @@ def test_losses_that_are_not_finite_stop_the_run(tiny, tmp_path):
   assert "loss" in messages[0] and report["terms"]["loss"] in ("nan", "inf")
   assert len(report["examples"]) == 2
   assert all(path.startswith("nut/test/") for path in report["examples"])
+  assert report["not_finite_alone"] == report["examples"]
+  assert "the parameters are at fault" in messages[0]
   with Checkpoints(workdir) as saved:
     assert saved.latest_step() == 1
 
