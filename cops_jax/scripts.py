@@ -14,7 +14,7 @@ from ml_collections import ConfigDict, config_flags
 from cops_jax.commands import command_line, describe
 from cops_jax.errors import InputError
 from cops_jax.progress import show_messages
-from cops_jax.runtime import processes
+from cops_jax.runtime import processes, watch
 
 _CONFIG = config_flags.DEFINE_config_file(
   "config",
@@ -164,7 +164,8 @@ def run(
     )
     if _DISTRIBUTED.value or cluster != (None, None, None):
       processes.start(*cluster)
-    main(_CONFIG.value, _WORKDIR.value, _ALLOW_OTHER_CLIP.value)
+    with watch.together():
+      main(_CONFIG.value, _WORKDIR.value, _ALLOW_OTHER_CLIP.value)
 
   show_messages()
   absl_logging.set_verbosity(absl_logging.WARNING)

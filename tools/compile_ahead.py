@@ -122,9 +122,11 @@ def tpu_mesh(topology: str) -> Mesh:
     raise InputError(
       "compiling for a TPU needs libtpu: pip install --editable '.[tpu-aot]'"
     ) from error
+  # A v4 chip's two cores are one device, unless this is left out.
+  options = {"chip_config_name": "megacore"} if "v4" in topology else {}
   try:
     slice_ = topologies.get_topology_desc(
-      platform="tpu", topology_name=topology
+      platform="tpu", topology_name=topology, **options
     )
   except Exception as error:  # JAX and libtpu raise many kinds.
     raise InputError(

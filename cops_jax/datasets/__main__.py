@@ -38,6 +38,12 @@ def _state(name, options):
   return "no original files"
 
 
+_COPIES = """
+The polyp sets (cvc_colondb, cvc_clinicdb, kvasir, endo) as CoPS's authors use
+them: https://doi.org/10.6084/m9.figshare.21221579. Their copies of the others
+are behind Google Drive links in the README of their code."""
+
+
 def _list(options):
   rows = [("name", "state", "test images", "licence", "where to get it")]
   rows += [
@@ -51,6 +57,7 @@ def _list(options):
     for name, row in SPECIFICATIONS.items()
   ]
   print("\n".join(align(rows, num_text_columns=len(rows[0]))))
+  print(_COPIES)
   return 0
 
 

@@ -29,6 +29,7 @@ from cops_jax.inputs.configured import features_of
 from cops_jax.inputs.feature_files import FeatureCache
 from cops_jax.models.cops import CoPS
 from cops_jax.progress import Progress
+from cops_jax.runtime import watch
 from cops_jax.runtime.mesh import (
   default_batch_size,
   local_rows,
@@ -143,7 +144,8 @@ class DatasetEvaluator:
         skipped={} if self._options.skip_unreadable else None,
       )
     )
-    return evaluate_dataset(
+    watch.note(doing=f"evaluating {examples.name}")
+    found = evaluate_dataset(
       examples,
       lambda batch: self._step(trainable, clip_params, batch),
       self._mesh,
@@ -152,6 +154,8 @@ class DatasetEvaluator:
       features=features,
       maps_folder=maps_folder,
     )
+    watch.note(doing="")
+    return found
 
 
 def evaluate_dataset(

@@ -42,6 +42,7 @@ from cops_jax.models.cops import (
   join_params,
 )
 from cops_jax.progress import Progress
+from cops_jax.runtime import watch
 from cops_jax.runtime.mesh import (
   jit_step,
   make_mesh,
@@ -302,6 +303,7 @@ def _fill(cache, examples, part, encode, options, skipped):
       message = f"computing features of {examples.name}" + (
         f", part {part + 1} of {count}" if count > 1 else ""
       )
+      watch.note(doing=message)
       batches = pipeline.iterate_batches(
         pipeline.Subset(examples, tuple(missing)),
         options,
@@ -315,6 +317,7 @@ def _fill(cache, examples, part, encode, options, skipped):
         prefix,
         message,
       )
+      watch.note(doing="")
 
 
 def _store(cache, names, encoded, prefix, message):

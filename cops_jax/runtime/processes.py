@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from cops_jax.errors import InputError
+from cops_jax.runtime import watch
 
 
 def start(
@@ -62,6 +63,12 @@ def start(
     ) from error
   if jax.process_index() > 0:
     logging.getLogger("cops_jax").setLevel(logging.WARNING)
+  if jax.process_count() > 1:
+    # JAX reached the first process by this address, however it was found.
+    from jax._src.distributed import global_state
+
+    host = global_state.coordinator_address.rpartition(":")[0].strip("[]")
+    watch.begin(jax.process_index(), host, gather_objects)
 
 
 def peak_memory_bytes() -> int:

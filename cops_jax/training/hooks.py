@@ -26,7 +26,7 @@ from cops_jax.inputs import pipeline
 from cops_jax.progress import Progress
 from cops_jax.runs.checkpoints import Checkpoints
 from cops_jax.runs.metrics_log import RunLog, read_metrics
-from cops_jax.runtime import signals
+from cops_jax.runtime import signals, watch
 from cops_jax.runtime.processes import in_first_process
 from cops_jax.training.step import TrainState
 
@@ -261,6 +261,7 @@ class Save(Hook):
       return
     self._checkpoints.save(step, state.params, state.opt_state, position.recent)
     self._saved_step = step
+    watch.note(saved=step)
 
   def guard(self, batches: Iterable[Any], position: Position) -> Iterator[Any]:
     """The batches; if one cannot be loaded, what was trained is saved first.

@@ -31,8 +31,10 @@ def cells(out):
 def test_list(tmp_path, directories, capsys):
   write_tree("btad", tmp_path)
   assert command.main(["list", *directories]) == 0
-  rows = cells(capsys.readouterr().out)
+  table, _, copies = capsys.readouterr().out.partition("\n\n")
+  rows = cells(table)
   assert set(rows) == {"name", *NAMES}
+  assert "figshare.21221579" in copies
   assert "original files found" in rows["btad"]
   assert "can be downloaded" in rows["visa"] and "CC BY 4.0" in rows["visa"]
   assert "no original files" in rows["isic"]

@@ -46,12 +46,19 @@ def test_a_slice(config, topology, num_chips):
     assert "bfloat16" not in report.outputs
   assert evaluation.collectives == {}
   assert evaluation.outputs == ("float32", "float32")
-  assert cached.flops < training.flops
+  assert cached.flops < training.flops  # With the attention kernels'.
+  vision = clip.config.vision_config
+  kernels = 2 * vision.num_hidden_layers * 4 * 512**2 * vision.hidden_size
+  assert evaluation.flops > kernels
   assert 0 < evaluation.temporary_bytes < 16e9
   text = compile_ahead.table(
     list(reports.values()), compile_ahead.CHIPS["TPU v5 lite"]
   )
   assert "fits the chip" in text and "all-reduce f32, MB" in text
+
+
+def test_a_chip_is_one_device():
+  assert compile_ahead.tpu_mesh("v4:2x2x2").size == 8
 
 
 def test_an_unknown_slice_is_refused():
