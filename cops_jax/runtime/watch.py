@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import hmac
 import json
 import logging
 import multiprocessing
 import os
 import secrets
+import signal
 import socket
 import threading
 import time
@@ -199,6 +201,18 @@ def _describe(facts):
   return f" ({', '.join(words)})" if words else ""
 
 
+def _delay_aborts():
+  """Gives the news of a death time to come, and the sentence to be written.
+
+  Where the first process dies, JAX may notice it a moment sooner, and aborts.
+  The handler is the C library's `sleep`, which handlers may call; it takes the
+  signal's number, 6, for seconds. Then the abort goes on.
+  """
+  library = ctypes.CDLL(None)
+  library.signal.argtypes = (ctypes.c_int, ctypes.c_void_p)
+  library.signal(signal.SIGABRT, ctypes.cast(library.sleep, ctypes.c_void_p))
+
+
 _watch: Watch | None = None
 
 
@@ -211,7 +225,7 @@ def begin(process: int, host: str, share: Callable[[Any], list[Any]]) -> None:
     share: gives what each process gives it, see `processes.gather_objects`.
   """
   global _watch
-  watch, port, token = None, None, secrets.token_hex()
+  port, token = None, secrets.token_hex()
   if process == 0:
     watch = Watch(process, token)
     port = watch.serve()
@@ -226,7 +240,8 @@ def begin(process: int, host: str, share: Callable[[Any], list[Any]]) -> None:
         " this one ends when JAX notices, minutes later",
         *(host, port, shorten(error)),
       )
-      watch = None
+      return
+  _delay_aborts()
   _watch = watch
 
 

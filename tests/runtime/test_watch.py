@@ -1,6 +1,10 @@
 """The processes of a cluster end together."""
 
+import collections
 import queue
+import random
+import re
+import shutil
 import signal
 import socket
 import time
@@ -11,6 +15,7 @@ from cops_jax.runs.checkpoints import find_damage, find_steps
 from cops_jax.runtime.watch import Watch
 from helpers.cluster import end_cluster, start_cluster
 from helpers.images import write_folder
+from helpers.scripts import run
 
 
 class Member:
@@ -142,3 +147,75 @@ def test_the_others_end_with_a_process_that_is_killed(
   assert "the same command goes on from what is saved" in log
   assert "Traceback" not in log and "core dumped" not in log
   assert not find_damage(workdir)[find_steps(workdir)[-1]]
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("script", ("train.py", "eval.py"))
+def test_any_process_killed_at_any_time(arguments, tmp_path, script):
+  """From when they have met; then the same command does what is left."""
+  rng = random.Random(time.time_ns())
+  nuts, bolts = (
+    write_folder(tmp_path / name, 29) for name in ("nuts", "bolts")
+  )
+  features, workdir = tmp_path / "features", tmp_path / "run"
+  flags = (
+    f"--workdir={workdir}",
+    f"--config.features_dir={features}",
+    f"--config.evaluation.datasets=('{nuts}','{bolts}')",
+    "--config.feature_cache.dtype=float32",
+  )
+  training = (
+    *(*arguments, *flags, f"--config.train.dataset={nuts}"),
+    *("--config.train.batch_size=2", "--config.train.num_epochs=10"),
+    "--config.train.evaluate_every_steps=50",
+  )
+  if script == "eval.py":
+    code, _, err = run("train.py", *training)
+    assert code == 0, err
+  command = (script, *(training if script == "train.py" else flags))
+  start = tmp_path / "start"
+  if workdir.exists():
+    shutil.copytree(workdir, start)
+
+  def begin_again():
+    for folder in (workdir, features):
+      shutil.rmtree(folder, ignore_errors=True)
+    if start.exists():
+      shutil.copytree(start, workdir)
+
+  def outcome():
+    names = ("metrics.jsonl", "scores.csv", "results.csv")
+    paths = [workdir / name for name in names]
+    return [path.read_bytes() for path in paths if path.exists()]
+
+  begin_again()
+  began = time.monotonic()
+  codes, logs = end_cluster(start_cluster(2, 1, *command))
+  assert codes == [0, 0], logs
+  duration, whole = time.monotonic() - began, outcome()
+  begin_again()
+  num_kills, phases = 0, collections.Counter()
+  while num_kills < 20:
+    cluster = start_cluster(2, 1, *command)
+    time.sleep(rng.uniform(0.4, 1) * duration)
+    killed = rng.choice((0, 1))
+    if any(process.poll() is not None for process in cluster):
+      assert end_cluster(cluster)[0] == [0, 0]
+      assert outcome() == whole
+      begin_again()
+      continue
+    cluster[killed].kill()
+    began = time.monotonic()
+    codes, logs = end_cluster(cluster)
+    seconds = time.monotonic() - began
+    log = logs[1 - killed]
+    assert seconds < 120 and codes[1 - killed] in (0, 75), logs
+    if codes[1 - killed]:
+      assert "ended without a word" in log and "Traceback" not in log, log
+    num_kills += 1
+    found = re.search(r"process \d on [\w.-]+( \((.*?)\))?", log)
+    phases[re.sub(r"\d+", "N", (found and found[2]) or "else")] += 1
+    print(f"killed {killed}, the other ended after {seconds:.1f} s", phases)
+  codes, logs = end_cluster(start_cluster(2, 1, *command))
+  assert codes == [0, 0], logs
+  assert outcome() == whole

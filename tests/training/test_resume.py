@@ -191,8 +191,8 @@ def test_a_run_killed_at_random_ends_as_an_uninterrupted_one(
     counts["while saving"] += phase == "saving"
     if number == signal.SIGTERM:
       assert set(codes) <= {75, -signal.SIGTERM}, err
-    else:
-      assert -signal.SIGKILL in codes
+    else:  # The others end by themselves.
+      assert set(codes) - {0, 75} == {-signal.SIGKILL}, err
     if workdir.exists() and find_steps(workdir):
       assert not any(find_damage(workdir).values())
   codes, _, err = play(arguments, workdir, num_processes)
@@ -216,9 +216,6 @@ def play(arguments, workdir, num_processes, rng=None, number=None):
   if number is not None:
     phase = wait_at_random(workdir, processes, rng)
     rng.choice(processes).send_signal(number)
-    if number == signal.SIGKILL:  # A cluster's manager then kills the others.
-      for process in processes:
-        process.kill()
   codes, logs = end_cluster(processes)
   return codes, phase, "\n".join(logs)
 
@@ -227,7 +224,9 @@ def wait_at_random(workdir, processes, rng):
   """Until a moment of any kind: starting, training, saving."""
   saved = workdir / "checkpoints"
   before = set(os.listdir(saved)) if saved.exists() else set()
-  kind = rng.choice(("starting", "training", "saving", "saving"))
+  kinds = ("starting", "training", "saving", "saving")
+  # Until they have met, JAX's processes wait for each other for five minutes.
+  kind = rng.choice(kinds[len(processes) > 1 :])
   if kind == "starting":
     time.sleep(rng.uniform(0, 10))
     return kind
