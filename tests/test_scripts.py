@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import pytest
 from PIL import Image
@@ -27,7 +28,14 @@ def test_training_shows_progress_and_writes_its_files(trained):
   assert set(rows[0]) == {
     *("step", "loss", "image", "patch", "gather", "scatter", "kl"),
     *("reconstruction", "gradient_norm"),
+    *("time/images_per_second", "time/step_seconds", "time/input_share"),
   }
+  assert all(0 < row["time/step_seconds"] < 100 for row in rows)
+  assert all(0 <= row["time/input_share"] <= 1 for row in rows)
+  assert " ms a step, " in log and "% waiting for input)" in log
+  account = re.search(r"the run took [\d.]+ s: (.*)", log)[1]
+  for what in ("compiling", "steps", "input", "saving", "the rest"):
+    assert re.search(rf"{what} [\d.]+ s", account), what
   assert rows[-1]["loss"] < rows[0]["loss"]
   record = json.loads((workdir / "run.json").read_text())
   assert record["config"]["train"]["batch_size"] == 64

@@ -37,6 +37,7 @@ from cops_jax.evaluation.step import make_configured_step
 from cops_jax.models.attention import padded_length
 from cops_jax.models.clip import cast_matrices
 from cops_jax.models.cops import trainable_shapes
+from cops_jax.models.flops import PEAK_TERA_FLOPS
 from cops_jax.progress import show_messages
 from cops_jax.runtime.mesh import (
   batch_sharding,
@@ -61,7 +62,7 @@ _OPENAI_CLIP = "openai/clip-vit-large-patch14-336"
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-  """Published peak rates of a chip.
+  """Published rates of a chip.
 
   Attributes:
     tera_flops: a second, in bfloat16.
@@ -76,10 +77,13 @@ class Chip:
 
 # By the names that JAX gives to the kinds of devices.
 CHIPS = {
-  "TPU v4": Chip(275, 32, 1228),
-  "TPU v5 lite": Chip(197, 16, 819),
-  "TPU v5": Chip(459, 95, 2765),
-  "TPU v6 lite": Chip(918, 32, 1640),
+  kind: Chip(PEAK_TERA_FLOPS[kind], *memory)
+  for kind, memory in {
+    "TPU v4": (32, 1228),
+    "TPU v5 lite": (16, 819),
+    "TPU v5": (95, 2765),
+    "TPU v6 lite": (32, 1640),
+  }.items()
 }
 
 

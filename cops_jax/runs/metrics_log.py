@@ -12,6 +12,8 @@ from cops_jax.files import write_file
 
 _METRICS_FILE = "metrics.jsonl"
 _CURVES_FILE = "losses.png"
+# Begins the names of what is measured, and so is never the same twice.
+TIME_PREFIX = "time/"
 
 
 class RunLog:
@@ -49,7 +51,7 @@ class RunLog:
         str(workdir / "tensorboard")
       )
     if is_active and self._path.exists():
-      kept = [row for row in read_metrics(workdir) if row["step"] <= last_step]
+      kept = [row for row in _read_rows(workdir) if row["step"] <= last_step]
       write_file(self._path, "".join(map(_line, kept)))
 
   def write(self, step: int, scalars: Mapping[str, float]) -> None:
@@ -78,11 +80,22 @@ def _line(row: Mapping[str, Any]) -> str:
 
 
 def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
-  """The rows of metrics.jsonl; none without the file.
+  """The rows of metrics.jsonl but for what tells times; none without the file.
 
   Raises:
     InputError: it is damaged; names the line.
   """
+  return [
+    {
+      name: value
+      for name, value in row.items()
+      if not name.startswith(TIME_PREFIX)
+    }
+    for row in _read_rows(workdir)
+  ]
+
+
+def _read_rows(workdir):
   path = workdir / _METRICS_FILE
   if not path.exists():
     return []

@@ -28,6 +28,7 @@ from cops_jax.runs.checkpoints import Checkpoints
 from cops_jax.runs.metrics_log import RunLog, read_metrics
 from cops_jax.runtime import signals, watch
 from cops_jax.runtime.processes import in_first_process
+from cops_jax.training.account import Account, Speed, describe_speed
 from cops_jax.training.step import TrainState
 
 _logger = logging.getLogger(__name__)
@@ -117,6 +118,10 @@ class Position:
     self.state = state
     self.waiting.append(StepTerms(self.step, terms, batch))
 
+  def is_computed(self) -> bool:
+    """Whether devices have nothing left to compute."""
+    return all(leaf.is_ready() for leaf in jax.tree.leaves(self.state.step))
+
   def fetch(self) -> StepTerms:
     """Takes the oldest waiting terms to the host; waits for their step."""
     oldest = self.waiting.pop(0)
@@ -185,10 +190,15 @@ class Profile(Hook):
 
 
 class Log(Hook):
-  """Writes the means of the loss terms, and shows progress."""
+  """Writes the means of the loss terms and how fast it goes; shows progress."""
 
   def __init__(
-    self, log: RunLog, schedule: Schedule, first_step: int, every_steps: int
+    self,
+    log: RunLog,
+    schedule: Schedule,
+    first_step: int,
+    every_steps: int,
+    speed: Speed,
   ):
     """Begins to measure the time.
 
@@ -197,8 +207,10 @@ class Log(Hook):
       schedule: of the training.
       first_step: steps that were taken before.
       every_steps: how often to write.
+      speed: measures how fast it goes.
     """
     self._log, self._schedule, self._every_steps = log, schedule, every_steps
+    self._speed = speed
     self._progress = Progress(
       schedule.num_images(schedule.num_steps),
       "images",
@@ -214,11 +226,13 @@ class Log(Hook):
     step, schedule = position.step, self._schedule
     means = _means(position.recent)
     position.recent.clear()
-    in_first_process(self._log.write, step, means)
+    speed = self._speed.measure(step, schedule.num_images(step))
+    in_first_process(self._log.write, step, {**means, **speed})
     self._progress.update(
       schedule.num_images(step),
       f"epoch {math.ceil(step / schedule.epoch_steps)}/{schedule.num_epochs},"
-      f" step {step}/{schedule.num_steps}, loss {means['loss']:.4f}",
+      f" step {step}/{schedule.num_steps}, loss {means['loss']:.4f}"
+      f" ({describe_speed(speed)})",
     )
 
 
@@ -231,6 +245,7 @@ class Save(Hook):
     schedule: Schedule,
     restored_step: int | None,
     every_steps: int,
+    account: Account,
   ):
     """Makes a hook; the restored step counts as saved.
 
@@ -239,7 +254,9 @@ class Save(Hook):
       schedule: of the training.
       restored_step: that training goes on from; None if it begins.
       every_steps: how often to save.
+      account: of the time that it takes.
     """
+    self._account = account
     self._checkpoints, self._schedule = checkpoints, schedule
     self._first_step = restored_step or 0
     self._saved_step = restored_step
@@ -259,7 +276,10 @@ class Save(Hook):
     step = int(state.step)
     if step == self._saved_step:
       return
-    self._checkpoints.save(step, state.params, state.opt_state, position.recent)
+    with self._account.spend("saving"):
+      self._checkpoints.save(
+        step, state.params, state.opt_state, position.recent
+      )
     self._saved_step = step
     watch.note(saved=step)
 
@@ -296,6 +316,7 @@ class Evaluate(Hook):
     log: RunLog,
     schedule: Schedule,
     every_steps: int,
+    account: Account,
   ):
     """Makes a hook without evaluating.
 
@@ -305,7 +326,9 @@ class Evaluate(Hook):
       log: to write to.
       schedule: of the training.
       every_steps: how often to evaluate; 0 for never.
+      account: of the time that it takes.
     """
+    self._account = account
     self._evaluate, self._save, self._log = evaluate, save, log
     self._schedule, self._every_steps = schedule, every_steps
 
@@ -322,7 +345,8 @@ class Evaluate(Hook):
       InputError: it cannot be saved, evaluated or logged.
     """
     self._save.act(position)
-    found = self._evaluate(position.state.params)
+    with self._account.spend("evaluating"):
+      found = self._evaluate(position.state.params)
     self._log.write(
       position.step,
       {

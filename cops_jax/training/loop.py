@@ -23,6 +23,11 @@ from cops_jax.evaluation.dataset import DatasetEvaluator
 from cops_jax.inputs import pipeline
 from cops_jax.inputs.configured import features_of, load_examples
 from cops_jax.models.cops import CoPS
+from cops_jax.models.flops import (
+  PEAK_TERA_FLOPS,
+  prompt_flops,
+  vision_flops,
+)
 from cops_jax.runs import checkpoints, lock, metrics_log
 from cops_jax.runs.record import Record, check_clip, claim_workdir, find_record
 from cops_jax.runtime import signals, watch
@@ -35,6 +40,7 @@ from cops_jax.runtime.mesh import (
 )
 from cops_jax.runtime.processes import in_all_processes, in_first_process
 from cops_jax.training import hooks
+from cops_jax.training.account import Account, Speed, account_for_input
 from cops_jax.training.non_finite import StopNonFinite
 from cops_jax.training.step import (
   STEP_FIELDS,
@@ -90,9 +96,10 @@ def train(
     SystemExit: a signal came and was caught, see `signals`; what was
       trained until then is saved.
   """
+  account = Account()
   keep_compiled_programs(config)
   config = settle_dtype(config, find_record(workdir))
-  run = in_all_processes(_open_run, config, pathlib.Path(workdir))
+  run = in_all_processes(_open_run, config, pathlib.Path(workdir), account)
   state = _initial_state(run, init_from, allow_other_clip)
   with lock.hold(run.workdir, "training"):
     digests = run.examples.digests()
@@ -120,6 +127,7 @@ def train(
       curves = metrics_log.plot_losses(run.workdir)
       if curves:
         _logger.info("curves of the losses: %s", curves)
+      _logger.info("the run took %s", account.describe())
   return position.state
 
 
@@ -135,9 +143,10 @@ class _Run:
   mesh: Mesh
   optimizer: optax.GradientTransformation
   schedule: hooks.Schedule
+  account: Account
 
 
-def _open_run(config, workdir):
+def _open_run(config, workdir, account):
   settings = config.train
   clip = clip_of(config)
   model = build_model(config, clip)
@@ -156,6 +165,7 @@ def _open_run(config, workdir):
     make_mesh(),
     make_optimizer(settings, schedule.num_steps),
     schedule,
+    account,
   )
 
 
@@ -214,17 +224,22 @@ def _train(run, position, saved, profile_steps):
   if acting.evaluate.is_missing(position.step, run.workdir):
     acting.evaluate.act(position)
   signals.defer()
+  batches = account_for_input(batches, run.account, position.is_computed)
   with contextlib.closing(acting.profile):
+    doing = "compiling"  # The first step is.
     for batch in acting.save.guard(batches, position):
       acting.profile.start(position.step + 1)
       inputs = shard_batch(batch, run.mesh, STEP_FIELDS)
-      state, terms = train_step(position.state, clip_params, inputs)
+      with run.account.spend(doing):
+        state, terms = train_step(position.state, clip_params, inputs)
+      doing = "steps"
       position.advance(state, terms, batch)
       watch.note(step=position.step)
       due = acting.due(position.step)
       # With a step left to compute, devices do not wait for the host.
       while len(position.waiting) > (0 if due else 1):
-        done = position.fetch()
+        with run.account.spend(doing):
+          done = position.fetch()
         stop_non_finite.check(done, position)
         position.recent.append(done.terms)
       for hook in due:
@@ -287,18 +302,19 @@ def _iterate_batches(run, first_step, errors):
   found = skipped.found if config.input.unreadable_files == "skip" else None
   features = None
   if steps:
-    features = in_all_processes(
-      lambda: features_of(
-        config,
-        run.examples,
-        config.train.split,
-        run.model,
-        run.clip,
-        run.mesh,
-        batch_size=config.train.batch_size,
-        skipped=found,
+    with run.account.spend("features"):
+      features = in_all_processes(
+        lambda: features_of(
+          config,
+          run.examples,
+          config.train.split,
+          run.model,
+          run.clip,
+          run.mesh,
+          batch_size=config.train.batch_size,
+          skipped=found,
+        )
       )
-    )
   if features is not None:
     _logger.info(
       "training from cached features: the vision tower runs once for each of %d"
@@ -362,18 +378,41 @@ def _make_hooks(run, position, saved, evaluate, profile_steps):
     is_active=jax.process_index() == 0,
   )
   save = hooks.Save(
-    saved, schedule, position.restored_step, settings.checkpoint_every_steps
+    saved,
+    schedule,
+    position.restored_step,
+    settings.checkpoint_every_steps,
+    run.account,
   )
   evaluating = hooks.Evaluate(
-    evaluate, save, log, schedule, settings.evaluate_every_steps
+    evaluate, save, log, schedule, settings.evaluate_every_steps, run.account
   )
   return _Hooks(
     profile=hooks.Profile(run.workdir, profile_steps, schedule),
-    log=hooks.Log(log, schedule, position.step, settings.log_every_steps),
+    log=hooks.Log(
+      log,
+      schedule,
+      position.step,
+      settings.log_every_steps,
+      _make_speed(run, position),
+    ),
     save=save,
     stop=hooks.Stop(save, evaluating, schedule, position.step),
     evaluate=evaluating,
   )
+
+
+def _make_speed(run, position):
+  clip = run.clip.config
+  flops = prompt_flops(run.config, clip, is_training=True)
+  if run.config.feature_cache.dtype == "none":
+    flops += vision_flops(run.config, clip)
+  peak = None
+  if jnp.dtype(run.config.clip.dtype).itemsize == 2:
+    kind = run.mesh.devices.flat[0].device_kind
+    peak = PEAK_TERA_FLOPS.get(kind, 0) * 1e12 * run.mesh.size or None
+  first_image = run.schedule.num_images(position.step)
+  return Speed(run.account, position.step, first_image, flops, peak)
 
 
 def _read_start(init_from, params, clip, allow_other_clip):

@@ -2,7 +2,6 @@
 
 import collections
 import concurrent.futures
-import json
 import logging
 import os
 import shutil
@@ -24,6 +23,7 @@ from cops_jax.inputs import feature_files
 from cops_jax.inputs import pipeline as input_pipeline
 from cops_jax.inputs.configured import features_of
 from cops_jax.models.cops import init_trainable
+from cops_jax.runs.metrics_log import read_metrics
 from cops_jax.runtime import mesh as sharding
 from helpers.compiled import AS_FOR_USERS
 from helpers.images import write_folder
@@ -54,7 +54,6 @@ def forbid_vision_tower(monkeypatch):
 
 def outcome(workdir, step=6):
   """Loss terms, and the last checkpoint as bytes."""
-  lines = (workdir / "metrics.jsonl").read_text().splitlines()
   folder = workdir / "checkpoints" / str(step)
   leaves = [
     leaf.tobytes()
@@ -63,7 +62,7 @@ def outcome(workdir, step=6):
       jax.device_get(ocp.StandardCheckpointer().restore(folder / part))
     )
   ]
-  return [json.loads(line) for line in lines], leaves
+  return read_metrics(workdir), leaves
 
 
 def test_training_is_the_same_and_runs_share_a_cache(

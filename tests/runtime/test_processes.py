@@ -1,6 +1,5 @@
 """Real processes that form one cluster on this host."""
 
-import json
 import resource
 import shutil
 import signal
@@ -14,6 +13,7 @@ from cops_jax import training, weights
 from cops_jax.errors import InputError
 from cops_jax.models.cops import init_trainable
 from cops_jax.runs.checkpoints import Checkpoints, find_damage, find_steps
+from cops_jax.runs.metrics_log import read_metrics
 from cops_jax.runtime import processes as distributed
 from cops_jax.runtime.randomness import INIT_KEY, random_key
 from helpers.cluster import end_cluster, free_port, start_cluster
@@ -21,11 +21,6 @@ from helpers.config import make_config
 from helpers.images import write_folder
 from helpers.scripts import start_afresh
 from helpers.steps import SMOOTH, assert_same_way
-
-
-def metrics(workdir):
-  text = (workdir / "metrics.jsonl").read_text()
-  return [json.loads(line) for line in text.splitlines()]
 
 
 def params(workdir):
@@ -76,7 +71,7 @@ def one(steps, clip_folder, data_dir, tmp_path_factory):
 def assert_same_numbers(workdir, one):
   """Every loss term, the gradient's norm, and the way that parameters took."""
   whole, start = one
-  rows, other_rows = metrics(whole), metrics(workdir)
+  rows, other_rows = read_metrics(whole), read_metrics(workdir)
   assert [row["step"] for row in rows] == [*range(1, 21), 20]
   # The last is what was evaluated, which not all do.
   assert len(other_rows) >= 20
@@ -106,7 +101,7 @@ def test_two_processes_train_and_evaluate_as_one(one, steps, tmp_path):
   assert "cpu device(s)" not in others
   assert_same_numbers(two, one)
   whole, _ = one
-  assert metrics(two)[-1].keys() == metrics(whole)[-1].keys()
+  assert read_metrics(two)[-1].keys() == read_metrics(whole)[-1].keys()
   names = {path.name for path in whole.iterdir()} - {"profile"}
   assert {path.name for path in two.iterdir()} == names
 
@@ -227,6 +222,7 @@ ASK_EACH_OTHER = """
 import sys
 import numpy as np
 from cops_jax.errors import DamagedRunError
+from cops_jax.runs.metrics_log import read_metrics
 from cops_jax.runtime import processes
 
 address, index = sys.argv[1], int(sys.argv[2])

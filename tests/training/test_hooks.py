@@ -12,6 +12,7 @@ from cops_jax.runs.checkpoints import Checkpoints
 from cops_jax.runs.metrics_log import RunLog, read_metrics
 from cops_jax.runtime import signals
 from cops_jax.training import hooks
+from cops_jax.training.account import Account, Speed
 from cops_jax.training.step import TrainState
 
 # 7 images, 3 in a step, 2 epochs: 6 steps.
@@ -51,7 +52,9 @@ def checkpoints():
 
 @pytest.fixture
 def save(checkpoints):
-  return hooks.Save(checkpoints, SCHEDULE, None, every_steps=4)
+  return hooks.Save(
+    checkpoints, SCHEDULE, None, every_steps=4, account=Account()
+  )
 
 
 @pytest.fixture
@@ -79,7 +82,8 @@ def test_terms_are_fetched_from_the_oldest_on():
 
 
 def test_log_writes_means(tmp_path, log):
-  hook = hooks.Log(log, SCHEDULE, 0, every_steps=4)
+  speed = Speed(Account(), 0, 0, flops=1.0, peak_flops=None)
+  hook = hooks.Log(log, SCHEDULE, 0, every_steps=4, speed=speed)
   assert due_steps(hook) == [4, 6]
   position = make_position(4, recent=[1, 2, 6])
   hook.act(position)
@@ -93,7 +97,7 @@ def test_save_saves_a_step_once(checkpoints, save):
     save.act(make_position(step, recent=[1]))
   assert checkpoints.saved == [(4, [1]), (6, [1])]
   # Neither what it was restored from.
-  again = hooks.Save(checkpoints, SCHEDULE, 4, every_steps=4)
+  again = hooks.Save(checkpoints, SCHEDULE, 4, every_steps=4, account=Account())
   again.act(make_position(4))
   assert len(checkpoints.saved) == 2
 
@@ -112,7 +116,9 @@ def test_what_was_trained_is_saved_before_an_error(checkpoints, save):
 
 def test_nothing_trained_is_not_saved_before_an_error(checkpoints, save):
   for restored_step in (None, 4):
-    save = hooks.Save(checkpoints, SCHEDULE, restored_step, every_steps=4)
+    save = hooks.Save(
+      checkpoints, SCHEDULE, restored_step, every_steps=4, account=Account()
+    )
     with pytest.raises(InputError):
       list(save.guard(failing_batches(0), make_position(restored_step or 0)))
   assert not checkpoints.saved
@@ -126,7 +132,7 @@ def make_evaluate(save, log, checkpoints, every_steps=4):
       "made": {"auroc": float(len(checkpoints.saved)), "ap": float("nan")}
     }
 
-  return hooks.Evaluate(evaluate, save, log, SCHEDULE, every_steps)
+  return hooks.Evaluate(evaluate, save, log, SCHEDULE, every_steps, Account())
 
 
 def test_evaluate_saves_before(tmp_path, checkpoints, save, log):

@@ -16,6 +16,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from cops_jax.runs.checkpoints import find_damage, find_steps
+from cops_jax.runs.metrics_log import read_metrics
 from helpers.cluster import end_cluster, start_cluster
 from helpers.scripts import Program, run, start_afresh
 
@@ -38,8 +39,8 @@ def end(process, number):
 
 def assert_same_run(workdir, whole):
   """Files, parameters and optimizer state, bit by bit."""
-  for name in ("metrics.jsonl", "run.json"):
-    assert (workdir / name).read_text() == (whole / name).read_text()
+  assert read_metrics(workdir) == read_metrics(whole)
+  assert (workdir / "run.json").read_text() == (whole / "run.json").read_text()
   (step,) = {find_steps(workdir)[-1], find_steps(whole)[-1]}
   for item in ("params", "opt_state"):
     assert leaves(workdir, step, item) == leaves(whole, step, item)

@@ -1,0 +1,83 @@
+"""Operations that an image needs, and those that devices can do.
+
+A product of (n, k) and (k, m) counts 2 n k m. Embeddings, norms, softmax and
+anomaly maps are not counted: together less than one percent.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import CLIPConfig
+
+# Published peak rates of dense products in 16 bits, in TFLOP a second, by the
+# names that JAX gives to kinds of devices.
+PEAK_TERA_FLOPS = {
+  "TPU v4": 275.0,
+  "TPU v5 lite": 197.0,
+  "TPU v5": 459.0,
+  "TPU v6 lite": 918.0,
+  "Tesla V100-SXM2-16GB": 125.0,
+  "Tesla V100-SXM2-32GB": 125.0,
+  "NVIDIA A100-SXM4-40GB": 312.0,
+  "NVIDIA A100-SXM4-80GB": 312.0,
+  "NVIDIA A100 80GB PCIe": 312.0,
+  "NVIDIA H100 80GB HBM3": 989.0,
+  "NVIDIA H100 PCIe": 756.0,
+  "NVIDIA H200": 989.0,
+}
+
+
+def vision_flops(config: Any, clip: CLIPConfig) -> float:
+  """Of an image's features.
+
+  Args:
+    config: a ConfigDict with the fields of `cops_jax.config`.
+    clip: sizes.
+  """
+  model, vision = config.model, clip.vision_config
+  num_patches = (model.image_size_pixels // vision.patch_size) ** 2
+  tokens, width = num_patches + 1, vision.hidden_size
+  mlp = 4 * width * vision.intermediate_size
+  attention = 4 * tokens**2 * width
+  num_layers = vision.num_hidden_layers
+  # All layers but the last: four projections, attention, MLP.
+  flops = (num_layers - 1) * (tokens * (8 * width**2 + mlp) + attention)
+  # The last: its keys and values, and the rest for the class token.
+  flops += 4 * tokens * width**2 + 4 * width**2 + mlp
+  # The value path: attention and its output projection.
+  num_value = min(
+    model.num_value_layers - num_layers + max(model.feature_layers),
+    model.num_value_layers,
+  )
+  flops += max(num_value, 0) * (attention + 2 * tokens * width**2)
+  flops += 2 * num_patches * 3 * vision.patch_size**2 * width
+  flops += (
+    2 * len(model.feature_layers) * num_patches * width * clip.projection_dim
+  )
+  return float(flops)
+
+
+def prompt_flops(config: Any, clip: CLIPConfig, *, is_training: bool) -> float:
+  """Of an image's prompts.
+
+  In evaluation the context counts once, the state words once for each state,
+  and the rest once for each state and code. In training every prompt is whole,
+  and its gradient takes as much again: the text tower has none of its own.
+
+  Args:
+    config: a ConfigDict with the fields of `cops_jax.config`.
+    clip: sizes.
+    is_training: whether there is a gradient.
+  """
+  model, text = config.model, clip.text_config
+  suffix = model.num_category_words + 2
+  num_tokens = 2 * (1 + model.num_context_words + model.num_state_words)
+  if is_training:
+    num_tokens = 2 * (num_tokens + 2 * suffix)
+  else:
+    codes = config.evaluation.num_samples if model.num_category_words else 1
+    num_tokens += 2 * codes * suffix
+  width = text.hidden_size
+  per_token = 8 * width**2 + 4 * width * text.intermediate_size
+  return float(text.num_hidden_layers * num_tokens * per_token)
