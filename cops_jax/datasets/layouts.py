@@ -255,7 +255,8 @@ def list_images(folder: pathlib.Path, listing: Listing) -> list[pathlib.Path]:
   if not folder.is_dir():
     return []
   images = []
-  for path in sorted(folder.iterdir()):
+  # By name alone: whole paths take a million images half a minute.
+  for path in sorted(folder.iterdir(), key=lambda path: path.name):
     if path.name.startswith(".") or path.name.lower() in _JUNK:
       continue
     if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
