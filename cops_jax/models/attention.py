@@ -1,13 +1,15 @@
 """Attention among all tokens of an image, for each platform its own way.
 
 All ways compute softmax(q k^T / sqrt(head_dim)) v. They differ in what of the
-scores, a square of the number of tokens for each head, exists at a time.
+scores, a square of the number of tokens for each head, exists at a time. Tokens
+are projected straight to the order that they are read in, heads first.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,24 +28,82 @@ _FAULTY_CUDNN = (91300, 91600)
 # Rows and columns of scores that the TPU's kernel holds at a time.
 _SPLASH_BLOCK = 512
 
-Qkv = Float[Array, "b n heads d"]
+Qkv = Float[Array, "b heads n d"]
 
 
-@functools.partial(jax.jit, static_argnames="implementation")  # Traced once.
-def attend(query: Qkv, key: Qkv, value: Qkv, implementation: str) -> Qkv:
-  """Attention without a mask.
+class Projection(NamedTuple):
+  """A linear layer between tokens and the parts that heads have of them.
+
+  Attributes:
+    kernel: one matrix for each head.
+    bias: for each head.
+  """
+
+  kernel: Float[Array, "c heads d"]
+  bias: Float[Array, "heads d"]
+
+
+@functools.partial(  # Traced once for all layers.
+  jax.jit, static_argnames=("num_queries", "has_value_path", "implementation")
+)
+def self_attention(
+  hidden: Float[Array, "b n c"],
+  query: Projection,
+  key: Projection,
+  value: Projection,
+  *,
+  num_queries: int,
+  has_value_path: bool,
+  implementation: str,
+) -> tuple[Float[Array, "b heads q d"], Qkv | None]:
+  """Attention without a mask, and that of the values with themselves.
 
   Args:
-    query, key, value: of one shape.
+    hidden: tokens.
+    query, key, value: projections of them.
+    num_queries: how many of the first tokens attend; one or all.
+    has_value_path: whether values are queries and keys of values too.
     implementation: of `IMPLEMENTATIONS`: "xla" has all scores at once, "heads"
       those of one image and head, "cudnn" and "splash" a block of them.
+
+  Returns:
+    What the queries found; and the values, or None without a value path.
   """
-  if implementation != "auto":
-    return _FUNCTIONS[implementation](query, key, value)
-  on_cuda = _FUNCTIONS[cuda_implementation("auto", query.dtype)]
-  return jax.lax.platform_dependent(
-    query, key, value, cpu=_by_head, tpu=_splash, cuda=on_cuda, default=_xla
-  )
+
+  def mix(name, hidden):
+    function = _FUNCTIONS[name]
+    length = hidden.shape[1]
+    # Padded before it is projected: once, and not with each head's rows.
+    padding = padded_length(length) - length if name == "splash" else 0
+    padded = jnp.pad(hidden, ((0, 0), (0, padding), (0, 0)))
+    keys, values = _project(padded, key), _project(padded, value)
+    if num_queries == length:
+      own = function(_project(padded, query), keys, values, length)
+    else:
+      queries = _project(hidden[:, :num_queries], query)
+      own = _xla(queries, keys[:, :, :length], values[:, :, :length], length)
+    if not has_value_path:
+      return (own,)
+    return own, function(values, values, values, length)
+
+  if implementation == "auto":
+    names = dict(cpu="heads", tpu="splash", default="xla")
+    names["cuda"] = cuda_implementation("auto", hidden.dtype)
+    found = jax.lax.platform_dependent(
+      hidden,
+      **{
+        platform: functools.partial(mix, name)
+        for platform, name in names.items()
+      },
+    )
+  else:
+    found = mix(implementation, hidden)
+  return found if has_value_path else (*found, None)
+
+
+def _project(hidden, projection):
+  kernel, bias = (array.astype(hidden.dtype) for array in projection)
+  return jnp.einsum("bnc,chd->bhnd", hidden, kernel) + bias[None, :, None]
 
 
 def cuda_implementation(
@@ -88,17 +148,23 @@ def _why_not_cudnn(dtype):
   return f"cuDNN {version} has faults" if first <= version < end else ""
 
 
-def _xla(query, key, value):
-  return jax.nn.dot_product_attention(query, key, value)
+def _xla(query, key, value, _, implementation=None):
+  # JAX's order is tokens before heads.
+  arrays = (array.swapaxes(1, 2) for array in (query, key, value))
+  mixed = jax.nn.dot_product_attention(*arrays, implementation=implementation)
+  return mixed.swapaxes(1, 2)
 
 
-def _cudnn(query, key, value):
-  return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
-
-
-@on_each_device
-def _by_head(query, key, value):
+def _by_head(query, key, value, _):
   """One image and head after the other; its scores fit in a CPU's cache."""
+
+  @on_each_device
+  def attend(query, key, value):
+    rows = [
+      array.reshape(-1, *array.shape[2:])
+      for array in (query / query.shape[-1] ** 0.5, key, value)
+    ]
+    return jax.lax.map(attend_one, tuple(rows)).reshape(query.shape)
 
   def attend_one(arrays):
     query, key, value = arrays  # n d
@@ -109,13 +175,7 @@ def _by_head(query, key, value):
     total = weights.sum(axis=-1, keepdims=True)
     return (weights.astype(value.dtype) @ value / total).astype(value.dtype)
 
-  batch, length, heads, width = query.shape
-  rows = [
-    array.swapaxes(1, 2).reshape(-1, length, width)
-    for array in (query / width**0.5, key, value)
-  ]
-  mixed = jax.lax.map(attend_one, tuple(rows))
-  return mixed.reshape(batch, heads, length, width).swapaxes(1, 2)
+  return attend(query, key, value)
 
 
 def padded_length(length: int) -> int:
@@ -123,13 +183,12 @@ def padded_length(length: int) -> int:
   return -(-length // _SPLASH_BLOCK) * _SPLASH_BLOCK
 
 
-@on_each_device
-def _splash(query, key, value):
-  """The TPU's kernel; tokens are padded to whole blocks, and masked."""
+def _splash(query, key, value, length):
+  """The TPU's kernel; tokens from `length` on only fill its blocks."""
   from jax.experimental.pallas.ops.tpu import splash_attention
 
-  _, length, heads, width = query.shape
-  padded, block = padded_length(length), _SPLASH_BLOCK
+  _, heads, padded, width = query.shape
+  block = _SPLASH_BLOCK
   kernel = splash_attention.make_splash_mha_single_device(
     splash_attention.MultiHeadMask(
       [splash_attention.FullMask((padded, padded))] * heads
@@ -139,28 +198,27 @@ def _splash(query, key, value):
     ),
   )
   is_token = (jnp.arange(padded) < length).astype(jnp.int32)
-  rows = [
-    jnp.pad(
-      array.swapaxes(1, 2), ((0, 0), (0, 0), (0, padded - length), (0, 0))
-    )
-    for array in (query / width**0.5, key, value)
-  ]
-  # The kernel multiplies 16 bits in no other precision than its own.
-  is_short = query.dtype.itemsize == 2
-  with (
-    jax.default_matmul_precision("default")
-    if is_short
-    else contextlib.nullcontext()
-  ):
-    mixed = jax.vmap(kernel, in_axes=(0, 0, 0, None))(
-      *rows, splash_attention.SegmentIds(is_token, is_token)
-    )
-  return mixed[:, :, :length].swapaxes(1, 2)
+  segments = splash_attention.SegmentIds(is_token, is_token)
+
+  @on_each_device
+  def attend(query, key, value):
+    # The kernel multiplies 16 bits in no other precision than its own.
+    is_short = query.dtype.itemsize == 2
+    with (
+      jax.default_matmul_precision("default")
+      if is_short
+      else contextlib.nullcontext()
+    ):
+      return jax.vmap(kernel, in_axes=(0, 0, 0, None))(
+        query, key, value, segments
+      )
+
+  return attend(query / width**0.5, key, value)[:, :, :length]
 
 
 _FUNCTIONS = {
   "xla": _xla,
   "heads": _by_head,
-  "cudnn": _cudnn,
+  "cudnn": functools.partial(_xla, implementation="cudnn"),
   "splash": _splash,
 }

@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import flax.linen as nn
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
 from transformers.models.clip.modeling_flax_clip import FlaxCLIPModule
 
-from cops_jax.models.attention import attend
+from cops_jax.models.attention import Projection, self_attention
 from cops_jax.models.prompts import join_parts
 from cops_jax.typing import Array, Float, Integer
 
@@ -141,11 +142,19 @@ class CLIP(FlaxCLIPModule):
       ):
         # Nothing reads the patches of CLIP's own stream after this layer.
         original = original[:, :1]
-      query = attention.q_proj(hidden[:, : original.shape[1]])
-      key, value = attention.k_proj(hidden), attention.v_proj(hidden)
-      if number >= first_value_layer and number <= max(feature_layers):
-        value_path += self._attend(attention, value, value, value)
-      original += self._attend(attention, query, key, value)
+      own, value = self_attention(
+        hidden,
+        *(
+          _projection(dense, attention.num_heads)
+          for dense in (attention.q_proj, attention.k_proj, attention.v_proj)
+        ),
+        num_queries=original.shape[1],
+        has_value_path=first_value_layer <= number <= max(feature_layers),
+        implementation=self.attention,
+      )
+      if value is not None:
+        value_path += _merge_heads(attention.out_proj, value)
+      original += _merge_heads(attention.out_proj, own)
       original += layer.mlp(layer.layer_norm2(original))
       if number < first_value_layer:
         value_path = original
@@ -154,16 +163,6 @@ class CLIP(FlaxCLIPModule):
     return original[:, 0], jnp.stack(
       [features[number] for number in feature_layers], axis=1
     )
-
-  def _attend(self, attention, query, key, value):
-    """Attention with a CLIP layer's own heads and output projection."""
-    # b l c -> b l heads head_dim
-    query, key, value = map(attention._split_heads, (query, key, value))
-    if query.shape == key.shape:
-      mixed = attend(query, key, value, implementation=self.attention)
-    else:
-      mixed = jax.nn.dot_product_attention(query, key, value)
-    return attention.out_proj(attention._merge_heads(mixed))
 
   def encode_images(
     self,
@@ -237,6 +236,27 @@ class CLIP(FlaxCLIPModule):
       parts = _causal_layer(layer, parts, is_last=index == len(layers) - 1)
     (last,) = parts
     return self.text_projection(tower.final_layer_norm(last[..., 0, :]))
+
+
+def _projection(dense: nn.Dense, num_heads: int) -> Projection:
+  """A layer's matrix, by heads."""
+  params = dense.variables["params"]
+  kernel, bias = params["kernel"], params["bias"]
+  return Projection(
+    kernel.reshape(len(kernel), num_heads, -1), bias.reshape(num_heads, -1)
+  )
+
+
+def _merge_heads(
+  dense: nn.Dense, mixed: Float[Array, "b heads n d"]
+) -> Float[Array, "b n c"]:
+  """A layer of all heads' parts of each token."""
+  params = dense.variables["params"]
+  kernel, bias = (
+    params[name].astype(mixed.dtype) for name in ("kernel", "bias")
+  )
+  kernel = kernel.reshape(mixed.shape[1], mixed.shape[3], -1)
+  return jnp.einsum("bhnd,hdc->bnc", mixed, kernel) + bias[None, None]
 
 
 def _causal_layer(layer, parts, is_last):

@@ -56,7 +56,7 @@ class Watch:
     process: its number; the first is 0.
     token: the cluster's secret.
     end: ends this process, with a message and an exit status.
-    interval, silence, grace: see above, in seconds.
+    interval, silence, grace, news: see above, in seconds.
 
   Attributes:
     is_over: whether this process needs the others no more.
@@ -71,9 +71,11 @@ class Watch:
     interval: float = _INTERVAL,
     silence: float = _SILENCE,
     grace: float = _GRACE,
+    news: float = _NEWS,
   ):
     self._process, self._token, self._end = process, token, end
     self._interval, self._silence, self._grace = interval, silence, grace
+    self._news = news
     self._facts: dict[str, Any] = {}
     self._writers: list[asyncio.StreamWriter] = []
     self._has_failed, self.is_over = False, False
@@ -101,7 +103,7 @@ class Watch:
     self._writers.append(writer)
     hello = {"process": self._process, "host": socket.gethostname()}
     self._do(self._send(token=self._token, **hello))
-    self._submit(self._hear(reader, f"process 0 on {host}"))
+    self._submit(self._hear(reader, writer, f"process 0 on {host}"))
     self._submit(self._keep_talking())
 
   def note(self, **facts: Any) -> None:
@@ -156,9 +158,9 @@ class Watch:
       writer.close()
       return
     self._writers.append(writer)
-    await self._hear(reader, name)
+    await self._hear(reader, writer, name)
 
-  async def _hear(self, reader, name):
+  async def _hear(self, reader, writer, name):
     """Reads what a process says until it is over, and acts upon its end."""
     facts, has_ended = {}, False
     fault = "ended without a word: killed, out of memory, or its host is lost"
@@ -177,7 +179,10 @@ class Watch:
       has_ended |= "end" in message
       if "gone" in message:
         await self._leave(message["gone"], message["code"], message["grace"])
-    if not has_ended:
+    writer.close()
+    if has_ended:
+      await self._leave_behind()
+    else:
       sentence = f"{name}{_describe(facts)} {fault}. {_GOES_ON}"
       await self._leave(sentence, signals.EXIT_CODE, grace=0)
 
@@ -187,6 +192,13 @@ class Watch:
     if not self._has_failed:  # Who has ends with its own words.
       await asyncio.sleep(grace)
       self._end(sentence, code)
+
+  async def _leave_behind(self):
+    """Ends a process that waits, with all done, for others that are gone."""
+    await asyncio.sleep(self._news)
+    are_gone = all(writer.is_closing() for writer in self._writers)
+    if are_gone and self.is_over and not self._has_failed:
+      self._end("", 0)
 
 
 def _describe(facts):

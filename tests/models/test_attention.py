@@ -1,5 +1,6 @@
 """Every way to compute attention gives the same, on every platform its own."""
 
+import contextlib
 import functools
 
 import jax
@@ -33,7 +34,62 @@ def plain(query, key, value):
 
 
 def attend(qkv, implementation):
-  return attention.attend(*qkv, implementation=implementation)
+  """Of arrays "b n heads d", as `plain`; projections pick them from tokens."""
+  hidden, projections = to_tokens(qkv)
+  found, _ = attention.self_attention(
+    hidden,
+    *projections,
+    num_queries=hidden.shape[1],
+    has_value_path=False,
+    implementation=implementation,
+  )
+  return found.swapaxes(1, 2)
+
+
+def to_tokens(qkv):
+  heads, width = qkv[0].shape[2:]
+  hidden = jnp.concatenate(
+    [array.reshape(*array.shape[:2], -1) for array in qkv], axis=-1
+  )
+  kernels = jnp.eye(hidden.shape[-1]).reshape(-1, 3, heads, width)
+  bias = jnp.zeros((heads, width))
+  return hidden, [
+    attention.Projection(kernels[:, part], bias) for part in range(3)
+  ]
+
+
+@pytest.mark.parametrize("implementation", ("auto", "xla", "heads", "splash"))
+def test_projections_one_query_and_the_value_path(implementation):
+  """Against what they are made of."""
+  keys = iter(jax.random.split(jax.random.key(1), 7))
+  is_interpreted = implementation == "splash"  # One image at a time.
+  hidden = jax.random.normal(next(keys), (1 if is_interpreted else 2, 9, 12))
+  projections = [
+    attention.Projection(
+      jax.random.normal(next(keys), (12, 2, 8)),
+      jax.random.normal(next(keys), (2, 8)),
+    )
+    for _ in range(3)
+  ]
+  query, key, value = (
+    np.einsum("bnc,chd->bnhd", hidden, kernel) + np.asarray(bias)
+    for kernel, bias in projections
+  )
+  interpret = contextlib.nullcontext
+  if is_interpreted:
+    interpret = pltpu.force_tpu_interpret_mode
+  for num_queries in (9, 1):
+    with interpret():
+      own, values = attention.self_attention(
+        hidden,
+        *projections,
+        num_queries=num_queries,
+        has_value_path=True,
+        implementation=implementation,
+      )
+    want = plain(query, key, value)[:, :num_queries]
+    assert_close(own.swapaxes(1, 2), want, 1e-4)
+    assert_close(values.swapaxes(1, 2), plain(value, value, value), 1e-4)
 
 
 @pytest.mark.parametrize("implementation", ("auto", "xla", "heads"))
@@ -84,16 +140,16 @@ def test_the_tpus_kernel(length):
   """Interpreted; padding to whole blocks is not seen."""
   qkv = random_qkv(1, length, width=64)
   with pltpu.force_tpu_interpret_mode():
-    found = attention._splash(*qkv)
+    found = attend(qkv, "splash")
   assert_close(found, plain(*qkv), 1e-4)
 
 
 def lowered_for(platform, implementation="auto", dtype=jnp.float32):
   """The program for a platform that is not here, as text."""
-  shape = jax.ShapeDtypeStruct((2, 9, 2, 64), dtype)
-  function = functools.partial(attention.attend, implementation=implementation)
-  exported = jax_export.export(jax.jit(function), platforms=[platform])
-  return exported(shape, shape, shape).mlir_module()
+  shapes = [jax.ShapeDtypeStruct((2, 9, 2, 64), dtype)] * 3
+  function = jax.jit(functools.partial(attend, implementation=implementation))
+  exported = jax_export.export(function, platforms=[platform])
+  return exported(shapes).mlir_module()
 
 
 def test_platforms_have_their_own():

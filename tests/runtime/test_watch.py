@@ -22,9 +22,10 @@ from helpers.scripts import run
 class Member:
   """A process's part, which notes its end instead of bringing it about."""
 
-  def __init__(self, process, token="secret", **options):
+  def __init__(self, process, token="secret", **overrides):
     self.ends = queue.Queue()
-    options = {"interval": 0.1, "silence": 1.0, "grace": 0.1, **options}
+    options = {"interval": 0.1, "silence": 1.0, "grace": 0.1, "news": 0.1}
+    options |= overrides
     self.watch = Watch(
       process, token, lambda *end: self.ends.put(end), **options
     )
@@ -34,7 +35,8 @@ class Member:
 
   def die(self):
     """As the system does it: connections are closed, and nothing is said."""
-    for writer in self.watch._writers:
+    writers, self.watch._writers = self.watch._writers, []
+    for writer in writers:
       self.watch._loop.call_soon_threadsafe(writer.transport.abort)
 
 
@@ -101,11 +103,17 @@ def test_an_error_is_told_to_all(members, failing):
 
 def test_an_orderly_end_is_missed_by_none(members):
   first, second, third = members
-  second.watch.finish()
+  for member in (second, first):
+    member.watch.finish()
   time.sleep(0.3)
   second.die()
   time.sleep(1.5)
   assert first.ends.empty() and third.ends.empty()
+  # With all done, who is left does not wait for the others.
+  third.watch.finish()
+  time.sleep(0.3)
+  third.die()
+  assert first.end() == ("", 0)
 
 
 def test_strangers_are_not_heard():
@@ -214,6 +222,8 @@ def test_any_process_killed_at_any_time(arguments, tmp_path, script):
     if codes[1 - killed]:
       assert "ended without a word" in log and "Traceback" not in log, log
     num_kills += 1
+    if script == "eval.py":  # Which keeps what it has done.
+      begin_again()
     found = re.search(r"process \d on [\w.-]+( \((.*?)\))?", log)
     phases[re.sub(r"\d+", "N", (found and found[2]) or "else")] += 1
     print(f"killed {killed}, the other ended after {seconds:.1f} s", phases)
