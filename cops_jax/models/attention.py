@@ -1,15 +1,14 @@
 """Attention among all tokens of an image, for each platform its own way.
 
 All ways compute softmax(q k^T / sqrt(head_dim)) v. They differ in what of the
-scores, a square of the number of tokens for each head, exists at a time. Tokens
-are projected straight to the order that they are read in, heads first.
+scores, a square of the number of tokens for each head, exists at a time.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-from typing import NamedTuple
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -27,40 +26,37 @@ IMPLEMENTATIONS = ("auto", "xla", "heads", "cudnn", "splash")
 _FAULTY_CUDNN = (91300, 91600)
 # Rows and columns of scores that the TPU's kernel holds at a time.
 _SPLASH_BLOCK = 512
+_PARTS = ("kernel", "bias")
 
 Qkv = Float[Array, "b heads n d"]
 
 
-class Projection(NamedTuple):
-  """A linear layer between tokens and the parts that heads have of them.
-
-  Attributes:
-    kernel: one matrix for each head.
-    bias: for each head.
-  """
-
-  kernel: Float[Array, "c heads d"]
-  bias: Float[Array, "heads d"]
+# A layer's parameters, by the names of transformers' Flax CLIP: q_proj, k_proj,
+# v_proj and out_proj, each with kernel and bias.
+Layers = Mapping[str, Mapping[str, Array]]
 
 
 @functools.partial(  # Traced once for all layers.
-  jax.jit, static_argnames=("num_queries", "has_value_path", "implementation")
+  jax.jit,
+  static_argnames=(
+    *("num_heads", "num_queries", "has_value_path", "implementation"),
+  ),
 )
 def self_attention(
   hidden: Float[Array, "b n c"],
-  query: Projection,
-  key: Projection,
-  value: Projection,
+  layers: Layers,
   *,
+  num_heads: int,
   num_queries: int,
   has_value_path: bool,
   implementation: str,
-) -> tuple[Float[Array, "b heads q d"], Qkv | None]:
+) -> tuple[Float[Array, "b q c"], Float[Array, "b n c"] | None]:
   """Attention without a mask, and that of the values with themselves.
 
   Args:
     hidden: tokens.
-    query, key, value: projections of them.
+    layers: projections of them, and of what is found.
+    num_heads: that share the width.
     num_queries: how many of the first tokens attend; one or all.
     has_value_path: whether values are queries and keys of values too.
     implementation: of `IMPLEMENTATIONS`: "xla" has all scores at once, "heads"
@@ -70,40 +66,75 @@ def self_attention(
     What the queries found; and the values, or None without a value path.
   """
 
-  def mix(name, hidden):
-    function = _FUNCTIONS[name]
-    length = hidden.shape[1]
+  def attend(name, hidden):
+    function, length = _FUNCTIONS[name], hidden.shape[1]
     # Padded before it is projected: once, and not with each head's rows.
     padding = padded_length(length) - length if name == "splash" else 0
     padded = jnp.pad(hidden, ((0, 0), (0, padding), (0, 0)))
-    keys, values = _project(padded, key), _project(padded, value)
+    split, merge = (
+      functools.partial(step, is_direct=name == "splash")
+      for step in (_split_heads, _merge_heads)
+    )
+    key = split(padded, layers["k_proj"], num_heads)
+    value = split(padded, layers["v_proj"], num_heads)
     if num_queries == length:
-      own = function(_project(padded, query), keys, values, length)
+      query = split(padded, layers["q_proj"], num_heads)
+      own = function(query, key, value, length)
     else:
-      queries = _project(hidden[:, :num_queries], query)
-      own = _xla(queries, keys[:, :, :length], values[:, :, :length], length)
-    if not has_value_path:
-      return (own,)
-    return own, function(values, values, values, length)
+      query = split(hidden[:, :num_queries], layers["q_proj"], num_heads)
+      own = _xla(query, key[:, :, :length], value[:, :, :length], length)
+    found = [merge(own, layers["out_proj"])]
+    if has_value_path:
+      values = function(value, value, value, length)
+      found.append(merge(values, layers["out_proj"]))
+    return found
 
   if implementation == "auto":
     names = dict(cpu="heads", tpu="splash", default="xla")
     names["cuda"] = cuda_implementation("auto", hidden.dtype)
-    found = jax.lax.platform_dependent(
-      hidden,
-      **{
-        platform: functools.partial(mix, name)
-        for platform, name in names.items()
-      },
-    )
+    ways = {
+      platform: functools.partial(attend, name)
+      for platform, name in names.items()
+    }
+    found = jax.lax.platform_dependent(hidden, **ways)
   else:
-    found = mix(implementation, hidden)
-  return found if has_value_path else (*found, None)
+    found = attend(implementation, hidden)
+  own, value = found if has_value_path else (*found, None)
+  return own, value
 
 
-def _project(hidden, projection):
-  kernel, bias = (array.astype(hidden.dtype) for array in projection)
-  return jnp.einsum("bnc,chd->bhnd", hidden, kernel) + bias[None, :, None]
+def _split_heads(
+  tokens: Float[Array, "b n c"],
+  layer: Mapping[str, Array],
+  num_heads: int,
+  is_direct: bool,
+) -> Qkv:
+  """Projects tokens to each head's part of them.
+
+  The direct product makes the order in which a TPU's kernel reads; a CPU would
+  copy its matrices for it.
+  """
+  kernel, bias = (layer[name].astype(tokens.dtype) for name in _PARTS)
+  if is_direct:
+    kernel = kernel.reshape(len(kernel), num_heads, -1)
+    bias = bias.reshape(1, num_heads, 1, -1)
+    return jnp.einsum("bnc,chd->bhnd", tokens, kernel) + bias
+  projected = tokens @ kernel + bias[None, None]
+  return projected.reshape(*tokens.shape[:2], num_heads, -1).swapaxes(1, 2)
+
+
+def _merge_heads(
+  mixed: Qkv, layer: Mapping[str, Array], is_direct: bool
+) -> Float[Array, "b n c"]:
+  """Projects all heads' parts of each token."""
+  kernel, bias = (layer[name].astype(mixed.dtype) for name in _PARTS)
+  batch, heads, length, width = mixed.shape
+  if is_direct:
+    kernel = kernel.reshape(heads, width, -1)
+    merged = jnp.einsum("bhnd,hdc->bnc", mixed, kernel)
+  else:
+    merged = mixed.swapaxes(1, 2).reshape(batch, length, -1) @ kernel
+  return merged + bias[None, None]
 
 
 def cuda_implementation(

@@ -10,14 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import flax.linen as nn
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
 from transformers.models.clip.modeling_flax_clip import FlaxCLIPModule
 
-from cops_jax.models.attention import Projection, self_attention
+from cops_jax.models.attention import self_attention
 from cops_jax.models.prompts import join_parts
 from cops_jax.typing import Array, Float, Integer
 
@@ -144,17 +143,15 @@ class CLIP(FlaxCLIPModule):
         original = original[:, :1]
       own, value = self_attention(
         hidden,
-        *(
-          _projection(dense, attention.num_heads)
-          for dense in (attention.q_proj, attention.k_proj, attention.v_proj)
-        ),
+        attention.variables["params"],
+        num_heads=attention.num_heads,
         num_queries=original.shape[1],
         has_value_path=first_value_layer <= number <= max(feature_layers),
         implementation=self.attention,
       )
       if value is not None:
-        value_path += _merge_heads(attention.out_proj, value)
-      original += _merge_heads(attention.out_proj, own)
+        value_path += value
+      original += own
       original += layer.mlp(layer.layer_norm2(original))
       if number < first_value_layer:
         value_path = original
@@ -236,27 +233,6 @@ class CLIP(FlaxCLIPModule):
       parts = _causal_layer(layer, parts, is_last=index == len(layers) - 1)
     (last,) = parts
     return self.text_projection(tower.final_layer_norm(last[..., 0, :]))
-
-
-def _projection(dense: nn.Dense, num_heads: int) -> Projection:
-  """A layer's matrix, by heads."""
-  params = dense.variables["params"]
-  kernel, bias = params["kernel"], params["bias"]
-  return Projection(
-    kernel.reshape(len(kernel), num_heads, -1), bias.reshape(num_heads, -1)
-  )
-
-
-def _merge_heads(
-  dense: nn.Dense, mixed: Float[Array, "b heads n d"]
-) -> Float[Array, "b n c"]:
-  """A layer of all heads' parts of each token."""
-  params = dense.variables["params"]
-  kernel, bias = (
-    params[name].astype(mixed.dtype) for name in ("kernel", "bias")
-  )
-  kernel = kernel.reshape(mixed.shape[1], mixed.shape[3], -1)
-  return jnp.einsum("bhnd,hdc->bnc", mixed, kernel) + bias[None, None]
 
 
 def _causal_layer(layer, parts, is_last):

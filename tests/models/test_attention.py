@@ -15,6 +15,8 @@ from cops_jax.models import attention
 from cops_jax.runtime.mesh import jit_step, make_mesh
 from helpers.golden import assert_close
 
+LAYER = ("kernel", "bias")
+
 
 def random_qkv(batch, length, heads=2, width=16, dtype=jnp.float32):
   keys = jax.random.split(jax.random.key(0), 3)
@@ -34,46 +36,53 @@ def plain(query, key, value):
 
 
 def attend(qkv, implementation):
-  """Of arrays "b n heads d", as `plain`; projections pick them from tokens."""
-  hidden, projections = to_tokens(qkv)
-  found, _ = attention.self_attention(
-    hidden,
-    *projections,
-    num_queries=hidden.shape[1],
-    has_value_path=False,
-    implementation=implementation,
-  )
-  return found.swapaxes(1, 2)
-
-
-def to_tokens(qkv):
+  """Of arrays "b n heads d", as `plain`; layers pick them from tokens."""
   heads, width = qkv[0].shape[2:]
   hidden = jnp.concatenate(
     [array.reshape(*array.shape[:2], -1) for array in qkv], axis=-1
   )
-  kernels = jnp.eye(hidden.shape[-1]).reshape(-1, 3, heads, width)
-  bias = jnp.zeros((heads, width))
-  return hidden, [
-    attention.Projection(kernels[:, part], bias) for part in range(3)
-  ]
+  picks = jnp.eye(hidden.shape[-1]).reshape(-1, 3, heads * width)
+  bias = jnp.zeros(heads * width)
+  layers = {
+    f"{name}_proj": {"kernel": picks[:, part], "bias": bias}
+    for part, name in enumerate("qkv")
+  }
+  layers["out_proj"] = {
+    "kernel": jnp.eye(heads * width, hidden.shape[-1]),
+    "bias": jnp.zeros(hidden.shape[-1]),
+  }
+  found, _ = attention.self_attention(
+    hidden,
+    layers,
+    num_heads=heads,
+    num_queries=hidden.shape[1],
+    has_value_path=False,
+    implementation=implementation,
+  )
+  return found[..., : heads * width].reshape(qkv[0].shape)
 
 
 @pytest.mark.parametrize("implementation", ("auto", "xla", "heads", "splash"))
 def test_projections_one_query_and_the_value_path(implementation):
   """Against what they are made of."""
-  keys = iter(jax.random.split(jax.random.key(1), 7))
+  keys = iter(jax.random.split(jax.random.key(1), 9))
   is_interpreted = implementation == "splash"  # One image at a time.
   hidden = jax.random.normal(next(keys), (1 if is_interpreted else 2, 9, 12))
-  projections = [
-    attention.Projection(
-      jax.random.normal(next(keys), (12, 2, 8)),
-      jax.random.normal(next(keys), (2, 8)),
-    )
-    for _ in range(3)
-  ]
+  layers = {
+    f"{name}_proj": {
+      "kernel": jax.random.normal(next(keys), (12, 12)),
+      "bias": jax.random.normal(next(keys), (12,)),
+    }
+    for name in ("q", "k", "v", "out")
+  }
+
+  def apply(name, tokens):
+    kernel, bias = (np.asarray(layers[name][part]) for part in LAYER)
+    return np.asarray(tokens) @ kernel + bias
+
   query, key, value = (
-    np.einsum("bnc,chd->bnhd", hidden, kernel) + np.asarray(bias)
-    for kernel, bias in projections
+    apply(f"{name}_proj", hidden).reshape(*hidden.shape[:2], 2, 6)
+    for name in "qkv"
   )
   interpret = contextlib.nullcontext
   if is_interpreted:
@@ -82,14 +91,18 @@ def test_projections_one_query_and_the_value_path(implementation):
     with interpret():
       own, values = attention.self_attention(
         hidden,
-        *projections,
+        layers,
+        num_heads=2,
         num_queries=num_queries,
         has_value_path=True,
         implementation=implementation,
       )
-    want = plain(query, key, value)[:, :num_queries]
-    assert_close(own.swapaxes(1, 2), want, 1e-4)
-    assert_close(values.swapaxes(1, 2), plain(value, value, value), 1e-4)
+    want, want_values = (
+      apply("out_proj", plain(*arrays).reshape(hidden.shape))
+      for arrays in ((query, key, value), (value, value, value))
+    )
+    assert_close(own, want[:, :num_queries], 1e-4)
+    assert_close(values, want_values, 1e-4)
 
 
 @pytest.mark.parametrize("implementation", ("auto", "xla", "heads"))
