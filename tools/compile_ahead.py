@@ -270,7 +270,7 @@ def _compile(name, step, *arguments):
     memory.temp_size_in_bytes,
     cost["flops"],
     cost["bytes accessed"],
-    dict(_collectives(compiled.as_text())),
+    dict(exchanges(compiled.as_text())),
     tuple(
       str(leaf.dtype)
       for leaf in jax.tree.leaves(jax.eval_shape(step, *arguments))
@@ -280,13 +280,17 @@ def _compile(name, step, *arguments):
 
 _COLLECTIVE = re.compile(
   r"= (.+?) (all-reduce|all-gather|reduce-scatter|all-to-all"
-  r"|collective-permute)(?:-start)?\("
+  r"|collective-permute|collective-broadcast)(?:-start)?\("
 )
 _ARRAY = re.compile(r"([a-z]+)(\d+)?\[([\d,]*)\]")
 
 
-def _collectives(text):
-  """Bytes of the program's exchanges, by their kind and type."""
+def exchanges(text: str) -> collections.Counter[tuple[str, str]]:
+  """Bytes that devices exchange, by kind of exchange and type.
+
+  Args:
+    text: of a compiled program.
+  """
   found = collections.Counter()
   for line in text.splitlines():
     match = _COLLECTIVE.search(line)

@@ -1,7 +1,5 @@
 """Where arrays are placed, and what devices exchange."""
 
-import re
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,25 +16,7 @@ from cops_jax.runtime.mesh import (
 from cops_jax.training.step import create_train_state, make_train_step
 from helpers import golden
 from helpers.steps import make_adam, tiny_batch
-
-BYTES = {"f32": 4, "s32": 4, "u32": 4, "bf16": 2, "pred": 1, "f16": 2}
-COLLECTIVE = re.compile(
-  r"= (.*?) (?:all-reduce|all-gather|reduce-scatter|all-to-all|"
-  r"collective-permute|collective-broadcast)(?:-start)?\("
-)
-
-
-def traffic(compiled):
-  """Bytes that each collective of a compiled step gives out, largest first."""
-  sizes = []
-  for shapes in COLLECTIVE.findall(compiled.as_text()):
-    sizes.append(
-      sum(
-        BYTES[dtype] * int(np.prod([int(n) for n in dims.split(",") if n]))
-        for dtype, dims in re.findall(r"(\w+)\[([\d,]*)\]", shapes)
-      )
-    )
-  return sorted(sizes, reverse=True)
+from tools.compile_ahead import exchanges
 
 
 def compile_step(reconstruction="none", is_split=False):
@@ -71,7 +51,8 @@ def test_only_the_trainable_gradient_travels(reconstruction):
   step, arguments = compile_step(reconstruction)
   params, clip_params = arguments[0].params, arguments[1]
   gradient = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
-  total = sum(traffic(step.lower(*arguments).compile()))
+  compiled = step.lower(*arguments).compile()
+  total = sum(exchanges(compiled.as_text()).values())
   assert gradient <= total
   # Scalars of the loss terms; where it compares every image with every bias,
   # the batch's image features or biases too.
