@@ -61,14 +61,9 @@ def start(
       "the processes did not come together as one cluster:"
       f" {' '.join(str(error).split())}"
     ) from error
+  watch.begin()
   if jax.process_index() > 0:
     logging.getLogger("cops_jax").setLevel(logging.WARNING)
-  if jax.process_count() > 1:
-    # JAX reached the first process by this address, however it was found.
-    from jax._src.distributed import global_state
-
-    host = global_state.coordinator_address.rpartition(":")[0].strip("[]")
-    watch.begin(jax.process_index(), host, gather_objects)
 
 
 def peak_memory_bytes() -> int:

@@ -35,6 +35,7 @@ _logger = logging.getLogger(__name__)
 # news of a death to come before an error that the death brings about is told.
 _INTERVAL, _SILENCE, _GRACE, _NEWS = 5.0, 90.0, 10.0, 2.0
 
+_KEY, _EXCUSED_KEY = "cops_jax/watch", "cops_jax/watch_excused"
 _GOES_ON = (
   "This process ends too; the same command goes on from what is saved (exit"
   f" code {signals.EXIT_CODE})"
@@ -78,12 +79,20 @@ class Watch:
     self._news = news
     self._facts: dict[str, Any] = {}
     self._writers: list[asyncio.StreamWriter] = []
+    self._joined: set[int] = set()
     self._has_failed, self.is_over = False, False
     self._loop = asyncio.new_event_loop()
     threading.Thread(target=self._loop.run_forever, daemon=True).start()
 
-  def serve(self) -> int:
-    """To be called in the first process; gives the port for the others."""
+  def serve(
+    self, num_processes: int, excused: Callable[[], set[int]] = set
+  ) -> int:
+    """To be called in the first process; gives the port for the others.
+
+    Args:
+      num_processes: in the cluster; they are to join in `silence` seconds.
+      excused: gives those of them that cannot.
+    """
     if socket.has_dualstack_ipv6():  # One port for both kinds of addresses.
       options = {"family": socket.AF_INET6, "dualstack_ipv6": True}
     else:
@@ -91,6 +100,7 @@ class Watch:
     listening = socket.create_server(("", 0), **options)
     self._do(asyncio.start_server(self._hear_other, sock=listening))
     self._submit(self._keep_talking())
+    self._submit(self._await_all(num_processes, excused))
     return listening.getsockname()[1]
 
   def join(self, host: str, port: int) -> None:
@@ -145,19 +155,32 @@ class Watch:
       await self._send(facts=self._facts)
       await asyncio.sleep(self._interval)
 
+  async def _await_all(self, num_processes, excused):
+    await asyncio.sleep(self._silence)
+    absent = set(range(1, num_processes)) - self._joined - excused()
+    if absent:
+      names = ", ".join(map(str, sorted(absent)))
+      sentence = (
+        f"not all processes joined within {self._silence:.0f} s: {names}"
+        f" of {num_processes} did not. {_GOES_ON}"
+      )
+      await self._leave(sentence, signals.EXIT_CODE, grace=0)
+
   async def _hear_other(self, reader, writer):
     """The first process hears another one."""
     try:
       line = await asyncio.wait_for(reader.readline(), self._silence)
       hello = json.loads(line)
       is_known = hmac.compare_digest(hello["token"], self._token)
-      name = f"process {int(hello['process'])} on {hello['host']}"
+      number = int(hello["process"])
+      name = f"process {number} on {hello['host']}"
     except (OSError, ValueError, TypeError, KeyError):
       is_known = False
     if not is_known:
       writer.close()
       return
     self._writers.append(writer)
+    self._joined.add(number)
     await self._hear(reader, writer, name)
 
   async def _hear(self, reader, writer, name):
@@ -228,21 +251,31 @@ def _delay_aborts():
 _watch: Watch | None = None
 
 
-def begin(process: int, host: str, share: Callable[[Any], list[Any]]) -> None:
-  """Begins to watch; all processes of the cluster call it.
+def begin() -> None:
+  """Begins to watch; all processes call it when JAX has brought them together.
 
-  Args:
-    process: this one's number.
-    host: where the first process can be reached.
-    share: gives what each process gives it, see `processes.gather_objects`.
+  Before they compute or exchange anything, in which they could be left waiting.
   """
   global _watch
-  port, token = None, secrets.token_hex()
+  # JAX keeps these to itself. By this address, however it was found, it has
+  # reached the first process.
+  from jax._src.distributed import global_state
+
+  host = global_state.coordinator_address.rpartition(":")[0].strip("[]")
+  process, client = global_state.process_id, global_state.client
   if process == 0:
+    token = secrets.token_hex()
     watch = Watch(process, token)
-    port = watch.serve()
-  port, token = share((port, token))[0]
-  if process:
+
+    def excused():
+      found = client.key_value_dir_get(_EXCUSED_KEY)
+      return {int(key.rpartition("/")[2]) for key, _ in found}
+
+    port = watch.serve(global_state.num_processes, excused)
+    client.key_value_set(_KEY, json.dumps([port, token]))
+  else:
+    milliseconds = int(1000 * _SILENCE)
+    port, token = json.loads(client.blocking_key_value_get(_KEY, milliseconds))
     watch = Watch(process, token)
     try:
       watch.join(host, port)
@@ -252,6 +285,7 @@ def begin(process: int, host: str, share: Callable[[Any], list[Any]]) -> None:
         " this one ends when JAX notices, minutes later",
         *(host, port, shorten(error)),
       )
+      client.key_value_set(f"{_EXCUSED_KEY}/{process}", "")
       return
   _delay_aborts()
   _watch = watch

@@ -44,7 +44,7 @@ class Member:
 def members():
   """Three processes that are connected."""
   first = Member(0)
-  port = first.watch.serve()
+  port = first.watch.serve(3)
   others = [Member(1), Member(2, interval=0.2)]
   for other in others:
     other.watch.join("127.0.0.1", port)
@@ -80,10 +80,19 @@ def test_the_death_of_the_first_is_noticed(members):
 def test_a_silent_process_counts_as_lost():
   first = Member(0)
   silent = Member(1, interval=100.0, silence=100.0)
-  silent.watch.join("127.0.0.1", first.watch.serve())
+  silent.watch.join("127.0.0.1", first.watch.serve(2))
   sentence, code = first.end()
   assert "process 1" in sentence and "was silent for 1 s" in sentence
   assert code == 75
+
+
+def test_a_process_that_does_not_join_is_named():
+  first, second = Member(0), Member(1)
+  second.watch.join("127.0.0.1", first.watch.serve(4))
+  for member in (first, second):
+    sentence, code = member.end()
+    assert sentence.startswith("not all processes joined within 1 s: 2, 3 of 4")
+    assert code == 75
 
 
 @pytest.mark.parametrize("failing", (0, 1))
@@ -118,7 +127,7 @@ def test_an_orderly_end_is_missed_by_none(members):
 
 def test_strangers_are_not_heard():
   first = Member(0)
-  port = first.watch.serve()
+  port = first.watch.serve(1)
   for line in (b'{"token": "guess", "process": 1, "host": "a"}\n', b"GET /\n"):
     with socket.create_connection(("127.0.0.1", port)) as stranger:
       stranger.sendall(line)
