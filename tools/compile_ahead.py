@@ -120,6 +120,8 @@ def tpu_mesh(topology: str) -> Mesh:
   """
   # Otherwise libtpu asks the cloud which TPU this machine has, for minutes.
   os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+  # Several programs may compile at a time: there is no TPU to be fought for.
+  os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
   try:
     import libtpu  # noqa: F401
   except ImportError as error:
