@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any
 
 from cops_jax.runs.metrics_log import TIME_PREFIX
@@ -63,7 +63,9 @@ class Account:
 
 
 def account_for_input(
-  batches: Iterable[Any], account: Account, is_idle: Callable[[], bool]
+  batches: Generator[Any, None, None],
+  account: Account,
+  is_idle: Callable[[], bool],
 ) -> Iterator[Any]:
   """The batches; time spent waiting for them counts as "input".
 
@@ -75,18 +77,18 @@ def account_for_input(
     account: counts the rest of the time here as "steps".
     is_idle: whether the devices have nothing to do.
   """
-  iterator = iter(batches)
-  while True:
-    before = account.seconds("steps")
-    with account.spend("steps"):
-      try:
-        batch = next(iterator)
-      except StopIteration:
-        return
-    if is_idle():
-      seconds = account.seconds("steps") - before
-      account.move(seconds, "steps", "input")
-    yield batch
+  with contextlib.closing(batches):
+    while True:
+      before = account.seconds("steps")
+      with account.spend("steps"):
+        try:
+          batch = next(batches)
+        except StopIteration:
+          return
+      if is_idle():
+        seconds = account.seconds("steps") - before
+        account.move(seconds, "steps", "input")
+      yield batch
 
 
 class Speed:
