@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and that show a change."""
+"""Files, on local disks and in buckets: whole or not at all, and sealed."""
 
 from __future__ import annotations
 
@@ -8,30 +8,23 @@ import hashlib
 import json
 import os
 import pathlib
-import re
+import shutil
 import stat
+import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from cops_jax import buckets
 from cops_jax.errors import WriteError
+from cops_jax.paths import is_address, to_path
 
 _SEAL = "sha256"
 
 
-def require_local(path: pathlib.Path) -> None:
-  """Raises WriteError for an address such as gs://bucket/run."""
-  scheme = re.match(r"([a-z][a-z0-9]+):/", str(path))
-  if scheme:
-    raise WriteError(
-      f"{path} cannot be written: {scheme[1]}: addresses are not supported;"
-      " give a local path"
-    )
-
-
 @contextlib.contextmanager
-def whole_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
-  """Gives a path to write to, which becomes the file once all is written.
+def whole_file(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+  """Gives a local path to write to, which becomes the file once all is written.
 
   Makes the folders above it. If processes, on any hosts, write one path at the
   same time, the last one wins.
@@ -39,19 +32,27 @@ def whole_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
   Raises:
     WriteError: it cannot be written.
   """
-  require_local(path)
-  partial = path.parent / f".{uuid.uuid4().hex}.partial"
   try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
+    with contextlib.ExitStack() as stack:
+      if is_address(path):
+        to_path(path)  # It may be none that can be used.
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        partial = pathlib.Path(folder, "file")
+      else:
+        path = pathlib.Path(path)
+        partial = path.parent / f".{uuid.uuid4().hex}.partial"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stack.callback(partial.unlink, missing_ok=True)
       yield partial
-      sync(partial)
-      os.replace(partial, path)
-    finally:
-      partial.unlink(missing_ok=True)
+      if is_address(path):
+        buckets.upload(partial, path)
+      else:
+        sync(partial)
+        os.replace(partial, path)
   except OSError as error:
-    reason = error.strerror or error
-    raise WriteError(f"{path} cannot be written: {reason}") from error
+    raise WriteError(
+      f"{path} cannot be written: {error.strerror or error}"
+    ) from error
 
 
 def sync(path: pathlib.Path) -> None:
@@ -63,16 +64,90 @@ def sync(path: pathlib.Path) -> None:
     os.close(descriptor)
 
 
-def write_file(path: pathlib.Path, content: str | bytes) -> None:
+def write_file(path: str | os.PathLike, content: str | bytes) -> None:
   """Writes a file and the folders above it; a reader never sees a part.
 
   Raises:
     WriteError: it cannot be written.
   """
+  content = content.encode() if isinstance(content, str) else content
   with whole_file(path) as partial:
-    partial.write_bytes(
-      content.encode() if isinstance(content, str) else content
-    )
+    partial.write_bytes(content)
+
+
+def read_file(path: str | os.PathLike) -> bytes:
+  """A file's content.
+
+  Raises:
+    OSError: it cannot be read.
+  """
+  if is_address(path):
+    return buckets.read(path)
+  return pathlib.Path(path).read_bytes()
+
+
+def exists(path: str | os.PathLike) -> bool:
+  """Whether there is a file or a folder.
+
+  Raises:
+    OSError: a bucket's server does not say.
+  """
+  return bool(buckets.kind(path)) if is_address(path) else os.path.exists(path)
+
+
+def is_file(path: str | os.PathLike) -> bool:
+  """Whether there is a file.
+
+  Raises:
+    OSError: a bucket's server does not say.
+  """
+  if is_address(path):
+    return buckets.kind(path) == "file"
+  return os.path.isfile(path)
+
+
+def size_of(path: str | os.PathLike) -> int:
+  """Bytes of a file.
+
+  Raises:
+    OSError: there is none, or a bucket's server does not say.
+  """
+  if is_address(path):
+    return buckets.find_files(path)[""].size
+  return os.path.getsize(path)
+
+
+def find_files(path: str | os.PathLike) -> dict[str, int]:
+  """All files below a folder, sorted: sizes by names from it on.
+
+  None if there is no folder.
+
+  Raises:
+    OSError: a bucket's server does not say.
+  """
+  if is_address(path):
+    found = buckets.find_files(path)
+    return {name: file.size for name, file in found.items()}
+  root = pathlib.Path(path)
+  return {
+    file.relative_to(root).as_posix(): file.stat().st_size
+    for file in sorted(root.rglob("*"))
+    if file.is_file()
+  }
+
+
+def delete(path: str | os.PathLike) -> None:
+  """Deletes a file or a folder with all that is in it; it may not exist.
+
+  Raises:
+    OSError: it cannot be deleted.
+  """
+  if is_address(path):
+    buckets.delete(path)
+  elif os.path.isdir(path):
+    shutil.rmtree(path)
+  else:
+    pathlib.Path(path).unlink(missing_ok=True)
 
 
 def digest_file(file: bytes | pathlib.Path, may_remember: bool = False) -> str:

@@ -35,6 +35,7 @@ from cops_jax.images.decoding import (
   to_picture,
 )
 from cops_jax.images.drawing import overlay, to_file
+from cops_jax.paths import is_address, to_path
 from cops_jax.progress import Progress, show_messages
 from cops_jax.thresholds import full_heat
 
@@ -123,7 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
   )
   parser.add_argument("images", nargs="+", help="files, folders and patterns")
   parser.add_argument("--workdir", required=True, help="of a training run")
-  parser.add_argument("--out", type=pathlib.Path, help="folder for pictures")
+  parser.add_argument("--out", type=to_path, help="folder for pictures")
   parser.add_argument(
     "--save_maps",
     action="store_true",
@@ -177,6 +178,8 @@ def _run(detector, paths, out, save_maps):
 
 
 def _require_apart(out, paths):
+  if is_address(out):
+    return
   for path in paths:
     if out.resolve() in path.resolve().parents:
       raise InputError(

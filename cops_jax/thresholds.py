@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-import pathlib
 
 import numpy as np
 
 from cops_jax import metrics
 from cops_jax.errors import InputError
-from cops_jax.files import seal, unseal, write_file
+from cops_jax.files import read_file, seal, unseal, write_file
+from cops_jax.paths import AnyPath, to_path
 from cops_jax.typing import Bool, Float
 
 _FILE = "thresholds.json"
@@ -49,9 +49,9 @@ def read_thresholds(workdir: str | os.PathLike) -> Thresholds | None:
   Raises:
     InputError: the file is damaged.
   """
-  path = pathlib.Path(workdir) / _FILE
+  path = to_path(workdir) / _FILE
   try:
-    values = unseal(path.read_bytes())
+    values = unseal(read_file(path))
     image, pixel = (float(values[name]) for name in ("image", "pixel"))
     # One that nothing may reach is a little above 1.
     if not all(0 <= value <= 1 + _LEAST_MARGIN for value in (image, pixel)):
@@ -73,13 +73,13 @@ def read_thresholds(workdir: str | os.PathLike) -> Thresholds | None:
 
 def write_thresholds(
   workdir: str | os.PathLike, thresholds: Thresholds
-) -> pathlib.Path:
+) -> AnyPath:
   """Keeps thresholds with a run; gives the file's path.
 
   Raises:
     InputError: it cannot be written.
   """
-  path = pathlib.Path(workdir) / _FILE
+  path = to_path(workdir) / _FILE
   write_file(path, seal(dataclasses.asdict(thresholds), indent=2))
   return path
 

@@ -32,8 +32,10 @@ import hypothesis
 import jax
 import numpy as np
 import pytest
+from gcsfs import GCSFileSystem
 from jaxtyping import install_import_hook
 
+from helpers.bucket import BUCKET, Server
 from helpers.config import make_config
 from helpers.scripts import run
 
@@ -54,6 +56,7 @@ for _name in (
 ):
   importlib.import_module(_name)
 install_import_hook("cops_jax", "beartype.beartype")
+from cops_jax import buckets  # noqa: E402
 
 # `--hypothesis-profile=soak` tries more examples, and others each time.
 hypothesis.settings.register_profile(
@@ -198,6 +201,27 @@ def trained(arguments, tmp_path_factory):
   workdir = tmp_path_factory.mktemp("trained") / "run"
   shutil.copytree(folder / "run", workdir)
   return workdir, (folder / "messages").read_text()
+
+
+@pytest.fixture
+def server(monkeypatch, tmp_path):
+  """Of a bucket; copies of what is in it are kept for the test alone."""
+  server = Server()
+  for name, value in server.environment().items():
+    monkeypatch.setenv(name, value)
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+  monkeypatch.setenv("NO_GCE_CHECK", "true")  # It asks the network, and waits.
+  # The clients that earlier tests made know the address of another server.
+  buckets._filesystem.cache_clear()
+  GCSFileSystem.clear_instance_cache()
+  yield server
+  server.stop()
+
+
+@pytest.fixture
+def bucket(server):
+  """Its address."""
+  return f"gs://{BUCKET}"
 
 
 @pytest.fixture(scope="module")

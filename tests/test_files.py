@@ -18,9 +18,9 @@ def test_a_file_and_the_folders_above_it(tmp_path):
 
 def test_addresses_are_no_paths(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  path = pathlib.Path("gs://bucket/run") / "run.json"
-  with pytest.raises(InputError, match="gs: addresses are not supported"):
-    files.write_file(path, "x")
+  for path in (pathlib.Path("gs://bucket/run"), "ftp://host/run", "gs:///run"):
+    with pytest.raises(InputError, match="expected gs://BUCKET/PATH"):
+      files.write_file(path, "x")
   assert not list(tmp_path.iterdir())
 
 

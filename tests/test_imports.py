@@ -10,7 +10,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 # From the bottom up; a module imports from its own layer and those below.
 # Within a layer, packages and modules do not import each other in circles.
 LAYERS = (
-  ("", "typing", "digests", "errors", "files", "progress", "tables"),
+  ("", "typing", "errors", "progress", "tables"),
+  ("paths", "buckets", "files", "copies", "digests"),
   ("models", "losses", "scoring", "metrics", "images", "datasets"),
   ("config", "runs", "runtime"),
   ("inputs", "weights"),

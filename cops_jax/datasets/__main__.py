@@ -29,7 +29,7 @@ from cops_jax.tables import align
 
 def _state(name, options):
   builder = preparation.make_builder(name, options.data_dir)
-  if preparation.is_prepared(builder):
+  if preparation.is_prepared(builder, options.data_dir):
     return "prepared"
   if builder.find_original_files(options.manual_dir):
     return "original files found"

@@ -132,7 +132,7 @@ def check(
       return record.split, file_example(record, root, name)
 
     _inspect_all(result, load, len(records))
-  elif preparation.is_prepared(builder):
+  elif preparation.is_prepared(builder, data_dir):
     result = Check(name, f"prepared copy in {builder.data_dir}")
     for split in sorted(builder.info.splits):
       examples = preparation.load_prepared(name, split, data_dir, manual_dir)
@@ -148,7 +148,7 @@ def check(
     )
     return result
   result.compare_with_known_counts()
-  if is_deep and not location and preparation.is_prepared(builder):
+  if is_deep and not location and preparation.is_prepared(builder, data_dir):
     records = listing.records if listing else ()
     _compare_bytes(result, builder, root, records, data_dir, manual_dir)
   return result

@@ -18,6 +18,7 @@ from cops_jax.datasets.schema import file_example
 from cops_jax.digests import digest_example, file_state
 from cops_jax.errors import InputError
 from cops_jax.files import digest_file
+from cops_jax.paths import require_local
 
 _NORMAL_NAMES = (NORMAL_KIND, "normal", "ok")
 
@@ -107,6 +108,7 @@ def locate(name: str) -> tuple[str, pathlib.Path] | None:
   reader, colon, path = name.partition(":")
   if not colon or reader not in READERS:
     return None
+  require_local(path, f"the folder of data set {name!r}")
   root = pathlib.Path(path).expanduser().resolve()
   if reader == "meta_json" and root.name == META_FILE:
     root = root.parent

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import os
 import pathlib
 import shutil
 import signal
@@ -14,10 +15,12 @@ from typing import Any
 import filelock
 import tensorflow_datasets as tfds
 
+from cops_jax import copies
 from cops_jax.datasets.specifications import SPECIFICATIONS
 from cops_jax.digests import combine, digest_example, file_state
 from cops_jax.errors import InputError, shorten
-from cops_jax.files import digest_file, seal, unseal, write_file
+from cops_jax.files import digest_file, exists, seal, unseal, write_file
+from cops_jax.paths import AnyPath, is_address, require_local, to_path
 from cops_jax.progress import Progress, show_messages
 
 _logger = logging.getLogger(__name__)
@@ -71,11 +74,14 @@ class PreparedExamples(Sequence):
 def make_builder(
   name: str, data_dir: str | None = None
 ) -> tfds.core.DatasetBuilder:
-  """The builder of a registered data set.
+  """The builder of a registered data set; of a bucket's, for its copy here.
 
   Raises:
     InputError: what is said of its prepared copy is damaged.
   """
+  if data_dir and is_address(data_dir):
+    to_path(data_dir)  # It may be of no known scheme.
+    data_dir = str(copies.place_of(data_dir))
   try:
     return tfds.builder(name, data_dir=data_dir, file_format="array_record")
   except Exception as error:  # TFDS's parsers raise many kinds.
@@ -86,9 +92,25 @@ def make_builder(
     ) from error
 
 
-def is_prepared(builder: tfds.core.DatasetBuilder) -> bool:
-  """Whether its data are there: TFDS moves a finished data set into place."""
+def is_prepared(
+  builder: tfds.core.DatasetBuilder, data_dir: str | None = None
+) -> bool:
+  """Whether its data are in a data_dir, by default where the builder has them.
+
+  TFDS moves a finished data set into place; in a bucket its contents.json comes
+  last.
+
+  Raises:
+    OSError: a bucket's server does not say.
+  """
+  if data_dir and is_address(data_dir):
+    return exists(_folder_in_bucket(builder, data_dir) / _CONTENTS)
   return builder.data_path.exists()
+
+
+def _folder_in_bucket(builder, data_dir) -> AnyPath:
+  place = pathlib.Path(builder.data_path).relative_to(builder.data_dir_root)
+  return to_path(data_dir) / place.as_posix()
 
 
 def why_unprepared(
@@ -100,13 +122,16 @@ def why_unprepared(
   `prepare`.
   """
   builder = make_builder(name, data_dir)
-  if is_prepared(builder) or builder.find_original_files(manual_dir):
+  if is_prepared(builder, data_dir) or builder.find_original_files(manual_dir):
     return ""
   command = f"python -m cops_jax.datasets prepare {name} --manual_dir=DIR"
   others = _other_versions(builder)
   if others:
     return f"{others}. Prepare it again with: {command}"
-  return f"not prepared in {builder.data_dir_root}. Prepare it with: {command}"
+  place = data_dir or builder.data_dir_root
+  if data_dir:
+    command += f" --data_dir={data_dir}"
+  return f"not prepared in {place}. Prepare it with: {command}"
 
 
 def _other_versions(builder):
@@ -126,7 +151,8 @@ def prepare(
   """Prepares a data set, unless that has been done before.
 
   Several processes may call it at once: one prepares and the others wait. What
-  an interrupted one left is removed.
+  an interrupted one left is removed. From a bucket a copy is taken, and what it
+  lacks is prepared here and sent there.
 
   Args:
     name: of a registered data set.
@@ -141,7 +167,29 @@ def prepare(
     InputError: original files are missing or not as expected, or data_dir
       cannot be written.
   """
+  if manual_dir:
+    require_local(manual_dir, "the folder of original files, manual_dir,")
   builder = make_builder(name, data_dir)
+  if not (data_dir and is_address(data_dir)):
+    return _prepare_here(builder, manual_dir)
+  folder = _folder_in_bucket(builder, data_dir)
+  if is_prepared(builder, data_dir):
+    copies.fetch(folder)
+    return make_builder(name, data_dir)
+  builder = _prepare_here(builder, manual_dir)
+  _logger.info("sending data set %s to %s", name, folder)
+  try:
+    copies.send(pathlib.Path(builder.data_dir), folder, last=[_CONTENTS])
+  except OSError as error:
+    raise InputError(
+      f"data set {name!r} is prepared in {builder.data_dir}, and cannot be sent"
+      f" to {folder}: {error.strerror or error}"
+    ) from error
+  return builder
+
+
+def _prepare_here(builder, manual_dir):
+  name = builder.name
   if is_prepared(builder):
     return builder
   home = pathlib.Path(builder.data_path).parent
@@ -149,7 +197,7 @@ def prepare(
     home.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(home / ".lock"):
       if is_prepared(builder):
-        return make_builder(name, data_dir)
+        return make_builder(name, builder.data_dir_root)
       for leftover in home.glob("incomplete.*"):
         shutil.rmtree(leftover)
       if others := _other_versions(builder):
@@ -272,16 +320,11 @@ def _read_contents(builder, notes=(), originals=""):
   """
   folder = pathlib.Path(builder.data_dir)
   path = folder / _CONTENTS
-  files = {
-    file.name: [file.stat().st_size, file.stat().st_mtime_ns]
-    for file in sorted(folder.iterdir())
-    if file.is_file() and file.name != _CONTENTS
-  }
   try:
     contents = unseal(path.read_bytes())
     if contents.keys() != _CONTENTS_FIELDS:
       raise ValueError(f"it has the fields {', '.join(contents)}")
-    if contents["files"] == files:
+    if _are_same(folder, contents["files"]):
       return contents
     _logger.warning("%s is not of the files beside it: computed anew", path)
     notes, originals = contents["notes"], contents["originals"]
@@ -290,7 +333,10 @@ def _read_contents(builder, notes=(), originals=""):
   except (OSError, ValueError) as error:
     _logger.warning("%s is damaged (%s): computed anew", path, error)
   contents = {
-    "files": files,
+    "files": {
+      name: [*state, digest_file(folder / name)]
+      for name, state in _file_states(folder).items()
+    },
     "splits": {
       split: compute_digests(builder, split) for split in builder.info.splits
     },
@@ -302,3 +348,33 @@ def _read_contents(builder, notes=(), originals=""):
   except InputError as error:
     _logger.warning("what tells these data from others is not kept: %s", error)
   return contents
+
+
+def _file_states(folder):
+  """Sizes and times of a prepared data set's files, by name."""
+  return {
+    file.name: [file.stat().st_size, file.stat().st_mtime_ns]
+    for file in sorted(folder.iterdir())
+    if file.is_file() and file.name != _CONTENTS
+  }
+
+
+def _are_same(folder, files):
+  """Whether files are as `_read_contents` saw them, there or where they were.
+
+  Copies have other times. They are read once, and then get the same.
+  """
+  now = _file_states(folder)
+  seen = {name: row[:2] for name, row in files.items()}
+  if now == seen:
+    return True
+  moved = [name for name in now if now[name] != seen.get(name)]
+  if now.keys() != seen.keys() or not all(
+    len(files[name]) > 2 and digest_file(folder / name) == files[name][2]
+    for name in moved
+  ):
+    return False
+  for name in moved:
+    with contextlib.suppress(OSError):  # Then they are read every time.
+      os.utime(folder / name, ns=(files[name][1], files[name][1]))
+  return True

@@ -38,7 +38,6 @@ from cops_jax.runtime.mesh import (
 )
 from cops_jax.runtime.processes import (
   agree,
-  in_all_processes,
   peak_memory_bytes,
 )
 from cops_jax.weights import PretrainedCLIP
@@ -132,17 +131,15 @@ class DatasetEvaluator:
       InputError: see `evaluate_dataset` and `feature_cache.open_features`.
     """
     settings = self._config.evaluation
-    features = in_all_processes(
-      lambda: features_of(
-        self._config,
-        examples,
-        settings.split,
-        self._model,
-        self._clip,
-        self._mesh,
-        batch_size=self._options.batches.batch_size,
-        skipped={} if self._options.skip_unreadable else None,
-      )
+    features = features_of(
+      self._config,
+      examples,
+      settings.split,
+      self._model,
+      self._clip,
+      self._mesh,
+      batch_size=self._options.batches.batch_size,
+      skipped={} if self._options.skip_unreadable else None,
     )
     watch.note(doing=f"evaluating {examples.name}")
     found = evaluate_dataset(

@@ -7,7 +7,6 @@ import dataclasses
 import json
 import logging
 import os
-import pathlib
 import platform
 from collections.abc import Sequence
 from importlib import metadata
@@ -20,10 +19,18 @@ from cops_jax.config import Role, complete, decides
 from cops_jax.errors import InputError, WriteError
 from cops_jax.evaluation import results
 from cops_jax.evaluation.dataset import DatasetEvaluator
-from cops_jax.files import seal, unseal, write_file
+from cops_jax.files import (
+  delete,
+  find_files,
+  read_file,
+  seal,
+  unseal,
+  write_file,
+)
 from cops_jax.images.maps import map_file_names
 from cops_jax.inputs.configured import load_examples
 from cops_jax.models.cops import trainable_shapes
+from cops_jax.paths import to_path
 from cops_jax.runs import lock
 from cops_jax.runs.record import check_clip, check_config
 from cops_jax.runtime.compilation import keep_compiled_programs
@@ -78,7 +85,7 @@ def evaluate(
   Raises:
     InputError: a name is unknown, or the prompts or CLIP cannot be used.
   """
-  workdir = pathlib.Path(workdir)
+  workdir = to_path(workdir)
   checkpoint = checkpoint or workdir
   names, may_skip = _expand(names or config.evaluation.datasets)
   evaluation = _Evaluation(
@@ -259,7 +266,7 @@ class _KeptResult:
       result = None  # They may be readable by now, though unchanged.
     if result is None and self.maps_folder and jax.process_index() == 0:
       # The maps are replaced one by one; until all are, they have no key.
-      (self.maps_folder / _KEY_FILE).unlink(missing_ok=True)
+      self._discard_maps()
     if not all(gather_objects(result is not None)):  # All evaluate, or none.
       return None
     if result is not None:
@@ -269,10 +276,10 @@ class _KeptResult:
   def _read(self):
     try:
       if self.maps_folder:
-        maps = unseal((self.maps_folder / _KEY_FILE).read_bytes())
+        maps = unseal(read_file(self.maps_folder / _KEY_FILE))
         if maps != json.loads(json.dumps(self._describe_maps())):
           return None
-      return results.from_json(self._path.read_text("utf-8"), self._key)
+      return results.from_json(read_file(self._path), self._key)
     except FileNotFoundError:
       return None
     except (OSError, ValueError) as error:
@@ -281,10 +288,17 @@ class _KeptResult:
 
   def _describe_maps(self):
     files = {
-      path.name: path.stat().st_size
-      for path in sorted(self.maps_folder.glob("*.npz"))
+      name: size
+      for name, size in find_files(self.maps_folder).items()
+      if name.endswith(".npz")
     }
     return {"key": self._key, "files": files}
+
+  def _discard_maps(self):
+    delete(self.maps_folder / _KEY_FILE)
+    for name in find_files(self.maps_folder):
+      if name.endswith(".partial"):  # Of a process that was killed.
+        delete(self.maps_folder / name)
 
   def write(self, result: results.DatasetResult) -> None:
     """Keeps the result; there is a warning where it cannot be written."""
@@ -293,9 +307,8 @@ class _KeptResult:
     try:
       if self.maps_folder:
         names = map_file_names(result.categories, jax.process_count())
-        for path in self.maps_folder.glob("*.npz"):
-          if path.name not in names:
-            path.unlink()
+        for name in self._describe_maps()["files"].keys() - names:
+          delete(self.maps_folder / name)
         write_file(self.maps_folder / _KEY_FILE, seal(self._describe_maps()))
       write_file(self._path, results.to_json(result, self._key))
     except (InputError, OSError) as error:

@@ -180,7 +180,9 @@ def to_json(result: DatasetResult, key: Mapping[str, Any]) -> str:
   return seal({"key": key, "result": without_nan(values)})
 
 
-def from_json(text: str, key: Mapping[str, Any]) -> DatasetResult | None:
+def from_json(
+  text: str | bytes, key: Mapping[str, Any]
+) -> DatasetResult | None:
   """The inverse of `to_json`; None if the result has another key.
 
   Raises:

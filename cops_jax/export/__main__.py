@@ -7,11 +7,11 @@ python -m cops_jax.export --workdir=runs/visa --out=visa.onnx
 from __future__ import annotations
 
 import argparse
-import pathlib
 from collections.abc import Sequence
 
 from cops_jax.commands import add_allow_other_clip, command_line
 from cops_jax.export import export
+from cops_jax.files import size_of
 
 
 @command_line
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options.workdir, allow_other_clip=options.allow_other_clip
   )
   metadata = export(detector, options.out)
-  size = pathlib.Path(options.out).stat().st_size
+  size = size_of(options.out)
   text = (
     f"{options.out}: {size / 1e6:,.1f} MB, images of"
     f" {metadata['image_size_pixels']} pixels"

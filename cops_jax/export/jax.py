@@ -26,9 +26,10 @@ import numpy as np
 import safetensors.numpy
 from jax import export as jax_export
 
-from cops_jax import __version__
+from cops_jax import __version__, copies
 from cops_jax.errors import InputError, shorten
 from cops_jax.files import whole_file
+from cops_jax.paths import is_address, to_path
 from cops_jax.runtime.mesh import make_mesh
 from cops_jax.typing import Array, Float
 
@@ -67,8 +68,8 @@ def export(
   Raises:
     InputError: it cannot be written.
   """
-  out = pathlib.Path(out)
-  if out.is_dir():
+  out = to_path(out)
+  if not is_address(out) and out.is_dir():
     raise InputError(f"{out} is a folder: name a file, such as model.cops")
   today = today or datetime.date.today()
   config, thresholds = detector.config, detector.thresholds
@@ -210,7 +211,7 @@ def load(path: str | os.PathLike) -> ExportedDetector:
     InputError: there is no such file, it is damaged, or this version of JAX no
       longer reads it.
   """
-  path = pathlib.Path(path)
+  path = copies.fetch(path) if is_address(path) else pathlib.Path(path)
   try:
     with zipfile.ZipFile(path) as archive:
       metadata = json.loads(archive.read(_METADATA))

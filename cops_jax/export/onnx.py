@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import pathlib
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -23,6 +22,7 @@ from cops_jax.errors import InputError, needs_extra, shorten
 from cops_jax.evaluation.step import detect_anomalies
 from cops_jax.files import write_file
 from cops_jax.models.cops import join_params
+from cops_jax.paths import AnyPath
 from cops_jax.weights import build_model
 
 _OUTPUTS = ("image_score", "anomaly_map")
@@ -32,7 +32,7 @@ _MAX_BYTES = 2**31 - 2**20  # Of a protocol buffer, with room for the graph.
 
 
 def write_onnx(
-  detector: AnomalyDetector, path: pathlib.Path, metadata: Mapping[str, Any]
+  detector: AnomalyDetector, path: AnyPath, metadata: Mapping[str, Any]
 ) -> None:
   """Writes a detector as one ONNX file.
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import pathlib
+import contextlib
 import urllib.parse
 import zipfile
 from collections.abc import Iterable
@@ -12,6 +11,8 @@ import jax
 import numpy as np
 
 from cops_jax.errors import InputError
+from cops_jax.files import whole_file
+from cops_jax.paths import AnyPath
 from cops_jax.typing import Float
 
 
@@ -40,9 +41,10 @@ class MapWriter:
     folder: created if missing; None writes nothing.
   """
 
-  def __init__(self, folder: pathlib.Path | None):
+  def __init__(self, folder: AnyPath | None):
     self._folder = folder
     self._files = {}
+    self._stack = contextlib.ExitStack()
 
   def __enter__(self) -> MapWriter:
     return self
@@ -59,10 +61,7 @@ class MapWriter:
       return
     try:
       if category not in self._files:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        self._files[category] = zipfile.ZipFile(
-          self._partial(category), "w", zipfile.ZIP_DEFLATED
-        )
+        self._files[category] = self._open(category)
       with self._files[category].open(f"{path}.npy", "w") as file:
         np.lib.format.write_array(file, anomaly_map.astype(np.float16))
     except OSError as error:
@@ -71,21 +70,12 @@ class MapWriter:
         " Make room, or leave out save_maps."
       ) from error
 
-  def __exit__(self, kind, *_) -> None:
-    for category, file in self._files.items():
-      partial = self._partial(category)
-      try:
-        file.close()
-        if kind is None:
-          os.replace(partial, partial.with_suffix(""))
-      except OSError as error:
-        if kind is None:
-          raise InputError(
-            f"{partial} cannot be written: {error.strerror}"
-          ) from error
-      finally:
-        partial.unlink(missing_ok=True)
-
-  def _partial(self, category):
+  def _open(self, category):
     name = _file_name(category, jax.process_index(), jax.process_count())
-    return self._folder / f"{name}.partial"
+    partial = self._stack.enter_context(whole_file(self._folder / name))
+    return self._stack.enter_context(
+      zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED)
+    )
+
+  def __exit__(self, *error) -> None:
+    self._stack.__exit__(*error)

@@ -50,6 +50,8 @@ def features_of(
 ) -> FeatureCache | None:
   """A data set's cached features; missing ones are computed.
 
+  All processes of a cluster call it.
+
   Args:
     config: a ConfigDict with the fields of `cops_jax.config`.
     examples, split, model, clip, mesh, batch_size, skipped: see

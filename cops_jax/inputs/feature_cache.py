@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import logging
 import os
-import pathlib
 import shutil
 from collections.abc import (
   Callable,
@@ -31,7 +31,7 @@ import numpy as np
 from jax.sharding import Mesh, Sharding
 
 from cops_jax.errors import InputError, WriteError
-from cops_jax.files import write_file
+from cops_jax.files import read_file, write_file
 from cops_jax.images.decoding import MAX_PIXELS
 from cops_jax.inputs import pipeline
 from cops_jax.inputs.feature_files import FeatureCache
@@ -41,6 +41,7 @@ from cops_jax.models.cops import (
   encode_batch,
   join_params,
 )
+from cops_jax.paths import AnyPath, is_address, to_path
 from cops_jax.progress import Progress
 from cops_jax.runtime import watch
 from cops_jax.runtime.mesh import (
@@ -49,6 +50,7 @@ from cops_jax.runtime.mesh import (
   run_ahead,
   shard_batch,
 )
+from cops_jax.runtime.processes import in_all_processes
 from cops_jax.weights.clip import PretrainedCLIP
 from cops_jax.weights.model import place_clip
 
@@ -60,7 +62,7 @@ _VERSION = 1
 _FILE_BYTES = 64 << 20  # What an interruption loses at most.
 
 
-def default_folder(data_dir: str | None) -> pathlib.Path:
+def default_folder(data_dir: str | None) -> AnyPath:
   """Where caches are kept: beside the prepared data sets.
 
   Args:
@@ -69,7 +71,7 @@ def default_folder(data_dir: str | None) -> pathlib.Path:
   import tensorflow_datasets as tfds
 
   folder = data_dir or tfds.core.constants.DATA_DIR
-  return pathlib.Path(folder).expanduser() / "features"
+  return to_path(folder) / "features"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +112,9 @@ def open_features(
 
   Processes of a cluster that share the folder share the work: each computes its
   part on its own devices, and then waits for the other parts. Those that do not
-  share it compute all. Separate runs wait for each other.
+  share it compute all. Separate runs wait for each other. Features in a bucket
+  are sent there by the process that computes them, and read from a copy on each
+  host. All processes of a cluster call it.
 
   Args:
     examples, split: from `cops_jax.datasets.load`.
@@ -130,38 +134,58 @@ def open_features(
     manifest["images_per_device"] = device_size
   text = json.dumps(manifest, indent=2, sort_keys=True) + "\n"
   key = hashlib.sha256(text.encode()).hexdigest()[:16]
-  folder = pathlib.Path(options.folder).expanduser() / f"{examples.name}-{key}"
+  folder = to_path(options.folder) / f"{examples.name}-{key}"
+  if not is_address(folder):
+    folder = folder.expanduser()
   patch_size = clip.config.vision_config.patch_size
   num_patches = (options.image_size // patch_size) ** 2
   shape = (len(model.feature_layers), num_patches, clip.config.projection_dim)
 
-  _require_same(folder / "manifest.json", manifest)
-  cache = FeatureCache(folder, options.dtype, shape)
-  missing = cache.missing(examples)
+  def open_cache():
+    _require_same(folder / "manifest.json", manifest)
+    return FeatureCache(folder, options.dtype, shape)
+
+  cache = in_all_processes(open_cache)
+  missing = in_all_processes(cache.missing, examples)
   if not missing:
     _logger.info("features of %s are read from %s", examples.name, folder)
-    return cache
-  batch_options = pipeline.BatchOptions(
-    options.image_size,
-    patch_size,
-    batch_size=device_size * jax.local_device_count(),
-    num_devices=jax.local_device_count(),
-    num_workers=options.num_workers,
-    max_pixels=options.max_pixels,
+  filling = _Filling(
+    cache,
+    examples,
+    pipeline.BatchOptions(
+      options.image_size,
+      patch_size,
+      batch_size=device_size * jax.local_device_count(),
+      num_devices=jax.local_device_count(),
+      num_workers=options.num_workers,
+      max_pixels=options.max_pixels,
+    ),
+    lambda: _make_local_encode(model, clip, options.split_clip),
+    skipped,
   )
-  try:
-    folder.mkdir(parents=True, exist_ok=True)
-    write_file(folder / "manifest.json", text)
-    _require_space(cache, len(missing), examples.name, options.dtype)
-    encode = _make_local_encode(model, clip, options.split_clip)
-    for turn in range(jax.process_count()):
-      part = (jax.process_index() + turn) % jax.process_count()
-      _fill(cache, examples, part, encode, batch_options, skipped)
-  except (OSError, WriteError) as error:
-    raise InputError(
-      f"features cannot be kept in {folder}: {error}. Choose another place with"
-      " config.features_dir, or set config.feature_cache.dtype to none."
-    ) from error
+
+  def begin():
+    if missing:
+      write_file(folder / "manifest.json", text)
+      cache.folder.mkdir(parents=True, exist_ok=True)
+      _require_space(cache, len(missing), examples.name, options.dtype)
+      filling.fill(jax.process_index())
+
+  def end():
+    # What other processes computed is there by now, if they share the folder.
+    cache.refresh()
+    if missing and cache.missing(examples):
+      for turn in range(1, jax.process_count()):
+        filling.fill((jax.process_index() + turn) % jax.process_count())
+
+  for stage in (begin, end):
+    try:
+      in_all_processes(stage)
+    except (OSError, WriteError) as error:
+      raise InputError(
+        f"features cannot be kept in {folder}: {error}. Choose another place"
+        " with config.features_dir, or set config.feature_cache.dtype to none."
+      ) from error
   return cache
 
 
@@ -195,7 +219,7 @@ def _manifest(examples, split, model, clip, options):
 
 def _require_same(path, manifest):
   try:
-    saved = json.loads(path.read_text(encoding="utf-8"))
+    saved = json.loads(read_file(path))
   except (FileNotFoundError, NotADirectoryError):
     return
   except (OSError, ValueError) as error:
@@ -288,35 +312,46 @@ def _make_local_encode(model, clip, split_clip):
   )
 
 
-def _fill(cache, examples, part, encode, options, skipped):
-  """Computes what is missing of a part, alone."""
-  count = jax.process_count()
-  prefix = f"{part + 1}-of-{count}-"
-  with _lock(cache.folder, prefix):
-    cache.refresh()
-    missing = {
-      index: name
-      for index, name in cache.missing(examples).items()
-      if index % count == part
-    }
-    if missing:
+@dataclasses.dataclass
+class _Filling:
+  """Computes what a cache lacks, part by part."""
+
+  cache: FeatureCache
+  examples: Sequence[Mapping[str, Any]]
+  batches: pipeline.BatchOptions
+  make_encode: Callable[[], Callable[[Mapping[str, Any]], Any]]
+  skipped: MutableMapping[str, str] | None
+
+  @functools.cached_property
+  def _encode(self):
+    return self.make_encode()  # Once, and only if there is something to encode.
+
+  def fill(self, part: int) -> None:
+    """Computes what is missing of a part, alone."""
+    cache, examples = self.cache, self.examples
+    count = jax.process_count()
+    prefix = f"{part + 1}-of-{count}-"
+    with _lock(cache.folder, prefix):
+      cache.refresh()
+      missing = {
+        index: name
+        for index, name in cache.missing(examples).items()
+        if index % count == part
+      }
+      if not missing:
+        return
       message = f"computing features of {examples.name}" + (
         f", part {part + 1} of {count}" if count > 1 else ""
       )
       watch.note(doing=message)
       batches = pipeline.iterate_batches(
         pipeline.Subset(examples, tuple(missing)),
-        options,
-        options.one_pass(len(missing)),
-        skipped=skipped,
+        self.batches,
+        self.batches.one_pass(len(missing)),
+        skipped=self.skipped,
       )
-      _store(
-        cache,
-        tuple(missing.values()),
-        run_ahead(batches, encode),
-        prefix,
-        message,
-      )
+      encoded = run_ahead(batches, self._encode)
+      _store(cache, tuple(missing.values()), encoded, prefix, message)
       watch.note(doing="")
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-import pathlib
+import secrets
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,8 +17,10 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from cops_jax import buckets, copies
 from cops_jax.digests import file_state
 from cops_jax.errors import InputError, shorten
+from cops_jax.paths import AnyPath, is_address
 
 
 class FeatureCache:
@@ -27,23 +29,23 @@ class FeatureCache:
   It can be passed to worker processes.
 
   Attributes:
-    folder: where they are.
+    home: where they are.
+    folder: from which they are read: the same, or a copy of a bucket's.
   """
 
-  def __init__(
-    self, folder: pathlib.Path, dtype: str, shape: tuple[int, int, int]
-  ):
+  def __init__(self, home: AnyPath, dtype: str, shape: tuple[int, int, int]):
     """Opens a cache and reads its index.
 
     Args:
-      folder: may be empty or not exist.
+      home: may be empty or not exist.
       dtype: of the stored features.
       shape: (f, n, d) of an image's patch features.
 
     Raises:
       InputError: a file is damaged or not this cache's.
     """
-    self.folder, self._dtype, self._shape = folder, jnp.dtype(dtype), shape
+    self.home, self._dtype, self._shape = home, jnp.dtype(dtype), shape
+    self.folder = copies.place_of(home) if is_address(home) else home
     self._files = {}
     self._places = {}
     self.refresh()
@@ -55,8 +57,10 @@ class FeatureCache:
     """Reads the index of the files that other processes have added since.
 
     Raises:
-      InputError: one is damaged or not this cache's.
+      InputError: one is damaged or not this cache's, or cannot be copied.
     """
+    if is_address(self.home):
+      copies.fetch(self.home, must_exist=False)
     for path in sorted(self.folder.glob("*.array_record")):
       if path not in self._files:
         self._open(path)
@@ -91,8 +95,9 @@ class FeatureCache:
 
   def _damaged(self, path, reason):
     return InputError(
-      f"the cached features in {path} are damaged ({shorten(reason)}). Delete"
-      " that file; its features are then computed again."
+      f"the cached features in {self.home / path.name} are damaged"
+      f" ({shorten(reason)}). Delete that file; its features are then computed"
+      " again."
     )
 
   def find(self, example: Mapping[str, Any]) -> dict[str, np.ndarray] | None:
@@ -187,12 +192,14 @@ class FeatureCache:
     from array_record.python.array_record_module import ArrayRecordWriter
 
     numbers = (
-      int(path.stem.removeprefix(prefix))
+      int(path.stem.removeprefix(prefix).partition("-")[0])
       for path in self._files
       if path.name.startswith(prefix)
     )
     number = max(numbers, default=0) + 1
-    path = self.folder / f"{prefix}{number:05}.array_record"
+    # In a bucket nobody waits for those who fill the cache on other hosts.
+    mark = f"-{secrets.token_hex(4)}" if is_address(self.home) else ""
+    path = self.folder / f"{prefix}{number:05}{mark}.array_record"
     partial = self.folder / f"{prefix}partial"
     index = {"cache": self.folder.name, "names": list(features)}
     try:
@@ -202,11 +209,13 @@ class FeatureCache:
       for record in (json.dumps(index).encode(), *features.values()):
         writer.write(record)
       writer.close()
+      if is_address(self.home):
+        buckets.upload(partial, self.home / path.name)
       os.replace(partial, path)
     except (OSError, RuntimeError) as error:  # RuntimeError is ArrayRecord's.
       partial.unlink(missing_ok=True)
       raise InputError(
-        f"cannot write features in {self.folder}: {shorten(error)}. What was"
+        f"cannot write features in {self.home}: {shorten(error)}. What was"
         " written before is kept; the same command goes on from there."
       ) from error
     self._open(path)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-import pathlib
 
 from cops_jax.errors import InputError
 from cops_jax.evaluation.results import Evaluated
+from cops_jax.paths import AnyPath, to_path
 from cops_jax.reporting.tables import (
   SCHEMA_VERSION,
   compare,
@@ -38,9 +38,7 @@ __all__ = [
 _logger = logging.getLogger(__name__)
 
 
-def write(
-  workdir: str | os.PathLike, evaluated: Evaluated
-) -> pathlib.Path | None:
+def write(workdir: str | os.PathLike, evaluated: Evaluated) -> AnyPath | None:
   """Writes tables and report; gives the page's path.
 
   Where they cannot be written, it warns and gives None: the results, perhaps of
@@ -48,7 +46,7 @@ def write(
   """
   from cops_jax.reporting import report  # `compare` needs none of it.
 
-  workdir = pathlib.Path(workdir)
+  workdir = to_path(workdir)
   values = (
     evaluated.results,
     evaluated.provenance,

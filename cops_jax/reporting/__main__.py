@@ -9,10 +9,10 @@ one table: each run's, their mean and their standard deviation.
 from __future__ import annotations
 
 import argparse
-import pathlib
 from collections.abc import Sequence
 
 from cops_jax.commands import command_line
+from cops_jax.paths import to_path
 from cops_jax.reporting.tables import compare, write_csv
 from cops_jax.tables import align
 
@@ -29,8 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
   command = commands.add_parser(
     "compare", help="put the results of several work directories in one table"
   )
-  command.add_argument("workdirs", nargs="+", type=pathlib.Path)
-  command.add_argument("--csv", type=pathlib.Path, help="a file to write too")
+  command.add_argument("workdirs", nargs="+", type=to_path)
+  command.add_argument("--csv", type=to_path, help="a file to write too")
   options = parser.parse_args(arguments)
   rows = compare(options.workdirs)
   if options.csv:

@@ -6,7 +6,6 @@ import base64
 import io
 import json
 import math
-import pathlib
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
@@ -16,6 +15,7 @@ import numpy as np
 from cops_jax.evaluation.results import DatasetResult, group_means
 from cops_jax.files import write_file
 from cops_jax.metrics import METRICS
+from cops_jax.paths import AnyPath
 from cops_jax.reporting import domains, metric_title, percent
 from cops_jax.scoring import ANOMALY
 from cops_jax.tables import one_line, shorten_list
@@ -38,12 +38,12 @@ _NORMAL_COLOR, _ANOMALY_COLOR, _LINE_COLOR = "#4878a8", "#d1603d", "#24507a"
 
 
 def write_report(
-  workdir: pathlib.Path,
+  workdir: AnyPath,
   results: Mapping[str, DatasetResult],
   provenance: Mapping[str, Any],
   skipped: Mapping[str, str],
   failed: Mapping[str, str],
-) -> pathlib.Path:
+) -> AnyPath:
   """Writes report.html, report.md and the pictures that the latter shows.
 
   The page needs no other file and no network.

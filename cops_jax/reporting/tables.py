@@ -6,7 +6,6 @@ import csv
 import dataclasses
 import io
 import math
-import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -19,8 +18,9 @@ from cops_jax.evaluation.results import (
   group_means,
   without_nan,
 )
-from cops_jax.files import seal, unseal, write_file
+from cops_jax.files import read_file, seal, unseal, write_file
 from cops_jax.metrics import METRICS
+from cops_jax.paths import AnyPath
 from cops_jax.tables import align, one_line, shorten_list
 
 # To be increased when a field of results.json changes meaning or is removed.
@@ -127,7 +127,7 @@ def results_json(
 
 
 def write_results(
-  workdir: pathlib.Path,
+  workdir: AnyPath,
   results: Mapping[str, DatasetResult],
   provenance: Mapping[str, Any],
   skipped: Mapping[str, str],
@@ -169,7 +169,7 @@ def write_results(
 
 
 def write_csv(
-  path: pathlib.Path, header: Sequence[str], rows: Iterable[Sequence[Any]]
+  path: AnyPath, header: Sequence[str], rows: Iterable[Sequence[Any]]
 ) -> None:
   """Writes a table as a file of comma-separated values.
 
@@ -183,7 +183,7 @@ def write_csv(
   write_file(path, file.getvalue())
 
 
-def read_results(workdir: pathlib.Path) -> dict[str, Any]:
+def read_results(workdir: AnyPath) -> dict[str, Any]:
   """The content of a work directory's results.json.
 
   Raises:
@@ -191,7 +191,7 @@ def read_results(workdir: pathlib.Path) -> dict[str, Any]:
   """
   path = workdir / "results.json"
   try:
-    content = unseal(path.read_bytes())
+    content = unseal(read_file(path))
     version = content.get("schema_version")
     if version != SCHEMA_VERSION:
       raise InputError(
@@ -211,7 +211,7 @@ def read_results(workdir: pathlib.Path) -> dict[str, Any]:
     raise InputError(f"{path} is damaged: {error!r}") from error
 
 
-def read_means(workdir: pathlib.Path) -> dict[str, dict[str, float]]:
+def read_means(workdir: AnyPath) -> dict[str, dict[str, float]]:
   """Means by data set and by group from a work directory's results.json.
 
   Raises:
@@ -246,7 +246,7 @@ def _find_unlike(contents):
   return [name for name, found in hashes.items() if len(found) > 1]
 
 
-def compare(workdirs: Sequence[pathlib.Path]) -> list[list[str]]:
+def compare(workdirs: Sequence[AnyPath]) -> list[list[str]]:
   """Rows of a table of several runs, in percent.
 
   A data set's metric is a row: each run's value, and the mean and the sample

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
-import pathlib
 import re
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 from absl import logging as absl_logging
 
+from cops_jax import buckets
 from cops_jax.errors import (
   DamagedRunError,
   InputError,
   MissingRunError,
   shorten,
 )
-from cops_jax.files import sync
+from cops_jax.files import delete, find_files, sync
+from cops_jax.paths import AnyPath, is_address, to_path
 from cops_jax.runs import manifests
+from cops_jax.runtime import watch
 from cops_jax.runtime.processes import in_first_process
 
 _logger = logging.getLogger(__name__)
@@ -29,19 +31,39 @@ _logger = logging.getLogger(__name__)
 # Marks, at the end of a name, what is being written or deleted; and what was
 # found damaged.
 _PARTIAL, _DAMAGED = ".partial", ".damaged"
-_CHUNK_BYTES = 2**20
+# Until a save that makes no progress, as its disk or bucket has gone, fails.
+_SAVE_SECONDS = 300
 
 
 def find_steps(workdir: str | os.PathLike) -> list[int]:
-  """Steps of the checkpoints in a work directory, unverified, ascending."""
-  directory = _directory(workdir)
-  if not directory.is_dir():
-    return []
+  """Steps of the checkpoints in a work directory, unverified, ascending.
+
+  Raises:
+    InputError: it is in a bucket whose server does not say.
+  """
+  names = _find_names(_directory(workdir))
   return sorted(
-    int(path.name)
-    for path in directory.iterdir()
-    if path.is_dir() and re.fullmatch("0|[1-9][0-9]*", path.name)
+    int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name)
   )
+
+
+def _find_names(directory):
+  """Of complete checkpoints, and of what has a mark."""
+  if not is_address(directory):
+    if not directory.is_dir():
+      return []
+    return [path.name for path in directory.iterdir() if path.is_dir()]
+  try:
+    files = find_files(directory)
+  except OSError as error:
+    raise InputError(f"{directory} cannot be read: {error.strerror}") from error
+  # A folder there cannot be renamed: it is complete once it has a manifest.
+  folder, ending = "[^/]*", f"/{manifests.MANIFEST}"
+  return [
+    name.removesuffix(ending)
+    for name in files
+    if re.fullmatch(folder + re.escape(ending), name)
+  ]
 
 
 def has_checkpoint(workdir: str | os.PathLike) -> bool:
@@ -65,7 +87,8 @@ def find_damage(workdir: str | os.PathLike) -> dict[int, list[str]]:
 
 
 def _directory(workdir):
-  return pathlib.Path(workdir).absolute() / "checkpoints"
+  path = to_path(workdir)
+  return (path if is_address(path) else path.absolute()) / "checkpoints"
 
 
 def _no_checkpoint(workdir):
@@ -79,36 +102,60 @@ class Checkpoints:
   not yet in metrics.jsonl, under the number of steps taken. CLIP's frozen
   parameters never are.
 
-  A checkpoint gets its name when it is complete, manifest included, and loses
-  it before it is deleted. So a process that is killed leaves whole ones only.
-  All are verified before they are read; where the newest is damaged, the next
-  one is.
+  They are written in the background, one at a time. A checkpoint gets its name,
+  or in a bucket its manifest, when all else of it is there, and loses it before
+  it is deleted. So a process that is killed leaves whole ones only. All are
+  verified before they are read; where the newest is damaged, the next one is.
 
   Args:
     workdir: need not exist.
     num_kept: the newest that are kept; None for reading only.
+
+  Raises:
+    InputError: there is no way to keep checkpoints at such an address.
   """
 
   def __init__(self, workdir: str | os.PathLike, num_kept: int | None = None):
     self._workdir = workdir
     self._directory = _directory(workdir)
     self._num_kept = num_kept
-    self._checkpointer = ocp.Checkpointer(
+    self._saving: int | None = None
+    self._verbosity = absl_logging.get_verbosity()
+    if str(self._directory).startswith("s3:"):
+      raise InputError(
+        f"{workdir}: Orbax keeps no checkpoints in s3:// buckets; give a local"
+        " path or gs://BUCKET/PATH"
+      )
+    if num_kept is not None:
+      # What Orbax logs of errors, several tracebacks, it raises too.
+      absl_logging.set_verbosity(absl_logging.FATAL)
+      self._begin_writing()
+    self._checkpointer = ocp.AsyncCheckpointer(
       # Named here so that shapes can be read without a tree of them.
       ocp.CompositeCheckpointHandler(
         params=ocp.StandardCheckpointHandler(),
         opt_state=ocp.StandardCheckpointHandler(),
         recent_terms=ocp.JsonCheckpointHandler(),
-      )
+      ),
+      timeout_secs=_SAVE_SECONDS,
+      temporary_path_class=_completed_by(
+        self._complete, is_address(self._directory)
+      ),
     )
-    if num_kept is not None:
-      self._delete_partial()
 
   def __enter__(self) -> Checkpoints:
     return self
 
-  def __exit__(self, *_) -> None:
-    self._checkpointer.close()
+  def __exit__(self, kind, *_) -> None:
+    try:
+      self.wait()
+      self._checkpointer.close()
+    except InputError as error:
+      if kind is None:
+        raise
+      _logger.error("%s", error)  # What ends the run is another error.
+    finally:
+      absl_logging.set_verbosity(self._verbosity)
 
   def latest_step(self) -> int | None:
     """Steps taken by the newest checkpoint, unverified; None without any."""
@@ -121,34 +168,56 @@ class Checkpoints:
     opt_state: Any,
     recent_terms: Sequence[Mapping[str, float]] = (),
   ) -> None:
-    """Saves a new step; returns, in all processes, when it is complete.
+    """Begins to save a new step, once the one before is complete.
+
+    The arrays may be changed when this returns.
 
     Raises:
-      InputError: it cannot be written. Older checkpoints are as before.
+      InputError: this or the one before cannot be written. Older checkpoints
+        are as before.
     """
-    partial = self._directory / f"{step}{_PARTIAL}"
-    verbosity = absl_logging.get_verbosity()
+    self.wait()
     try:
-      # What Orbax logs of errors, several tracebacks, it raises too. Its
-      # threads go on logging them until the process ends.
-      absl_logging.set_verbosity(absl_logging.FATAL)
       in_first_process(self._require_room, step, (params, opt_state))
+      self._saving = step
       self._checkpointer.save(
-        partial,
+        self._partial(step),
         args=ocp.args.Composite(
           params=ocp.args.StandardSave(params),
           opt_state=ocp.args.StandardSave(opt_state),
           recent_terms=ocp.args.JsonSave(list(recent_terms)),
         ),
       )
-      in_first_process(self._complete, step, partial)
     except (OSError, ValueError) as error:
-      self._delete_partial()
-      raise InputError(
-        f"checkpoint {step} cannot be written in {self._directory}:"
-        f" {_reason(error)}. {self._describe_newest()}"
-      ) from error
-    absl_logging.set_verbosity(verbosity)
+      raise self._not_written(step, error) from error
+
+  def check(self) -> None:
+    """Looks, without waiting, whether the save under way has failed here.
+
+    Raises:
+      InputError: it has.
+    """
+    if self._saving is None:
+      return
+    try:
+      self._checkpointer.check_for_errors()
+    except Exception as error:  # Of Orbax's threads, of any kind.
+      raise self._not_written(self._saving, error) from error
+
+  def wait(self) -> None:
+    """Returns when what was begun to save is complete.
+
+    Raises:
+      InputError: it cannot be written.
+    """
+    if self._saving is None:
+      return
+    try:
+      self._checkpointer.wait_until_finished()
+    except Exception as error:  # Of Orbax's threads, of any kind.
+      raise self._not_written(self._saving, error) from error
+    watch.note(saved=self._saving)
+    self._saving = None
 
   def restore(
     self, params: Any, opt_state: Any
@@ -214,8 +283,8 @@ class Checkpoints:
     if self._num_kept is not None:
       for path in damaged:
         aside = path.with_name(path.name + _DAMAGED)
-        shutil.rmtree(aside, ignore_errors=True)
-        path.rename(aside)
+        delete(aside)
+        (buckets.rename if is_address(path) else os.rename)(path, aside)
         _logger.warning("renamed %s to %s; it can be deleted", path, aside.name)
     return step
 
@@ -225,9 +294,10 @@ class Checkpoints:
         self._directory / str(step), args=ocp.args.Composite(**args)
       )
     except (ValueError, KeyError, OSError) as error:
+      other = is_address(self._directory) and ", or its bucket does not answer"
       raise InputError(
         f"checkpoint {step} in {self._workdir} cannot be restored: it is"
-        f" of a model of another size ({error})"
+        f" of a model of another size{other or ''} ({shorten(error)})"
       ) from error
 
   def _describe_newest(self):
@@ -239,42 +309,94 @@ class Checkpoints:
       " the same command."
     )
 
+  def _not_written(self, step, error):
+    self._saving = None
+    with contextlib.suppress(OSError, InputError):
+      self._delete_partial()
+    return InputError(
+      f"checkpoint {step} cannot be written in {self._directory}:"
+      f" {_reason(error)}. {self._describe_newest()}"
+    )
+
+  def _partial(self, step):
+    mark = "" if is_address(self._directory) else _PARTIAL
+    return self._directory / f"{step}{mark}"
+
   def _require_room(self, step, trees):
     """Fails on a full disk, before Orbax's threads all fail at once.
 
-    It writes: the free space that the system reports ignores quotas and limits.
+    It allocates: the free space that the system reports ignores quotas and
+    limits.
     """
+    if is_address(self._directory) or not hasattr(os, "posix_fallocate"):
+      return
     num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(trees))
     self._directory.mkdir(parents=True, exist_ok=True)
     path = self._directory / f"{step}.room{_PARTIAL}"
-    zeros = bytes(_CHUNK_BYTES)
     try:
       with path.open("wb") as file:
-        for start in range(0, num_bytes, _CHUNK_BYTES):
-          file.write(zeros[: num_bytes - start])
+        os.posix_fallocate(file.fileno(), 0, num_bytes)
     finally:
       path.unlink(missing_ok=True)
 
-  def _complete(self, step, partial):
+  def _complete(self, partial):
+    """Of the first process, in the background, when Orbax has written all."""
     manifests.write_manifest(partial)
-    partial.rename(self._directory / str(step))
-    sync(self._directory)
+    if not is_address(partial):
+      partial.rename(partial.with_name(partial.name.removesuffix(_PARTIAL)))
+      sync(self._directory)
     self._delete_old()
 
   def _delete_old(self):
     for step in find_steps(self._workdir)[: -self._num_kept]:
       path = self._directory / str(step)
-      path.rename(path.with_name(path.name + _PARTIAL))
-    self._delete_partial()
+      if is_address(path):
+        delete(path / manifests.MANIFEST)
+        delete(path)
+      else:
+        path.rename(path.with_name(path.name + _PARTIAL))
+        delete(path.with_name(path.name + _PARTIAL))
+
+  def _begin_writing(self):
+    try:
+      in_first_process(self._delete_partial)
+    except OSError as error:
+      raise InputError(
+        f"{self._directory} cannot be written: {error.strerror or error}"
+      ) from error
 
   def _delete_partial(self):
+    """Of an earlier process, or of a save that failed; in the first process."""
     if jax.process_index() != 0:
       return
-    for path in self._directory.glob(f"*{_PARTIAL}*"):
-      if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-      else:
-        path.unlink(missing_ok=True)
+    if is_address(self._directory):
+      complete = _find_names(self._directory)
+      names = {name.partition("/")[0] for name in find_files(self._directory)}
+      for name in names.difference(complete):
+        if not name.endswith(_DAMAGED):
+          delete(self._directory / name)
+    else:
+      for path in self._directory.glob(f"*{_PARTIAL}*"):
+        delete(path)
+
+
+def _completed_by(
+  complete: Callable[[AnyPath], None], is_address: bool
+) -> type[ocp.path.atomicity.TemporaryPathBase]:
+  """Orbax's way of finishing a checkpoint's folder, and one more step."""
+  atomicity = ocp.path.atomicity
+  way = (
+    atomicity.CommitFileTemporaryPath
+    if is_address
+    else atomicity.AtomicRenameTemporaryPath
+  )
+
+  class Completed(way):
+    async def finalize(self):
+      await super().finalize()
+      complete(to_path(self.get_final()))
+
+  return Completed
 
 
 def _standard_restore(tree):

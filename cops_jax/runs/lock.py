@@ -6,14 +6,15 @@ import contextlib
 import datetime
 import json
 import os
-import pathlib
 import socket
 from collections.abc import Iterator
 
 import filelock
 
 from cops_jax.errors import InputError, WriteError
-from cops_jax.files import require_local, write_file
+from cops_jax.files import write_file
+from cops_jax.paths import is_address, to_path
+from cops_jax.runs import lease
 from cops_jax.runtime.processes import in_first_process
 
 
@@ -23,7 +24,7 @@ def hold(workdir: str | os.PathLike, purpose: str) -> Iterator[None]:
 
   In a cluster the first process holds it. It also works on network file systems
   that have locks; on others a file stands for it, which a process that was
-  killed leaves behind.
+  killed leaves behind. In buckets it is a `lease.Lease`.
 
   Args:
     workdir: of the run; created if missing.
@@ -34,8 +35,9 @@ def hold(workdir: str | os.PathLike, purpose: str) -> Iterator[None]:
     WriteError: the work directory cannot be written.
   """
   held = []
-  workdir = pathlib.Path(workdir)
-  in_first_process(lambda: held.append(_acquire(workdir, purpose)))
+  workdir = to_path(workdir)
+  acquire = _acquire_lease if is_address(workdir) else _acquire
+  in_first_process(lambda: held.append(acquire(workdir, purpose)))
   try:
     yield
   finally:
@@ -43,10 +45,25 @@ def hold(workdir: str | os.PathLike, purpose: str) -> Iterator[None]:
       lock.release()
 
 
+def _facts():
+  now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+  return {"process": os.getpid(), "host": socket.gethostname(), "since": now}
+
+
+def _acquire_lease(workdir, purpose):
+  lock = lease.Lease(workdir / f".{purpose}.lock", _facts())
+  try:
+    lock.acquire()
+  except InputError as error:
+    raise _in_use(workdir, purpose, str(error)) from error
+  except OSError as error:
+    raise _not_writable(workdir, error) from error
+  return lock
+
+
 def _acquire(workdir, purpose):
   path = workdir / f".{purpose}.lock"
   holder = workdir / f".{purpose}.json"
-  require_local(workdir)
   try:
     workdir.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(path)
@@ -58,26 +75,24 @@ def _acquire(workdir, purpose):
       advice = f"If it is no longer running, delete {path}."
       lock.acquire(blocking=False)
   except filelock.Timeout as error:
-    raise InputError(
-      f"{workdir} is in use: {_describe(holder)} does its {purpose}. {advice}"
-    ) from error
+    raise _in_use(workdir, purpose, _describe(holder), advice) from error
   except OSError as error:
-    raise WriteError(
-      f"{workdir} cannot be written: {error.strerror or error}"
-    ) from error
-  now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-  values = {"process": os.getpid(), "host": socket.gethostname(), "since": now}
-  write_file(holder, json.dumps(values) + "\n")
+    raise _not_writable(workdir, error) from error
+  write_file(holder, json.dumps(_facts()) + "\n")
   return lock
+
+
+def _in_use(workdir, purpose, who, advice="Wait for it or end it."):
+  return InputError(f"{workdir} is in use for {purpose} by {who}. {advice}")
+
+
+def _not_writable(workdir, error):
+  return WriteError(f"{workdir} cannot be written: {error.strerror or error}")
 
 
 def _describe(path):
   """Who holds the lock, as far as that is known."""
   try:
-    values = json.loads(path.read_text("utf-8"))
-    return (
-      f"process {values['process']} on host {values['host']}, since"
-      f" {values['since']},"
-    )
-  except (OSError, ValueError, KeyError, TypeError):
+    return lease.describe(json.loads(path.read_text("utf-8")))
+  except (OSError, ValueError, TypeError):
     return "another process"

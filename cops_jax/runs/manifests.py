@@ -4,31 +4,34 @@ from __future__ import annotations
 
 import hashlib
 import json
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from cops_jax.files import sync, write_file
+from cops_jax.files import find_files, read_file, sync, write_file
+from cops_jax.paths import AnyPath, is_address
 
 MANIFEST = "manifest.json"
 
 
-def write_manifest(directory: pathlib.Path) -> None:
+def write_manifest(directory: AnyPath) -> None:
   """Writes the size and SHA-256 of every file in a directory into it.
 
   Raises:
     InputError: the manifest cannot be written.
     OSError: a file cannot be read.
   """
-  files = {}
-  for path in sorted(directory.rglob("*")):
-    sync(path)  # What the manifest promises is on the disk before it.
-    if path.is_file() and path.name != MANIFEST:
-      files[path.relative_to(directory).as_posix()] = _describe(path)
+  if not is_address(directory):
+    for path in directory.rglob("*"):
+      sync(path)  # What the manifest promises is on the disk before it.
+  files = {
+    name: _describe(directory / name)
+    for name in find_files(directory)
+    if name != MANIFEST
+  }
   write_file(directory / MANIFEST, _to_text(files))
 
 
-def find_damage(directory: pathlib.Path) -> list[str]:
+def find_damage(directory: AnyPath) -> list[str]:
   """What is wrong with a directory that has a manifest.
 
   Args:
@@ -40,7 +43,7 @@ def find_damage(directory: pathlib.Path) -> list[str]:
   """
   path = directory / MANIFEST
   try:
-    text = path.read_bytes()
+    text = read_file(path)
     files = json.loads(text)["files"]
     # Every byte of the manifest is checked: it is what its content is written
     # as, and its content has its digest in it.
@@ -72,6 +75,10 @@ def find_damage(directory: pathlib.Path) -> list[str]:
 
 
 def _describe(path):
+  if is_address(path):
+    content = read_file(path)
+    digest = hashlib.sha256(content).hexdigest()
+    return {"bytes": len(content), "sha256": digest}
   with path.open("rb") as file:
     digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {"bytes": file.tell(), "sha256": digest}

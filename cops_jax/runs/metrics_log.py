@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 from cops_jax.errors import InputError, needs_extra
-from cops_jax.files import write_file
+from cops_jax.files import read_file, write_file
+from cops_jax.paths import AnyPath, is_address
 
 _METRICS_FILE = "metrics.jsonl"
 _CURVES_FILE = "losses.png"
@@ -18,6 +18,8 @@ TIME_PREFIX = "time/"
 
 class RunLog:
   """metrics.jsonl, line by line, and TensorBoard's files if asked for.
+
+  Files in buckets cannot be added to: there all of it is sent by `keep`.
 
   Args:
     workdir: where to write.
@@ -32,7 +34,7 @@ class RunLog:
 
   def __init__(
     self,
-    workdir: pathlib.Path,
+    workdir: AnyPath,
     last_step: int,
     *,
     use_tensorboard: bool = False,
@@ -40,6 +42,8 @@ class RunLog:
   ):
     self._path = workdir / _METRICS_FILE
     self._is_active, self._tensorboard = is_active, None
+    self._is_in_bucket = is_address(self._path)
+    self._lines: list[str] = []  # Of a file in a bucket.
     if use_tensorboard and is_active:
       with needs_extra(
         "config.train.use_tensorboard",
@@ -50,9 +54,11 @@ class RunLog:
       self._tensorboard = metric_writers.SummaryWriter(
         str(workdir / "tensorboard")
       )
-    if is_active and self._path.exists():
-      kept = [row for row in _read_rows(workdir) if row["step"] <= last_step]
-      write_file(self._path, "".join(map(_line, kept)))
+    if is_active and (rows := _read_rows(workdir)):
+      kept = [_line(row) for row in rows if row["step"] <= last_step]
+      write_file(self._path, "".join(kept))
+      if self._is_in_bucket:
+        self._lines = kept
 
   def write(self, step: int, scalars: Mapping[str, float]) -> None:
     """Adds the values of some quantities at a step.
@@ -62,24 +68,39 @@ class RunLog:
     """
     if not self._is_active:
       return
+    if self._is_in_bucket:
+      self._lines.append(_line({"step": step, **scalars}))
+    else:
+      self._append(_line({"step": step, **scalars}))
+    if self._tensorboard:
+      self._tensorboard.write_scalars(step, scalars)
+      self._tensorboard.flush()
+
+  def _append(self, line):
     try:
       with self._path.open("a", encoding="utf-8") as file:
-        file.write(_line({"step": step, **scalars}))
+        file.write(line)
     except OSError as error:
       raise InputError(
         f"{self._path} cannot be written: {error.strerror}. Make room and go on"
         " from the newest checkpoint with the same command."
       ) from error
-    if self._tensorboard:
-      self._tensorboard.write_scalars(step, scalars)
-      self._tensorboard.flush()
+
+  def keep(self) -> None:
+    """Writes into a bucket what is not there yet.
+
+    Raises:
+      InputError: the file cannot be written.
+    """
+    if self._is_active and self._is_in_bucket:
+      write_file(self._path, "".join(self._lines))
 
 
 def _line(row: Mapping[str, Any]) -> str:
   return json.dumps(row) + "\n"
 
 
-def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
+def read_metrics(workdir: AnyPath) -> list[dict[str, Any]]:
   """The rows of metrics.jsonl but for what tells times; none without the file.
 
   Raises:
@@ -97,10 +118,14 @@ def read_metrics(workdir: pathlib.Path) -> list[dict[str, Any]]:
 
 def _read_rows(workdir):
   path = workdir / _METRICS_FILE
-  if not path.exists():
+  try:
+    lines = read_file(path).split(b"\n")
+  except FileNotFoundError:
     return []
+  except OSError as error:
+    raise InputError(f"{path} cannot be read: {error.strerror}") from error
   rows = []
-  for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+  for number, line in enumerate(lines[:-1], start=1):
     # After the last newline there may be part of a line, of a killed run.
     try:
       rows.append(json.loads(line))
@@ -112,7 +137,7 @@ def _read_rows(workdir):
   return rows
 
 
-def plot_losses(workdir: pathlib.Path) -> pathlib.Path | None:
+def plot_losses(workdir: AnyPath) -> AnyPath | None:
   """Draws the loss and its terms over the steps.
 
   Returns:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-import pathlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,8 @@ from cops_jax import __version__
 from cops_jax.config import Role, complete, decides, restore
 from cops_jax.digests import describe_difference
 from cops_jax.errors import InputError, MissingRunError
-from cops_jax.files import seal, unseal, write_file
+from cops_jax.files import exists, read_file, seal, unseal, write_file
+from cops_jax.paths import to_path
 
 if TYPE_CHECKING:
   import ml_collections
@@ -94,14 +94,14 @@ def read_record(workdir: str | os.PathLike) -> Record:
     InputError: there is no run, its record is damaged, or it is too old to have
       one.
   """
-  workdir = pathlib.Path(workdir)
+  workdir = to_path(workdir)
   path = workdir / _FILE
   try:
-    return from_json(path.read_text(encoding="utf-8"), str(path))
+    return from_json(read_file(path).decode(), str(path))
   except UnicodeDecodeError as error:
     raise InputError(f"{path} is damaged ({error}); restore it") from error
   except (FileNotFoundError, NotADirectoryError) as error:
-    if (workdir / "checkpoints").is_dir():
+    if exists(workdir / "checkpoints"):
       raise InputError(
         f"{path} does not exist: the run was made by an older version, which"
         " did not record the CLIP it was trained on. Train it again in another"
@@ -120,9 +120,10 @@ def find_record(workdir: str | os.PathLike) -> Record | None:
   Raises:
     InputError: it is damaged or cannot be read.
   """
-  if (pathlib.Path(workdir) / _FILE).exists():
+  try:
     return read_record(workdir)
-  return None
+  except MissingRunError:
+    return None
 
 
 def claim_workdir(
@@ -149,9 +150,9 @@ def claim_workdir(
     InputError: it holds a run with another config, CLIP, start or data, whose
       differences are named; or it cannot be written.
   """
-  workdir = pathlib.Path(workdir)
-  if (workdir / _FILE).exists() or (workdir / "checkpoints").is_dir():
-    saved = read_record(workdir)
+  workdir = to_path(workdir)
+  saved = find_record(workdir)
+  if saved is not None:
     check_config(saved, record.config, None, str(workdir))
     check_clip(saved, record.clip_sha256, str(workdir), allow_other_clip)
     if saved.init_from != record.init_from:
@@ -169,7 +170,7 @@ def claim_workdir(
 
 def _handle_other_data(workdir, digests, allow_other_data):
   try:
-    before = unseal((workdir / _DATA_FILE).read_bytes())["examples"]
+    before = unseal(read_file(workdir / _DATA_FILE))["examples"]
     difference = describe_difference(before, digests)
   except (OSError, ValueError, KeyError, AttributeError) as error:
     difference = f"{_DATA_FILE} would say how, but cannot be read: {error}"

@@ -42,7 +42,7 @@ _GOES_ON = (
 )
 
 
-def _end_process(message, code):
+def end_process(message, code):
   if message:
     os.write(2, f"{message}\n".encode())
   for child in multiprocessing.active_children():
@@ -67,7 +67,7 @@ class Watch:
     self,
     process: int,
     token: str,
-    end: Callable[[str, int], None] = _end_process,
+    end: Callable[[str, int], None] = end_process,
     *,
     interval: float = _INTERVAL,
     silence: float = _SILENCE,

@@ -13,6 +13,8 @@ import json
 import logging
 import math
 import pathlib
+import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -20,13 +22,15 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from cops_jax import copies
 from cops_jax.errors import InputError
-from cops_jax.files import write_file
+from cops_jax.files import read_file, write_file
 from cops_jax.inputs import pipeline
+from cops_jax.paths import AnyPath, is_address
 from cops_jax.progress import Progress
 from cops_jax.runs.checkpoints import Checkpoints
 from cops_jax.runs.metrics_log import RunLog, read_metrics
-from cops_jax.runtime import signals, watch
+from cops_jax.runtime import signals
 from cops_jax.runtime.processes import in_first_process
 from cops_jax.training.account import Account, Speed, describe_speed
 from cops_jax.training.step import TrainState
@@ -145,7 +149,7 @@ class Profile(Hook):
   """Profiles some steps."""
 
   def __init__(
-    self, workdir: pathlib.Path, steps: Sequence[int], schedule: Schedule
+    self, workdir: AnyPath, steps: Sequence[int], schedule: Schedule
   ):
     """Plans a profile.
 
@@ -157,17 +161,20 @@ class Profile(Hook):
     self._folder = workdir / "profile"
     self._steps = range(steps[0], steps[1] + 1) if steps else range(0)
     self._schedule = schedule
-    self._is_running = False
+    self._running: pathlib.Path | None = None
 
   def start(self, step: int) -> None:
     """To be called before each step."""
-    if not self._is_running and step in self._steps:
-      self._is_running = True
-      jax.profiler.start_trace(self._folder)
+    if not self._running and step in self._steps:
+      is_remote = is_address(self._folder)
+      self._running = pathlib.Path(
+        tempfile.mkdtemp() if is_remote else self._folder
+      )
+      jax.profiler.start_trace(self._running)
 
   def is_due(self, step: int) -> bool:
     """Whether this was the last step to profile."""
-    return self._is_running and (
+    return self._running is not None and (
       step == self._schedule.num_steps or step + 1 not in self._steps
     )
 
@@ -177,10 +184,13 @@ class Profile(Hook):
 
   def close(self) -> None:
     """Writes the profile, if one has begun."""
-    if not self._is_running:
+    if not self._running:
       return
-    self._is_running = False
     jax.profiler.stop_trace()
+    if self._running != self._folder:
+      copies.send(self._running, self._folder)
+      shutil.rmtree(self._running)
+    self._running = None
     _logger.info(
       "profile of steps %d to %d: %s",
       self._steps[0],
@@ -242,6 +252,7 @@ class Save(Hook):
   def __init__(
     self,
     checkpoints: Checkpoints,
+    log: RunLog,
     schedule: Schedule,
     restored_step: int | None,
     every_steps: int,
@@ -251,37 +262,55 @@ class Save(Hook):
 
     Args:
       checkpoints: to save to.
+      log: to keep what it has when a checkpoint is begun.
       schedule: of the training.
       restored_step: that training goes on from; None if it begins.
       every_steps: how often to save.
       account: of the time that it takes.
     """
     self._account = account
-    self._checkpoints, self._schedule = checkpoints, schedule
+    self._checkpoints, self._log = checkpoints, log
+    self._schedule = schedule
     self._first_step = restored_step or 0
     self._saved_step = restored_step
     self._every_steps = every_steps
 
   def is_due(self, step: int) -> bool:
-    """Whether to save a checkpoint."""
+    """Whether to save a checkpoint.
+
+    Raises:
+      InputError: the one that is being written has failed.
+    """
+    self._checkpoints.check()
     return self._schedule.is_due(step, self._every_steps)
 
   def act(self, position: Position) -> None:
-    """Saves the state; after a step that is not finite, the one before.
+    """Begins to save the state; if a step was not finite, the one before it.
 
     Raises:
-      InputError: it cannot be written.
+      InputError: it, or the checkpoint before it, cannot be written.
     """
     state = position.state
     step = int(state.step)
     if step == self._saved_step:
       return
     with self._account.spend("saving"):
+      # First, as what comes after a checkpoint's step is dropped on its return.
+      in_first_process(self._log.keep)
       self._checkpoints.save(
         step, state.params, state.opt_state, position.recent
       )
     self._saved_step = step
-    watch.note(saved=step)
+
+  def finish(self, position: Position) -> None:
+    """As `act`, but returns when the checkpoint is complete.
+
+    Raises:
+      InputError: it cannot be written.
+    """
+    self.act(position)
+    with self._account.spend("saving"):
+      self._checkpoints.wait()
 
   def guard(self, batches: Iterable[Any], position: Position) -> Iterator[Any]:
     """The batches; if one cannot be loaded, what was trained is saved first.
@@ -298,15 +327,15 @@ class Save(Hook):
       if last > self._first_step:
         while position.waiting and position.waiting[0].step <= last:
           position.recent.append(position.fetch().terms)
-        self.act(position)
+        self.finish(position)
       raise
 
 
 class Evaluate(Hook):
   """Evaluates the prompts, and logs the means.
 
-  The state is saved before, and an evaluation that the log lacks is repeated,
-  so a run that is stopped or killed while it evaluates loses nothing.
+  The state is saved meanwhile, and an evaluation that the log lacks is
+  repeated, so a run that is stopped or killed while it evaluates loses nothing.
   """
 
   def __init__(
@@ -339,7 +368,7 @@ class Evaluate(Hook):
     return self._schedule.is_due(step, self._every_steps)
 
   def act(self, position: Position) -> None:
-    """Saves the state, unless it is saved, and then evaluates it.
+    """Begins to save the state, unless it is saved, and evaluates it.
 
     Raises:
       InputError: it cannot be saved, evaluated or logged.
@@ -356,8 +385,9 @@ class Evaluate(Hook):
         if not math.isnan(value)
       },
     )
+    in_first_process(self._log.keep)
 
-  def is_missing(self, step: int, workdir: pathlib.Path) -> bool:
+  def is_missing(self, step: int, workdir: AnyPath) -> bool:
     """Whether a saved step was to be evaluated and has no line in the log.
 
     All processes get the same answer.
@@ -406,7 +436,7 @@ class Stop(Hook):
     Raises:
       SystemExit: always.
     """
-    self._save.act(position)
+    self._save.finish(position)
     signals.stop(
       f"stopped after step {position.step} of {self._schedule.num_steps}, which"
       " is saved: the same command goes on from there (exit code"
@@ -421,7 +451,7 @@ class SkippedFiles:
     found: receives paths and reasons, see `pipeline.iterate_batches`.
   """
 
-  def __init__(self, workdir: pathlib.Path, name: str, num_examples: int):
+  def __init__(self, workdir: AnyPath, name: str, num_examples: int):
     """Starts with an empty list.
 
     Args:
@@ -447,14 +477,15 @@ class SkippedFiles:
       return
     self._num_listed = len(self.found)
     before = {}
-    if self._path.exists():
-      try:
-        before = dict(json.loads(self._path.read_text("utf-8")))
-      except (OSError, ValueError, TypeError) as error:
-        raise InputError(
-          f"{self._path} is damaged ({error}): delete it; it only lists what"
-          " could not be read"
-        ) from error
+    try:
+      before = dict(json.loads(read_file(self._path)))
+    except FileNotFoundError:
+      pass
+    except (OSError, ValueError, TypeError) as error:
+      raise InputError(
+        f"{self._path} is damaged ({error}): delete it; it only lists what"
+        " could not be read"
+      ) from error
     content = {**before, **self.found}
     write_file(self._path, json.dumps(content, indent=2) + "\n")
     if self._num_listed == self._num_examples:

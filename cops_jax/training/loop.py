@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import logging
 import os
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -28,6 +27,7 @@ from cops_jax.models.flops import (
   prompt_flops,
   vision_flops,
 )
+from cops_jax.paths import AnyPath, to_path
 from cops_jax.runs import checkpoints, lock, metrics_log
 from cops_jax.runs.record import Record, check_clip, claim_workdir, find_record
 from cops_jax.runtime import signals, watch
@@ -99,7 +99,7 @@ def train(
   account = Account()
   keep_compiled_programs(config)
   config = settle_dtype(config, find_record(workdir))
-  run = in_all_processes(_open_run, config, pathlib.Path(workdir), account)
+  run = in_all_processes(_open_run, config, to_path(workdir), account)
   state = _initial_state(run, init_from, allow_other_clip)
   with lock.hold(run.workdir, "training"):
     digests = run.examples.digests()
@@ -136,7 +136,7 @@ class _Run:
   """What a run is made of."""
 
   config: Any
-  workdir: pathlib.Path
+  workdir: AnyPath
   clip: PretrainedCLIP
   model: CoPS
   examples: Sequence[Mapping[str, Any]]
@@ -244,8 +244,7 @@ def _train(run, position, saved, profile_steps):
         position.recent.append(done.terms)
       for hook in due:
         hook.act(position)
-  if not run.schedule.num_steps:  # Untrained prompts are wanted.
-    acting.save.act(position)
+  acting.save.finish(position)  # Without steps, the untrained prompts.
 
 
 def _make_evaluate(run, clip_params, shardings):
@@ -303,17 +302,15 @@ def _iterate_batches(run, first_step, errors):
   features = None
   if steps:
     with run.account.spend("features"):
-      features = in_all_processes(
-        lambda: features_of(
-          config,
-          run.examples,
-          config.train.split,
-          run.model,
-          run.clip,
-          run.mesh,
-          batch_size=config.train.batch_size,
-          skipped=found,
-        )
+      features = features_of(
+        config,
+        run.examples,
+        config.train.split,
+        run.model,
+        run.clip,
+        run.mesh,
+        batch_size=config.train.batch_size,
+        skipped=found,
       )
   if features is not None:
     _logger.info(
@@ -379,6 +376,7 @@ def _make_hooks(run, position, saved, evaluate, profile_steps):
   )
   save = hooks.Save(
     saved,
+    log,
     schedule,
     position.restored_step,
     settings.checkpoint_every_steps,

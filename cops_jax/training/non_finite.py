@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 
 from cops_jax.errors import InputError
 from cops_jax.files import write_file
+from cops_jax.paths import AnyPath
 from cops_jax.runtime.processes import agree, gather_objects, in_first_process
 from cops_jax.training.hooks import Position, Save, StepTerms
 
@@ -23,7 +23,7 @@ class StopNonFinite:
 
   def __init__(
     self,
-    workdir: pathlib.Path,
+    workdir: AnyPath,
     save: Save,
     take_step: Callable[[Position, Mapping[str, np.ndarray]], Mapping],
     errors: Sequence[Exception] = (),
@@ -51,7 +51,7 @@ class StopNonFinite:
     names = _not_finite(done.terms)
     if not names:
       return
-    self._save.act(position)
+    self._save.finish(position)
     agree(self._errors)
     examples = dict(_take_apart(done.batch))
     at_fault = [

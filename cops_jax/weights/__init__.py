@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import pathlib
 
 from cops_jax.config import flatten
 from cops_jax.errors import InputError
@@ -78,7 +77,7 @@ def inspect(path: str) -> str:
   lines = [
     f"file:    {path}",
     f"format:  {file.format}, {_contents(file)}",
-    f"size:    {pathlib.Path(path).stat().st_size:,} bytes",
+    f"size:    {file.path.stat().st_size:,} bytes",
     f"sha256:  {file.sha256}",
     "dtype:   "
     + ", ".join(f"{dtype} ({count})" for dtype, count in dtypes.items()),

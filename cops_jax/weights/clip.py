@@ -12,7 +12,9 @@ import numpy as np
 from safetensors.numpy import save_file
 from transformers import CLIPConfig, CLIPTokenizerFast
 
+from cops_jax import copies
 from cops_jax.errors import InputError
+from cops_jax.paths import is_address
 from cops_jax.weights import clip_names
 from cops_jax.weights.tensor_files import read_tensor_file
 
@@ -67,7 +69,7 @@ def load_clip(
       folder in its format (config.json, vocab.json, merges.txt and one of
       model.safetensors, pytorch_model.bin, flax_model.msgpack); or a file in
       OpenAI's names: OpenAI's own .pt or a state dict made from it; or "demo"
-      for the toy in this package.
+      for the toy in this package. Folder and file may be addresses.
     revision: branch, tag or commit on the hub; "" for the newest.
     sha256: that the file with the weights must have; "" accepts any.
 
@@ -76,13 +78,16 @@ def load_clip(
       pinned one, or does not fit its config.json.
   """
   path = DEMO_FOLDER if weights == DEMO_CLIP else pathlib.Path(weights)
-  if not path.exists():
-    path = _download(weights, revision)
-  elif revision:
+  is_on_hub = not is_address(weights) and not path.exists()
+  if revision and not is_on_hub:
     raise InputError(
       f"config.clip.revision is {revision!r}, but {weights!r} is not a"
       " model on the hub; leave the field empty"
     )
+  if is_on_hub:
+    path = _download(weights, revision)
+  elif is_address(weights):
+    path = copies.fetch(weights, _needed_files)
   return (_load_file if path.is_file() else _load_folder)(path, sha256)
 
 
@@ -148,11 +153,8 @@ def _download(name, revision):
   revision = revision or None
   try:
     available = huggingface_hub.HfApi().list_repo_files(name, revision=revision)
-    tensors = [file for file in _TENSOR_FILES if file in available][:1]
     folder = huggingface_hub.snapshot_download(
-      name,
-      revision=revision,
-      allow_patterns=["config.json", "vocab.json", "merges.txt", *tensors],
+      name, revision=revision, allow_patterns=_needed_files(available)
     )
   except Exception as error:  # The hub's client raises many kinds.
     try:  # Without a network, an earlier download is still in the cache.
@@ -169,6 +171,13 @@ def _download(name, revision):
         " openai/clip-vit-large-patch14-336."
       ) from error
   return pathlib.Path(folder)
+
+
+def _needed_files(names):
+  """Of a folder's files those that are read, or the one file."""
+  tensors = [name for name in _TENSOR_FILES if name in names][:1]
+  needed = ("config.json", "vocab.json", "merges.txt", *tensors, "")
+  return [name for name in needed if name in names]
 
 
 def _existing(path: pathlib.Path) -> pathlib.Path:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,7 +18,8 @@ import numpy as np
 import safetensors.numpy
 
 from cops_jax.errors import InputError
-from cops_jax.files import write_file
+from cops_jax.files import exists, is_file, write_file
+from cops_jax.paths import to_path
 from cops_jax.runs.checkpoints import Checkpoints
 from cops_jax.runs.record import Record, from_json, read_record
 from cops_jax.weights import tensor_files, torch_files
@@ -138,13 +138,13 @@ def find_record(path: str | os.PathLike) -> Record | None:
   Raises:
     InputError: there is nothing at the path, or its record is damaged.
   """
-  path = pathlib.Path(path)
-  if path.suffix and not path.exists():
+  path = to_path(path)
+  if path.suffix and not exists(path):
     raise InputError(
       f"{path} does not exist; trained prompts are in a work directory, in the"
       " authors' epoch_N.pth or in an exported file"
     )
-  if not path.is_file():
+  if not is_file(path):
     return read_record(path)
   text = read_tensor_file(path).record
   return from_json(text, str(path)) if text else None
@@ -185,7 +185,7 @@ def load_prompts(
       not all of its numbers are finite; names every missing, unexpected and
       misshapen tensor of a file at once.
   """
-  if pathlib.Path(path).is_file():
+  if is_file(path):
     params, source = _read_file(path, template), str(path)
   else:
     with Checkpoints(path) as saved:
@@ -295,7 +295,7 @@ def write_prompts(
     InputError: another ending, the file cannot be written, or the authors'
       format has no such prompts.
   """
-  path = pathlib.Path(path)
+  path = to_path(path)
   if path.suffix == ".pth":
     _require_conditional_words(trainable, path)
     torch_files.write_tensors(

@@ -13,7 +13,9 @@ import msgpack
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from cops_jax import copies
 from cops_jax.errors import InputError, shorten
+from cops_jax.paths import is_address
 from cops_jax.weights import torch_files
 
 _HASH = "tensors' SHA-256: "  # Follows the record's text.
@@ -46,14 +48,14 @@ def read_tensor_file(
   """Reads safetensors, torch's zip format or flax's msgpack, by content.
 
   Args:
-    path: of the file.
+    path: of the file; of one at an address a copy is read.
     expected_sha256: checked before anything is read; "" accepts any.
 
   Raises:
     InputError: the file cannot be read, has another hash, is of no such format
       or damaged, or asks for more than tensors and plain containers.
   """
-  path = pathlib.Path(path)
+  path = copies.fetch(path) if is_address(path) else pathlib.Path(path)
   try:
     with path.open("rb") as file:
       head = file.read(32)

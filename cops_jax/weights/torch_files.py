@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import os
-import pathlib
 import struct
 import zipfile
 from collections.abc import Mapping
@@ -231,4 +230,4 @@ def write_tensors(
     add("version", b"3\n")
     if record:
       add(_RECORD, record.encode())
-  write_file(pathlib.Path(path), file.getvalue())
+  write_file(path, file.getvalue())

@@ -223,7 +223,7 @@ def test_a_kept_result_is_of_the_same_prompts_clip_version_and_data(
 def test_a_second_evaluation_says_who_is_there(config, workdir, tmp_path):
   name = write_images(tmp_path / "a")
   with lock.hold(workdir, "evaluation"):
-    with pytest.raises(InputError, match="in use: .* does its evaluation"):
+    with pytest.raises(InputError, match="in use for evaluation by process"):
       many.evaluate(config, workdir, names=[name])
 
 

@@ -164,7 +164,7 @@ def test_no_good_step_is_an_error(saved_dir, tmp_path):
 
 
 @pytest.mark.parametrize(
-  "place", ("orbax.checkpoint.Checkpointer.save", "pathlib.Path.rename")
+  "place", ("orbax.checkpoint.AsyncCheckpointer.save", "pathlib.Path.rename")
 )
 def test_full_disk_leaves_the_last_good_step(
   saved_dir, tmp_path, monkeypatch, place
@@ -178,6 +178,7 @@ def test_full_disk_leaves_the_last_good_step(
       patched.setattr(place, fail)
       with pytest.raises(InputError) as error:
         saved.save(3, PARAMS, OPT_STATE)
+        saved.wait()
     assert "No space left on device. The newest is that of step 2." in str(
       error.value
     )

@@ -22,7 +22,7 @@ with lock.hold(sys.argv[1], "training"):
 def test_the_holder_is_named_and_its_death_frees_the_lock(tmp_path):
   with start_afresh("-c", HOLD, tmp_path) as process:
     assert process.stdout.readline() == "held\n"
-    expected = f"in use: process {process.pid} on host .* does its training"
+    expected = f"in use for training by process {process.pid} on host"
     with pytest.raises(InputError, match=expected):
       with lock.hold(tmp_path, "training"):
         pass

@@ -24,9 +24,19 @@ class MadeCheckpoints(Checkpoints):
 
   def __init__(self):
     self.saved = []
+    self.is_complete, self.has_failed = True, False
 
   def save(self, step, params, opt_state, recent_terms=()):
     self.saved.append((step, [row["loss"] for row in recent_terms]))
+    self.is_complete = False
+
+  def check(self):
+    if self.has_failed:
+      raise InputError("the disk is full")
+
+  def wait(self):
+    self.check()
+    self.is_complete = True
 
 
 def make_position(step, recent=(), waiting=()):
@@ -51,15 +61,19 @@ def checkpoints():
 
 
 @pytest.fixture
-def save(checkpoints):
+def log(tmp_path):
+  return RunLog(tmp_path, 0)
+
+
+def make_save(checkpoints, log, restored_step=None):
   return hooks.Save(
-    checkpoints, SCHEDULE, None, every_steps=4, account=Account()
+    checkpoints, log, SCHEDULE, restored_step, every_steps=4, account=Account()
   )
 
 
 @pytest.fixture
-def log(tmp_path):
-  return RunLog(tmp_path, 0)
+def save(checkpoints, log):
+  return make_save(checkpoints, log)
 
 
 def due_steps(hook):
@@ -91,15 +105,33 @@ def test_log_writes_means(tmp_path, log):
   assert not position.recent
 
 
-def test_save_saves_a_step_once(checkpoints, save):
+def test_save_saves_a_step_once(checkpoints, save, log):
   assert due_steps(save) == [4, 6]
   for step in (4, 4, 6):
     save.act(make_position(step, recent=[1]))
   assert checkpoints.saved == [(4, [1]), (6, [1])]
   # Neither what it was restored from.
-  again = hooks.Save(checkpoints, SCHEDULE, 4, every_steps=4, account=Account())
-  again.act(make_position(4))
+  make_save(checkpoints, log, restored_step=4).act(make_position(4))
   assert len(checkpoints.saved) == 2
+
+
+def test_training_does_not_wait_for_a_save_and_learns_of_its_failure(
+  checkpoints, save
+):
+  save.act(make_position(4))
+  assert not checkpoints.is_complete and not save.is_due(5)
+  save.finish(make_position(4))
+  assert checkpoints.is_complete and len(checkpoints.saved) == 1
+  checkpoints.has_failed = True
+  with pytest.raises(InputError, match="the disk is full"):
+    save.is_due(5)
+
+
+def test_a_log_in_a_bucket_is_kept_before_a_checkpoint(checkpoints, log):
+  """What comes after a checkpoint's step is dropped when a run goes on."""
+  log.keep = lambda: checkpoints.saved.append("log")
+  make_save(checkpoints, log).act(make_position(4))
+  assert checkpoints.saved == ["log", (4, [])]
 
 
 def failing_batches(number):
@@ -111,14 +143,12 @@ def test_what_was_trained_is_saved_before_an_error(checkpoints, save):
   position = make_position(2, recent=[1], waiting=[2])
   with pytest.raises(InputError, match="b.png"):
     list(save.guard(failing_batches(2), position))
-  assert checkpoints.saved == [(2, [1, 2])]
+  assert checkpoints.saved == [(2, [1, 2])] and checkpoints.is_complete
 
 
-def test_nothing_trained_is_not_saved_before_an_error(checkpoints, save):
+def test_nothing_trained_is_not_saved_before_an_error(checkpoints, log):
   for restored_step in (None, 4):
-    save = hooks.Save(
-      checkpoints, SCHEDULE, restored_step, every_steps=4, account=Account()
-    )
+    save = make_save(checkpoints, log, restored_step)
     with pytest.raises(InputError):
       list(save.guard(failing_batches(0), make_position(restored_step or 0)))
   assert not checkpoints.saved
@@ -172,7 +202,7 @@ def test_stop_saves_and_ends(stop, checkpoints, monkeypatch, capfd):
   with pytest.raises(SystemExit) as ended:
     stop.act(make_position(5, recent=[1]))
   assert ended.value.code == signals.EXIT_CODE == 75
-  assert checkpoints.saved == [(5, [1])]
+  assert checkpoints.saved == [(5, [1])] and checkpoints.is_complete
   assert "stopped after step 5 of 6, which is saved" in capfd.readouterr().err
 
 

@@ -301,7 +301,10 @@ def test_a_hub_name_downloads_what_is_needed(clip_folder, monkeypatch, tensors):
   monkeypatch.setattr(
     huggingface_hub.HfApi,
     "list_repo_files",
-    lambda self, name, revision: [tensors, "pytorch_model.bin", "tf_model.h5"],
+    lambda self, name, revision: [
+      *("config.json", "vocab.json", "merges.txt", tensors),
+      *("pytorch_model.bin", "tf_model.h5"),
+    ],
   )
   monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
   weights.load_clip("some/clip", revision="v1")

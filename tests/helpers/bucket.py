@@ -1,0 +1,128 @@
+"""A server of Google Cloud Storage's protocol in this process, with faults."""
+
+import contextlib
+import functools
+import io
+import json
+import re
+import threading
+from http import server as http
+from urllib import parse
+
+from gcp_storage_emulator.exceptions import NotFound
+from gcp_storage_emulator.handlers import buckets
+from gcp_storage_emulator.server import RequestHandler
+from gcp_storage_emulator.storage import Storage
+
+BUCKET = "made-bucket"
+
+
+class _Handler(RequestHandler):
+  """The emulator's, with faults and with the generations that it leaves out."""
+
+  def __init__(self, served, *args):
+    self._served, self._generation = served, None
+    super().__init__(served.storage, *args)
+
+  def _handle(self, route):
+    length = int(self.headers.get("Content-Length") or 0)
+    body = self.rfile.read(length)
+    self.rfile = io.BytesIO(body)
+    status = self._served.fault(self.command, self.path, body)
+    if status is None:
+      status = self._check_generation(body)
+    if status is None:
+      self._served.requests.append((self.command, self.path))
+      route()
+      return
+    answer = {"error": {"code": status, "message": f"made: {status}"}}
+    content = b"" if status == 304 else json.dumps(answer).encode()
+    self.send_response(status)
+    self.send_header("Content-Length", str(len(content)))
+    self.end_headers()
+    self.wfile.write(content)
+
+  def _check_generation(self, body):
+    """The status of an error, if a condition of the request is not met."""
+    parts = parse.urlsplit(self.path)
+    query = {name: row[0] for name, row in parse.parse_qs(parts.query).items()}
+    bucket, _, name = parts.path.partition("/b/")[2].partition("/o")
+    name = parse.unquote(name.removeprefix("/")) or query.get("name")
+    if not name and query.get("uploadType") == "multipart":
+      name = json.loads(re.search(rb'\{"name".*?\}', body)[0])["name"]
+    try:
+      now = self.storage.get_file_obj(bucket, name)["generation"]
+    except NotFound:
+      now = "0"
+    self._generation = now if query.get("alt") == "media" else None
+    if query.get("ifGenerationMatch", now) != now:
+      return 412
+    return 304 if query.get("ifGenerationNotMatch") == now != "0" else None
+
+  def end_headers(self):
+    if self._generation:
+      self.send_header("x-goog-generation", self._generation)
+    super().end_headers()
+
+  def do_GET(self):
+    self._handle(super().do_GET)
+
+  def do_POST(self):
+    self._handle(super().do_POST)
+
+  def do_PUT(self):
+    self._handle(super().do_PUT)
+
+  def do_DELETE(self):
+    self._handle(super().do_DELETE)
+
+  def do_PATCH(self):
+    self._handle(super().do_PATCH)
+
+
+class Server:
+  """Serves one bucket from memory.
+
+  Attributes:
+    url: of the server.
+    requests: methods and paths of those that were answered as asked.
+    fault: from method, path and body to the status of an error, or None.
+  """
+
+  def __init__(self):
+    self.storage = Storage(use_memory_fs=True)
+    buckets.create_bucket(BUCKET, self.storage)
+    self.requests = []
+    self.fault = lambda method, path, body: None
+    self._port = 0
+    self.start()
+    self.url = f"http://127.0.0.1:{self._port}"
+
+  def start(self):
+    """Also after `stop`, at the same port and with the same files."""
+    handler = functools.partial(_Handler, self)
+    self._server = http.HTTPServer(("127.0.0.1", self._port), handler)
+    self._port = self._server.server_port
+    threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+  def stop(self):
+    self._server.shutdown()
+    self._server.server_close()
+
+  @contextlib.contextmanager
+  def failing(self, status, methods=("GET", "POST", "PUT", "DELETE"), text=""):
+    """Answers some requests with an error."""
+    self.fault = lambda method, path, body: (
+      status if method in methods and text in path else None
+    )
+    try:
+      yield
+    finally:
+      self.fault = lambda method, path, body: None
+
+  def environment(self):
+    """Variables by which clients find it."""
+    return {
+      "STORAGE_EMULATOR_HOST": self.url,
+      "TENSORSTORE_GCS_HTTP_URL": self.url,
+    }
