@@ -70,7 +70,7 @@ def write(
   """
   mode = "create" if must_be_new else "overwrite"
   with _system_errors(address, is_writing=True) as (files, name):
-    files.pipe_file(name, content, mode=mode)
+    files.pipe_file(name, content, mode=mode, **_checked(name))
 
 
 def upload(path: pathlib.Path, address: str | os.PathLike) -> None:
@@ -80,7 +80,7 @@ def upload(path: pathlib.Path, address: str | os.PathLike) -> None:
     OSError: it cannot be written.
   """
   with _system_errors(address, is_writing=True) as (files, name):
-    files.put_file(str(path), name)
+    files.put_file(str(path), name, **_checked(name))
 
 
 def download(
@@ -179,6 +179,11 @@ def delete(address: str | os.PathLike) -> None:
   with _system_errors(address, is_writing=True) as (files, name):
     with contextlib.suppress(FileNotFoundError):
       files.rm(name, recursive=True)
+
+
+def _checked(address):
+  """Asks gcsfs to compare what has arrived; others do so by themselves."""
+  return {"consistency": "md5"} if address.startswith("gs:") else {}
 
 
 @functools.cache

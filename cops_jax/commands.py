@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import re
 import sys
+import threading
 from collections.abc import Callable, Sequence
 
 from cops_jax.errors import (
@@ -17,6 +18,7 @@ from cops_jax.errors import (
   shorten,
 )
 
+_EXIT_SECONDS = 20
 _ADVICE = {
   MissingRunError: "Train first: python train.py --config=... --workdir={}",
   DamagedRunError: (
@@ -38,6 +40,13 @@ def add_allow_other_clip(parser: argparse.ArgumentParser) -> None:
     action="store_true",
     help="accept other CLIP weights than the run's own",
   )
+
+
+def _end_soon():
+  """Ends the process even if threads wait for a server that has gone."""
+  ending = threading.Timer(_EXIT_SECONDS, os._exit, [1])
+  ending.daemon = True
+  ending.start()
 
 
 def command_line(
@@ -63,6 +72,8 @@ def command_line(
       sys.stdout.flush()
       return status
     except InputError as error:
+      if arguments is None:
+        _end_soon()
       sys.exit(f"error: {describe(error)}")
     except KeyboardInterrupt:
       print("interrupted", file=sys.stderr, flush=True)

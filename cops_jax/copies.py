@@ -15,7 +15,6 @@ from concurrent.futures import ThreadPoolExecutor
 from cops_jax import buckets
 from cops_jax.errors import InputError
 from cops_jax.files import find_files, write_file
-from cops_jax.paths import AnyPath
 from cops_jax.progress import Progress
 
 _logger = logging.getLogger(__name__)
@@ -174,7 +173,9 @@ class _Copy:
 
 
 def send(
-  folder: pathlib.Path, address: AnyPath, last: Sequence[str] = ()
+  folder: pathlib.Path,
+  address: str | os.PathLike,
+  last: Sequence[str] = (),
 ) -> None:
   """Copies all files of a local folder into a bucket.
 
@@ -189,7 +190,7 @@ def send(
   names = find_files(folder)
 
   def upload(name):
-    buckets.upload(folder / name, address / name)
+    buckets.upload(folder / name, f"{os.fspath(address)}/{name}")
 
   with ThreadPoolExecutor(_NUM_THREADS) as pool:
     list(pool.map(upload, [name for name in names if name not in last]))

@@ -2,14 +2,12 @@
 
 import base64
 import concurrent.futures
-import logging
 import time
 
 import pytest
 
 from cops_jax import buckets, files
 from cops_jax.errors import InputError, WriteError
-from helpers.bucket import BUCKET
 
 
 def test_files(bucket, tmp_path):
@@ -18,6 +16,10 @@ def test_files(bucket, tmp_path):
   for content in (b"one", "tv\xe5"):
     files.write_file(address, content)
   assert files.read_file(address) == "två".encode()
+  for content in (b"", b"\r", b"a\n", b"--==0==--\n\r\n", bytes(range(256))):
+    files.write_file(f"{bucket}/bytes", content)
+    assert files.read_file(f"{bucket}/bytes") == content
+  files.delete(f"{bucket}/bytes")
   assert files.exists(address) and files.is_file(address)
   assert files.exists(f"{bucket}/a folder")
   assert not files.is_file(f"{bucket}/a folder")
@@ -79,15 +81,24 @@ def test_a_short_outage_is_waited_for(server, bucket):
   assert left[0] < 0 and time.monotonic() - began > 1
 
 
+def test_what_arrives_changed_is_an_error(server, bucket):
+  server.change = lambda content: content[:-1]
+  with pytest.raises(WriteError, match="MD5 checksum failed"):
+    files.write_file(f"{bucket}/a", "text")
+
+
 @pytest.mark.parametrize(
-  "status, reason", ((401, "there are no credentials"), (403, "may not do that"))
+  "status, reason", ((401, "there are no credentials"), (403, "may not do"))
 )
-def test_what_is_not_allowed_is_one_sentence(server, bucket, status, reason, caplog):
+def test_what_is_not_allowed_is_one_sentence(
+  server, bucket, status, reason, caplog
+):
+  looks = (files.read_file, files.exists, files.is_file, files.find_files)
   files.write_file(f"{bucket}/a", "text")
   with server.failing(status):
-    with pytest.raises(WriteError, match=f"{bucket}/b cannot be written: .*{reason}"):
+    with pytest.raises(WriteError, match=f"/b cannot be written: .*{reason}"):
       files.write_file(f"{bucket}/b", "x")
-    for look in (files.read_file, files.exists, files.is_file, files.find_files):
+    for look in looks:
       with pytest.raises(OSError, match=reason):
         look(f"{bucket}/a")
   assert not caplog.records

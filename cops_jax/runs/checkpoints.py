@@ -6,6 +6,8 @@ import contextlib
 import logging
 import os
 import re
+import threading
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -33,6 +35,8 @@ _logger = logging.getLogger(__name__)
 _PARTIAL, _DAMAGED = ".partial", ".damaged"
 # Until a save that makes no progress, as its disk or bucket has gone, fails.
 _SAVE_SECONDS = 300
+# That a run which ends with an error waits for a save under way.
+_LAST_SECONDS = 60
 
 
 def find_steps(workdir: str | os.PathLike) -> list[int]:
@@ -127,7 +131,8 @@ class Checkpoints:
         " path or gs://BUCKET/PATH"
       )
     if num_kept is not None:
-      # What Orbax logs of errors, several tracebacks, it raises too.
+      # What Orbax logs of errors, several tracebacks, it raises too. Its
+      # threads go on logging them until the process ends.
       absl_logging.set_verbosity(absl_logging.FATAL)
       self._begin_writing()
     self._checkpointer = ocp.AsyncCheckpointer(
@@ -137,7 +142,11 @@ class Checkpoints:
         opt_state=ocp.StandardCheckpointHandler(),
         recent_terms=ocp.JsonCheckpointHandler(),
       ),
-      timeout_secs=_SAVE_SECONDS,
+      async_options=ocp.AsyncOptions(
+        timeout_secs=_SAVE_SECONDS,
+        # Else what fails there is waited for by Orbax's other threads.
+        create_directories_asynchronously=False,
+      ),
       temporary_path_class=_completed_by(
         self._complete, is_address(self._directory)
       ),
@@ -147,15 +156,21 @@ class Checkpoints:
     return self
 
   def __exit__(self, kind, *_) -> None:
-    try:
+    if kind is None:
       self.wait()
       self._checkpointer.close()
-    except InputError as error:
-      if kind is None:
-        raise
-      _logger.error("%s", error)  # What ends the run is another error.
-    finally:
       absl_logging.set_verbosity(self._verbosity)
+    elif self._saving is not None:
+      # It may be what ends the run that nothing can be written any more.
+      ending = threading.Thread(target=self._wait_after_error, daemon=True)
+      ending.start()
+      ending.join(_LAST_SECONDS)
+
+  def _wait_after_error(self):
+    try:
+      self.wait()
+    except InputError as error:
+      _logger.error("%s", error)
 
   def latest_step(self) -> int | None:
     """Steps taken by the newest checkpoint, unverified; None without any."""
@@ -311,11 +326,18 @@ class Checkpoints:
 
   def _not_written(self, step, error):
     self._saving = None
-    with contextlib.suppress(OSError, InputError):
-      self._delete_partial()
+    # Of Orbax's threads; Python says so when the process ends.
+    warnings.filterwarnings("ignore", "coroutine .* was never", RuntimeWarning)
+    advice = (
+      "Older ones are as before. The same command goes on from the newest."
+    )
+    if not is_address(self._directory):  # Which may not answer for long.
+      with contextlib.suppress(OSError):
+        self._delete_partial()
+      advice = self._describe_newest()
     return InputError(
       f"checkpoint {step} cannot be written in {self._directory}:"
-      f" {_reason(error)}. {self._describe_newest()}"
+      f" {_reason(error)}. {advice}"
     )
 
   def _partial(self, step):

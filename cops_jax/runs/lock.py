@@ -51,7 +51,7 @@ def _facts():
 
 
 def _acquire_lease(workdir, purpose):
-  lock = lease.Lease(workdir / f".{purpose}.lock", _facts())
+  lock = lease.Lease(workdir / f".{purpose}.lease", _facts())
   try:
     lock.acquire()
   except InputError as error:

@@ -89,6 +89,11 @@ def test_missing_checkpoint_is_reported(tmp_path):
       saved.restore_params({"a": jnp.zeros(3)})
 
 
+def test_object_storage_that_orbax_does_not_know():
+  with pytest.raises(InputError, match="no checkpoints in s3:// buckets"):
+    Checkpoints("s3://bucket/run")
+
+
 def test_checkpoint_of_another_size_is_refused(tmp_path):
   with Checkpoints(tmp_path, num_kept=1) as saved:
     saved.save(1, {"a": jnp.zeros(3)}, {"count": jnp.int32(1)})

@@ -42,7 +42,7 @@ def test_each_example_is_tried_alone(tmp_path, bad, expected):
     def __init__(self):
       pass
 
-    def act(self, position):
+    def finish(self, position):
       saved.append(position)
 
   position = hooks.Position(4, steps.TrainState(np.int32(3), {}, (), False))

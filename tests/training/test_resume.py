@@ -12,12 +12,11 @@ import shutil
 import signal
 import time
 
-import jax
-import orbax.checkpoint as ocp
 import pytest
 
 from cops_jax.runs.checkpoints import find_damage, find_steps
 from cops_jax.runs.metrics_log import read_metrics
+from helpers.checkpoints import leaves
 from helpers.cluster import end_cluster, start_cluster
 from helpers.scripts import Program, run, start_afresh
 
@@ -46,21 +45,6 @@ def assert_same_run(workdir, whole):
   for item in ("params", "opt_state"):
     assert leaves(workdir, step, item) == leaves(whole, step, item)
   assert not any(find_damage(workdir).values())
-
-
-def leaves(workdir, step, item):
-  """Arrays of a checkpoint as bytes; Orbax's files have random names."""
-  path = workdir / "checkpoints" / str(step) / item
-  here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  with ocp.StandardCheckpointer() as checkpointer:
-    shapes = jax.tree.map(
-      lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
-      checkpointer.metadata(path).item_metadata.tree,
-    )
-    tree = jax.device_get(checkpointer.restore(path, shapes))
-  found = [leaf.tobytes() for leaf in jax.tree.leaves(tree)]
-  assert sum(map(len, found)) > 10_000
-  return found
 
 
 def test_a_stopped_and_killed_run_ends_as_an_uninterrupted_one(
