@@ -3,6 +3,7 @@
 import math
 import os
 import re
+import shlex
 import signal
 import subprocess
 
@@ -217,3 +218,25 @@ def test_gke_manifest():
   assert int(values["config.train.batch_size"]) % num_chips == 0
   assert values["workdir"].startswith("gs://BUCKET/")
   assert values["config.data_dir"].startswith("gs://BUCKET/")
+
+
+def test_commands_of_the_documents():
+  """Each that calls a script here is one that the script takes."""
+  text = (ROOT / "docs/scaling.md").read_text()
+  blocks = re.findall(r"^```\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+  lines = "".join(blocks).replace("\\\n", "").splitlines()
+  seen = set()
+  for line in lines:
+    words = shlex.split(line)
+    names = [word for word in words if word.startswith("tools/launch/")]
+    if names and names[0].endswith(".sh"):
+      command = words[words.index(names[0]) + 1 :]
+      done = subprocess.run(
+        ["bash", ROOT / names[0], "--dry_run", *command], capture_output=True
+      )
+      assert done.returncode == 0, done.stderr
+      seen.add(names[0])
+    for name in names:
+      assert (ROOT / name).exists()
+  scripts = ("restart", "slurm", "tpu")
+  assert seen == {f"tools/launch/{name}.sh" for name in scripts}
