@@ -18,7 +18,14 @@ from importlib import metadata
 
 import jax
 
-from benchmarks import evaluation, input_pipeline, metrics, startup, training
+from benchmarks import (
+  evaluation,
+  input_pipeline,
+  metrics,
+  saving,
+  startup,
+  training,
+)
 from benchmarks.timing import Row
 from cops_jax.tables import align
 
@@ -26,6 +33,7 @@ _SECTIONS = {
   "startup": startup.rows,
   "evaluation": evaluation.rows,
   "training": training.rows,
+  "saving": saving.rows,
   "input pipeline": input_pipeline.rows,
   "metrics": metrics.rows,
 }

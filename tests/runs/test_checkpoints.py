@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -52,6 +53,22 @@ def test_round_trip(tmp_path):
     np.testing.assert_array_equal(restored["b"]["c"], params["b"]["c"])
   kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
   assert kept == ["2", "3"]
+
+
+def test_memory_is_used_again_while_it_is_saved(tmp_path):
+  """As by a training step, which takes over its state's."""
+  update = jax.jit(
+    lambda tree: jax.tree.map(jnp.negative, tree), donate_argnums=0
+  )
+  params = {str(index): jnp.full(300_000, 1.0 + index) for index in range(9)}
+  with Checkpoints(tmp_path, num_kept=1) as saved:
+    saved.save(1, params, OPT_STATE)
+    for _ in range(9):
+      params = update(params)
+  with Checkpoints(tmp_path) as saved:
+    restored = saved.restore_params(params)[1]
+  for index in range(9):
+    assert (restored[str(index)] == 1.0 + index).all()
 
 
 RESTORE_ON_ONE_DEVICE = """
