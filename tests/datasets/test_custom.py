@@ -85,14 +85,14 @@ def test_what_is_left_out_is_said(tmp_path, caplog, monkeypatch):
 
 def test_a_folder_that_cannot_be_read_is_reported(tmp_path, monkeypatch):
   tree = plates(tmp_path / "plates")
-  real = pathlib.Path.iterdir
+  real = os.scandir
 
-  def iterdir(path):
-    if path.name == "dent":
+  def scandir(path):
+    if os.path.basename(path) == "dent":
       raise PermissionError(errno.EACCES, "Permission denied", str(path))
     return real(path)
 
-  monkeypatch.setattr(pathlib.Path, "iterdir", iterdir)
+  monkeypatch.setattr(os, "scandir", scandir)
   with pytest.raises(InputError, match="dent cannot be read: Permission"):
     datasets.load(f"folder:{tree.root}", "test")
 
