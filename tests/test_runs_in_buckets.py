@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import random
 import shutil
 import signal
 import time
@@ -255,3 +256,25 @@ def test_data_that_a_bucket_lacks_are_prepared_and_sent(bucket, monkeypatch):
   flip(f"{folder}/{record}")
   with pytest.raises(InputError, match="'demo_unseen' is damaged at record"):
     datasets.load("demo_unseen", "test", data_dir)
+
+
+@pytest.mark.soak
+def test_a_run_in_a_bucket_killed_at_random(in_bucket, bucket, trained):
+  """At any time, twelve times; between, until it is finished."""
+  workdir, num_killed, num_finished = f"{bucket}/run", 0, 0
+  train = ("train.py", *in_bucket, f"--workdir={workdir}")
+  while num_killed < 12:
+    process = Program(*train)
+    time.sleep(random.uniform(2, 12))
+    process.kill()
+    process.communicate()
+    print(process.returncode, flush=True)
+    num_killed += process.returncode == -signal.SIGKILL
+    if process.returncode == 0:
+      assert_same_training(workdir, trained[0])
+      files.delete(workdir)
+      num_finished += 1
+  code, _, err = run(*train)
+  assert code == 0, err
+  assert_same_training(workdir, trained[0])
+  print(num_killed, "killed;", num_finished, "finished before")

@@ -4,7 +4,6 @@ import errno
 import json
 import logging
 import os
-import pathlib
 import shutil
 
 import pytest
