@@ -13,9 +13,11 @@ import math
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+from cops_jax import methods
 from cops_jax.errors import InputError
 from cops_jax.losses import RECONSTRUCTIONS
 from cops_jax.metrics import PIXEL_METRICS_MODES
+from cops_jax.models.anomalyclip import DEEP_PROMPT_CASTS
 from cops_jax.models.attention import IMPLEMENTATIONS
 from cops_jax.models.prompts import PROTOTYPE_INJECTIONS
 
@@ -81,6 +83,11 @@ def _one_of(choices: Collection[str]):
   )
 
 
+def _a_method(value, config, clip):
+  names = methods.names()
+  return "" if value in names else f"one of {', '.join(names)}"
+
+
 def _a_seed(value, config, clip):
   return "" if 0 <= value < 2**32 else "from 0 to 2**32 - 1"
 
@@ -129,22 +136,20 @@ def _divides_the_width(value, config, clip):
   return "" if is_good else f"a divisor of the joint width {width}"
 
 
+_KINDS_OF_WORDS = ("context", "state", "category")
+
+
 def _num_words(config):
-  model = config.model
-  return sum(
-    max(number, 0)  # Those below have an error of their own.
-    for number in (
-      model.num_context_words,
-      model.num_state_words,
-      model.num_category_words,
-    )
-  )
+  fields = {f"model.num_{kind}_words" for kind in _KINDS_OF_WORDS}
+  fields -= methods.unread_fields(config.method)
+  # Those below 0 have an error of their own.
+  return sum(max(config[field], 0) for field in fields)
 
 
 def _leaves_words(value, config, clip):
   if _num_words(config):
     return ""
-  return "at least 1 where there are neither state nor category words"
+  return "at least 1 where there are no other words"
 
 
 def _text_layers(value, config, clip):
@@ -158,6 +163,13 @@ def _learned_words(value, config, clip):
 
 
 FIELDS = {
+  "method": Field(
+    "cops",
+    "What is trained and how images are scored: a module of cops_jax.methods,"
+    " whose FIELDS names the fields below that not every method reads.",
+    Role.TRAINING | Role.RESULTS,
+    (_a_method,),
+  ),
   "seed": Field(
     0,
     "Seed of everything random: initial parameters, order, noise.",
@@ -329,6 +341,13 @@ FIELDS = {
     ' in the authors\' released code; "matched", its own, as in the paper.',
     Role.TRAINING | Role.RESULTS,
     (_one_of(PROTOTYPE_INJECTIONS),),
+  ),
+  "model.deep_prompt_cast": Field(
+    "float16",
+    'Type that deep prompts and their gradients are rounded to: "float16", as'
+    ' AnomalyCLIP\'s released code does, or "none".',
+    Role.TRAINING | Role.RESULTS,
+    (_one_of(DEEP_PROMPT_CASTS),),
   ),
   "model.temperature": Field(
     0.07,
@@ -622,7 +641,8 @@ def check_values(config: Any, clip: Any) -> None:
 
   Raises:
     InputError: a field is absent, or its value does not fit CLIP or another
-      field.
+      field, or the method does not read it and it has another value than its
+      default.
   """
   values = flatten(config.to_dict())
   missing = FIELDS.keys() - values.keys()
@@ -631,7 +651,17 @@ def check_values(config: Any, clip: Any) -> None:
       f"the config lacks {', '.join(sorted(missing))}: begin with"
       " cops_jax.config.default(), which has every field"
     )
+  unread = set()
+  if config.method in methods.names():  # Otherwise its own check fails first.
+    unread = methods.unread_fields(config.method)
   for name, field in FIELDS.items():
+    if name in unread:
+      if values[name] != field.default:
+        raise InputError(
+          f"config.{name} is {values[name]!r}, and the method"
+          f" {config.method!r} does not read it: leave it at {field.default!r}"
+        )
+      continue
     for check in field.checks:
       expected = check(values[name], config, clip)
       if expected:

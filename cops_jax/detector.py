@@ -36,7 +36,8 @@ from cops_jax.typing import Float, Integer
 
 # The model's modules are imported where they are used: transformers takes long.
 if TYPE_CHECKING:
-  from cops_jax.models.cops import CoPS
+  import flax.linen as nn
+
   from cops_jax.weights.clip import PretrainedCLIP
 
 _logger = logging.getLogger(__name__)
@@ -84,19 +85,22 @@ class Detection:
 
 
 def make_detect_step(
-  config: Any, model: CoPS, mesh: jax.sharding.Mesh, clip_shardings: Any = None
+  config: Any,
+  model: nn.Module,
+  mesh: jax.sharding.Mesh,
+  clip_shardings: Any = None,
 ) -> Callable[[Any, Any, jax.Array], dict[str, jax.Array]]:
   """Compiles the step from images alone to their scores and maps.
 
   Args:
     config: a ConfigDict with the fields of `cops_jax.config`.
-    model: CoPS.
+    model: of the config's method.
     mesh: to split batches over.
-    clip_shardings: see `make_predict_step`.
+    clip_shardings: see `make_configured_step`.
 
   Returns:
     `step(trainable, clip_params, images)`, of uint8 (b, h, w, 3); gives what
-    `make_predict_step`'s does.
+    `make_configured_step`'s does.
   """
   from cops_jax.evaluation.step import make_configured_step
 
@@ -220,9 +224,13 @@ class AnomalyDetector:
 
   @classmethod
   def _load(cls, prompts, config, record, allow_other_clip, thresholds):
-    from cops_jax.models.cops import trainable_shapes
     from cops_jax.runs.record import check_clip
-    from cops_jax.weights import build_model, clip_of, settle_dtype
+    from cops_jax.weights import (
+      build_model,
+      clip_of,
+      settle_dtype,
+      trainable_shapes,
+    )
     from cops_jax.weights.prompts import load_prompts
 
     keep_compiled_programs(config)
@@ -232,8 +240,8 @@ class AnomalyDetector:
       check_clip(record, clip.sha256, str(prompts), allow_other_clip)
     model = build_model(config, clip)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    template = trainable_shapes(model, device)
-    trainable, _ = load_prompts(prompts, template)
+    template = trainable_shapes(config, model, clip, device)
+    trainable, _ = load_prompts(prompts, template, config.method)
     return cls(config, trainable, clip, thresholds)
 
   @property

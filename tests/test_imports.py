@@ -12,6 +12,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 LAYERS = (
   ("", "typing", "digests", "errors", "files", "progress", "tables"),
   ("models", "losses", "scoring", "metrics", "images", "datasets"),
+  ("methods",),
   ("config", "runs", "runtime"),
   ("inputs", "weights"),
   ("evaluation",),

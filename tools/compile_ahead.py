@@ -36,7 +36,6 @@ from cops_jax.errors import InputError, shorten
 from cops_jax.evaluation.step import make_configured_step
 from cops_jax.models.attention import padded_length
 from cops_jax.models.clip import cast_matrices
-from cops_jax.models.cops import trainable_shapes
 from cops_jax.models.flops import PEAK_TERA_FLOPS
 from cops_jax.progress import show_messages
 from cops_jax.runtime.mesh import (
@@ -51,7 +50,12 @@ from cops_jax.training.step import (
   make_optimizer,
   make_train_step,
 )
-from cops_jax.weights import PretrainedCLIP, build_model, load_clip
+from cops_jax.weights import (
+  PretrainedCLIP,
+  build_model,
+  load_clip,
+  trainable_shapes,
+)
 from cops_jax.weights.clip import OPENAI_TOKENS
 from cops_jax.weights.clip_names import clip_param_shapes
 
@@ -189,25 +193,20 @@ def compile_steps(
   shardings = clip_shardings(clip_params, mesh, config.clip.split_over_devices)
   clip_params = placed(clip_params, shardings)
   optimizer = make_optimizer(config.train, num_steps=1)
+  trainable = trainable_shapes(config, model, clip, replicated)
   state = placed(
-    jax.eval_shape(lambda: create_train_state(model, optimizer, config.seed)),
+    jax.eval_shape(
+      lambda params: create_train_state(params, optimizer), trainable
+    ),
     replicated,
   )
-  train_step = make_train_step(
-    model,
-    optimizer,
-    mesh,
-    seed=config.seed,
-    reconstruction=config.train.reconstruction,
-    clip_shardings=shardings,
-  )
+  train_step = make_train_step(config, model, optimizer, mesh, shardings)
   predict_step = make_configured_step(config, model, mesh, shardings)
   number = images_per_chip * mesh.size
   fields = {
     name: shape((number, *rest), dtype, split)
     for name, (rest, dtype) in _batch_shapes(config, model).items()
   }
-  trainable = trainable_shapes(model, replicated)
   for name, step, first, names in (
     ("training", train_step, state, ("image", *_TRAINING)),
     ("training, cached features", train_step, state, (*_FEATURES, *_TRAINING)),

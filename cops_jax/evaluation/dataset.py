@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 from jax.sharding import Mesh, Sharding
@@ -27,7 +28,6 @@ from cops_jax.images.maps import MapWriter
 from cops_jax.inputs import pipeline
 from cops_jax.inputs.configured import features_of
 from cops_jax.inputs.feature_files import FeatureCache
-from cops_jax.models.cops import CoPS
 from cops_jax.progress import Progress
 from cops_jax.runtime import watch
 from cops_jax.runtime.mesh import (
@@ -71,7 +71,7 @@ class DatasetEvaluator:
   def __init__(
     self,
     config: Any,
-    model: CoPS,
+    model: nn.Module,
     clip: PretrainedCLIP,
     mesh: Mesh,
     shardings: Sharding | Mapping[str, Any],
@@ -80,7 +80,7 @@ class DatasetEvaluator:
 
     Args:
       config: a ConfigDict with the fields of `cops_jax.config`.
-      model: CoPS.
+      model: of the config's method.
       clip: that it is built on.
       mesh: to split batches over.
       shardings: see `mesh.clip_shardings`.
@@ -174,7 +174,7 @@ def evaluate_dataset(
 
   Args:
     examples: from `cops_jax.datasets.load`.
-    predict: from a sharded batch to `make_predict_step`'s outputs.
+    predict: from a sharded batch to `make_configured_step`'s outputs.
     mesh: that `predict` was compiled for.
     options: how to do it.
     name: the data set's.

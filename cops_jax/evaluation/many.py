@@ -23,7 +23,6 @@ from cops_jax.evaluation.dataset import DatasetEvaluator
 from cops_jax.files import seal, unseal, write_file
 from cops_jax.images.maps import map_file_names
 from cops_jax.inputs.configured import load_examples
-from cops_jax.models.cops import trainable_shapes
 from cops_jax.runs import lock
 from cops_jax.runs.record import check_clip, check_config
 from cops_jax.runtime.compilation import keep_compiled_programs
@@ -39,6 +38,7 @@ from cops_jax.weights import (
   place_clip,
   prompts,
   settle_dtype,
+  trainable_shapes,
 )
 
 _logger = logging.getLogger(__name__)
@@ -126,8 +126,10 @@ class _Evaluation:
     clip = _load_checked_clip(config, record, checkpoint, allow_other_clip)
     model = build_model(config, clip)
     mesh = make_mesh()
-    template = trainable_shapes(model, replicated_sharding(mesh))
-    trainable, source = prompts.load_prompts(checkpoint, template)
+    template = trainable_shapes(config, model, clip, replicated_sharding(mesh))
+    trainable, source = prompts.load_prompts(
+      checkpoint, template, config.method
+    )
     self.provenance = {
       "version": __version__,
       "checkpoint": source,
@@ -206,6 +208,7 @@ def _load_checked_clip(config, record, checkpoint, allow_other_clip):
   if record is None:
     _logger.warning("%s does not say which CLIP it was trained on", checkpoint)
     return clip_of(config)
+  prompts.require_method(record, config.method, checkpoint)
   check_config(record, config.to_dict(), ("clip", "model"), str(checkpoint))
   clip = clip_of(config)
   check_clip(record, clip.sha256, str(checkpoint), allow_other_clip)

@@ -24,6 +24,7 @@ from cops_jax.weights.model import (
   clip_of,
   place_clip,
   settle_dtype,
+  trainable_shapes,
 )
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
   "place_clip",
   "save_clip",
   "settle_dtype",
+  "trainable_shapes",
 ]
 
 

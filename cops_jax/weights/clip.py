@@ -32,12 +32,15 @@ class PromptTokens:
   """Token ids around the learned words of a prompt, in CLIP's vocabulary."""
 
   start: int
+  damaged: tuple[int, ...]  # The word "damaged": one token in CLIP's own.
   object: int  # The word "object".
   period: int
   end: int
 
 
-OPENAI_TOKENS = PromptTokens(start=49406, object=14115, period=269, end=49407)
+OPENAI_TOKENS = PromptTokens(
+  start=49406, damaged=(13568,), object=14115, period=269, end=49407
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,13 +188,14 @@ def _prompt_tokens(folder: pathlib.Path) -> PromptTokens:
     vocab_file=str(_existing(folder / "vocab.json")),
     merges_file=str(_existing(folder / "merges.txt")),
   )
+  start, *damaged, end = tokenizer("damaged").input_ids
   ids = tokenizer("object .").input_ids
   if len(ids) != 4:
     raise InputError(
       f"the tokenizer in {folder} must know the word 'object' and the full stop"
       f" as one token each, between a start and an end token; it gives {ids}"
     )
-  return PromptTokens(*ids)
+  return PromptTokens(start, tuple(damaged), ids[1], ids[2], end)
 
 
 def save_clip(
