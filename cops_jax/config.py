@@ -502,6 +502,13 @@ _KINDS = {
   tuple: "list",
 }
 
+_ANOMALYCLIP = {
+  "method": "anomalyclip",
+  "clip.dtype": "float32",
+  "model.num_value_layers": 19,
+  "model.num_context_words": 12,
+  "train.num_epochs": 15,
+}
 # What differs from the defaults, by name.
 RECIPES = {
   "visa": {},
@@ -513,6 +520,16 @@ RECIPES = {
     "evaluation.datasets": ("visa",),
     "evaluation.alpha": 0.35,
     "evaluation.beta": 1.0,
+  },
+  "anomalyclip_visa": {
+    **_ANOMALYCLIP,
+    "train.dataset": "visa",
+    "evaluation.datasets": ("mvtec_ad",),
+  },
+  "anomalyclip_mvtec": {
+    **_ANOMALYCLIP,
+    "train.dataset": "mvtec_ad",
+    "evaluation.datasets": ("visa",),
   },
   "demo": {
     "clip.weights": "demo",

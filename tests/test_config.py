@@ -333,6 +333,25 @@ def _fields(config):
   ]
 
 
+def test_anomalyclips_recipes():
+  for name, dataset in (
+    ("anomalyclip_visa", "visa"),
+    ("anomalyclip_mvtec", "mvtec_ad"),
+  ):
+    config = configuration.recipe(name)
+    configuration.check_values(config, LARGE_CLIP)
+    model, train = config.model, config.train
+    assert (train.dataset, train.num_epochs, train.batch_size) == (
+      dataset,
+      15,
+      8,
+    )
+    assert (train.learning_rate, train.b1, train.b2) == (1e-3, 0.5, 0.999)
+    assert (model.feature_layers, model.num_value_layers) == ((24,), 19)
+    assert (model.num_context_words, model.deep_prompt_depth) == (12, 8)
+    assert dataset not in config.evaluation.datasets
+
+
 def test_published_recipes():
   """Window, alpha, beta, epochs and reconstruction of the paper's code."""
   rows = {

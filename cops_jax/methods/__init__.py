@@ -30,6 +30,7 @@ class Method(Protocol):
   `features` what `encoding.encode_batch` gives.
 
   Attributes:
+    TITLE: what people call it.
     FIELDS: of the config, those that it reads and not every method does. The
       others of these must have their defaults.
     NEEDS_MASKS: whether its losses read whole masks, uint8 (b, h, w), under
@@ -38,6 +39,7 @@ class Method(Protocol):
       `scoring.upsampling_matrix`.
   """
 
+  TITLE: str
   FIELDS: Collection[str]
   NEEDS_MASKS: bool
   UPSAMPLING: str

@@ -11,6 +11,7 @@ from cops_jax import losses, scoring
 from cops_jax.models import anomalyclip
 from cops_jax.typing import Array, Float
 
+TITLE = "AnomalyCLIP"
 FIELDS = (
   "model.num_context_words",
   "model.deep_prompt_length",

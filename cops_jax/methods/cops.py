@@ -11,6 +11,7 @@ from cops_jax import losses, scoring
 from cops_jax.models import cops
 from cops_jax.typing import Array, Float
 
+TITLE = "CoPS"
 FIELDS = (
   "model.smoothing_window_patches",
   "model.num_heads",

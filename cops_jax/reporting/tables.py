@@ -30,7 +30,13 @@ SCHEMA_VERSION = 1
 def metric_title(name: str) -> str:
   """What a metric is called in tables: "image AUROC" for image_auroc."""
   level, _, rest = name.partition("_")
-  titles = {"auroc": "AUROC", "ap": "AP", "f1_max": "F1-max", "aupro": "AUPRO"}
+  titles = {
+    "auroc": "AUROC",
+    "ap": "AP",
+    "f1_max": "F1-max",
+    "aupro": "AUPRO",
+    "aupro_200": "AUPRO-200",
+  }
   return f"{level} {titles[rest]}"
 
 
