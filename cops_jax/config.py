@@ -509,6 +509,17 @@ _ANOMALYCLIP = {
   "model.num_context_words": 12,
   "train.num_epochs": 15,
 }
+_DEMO = {
+  "clip.weights": "demo",
+  "clip.dtype": "float32",
+  "feature_cache.dtype": "float32",
+  "model.image_size_pixels": 112,
+  "model.feature_layers": (5,),
+  "model.num_value_layers": 3,
+  "train.dataset": "demo_auxiliary",
+  "evaluation.datasets": ("demo_unseen",),
+  "evaluation.batch_size": 8,
+}
 # What differs from the defaults, by name.
 RECIPES = {
   "visa": {},
@@ -532,19 +543,17 @@ RECIPES = {
     "evaluation.datasets": ("visa",),
   },
   "demo": {
-    "clip.weights": "demo",
-    "clip.dtype": "float32",
-    "feature_cache.dtype": "float32",
-    "model.image_size_pixels": 112,
-    "model.feature_layers": (5,),
-    "model.num_value_layers": 3,
+    **_DEMO,
     "model.smoothing_window_patches": 1,
     "model.num_heads": 8,
     "model.deep_prompt_depth": 3,
-    "train.dataset": "demo_auxiliary",
-    "evaluation.datasets": ("demo_unseen",),
-    "evaluation.batch_size": 8,
     "evaluation.beta": 0.5,
+  },
+  "anomalyclip_demo": {
+    **_DEMO,
+    "method": "anomalyclip",
+    "model.num_context_words": 12,
+    "model.deep_prompt_depth": 3,
   },
 }
 

@@ -31,6 +31,7 @@ from jax.sharding import Mesh
 from ml_collections import config_flags
 
 from benchmarks import vit_l
+from cops_jax import methods
 from cops_jax.commands import command_line
 from cops_jax.errors import InputError, shorten
 from cops_jax.evaluation.step import make_configured_step
@@ -212,7 +213,7 @@ def compile_steps(
     ("training, cached features", train_step, state, (*_FEATURES, *_TRAINING)),
     ("evaluation", predict_step, trainable, ("image", "example_id")),
   ):
-    batch = {field: fields[field] for field in names}
+    batch = {field: fields[field] for field in names if field in fields}
     report = _compile(name, step, first, clip_params, batch)
     if "image" in batch:
       flops = report.flops + images_per_chip * _kernel_flops(
@@ -237,7 +238,7 @@ def _kernel_flops(model, side):
 
 
 _FEATURES = ("image_features", "patch_features")
-_TRAINING = ("mask_counts", "label", "example_id", "padding_mask")
+_TRAINING = ("mask_counts", "mask", "label", "example_id", "padding_mask")
 
 
 def _batch_shapes(config, model):
@@ -245,6 +246,9 @@ def _batch_shapes(config, model):
   side = config.model.image_size_pixels
   patches = (side // model.clip_config.vision_config.patch_size) ** 2
   width = model.clip_config.projection_dim
+  targets = {"mask_counts": ((patches,), np.int32)}
+  if methods.find(config.method).NEEDS_MASKS:
+    targets = {"mask": ((side, side), np.uint8)}
   return {
     "image": ((side, side, 3), np.uint8),
     "image_features": ((width,), jnp.bfloat16),
@@ -252,7 +256,7 @@ def _batch_shapes(config, model):
       (len(model.feature_layers), patches, width),
       jnp.bfloat16,
     ),
-    "mask_counts": ((patches,), np.int32),
+    **targets,
     "label": ((), np.int32),
     "example_id": ((), np.uint32),
     "padding_mask": ((), np.bool_),

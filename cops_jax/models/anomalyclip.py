@@ -24,10 +24,23 @@ DEEP_PROMPT_CASTS = ("float16", "none")
 _normal = nn.initializers.normal(0.02)
 
 
+@jax.custom_vjp
 def round_to_float16(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
   """Rounds values forward, and their gradient backward, to half precision."""
-  # Without the barrier XLA may drop the two casts as excess precision.
-  return jax.lax.optimization_barrier(x.astype(jnp.float16)).astype(x.dtype)
+  # Two casts XLA would drop as excess precision, and `reduce_precision` alone
+  # makes zeros of what is below half precision's normal range.
+  step = 2.0**-24
+  return jnp.where(
+    jnp.abs(x) < 2.0**-14,
+    jnp.round(x / step) * step,
+    jax.lax.reduce_precision(x, exponent_bits=5, mantissa_bits=10),
+  )
+
+
+round_to_float16.defvjp(
+  lambda x: (round_to_float16(x), None),
+  lambda _, gradient: (round_to_float16(gradient),),
+)
 
 
 class ObjectPrompts(nn.Module):
@@ -114,15 +127,17 @@ class AnomalyCLIP(nn.Module):
     features = []
     # One by one: they differ in length, and each has its own copy of the deep
     # prompts, whose gradients are rounded before they are added.
-    for own, tokens in zip(words, self.suffix_tokens, strict=True):
+    for state, tokens in enumerate(self.suffix_tokens):
       suffix = self.clip.embed_tokens(jnp.array(tokens))
       copy = deep_prompts
       if self.deep_prompt_cast == "float16":
         copy = round_to_float16(copy)
       features.append(
-        self.clip.encode_prompts([jnp.concatenate([prefix, own, suffix])], copy)
+        self.clip.encode_prompts(
+          [jnp.concatenate([prefix, words[state], suffix])[None]], copy
+        )
       )
-    return normalize(jnp.stack(features).astype(jnp.float32))
+    return normalize(jnp.concatenate(features).astype(jnp.float32))
 
   def __call__(
     self,

@@ -100,7 +100,9 @@ def train(
   """
   account = Account()
   keep_compiled_programs(config)
-  config = settle_dtype(config, find_record(workdir))
+  begun = find_record(workdir)
+  prompts.require_method(begun, config.method, workdir)
+  config = settle_dtype(config, begun)
   run = in_all_processes(_open_run, config, pathlib.Path(workdir), account)
   state = _initial_state(run, init_from, allow_other_clip)
   with lock.hold(run.workdir, "training"):
