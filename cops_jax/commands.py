@@ -1,4 +1,4 @@
-"""What commands share: a flag, and how they end."""
+"""What commands share: flags, and how they end."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from cops_jax.errors import (
   DamagedRunError,
@@ -16,6 +17,9 @@ from cops_jax.errors import (
   MissingRunError,
   shorten,
 )
+
+if TYPE_CHECKING:
+  from cops_jax.detector import AnomalyDetector
 
 _ADVICE = {
   MissingRunError: "Train first: python train.py --config=... --workdir={}",
@@ -37,6 +41,52 @@ def add_allow_other_clip(parser: argparse.ArgumentParser) -> None:
     "--allow_other_clip",
     action="store_true",
     help="accept other CLIP weights than the run's own",
+  )
+
+
+def add_detector(parser: argparse.ArgumentParser) -> None:
+  """Adds the flags of a run or, untrained, of a CLIP and texts."""
+  group = parser.add_mutually_exclusive_group()
+  group.add_argument("--workdir", help="of a training run")
+  group.add_argument(
+    "--clip",
+    help="use this CLIP with hand-written texts, without training: a Hugging"
+    ' Face name or folder, OpenAI\'s own .pt, or "demo"',
+  )
+  for name, example in (
+    ("normal", "a clean weld"),
+    ("anomalous", "a weld with a crack"),
+  ):
+    parser.add_argument(
+      f"--{name}",
+      action="append",
+      default=[],
+      metavar="TEXT",
+      help=f'with --clip, what is {name}, such as "{example}"; may be repeated',
+    )
+  add_allow_other_clip(parser)
+
+
+def load_detector(
+  options: argparse.Namespace, parser: argparse.ArgumentParser
+) -> AnomalyDetector | None:
+  """The detector that the flags of `add_detector` name; None without any.
+
+  Raises:
+    InputError: it cannot be loaded.
+  """
+  from cops_jax.detector import AnomalyDetector
+
+  if options.clip:
+    return AnomalyDetector.from_clip(
+      options.clip, normal=options.normal, anomalous=options.anomalous
+    )
+  if options.normal or options.anomalous:
+    parser.error("--normal and --anomalous need --clip")
+  if not options.workdir:
+    return None
+  return AnomalyDetector.from_workdir(
+    options.workdir, allow_other_clip=options.allow_other_clip
   )
 
 

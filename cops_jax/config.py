@@ -349,6 +349,27 @@ FIELDS = {
     Role.TRAINING | Role.RESULTS,
     (_one_of(DEEP_PROMPT_CASTS),),
   ),
+  "model.texts": Field(
+    "photos",
+    "Hand-written texts of the prompt ensemble: a file, or one of this project"
+    ' by its name: "photos" or, in the words of the demo\'s CLIP, "demo".',
+    Role.TRAINING | Role.RESULTS,
+  ),
+  "model.normal_texts": Field(
+    (),
+    "What is normal, in place of that file's states.",
+    Role.TRAINING | Role.RESULTS,
+  ),
+  "model.anomalous_texts": Field(
+    (),
+    "What is not, in place of that file's states.",
+    Role.TRAINING | Role.RESULTS,
+  ),
+  "model.object_name": Field(
+    "object",
+    "What those texts call an object.",
+    Role.TRAINING | Role.RESULTS,
+  ),
   "model.temperature": Field(
     0.07,
     "Cosines are divided by it before the softmax.",
@@ -502,10 +523,11 @@ _KINDS = {
   tuple: "list",
 }
 
+# Of AnomalyCLIP's code, its vision tower and number format.
+_DUAL_PATH = {"clip.dtype": "float32", "model.num_value_layers": 19}
 _ANOMALYCLIP = {
+  **_DUAL_PATH,
   "method": "anomalyclip",
-  "clip.dtype": "float32",
-  "model.num_value_layers": 19,
   "model.num_context_words": 12,
   "train.num_epochs": 15,
 }
@@ -542,6 +564,11 @@ RECIPES = {
     "train.dataset": "mvtec_ad",
     "evaluation.datasets": ("visa",),
   },
+  "prompt_ensemble": {
+    **_DUAL_PATH,
+    "method": "prompt_ensemble",
+    "evaluation.datasets": ("mvtec_ad", "visa"),
+  },
   "demo": {
     **_DEMO,
     "model.smoothing_window_patches": 1,
@@ -554,6 +581,11 @@ RECIPES = {
     "method": "anomalyclip",
     "model.num_context_words": 12,
     "model.deep_prompt_depth": 3,
+  },
+  "prompt_ensemble_demo": {
+    **_DEMO,
+    "method": "prompt_ensemble",
+    "model.texts": "demo",
   },
 }
 
@@ -585,6 +617,28 @@ def recipe(name: str) -> Any:
     )
   config = default()
   config.update_from_flattened_dict(RECIPES[name])
+  return config
+
+
+def ensemble_of(weights: str, clip: Any) -> Any:
+  """The recipe prompt_ensemble on any CLIP.
+
+  Args:
+    weights: for config.clip.weights.
+    clip: the configuration of CLIP; a transformers.CLIPConfig.
+
+  Returns:
+    A locked ml_collections.ConfigDict: as for OpenAI's ViT-L/14@336, 37 x 37
+    patches of the last layer, with a value path from the sixth layer on. For
+    the demo's CLIP it is the recipe prompt_ensemble_demo.
+  """
+  if weights == "demo":
+    return recipe("prompt_ensemble_demo")
+  config, vision = recipe("prompt_ensemble"), clip.vision_config
+  config.clip.weights = weights
+  config.model.image_size_pixels = 37 * vision.patch_size
+  config.model.feature_layers = (vision.num_hidden_layers,)
+  config.model.num_value_layers = max(vision.num_hidden_layers - 5, 0)
   return config
 
 

@@ -223,25 +223,61 @@ class AnomalyDetector:
     return cls._load(prompts, config, record, allow_other_clip, thresholds)
 
   @classmethod
+  def from_clip(
+    cls,
+    clip: str | os.PathLike = "openai/clip-vit-large-patch14-336",
+    *,
+    normal: Sequence[str] = (),
+    anomalous: Sequence[str] = (),
+    config: Any = None,
+    thresholds: Thresholds | None = None,
+  ) -> AnomalyDetector:
+    """A detector from a CLIP alone, which nobody trained: a prompt ensemble.
+
+    Args:
+      clip: see config.clip.weights in `cops_jax.config`.
+      normal, anomalous: what is normal, such as "a clean weld", and what is
+        not; by default the states of the config's texts.
+      config: a ConfigDict with the fields of `cops_jax.config`; by default the
+        recipe prompt_ensemble, its sizes those that fit the CLIP.
+      thresholds: for verdicts.
+
+    Raises:
+      InputError: CLIP or the texts cannot be used; see `models.texts`.
+    """
+    from cops_jax.config import ensemble_of
+    from cops_jax.weights import load_clip
+
+    loaded = load_clip(str(clip))
+    if config is None:
+      config = ensemble_of(str(clip), loaded.config)
+    config = config.copy_and_resolve_references()
+    config.clip.weights = str(clip)
+    config.model.normal_texts = tuple(normal) or config.model.normal_texts
+    config.model.anomalous_texts = (
+      tuple(anomalous) or config.model.anomalous_texts
+    )
+    return cls._build(config, loaded, "", thresholds)
+
+  @classmethod
   def _load(cls, prompts, config, record, allow_other_clip, thresholds):
     from cops_jax.runs.record import check_clip
-    from cops_jax.weights import (
-      build_model,
-      clip_of,
-      settle_dtype,
-      trainable_shapes,
-    )
-    from cops_jax.weights.prompts import load_prompts
+    from cops_jax.weights import clip_of, settle_dtype
 
-    keep_compiled_programs(config)
     config = settle_dtype(config, record)
     clip = clip_of(config)
     if record is not None:
       check_clip(record, clip.sha256, str(prompts), allow_other_clip)
+    return cls._build(config, clip, prompts, thresholds)
+
+  @classmethod
+  def _build(cls, config, clip, prompts, thresholds):
+    from cops_jax.weights import build_model, load_trainable
+
+    keep_compiled_programs(config)
     model = build_model(config, clip)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    template = trainable_shapes(config, model, clip, device)
-    trainable, _ = load_prompts(prompts, template, config.method)
+    trainable, _ = load_trainable(config, model, clip, prompts, device)
     return cls(config, trainable, clip, thresholds)
 
   @property

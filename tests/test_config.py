@@ -20,7 +20,7 @@ LARGE_CLIP = CLIPConfig(
 )
 # For each field with a check, a value that must fail, and what it must be.
 BAD_VALUES = {
-  "method": ("padim", "one of anomalyclip, cops"),
+  "method": ("padim", "one of anomalyclip, cops, prompt_ensemble"),
   "seed": (-1, "from 0 to 2**32 - 1"),
   "feature_cache.dtype": (
     "int8",
@@ -277,6 +277,10 @@ def test_the_demos_recipe():
     "deep_prompt_depth": 3,
     "prototype_injection": "crossed",
     "deep_prompt_cast": "float16",
+    "texts": "photos",
+    "normal_texts": (),
+    "anomalous_texts": (),
+    "object_name": "object",
     "temperature": 0.07,
   }
   assert config.train.dataset == "demo_auxiliary"
@@ -316,9 +320,7 @@ def test_recipes_are_named_from_any_folder(
   assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(
-  "name", ("default", "visa", "mvtec", "demo", "ablations")
-)
+@pytest.mark.parametrize("name", ("default", *RECIPES, "ablations"))
 def test_configs_have_the_same_fields(name):
   default = importlib.import_module("configs.default").get_config()
   config = importlib.import_module(f"configs.{name}").get_config()

@@ -1,10 +1,12 @@
 """A web page that finds anomalies in the images dropped on it.
 
   python -m cops_jax.demo --workdir=runs/visa
+  python -m cops_jax.demo --clip=openai/clip-vit-large-patch14-336
   python -m cops_jax.demo
 
-Without --workdir it uses the toy CLIP, and prompts that configs/demo.py trained
-with seed 0; `cops_jax.calibrate --data=demo_unseen` chose their thresholds.
+With --clip hand-written texts take the place of training. Without either it
+uses the toy CLIP, and prompts that configs/demo.py trained with seed 0;
+`cops_jax.calibrate --data=demo_unseen` chose their thresholds.
 """
 
 from __future__ import annotations
@@ -15,15 +17,21 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cops_jax.commands import add_allow_other_clip, command_line
+from cops_jax import commands, methods
+from cops_jax.commands import command_line
 from cops_jax.demo import load_detector, make_server
 from cops_jax.errors import InputError, needs_extra
 
 _LOCAL_HOSTS = ("127.0.0.1", "localhost", "[::1]")
 
 
-def _describe(detector, workdir):
-  prompts = f"Prompts of {workdir}" if workdir else "The embedded prompts"
+def _describe(detector, options):
+  title = methods.find(detector.config.method).TITLE
+  prompts = f"{title}: the embedded prompts"
+  if options.workdir:
+    prompts = f"{title}: prompts of {options.workdir}"
+  if options.clip:
+    prompts = f"{title}: hand-written prompts"
   chosen = detector.thresholds
   verdicts = (
     f"Verdicts: {chosen.method}."
@@ -44,22 +52,20 @@ def _listen(host, port):
     ) from error
 
 
-def _serve(options):
+def _serve(options, parser):
   with needs_extra("the page", "demo", "starlette", "uvicorn"):
     import uvicorn  # noqa: F401
 
     from cops_jax.demo import server
   with _listen(options.host, options.port) as listener:
-    detector = load_detector(
-      options.workdir, allow_other_clip=options.allow_other_clip
-    )
+    detector = commands.load_detector(options, parser) or load_detector()
     # Compiles now, so that the first upload does not wait for it.
     detector(np.zeros((8, 8), np.uint8))
     host, port = listener.getsockname()[:2]
     host = f"[{host}]" if ":" in host else host
     app = server.make_app(
       detector,
-      _describe(detector, options.workdir),
+      _describe(detector, options),
       hosts=_LOCAL_HOSTS if host in _LOCAL_HOSTS else ("*",),
     )
     print(f"http://{host}:{port}  (Ctrl-C ends it)", flush=True)
@@ -74,20 +80,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     description=__doc__.partition("\n")[0],
     allow_abbrev=False,
   )
-  parser.add_argument(
-    "--workdir", help="of a training run; by default the embedded prompts"
-  )
+  commands.add_detector(parser)
   parser.add_argument(
     "--host",
     default="127.0.0.1",
     help="address to serve on; by default this computer alone reaches it",
   )
   parser.add_argument("--port", type=int, default=8000, help="0: any free one")
-  add_allow_other_clip(parser)
   options = parser.parse_args(arguments)
   if not 0 <= options.port < 2**16:
     parser.error(f"--port is {options.port}, expected from 0 to {2**16 - 1}")
-  _serve(options)
+  _serve(options, parser)
 
 
 if __name__ == "__main__":

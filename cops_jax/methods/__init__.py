@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 from cops_jax.errors import InputError
@@ -37,12 +37,19 @@ class Method(Protocol):
       "mask"; otherwise mask pixels by patch, int32 (b, n), under "mask_counts".
     UPSAMPLING: of patch scores to the anomaly map, see
       `scoring.upsampling_matrix`.
+    loss_terms: (config, model, variables, features, batch, noise) to loss terms
+      by name, of shape (); `losses.total_loss` weighs them. A batch has label
+      and padding_mask (b,) and, as `NEEDS_MASKS` says, masks; noise is (b, z,
+      d), standard normal, or None if the method needs none. None in place of
+      the function says that nothing is trained: the tree that `init_trainable`
+      computes is used as it is.
   """
 
   TITLE: str
   FIELDS: Collection[str]
   NEEDS_MASKS: bool
   UPSAMPLING: str
+  loss_terms: Callable[..., dict[str, Array]] | None
 
   def build_model(self, config: Any, clip: Any, dtype: Any) -> Any:
     """The Flax module, on a `weights.PretrainedCLIP`.
@@ -60,23 +67,6 @@ class Method(Protocol):
   def num_prompt_tokens(self, config: Any, *, is_training: bool) -> float:
     """Tokens that an image costs the text tower."""
 
-  def loss_terms(
-    self,
-    config: Any,
-    model: Any,
-    variables: Tree,
-    features: tuple[Array, Array],
-    batch: Mapping[str, Array],
-    noise: Array | None,
-  ) -> dict[str, Array]:
-    """Loss terms by name, of shape (); `losses.total_loss` weighs them.
-
-    Args:
-      config, model, variables, features: see the class.
-      batch: label and padding_mask (b,) and, as `NEEDS_MASKS` says, masks.
-      noise: (b, z, d), standard normal; None if it needs none.
-    """
-
   def score(
     self,
     config: Any,
@@ -85,10 +75,7 @@ class Method(Protocol):
     features: tuple[Array, Array],
     noise: Array | None,
   ) -> tuple[Array, Array]:
-    """Scores of the images (b,) and of their patches (b, n), in [0, 1].
-
-    Arguments as in `loss_terms`.
-    """
+    """Scores of the images (b,) and of their patches (b, n), in [0, 1]."""
 
 
 def names() -> tuple[str, ...]:

@@ -98,6 +98,11 @@ def train(
     SystemExit: a signal came and was caught, see `signals`; what was
       trained until then is saved.
   """
+  if methods.find(config.method).loss_terms is None:
+    raise InputError(
+      f"the method {config.method!r} has nothing to train: evaluate it, python"
+      " eval.py --config=... --workdir=..."
+    )
   account = Account()
   keep_compiled_programs(config)
   begun = find_record(workdir)

@@ -22,6 +22,7 @@ from cops_jax.weights.clip_names import clip_param_shapes
 from cops_jax.weights.model import (
   build_model,
   clip_of,
+  load_trainable,
   place_clip,
   settle_dtype,
   trainable_shapes,
@@ -38,6 +39,7 @@ __all__ = [
   "export",
   "inspect",
   "load_clip",
+  "load_trainable",
   "place_clip",
   "save_clip",
   "settle_dtype",

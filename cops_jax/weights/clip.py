@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from cops_jax.weights.tensor_files import read_tensor_file
 DEMO_CLIP = "demo"
 DEMO_FOLDER = pathlib.Path(__file__).parent / "demo_clip"
 
+_TOKENIZER = ("vocab.json", "merges.txt")
 # A folder's tensors, by preference, and how they are named.
 _TENSOR_FILES = {
   "model.safetensors": clip_names.torch_place,
@@ -52,12 +53,48 @@ class PretrainedCLIP:
     params: the parameter tree of `CLIP`, float32, on the host.
     tokens: ids for prompt assembly.
     sha256: of the file with the weights, in hexadecimal.
+    tokenizer: folder of vocab.json and merges.txt; None where there are none,
+      as beside OpenAI's own files.
   """
 
   config: CLIPConfig
   params: Mapping[str, Any]
   tokens: PromptTokens
   sha256: str
+  tokenizer: pathlib.Path | None = None
+
+  def tokenize(self, sentences: Sequence[str]) -> list[tuple[int, ...]]:
+    """Token ids of each sentence, from start to end token.
+
+    Raises:
+      InputError: there is no tokenizer; a sentence is too long, or has a word
+        of which this CLIP has seen nothing.
+    """
+    if self.tokenizer is None:
+      raise InputError(
+        "this CLIP came without a tokenizer, which hand-written texts need: put"
+        " CLIP's vocab.json and merges.txt beside the file with the weights, or"
+        " give a Hugging Face folder or name"
+      )
+    tokenizer = _read_tokenizer(self.tokenizer)
+    known = tokenizer.get_vocab()
+    if len(known) <= OPENAI_TOKENS.end:  # Of whole words; others are spelt out.
+      for sentence in sentences:
+        for word in sentence.lower().split():
+          word = word.rstrip(".,;:!?") or word
+          if f"{word}</w>" not in known:
+            raise InputError(
+              f"this CLIP does not know the word {word!r} of {sentence!r}: its"
+              " vocabulary is that of its own captions"
+            )
+    limit = self.config.text_config.max_position_embeddings
+    found = [tuple(tokenizer(text).input_ids) for text in sentences]
+    for sentence, ids in zip(sentences, found, strict=True):
+      if len(ids) > limit:
+        raise InputError(
+          f"{sentence!r} has {len(ids)} tokens; CLIP reads at most {limit}"
+        )
+    return found
 
 
 def load_clip(
@@ -111,7 +148,14 @@ def _load_file(path, sha256):
       f" {OPENAI_TOKENS.end + 1}. Give a model with its own tokenizer as a"
       " Hugging Face folder."
     )
-  return PretrainedCLIP(config, params, OPENAI_TOKENS, file.sha256)
+  has_tokenizer = all((path.parent / name).is_file() for name in _TOKENIZER)
+  return PretrainedCLIP(
+    config,
+    params,
+    OPENAI_TOKENS,
+    file.sha256,
+    path.parent if has_tokenizer else None,
+  )
 
 
 def _load_folder(folder, sha256):
@@ -142,7 +186,8 @@ def _load_folder(folder, sha256):
     _TENSOR_FILES[name],
     f"{file.path} does not hold the CLIP model that its config.json describes",
   )
-  return PretrainedCLIP(config, params, _prompt_tokens(folder), file.sha256)
+  tokens = _prompt_tokens(folder)
+  return PretrainedCLIP(config, params, tokens, file.sha256, folder)
 
 
 def _download(name, revision):
@@ -183,11 +228,13 @@ def _existing(path: pathlib.Path) -> pathlib.Path:
   return path
 
 
+def _read_tokenizer(folder: pathlib.Path) -> CLIPTokenizerFast:
+  vocabulary, merges = (str(_existing(folder / name)) for name in _TOKENIZER)
+  return CLIPTokenizerFast(vocab_file=vocabulary, merges_file=merges)
+
+
 def _prompt_tokens(folder: pathlib.Path) -> PromptTokens:
-  tokenizer = CLIPTokenizerFast(
-    vocab_file=str(_existing(folder / "vocab.json")),
-    merges_file=str(_existing(folder / "merges.txt")),
-  )
+  tokenizer = _read_tokenizer(folder)
   start, *damaged, end = tokenizer("damaged").input_ids
   ids = tokenizer("object .").input_ids
   if len(ids) != 4:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ from cops_jax.models.attention import require_implementation
 from cops_jax.models.clip import cast_matrices
 from cops_jax.runs.record import Record
 from cops_jax.runtime.mesh import clip_shardings
+from cops_jax.weights import prompts
 from cops_jax.weights.clip import PretrainedCLIP, load_clip
 
 _logger = logging.getLogger(__name__)
@@ -99,6 +101,34 @@ def trainable_shapes(
       clip.params,
     ),
   )
+
+
+def load_trainable(
+  config: Any,
+  model: nn.Module,
+  clip: PretrainedCLIP,
+  path: str | os.PathLike,
+  sharding: Sharding,
+) -> tuple[Mapping[str, Any], str]:
+  """The trainable tree of a run and where it is from, in words.
+
+  A method that trains nothing computes its own.
+
+  Args:
+    config: a ConfigDict with the fields of `cops_jax.config`.
+    model, clip: from `build_model` and `clip_of`.
+    path: see `prompts.load_prompts`.
+    sharding: that a checkpoint's leaves get.
+
+  Raises:
+    InputError: see `prompts.load_prompts`.
+  """
+  method = methods.find(config.method)
+  if method.loss_terms is None:
+    tree = method.init_trainable(model, jax.random.key(0), clip.params)
+    return tree, f"the {method.TITLE.lower()}, which is not trained"
+  template = trainable_shapes(config, model, clip, sharding)
+  return prompts.load_prompts(path, template, config.method)
 
 
 def place_clip(

@@ -1,10 +1,10 @@
 """A config for quick tests."""
 
-from cops_jax import config as configuration
-
 
 def make_config(clip_folder, data_dir, recipe="demo"):
   """A recipe of the demo on the random CLIP: an epoch is nine steps."""
+  from cops_jax import config as configuration  # conftest imports this file.
+
   config = configuration.recipe(recipe)
   config.data_dir = data_dir
   config.clip.weights = str(clip_folder)
