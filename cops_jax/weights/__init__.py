@@ -120,7 +120,9 @@ def _contents(file):
   for start, contents in (
     ("vision_model.", "CLIP in Hugging Face's names"),
     ("prompt_learner.context", "trained prompts in this project's names"),
-    ("prompt_learner.", "trained prompts in the authors' names"),
+    ("object_prompts.", "AnomalyCLIP's prompts in this project's names"),
+    ("prompt_learner.t_n", "trained prompts in the authors' names"),
+    ("prompt_learner.", "AnomalyCLIP's prompts in its authors' names"),
   ):
     if any(name.startswith(start) for name in names):
       return contents
