@@ -125,6 +125,25 @@ def test_compare(tmp_path, capsys):
   assert rows[0]["mean"] == "80.0" and len(rows) == 16
 
 
+def test_methods_have_means_of_their_own(tmp_path):
+  methods = ("cops", "anomalyclip", "anomalyclip")
+  workdirs = [tmp_path / f"run{index}" for index in range(3)]
+  for workdir, method, metrics in zip(
+    workdirs, methods, (FIRST, FIRST, SECOND), strict=True
+  ):
+    provenance = PROVENANCE | {"config": {"method": method}}
+    found = {"made": make_result(metrics)}
+    reporting.write_results(workdir, found, provenance, {}, {})
+  rows = reporting.compare(workdirs)
+  assert rows[0][5:] == [
+    *("cops mean", "cops std", "anomalyclip mean", "anomalyclip std")
+  ]
+  assert rows[1][2:] == [
+    *("90.0", "90.0", "70.0"),
+    *("90.0", "n/a", "80.0", "14.14"),
+  ]
+
+
 def test_runs_that_cannot_be_compared_are_reported(tmp_path, capsys):
   path = tmp_path / "results.json"
   for text, expected in (
