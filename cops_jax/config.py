@@ -370,6 +370,11 @@ FIELDS = {
     "What those texts call an object.",
     Role.TRAINING | Role.RESULTS,
   ),
+  "model.use_category_names": Field(
+    False,
+    "Whether an evaluation calls each object by its category's name instead.",
+    Role.TRAINING | Role.RESULTS,
+  ),
   "model.temperature": Field(
     0.07,
     "Cosines are divided by it before the softmax.",

@@ -281,6 +281,7 @@ def test_the_demos_recipe():
     "normal_texts": (),
     "anomalous_texts": (),
     "object_name": "object",
+    "use_category_names": False,
     "temperature": 0.07,
   }
   assert config.train.dataset == "demo_auxiliary"

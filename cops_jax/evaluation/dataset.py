@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, Sharding
 
+from cops_jax import methods
 from cops_jax.config import max_pixels
 from cops_jax.errors import InputError
 from cops_jax.evaluation.accumulate import (
@@ -144,6 +145,13 @@ class DatasetEvaluator:
         skipped={} if self._options.skip_unreadable else None,
       )
     )
+    text_features = None
+    if self._config.model.use_category_names:
+      method = methods.find(self._config.method)
+      categories = sorted({example["category"] for example in examples})
+      text_features = method.category_text_features(
+        self._config, self._model, self._clip, categories
+      )
     watch.note(doing=f"evaluating {examples.name}")
     found = evaluate_dataset(
       examples,
@@ -153,6 +161,7 @@ class DatasetEvaluator:
       name=examples.name,
       features=features,
       maps_folder=maps_folder,
+      text_features=text_features,
     )
     watch.note(doing="")
     return found
@@ -167,6 +176,7 @@ def evaluate_dataset(
   name: str,
   features: FeatureCache | None = None,
   maps_folder: pathlib.Path | None = None,
+  text_features: Mapping[str, Any] | None = None,
 ) -> DatasetResult:
   """Scores every example once and computes the metrics.
 
@@ -180,12 +190,13 @@ def evaluate_dataset(
     name: the data set's.
     features: given to `predict` in place of the images.
     maps_folder: receives the anomaly maps, see `maps.MapWriter`.
+    text_features: by category, for `predict`; None if it needs none.
 
   Raises:
     InputError: an image cannot be read, or gets NaN for a score.
   """
   began = time.monotonic()
-  rows = _Rows(predict, mesh, options, features)
+  rows = _Rows(predict, mesh, options, features, text_features)
   found = Findings(options.pixel_metrics)
   rows.note_errors(_find, rows, examples, found, name, maps_folder)
   agree(rows.errors)
@@ -216,7 +227,7 @@ class _Rows:
   """Scores examples, row by row.
 
   Attributes:
-    predict, mesh, options, features: as in `evaluate_dataset`.
+    predict, mesh, options, features, text_features: as in `evaluate_dataset`.
     skipped: paths and reasons of this process's examples, as they are met.
     errors: of this process, of which the others do not know yet.
   """
@@ -225,6 +236,7 @@ class _Rows:
   mesh: Mesh
   options: EvaluationOptions
   features: FeatureCache | None
+  text_features: Mapping[str, Any] | None = None
   skipped: dict[str, str] = dataclasses.field(default_factory=dict)
   errors: list[Exception] = dataclasses.field(default_factory=list)
 
@@ -236,6 +248,11 @@ class _Rows:
       if jax.process_count() == 1:
         raise
       self.errors.append(error)
+
+  def _find_texts(self, categories):
+    default = next(iter(self.text_features.values()))
+    rows = [self.text_features.get(str(name), default) for name in categories]
+    return np.stack(rows)
 
   def score(
     self, examples: Sequence[Mapping[str, Any]], message: str = ""
@@ -258,6 +275,9 @@ class _Rows:
     )
 
     def start(batch):
+      if self.text_features:
+        # What pads has no category, and any will do.
+        batch = {**batch, "text_features": self._find_texts(batch["category"])}
       outputs = self.predict(shard_batch(batch, self.mesh, STEP_FIELDS))
       return local_rows(outputs, self.mesh)
 

@@ -18,10 +18,9 @@ from cops_jax.runtime.randomness import (
   example_noise,
   random_key,
 )
-from cops_jax.typing import Array, Float
 
 # Fields of a batch that a predicting step reads.
-STEP_FIELDS = (*ENCODE_FIELDS, "example_id")
+STEP_FIELDS = (*ENCODE_FIELDS, "example_id", "text_features")
 
 # From trainable parameters, CLIP's and a batch to scores and maps.
 PredictStep = Callable[
@@ -35,15 +34,14 @@ def detect_anomalies(
   model: nn.Module,
   variables: Mapping[str, Any],
   batch: Mapping[str, jax.Array],
-  noise: Float[Array, "b z d"] | None,
 ) -> dict[str, jax.Array]:
   """Scores and maps of a batch.
 
   Args:
     config: a ConfigDict with the fields of `cops_jax.config`.
     model, variables: of the config's method.
-    batch: what `encode_batch` takes.
-    noise: standard normal; None if the method needs none.
+    batch: what `encode_batch` takes; and noise (b, z, d), standard normal, if
+      the method needs it.
 
   Returns:
     image_score (b,) and anomaly_map (b, h, w), float32 in [0, 1].
@@ -53,7 +51,7 @@ def detect_anomalies(
   patch_size = model.clip_config.vision_config.patch_size
   image_size = round(features[1].shape[2] ** 0.5) * patch_size
   image_scores, patch_scores = method.score(
-    config, model, variables, features, noise
+    config, model, variables, features, batch
   )
   return {
     "image_score": image_scores,
@@ -90,11 +88,11 @@ def make_configured_step(
   )
 
   def predict_step(trainable, clip_params, batch):
-    noise = None
     if num_samples:
       noise = example_noise(key, batch["example_id"], num_samples, width)
+      batch = {**batch, "noise": noise}
     variables = join_params(trainable, clip_params)
-    return detect_anomalies(config, model, variables, batch, noise)
+    return detect_anomalies(config, model, variables, batch)
 
   return jit_step(predict_step, mesh, clip_shardings)
 

@@ -68,9 +68,8 @@ def write_onnx(
   )
 
   def detect(images, noise=None):
-    outputs = detect_anomalies(
-      config, model, variables, {"image": images}, noise
-    )
+    batch = {"image": images} | ({} if noise is None else {"noise": noise})
+    outputs = detect_anomalies(config, model, variables, batch)
     return tuple(outputs[name] for name in _OUTPUTS)
 
   (batch,) = jax.export.symbolic_shape("batch")

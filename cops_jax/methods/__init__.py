@@ -27,7 +27,8 @@ class Method(Protocol):
 
   `config` is always a ConfigDict with the fields of `cops_jax.config`, `model`
   what `build_model` gave, `variables` its two trees, see `models.encoding`, and
-  `features` what `encoding.encode_batch` gives.
+  `features` what `encoding.encode_batch` gives. A batch has the noise that a
+  method asks for under "noise", (b, z, d), standard normal.
 
   Attributes:
     TITLE: what people call it.
@@ -37,10 +38,9 @@ class Method(Protocol):
       "mask"; otherwise mask pixels by patch, int32 (b, n), under "mask_counts".
     UPSAMPLING: of patch scores to the anomaly map, see
       `scoring.upsampling_matrix`.
-    loss_terms: (config, model, variables, features, batch, noise) to loss terms
-      by name, of shape (); `losses.total_loss` weighs them. A batch has label
-      and padding_mask (b,) and, as `NEEDS_MASKS` says, masks; noise is (b, z,
-      d), standard normal, or None if the method needs none. None in place of
+    loss_terms: (config, model, variables, features, batch) to loss terms by
+      name, of shape (); `losses.total_loss` weighs them. The batch has label
+      and padding_mask (b,) and, as `NEEDS_MASKS` says, masks. None in place of
       the function says that nothing is trained: the tree that `init_trainable`
       computes is used as it is.
   """
@@ -73,7 +73,7 @@ class Method(Protocol):
     model: Any,
     variables: Tree,
     features: tuple[Array, Array],
-    noise: Array | None,
+    batch: Mapping[str, Array],
   ) -> tuple[Array, Array]:
     """Scores of the images (b,) and of their patches (b, n), in [0, 1]."""
 

@@ -70,7 +70,6 @@ def loss_terms(
   variables: Mapping[str, Any],
   features: tuple[Float[Array, "b d"], Float[Array, "b f n d"]],
   batch: Mapping[str, jax.Array],
-  noise: None,
 ) -> dict[str, jax.Array]:
   """See `Method`.
 
@@ -92,7 +91,7 @@ def score(
   model: anomalyclip.AnomalyCLIP,
   variables: Mapping[str, Any],
   features: tuple[Float[Array, "b d"], Float[Array, "b f n d"]],
-  noise: None,
+  batch: Mapping[str, jax.Array],
 ) -> tuple[Float[Array, "b"], Float[Array, "b n"]]:
   """See `Method`."""
   return scoring.probabilities(*model.apply(variables, *features))

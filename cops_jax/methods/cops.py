@@ -92,13 +92,13 @@ def loss_terms(
   variables: Mapping[str, Any],
   features: tuple[Float[Array, "b d"], Float[Array, "b f n d"]],
   batch: Mapping[str, jax.Array],
-  noise: Float[Array, "b 1 d"] | None,
 ) -> dict[str, jax.Array]:
   """See `Method`.
 
   Without state words there are no gather and scatter terms, without category
   words no kl and reconstruction terms.
   """
+  noise = batch.get("noise")
   outputs = model.apply(variables, *features, noise, is_training=True)
   padding_mask, counts = batch["padding_mask"], batch["mask_counts"]
   patch_area = model.clip_config.vision_config.patch_size**2
@@ -132,10 +132,11 @@ def score(
   model: cops.CoPS,
   variables: Mapping[str, Any],
   features: tuple[Float[Array, "b d"], Float[Array, "b f n d"]],
-  noise: Float[Array, "b z d"] | None,
+  batch: Mapping[str, jax.Array],
 ) -> tuple[Float[Array, "b"], Float[Array, "b n"]]:
   """See `Method`."""
   settings = config.evaluation
+  noise = batch.get("noise")
   outputs = model.apply(variables, *features, noise, is_training=False)
   patch_scores = scoring.weighted_patch_scores(
     outputs.patch_probability,

@@ -6,15 +6,14 @@ features, so that CLIP's text tower runs once, and is no part of exports.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 
 from cops_jax import scoring
 from cops_jax.models.anomalyclip import compare
-from cops_jax.models.encoding import join_params
-from cops_jax.models.prompt_ensemble import PromptEnsemble
+from cops_jax.models.prompt_ensemble import PromptEnsemble, encode_states
 from cops_jax.models.texts import read_texts
 from cops_jax.typing import Array, Float
 
@@ -24,6 +23,7 @@ FIELDS = (
   "model.normal_texts",
   "model.anomalous_texts",
   "model.object_name",
+  "model.use_category_names",
 )
 NEEDS_MASKS = False
 UPSAMPLING = "bilinear"
@@ -37,13 +37,9 @@ def build_model(config: Any, clip: Any, dtype: Any) -> PromptEnsemble:
     InputError: see `read_texts` and `PretrainedCLIP.tokenize`.
   """
   model = config.model
-  texts = read_texts(model.texts, model.normal_texts, model.anomalous_texts)
   return PromptEnsemble(
     clip_config=clip.config,
-    tokens=tuple(
-      tuple(clip.tokenize(sentences))
-      for sentences in texts.sentences(model.object_name)
-    ),
+    tokens=_tokenize(config, clip, model.object_name),
     feature_layers=tuple(model.feature_layers),
     num_value_layers=model.num_value_layers,
     temperature=model.temperature,
@@ -52,14 +48,40 @@ def build_model(config: Any, clip: Any, dtype: Any) -> PromptEnsemble:
   )
 
 
+def _tokenize(config, clip, name):
+  model = config.model
+  texts = read_texts(model.texts, model.normal_texts, model.anomalous_texts)
+  return tuple(
+    tuple(clip.tokenize(sentences)) for sentences in texts.sentences(name)
+  )
+
+
 def init_trainable(
   model: PromptEnsemble, key: jax.Array, clip_params: Mapping[str, Any]
 ) -> Mapping[str, Any]:
   """The text features of both states, (2, d); the key is not used."""
-  encode = jax.jit(
-    lambda clip: model.apply(join_params({}, clip), method="text_features")
-  )
-  return {"ensemble": {"text_features": encode(clip_params)}}
+  (text_features,) = encode_states(model, clip_params, [model.tokens])
+  return {"ensemble": {"text_features": text_features}}
+
+
+def category_text_features(
+  config: Any, model: PromptEnsemble, clip: Any, categories: Sequence[str]
+) -> dict[str, Float[Array, "s=2 d"]]:
+  """Text features with each category's name in place of the object's.
+
+  Args:
+    config, model: see `Method`.
+    clip: a `weights.PretrainedCLIP`.
+    categories: names; "metal_nut" is said as "metal nut".
+
+  Raises:
+    InputError: see `PretrainedCLIP.tokenize`.
+  """
+  states = [
+    _tokenize(config, clip, name.replace("_", " ")) for name in categories
+  ]
+  features = encode_states(model, clip.params, states)
+  return dict(zip(categories, features, strict=True))
 
 
 def num_noise_samples(config: Any, *, is_training: bool) -> int:
@@ -77,10 +99,14 @@ def score(
   model: PromptEnsemble,
   variables: Mapping[str, Any],
   features: tuple[Float[Array, "b d"], Float[Array, "b f n d"]],
-  noise: None,
+  batch: Mapping[str, jax.Array],
 ) -> tuple[Float[Array, "b"], Float[Array, "b n"]]:
-  """See `Method`."""
+  """See `Method`.
+
+  A batch may have text_features (b, 2, d) of its own images' categories.
+  """
   text_features = variables["params"]["ensemble"]["text_features"]
+  text_features = batch.get("text_features", text_features)
   return scoring.probabilities(
     *compare(*features, text_features, model.temperature)
   )

@@ -161,18 +161,18 @@ class AnomalyCLIP(nn.Module):
 def compare(
   image_features: Float[Array, "b d"],
   patch_features: Float[Array, "b f n d"],
-  text_features: Float[Array, "s=2 d"],
+  text_features: Float[Array, "*_b s=2 d"],
   temperature: float,
 ) -> tuple[Float[Array, "b s=2"], Float[Array, "b f n s=2"]]:
-  """Logits of images and patches by texts that are the same for all images.
+  """Logits of images and patches by texts, which all images may share.
 
   Args:
     image_features, patch_features: need not be normalised.
-    text_features: L2-normalised.
+    text_features: L2-normalised; (b, 2, d) or, of all images, (2, d).
     temperature: that cosines are divided by.
   """
   text_features = jnp.broadcast_to(
-    text_features, (image_features.shape[0], *text_features.shape)
+    text_features, (image_features.shape[0], *text_features.shape[-2:])
   )
   return (
     text_logits(image_features, text_features, temperature),

@@ -5,17 +5,19 @@ After Jeong et al., WinCLIP, CVPR 2023, with AnomalyCLIP's value path and maps.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from transformers import CLIPConfig
 
 from cops_jax.models.clip import CLIP
-from cops_jax.models.encoding import encode_images
+from cops_jax.models.encoding import encode_images, join_params
 from cops_jax.models.similarity import normalize
-from cops_jax.typing import Array, Float
+from cops_jax.typing import Array, Float, Integer
 
 Tokens = tuple[tuple[int, ...], ...]
 
@@ -52,15 +54,47 @@ class PromptEnsemble(nn.Module):
     """See `encoding.encode_images`."""
     return encode_images(self, images)
 
-  def text_features(self) -> Float[Array, "s=2 d"]:
-    """The mean of each state's sentences, L2-normalised before and after."""
-    sentences = [ids for state in self.tokens for ids in state]
-    ends = np.array([len(ids) - 1 for ids in sentences])
-    padded = np.zeros((len(sentences), max(ends) + 1), np.int32)
-    for row, ids in zip(padded, sentences, strict=True):
-      row[: len(ids)] = ids
-    features = self.clip.encode_texts(jnp.asarray(padded), jnp.asarray(ends))
+  def text_features(
+    self, token_ids: Integer[Array, "b l"], ends: Integer[Array, "b"]
+  ) -> Float[Array, "s=2 d"]:
+    """The mean of each state's sentences, L2-normalised before and after.
+
+    Args:
+      token_ids, ends: of as many sentences of each state as `tokens` has; see
+        `CLIP.encode_texts`.
+    """
+    features = self.clip.encode_texts(token_ids, ends)
     features = normalize(features.astype(jnp.float32))
     number = len(self.tokens[0])
     means = features[:number].mean(axis=0), features[number:].mean(axis=0)
     return normalize(jnp.stack(means))
+
+
+def encode_states(
+  model: PromptEnsemble,
+  clip_params: Mapping[str, Any],
+  states: Sequence[tuple[Tokens, Tokens]],
+) -> list[Float[Array, "s=2 d"]]:
+  """Text features of both states, for each of several objects.
+
+  Args:
+    model: its own tokens are not used, but for their number.
+    clip_params: CLIP's parameters.
+    states: in place of the model's tokens, for each object.
+  """
+  rows = [[ids for state in tokens for ids in state] for tokens in states]
+  length = max(len(ids) for row in rows for ids in row)
+
+  @jax.jit  # Once for all objects, as all are of the same length.
+  def encode(clip, token_ids, ends):
+    variables = join_params({}, clip)
+    return model.apply(variables, token_ids, ends, method="text_features")
+
+  found = []
+  for row in rows:
+    padded = np.zeros((len(row), length), np.int32)
+    for place, ids in zip(padded, row, strict=True):
+      place[: len(ids)] = ids
+    ends = np.array([len(ids) - 1 for ids in row])
+    found.append(encode(clip_params, padded, ends))
+  return found

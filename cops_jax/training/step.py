@@ -84,7 +84,6 @@ def loss_and_terms(
   params: Mapping[str, Any],
   clip_params: Mapping[str, Any],
   batch: Mapping[str, jax.Array],
-  noise: jax.Array | None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """The loss of a batch and, unweighted, the terms it is made of.
 
@@ -93,8 +92,8 @@ def loss_and_terms(
     model: of the config's method.
     params, clip_params: its two parameter trees.
     batch: what `encode_batch` takes; label and padding_mask (b,); mask_counts
-      (b, n) or mask (b, h, w), as the method needs.
-    noise: (b, z, d), standard normal; None if the method needs none.
+      (b, n) or mask (b, h, w), and noise (b, z, d), standard normal, as the
+      method needs.
 
   Returns:
     The loss and the terms by name, the loss among them, all of shape ().
@@ -102,7 +101,7 @@ def loss_and_terms(
   variables = join_params(params, clip_params)
   features = encode_batch(model, variables, batch)
   terms = methods.find(config.method).loss_terms(
-    config, model, variables, features, batch, noise
+    config, model, variables, features, batch
   )
   loss = losses.total_loss(terms)
   return loss, {"loss": loss, **terms}
@@ -139,17 +138,13 @@ def make_train_step(
   )
 
   def train_step(state, clip_params, batch):
-    noise = None
     if num_samples:
-      noise = example_noise(
-        jax.random.fold_in(key, state.step),
-        batch["example_id"],
-        num_samples,
-        width,
-      )
+      step_key = jax.random.fold_in(key, state.step)
+      noise = example_noise(step_key, batch["example_id"], num_samples, width)
+      batch = {**batch, "noise": noise}
 
     def loss(params):
-      return loss_and_terms(config, model, params, clip_params, batch, noise)
+      return loss_and_terms(config, model, params, clip_params, batch)
 
     gradients, terms = jax.grad(loss, has_aux=True)(state.params)
     gradient_norm = optax.tree.norm(gradients)

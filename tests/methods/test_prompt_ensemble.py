@@ -78,6 +78,30 @@ def test_edited_texts_are_other_prompts(config, tmp_path):
   assert scores[0] != scores[1]
 
 
+def test_categories_have_their_names_in_the_texts(config, tmp_path):
+  """The same images as plates and as tiles, beside all as objects."""
+  for name in ("tile", "metal_plate"):
+    write_folder(tmp_path / "parts" / name, 4)
+  config.evaluation.datasets = (f"folder:{tmp_path / 'parts'}",)
+  config.evaluation.batch_size = 3
+
+  def scores(**fields):
+    config.model.update(fields)
+    images = evaluate(config, tmp_path / f"{fields}").results["parts"].images
+    rows = {"tile": [], "metal_plate": []}
+    for image in images:
+      rows[image.category].append(image.image_score)
+    return rows
+
+  objects = scores()
+  assert objects["tile"] == pytest.approx(objects["metal_plate"], abs=1e-6)
+  tiles, plates = (scores(object_name=n) for n in ("tile", "metal plate"))
+  both = scores(object_name="object", use_category_names=True)
+  assert both["tile"] == pytest.approx(tiles["tile"], abs=1e-6)
+  assert both["metal_plate"] == pytest.approx(plates["metal_plate"], abs=1e-6)
+  assert both["tile"] != pytest.approx(both["metal_plate"], abs=1e-4)
+
+
 def test_there_is_nothing_to_train(config, tmp_path):
   with pytest.raises(
     InputError, match="'prompt_ensemble' has nothing to train"

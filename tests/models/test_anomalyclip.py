@@ -120,9 +120,7 @@ def test_gradients_and_five_adam_steps(expected, features, cast):
   state = optimizer.init(params)
 
   def loss(params):
-    return train_steps.loss_and_terms(
-      config, model, params, clip_params, batch, None
-    )
+    return train_steps.loss_and_terms(config, model, params, clip_params, batch)
 
   gradient_step = jax.jit(jax.grad(loss, has_aux=True))
   rows = []
@@ -151,7 +149,7 @@ def test_evaluation(expected, features):
   """The authors' maps are sums over feature layers, ours their means."""
   batch = dict(zip(("image_features", "patch_features"), features, strict=True))
   model = make_model()
-  outputs = detect_anomalies(make_config(), model, variables(), batch, None)
+  outputs = detect_anomalies(make_config(), model, variables(), batch)
   assert_close(outputs["image_score"], expected["eval.image_score"])
   num_layers = len(model.feature_layers)
   maps = num_layers * outputs["anomaly_map"]

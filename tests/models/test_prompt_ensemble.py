@@ -62,7 +62,7 @@ def test_scores(expected, model):
   config = configuration.default()
   config.method = "prompt_ensemble"
   variables = join_params(tree, clip_params)
-  outputs = detect_anomalies(config, model, variables, batch, None)
+  outputs = detect_anomalies(config, model, variables, batch)
   assert_close(outputs["image_score"], expected["ens.image_score"])
   # The stored map is a sum over feature layers.
   num_layers = len(model.feature_layers)

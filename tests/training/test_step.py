@@ -43,11 +43,12 @@ def golden_batch(recipe):
 
 
 def golden_loss(recipe, batch, noise):
+  batch = {**batch, "noise": noise}
   model, clip_params = golden.model(recipe), golden.clip_params()
 
   def loss(params):
     return train_steps.loss_and_terms(
-      recipe_config(recipe), model, params, clip_params, batch, noise
+      recipe_config(recipe), model, params, clip_params, batch
     )
 
   return loss
@@ -115,7 +116,7 @@ def test_terms_of_absent_parts_are_absent():
   def gradients():
     params = cops.init_trainable(model, jax.random.key(0))
     return jax.grad(train_steps.loss_and_terms, argnums=2, has_aux=True)(
-      recipe_config("mvtec"), model, params, golden.clip_params(), batch, None
+      recipe_config("mvtec"), model, params, golden.clip_params(), batch
     )
 
   gradients, terms = jax.eval_shape(gradients)
