@@ -44,11 +44,9 @@ def add_allow_other_clip(parser: argparse.ArgumentParser) -> None:
   )
 
 
-def add_detector(parser: argparse.ArgumentParser) -> None:
-  """Adds the flags of a run or, untrained, of a CLIP and texts."""
-  group = parser.add_mutually_exclusive_group()
-  group.add_argument("--workdir", help="of a training run")
-  group.add_argument(
+def add_clip(parser: argparse.ArgumentParser) -> None:
+  """Adds the flags of a CLIP and texts, which take the place of training."""
+  parser.add_argument(
     "--clip",
     help="use this CLIP with hand-written texts, without training: a Hugging"
     ' Face name or folder, OpenAI\'s own .pt, or "demo"',
@@ -64,30 +62,25 @@ def add_detector(parser: argparse.ArgumentParser) -> None:
       metavar="TEXT",
       help=f'with --clip, what is {name}, such as "{example}"; may be repeated',
     )
-  add_allow_other_clip(parser)
 
 
-def load_detector(
+def load_clip_detector(
   options: argparse.Namespace, parser: argparse.ArgumentParser
 ) -> AnomalyDetector | None:
-  """The detector that the flags of `add_detector` name; None without any.
+  """The detector that the flags of `add_clip` name; None without --clip.
 
   Raises:
     InputError: it cannot be loaded.
   """
-  from cops_jax.detector import AnomalyDetector
-
   if options.clip:
+    from cops_jax.detector import AnomalyDetector
+
     return AnomalyDetector.from_clip(
       options.clip, normal=options.normal, anomalous=options.anomalous
     )
   if options.normal or options.anomalous:
     parser.error("--normal and --anomalous need --clip")
-  if not options.workdir:
-    return None
-  return AnomalyDetector.from_workdir(
-    options.workdir, allow_other_clip=options.allow_other_clip
-  )
+  return None
 
 
 def command_line(

@@ -29,7 +29,12 @@ from typing import Any
 
 import numpy as np
 
-from cops_jax.commands import add_detector, command_line, load_detector
+from cops_jax.commands import (
+  add_allow_other_clip,
+  add_clip,
+  command_line,
+  load_clip_detector,
+)
 from cops_jax.detector import AnomalyDetector, Detection
 from cops_jax.errors import InputError, shorten
 from cops_jax.files import write_file
@@ -139,15 +144,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     help="larger images are not decoded; by default the run's own limit,"
     f" {MAX_PIXELS / 1e6:g} unless its config says another",
   )
-  add_detector(parser)
+  parser.add_argument("--workdir", help="of a training run")
+  add_clip(parser)
+  add_allow_other_clip(parser)
   options = parser.parse_args(arguments)
   if options.save_maps and not options.out:
     parser.error("--save_maps needs --out")
   show_messages()
   paths = find_images(options.images)
-  detector = load_detector(options, parser)
-  if detector is None:
-    parser.error("give --workdir or --clip")
+  detector = load_clip_detector(options, parser)
+  if bool(detector) == bool(options.workdir):
+    parser.error("give either --workdir or --clip")
+  detector = detector or AnomalyDetector.from_workdir(
+    options.workdir, allow_other_clip=options.allow_other_clip
+  )
   if options.max_megapixels:
     detector.max_pixels = int(options.max_megapixels * 1e6)
   num_failed = _run(detector, paths, options.out, options.save_maps)

@@ -8,7 +8,7 @@ import pathlib
 from cops_jax.config import flatten
 from cops_jax.errors import InputError
 from cops_jax.runs.checkpoints import Checkpoints
-from cops_jax.runs.record import from_json, read_record
+from cops_jax.runs.record import check_clip, from_json, read_record
 from cops_jax.weights import clip_names, prompts, tensor_files
 from cops_jax.weights.clip import (
   DEMO_CLIP,
@@ -58,12 +58,17 @@ def export(workdir: str, out: str) -> str:
     What was written, in words.
 
   Raises:
-    InputError: there is no checkpoint, or the file cannot be written.
+    InputError: there is no checkpoint, or the file cannot be written; or its
+      format needs the run's CLIP, which is not available.
   """
   record = read_record(workdir)
   with Checkpoints(workdir) as saved:
     step, trainable = saved.restore_params()
-  prompts.write_prompts(out, trainable, record)
+  clip = None
+  if out.endswith(".pth") and record.config.get("method") == "anomalyclip":
+    clip = clip_of(record.to_config(workdir))
+    check_clip(record, clip.sha256, workdir, allow_other_clip=False)
+  prompts.write_prompts(out, trainable, record, clip)
   return f"{out}: the prompts of step {step} of {workdir}"
 
 

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+  from cops_jax.weights.clip import PretrainedCLIP
 
 _DEEP_PROMPTS = "compound_prompts_text."
 # Buffers that CLIP gives anew, and layers that are never used.
 _UNUSED = ("token_", "tokenized_", "compound_prompt_projections.")
+
+_LENGTH = 77  # Of a tokenised prompt.
+_PLACEHOLDER = 343  # "x" in OpenAI's vocabulary.
+_PROJECTION = 896
 
 
 def is_own(names: Iterable[str]) -> bool:
@@ -40,6 +47,37 @@ def to_authors_names(trainable: Mapping[str, Any]) -> dict[str, np.ndarray]:
   tensors = {"ctx_pos": context[None, :1], "ctx_neg": context[None, 1:]}
   for index, rows in enumerate(prompts.get("deep_prompts", ())):
     tensors[f"{_DEEP_PROMPTS}{index}"] = np.asarray(rows)
+  return tensors
+
+
+def unused_tensors(
+  trainable: Mapping[str, Any], clip: PretrainedCLIP
+) -> dict[str, np.ndarray]:
+  """What else the authors' module has, and wants to find in a file.
+
+  Args:
+    trainable: the parameters.
+    clip: that they were trained on.
+  """
+  embeddings = clip.params["text_model"]["embeddings"]["token_embedding"]
+  table = np.asarray(embeddings["embedding"], np.float32)
+  prompts, tokens = trainable["object_prompts"], clip.tokens
+  num_words, width = prompts["context"].shape[1:]
+  tensors = {}
+  for state, words in (("pos", ()), ("neg", tokens.damaged)):
+    ids = np.zeros(_LENGTH, np.int32)
+    sentence = (
+      *(tokens.start, *num_words * [min(_PLACEHOLDER, len(table) - 1)]),
+      *(*words, tokens.object, tokens.period, tokens.end),
+    )
+    ids[: len(sentence)] = sentence
+    tensors[f"token_prefix_{state}"] = table[ids[:1]][None, None]
+    tensors[f"token_suffix_{state}"] = table[ids[1 + num_words :]][None, None]
+    tensors[f"tokenized_prompts_{state}"] = ids[None, None]
+  for index in range(len(prompts.get("deep_prompts", ()))):
+    name = f"compound_prompt_projections.{index}"
+    tensors[f"{name}.weight"] = np.zeros((_PROJECTION, width), np.float32)
+    tensors[f"{name}.bias"] = np.zeros(_PROJECTION, np.float32)
   return tensors
 
 

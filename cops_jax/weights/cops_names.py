@@ -101,6 +101,13 @@ def to_authors_names(trainable: Mapping[str, Any]) -> dict[str, np.ndarray]:
   return tensors
 
 
+def unused_tensors(
+  trainable: Mapping[str, Any], clip: Any
+) -> dict[str, np.ndarray]:
+  """None: the authors' module loads a file without what it does not use."""
+  return {}
+
+
 def from_authors_names(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
   """The inverse of `to_authors_names`.
 

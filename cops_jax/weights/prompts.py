@@ -11,7 +11,7 @@ import hashlib
 import os
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import flax.traverse_util
 import jax
@@ -30,6 +30,9 @@ from cops_jax.weights import (
   torch_files,
 )
 from cops_jax.weights.tensor_files import check_tensors, read_tensor_file
+
+if TYPE_CHECKING:
+  from cops_jax.weights.clip import PretrainedCLIP
 
 # The one key of the authors' files.
 _ROOT = "prompt_learner"
@@ -227,7 +230,10 @@ def hash_prompts(trainable: Mapping[str, Any]) -> str:
 
 
 def write_prompts(
-  path: str | os.PathLike, trainable: Mapping[str, Any], record: Record
+  path: str | os.PathLike,
+  trainable: Mapping[str, Any],
+  record: Record,
+  clip: PretrainedCLIP | None = None,
 ) -> None:
   """Writes trained prompts, float32, and the record of their run.
 
@@ -238,6 +244,8 @@ def write_prompts(
       authors' format.
     trainable: the parameters.
     record: of the run that trained them.
+    clip: that they were trained on; with it an authors' file has all that their
+      module wants to find.
 
   Raises:
     InputError: another ending, the file cannot be written, or the authors'
@@ -250,9 +258,10 @@ def write_prompts(
       raise _no_format(path, method)
     names = _AUTHORS_FORMATS[method]
     _require_representable(names, trainable, path)
-    torch_files.write_tensors(
-      path, names.to_authors_names(trainable), _ROOT, record.to_json()
-    )
+    tensors = names.to_authors_names(trainable)
+    if clip:
+      tensors |= names.unused_tensors(trainable, clip)
+    torch_files.write_tensors(path, tensors, _ROOT, record.to_json())
   elif path.suffix == ".safetensors":
     flat = flax.traverse_util.flatten_dict(trainable, sep=".")
     digest = hash_prompts(trainable)

@@ -148,9 +148,9 @@ def test_sizes_fit_any_clip(clip_folder):
       ["--clip=demo", "--normal", "a clean weld"],
       "not know the word 'weld' of",
     ),
-    (["--clip=demo", "--workdir=run"], "not allowed with argument"),
+    (["--clip=demo", "--workdir=run"], "give either --workdir or --clip"),
     (["--normal=good"], "--normal and --anomalous need --clip"),
-    ([], "give --workdir or --clip"),
+    ([], "give either --workdir or --clip"),
   ),
 )
 def test_bad_input_is_reported(arguments, expected, tmp_path):

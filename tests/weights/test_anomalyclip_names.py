@@ -1,5 +1,7 @@
 """AnomalyCLIP's files, and files of one method given to another."""
 
+import dataclasses
+
 import chex
 import jax
 import numpy as np
@@ -9,6 +11,8 @@ from cops_jax.errors import InputError
 from cops_jax.runs.checkpoints import Checkpoints
 from cops_jax.runs.record import Record, claim_workdir
 from cops_jax.weights import anomalyclip_names, prompts, torch_pickles
+from cops_jax.weights.clip import OPENAI_TOKENS, load_clip
+from cops_jax.weights.tensor_files import read_tensor_file
 from cops_jax.weights.torch_files import write_tensors
 from helpers import golden, weight_files
 
@@ -84,6 +88,32 @@ def test_torch_loads_what_is_written(tmp_path, stored, trained):
   assert loaded.keys() == expected.keys()
   for name, array in expected.items():
     np.testing.assert_array_equal(loaded[name].numpy(), array)
+
+
+def test_with_clip_the_file_has_all_of_the_authors_module(
+  tmp_path, stored, trained
+):
+  """So that it loads strictly, there too."""
+  clip = load_clip("demo")
+  path = tmp_path / "epoch_15.pth"
+  prompts.write_prompts(path, trained, RECORD, clip)
+  chex.assert_trees_all_equal(load(path, trained), trained)
+  tensors = {
+    name.removeprefix("prompt_learner."): array
+    for name, array in read_tensor_file(path).tensors.items()
+  }
+  kinds = [
+    {name: (array.shape, array.dtype.kind) for name, array in rows.items()}
+    for rows in (tensors, stored)
+  ]
+  assert kinds[0] == kinds[1]
+  # In OpenAI's vocabulary the ids are the stored ones.
+  embedding = {"embedding": np.zeros((49408, 128), np.float32)}
+  params = {"text_model": {"embeddings": {"token_embedding": embedding}}}
+  clip = dataclasses.replace(clip, tokens=OPENAI_TOKENS, params=params)
+  found = anomalyclip_names.unused_tensors(trained, clip)
+  for name in ("tokenized_prompts_pos", "tokenized_prompts_neg"):
+    np.testing.assert_array_equal(found[name], stored[name])
 
 
 def test_prompts_of_another_method_are_refused(tmp_path, trained):
