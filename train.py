@@ -1,4 +1,4 @@
-"""Trains CoPS's prompts on an auxiliary data set.
+"""Trains prompts on an auxiliary data set, as config.method says.
 
   python train.py --config=configs/demo.py --workdir=runs/demo
 

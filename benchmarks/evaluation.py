@@ -20,7 +20,9 @@ from benchmarks import plain, torch_tower, vit_l
 from benchmarks.timing import Row, measure, row
 from cops_jax.config import recipe
 from cops_jax.evaluation.step import make_configured_step
-from cops_jax.models.cops import init_trainable, join_params
+from cops_jax.methods import cops
+from cops_jax.models.cops import init_trainable
+from cops_jax.models.encoding import join_params
 from cops_jax.models.flops import prompt_flops, vision_flops
 from cops_jax.runtime.mesh import make_mesh, replicate, shard_batch
 from cops_jax.runtime.randomness import (
@@ -42,7 +44,8 @@ def rows(is_quick: bool) -> Iterator[Row]:
   clip_params, _ = place_clip(clip, model, mesh, is_split=False)
   step = make_configured_step(config, model, mesh)
   flops = vision_flops(config, clip.config)
-  flops += prompt_flops(config, clip.config, is_training=False)
+  num_tokens = cops.num_prompt_tokens(config, is_training=False)
+  flops += prompt_flops(num_tokens, clip.config, is_training=False)
   repeats = 10 if is_quick else 3
 
   rate = _matrix_rate(clip.config, config, jnp.dtype(config.clip.dtype))

@@ -11,7 +11,8 @@ import numpy as np
 
 from benchmarks.timing import Row, measure, row
 from cops_jax.models.clip import normalize_images, resize_position_embedding
-from cops_jax.models.cops import CoPS, encode_batch, join_params
+from cops_jax.models.cops import CoPS
+from cops_jax.models.encoding import encode_batch, join_params
 from cops_jax.weights.clip import PretrainedCLIP
 from cops_jax.weights.clip_names import params_to_torch_names
 

@@ -1,4 +1,4 @@
-"""What commands share: a flag, and how they end."""
+"""What commands share: flags, and how they end."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import re
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from cops_jax.errors import (
   DamagedRunError,
@@ -17,6 +18,9 @@ from cops_jax.errors import (
   MissingRunError,
   shorten,
 )
+
+if TYPE_CHECKING:
+  from cops_jax.detector import AnomalyDetector
 
 _EXIT_SECONDS = 20
 _ADVICE = {
@@ -47,6 +51,45 @@ def _end_soon():
   ending = threading.Timer(_EXIT_SECONDS, os._exit, [1])
   ending.daemon = True
   ending.start()
+
+
+def add_clip(parser: argparse.ArgumentParser) -> None:
+  """Adds the flags of a CLIP and texts, which take the place of training."""
+  parser.add_argument(
+    "--clip",
+    help="use this CLIP with hand-written texts, without training: a Hugging"
+    ' Face name or folder, OpenAI\'s own .pt, or "demo"',
+  )
+  for name, example in (
+    ("normal", "a clean weld"),
+    ("anomalous", "a weld with a crack"),
+  ):
+    parser.add_argument(
+      f"--{name}",
+      action="append",
+      default=[],
+      metavar="TEXT",
+      help=f'with --clip, what is {name}, such as "{example}"; may be repeated',
+    )
+
+
+def load_clip_detector(
+  options: argparse.Namespace, parser: argparse.ArgumentParser
+) -> AnomalyDetector | None:
+  """The detector that the flags of `add_clip` name; None without --clip.
+
+  Raises:
+    InputError: it cannot be loaded.
+  """
+  if options.clip:
+    from cops_jax.detector import AnomalyDetector
+
+    return AnomalyDetector.from_clip(
+      options.clip, normal=options.normal, anomalous=options.anomalous
+    )
+  if options.normal or options.anomalous:
+    parser.error("--normal and --anomalous need --clip")
+  return None
 
 
 def command_line(

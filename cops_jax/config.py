@@ -13,9 +13,11 @@ import math
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+from cops_jax import methods
 from cops_jax.errors import InputError
 from cops_jax.losses import RECONSTRUCTIONS
 from cops_jax.metrics import PIXEL_METRICS_MODES
+from cops_jax.models.anomalyclip import DEEP_PROMPT_CASTS
 from cops_jax.models.attention import IMPLEMENTATIONS
 from cops_jax.models.prompts import PROTOTYPE_INJECTIONS
 
@@ -81,6 +83,11 @@ def _one_of(choices: Collection[str]):
   )
 
 
+def _a_method(value, config, clip):
+  names = methods.names()
+  return "" if value in names else f"one of {', '.join(names)}"
+
+
 def _a_seed(value, config, clip):
   return "" if 0 <= value < 2**32 else "from 0 to 2**32 - 1"
 
@@ -129,22 +136,20 @@ def _divides_the_width(value, config, clip):
   return "" if is_good else f"a divisor of the joint width {width}"
 
 
+_KINDS_OF_WORDS = ("context", "state", "category")
+
+
 def _num_words(config):
-  model = config.model
-  return sum(
-    max(number, 0)  # Those below have an error of their own.
-    for number in (
-      model.num_context_words,
-      model.num_state_words,
-      model.num_category_words,
-    )
-  )
+  fields = {f"model.num_{kind}_words" for kind in _KINDS_OF_WORDS}
+  fields -= methods.unread_fields(config.method)
+  # Those below 0 have an error of their own.
+  return sum(max(config[field], 0) for field in fields)
 
 
 def _leaves_words(value, config, clip):
   if _num_words(config):
     return ""
-  return "at least 1 where there are neither state nor category words"
+  return "at least 1 where there are no other words"
 
 
 def _text_layers(value, config, clip):
@@ -158,6 +163,13 @@ def _learned_words(value, config, clip):
 
 
 FIELDS = {
+  "method": Field(
+    "cops",
+    "What is trained and how images are scored: a module of cops_jax.methods,"
+    " whose FIELDS names the fields below that not every method reads.",
+    Role.TRAINING | Role.RESULTS,
+    (_a_method,),
+  ),
   "seed": Field(
     0,
     "Seed of everything random: initial parameters, order, noise.",
@@ -330,6 +342,39 @@ FIELDS = {
     Role.TRAINING | Role.RESULTS,
     (_one_of(PROTOTYPE_INJECTIONS),),
   ),
+  "model.deep_prompt_cast": Field(
+    "float16",
+    'Type that deep prompts and their gradients are rounded to: "float16", as'
+    ' AnomalyCLIP\'s released code does, or "none".',
+    Role.TRAINING | Role.RESULTS,
+    (_one_of(DEEP_PROMPT_CASTS),),
+  ),
+  "model.texts": Field(
+    "photos",
+    "Hand-written texts of the prompt ensemble: a file, or one of this project"
+    ' by its name: "photos" or, in the words of the demo\'s CLIP, "demo".',
+    Role.TRAINING | Role.RESULTS,
+  ),
+  "model.normal_texts": Field(
+    (),
+    "What is normal, in place of that file's states.",
+    Role.TRAINING | Role.RESULTS,
+  ),
+  "model.anomalous_texts": Field(
+    (),
+    "What is not, in place of that file's states.",
+    Role.TRAINING | Role.RESULTS,
+  ),
+  "model.object_name": Field(
+    "object",
+    "What those texts call an object.",
+    Role.TRAINING | Role.RESULTS,
+  ),
+  "model.use_category_names": Field(
+    False,
+    "Whether an evaluation calls each object by its category's name instead.",
+    Role.TRAINING | Role.RESULTS,
+  ),
   "model.temperature": Field(
     0.07,
     "Cosines are divided by it before the softmax.",
@@ -483,6 +528,25 @@ _KINDS = {
   tuple: "list",
 }
 
+# Of AnomalyCLIP's code, its vision tower and number format.
+_DUAL_PATH = {"clip.dtype": "float32", "model.num_value_layers": 19}
+_ANOMALYCLIP = {
+  **_DUAL_PATH,
+  "method": "anomalyclip",
+  "model.num_context_words": 12,
+  "train.num_epochs": 15,
+}
+_DEMO = {
+  "clip.weights": "demo",
+  "clip.dtype": "float32",
+  "feature_cache.dtype": "float32",
+  "model.image_size_pixels": 112,
+  "model.feature_layers": (5,),
+  "model.num_value_layers": 3,
+  "train.dataset": "demo_auxiliary",
+  "evaluation.datasets": ("demo_unseen",),
+  "evaluation.batch_size": 8,
+}
 # What differs from the defaults, by name.
 RECIPES = {
   "visa": {},
@@ -495,20 +559,38 @@ RECIPES = {
     "evaluation.alpha": 0.35,
     "evaluation.beta": 1.0,
   },
+  "anomalyclip_visa": {
+    **_ANOMALYCLIP,
+    "train.dataset": "visa",
+    "evaluation.datasets": ("mvtec_ad",),
+  },
+  "anomalyclip_mvtec": {
+    **_ANOMALYCLIP,
+    "train.dataset": "mvtec_ad",
+    "evaluation.datasets": ("visa",),
+  },
+  "prompt_ensemble": {
+    **_DUAL_PATH,
+    "method": "prompt_ensemble",
+    "evaluation.datasets": ("mvtec_ad", "visa"),
+  },
   "demo": {
-    "clip.weights": "demo",
-    "clip.dtype": "float32",
-    "feature_cache.dtype": "float32",
-    "model.image_size_pixels": 112,
-    "model.feature_layers": (5,),
-    "model.num_value_layers": 3,
+    **_DEMO,
     "model.smoothing_window_patches": 1,
     "model.num_heads": 8,
     "model.deep_prompt_depth": 3,
-    "train.dataset": "demo_auxiliary",
-    "evaluation.datasets": ("demo_unseen",),
-    "evaluation.batch_size": 8,
     "evaluation.beta": 0.5,
+  },
+  "anomalyclip_demo": {
+    **_DEMO,
+    "method": "anomalyclip",
+    "model.num_context_words": 12,
+    "model.deep_prompt_depth": 3,
+  },
+  "prompt_ensemble_demo": {
+    **_DEMO,
+    "method": "prompt_ensemble",
+    "model.texts": "demo",
   },
 }
 
@@ -540,6 +622,28 @@ def recipe(name: str) -> Any:
     )
   config = default()
   config.update_from_flattened_dict(RECIPES[name])
+  return config
+
+
+def ensemble_of(weights: str, clip: Any) -> Any:
+  """The recipe prompt_ensemble on any CLIP.
+
+  Args:
+    weights: for config.clip.weights.
+    clip: the configuration of CLIP; a transformers.CLIPConfig.
+
+  Returns:
+    A locked ml_collections.ConfigDict: as for OpenAI's ViT-L/14@336, 37 x 37
+    patches of the last layer, with a value path from the sixth layer on. For
+    the demo's CLIP it is the recipe prompt_ensemble_demo.
+  """
+  if weights == "demo":
+    return recipe("prompt_ensemble_demo")
+  config, vision = recipe("prompt_ensemble"), clip.vision_config
+  config.clip.weights = weights
+  config.model.image_size_pixels = 37 * vision.patch_size
+  config.model.feature_layers = (vision.num_hidden_layers,)
+  config.model.num_value_layers = max(vision.num_hidden_layers - 5, 0)
   return config
 
 
@@ -622,7 +726,8 @@ def check_values(config: Any, clip: Any) -> None:
 
   Raises:
     InputError: a field is absent, or its value does not fit CLIP or another
-      field.
+      field, or the method does not read it and it has another value than its
+      default.
   """
   values = flatten(config.to_dict())
   missing = FIELDS.keys() - values.keys()
@@ -631,7 +736,17 @@ def check_values(config: Any, clip: Any) -> None:
       f"the config lacks {', '.join(sorted(missing))}: begin with"
       " cops_jax.config.default(), which has every field"
     )
+  unread = set()
+  if config.method in methods.names():  # Otherwise its own check fails first.
+    unread = methods.unread_fields(config.method)
   for name, field in FIELDS.items():
+    if name in unread:
+      if values[name] != field.default:
+        raise InputError(
+          f"config.{name} is {values[name]!r}, and the method"
+          f" {config.method!r} does not read it: leave it at {field.default!r}"
+        )
+      continue
     for check in field.checks:
       expected = check(values[name], config, clip)
       if expected:

@@ -36,7 +36,8 @@ from cops_jax.typing import Float, Integer
 
 # The model's modules are imported where they are used: transformers takes long.
 if TYPE_CHECKING:
-  from cops_jax.models.cops import CoPS
+  import flax.linen as nn
+
   from cops_jax.weights.clip import PretrainedCLIP
 
 _logger = logging.getLogger(__name__)
@@ -84,19 +85,22 @@ class Detection:
 
 
 def make_detect_step(
-  config: Any, model: CoPS, mesh: jax.sharding.Mesh, clip_shardings: Any = None
+  config: Any,
+  model: nn.Module,
+  mesh: jax.sharding.Mesh,
+  clip_shardings: Any = None,
 ) -> Callable[[Any, Any, jax.Array], dict[str, jax.Array]]:
   """Compiles the step from images alone to their scores and maps.
 
   Args:
     config: a ConfigDict with the fields of `cops_jax.config`.
-    model: CoPS.
+    model: of the config's method.
     mesh: to split batches over.
-    clip_shardings: see `make_predict_step`.
+    clip_shardings: see `make_configured_step`.
 
   Returns:
     `step(trainable, clip_params, images)`, of uint8 (b, h, w, 3); gives what
-    `make_predict_step`'s does.
+    `make_configured_step`'s does.
   """
   from cops_jax.evaluation.step import make_configured_step
 
@@ -219,21 +223,61 @@ class AnomalyDetector:
     return cls._load(prompts, config, record, allow_other_clip, thresholds)
 
   @classmethod
-  def _load(cls, prompts, config, record, allow_other_clip, thresholds):
-    from cops_jax.models.cops import trainable_shapes
-    from cops_jax.runs.record import check_clip
-    from cops_jax.weights import build_model, clip_of, settle_dtype
-    from cops_jax.weights.prompts import load_prompts
+  def from_clip(
+    cls,
+    clip: str | os.PathLike = "openai/clip-vit-large-patch14-336",
+    *,
+    normal: Sequence[str] = (),
+    anomalous: Sequence[str] = (),
+    config: Any = None,
+    thresholds: Thresholds | None = None,
+  ) -> AnomalyDetector:
+    """A detector from a CLIP alone, which nobody trained: a prompt ensemble.
 
-    keep_compiled_programs(config)
+    Args:
+      clip: see config.clip.weights in `cops_jax.config`.
+      normal, anomalous: what is normal, such as "a clean weld", and what is
+        not; by default the states of the config's texts.
+      config: a ConfigDict with the fields of `cops_jax.config`; by default the
+        recipe prompt_ensemble, its sizes those that fit the CLIP.
+      thresholds: for verdicts.
+
+    Raises:
+      InputError: CLIP or the texts cannot be used; see `models.texts`.
+    """
+    from cops_jax.config import ensemble_of
+    from cops_jax.weights import load_clip
+
+    loaded = load_clip(str(clip))
+    if config is None:
+      config = ensemble_of(str(clip), loaded.config)
+    config = config.copy_and_resolve_references()
+    config.clip.weights = str(clip)
+    config.model.normal_texts = tuple(normal) or config.model.normal_texts
+    config.model.anomalous_texts = (
+      tuple(anomalous) or config.model.anomalous_texts
+    )
+    return cls._build(config, loaded, "", thresholds)
+
+  @classmethod
+  def _load(cls, prompts, config, record, allow_other_clip, thresholds):
+    from cops_jax.runs.record import check_clip
+    from cops_jax.weights import clip_of, settle_dtype
+
     config = settle_dtype(config, record)
     clip = clip_of(config)
     if record is not None:
       check_clip(record, clip.sha256, str(prompts), allow_other_clip)
+    return cls._build(config, clip, prompts, thresholds)
+
+  @classmethod
+  def _build(cls, config, clip, prompts, thresholds):
+    from cops_jax.weights import build_model, load_trainable
+
+    keep_compiled_programs(config)
     model = build_model(config, clip)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    template = trainable_shapes(model, device)
-    trainable, _ = load_prompts(prompts, template)
+    trainable, _ = load_trainable(config, model, clip, prompts, device)
     return cls(config, trainable, clip, thresholds)
 
   @property

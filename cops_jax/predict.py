@@ -1,4 +1,4 @@
-"""Finds anomalies in your own images, without masks or labels.
+r"""Finds anomalies in your own images, without masks or labels.
 
   python -m cops_jax.predict photos/ more/*.jpg --workdir=runs/visa --out=found
 
@@ -8,6 +8,11 @@ With --out also writes predictions.jsonl and a picture of each image with the
 anomaly map over it. Photographs are turned upright first, as their EXIF data
 say. An image that cannot be read has a line with "error", the rest goes on, and
 the exit code is 1. Verdicts need thresholds: `python -m cops_jax.calibrate`.
+
+  python -m cops_jax.predict photos/ --clip=openai/clip-vit-large-patch14-336 \
+    --normal="a clean weld" --anomalous="a weld with a crack"
+
+needs no run: it compares images with hand-written texts.
 """
 
 from __future__ import annotations
@@ -24,7 +29,12 @@ from typing import Any
 
 import numpy as np
 
-from cops_jax.commands import add_allow_other_clip, command_line
+from cops_jax.commands import (
+  add_allow_other_clip,
+  add_clip,
+  command_line,
+  load_clip_detector,
+)
 from cops_jax.detector import AnomalyDetector, Detection
 from cops_jax.errors import InputError, shorten
 from cops_jax.files import write_file
@@ -123,7 +133,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     allow_abbrev=False,
   )
   parser.add_argument("images", nargs="+", help="files, folders and patterns")
-  parser.add_argument("--workdir", required=True, help="of a training run")
   parser.add_argument("--out", type=to_path, help="folder for pictures")
   parser.add_argument(
     "--save_maps",
@@ -136,13 +145,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     help="larger images are not decoded; by default the run's own limit,"
     f" {MAX_PIXELS / 1e6:g} unless its config says another",
   )
+  parser.add_argument("--workdir", help="of a training run")
+  add_clip(parser)
   add_allow_other_clip(parser)
   options = parser.parse_args(arguments)
   if options.save_maps and not options.out:
     parser.error("--save_maps needs --out")
   show_messages()
   paths = find_images(options.images)
-  detector = AnomalyDetector.from_workdir(
+  detector = load_clip_detector(options, parser)
+  if bool(detector) == bool(options.workdir):
+    parser.error("give either --workdir or --clip")
+  detector = detector or AnomalyDetector.from_workdir(
     options.workdir, allow_other_clip=options.allow_other_clip
   )
   if options.max_megapixels:

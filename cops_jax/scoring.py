@@ -60,14 +60,59 @@ def image_scores(
   return beta * probability + (1 - beta) * patch_scores.max(axis=-1)
 
 
-def upsampling_matrix(
-  image_size: int, grid_size: int
-) -> Float[np.ndarray, "h gh"]:
-  """One axis of the step from patch grid to anomaly map, as a matrix.
+def probabilities(
+  image_logits: Float[Array, "b s=2"], patch_logits: Float[Array, "b f n s=2"]
+) -> tuple[Float[Array, "b"], Float[Array, "b n"]]:
+  """Scores of images and patches: their probabilities of anomaly alone.
 
-  Nearest-neighbour upsampling, then a Gaussian filter of sigma 4 pixels as
-  `scipy.ndimage.gaussian_filter` does it: edges reflected (d c b a | a b c d),
-  truncated at 4 sigma.
+  Of several feature layers the mean, so that scores stay in [0, 1]. AnomalyCLIP
+  sums over them, which gives all metrics the same.
+  """
+  patches = jax.nn.softmax(patch_logits)[..., ANOMALY].mean(axis=1)
+  return jax.nn.softmax(image_logits)[:, ANOMALY], patches
+
+
+def upsampling_matrix(
+  image_size: int, grid_size: int, method: str
+) -> Float[np.ndarray, "h gh"]:
+  """One axis of the step from a patch grid to pixels, as a matrix.
+
+  Args:
+    image_size: pixels, a multiple of `grid_size`.
+    grid_size: patches.
+    method: "nearest" repeats each patch's value; "bilinear" interpolates
+      between the patches' centres, and repeats the value beyond the outermost.
+  """
+  patch_size = image_size // grid_size
+  if method == "nearest":
+    return np.repeat(np.eye(grid_size, dtype=np.float32), patch_size, axis=0)
+  places = (np.arange(image_size) + 0.5) / patch_size - 0.5  # In the grid.
+  places = np.clip(places, 0, grid_size - 1)
+  distances = np.abs(places[:, None] - np.arange(grid_size))
+  return np.maximum(1 - distances, 0).astype(np.float32)
+
+
+def upsample(
+  patches: Float[Array, "b f n s"], image_size: int
+) -> Float[Array, "b f m s"]:
+  """The bilinear `U p U^T` of each map of patches, pixels in row-major order.
+
+  Args:
+    patches: in row-major order.
+    image_size: side in pixels; `m` is its square.
+  """
+  side = round(patches.shape[2] ** 0.5)
+  matrix = upsampling_matrix(image_size, side, "bilinear")
+  grid = patches.reshape(*patches.shape[:2], side, side, -1)
+  pixels = jnp.einsum("hg,bfgks,wk->bfhws", matrix, grid, matrix)
+  return pixels.reshape(*patches.shape[:2], image_size**2, -1)
+
+
+def blurring_matrix(image_size: int) -> Float[np.ndarray, "h h"]:
+  """One axis of a Gaussian filter of sigma 4 pixels, as a matrix, float64.
+
+  As `scipy.ndimage.gaussian_filter` does it: edges reflected (d c b a | a b c
+  d), truncated at 4 sigma.
   """
   offsets = np.arange(-GAUSSIAN_RADIUS_PIXELS, GAUSSIAN_RADIUS_PIXELS + 1)
   kernel = np.exp(-0.5 * (offsets / GAUSSIAN_SIGMA_PIXELS) ** 2)
@@ -77,15 +122,25 @@ def upsampling_matrix(
   sources = np.minimum(sources, 2 * image_size - 1 - sources)
   blur = np.zeros((image_size, image_size))
   np.add.at(blur, (rows[:, None], sources), kernel)
-  nearest = np.repeat(np.eye(grid_size), image_size // grid_size, axis=0)
-  return (blur @ nearest).astype(np.float32)
+  return blur
 
 
 def anomaly_maps(
-  patch_scores: Float[Array, "b n"], image_size: int
+  patch_scores: Float[Array, "b n"], image_size: int, upsampling: str
 ) -> Float[Array, "b h w"]:
-  """Pixel maps `A p A^T` of the patch scores; `A` is `upsampling_matrix`."""
+  """Pixel maps `A p A^T` of the patch scores, upsampled and then blurred.
+
+  `A` is `blurring_matrix` times `upsampling_matrix`.
+
+  Args:
+    patch_scores: in row-major order.
+    image_size: pixels.
+    upsampling: see `upsampling_matrix`.
+  """
   side = round(patch_scores.shape[-1] ** 0.5)
-  matrix = upsampling_matrix(image_size, side)
+  matrix = blurring_matrix(image_size) @ upsampling_matrix(
+    image_size, side, upsampling
+  )
+  matrix = matrix.astype(np.float32)
   grid = patch_scores.reshape(-1, side, side)
   return jnp.einsum("hg,bgk,wk->bhw", matrix, grid, matrix)

@@ -19,7 +19,7 @@ from cops_jax.runtime import processes, watch
 _CONFIG = config_flags.DEFINE_config_file(
   "config",
   None,
-  "Config file, see configs/, or a recipe's name: visa, mvtec or demo.",
+  "Config file, see configs/, or a recipe's name, such as visa or demo.",
   lock_config=True,
 )
 _WORKDIR = flags.DEFINE_string(

@@ -6,7 +6,7 @@ import pytest
 from transformers import CLIPConfig
 
 from cops_jax import config as configuration
-from cops_jax import weights
+from cops_jax import methods, weights
 from cops_jax.config import FIELDS, RECIPES, Role
 from cops_jax.errors import InputError
 from cops_jax.weights import build_model
@@ -20,6 +20,7 @@ LARGE_CLIP = CLIPConfig(
 )
 # For each field with a check, a value that must fail, and what it must be.
 BAD_VALUES = {
+  "method": ("padim", "one of anomalyclip, cops, prompt_ensemble"),
   "seed": (-1, "from 0 to 2**32 - 1"),
   "feature_cache.dtype": (
     "int8",
@@ -44,6 +45,7 @@ BAD_VALUES = {
   "model.deep_prompt_length": (15, "at most the 14 learned words"),
   "model.deep_prompt_depth": (12, "less than the 12 text layers"),
   "model.prototype_injection": ("both", "one of crossed, matched"),
+  "model.deep_prompt_cast": ("int8", "one of float16, none"),
   "model.temperature": (0.0, "above 0"),
   "train.num_epochs": (-1, "at least 0"),
   "train.batch_size": (0, "at least 1"),
@@ -95,6 +97,8 @@ def test_every_check_has_a_value_that_fails_it():
 def test_bad_values_are_reported_in_one_sentence(name):
   value, expected = BAD_VALUES[name]
   config = configuration.default()
+  if name in methods.unread_fields("cops"):
+    config.method = "anomalyclip"
   config.update_from_flattened_dict({name: value})
   with pytest.raises(InputError) as caught:
     configuration.check_values(config, LARGE_CLIP)
@@ -102,6 +106,28 @@ def test_bad_values_are_reported_in_one_sentence(name):
     f"config.{name} is {value!r}; with CLIP"
     f" 'openai/clip-vit-large-patch14-336' it must be {expected}"
   )
+
+
+def test_a_field_of_another_method_is_refused():
+  config = configuration.default()
+  config.method = "anomalyclip"
+  configuration.check_values(config, LARGE_CLIP)
+  config.evaluation.beta = 0.5
+  with pytest.raises(InputError) as caught:
+    configuration.check_values(config, LARGE_CLIP)
+  assert str(caught.value) == (
+    "config.evaluation.beta is 0.5, and the method 'anomalyclip' does not read"
+    " it: leave it at 0.9"
+  )
+
+
+def test_fields_of_methods_are_fields():
+  for name in methods.names():
+    method = methods.find(name)
+    assert isinstance(method, methods.Method)
+    assert set(method.FIELDS) <= FIELDS.keys()
+  with pytest.raises(InputError, match="'padim'; the methods are anomalyclip"):
+    methods.find("padim")
 
 
 def test_a_config_that_lacks_a_field_is_refused():
@@ -250,6 +276,12 @@ def test_the_demos_recipe():
     "deep_prompt_length": 4,
     "deep_prompt_depth": 3,
     "prototype_injection": "crossed",
+    "deep_prompt_cast": "float16",
+    "texts": "photos",
+    "normal_texts": (),
+    "anomalous_texts": (),
+    "object_name": "object",
+    "use_category_names": False,
     "temperature": 0.07,
   }
   assert config.train.dataset == "demo_auxiliary"
@@ -289,9 +321,7 @@ def test_recipes_are_named_from_any_folder(
   assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize(
-  "name", ("default", "visa", "mvtec", "demo", "ablations")
-)
+@pytest.mark.parametrize("name", ("default", *RECIPES, "ablations"))
 def test_configs_have_the_same_fields(name):
   default = importlib.import_module("configs.default").get_config()
   config = importlib.import_module(f"configs.{name}").get_config()
@@ -304,6 +334,25 @@ def _fields(config):
     (section, tuple(value) if hasattr(value, "keys") else type(value))
     for section, value in config.items()
   ]
+
+
+def test_anomalyclips_recipes():
+  for name, dataset in (
+    ("anomalyclip_visa", "visa"),
+    ("anomalyclip_mvtec", "mvtec_ad"),
+  ):
+    config = configuration.recipe(name)
+    configuration.check_values(config, LARGE_CLIP)
+    model, train = config.model, config.train
+    assert (train.dataset, train.num_epochs, train.batch_size) == (
+      dataset,
+      15,
+      8,
+    )
+    assert (train.learning_rate, train.b1, train.b2) == (1e-3, 0.5, 0.999)
+    assert (model.feature_layers, model.num_value_layers) == ((24,), 19)
+    assert (model.num_context_words, model.deep_prompt_depth) == (12, 8)
+    assert dataset not in config.evaluation.datasets
 
 
 def test_published_recipes():

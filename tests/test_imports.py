@@ -13,6 +13,7 @@ LAYERS = (
   ("", "typing", "errors", "progress", "tables"),
   ("paths", "buckets", "files", "copies", "digests"),
   ("models", "losses", "scoring", "metrics", "images", "datasets"),
+  ("methods",),
   ("config", "runs", "runtime"),
   ("inputs", "weights"),
   ("evaluation",),

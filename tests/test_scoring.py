@@ -13,7 +13,7 @@ from helpers.golden import assert_close
 def test_anomaly_map_is_scipys_gaussian_of_nearest(image_size, grid_size):
   """Also where the image is narrower than the filter."""
   scores = np.random.default_rng(0).random((2, grid_size**2), np.float32)
-  maps = scoring.anomaly_maps(jnp.asarray(scores), image_size)
+  maps = scoring.anomaly_maps(jnp.asarray(scores), image_size, "nearest")
   patch = image_size // grid_size
   for actual, row in zip(maps, scores, strict=True):
     grid = row.reshape(grid_size, grid_size)

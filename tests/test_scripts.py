@@ -60,7 +60,7 @@ def test_evaluation_needs_no_config_and_writes_its_files(trained):
   }
   assert set(results["demo_unseen"]["mean"]) == {
     *("image_auroc", "image_ap", "image_f1_max", "pixel_auroc", "pixel_ap"),
-    *("pixel_f1_max", "pixel_aupro"),
+    *("pixel_f1_max", "pixel_aupro", "pixel_aupro_200"),
   }
   assert len(list((workdir / "pictures/demo_unseen").iterdir())) == 3
   with (workdir / "scores.csv").open() as file:

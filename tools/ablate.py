@@ -24,7 +24,7 @@ import numpy as np
 from absl import flags
 
 from configs import ablations
-from cops_jax import __version__, scripts
+from cops_jax import __version__, methods, scripts
 from cops_jax.config import complete
 from cops_jax.digests import combine
 from cops_jax.errors import InputError
@@ -70,7 +70,8 @@ def train_and_evaluate(
     pass
   except (OSError, ValueError, KeyError) as error:
     _logger.warning("%s cannot be used: %s", path, error)
-  training.train(config, workdir, allow_other_clip=allow_other_clip)
+  if methods.find(config.method).loss_terms is not None:
+    training.train(config, workdir, allow_other_clip=allow_other_clip)
   evaluated = many.evaluate(config, workdir, allow_other_clip=allow_other_clip)
   if evaluated.failed:
     raise InputError("; ".join(evaluated.failed.values()))
@@ -114,15 +115,32 @@ def run_all(
   *,
   allow_other_clip: bool = False,
 ) -> tuple[dict[str, dict[int, Means]], dict[str, str]]:
+  """`run_configs` of a config's ablations, by their names."""
+  configs = {name: ablations.ablate(config, name) for name in names}
+  runs = [(name, seed) for seed in seeds for name in names]
+  return run_configs(configs, workdir, runs, allow_other_clip=allow_other_clip)
+
+
+def run_configs(
+  configs: Mapping[str, Any],
+  workdir: pathlib.Path,
+  runs: Sequence[tuple[str, int]],
+  *,
+  allow_other_clip: bool = False,
+) -> tuple[dict[str, dict[int, Means]], dict[str, str]]:
   """Trains and evaluates what is not finished; goes on after a failure.
 
+  Args:
+    configs: by name.
+    workdir: receives a folder for each name and seed.
+    runs: names and seeds.
+    allow_other_clip: see `training.train`.
+
   Returns:
-    Means by ablation and seed; and of what failed, the reason by name.
+    Means by name and seed; and of what failed, the reason by name.
   """
-  configs = {name: ablations.ablate(config, name) for name in names}
-  means = {name: {} for name in names}
+  means = {name: {} for name in configs}
   failures = {}
-  runs = [(name, seed) for seed in seeds for name in names]
   for number, (name, seed) in enumerate(runs, start=1):
     if signals.is_due(number):
       signals.stop(
@@ -193,12 +211,20 @@ def _metrics(rows):
   ]
 
 
-def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
-  """A table to read, in percent, differences in percentage points."""
+def format_table(
+  rows: Sequence[Mapping[str, Any]], title: str = "ablation"
+) -> str:
+  """A table to read, in percent, differences in percentage points.
+
+  Args:
+    rows: of `compare`.
+    title: of the names' column.
+  """
   metrics = _metrics(rows)
-  header = ["data set", "ablation", "seeds"]
+  has_base = any(row["ablation"] == _BASE for row in rows)
+  header = ["data set", title, "seeds"]
   for metric in metrics:
-    header += [metric_title(metric), "diff"]
+    header += [metric_title(metric), *["diff"] * has_base]
   lines = [header]
   for row in rows:
     line = [row["dataset"], row["ablation"], str(row["num_seeds"])]
@@ -208,7 +234,8 @@ def format_table(rows: Sequence[Mapping[str, Any]]) -> str:
       )
       text = "n/a" if value is None else f"{100 * value:.1f}"
       line.append(text if std is None else f"{text} ± {100 * std:.1f}")
-      line.append("" if difference is None else f"{100 * difference:+.1f}")
+      if has_base:
+        line.append("" if difference is None else f"{100 * difference:+.1f}")
     lines.append(line)
   return "\n".join(align(lines, num_text_columns=2))
 

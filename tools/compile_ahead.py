@@ -31,12 +31,12 @@ from jax.sharding import Mesh
 from ml_collections import config_flags
 
 from benchmarks import vit_l
+from cops_jax import methods
 from cops_jax.commands import command_line
 from cops_jax.errors import InputError, shorten
 from cops_jax.evaluation.step import make_configured_step
 from cops_jax.models.attention import padded_length
 from cops_jax.models.clip import cast_matrices
-from cops_jax.models.cops import trainable_shapes
 from cops_jax.models.flops import PEAK_TERA_FLOPS
 from cops_jax.progress import show_messages
 from cops_jax.runtime.mesh import (
@@ -51,7 +51,12 @@ from cops_jax.training.step import (
   make_optimizer,
   make_train_step,
 )
-from cops_jax.weights import PretrainedCLIP, build_model, load_clip
+from cops_jax.weights import (
+  PretrainedCLIP,
+  build_model,
+  load_clip,
+  trainable_shapes,
+)
 from cops_jax.weights.clip import OPENAI_TOKENS
 from cops_jax.weights.clip_names import clip_param_shapes
 
@@ -189,31 +194,26 @@ def compile_steps(
   shardings = clip_shardings(clip_params, mesh, config.clip.split_over_devices)
   clip_params = placed(clip_params, shardings)
   optimizer = make_optimizer(config.train, num_steps=1)
+  trainable = trainable_shapes(config, model, clip, replicated)
   state = placed(
-    jax.eval_shape(lambda: create_train_state(model, optimizer, config.seed)),
+    jax.eval_shape(
+      lambda params: create_train_state(params, optimizer), trainable
+    ),
     replicated,
   )
-  train_step = make_train_step(
-    model,
-    optimizer,
-    mesh,
-    seed=config.seed,
-    reconstruction=config.train.reconstruction,
-    clip_shardings=shardings,
-  )
+  train_step = make_train_step(config, model, optimizer, mesh, shardings)
   predict_step = make_configured_step(config, model, mesh, shardings)
   number = images_per_chip * mesh.size
   fields = {
     name: shape((number, *rest), dtype, split)
     for name, (rest, dtype) in _batch_shapes(config, model).items()
   }
-  trainable = trainable_shapes(model, replicated)
   for name, step, first, names in (
     ("training", train_step, state, ("image", *_TRAINING)),
     ("training, cached features", train_step, state, (*_FEATURES, *_TRAINING)),
     ("evaluation", predict_step, trainable, ("image", "example_id")),
   ):
-    batch = {field: fields[field] for field in names}
+    batch = {field: fields[field] for field in names if field in fields}
     report = _compile(name, step, first, clip_params, batch)
     if "image" in batch:
       flops = report.flops + images_per_chip * _kernel_flops(
@@ -238,7 +238,7 @@ def _kernel_flops(model, side):
 
 
 _FEATURES = ("image_features", "patch_features")
-_TRAINING = ("mask_counts", "label", "example_id", "padding_mask")
+_TRAINING = ("mask_counts", "mask", "label", "example_id", "padding_mask")
 
 
 def _batch_shapes(config, model):
@@ -246,6 +246,9 @@ def _batch_shapes(config, model):
   side = config.model.image_size_pixels
   patches = (side // model.clip_config.vision_config.patch_size) ** 2
   width = model.clip_config.projection_dim
+  targets = {"mask_counts": ((patches,), np.int32)}
+  if methods.find(config.method).NEEDS_MASKS:
+    targets = {"mask": ((side, side), np.uint8)}
   return {
     "image": ((side, side, 3), np.uint8),
     "image_features": ((width,), jnp.bfloat16),
@@ -253,7 +256,7 @@ def _batch_shapes(config, model):
       (len(model.feature_layers), patches, width),
       jnp.bfloat16,
     ),
-    "mask_counts": ((patches,), np.int32),
+    **targets,
     "label": ((), np.int32),
     "example_id": ((), np.uint32),
     "padding_mask": ((), np.bool_),

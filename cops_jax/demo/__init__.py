@@ -16,22 +16,8 @@ if TYPE_CHECKING:  # The extra's.
 _PROMPTS = pathlib.Path(__file__).parent / "prompts"
 
 
-def load_detector(
-  workdir: str | None = None, *, allow_other_clip: bool = False
-) -> AnomalyDetector:
-  """A run's detector, or the embedded default's.
-
-  Args:
-    workdir: of a training run.
-    allow_other_clip: whether to accept other CLIP weights than the run's own.
-
-  Raises:
-    InputError: there is no run, or its CLIP is not available.
-  """
-  if workdir:
-    return AnomalyDetector.from_workdir(
-      workdir, allow_other_clip=allow_other_clip
-    )
+def load_detector() -> AnomalyDetector:
+  """The embedded default's detector."""
   return AnomalyDetector.from_files(
     DEMO_CLIP,
     _PROMPTS / "prompts.safetensors",

@@ -1,10 +1,13 @@
 """A web page that finds anomalies in the images dropped on it.
 
   python -m cops_jax.demo --workdir=runs/visa
+  python -m cops_jax.demo --clip=openai/clip-vit-large-patch14-336
   python -m cops_jax.demo
 
-Without --workdir it uses the toy CLIP, and prompts that configs/demo.py trained
-with seed 0; `cops_jax.calibrate --data=demo_unseen` chose their thresholds.
+With --clip hand-written texts take the place of training. Of several models the
+page has a choice. Without any it uses the toy CLIP, with prompts that
+configs/demo.py trained with seed 0, whose thresholds `cops_jax.calibrate
+--data=demo_unseen` chose, and with hand-written ones.
 """
 
 from __future__ import annotations
@@ -15,15 +18,37 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cops_jax.commands import add_allow_other_clip, command_line
+from cops_jax import commands
+from cops_jax.commands import command_line
 from cops_jax.demo import load_detector, make_server
+from cops_jax.detector import AnomalyDetector
 from cops_jax.errors import InputError, needs_extra
+from cops_jax.weights.clip import DEMO_CLIP
 
 _LOCAL_HOSTS = ("127.0.0.1", "localhost", "[::1]")
 
 
-def _describe(detector, workdir):
-  prompts = f"Prompts of {workdir}" if workdir else "The embedded prompts"
+def _load_models(options, parser):
+  """Detectors and what the page says about each."""
+  models = [
+    (
+      AnomalyDetector.from_workdir(
+        workdir, allow_other_clip=options.allow_other_clip
+      ),
+      f"Prompts of {workdir}",
+    )
+    for workdir in options.workdir
+  ]
+  by_hand = commands.load_clip_detector(options, parser)
+  if not models and by_hand is None:
+    models.append((load_detector(), "The embedded prompts"))
+    by_hand = AnomalyDetector.from_clip(DEMO_CLIP)
+  if by_hand is not None:
+    models.append((by_hand, "Hand-written prompts"))
+  return [(detector, _describe(detector, text)) for detector, text in models]
+
+
+def _describe(detector, prompts):
   chosen = detector.thresholds
   verdicts = (
     f"Verdicts: {chosen.method}."
@@ -44,22 +69,21 @@ def _listen(host, port):
     ) from error
 
 
-def _serve(options):
+def _serve(options, parser):
   with needs_extra("the page", "demo", "starlette", "uvicorn"):
     import uvicorn  # noqa: F401
 
     from cops_jax.demo import server
   with _listen(options.host, options.port) as listener:
-    detector = load_detector(
-      options.workdir, allow_other_clip=options.allow_other_clip
-    )
+    (detector, about), *others = _load_models(options, parser)
     # Compiles now, so that the first upload does not wait for it.
     detector(np.zeros((8, 8), np.uint8))
     host, port = listener.getsockname()[:2]
     host = f"[{host}]" if ":" in host else host
     app = server.make_app(
       detector,
-      _describe(detector, options.workdir),
+      about,
+      others=others,
       hosts=_LOCAL_HOSTS if host in _LOCAL_HOSTS else ("*",),
     )
     print(f"http://{host}:{port}  (Ctrl-C ends it)", flush=True)
@@ -75,19 +99,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     allow_abbrev=False,
   )
   parser.add_argument(
-    "--workdir", help="of a training run; by default the embedded prompts"
+    "--workdir",
+    action="append",
+    default=[],
+    help="of a training run; repeated, the page has a choice; by default the"
+    " embedded prompts",
   )
+  commands.add_clip(parser)
+  commands.add_allow_other_clip(parser)
   parser.add_argument(
     "--host",
     default="127.0.0.1",
     help="address to serve on; by default this computer alone reaches it",
   )
   parser.add_argument("--port", type=int, default=8000, help="0: any free one")
-  add_allow_other_clip(parser)
   options = parser.parse_args(arguments)
   if not 0 <= options.port < 2**16:
     parser.error(f"--port is {options.port}, expected from 0 to {2**16 - 1}")
-  _serve(options)
+  _serve(options, parser)
 
 
 if __name__ == "__main__":

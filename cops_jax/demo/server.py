@@ -32,6 +32,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
+from cops_jax import methods
 from cops_jax.datasets import generated
 from cops_jax.detector import AnomalyDetector
 from cops_jax.errors import InputError, shorten
@@ -103,6 +104,7 @@ def make_app(
   about: str,
   limits: Limits | None = None,
   hosts: Sequence[str] = ("*",),
+  others: Sequence[tuple[AnomalyDetector, str]] = (),
 ) -> ASGIApp:
   """The page and what it calls, for any ASGI server.
 
@@ -112,8 +114,10 @@ def make_app(
     limits: what is refused.
     hosts: names by which requests may call the server. Restricting them keeps
       out web sites whose own names are made to point to this server.
+    others: further models to choose from on the page, as `detector` and
+      `about`.
   """
-  server = _Server(detector, about, limits or Limits())
+  server = _Server([(detector, about), *others], limits or Limits())
   app = Starlette(
     routes=[
       Mount(
@@ -140,19 +144,31 @@ def make_app(
 
 
 class _Server:
-  def __init__(self, detector, about, limits):
-    self._detector, self._about, self._limits = detector, about, limits
+  def __init__(self, models, limits):
+    self._models, self._limits = models, limits
+    self._titles = _titles([detector for detector, _ in models])
     self._examples = _draw_examples()
     self._num = {"uploads": 0, "images": 0}
     self._lock = threading.Lock()
 
+  def _choose(self, request):
+    """The number of the model that a request is for."""
+    number = request.query_params.get("model", "0")
+    if not number.isdecimal() or int(number) >= len(self._models):
+      raise HTTPException(404, f"there is no model {number}")
+    return int(number)
+
   async def info(self, request):
-    thresholds = self._detector.thresholds
+    number = self._choose(request)
+    detector, about = self._models[number]
+    thresholds = detector.thresholds
     colors = heat_colors(np.linspace(0.0, 1.0, 256)[None], 0.0, 1.0)
     return JSONResponse(
       {
-        "about": self._about,
-        "is_toy": self._detector.config.clip.weights == DEMO_CLIP,
+        "about": about,
+        "models": self._titles,
+        "model": number,
+        "is_toy": detector.config.clip.weights == DEMO_CLIP,
         "thresholds": thresholds and dataclasses.asdict(thresholds),
         "limits": dataclasses.asdict(self._limits),
         "examples": list(self._examples),
@@ -171,10 +187,11 @@ class _Server:
     try:
       _require_same_origin(request)
       name = request.query_params.get("name") or "the upload"
+      detector, _ = self._models[self._choose(request)]
       with self._place("uploads", self._limits.max_uploads):
         content = await self._read(request, name)
       with self._place("images", self._limits.max_requests):
-        found = await run_in_threadpool(self._detect, name, content)
+        found = await run_in_threadpool(self._detect, detector, name, content)
       return JSONResponse(found)
     except HTTPException as error:
       # Who is still sending would see a broken connection, and no sentence.
@@ -237,16 +254,16 @@ class _Server:
       raise HTTPException(400, f"{name} did not arrive completely") from error
     return bytes(content)
 
-  def _detect(self, name, content):
+  def _detect(self, detector, name, content):
     with self._lock:  # One image's pixels in memory, and on the device.
       image = self._open(name, content)
       try:
-        decoded = self._detector.decode(image, name)
+        decoded = detector.decode(image, name)
       except InputError as error:
         raise HTTPException(422, str(error)) from error
       shown = to_picture(image)
       shown.thumbnail((_SHOWN_SIDE, _SHOWN_SIDE))
-      (detection,) = self._detector.detect([decoded])
+      (detection,) = detector.detect([decoded])
       small = Image.fromarray(detection.anomaly_map)
       small.thumbnail((_MAP_SIDE, _MAP_SIDE), Image.Resampling.BILINEAR)
       values = np.asarray(small)
@@ -281,6 +298,17 @@ class _Server:
       raise HTTPException(
         422, f"{name} cannot be read: {shorten(error)}"
       ) from error
+
+
+def _titles(detectors):
+  """Methods, numbered where there are several of one."""
+  names = [methods.find(one.config.method).TITLE for one in detectors]
+  return [
+    name
+    if names.count(name) == 1
+    else f"{name} {names[: place + 1].count(name)}"
+    for place, name in enumerate(names)
+  ]
 
 
 def _require_same_origin(request):

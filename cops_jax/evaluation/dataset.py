@@ -8,10 +8,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 from jax.sharding import Mesh, Sharding
 
+from cops_jax import methods
 from cops_jax.config import max_pixels
 from cops_jax.errors import InputError
 from cops_jax.evaluation.accumulate import (
@@ -27,7 +29,6 @@ from cops_jax.images.maps import MapWriter
 from cops_jax.inputs import pipeline
 from cops_jax.inputs.configured import features_of
 from cops_jax.inputs.feature_files import FeatureCache
-from cops_jax.models.cops import CoPS
 from cops_jax.progress import Progress
 from cops_jax.runtime import watch
 from cops_jax.runtime.mesh import (
@@ -70,7 +71,7 @@ class DatasetEvaluator:
   def __init__(
     self,
     config: Any,
-    model: CoPS,
+    model: nn.Module,
     clip: PretrainedCLIP,
     mesh: Mesh,
     shardings: Sharding | Mapping[str, Any],
@@ -79,7 +80,7 @@ class DatasetEvaluator:
 
     Args:
       config: a ConfigDict with the fields of `cops_jax.config`.
-      model: CoPS.
+      model: of the config's method.
       clip: that it is built on.
       mesh: to split batches over.
       shardings: see `mesh.clip_shardings`.
@@ -141,6 +142,13 @@ class DatasetEvaluator:
       batch_size=self._options.batches.batch_size,
       skipped={} if self._options.skip_unreadable else None,
     )
+    text_features = None
+    if self._config.model.use_category_names:
+      method = methods.find(self._config.method)
+      categories = sorted({example["category"] for example in examples})
+      text_features = method.category_text_features(
+        self._config, self._model, self._clip, categories
+      )
     watch.note(doing=f"evaluating {examples.name}")
     found = evaluate_dataset(
       examples,
@@ -150,6 +158,7 @@ class DatasetEvaluator:
       name=examples.name,
       features=features,
       maps_folder=maps_folder,
+      text_features=text_features,
     )
     watch.note(doing="")
     return found
@@ -164,6 +173,7 @@ def evaluate_dataset(
   name: str,
   features: FeatureCache | None = None,
   maps_folder: pathlib.Path | None = None,
+  text_features: Mapping[str, Any] | None = None,
 ) -> DatasetResult:
   """Scores every example once and computes the metrics.
 
@@ -171,18 +181,19 @@ def evaluate_dataset(
 
   Args:
     examples: from `cops_jax.datasets.load`.
-    predict: from a sharded batch to `make_predict_step`'s outputs.
+    predict: from a sharded batch to `make_configured_step`'s outputs.
     mesh: that `predict` was compiled for.
     options: how to do it.
     name: the data set's.
     features: given to `predict` in place of the images.
     maps_folder: receives the anomaly maps, see `maps.MapWriter`.
+    text_features: by category, for `predict`; None if it needs none.
 
   Raises:
     InputError: an image cannot be read, or gets NaN for a score.
   """
   began = time.monotonic()
-  rows = _Rows(predict, mesh, options, features)
+  rows = _Rows(predict, mesh, options, features, text_features)
   found = Findings(options.pixel_metrics)
   rows.note_errors(_find, rows, examples, found, name, maps_folder)
   agree(rows.errors)
@@ -213,7 +224,7 @@ class _Rows:
   """Scores examples, row by row.
 
   Attributes:
-    predict, mesh, options, features: as in `evaluate_dataset`.
+    predict, mesh, options, features, text_features: as in `evaluate_dataset`.
     skipped: paths and reasons of this process's examples, as they are met.
     errors: of this process, of which the others do not know yet.
   """
@@ -222,6 +233,7 @@ class _Rows:
   mesh: Mesh
   options: EvaluationOptions
   features: FeatureCache | None
+  text_features: Mapping[str, Any] | None = None
   skipped: dict[str, str] = dataclasses.field(default_factory=dict)
   errors: list[Exception] = dataclasses.field(default_factory=list)
 
@@ -233,6 +245,11 @@ class _Rows:
       if jax.process_count() == 1:
         raise
       self.errors.append(error)
+
+  def _find_texts(self, categories):
+    default = next(iter(self.text_features.values()))
+    rows = [self.text_features.get(str(name), default) for name in categories]
+    return np.stack(rows)
 
   def score(
     self, examples: Sequence[Mapping[str, Any]], message: str = ""
@@ -255,6 +272,9 @@ class _Rows:
     )
 
     def start(batch):
+      if self.text_features:
+        # What pads has no category, and any will do.
+        batch = {**batch, "text_features": self._find_texts(batch["category"])}
       outputs = self.predict(shard_batch(batch, self.mesh, STEP_FIELDS))
       return local_rows(outputs, self.mesh)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from cops_jax import __version__, digests
+from cops_jax import __version__, digests, methods
 from cops_jax.config import Role, complete, decides
 from cops_jax.errors import InputError, WriteError
 from cops_jax.evaluation import results
@@ -29,20 +29,25 @@ from cops_jax.files import (
 )
 from cops_jax.images.maps import map_file_names
 from cops_jax.inputs.configured import load_examples
-from cops_jax.models.cops import trainable_shapes
 from cops_jax.paths import to_path
 from cops_jax.runs import lock
-from cops_jax.runs.record import check_clip, check_config
+from cops_jax.runs.record import Record, check_clip, check_config, claim_workdir
+from cops_jax.runs.record import find_record as find_run
 from cops_jax.runtime.compilation import keep_compiled_programs
 from cops_jax.runtime.mesh import (
   make_mesh,
   replicate,
   replicated_sharding,
 )
-from cops_jax.runtime.processes import gather_objects, in_all_processes
+from cops_jax.runtime.processes import (
+  gather_objects,
+  in_all_processes,
+  in_first_process,
+)
 from cops_jax.weights import (
   build_model,
   clip_of,
+  load_trainable,
   place_clip,
   prompts,
   settle_dtype,
@@ -126,15 +131,20 @@ class _Evaluation:
 
   def __init__(self, config, workdir, checkpoint, save_maps, allow_other_clip):
     keep_compiled_programs(config)
-    record = prompts.find_record(checkpoint)
+    is_trained = methods.find(config.method).loss_terms is not None
+    find = prompts.find_record if is_trained else find_run
+    record = find(checkpoint)
     config = settle_dtype(config, record)
     self._config, self._workdir = config, workdir
     self._save_maps = save_maps
     clip = _load_checked_clip(config, record, checkpoint, allow_other_clip)
     model = build_model(config, clip)
     mesh = make_mesh()
-    template = trainable_shapes(model, replicated_sharding(mesh))
-    trainable, source = prompts.load_prompts(checkpoint, template)
+    trainable, source = load_trainable(
+      config, model, clip, checkpoint, replicated_sharding(mesh)
+    )
+    if not record and not is_trained:  # For calibration, detector and export.
+      in_first_process(_begin_run, workdir, config, clip)
     self.provenance = {
       "version": __version__,
       "checkpoint": source,
@@ -208,11 +218,20 @@ class _Evaluation:
     return result
 
 
+def _begin_run(workdir, config, clip):
+  """Records a run of which nothing is trained, where it can be written."""
+  with contextlib.suppress(WriteError):
+    claim_workdir(workdir, Record(config.to_dict(), clip.sha256))
+
+
 def _load_checked_clip(config, record, checkpoint, allow_other_clip):
   """CLIP, if it and the config are those that the prompts were trained with."""
   if record is None:
+    if methods.find(config.method).loss_terms is None:
+      return clip_of(config)
     _logger.warning("%s does not say which CLIP it was trained on", checkpoint)
     return clip_of(config)
+  prompts.require_method(record, config.method, checkpoint)
   check_config(record, config.to_dict(), ("clip", "model"), str(checkpoint))
   clip = clip_of(config)
   check_clip(record, clip.sha256, str(checkpoint), allow_other_clip)

@@ -1,7 +1,7 @@
 """A detector as an ONNX file, by jax2onnx.
 
-ONNX has no random numbers determined by a key, so the noise that the category
-codes are drawn from is an input of the file.
+ONNX has no random numbers determined by a key, so where a method needs noise it
+is an input of the file.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 
+from cops_jax import methods
 from cops_jax.detector import AnomalyDetector
 from cops_jax.errors import InputError, needs_extra, shorten
 from cops_jax.evaluation.step import detect_anomalies
 from cops_jax.files import write_file
-from cops_jax.models.cops import join_params
+from cops_jax.models.encoding import join_params
 from cops_jax.paths import AnyPath
 from cops_jax.weights import build_model
 
@@ -36,7 +37,7 @@ def write_onnx(
 ) -> None:
   """Writes a detector as one ONNX file.
 
-  Inputs are images, uint8 (batch, h, w, 3), and, with category words, noise,
+  Inputs are images, uint8 (batch, h, w, 3), and, if the method needs it, noise,
   float32 (batch, z, d), standard normal. Outputs are image_score (batch,) and
   anomaly_map (batch, h, w), float32 in [0, 1]. CLIP computes in float32,
   whatever config.clip.dtype says: few runtimes support it.
@@ -62,18 +63,13 @@ def write_onnx(
       f"the weights take {size / 1e9:.1f} GB, and an ONNX file holds"
       f" {_MAX_BYTES / 1e9:.1f} GB: export a .cops file, which holds any number"
     )
-  settings = config.evaluation
+  num_samples = methods.find(config.method).num_noise_samples(
+    config, is_training=False
+  )
 
   def detect(images, noise=None):
-    outputs = detect_anomalies(
-      model,
-      variables,
-      {"image": images},
-      noise,
-      alpha=settings.alpha,
-      beta=settings.beta,
-      distance_weighting=settings.distance_weighting,
-    )
+    batch = {"image": images} | ({} if noise is None else {"noise": noise})
+    outputs = detect_anomalies(config, model, variables, batch)
     return tuple(outputs[name] for name in _OUTPUTS)
 
   (batch,) = jax.export.symbolic_shape("batch")
@@ -81,11 +77,11 @@ def write_onnx(
   inputs = {
     "images": jax.ShapeDtypeStruct((batch, side, side, 3), np.uint8),
     "noise": jax.ShapeDtypeStruct(
-      (batch, settings.num_samples, model.clip_config.projection_dim),
+      (batch, num_samples, model.clip_config.projection_dim),
       np.float32,
     ),
   }
-  if not model.num_category_words:
+  if not num_samples:
     del inputs["noise"]
   content = _convert(detect, inputs, metadata)
   _check(content, detect, inputs)

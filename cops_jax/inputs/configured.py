@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any
 
+import flax.linen as nn
 from jax.sharding import Mesh
 
 from cops_jax.config import max_pixels
 from cops_jax.inputs import feature_cache
 from cops_jax.inputs.feature_files import FeatureCache
-from cops_jax.models.cops import CoPS
 from cops_jax.weights.clip import PretrainedCLIP
 
 
@@ -41,7 +41,7 @@ def features_of(
   config: Any,
   examples: Sequence[Mapping[str, Any]],
   split: str,
-  model: CoPS,
+  model: nn.Module,
   clip: PretrainedCLIP,
   mesh: Mesh,
   *,

@@ -25,6 +25,7 @@ from collections.abc import (
 )
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,12 +36,7 @@ from cops_jax.files import read_file, write_file
 from cops_jax.images.decoding import MAX_PIXELS
 from cops_jax.inputs import pipeline
 from cops_jax.inputs.feature_files import FeatureCache
-from cops_jax.models.cops import (
-  ENCODE_FIELDS,
-  CoPS,
-  encode_batch,
-  join_params,
-)
+from cops_jax.models.encoding import ENCODE_FIELDS, encode_batch, join_params
 from cops_jax.paths import AnyPath, is_address, to_path
 from cops_jax.progress import Progress
 from cops_jax.runtime import watch
@@ -102,7 +98,7 @@ class CacheOptions:
 def open_features(
   examples: Sequence[Mapping[str, Any]],
   split: str,
-  model: CoPS,
+  model: nn.Module,
   clip: PretrainedCLIP,
   mesh: Mesh,
   options: CacheOptions,
@@ -279,7 +275,7 @@ def _gigabytes(number):
 
 
 def make_encode_step(
-  model: CoPS,
+  model: nn.Module,
   mesh: Mesh,
   clip_shardings: Sharding | Mapping[str, Any] | None = None,
 ) -> Callable[
@@ -288,7 +284,7 @@ def make_encode_step(
   """Compiles the vision tower's step.
 
   Args:
-    model: CoPS.
+    model: of a method, see `models.encoding`.
     mesh: to split batches over.
     clip_shardings: of CLIP's parameters; None if every device has a copy.
 

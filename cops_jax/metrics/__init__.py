@@ -1,7 +1,8 @@
 """Detection metrics of a category's images and pixels.
 
-Image level: AUROC, average precision, F1-max. Pixel level: these and AUPRO, of
-the pixels of all masked images together. `metrics.curves` has the definitions.
+Image level: AUROC, average precision, F1-max. Pixel level: these, AUPRO and
+AUPRO from 200 thresholds, of the pixels of all masked images together.
+`metrics.curves` has the definitions.
 """
 
 from cops_jax.metrics.image import (

@@ -13,6 +13,8 @@ from cops_jax.typing import Float, Integer
 
 # AUPRO is integrated up to this false-positive rate.
 _AUPRO_LIMIT = 0.3
+# Of AUPRO at equidistant thresholds, as some papers report it.
+NUM_THRESHOLDS = 200
 _NUM_CURVE_POINTS = 300
 
 
@@ -69,6 +71,36 @@ def aupro(
       area of the pixel's region, in any unit.
   """
   return _area(*_rates(normal, overlap), limit=_AUPRO_LIMIT) / _AUPRO_LIMIT
+
+
+def aupro_at_thresholds(
+  normal: Integer[np.ndarray, "t"],
+  overlap: Float[np.ndarray, "t"],
+  places: Integer[np.ndarray, "m"],
+) -> float:
+  """AUPRO as AnomalyCLIP's authors compute it, from few thresholds.
+
+  Of the points of `aupro`'s curve at thresholds low + i (high - low) / 200, i
+  from 0 to 199, where a pixel is found that scores above one, those with a
+  false-positive rate below 0.3; their rates are min-max scaled to [0, 1], and
+  the area is that of the trapezoid. 0 where these rates are all the same.
+
+  Args:
+    normal, overlap: see `aupro`.
+    places: for each threshold how many of the `t` scores are not above it.
+  """
+  if not normal.any() or not overlap.any():
+    return float("nan")
+  rates, overlaps = (
+    np.append(np.cumsum(values[::-1])[::-1], 0)[places] / values.sum()
+    for values in (normal, overlap)
+  )
+  is_kept = rates < _AUPRO_LIMIT
+  if not is_kept.any() or np.ptp(rates[is_kept]) == 0:
+    return 0.0
+  x = rates[is_kept][::-1]
+  x = (x - x[0]) / np.ptp(x)
+  return _area(x, overlaps[is_kept][::-1], limit=1.0)
 
 
 def best_position(

@@ -21,6 +21,7 @@ METRICS = (
   "pixel_ap",
   "pixel_f1_max",
   "pixel_aupro",
+  "pixel_aupro_200",
 )
 
 

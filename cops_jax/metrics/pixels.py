@@ -81,6 +81,10 @@ class _PixelState:
     """The threshold that divides as the score or bin does."""
     raise NotImplementedError
 
+  def _keys(self, thresholds):
+    """The scores or bins that thresholds fall into."""
+    raise NotImplementedError
+
   @property
   def num_pixels(self) -> tuple[int, int]:
     """How many pixels are normal and how many anomalous."""
@@ -88,17 +92,24 @@ class _PixelState:
     return int(normal.sum()), int(anomalous.sum())
 
   def compute(self) -> dict[str, float]:
-    """`pixel_auroc`, `pixel_ap`, `pixel_f1_max` and `pixel_aupro`.
+    """All pixel metrics of `METRICS`.
 
     Returns:
       Values in [0, 1], or NaN where there are not both kinds of pixels.
     """
-    _, normal, anomalous, overlap = self._count()
+    scores, normal, anomalous, overlap = self._count()
+    places = np.zeros(0, int)
+    if len(scores):
+      low, high = (self._threshold(scores[end]) for end in (0, -1))
+      steps = np.arange(curves.NUM_THRESHOLDS) / curves.NUM_THRESHOLDS
+      keys = self._keys(low + steps * (high - low))
+      places = np.searchsorted(scores, keys, side="right")
     return {
       "pixel_auroc": curves.auroc(normal, anomalous),
       "pixel_ap": curves.average_precision(normal, anomalous),
       "pixel_f1_max": curves.f1_max(normal, anomalous),
       "pixel_aupro": curves.aupro(normal, overlap),
+      "pixel_aupro_200": curves.aupro_at_thresholds(normal, overlap, places),
     }
 
   def curves(
@@ -255,6 +266,11 @@ class PixelMetrics(_PixelState):
   def _threshold(self, score):
     return lowest_score(int(score) + NUM_BINS) if score < 0 else float(score)
 
+  def _keys(self, thresholds):
+    floor, _ = self._cut()
+    bins = score_bins(thresholds) - float(NUM_BINS)
+    return np.where(thresholds < floor, bins, thresholds)
+
 
 class ExactPixelMetrics(_PixelState):
   """All pixels of some images, for small data; see `PixelMetrics`."""
@@ -300,6 +316,9 @@ class ExactPixelMetrics(_PixelState):
 
   def _threshold(self, score):
     return float(score)
+
+  def _keys(self, thresholds):
+    return thresholds
 
 
 def _count_distinct(positions, length, is_anomalous, weights):

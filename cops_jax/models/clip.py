@@ -234,6 +234,25 @@ class CLIP(FlaxCLIPModule):
     (last,) = parts
     return self.text_projection(tower.final_layer_norm(last[..., 0, :]))
 
+  def encode_texts(
+    self, token_ids: Integer[Array, "b l"], ends: Integer[Array, "b"]
+  ) -> Float[Array, "b d"]:
+    """Text features of plain CLIP, not L2-normalised.
+
+    Args:
+      token_ids: from the start token on; what follows an end token, which
+        causal attention keeps from it, may be anything.
+      ends: places of the end tokens.
+    """
+    tower = self.text_model
+    table = tower.embeddings.position_embedding.embedding
+    tokens = self.embed_tokens(token_ids) + table[None, : token_ids.shape[1]]
+    parts = [tokens.astype(self.dtype)]
+    for layer in tower.encoder.layers.layers:
+      parts = _causal_layer(layer, parts, is_last=False)
+    last = jnp.take_along_axis(parts[0], ends[:, None, None], axis=1)
+    return self.text_projection(tower.final_layer_norm(last[:, 0]))
+
 
 def _causal_layer(layer, parts, is_last):
   """All tokens after a layer; after the last one, only the last token."""

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from transformers import CLIPConfig
 
-from cops_jax.models.clip import CLIP, normalize_images
-from cops_jax.models.devices import one_by_one_on_cpu
+from cops_jax.models.clip import CLIP
+from cops_jax.models.encoding import encode_images, init_parts
 from cops_jax.models.prompts import PromptLearner, join_parts
 from cops_jax.models.prototypes import PrototypeExtractor
 from cops_jax.models.similarity import (
@@ -22,8 +22,6 @@ from cops_jax.models.similarity import (
 )
 from cops_jax.models.vae import CategoryVAE
 from cops_jax.typing import Array, Float
-
-CLIP_PARAMS = "clip"  # The frozen subtree's name beside the trainable ones.
 
 
 class Outputs(NamedTuple):
@@ -54,9 +52,8 @@ class Outputs(NamedTuple):
 class CoPS(nn.Module):
   """Conditional prompt synthesis on a frozen CLIP.
 
-  Its parameters are two trees, joined by `join_params`: CLIP's under "clip",
-  frozen, and the rest, trained. `encode_images` needs CLIP's alone. Without
-  state words there is no prototype extractor, without category words no VAE.
+  See `models.encoding`. Without state words there is no prototype extractor,
+  without category words no VAE.
 
   Attributes:
     clip_config: sizes of CLIP.
@@ -111,21 +108,8 @@ class CoPS(nn.Module):
   def encode_images(
     self, images: Float[Array, "b h w 3"]
   ) -> tuple[Float[Array, "b d"], Float[Array, "b f n d"]]:
-    """CLIP's image and patch features, float32; see `CLIP.encode_images`."""
-    image_features, patch_features = self.clip.encode_images(
-      images,
-      feature_layers=self.feature_layers,
-      num_value_layers=self.num_value_layers,
-    )
-    # The tower gives the same numbers, in its own type, whatever is compiled
-    # around it.
-    image_features, patch_features = jax.lax.optimization_barrier(
-      (image_features, patch_features)
-    )
-    return (
-      image_features.astype(jnp.float32),
-      patch_features.astype(jnp.float32),
-    )
+    """See `encoding.encode_images`."""
+    return encode_images(self, images)
 
   def __call__(
     self,
@@ -192,70 +176,12 @@ class CoPS(nn.Module):
     )
 
 
-# Fields of a batch that `encode_batch` reads: the first or the others.
-ENCODE_FIELDS = ("image", "image_features", "patch_features")
-
-
-def encode_batch(
-  model: CoPS, variables: Mapping[str, Any], batch: Mapping[str, Array]
-) -> tuple[Float[Array, "b d"], Float[Array, "b f n d"]]:
-  """`CoPS.encode_images`'s features of a batch.
-
-  Args:
-    model, variables: CoPS; of its parameters CLIP's alone are needed.
-    batch: image uint8 (b, h, w, 3); or, computed before, image_features (b, d)
-      and patch_features (b, f, n, d) in any floating-point type.
-
-  Returns:
-    image_features (b, d) and patch_features (b, f, n, d), float32.
-  """
-  if "image" in batch:
-
-    def encode(images):
-      return model.apply(
-        variables, normalize_images(images), method=CoPS.encode_images
-      )
-
-    if model.attention == "auto":  # Each platform computes in its own way.
-      encode = one_by_one_on_cpu(encode)
-    return encode(batch["image"])
-  return (
-    batch["image_features"].astype(jnp.float32),
-    batch["patch_features"].astype(jnp.float32),
-  )
-
-
-def join_params(
-  trainable: Mapping[str, Any], clip: Mapping[str, Any]
-) -> Mapping[str, Any]:
-  """The variables of `CoPS` from its two parameter trees."""
-  return {"params": {**trainable, CLIP_PARAMS: clip}}
-
-
-def trainable_shapes(
-  model: CoPS, sharding: jax.sharding.Sharding
-) -> Mapping[str, Any]:
-  """`init_trainable`'s tree, of shapes, types and one sharding."""
-  return jax.tree.map(
-    lambda leaf: jax.ShapeDtypeStruct(
-      leaf.shape, leaf.dtype, sharding=sharding
-    ),
-    jax.eval_shape(lambda: init_trainable(model, jax.random.key(0))),
-  )
-
-
 def init_trainable(model: CoPS, key: jax.Array) -> Mapping[str, Any]:
   """Random trainable parameters, float32."""
-
-  @jax.jit  # Compiled, values that the parameters do not need are not computed.
-  def init():
-    return model.init(key, method=_use_trained_parts)["params"]
-
-  return init()
+  return init_parts(model, key, _use_trained_parts)
 
 
 def _use_trained_parts(model):
-  """Calls what has trained parameters, and CLIP, which takes long, not."""
   features = jnp.zeros((1, model.clip_config.projection_dim))
   prototypes = category_bias = None
   if model.num_state_words:

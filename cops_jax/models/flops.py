@@ -58,26 +58,21 @@ def vision_flops(config: Any, clip: CLIPConfig) -> float:
   return float(flops)
 
 
-def prompt_flops(config: Any, clip: CLIPConfig, *, is_training: bool) -> float:
+def prompt_flops(
+  num_tokens: float, clip: CLIPConfig, *, is_training: bool
+) -> float:
   """Of an image's prompts.
 
-  In evaluation the context counts once, the state words once for each state,
-  and the rest once for each state and code. In training every prompt is whole,
-  and its gradient takes as much again: the text tower has none of its own.
+  In training the gradient takes as much again: the text tower has none of its
+  own.
 
   Args:
-    config: a ConfigDict with the fields of `cops_jax.config`.
+    num_tokens: that an image costs the text tower, see `methods.Method`.
     clip: sizes.
     is_training: whether there is a gradient.
   """
-  model, text = config.model, clip.text_config
-  suffix = model.num_category_words + 2
-  num_tokens = 2 * (1 + model.num_context_words + model.num_state_words)
-  if is_training:
-    num_tokens = 2 * (num_tokens + 2 * suffix)
-  else:
-    codes = config.evaluation.num_samples if model.num_category_words else 1
-    num_tokens += 2 * codes * suffix
+  text = clip.text_config
   width = text.hidden_size
   per_token = 8 * width**2 + 4 * width * text.intermediate_size
-  return float(text.num_hidden_layers * num_tokens * per_token)
+  passes = 2 if is_training else 1
+  return float(passes * text.num_hidden_layers * num_tokens * per_token)

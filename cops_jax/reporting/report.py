@@ -12,16 +12,16 @@ from typing import Any
 
 import numpy as np
 
+from cops_jax import methods
 from cops_jax.evaluation.results import DatasetResult, group_means
 from cops_jax.files import write_file
 from cops_jax.metrics import METRICS
 from cops_jax.paths import AnyPath
 from cops_jax.reporting import domains, metric_title, percent
+from cops_jax.reporting.published import published
 from cops_jax.scoring import ANOMALY
 from cops_jax.tables import one_line, shorten_list
 
-# What the paper reports, in the order of `Specification.published`.
-_PUBLISHED_METRICS = ("image_auroc", "image_ap", "pixel_auroc", "pixel_ap")
 _CURVES = {
   "image_roc": ("image ROC", "false-positive rate", "true-positive rate"),
   "image_pr": ("image precision and recall", "recall", "precision"),
@@ -71,11 +71,12 @@ def write_report(
     undefined=jinja2.StrictUndefined,
   )
   templates.filters["cell"] = _markdown_cell
+  method = provenance["config"].get("method", "cops")  # As before there were.
   values = {
-    "title": "CoPS: zero-shot anomaly detection",
+    "title": f"{methods.find(method).TITLE}: zero-shot anomaly detection",
     "subtitle": f"Of {provenance['checkpoint']}.",
     "metrics": [metric_title(name) for name in METRICS],
-    "rows": _result_rows(results),
+    "rows": _result_rows(results, method),
     "not_evaluated": [*skipped.items(), *failed.items()],
     "datasets": [
       _dataset_values(name, result) for name, result in results.items()
@@ -98,14 +99,14 @@ def _markdown_cell(text):
   return one_line(text).replace("\\", "\\\\").replace("|", "\\|")
 
 
-def _result_rows(results):
-  published = _published()
+def _result_rows(results, method):
+  papers = published(method)
   rows = [
     {
       "name": name,
       "is_group": False,
       "cells": _cells(
-        result.mean, published.get(name, {}) if result.is_published else {}
+        result.mean, papers.get(name, {}) if result.is_published else {}
       ),
     }
     for name, result in results.items()
@@ -116,19 +117,6 @@ def _result_rows(results):
     for name, mean in group_means(results, domains()).items()
   ]
   return rows
-
-
-def _published():
-  from cops_jax.datasets.specifications import SPECIFICATIONS
-
-  return {
-    name: {
-      metric: value
-      for metric, value in zip(_PUBLISHED_METRICS, row.published, strict=True)
-      if value is not None
-    }
-    for name, row in SPECIFICATIONS.items()
-  }
 
 
 def _cells(values, published):
@@ -244,6 +232,7 @@ def _facts(results, provenance):
     f"{name} {version}" for name, version in provenance["versions"].items()
   )
   facts = [
+    ("method", provenance["config"].get("method", "cops")),
     ("prompts", provenance["checkpoint"]),
     ("prompts' SHA-256", provenance["prompts_sha256"]),
     ("CLIP", provenance["config"]["clip"]["weights"]),

@@ -30,7 +30,13 @@ SCHEMA_VERSION = 1
 def metric_title(name: str) -> str:
   """What a metric is called in tables: "image AUROC" for image_auroc."""
   level, _, rest = name.partition("_")
-  titles = {"auroc": "AUROC", "ap": "AP", "f1_max": "F1-max", "aupro": "AUPRO"}
+  titles = {
+    "auroc": "AUROC",
+    "ap": "AP",
+    "f1_max": "F1-max",
+    "aupro": "AUPRO",
+    "aupro_200": "AUPRO-200",
+  }
   return f"{level} {titles[rest]}"
 
 
@@ -249,8 +255,9 @@ def _find_unlike(contents):
 def compare(workdirs: Sequence[AnyPath]) -> list[list[str]]:
   """Rows of a table of several runs, in percent.
 
-  A data set's metric is a row: each run's value, and the mean and the sample
-  standard deviation of those that have it. Runs on unlike data have neither.
+  A data set's metric is a row: each run's value and, for each method, the mean
+  and the sample standard deviation of its runs that have it. Runs on unlike
+  data have neither.
 
   Raises:
     InputError: see `read_results`.
@@ -260,23 +267,36 @@ def compare(workdirs: Sequence[AnyPath]) -> list[list[str]]:
   unlike = _find_unlike(contents)
   if unlike:  # Groups' means are over them too.
     unlike += [name for run in runs for name in run if name.endswith(" mean")]
-  rows = [["data set", "metric", *map(str, workdirs), "mean", "std"]]
+  methods = [  # Earlier versions had one, and did not name it.
+    content.get("config", {}).get("method", "cops") for content in contents
+  ]
+  header = ["data set", "metric", *map(str, workdirs)]
+  for method in dict.fromkeys(methods):
+    name = f"{method} " if len(set(methods)) > 1 else ""
+    header += [f"{name}mean", f"{name}std"]
+  rows = [header]
   for name in dict.fromkeys(name for run in runs for name in run):
     for metric in METRICS:
       values = [run.get(name, {}).get(metric, math.nan) for run in runs]
-      defined = [value for value in values if not math.isnan(value)]
-      if not defined:
+      if all(map(math.isnan, values)):
         continue
       row = [name, metric_title(metric), *map(percent, values)]
-      if name in unlike:
-        rows.append([*row, "unlike data", ""])
-        continue
-      deviation = np.std(defined, ddof=1) if len(defined) > 1 else math.nan
-      rows.append(
-        [
-          *row,
-          percent(float(np.mean(defined))),
-          "n/a" if math.isnan(deviation) else f"{100 * deviation:.2f}",
-        ]
-      )
+      for method in dict.fromkeys(methods):
+        own = zip(values, methods, strict=True)
+        own = [value for value, other in own if other == method]
+        row += _mean_and_deviation(own, name in unlike)
+      rows.append(row)
   return rows
+
+
+def _mean_and_deviation(values, are_unlike):
+  if are_unlike:
+    return ["unlike data", ""]
+  defined = [value for value in values if not math.isnan(value)]
+  if not defined:
+    return ["n/a", "n/a"]
+  deviation = np.std(defined, ddof=1) if len(defined) > 1 else math.nan
+  return [
+    percent(float(np.mean(defined))),
+    "n/a" if math.isnan(deviation) else f"{100 * deviation:.2f}",
+  ]

@@ -9,19 +9,20 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import flax.linen as nn
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from cops_jax import methods
 from cops_jax.config import max_pixels
 from cops_jax.digests import combine
 from cops_jax.errors import InputError
 from cops_jax.evaluation.dataset import DatasetEvaluator
 from cops_jax.inputs import pipeline
 from cops_jax.inputs.configured import features_of, load_examples
-from cops_jax.models.cops import CoPS
 from cops_jax.models.flops import (
   PEAK_TERA_FLOPS,
   prompt_flops,
@@ -39,6 +40,7 @@ from cops_jax.runtime.mesh import (
   shard_batch,
 )
 from cops_jax.runtime.processes import in_all_processes, in_first_process
+from cops_jax.runtime.randomness import INIT_KEY, random_key
 from cops_jax.training import hooks
 from cops_jax.training.account import Account, Speed, account_for_input
 from cops_jax.training.non_finite import StopNonFinite
@@ -96,9 +98,16 @@ def train(
     SystemExit: a signal came and was caught, see `signals`; what was
       trained until then is saved.
   """
+  if methods.find(config.method).loss_terms is None:
+    raise InputError(
+      f"the method {config.method!r} has nothing to train: evaluate it, python"
+      " eval.py --config=... --workdir=..."
+    )
   account = Account()
   keep_compiled_programs(config)
-  config = settle_dtype(config, find_record(workdir))
+  begun = find_record(workdir)
+  prompts.require_method(begun, config.method, workdir)
+  config = settle_dtype(config, begun)
   run = in_all_processes(_open_run, config, to_path(workdir), account)
   state = _initial_state(run, init_from, allow_other_clip)
   with lock.hold(run.workdir, "training"):
@@ -138,7 +147,7 @@ class _Run:
   config: Any
   workdir: AnyPath
   clip: PretrainedCLIP
-  model: CoPS
+  model: nn.Module
   examples: Sequence[Mapping[str, Any]]
   mesh: Mesh
   optimizer: optax.GradientTransformation
@@ -171,10 +180,12 @@ def _open_run(config, workdir, account):
 
 def _initial_state(run, init_from, allow_other_clip):
   """The state before the first step."""
-  state = create_train_state(run.model, run.optimizer, run.config.seed)
-  state = replicate(state, run.mesh)
+  params = methods.find(run.config.method).init_trainable(
+    run.model, random_key(run.config.seed, INIT_KEY), run.clip.params
+  )
+  state = replicate(create_train_state(params, run.optimizer), run.mesh)
   if init_from and not checkpoints.has_checkpoint(run.workdir):
-    params = _read_start(init_from, state.params, run.clip, allow_other_clip)
+    params = _read_start(run, init_from, state.params, allow_other_clip)
     state = state.replace(params=replicate(params, run.mesh))
   return state
 
@@ -200,12 +211,7 @@ def _train(run, position, saved, profile_steps):
     run.clip, run.model, run.mesh, run.config.clip.split_over_devices
   )
   train_step = make_train_step(
-    run.model,
-    run.optimizer,
-    run.mesh,
-    seed=run.config.seed,
-    reconstruction=run.config.train.reconstruction,
-    clip_shardings=shardings,
+    run.config, run.model, run.optimizer, run.mesh, shardings
   )
   evaluate = _make_evaluate(run, clip_params, shardings)
   _log_sizes(run, position.state, clip_params)
@@ -329,6 +335,7 @@ def _iterate_batches(run, first_step, errors):
     num_workers=config.input.num_workers,
     max_pixels=max_pixels(config),
     shuffle_seed=config.seed,
+    full_masks=methods.find(config.method).NEEDS_MASKS,
   )
   batches = pipeline.iterate_batches(
     run.examples, options, steps, skipped=found, features=features
@@ -401,8 +408,9 @@ def _make_hooks(run, position, saved, evaluate, profile_steps):
 
 
 def _make_speed(run, position):
-  clip = run.clip.config
-  flops = prompt_flops(run.config, clip, is_training=True)
+  clip, method = run.clip.config, methods.find(run.config.method)
+  num_tokens = method.num_prompt_tokens(run.config, is_training=True)
+  flops = prompt_flops(num_tokens, clip, is_training=True)
   if run.config.feature_cache.dtype == "none":
     flops += vision_flops(run.config, clip)
   peak = None
@@ -413,12 +421,12 @@ def _make_speed(run, position):
   return Speed(run.account, position.step, first_image, flops, peak)
 
 
-def _read_start(init_from, params, clip, allow_other_clip):
+def _read_start(run, init_from, params, allow_other_clip):
   """Trained prompts in place of the random ones; an absent encoder's stay."""
   record = prompts.find_record(init_from)
   if record is not None:
-    check_clip(record, clip.sha256, str(init_from), allow_other_clip)
-  trained, source = prompts.load_prompts(init_from, params)
+    check_clip(record, run.clip.sha256, str(init_from), allow_other_clip)
+  trained, source = prompts.load_prompts(init_from, params, run.config.method)
   trained = flax.traverse_util.flatten_dict(trained)
   random = flax.traverse_util.flatten_dict(params)
   _logger.info("beginning from %s", source)

@@ -5,32 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, Sharding
 
-from cops_jax import losses
-from cops_jax.models.cops import (
-  ENCODE_FIELDS,
-  CoPS,
-  encode_batch,
-  init_trainable,
-  join_params,
-)
+from cops_jax import losses, methods
+from cops_jax.models.encoding import ENCODE_FIELDS, encode_batch, join_params
 from cops_jax.runtime.mesh import jit_step
-from cops_jax.runtime.randomness import (
-  INIT_KEY,
-  TRAIN_KEY,
-  example_noise,
-  random_key,
-)
+from cops_jax.runtime.randomness import TRAIN_KEY, example_noise, random_key
 
 # Fields of a batch that a training step reads.
 STEP_FIELDS = (
   *ENCODE_FIELDS,
-  *("mask_counts", "label", "example_id", "padding_mask"),
+  *("mask_counts", "mask", "label", "example_id", "padding_mask"),
 )
 
 
@@ -80,74 +70,48 @@ def make_optimizer(
 
 
 def create_train_state(
-  model: CoPS, optimizer: optax.GradientTransformation, seed: int
+  params: Mapping[str, Any], optimizer: optax.GradientTransformation
 ) -> TrainState:
-  """A state with random parameters, before the first step."""
-  params = init_trainable(model, random_key(seed, INIT_KEY))
+  """The state before the first step."""
   return TrainState(
     jnp.zeros((), jnp.int32), params, optimizer.init(params), jnp.array(True)
   )
 
 
 def loss_and_terms(
-  model: CoPS,
+  config: Any,
+  model: nn.Module,
   params: Mapping[str, Any],
   clip_params: Mapping[str, Any],
   batch: Mapping[str, jax.Array],
-  noise: jax.Array | None,
-  reconstruction: str,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """The loss of a batch and, unweighted, the terms it is made of.
 
-  Without state words there are no gather and scatter terms, without category
-  words no kl and reconstruction terms.
-
   Args:
-    model: CoPS.
+    config: a ConfigDict with the fields of `cops_jax.config`.
+    model: of the config's method.
     params, clip_params: its two parameter trees.
-    batch: what `encode_batch` takes; mask_counts (b, n), label and padding_mask
-      (b,).
-    noise: (b, 1, d), standard normal; None without category words.
-    reconstruction: see `losses.reconstruction_loss`.
+    batch: what `encode_batch` takes; label and padding_mask (b,); mask_counts
+      (b, n) or mask (b, h, w), and noise (b, z, d), standard normal, as the
+      method needs.
 
   Returns:
     The loss and the terms by name, the loss among them, all of shape ().
   """
   variables = join_params(params, clip_params)
   features = encode_batch(model, variables, batch)
-  outputs = model.apply(variables, *features, noise, is_training=True)
-  padding_mask, counts = batch["padding_mask"], batch["mask_counts"]
-  patch_area = model.clip_config.vision_config.patch_size**2
-  terms = {
-    "image": losses.image_loss(
-      outputs.image_logits, batch["label"], padding_mask
-    ),
-    "patch": losses.patch_loss(
-      outputs.patch_probability, counts, patch_area, padding_mask
-    ),
-  }
-  if model.num_state_words:
-    distances = outputs.distances
-    terms["gather"] = losses.gather_loss(distances, counts, padding_mask)
-    terms["scatter"] = losses.scatter_loss(distances, counts, padding_mask)
-  if model.num_category_words:
-    terms["kl"] = losses.kl_loss(
-      outputs.code_mean, outputs.code_log_var, padding_mask
-    )
-    terms["reconstruction"] = losses.reconstruction_loss(
-      features[0], outputs.category_bias[:, 0], padding_mask, reconstruction
-    )
+  terms = methods.find(config.method).loss_terms(
+    config, model, variables, features, batch
+  )
   loss = losses.total_loss(terms)
   return loss, {"loss": loss, **terms}
 
 
 def make_train_step(
-  model: CoPS,
+  config: Any,
+  model: nn.Module,
   optimizer: optax.GradientTransformation,
   mesh: Mesh,
-  *,
-  seed: int,
-  reconstruction: str,
   clip_shardings: Sharding | Mapping[str, Any] | None = None,
 ) -> Callable[
   [TrainState, Mapping[str, Any], Mapping[str, jax.Array]],
@@ -156,31 +120,31 @@ def make_train_step(
   """Compiles one optimizer step over a global batch.
 
   Args:
-    model: CoPS.
+    config: a ConfigDict with the fields of `cops_jax.config`; its seed is that
+      of the noise, which step and example key.
+    model: of the config's method.
     optimizer: see `make_optimizer`.
     mesh: to split batches over.
-    seed: of the category codes' noise, which step and example key.
-    reconstruction: see `losses.reconstruction_loss`.
     clip_shardings: of CLIP's parameters; None if every device has a copy.
 
   Returns:
     `step(state, clip_params, batch)`, giving the next state and the loss with
     its terms and the gradient's norm. The given state's memory is reused.
   """
-  key = random_key(seed, TRAIN_KEY)
+  key = random_key(config.seed, TRAIN_KEY)
   width = model.clip_config.projection_dim
+  num_samples = methods.find(config.method).num_noise_samples(
+    config, is_training=True
+  )
 
   def train_step(state, clip_params, batch):
-    noise = None
-    if model.num_category_words:
-      noise = example_noise(
-        jax.random.fold_in(key, state.step), batch["example_id"], 1, width
-      )
+    if num_samples:
+      step_key = jax.random.fold_in(key, state.step)
+      noise = example_noise(step_key, batch["example_id"], num_samples, width)
+      batch = {**batch, "noise": noise}
 
     def loss(params):
-      return loss_and_terms(
-        model, params, clip_params, batch, noise, reconstruction
-      )
+      return loss_and_terms(config, model, params, clip_params, batch)
 
     gradients, terms = jax.grad(loss, has_aux=True)(state.params)
     gradient_norm = optax.tree.norm(gradients)

@@ -7,7 +7,7 @@ import collections
 from cops_jax.config import flatten
 from cops_jax.errors import InputError
 from cops_jax.runs.checkpoints import Checkpoints
-from cops_jax.runs.record import from_json, read_record
+from cops_jax.runs.record import check_clip, from_json, read_record
 from cops_jax.weights import clip_names, prompts, tensor_files
 from cops_jax.weights.clip import (
   DEMO_CLIP,
@@ -21,8 +21,10 @@ from cops_jax.weights.clip_names import clip_param_shapes
 from cops_jax.weights.model import (
   build_model,
   clip_of,
+  load_trainable,
   place_clip,
   settle_dtype,
+  trainable_shapes,
 )
 
 __all__ = [
@@ -36,9 +38,11 @@ __all__ = [
   "export",
   "inspect",
   "load_clip",
+  "load_trainable",
   "place_clip",
   "save_clip",
   "settle_dtype",
+  "trainable_shapes",
 ]
 
 
@@ -53,12 +57,17 @@ def export(workdir: str, out: str) -> str:
     What was written, in words.
 
   Raises:
-    InputError: there is no checkpoint, or the file cannot be written.
+    InputError: there is no checkpoint, or the file cannot be written; or its
+      format needs the run's CLIP, which is not available.
   """
   record = read_record(workdir)
   with Checkpoints(workdir) as saved:
     step, trainable = saved.restore_params()
-  prompts.write_prompts(out, trainable, record)
+  clip = None
+  if out.endswith(".pth") and record.config.get("method") == "anomalyclip":
+    clip = clip_of(record.to_config(workdir))
+    check_clip(record, clip.sha256, workdir, allow_other_clip=False)
+  prompts.write_prompts(out, trainable, record, clip)
   return f"{out}: the prompts of step {step} of {workdir}"
 
 
@@ -115,7 +124,9 @@ def _contents(file):
   for start, contents in (
     ("vision_model.", "CLIP in Hugging Face's names"),
     ("prompt_learner.context", "trained prompts in this project's names"),
-    ("prompt_learner.", "trained prompts in the authors' names"),
+    ("object_prompts.", "AnomalyCLIP's prompts in this project's names"),
+    ("prompt_learner.t_n", "trained prompts in the authors' names"),
+    ("prompt_learner.", "AnomalyCLIP's prompts in its authors' names"),
   ):
     if any(name.startswith(start) for name in names):
       return contents

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from cops_jax.weights.tensor_files import read_tensor_file
 DEMO_CLIP = "demo"
 DEMO_FOLDER = pathlib.Path(__file__).parent / "demo_clip"
 
+_TOKENIZER = ("vocab.json", "merges.txt")
 # A folder's tensors, by preference, and how they are named.
 _TENSOR_FILES = {
   "model.safetensors": clip_names.torch_place,
@@ -34,12 +35,15 @@ class PromptTokens:
   """Token ids around the learned words of a prompt, in CLIP's vocabulary."""
 
   start: int
+  damaged: tuple[int, ...]  # The word "damaged": one token in CLIP's own.
   object: int  # The word "object".
   period: int
   end: int
 
 
-OPENAI_TOKENS = PromptTokens(start=49406, object=14115, period=269, end=49407)
+OPENAI_TOKENS = PromptTokens(
+  start=49406, damaged=(13568,), object=14115, period=269, end=49407
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,12 +55,48 @@ class PretrainedCLIP:
     params: the parameter tree of `CLIP`, float32, on the host.
     tokens: ids for prompt assembly.
     sha256: of the file with the weights, in hexadecimal.
+    tokenizer: folder of vocab.json and merges.txt; None where there are none,
+      as beside OpenAI's own files.
   """
 
   config: CLIPConfig
   params: Mapping[str, Any]
   tokens: PromptTokens
   sha256: str
+  tokenizer: pathlib.Path | None = None
+
+  def tokenize(self, sentences: Sequence[str]) -> list[tuple[int, ...]]:
+    """Token ids of each sentence, from start to end token.
+
+    Raises:
+      InputError: there is no tokenizer; a sentence is too long, or has a word
+        of which this CLIP has seen nothing.
+    """
+    if self.tokenizer is None:
+      raise InputError(
+        "this CLIP came without a tokenizer, which hand-written texts need: put"
+        " CLIP's vocab.json and merges.txt beside the file with the weights, or"
+        " give a Hugging Face folder or name"
+      )
+    tokenizer = _read_tokenizer(self.tokenizer)
+    known = tokenizer.get_vocab()
+    if len(known) <= OPENAI_TOKENS.end:  # Of whole words; others are spelt out.
+      for sentence in sentences:
+        for word in sentence.lower().split():
+          word = word.rstrip(".,;:!?") or word
+          if f"{word}</w>" not in known:
+            raise InputError(
+              f"this CLIP does not know the word {word!r} of {sentence!r}: its"
+              " vocabulary is that of its own captions"
+            )
+    limit = self.config.text_config.max_position_embeddings
+    found = [tuple(tokenizer(text).input_ids) for text in sentences]
+    for sentence, ids in zip(sentences, found, strict=True):
+      if len(ids) > limit:
+        raise InputError(
+          f"{sentence!r} has {len(ids)} tokens; CLIP reads at most {limit}"
+        )
+    return found
 
 
 def load_clip(
@@ -113,7 +153,14 @@ def _load_file(path, sha256):
       f" {OPENAI_TOKENS.end + 1}. Give a model with its own tokenizer as a"
       " Hugging Face folder."
     )
-  return PretrainedCLIP(config, params, OPENAI_TOKENS, file.sha256)
+  has_tokenizer = all((path.parent / name).is_file() for name in _TOKENIZER)
+  return PretrainedCLIP(
+    config,
+    params,
+    OPENAI_TOKENS,
+    file.sha256,
+    path.parent if has_tokenizer else None,
+  )
 
 
 def _load_folder(folder, sha256):
@@ -144,7 +191,8 @@ def _load_folder(folder, sha256):
     _TENSOR_FILES[name],
     f"{file.path} does not hold the CLIP model that its config.json describes",
   )
-  return PretrainedCLIP(config, params, _prompt_tokens(folder), file.sha256)
+  tokens = _prompt_tokens(folder)
+  return PretrainedCLIP(config, params, tokens, file.sha256, folder)
 
 
 def _download(name, revision):
@@ -189,18 +237,21 @@ def _existing(path: pathlib.Path) -> pathlib.Path:
   return path
 
 
+def _read_tokenizer(folder: pathlib.Path) -> CLIPTokenizerFast:
+  vocabulary, merges = (str(_existing(folder / name)) for name in _TOKENIZER)
+  return CLIPTokenizerFast(vocab_file=vocabulary, merges_file=merges)
+
+
 def _prompt_tokens(folder: pathlib.Path) -> PromptTokens:
-  tokenizer = CLIPTokenizerFast(
-    vocab_file=str(_existing(folder / "vocab.json")),
-    merges_file=str(_existing(folder / "merges.txt")),
-  )
+  tokenizer = _read_tokenizer(folder)
+  start, *damaged, end = tokenizer("damaged").input_ids
   ids = tokenizer("object .").input_ids
   if len(ids) != 4:
     raise InputError(
       f"the tokenizer in {folder} must know the word 'object' and the full stop"
       f" as one token each, between a start and an end token; it gives {ids}"
     )
-  return PromptTokens(*ids)
+  return PromptTokens(start, tuple(damaged), ids[1], ids[2], end)
 
 
 def save_clip(

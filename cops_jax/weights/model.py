@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, Sharding
 
+from cops_jax import methods
 from cops_jax.config import check_values
 from cops_jax.models.attention import require_implementation
 from cops_jax.models.clip import cast_matrices
-from cops_jax.models.cops import CoPS
 from cops_jax.runs.record import Record
 from cops_jax.runtime.mesh import clip_shardings
+from cops_jax.weights import prompts
 from cops_jax.weights.clip import PretrainedCLIP, load_clip
 
 _logger = logging.getLogger(__name__)
@@ -59,7 +62,7 @@ def clip_of(config: Any) -> PretrainedCLIP:
   return load_clip(clip.weights, clip.revision, clip.sha256)
 
 
-def build_model(config: Any, clip: PretrainedCLIP) -> CoPS:
+def build_model(config: Any, clip: PretrainedCLIP) -> nn.Module:
   """The model that a config describes, on a loaded CLIP.
 
   Args:
@@ -75,32 +78,61 @@ def build_model(config: Any, clip: PretrainedCLIP) -> CoPS:
   if dtype == "auto":
     dtype = _fast_dtype()
   require_implementation(config.clip.attention, dtype)
-  model, tokens = config.model, clip.tokens
-  suffix = (tokens.period, tokens.end)
-  if not model.num_category_words:
-    suffix = (tokens.object, *suffix)
-  return CoPS(
-    clip_config=clip.config,
-    prefix_tokens=(tokens.start,),
-    suffix_tokens=suffix,
-    feature_layers=tuple(model.feature_layers),
-    num_value_layers=model.num_value_layers,
-    smoothing_window=model.smoothing_window_patches,
-    num_heads=model.num_heads,
-    num_context_words=model.num_context_words,
-    num_state_words=model.num_state_words,
-    num_category_words=model.num_category_words,
-    deep_prompt_length=model.deep_prompt_length,
-    deep_prompt_depth=model.deep_prompt_depth,
-    prototype_injection=model.prototype_injection,
-    temperature=model.temperature,
-    dtype=jnp.dtype(dtype),
-    attention=config.clip.attention,
+  return methods.find(config.method).build_model(config, clip, jnp.dtype(dtype))
+
+
+def trainable_shapes(
+  config: Any, model: nn.Module, clip: PretrainedCLIP, sharding: Sharding
+) -> Mapping[str, Any]:
+  """The trainable tree of the config's method, of shapes and types.
+
+  Args:
+    config: a ConfigDict with the fields of `cops_jax.config`.
+    model, clip: from `build_model` and `clip_of`.
+    sharding: that all leaves get.
+  """
+  init_trainable = methods.find(config.method).init_trainable
+  return jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct(
+      leaf.shape, leaf.dtype, sharding=sharding
+    ),
+    jax.eval_shape(
+      lambda params: init_trainable(model, jax.random.key(0), params),
+      clip.params,
+    ),
   )
 
 
+def load_trainable(
+  config: Any,
+  model: nn.Module,
+  clip: PretrainedCLIP,
+  path: str | os.PathLike,
+  sharding: Sharding,
+) -> tuple[Mapping[str, Any], str]:
+  """The trainable tree of a run and where it is from, in words.
+
+  A method that trains nothing computes its own.
+
+  Args:
+    config: a ConfigDict with the fields of `cops_jax.config`.
+    model, clip: from `build_model` and `clip_of`.
+    path: see `prompts.load_prompts`.
+    sharding: that a checkpoint's leaves get.
+
+  Raises:
+    InputError: see `prompts.load_prompts`.
+  """
+  method = methods.find(config.method)
+  if method.loss_terms is None:
+    tree = method.init_trainable(model, jax.random.key(0), clip.params)
+    return tree, f"the {method.TITLE.lower()}, which is not trained"
+  template = trainable_shapes(config, model, clip, sharding)
+  return prompts.load_prompts(path, template, config.method)
+
+
 def place_clip(
-  clip: PretrainedCLIP, model: CoPS, mesh: Mesh, is_split: bool
+  clip: PretrainedCLIP, model: nn.Module, mesh: Mesh, is_split: bool
 ) -> tuple[Mapping[str, Any], Sharding | Mapping[str, Any]]:
   """CLIP's parameters on the devices, and how these hold them.
 

@@ -1,8 +1,8 @@
 """Trained prompts, read from runs and files and written to single files.
 
-They are in the checkpoints of a work directory, in a file of the authors' code
-(`epoch_N.pth`), or in safetensors under this project's own names. Files written
-here carry the record of the run that trained them.
+They are in the checkpoints of a work directory, in a file of the code of their
+method's authors (`epoch_N.pth`), or in safetensors under this project's own
+names. Files written here carry the record of the run that trained them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import flax.traverse_util
 import jax
@@ -20,110 +20,24 @@ import safetensors.numpy
 from cops_jax.errors import InputError
 from cops_jax.files import exists, is_file, write_file
 from cops_jax.paths import to_path
+from cops_jax.runs import record as records
 from cops_jax.runs.checkpoints import Checkpoints
 from cops_jax.runs.record import Record, from_json, read_record
-from cops_jax.weights import tensor_files, torch_files
+from cops_jax.weights import (
+  anomalyclip_names,
+  cops_names,
+  tensor_files,
+  torch_files,
+)
 from cops_jax.weights.tensor_files import check_tensors, read_tensor_file
+
+if TYPE_CHECKING:
+  from cops_jax.weights.clip import PretrainedCLIP
 
 # The one key of the authors' files.
 _ROOT = "prompt_learner"
-_DEEP_PROMPTS = "compound_prompts_text."
-# Left over in files of the authors' training; nothing reads them.
-_UNUSED = ("projector", "extractor_.", "token_", "tokenized_")
-# Evaluation does without it, and the authors' released files do too.
-_ENCODER = ("category_vae.encoder", "category_vae.mean", "category_vae.log_var")
-
-# Parts that the authors' format always has, and the words that they serve.
-_CONDITIONAL_WORDS = {
-  "prototype_extractor": "state",
-  "category_vae": "category",
-}
-
-_LINEAR_LAYERS = {
-  "prototype_extractor.out": "extractor.attn.out_proj",
-  "prototype_extractor.c_fc": "extractor.mlp.c_fc",
-  "prototype_extractor.c_proj": "extractor.mlp.c_proj",
-  "category_vae.encoder": "vae_encoder.net.0",
-  "category_vae.mean": "vae_encoder.mean",
-  "category_vae.log_var": "vae_encoder.log_var",
-  "category_vae.decoder": "vae_decoder.net.0",
-  "category_vae.output": "vae_decoder.net.2",
-}
-_LAYER_NORMS = {
-  "prototype_extractor.ln_1": "extractor.ln_1",
-  "prototype_extractor.ln_2": "extractor.ln_2",
-}
-_STACKED = ("query", "key", "value")
-
-
-def to_authors_names(trainable: Mapping[str, Any]) -> dict[str, np.ndarray]:
-  """Trainable parameters in the authors' names, shapes and memory order.
-
-  What may be absent, the encoder and deep prompts, stays absent.
-  """
-  tree = {
-    name: np.asarray(array)
-    for name, array in flax.traverse_util.flatten_dict(
-      trainable, sep="."
-    ).items()
-  }
-  context = tree["prompt_learner.context"]
-  queries = tree["prototype_extractor.queries"]
-  stacked = [f"prototype_extractor.{name}" for name in _STACKED]
-  tensors = {
-    "ctx_pos": context[None, :1],
-    "ctx_neg": context[None, 1:],
-    "t_n": queries[0],
-    "t_a": queries[1],
-    "extractor.attn.in_proj_weight": np.concatenate(
-      [tree[f"{name}.kernel"].T for name in stacked]
-    ),
-    "extractor.attn.in_proj_bias": np.concatenate(
-      [tree[f"{name}.bias"] for name in stacked]
-    ),
-  }
-  for ours, theirs in _LINEAR_LAYERS.items():
-    if f"{ours}.kernel" in tree:
-      tensors[f"{theirs}.weight"] = tree[f"{ours}.kernel"].T
-      tensors[f"{theirs}.bias"] = tree[f"{ours}.bias"]
-  for ours, theirs in _LAYER_NORMS.items():
-    tensors[f"{theirs}.weight"] = tree[f"{ours}.scale"]
-    tensors[f"{theirs}.bias"] = tree[f"{ours}.bias"]
-  for index, prompts in enumerate(tree.get("prompt_learner.deep_prompts", ())):
-    tensors[f"{_DEEP_PROMPTS}{index}"] = prompts
-  return tensors
-
-
-def from_authors_names(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
-  """The inverse of `to_authors_names`.
-
-  Raises:
-    KeyError: a tensor is missing, other than the encoder's.
-  """
-  tree = {
-    "prompt_learner.context": np.concatenate(
-      [tensors["ctx_pos"][0], tensors["ctx_neg"][0]]
-    ),
-    "prototype_extractor.queries": np.stack([tensors["t_n"], tensors["t_a"]]),
-  }
-  weights = np.split(tensors["extractor.attn.in_proj_weight"], 3)
-  biases = np.split(tensors["extractor.attn.in_proj_bias"], 3)
-  for name, weight, bias in zip(_STACKED, weights, biases, strict=True):
-    tree[f"prototype_extractor.{name}.kernel"] = weight.T
-    tree[f"prototype_extractor.{name}.bias"] = bias
-  for ours, theirs in _LINEAR_LAYERS.items():
-    if f"{theirs}.weight" in tensors:
-      tree[f"{ours}.kernel"] = tensors[f"{theirs}.weight"].T
-      tree[f"{ours}.bias"] = tensors[f"{theirs}.bias"]
-  for ours, theirs in _LAYER_NORMS.items():
-    tree[f"{ours}.scale"] = tensors[f"{theirs}.weight"]
-    tree[f"{ours}.bias"] = tensors[f"{theirs}.bias"]
-  depth = sum(name.startswith(_DEEP_PROMPTS) for name in tensors)
-  if depth:
-    tree["prompt_learner.deep_prompts"] = np.stack(
-      [tensors[f"{_DEEP_PROMPTS}{index}"] for index in range(depth)]
-    )
-  return flax.traverse_util.unflatten_dict(tree, sep=".")
+# By the method that they belong to; others have none.
+_AUTHORS_FORMATS = {"cops": cops_names, "anomalyclip": anomalyclip_names}
 
 
 def find_record(path: str | os.PathLike) -> Record | None:
@@ -168,26 +82,28 @@ def recorded_config(path: str | os.PathLike) -> Any:
 
 
 def load_prompts(
-  path: str | os.PathLike, template: Mapping[str, Any]
+  path: str | os.PathLike, template: Mapping[str, Any], method: str = "cops"
 ) -> tuple[dict[str, Any], str]:
   """Trained prompts and where they are from, in words.
 
   Args:
     path: a work directory, whose newest checkpoint is read, or a file.
     template: the trainable tree that a model needs; arrays or their shapes.
+    method: that the prompts are for, see `cops_jax.methods`.
 
   Returns:
     The trainable parameters, float32. A file may lack the VAE's encoder: then
     they do too.
 
   Raises:
-    InputError: there is no checkpoint, it is damaged or of another model, or
-      not all of its numbers are finite; names every missing, unexpected and
-      misshapen tensor of a file at once.
+    InputError: there is no checkpoint, it is damaged, of another method or of
+      another model, or not all of its numbers are finite; names every missing,
+      unexpected and misshapen tensor of a file at once.
   """
   if is_file(path):
-    params, source = _read_file(path, template), str(path)
+    params, source = _read_file(path, template, method), str(path)
   else:
+    require_method(records.find_record(path), method, path)
     with Checkpoints(path) as saved:
       step, params = saved.restore_params(template)
     source = f"step {step} of {path}"
@@ -204,32 +120,35 @@ def load_prompts(
   return params, source
 
 
-def _read_file(path, template):
+def _read_file(path, template, method):
   file = read_tensor_file(path)
-  tensors = file.tensors
-  is_authors = file.format != "safetensors"
-  if is_authors:
+  if file.record:
+    require_method(from_json(file.record, str(path)), method, path)
+  tensors, names = file.tensors, None
+  if file.format != "safetensors":
     tensors = _strip_root(tensors, path)
+    names = _authors_format(tensors, method, path)
+    tensors = names.select(tensors)
+    _require_representable(names, template, path)
   wanted = flax.traverse_util.flatten_dict(template, sep=".")
-  if not any(name.startswith(("vae_encoder.", *_ENCODER)) for name in tensors):
+  if not any(name.startswith(cops_names.ENCODER) for name in tensors):
     wanted = {
       name: leaf
       for name, leaf in wanted.items()
-      if not name.startswith(_ENCODER)
+      if not name.startswith(cops_names.ENCODER)
     }
   shapes = {name: leaf.shape for name, leaf in wanted.items()}
-  if is_authors:
-    _require_conditional_words(template, path)
+  if names:
     zeros = {name: np.zeros(shape) for name, shape in shapes.items()}
     zeros = flax.traverse_util.unflatten_dict(zeros, sep=".")
     shapes = {
-      name: array.shape for name, array in to_authors_names(zeros).items()
+      name: array.shape for name, array in names.to_authors_names(zeros).items()
     }
   check_tensors(
     tensors, shapes, f"{path} does not hold the prompts of this config's model"
   )
-  if is_authors:
-    tensors = from_authors_names(tensors)
+  if names:
+    tensors = names.from_authors_names(tensors)
     tensors = flax.traverse_util.flatten_dict(tensors, sep=".")
   params = {name: np.asarray(tensors[name], np.float32) for name in wanted}
   params = flax.traverse_util.unflatten_dict(params, sep=".")
@@ -241,19 +160,56 @@ def _read_file(path, template):
   return params
 
 
-def _require_conditional_words(tree, path):
-  absent = [
-    words for part, words in _CONDITIONAL_WORDS.items() if part not in tree
-  ]
-  if absent:
-    raise InputError(
-      f"{path}: the authors' format has no prompts without"
-      f" {' and '.join(absent)} words; .safetensors has"
-    )
+def require_method(
+  record: Record | None, method: str, path: str | os.PathLike
+) -> None:
+  """Checks that prompts are of the method that they are wanted for.
+
+  Args:
+    record: of their run; None if there is none.
+    method: wanted.
+    path: of the prompts, for errors.
+
+  Raises:
+    InputError: they are of another; names both.
+  """
+  recorded = record.config.get("method", "cops") if record else method
+  if recorded != method:
+    raise _other_method(path, recorded, method)
+
+
+def _other_method(path, found, wanted):
+  return InputError(
+    f"{path} holds prompts of the method {found!r}, and config.method is"
+    f" {wanted!r}"
+  )
+
+
+def _authors_format(tensors, method, path):
+  """The names of the method's authors, if they are the file's."""
+  for name, names in _AUTHORS_FORMATS.items():
+    if name != method and names.is_own(tensors):
+      raise _other_method(path, name, method)
+  if method not in _AUTHORS_FORMATS:
+    raise _no_format(path, method)
+  return _AUTHORS_FORMATS[method]
+
+
+def _no_format(path, method):
+  return InputError(
+    f"{path}: the method {method!r} has no authors' format, only"
+    f" {' and '.join(_AUTHORS_FORMATS)} have; .safetensors holds any"
+  )
+
+
+def _require_representable(names, trainable, path):
+  reason = names.why_not(trainable)
+  if reason:
+    raise InputError(f"{path}: the authors' format {reason}; .safetensors has")
 
 
 def _strip_root(tensors, path):
-  """The authors' prompt parameters, without what nothing reads."""
+  """The authors' state dict."""
   prefix = f"{_ROOT}."
   if not any(name.startswith(prefix) for name in tensors):
     raise InputError(
@@ -261,12 +217,7 @@ def _strip_root(tensors, path):
       f" dictionary with the one key {_ROOT!r}. It has"
       f" {', '.join(sorted(tensors)[:3]) or 'no tensors'}."
     )
-  stripped = {name.removeprefix(prefix): tensors[name] for name in tensors}
-  return {
-    name: array
-    for name, array in stripped.items()
-    if not name.startswith(_UNUSED)
-  }
+  return {name.removeprefix(prefix): tensors[name] for name in tensors}
 
 
 def hash_prompts(trainable: Mapping[str, Any]) -> str:
@@ -279,7 +230,10 @@ def hash_prompts(trainable: Mapping[str, Any]) -> str:
 
 
 def write_prompts(
-  path: str | os.PathLike, trainable: Mapping[str, Any], record: Record
+  path: str | os.PathLike,
+  trainable: Mapping[str, Any],
+  record: Record,
+  clip: PretrainedCLIP | None = None,
 ) -> None:
   """Writes trained prompts, float32, and the record of their run.
 
@@ -290,6 +244,8 @@ def write_prompts(
       authors' format.
     trainable: the parameters.
     record: of the run that trained them.
+    clip: that they were trained on; with it an authors' file has all that their
+      module wants to find.
 
   Raises:
     InputError: another ending, the file cannot be written, or the authors'
@@ -297,10 +253,15 @@ def write_prompts(
   """
   path = to_path(path)
   if path.suffix == ".pth":
-    _require_conditional_words(trainable, path)
-    torch_files.write_tensors(
-      path, to_authors_names(trainable), _ROOT, record.to_json()
-    )
+    method = record.config.get("method", "cops")
+    if method not in _AUTHORS_FORMATS:
+      raise _no_format(path, method)
+    names = _AUTHORS_FORMATS[method]
+    _require_representable(names, trainable, path)
+    tensors = names.to_authors_names(trainable)
+    if clip:
+      tensors |= names.unused_tensors(trainable, clip)
+    torch_files.write_tensors(path, tensors, _ROOT, record.to_json())
   elif path.suffix == ".safetensors":
     flat = flax.traverse_util.flatten_dict(trainable, sep=".")
     digest = hash_prompts(trainable)

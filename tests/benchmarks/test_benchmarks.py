@@ -7,7 +7,9 @@ import pytest
 
 from benchmarks import plain, vit_l
 from cops_jax.evaluation.step import make_configured_step
-from cops_jax.models.cops import init_trainable, join_params
+from cops_jax.methods import cops
+from cops_jax.models.cops import init_trainable
+from cops_jax.models.encoding import join_params
 from cops_jax.models.flops import prompt_flops, vision_flops
 from cops_jax.runtime.mesh import make_mesh
 from cops_jax.runtime.randomness import (
@@ -55,7 +57,8 @@ def test_the_evaluation_step_is_the_plain_one(config, fields):
 def test_needed_flops_of_the_published_recipe():
   from cops_jax.config import recipe
 
-  arguments = recipe("visa"), vit_l.clip_config()
-  flops = vision_flops(*arguments)
-  flops += prompt_flops(*arguments, is_training=False)
+  config, clip = recipe("visa"), vit_l.clip_config()
+  num_tokens = cops.num_prompt_tokens(config, is_training=False)
+  flops = vision_flops(config, clip)
+  flops += prompt_flops(num_tokens, clip, is_training=False)
   assert flops == pytest.approx(1.25e12, rel=0.01)

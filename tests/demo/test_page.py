@@ -263,3 +263,18 @@ def test_without_thresholds(browser, detector, port, images, monkeypatch):
   page.upload(path)
   page.count(anomaly=want.image_score >= 0.5, normal=want.image_score < 0.5)
   assert page.errors() == []
+
+
+def test_a_choice_of_methods(address, browser, images):
+  """The command without arguments has two; the choice is in the address."""
+  page = Page(browser, address, 390)
+  options = [option.text for option in page.all("#model option")]
+  assert options == ["CoPS", "Prompt ensemble"]
+  assert page.one("#choice").is_displayed()
+  about = page.one("#about").text
+  page.all("#model option")[1].click()
+  until(lambda: browser.current_url.endswith("?model=1"))
+  until(lambda: page.all("#all_examples"))
+  assert page.one("#model").get_attribute("value") == "1"
+  assert "Hand-written prompts" in page.one("#about").text != about
+  assert page.run("return document.body.scrollWidth") <= 390

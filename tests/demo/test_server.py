@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from cops_jax.demo.__main__ import _LOCAL_HOSTS, main
+from cops_jax.detector import AnomalyDetector
 from helpers import demo_pages
 from helpers.demo_pages import ask, black, post, serve, to_bytes, until
 from helpers.images import make_image
@@ -43,6 +44,34 @@ def test_an_image_gets_what_the_detector_says(detector, port):
     got = np.asarray(levels) / 255 * answer["map_max"]
   small = Image.fromarray(want.anomaly_map).resize((512, 329))
   np.testing.assert_allclose(got, small, atol=0.02 * answer["map_max"])
+
+
+def test_a_choice_of_models(detector):
+  """Each has its own scores and thresholds; the first is the page's."""
+  other = AnomalyDetector.from_clip("demo")
+  content = to_bytes(make_image(0))
+  others = [(other, "by hand"), (other, "again")]
+  with serve(detector, others=others) as port:
+    found = [
+      json.loads(ask(port, "GET", f"/api/info?model={number}")[1])
+      for number in range(3)
+    ]
+    assert [info["model"] for info in found] == [0, 1, 2]
+    for info in found:
+      assert info["models"] == [
+        *("CoPS", "Prompt ensemble 1", "Prompt ensemble 2")
+      ]
+    assert found[0]["thresholds"] and found[1]["thresholds"] is None
+    assert (found[0]["about"], found[1]["about"]) == ("a <model>", "by hand")
+    _, first = post(port, content)
+    _, second = post(port, content, "photo.png&model=1")
+    assert first["image_score"] == round(detector(content).image_score, 6)
+    assert second["image_score"] == round(other(content).image_score, 6)
+    assert first["image_score"] != second["image_score"]
+    for number in ("3", "-1", "x"):
+      response, body = ask(port, "GET", f"/api/info?model={number}")
+      assert response.status == 404
+      assert json.loads(body) == {"error": f"there is no model {number}"}
 
 
 def test_photographs_are_turned_upright(detector, port):

@@ -137,7 +137,7 @@ def test_a_wrong_file_is_not_written(trained, tmp_path, monkeypatch):
   def off(*args, **kwargs):
     """Right where JAX computes, wrong where jax2onnx traces."""
     outputs = right(*args, **kwargs)
-    if isinstance(args[2]["image"].shape[0], int):
+    if isinstance(args[3]["image"].shape[0], int):
       return outputs
     return outputs | {"anomaly_map": outputs["anomaly_map"] * 1.1}
 

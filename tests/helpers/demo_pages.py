@@ -26,9 +26,9 @@ def detector():
 
 
 @contextlib.contextmanager
-def serve(detector, hosts=("*",), **limits):
+def serve(detector, hosts=("*",), others=(), **limits):
   """Gives the port."""
-  app = make_app(detector, "a <model>", Limits(**limits), hosts)
+  app = make_app(detector, "a <model>", Limits(**limits), hosts, others)
   server = demo.make_server(app)
   with socket.create_server(("127.0.0.1", 0)) as listener:
     thread = threading.Thread(target=server.run, args=([listener],))

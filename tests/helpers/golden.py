@@ -3,6 +3,7 @@
 `weights.npz` holds random CLIP weights in OpenAI's names and prompt parameters
 in the names of the authors' checkpoints; each recipe's file holds inputs,
 outputs, losses and gradients of the authors' code in float32.
+`anomalyclip.npz` holds all of these of AnomalyCLIP.
 """
 
 import functools
@@ -13,15 +14,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cops_jax.models.cops import CoPS, join_params
-from cops_jax.weights import clip_names, prompts
+from cops_jax.models.cops import CoPS
+from cops_jax.models.encoding import join_params
+from cops_jax.weights import clip_names, cops_names
 
 DATA = pathlib.Path(__file__).parents[1] / "data"
 RECIPES = ("visa", "mvtec")
-# Window, alpha, beta and reconstruction of the two published recipes.
+# Window, alpha and beta of the two published recipes.
 SETTINGS = {
-  "visa": dict(window=5, alpha=0.26, beta=0.9, reconstruction="none"),
-  "mvtec": dict(window=3, alpha=0.35, beta=1.0, reconstruction="pairwise"),
+  "visa": dict(window=5, alpha=0.26, beta=0.9),
+  "mvtec": dict(window=3, alpha=0.35, beta=1.0),
 }
 
 
@@ -32,11 +34,11 @@ def load(name):
 
 
 @functools.cache
-def clip_tensors():
+def clip_tensors(source="weights"):
   """CLIP in OpenAI's names; token ids are rows of the stored embedding."""
   tensors = {
     name.removeprefix("clip."): array.astype(np.float32)
-    for name, array in load("weights").items()
+    for name, array in load(source).items()
     if name.startswith("clip.")
   }
   del tensors["token_embedding.ids"]
@@ -45,15 +47,15 @@ def clip_tensors():
 
 
 @functools.cache
-def clip_config():
-  return clip_names.config_from_openai(clip_tensors(), "golden")
+def clip_config(source="weights"):
+  return clip_names.config_from_openai(clip_tensors(source), "golden")
 
 
 @functools.cache
-def clip_params():
+def clip_params(source="weights"):
   """CLIP's parameter tree."""
   params = clip_names.params_from_tensors(
-    clip_tensors(), clip_config(), clip_names.openai_place, "golden"
+    clip_tensors(source), clip_config(source), clip_names.openai_place, "golden"
   )
   return jax.tree.map(jnp.asarray, params)
 
@@ -65,7 +67,7 @@ def trainable(prefix, source):
     for name, array in source.items()
     if name.startswith(prefix)
   }
-  return jax.tree.map(jnp.asarray, prompts.from_authors_names(tensors))
+  return jax.tree.map(jnp.asarray, cops_names.from_authors_names(tensors))
 
 
 def model(recipe):

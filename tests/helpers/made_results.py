@@ -36,6 +36,6 @@ def make_result(*rows):
   )
 
 
-FIRST = row(0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
-SECOND = row(0.7, 0.6, 0.5, NAN, NAN, NAN, NAN)
+FIRST = row(0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
+SECOND = row(0.7, 0.6, 0.5, *[NAN] * 5)
 NOTHING = row(*[NAN] * len(METRICS))

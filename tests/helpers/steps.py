@@ -22,13 +22,13 @@ def make_adam(accumulate_steps=1, num_steps=100):
   return make_optimizer(settings, num_steps)
 
 
-def assert_same_way(start, ours, other):
+def assert_same_way(start, ours, other, tolerance=1e-5):
   """Parameters went from the start to the same place, up to rounding."""
   ours, other = (jax.tree.map(np.subtract, end, start) for end in (ours, other))
   norm = optax.tree.norm
   assert norm(ours) > 0.01 * norm(start)
   difference = norm(jax.tree.map(np.subtract, ours, other))
-  assert difference <= 1e-5 * norm(ours)
+  assert difference <= tolerance * norm(ours)
 
 
 def tiny_batch(size, padded_size):

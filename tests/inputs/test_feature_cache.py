@@ -49,7 +49,7 @@ def forbid_vision_tower(monkeypatch):
   def fail(images):
     raise AssertionError("the vision tower was compiled")
 
-  monkeypatch.setattr("cops_jax.models.cops.normalize_images", fail)
+  monkeypatch.setattr("cops_jax.models.encoding.normalize_images", fail)
 
 
 def outcome(workdir, step=6):

@@ -105,6 +105,7 @@ def test_pixels_by_hand(mode):
       "pixel_f1_max": 2 * 2 / (2 * 2 + 1),  # At 0.8 one is missing.
       # Overlap (1/2 + 1) / 2 until two of ten are wrong, then 1.
       "pixel_aupro": (0.2 * 0.75 + 0.1 * 1) / 0.3,
+      "pixel_aupro_200": 0.75,  # From no false positives to 0.2, as if to 1.
     },
     abs=1e-6,
   )
@@ -159,7 +160,8 @@ def test_pixel_metrics_are_sklearns(spread):
   exact = gather(maps, masks, "exact").compute()
   actual = gather(maps, masks).compute()
   assert exact == pytest.approx(
-    expected | {"pixel_aupro": exact["pixel_aupro"]}, abs=1e-12
+    expected | {name: exact[name] for name in exact if "aupro" in name},
+    abs=1e-12,
   )
   assert actual == pytest.approx(exact, abs=1e-4)
 
@@ -187,7 +189,7 @@ def test_ties_are_exact(decimals):
   actual = gather(maps, masks).compute()
   expected = gather(maps, masks, "exact").compute()
   assert actual == pytest.approx(expected, abs=1e-6)
-  del expected["pixel_aupro"]
+  del expected["pixel_aupro"], expected["pixel_aupro_200"]
   assert pixel_reference(maps, masks) == pytest.approx(expected, abs=1e-12)
 
 
@@ -204,6 +206,7 @@ def test_constant_maps(value, mode):
       "pixel_ap": share,
       "pixel_f1_max": 2 * share / (1 + share),
       "pixel_aupro": 0.15,
+      "pixel_aupro_200": 0.0,
     }
   )
   assert (maps >= state.best_threshold()).all()
@@ -225,6 +228,31 @@ def test_aupro_is_the_brute_force_one(decimals, mode):
   other = gather(maps, flat, mode).compute()["pixel_aupro"]
   assert other == pytest.approx(brute_force_aupro(maps, flat), abs=1e-9)
   assert abs(other - actual) > 1e-3
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("scale", (0.1, 1, 3))
+def test_aupro_at_thresholds_is_the_brute_force_one(scale, mode):
+  maps, masks = random_maps(number=4, side=40, scale=scale)
+  regions = [
+    [anomaly_map[pixel] for pixel in region]
+    for anomaly_map, mask in zip(maps, masks, strict=True)
+    for region in regions_of(mask)
+  ]
+  low, high = maps.min(), maps.max()
+  rates, overlaps = [], []
+  for step in range(200):
+    threshold = low + step * (high - low) / 200
+    rates.append(np.mean(maps[~masks] > threshold))
+    overlaps.append(
+      np.mean([np.mean(np.array(region) > threshold) for region in regions])
+    )
+  rates, overlaps = np.array(rates), np.array(overlaps)
+  kept = rates < 0.3
+  x = rates[kept] - rates[kept].min()
+  expected = sklearn_metrics.auc(x / x.max(), overlaps[kept])
+  actual = gather(maps, masks, mode).compute()["pixel_aupro_200"]
+  assert actual == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -286,7 +314,10 @@ def test_narrow_scores_and_small_defects(deviation, shift):
   maps = rng.normal(0.4, deviation, masks.shape) + shift * deviation * masks
   maps = np.clip(maps, 0, 1).astype(np.float32)
   expected = gather(maps, masks, "exact").compute()
-  assert gather(maps, masks).compute() == pytest.approx(expected, abs=1e-5)
+  actual = gather(maps, masks).compute()
+  few = actual.pop("pixel_aupro_200")  # Bins next to a threshold count whole.
+  assert few == pytest.approx(expected.pop("pixel_aupro_200"), abs=1e-4)
+  assert actual == pytest.approx(expected, abs=1e-5)
 
 
 def test_the_best_threshold_among_the_highest_scores():

@@ -7,7 +7,7 @@ import pytest
 from transformers import CLIPConfig
 
 from cops_jax import scoring, weights
-from cops_jax.models import cops
+from cops_jax.models import cops, encoding
 from cops_jax.runtime.mesh import jit_step, make_mesh
 from helpers import golden
 from helpers.golden import assert_close
@@ -76,7 +76,7 @@ def test_evaluation_outputs(recipe, expected, features):
     "distance_normal": outputs.distances[:, scoring.NORMAL],
     "distance_anomaly": outputs.distances[:, scoring.ANOMALY],
     "weight": scoring.distance_weight(outputs.distances, settings["alpha"]),
-    "anomaly_map": scoring.anomaly_maps(patch_scores, 98),
+    "anomaly_map": scoring.anomaly_maps(patch_scores, 98, "nearest"),
     "patch_score": patch_scores.max(axis=-1),
     "image_probability": jax.nn.softmax(outputs.image_logits)[
       :, scoring.ANOMALY
@@ -96,7 +96,9 @@ def test_a_batch_takes_no_more_memory_than_an_image(num_devices):
   mesh = make_mesh(jax.devices()[:num_devices])
 
   def encode(clip_params, batch):
-    return cops.encode_batch(model, cops.join_params({}, clip_params), batch)
+    return encoding.encode_batch(
+      model, encoding.join_params({}, clip_params), batch
+    )
 
   encode = jit_step(encode, mesh, num_replicated=0)
   clip_params = variables["params"]["clip"]
@@ -278,7 +280,7 @@ def test_full_size_shapes(name):
   )
 
   def forward(trainable, clip_params, images, noise):
-    variables = cops.join_params(trainable, clip_params)
+    variables = encoding.join_params(trainable, clip_params)
     features = model.apply(variables, images, method=cops.CoPS.encode_images)
     return model.apply(variables, *features, noise, is_training=False)
 

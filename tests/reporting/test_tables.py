@@ -33,12 +33,12 @@ def test_table(results):
   lines = reporting.format_table(results).splitlines()
   assert lines[0].split() == (
     "data set category image AUROC image AP image F1-max pixel AUROC pixel AP"
-    " pixel F1-max pixel AUPRO"
+    " pixel F1-max pixel AUPRO pixel AUPRO-200"
   ).split(" ")
   cells = [line.split() for line in lines]
-  first = ["90.0", "80.0", "70.0", "60.0", "50.0", "40.0", "30.0"]
+  first = ["90.0", "80.0", "70.0", "60.0", "50.0", "40.0", "30.0", "20.0"]
   assert ["made", "c0", *first] in cells
-  assert ["made", "c1", "70.0", "60.0", "50.0", *["n/a"] * 4] in cells
+  assert ["made", "c1", "70.0", "60.0", "50.0", *["n/a"] * 5] in cells
   assert ["made", "mean", "80.0", "70.0", "60.0", *first[3:]] in cells
   assert len({len(line) for line in lines[:-1]}) == 1
   assert lines[-1] == (
@@ -108,7 +108,7 @@ def test_every_field_of_the_results_is_documented(results, tmp_path):
 def test_compare(tmp_path, capsys):
   for index, metrics in enumerate((FIRST, SECOND)):
     write(tmp_path / f"run{index}", {"made": make_result(metrics)})
-  write(tmp_path / "run2", {"other": make_result(row(*[0.5] * 7))})
+  write(tmp_path / "run2", {"other": make_result(row(*[0.5] * 8))})
   names = [str(tmp_path / f"run{index}") for index in range(3)]
   out = tmp_path / "table.csv"
   main(["compare", *names, f"--csv={out}"])
@@ -122,7 +122,26 @@ def test_compare(tmp_path, capsys):
   assert one in cells
   assert any(row[0] == "other" for row in cells)
   rows = read_csv(out)
-  assert rows[0]["mean"] == "80.0" and len(rows) == 14
+  assert rows[0]["mean"] == "80.0" and len(rows) == 16
+
+
+def test_methods_have_means_of_their_own(tmp_path):
+  methods = ("cops", "anomalyclip", "anomalyclip")
+  workdirs = [tmp_path / f"run{index}" for index in range(3)]
+  for workdir, method, metrics in zip(
+    workdirs, methods, (FIRST, FIRST, SECOND), strict=True
+  ):
+    provenance = PROVENANCE | {"config": {"method": method}}
+    found = {"made": make_result(metrics)}
+    reporting.write_results(workdir, found, provenance, {}, {})
+  rows = reporting.compare(workdirs)
+  assert rows[0][5:] == [
+    *("cops mean", "cops std", "anomalyclip mean", "anomalyclip std")
+  ]
+  assert rows[1][2:] == [
+    *("90.0", "90.0", "70.0"),
+    *("90.0", "n/a", "80.0", "14.14"),
+  ]
 
 
 def test_runs_that_cannot_be_compared_are_reported(tmp_path, capsys):

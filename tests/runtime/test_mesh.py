@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cops_jax.config import recipe
+from cops_jax.models.cops import init_trainable
 from cops_jax.runtime.mesh import (
   make_mesh,
   num_device_bytes,
@@ -28,15 +30,11 @@ def compile_step(reconstruction="none", is_split=False):
     else replicated_sharding(mesh)
   )
   model, optimizer = golden.model("visa"), make_adam()
-  step = make_train_step(
-    model,
-    optimizer,
-    mesh,
-    seed=0,
-    reconstruction=reconstruction,
-    clip_shardings=shardings,
-  )
-  state = create_train_state(model, optimizer, seed=0)
+  config = recipe("visa")
+  config.train.reconstruction = reconstruction
+  step = make_train_step(config, model, optimizer, mesh, shardings)
+  params = init_trainable(model, jax.random.key(0))
+  state = create_train_state(params, optimizer)
   arguments = (
     replicate(state, mesh),
     jax.device_put(clip_params, shardings),

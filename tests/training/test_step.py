@@ -8,8 +8,9 @@ import numpy as np
 import optax
 import pytest
 
+from cops_jax.config import recipe as recipe_config
 from cops_jax.inputs import pipeline as input_pipeline
-from cops_jax.models import cops
+from cops_jax.models import cops, encoding
 from cops_jax.runtime import mesh as sharding
 from cops_jax.training import step as train_steps
 from helpers import golden
@@ -42,16 +43,12 @@ def golden_batch(recipe):
 
 
 def golden_loss(recipe, batch, noise):
+  batch = {**batch, "noise": noise}
   model, clip_params = golden.model(recipe), golden.clip_params()
 
   def loss(params):
     return train_steps.loss_and_terms(
-      model,
-      params,
-      clip_params,
-      batch,
-      noise,
-      golden.SETTINGS[recipe]["reconstruction"],
+      recipe_config(recipe), model, params, clip_params, batch
     )
 
   return loss
@@ -118,8 +115,8 @@ def test_terms_of_absent_parts_are_absent():
 
   def gradients():
     params = cops.init_trainable(model, jax.random.key(0))
-    return jax.grad(train_steps.loss_and_terms, argnums=1, has_aux=True)(
-      model, params, golden.clip_params(), batch, None, "pairwise"
+    return jax.grad(train_steps.loss_and_terms, argnums=2, has_aux=True)(
+      recipe_config("mvtec"), model, params, golden.clip_params(), batch
     )
 
   gradients, terms = jax.eval_shape(gradients)
@@ -130,10 +127,10 @@ def test_terms_of_absent_parts_are_absent():
 def take_steps(mesh, batch, num_steps=3):
   model = golden.model("visa")
   optimizer = make_adam()
-  state = train_steps.create_train_state(model, optimizer, seed=0)
-  step = train_steps.make_train_step(
-    model, optimizer, mesh, seed=0, reconstruction="pairwise"
-  )
+  params = cops.init_trainable(model, jax.random.key(0))
+  state = train_steps.create_train_state(params, optimizer)
+  config = recipe_config("mvtec")  # Its losses compare all images.
+  step = train_steps.make_train_step(config, model, optimizer, mesh)
   start = jax.device_get(state.params)
   losses = []
   for _ in range(num_steps):
@@ -175,7 +172,7 @@ def test_initial_distributions():
   model = golden.model("visa")
   params = cops.init_trainable(model, jax.random.key(0))
   flat = flax.traverse_util.flatten_dict(params, sep=".")
-  assert cops.CLIP_PARAMS not in params
+  assert encoding.CLIP_PARAMS not in params
   width = model.clip_config.projection_dim
   limit = (6 / (4 * width)) ** 0.5
   for name, array in flat.items():
@@ -237,9 +234,10 @@ def test_steps_left_over_make_an_update_too(num_steps):
 def test_a_step_that_is_not_finite_leaves_the_state_alone():
   mesh = sharding.make_mesh()
   model, optimizer = golden.model("visa"), make_adam()
-  state = train_steps.create_train_state(model, optimizer, seed=0)
+  params = cops.init_trainable(model, jax.random.key(0))
+  state = train_steps.create_train_state(params, optimizer)
   step = train_steps.make_train_step(
-    model, optimizer, mesh, seed=0, reconstruction="none"
+    recipe_config("visa"), model, optimizer, mesh
   )
   batch = sharding.shard_batch(tiny_batch(8, 8), mesh)
   clip_params = sharding.replicate(golden.clip_params(), mesh)

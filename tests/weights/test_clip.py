@@ -143,7 +143,7 @@ def test_openais_forms_give_torchs_output(tmp_path, form):
     save(half.state_dict(), path)
   clip = weights.load_clip(str(path))
   assert clip.tokens == weights.PromptTokens(
-    start=49406, object=14115, period=269, end=49407
+    start=49406, damaged=(13568,), object=14115, period=269, end=49407
   )
   assert clip.sha256 == sha256(path)
   images, tokens = inputs(vocabulary)
@@ -318,6 +318,7 @@ def test_tokens_of_the_demo():
   vocab = json.loads((weights.DEMO_FOLDER / "vocab.json").read_text())
   assert clip.tokens == weights.PromptTokens(
     start=vocab["<|startoftext|>"],
+    damaged=(vocab["damaged</w>"],),
     object=vocab["object</w>"],
     period=vocab[".</w>"],
     end=vocab["<|endoftext|>"],

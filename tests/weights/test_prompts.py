@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 from cops_jax.errors import InputError
 from cops_jax.runs.checkpoints import Checkpoints
 from cops_jax.runs.record import Record, claim_workdir
-from cops_jax.weights import prompts
+from cops_jax.weights import cops_names, prompts
 from cops_jax.weights.tensor_files import read_tensor_file
 from cops_jax.weights.torch_files import write_tensors
 from helpers import golden, weight_files
@@ -42,7 +42,7 @@ def tiny_template():
   for name in ("net.0", "mean", "log_var"):
     tensors[f"vae_encoder.{name}.weight"] = np.zeros((8, 8))
     tensors[f"vae_encoder.{name}.bias"] = np.zeros(8)
-  return prompts.from_authors_names(tensors)
+  return cops_names.from_authors_names(tensors)
 
 
 def test_names_and_shapes_are_the_authors(trained):
@@ -52,7 +52,7 @@ def test_names_and_shapes_are_the_authors(trained):
     for name, array in golden.load("weights").items()
     if name.startswith("prompt.")
   }
-  actual = prompts.to_authors_names(trained)
+  actual = cops_names.to_authors_names(trained)
   assert actual.keys() == stored.keys()
   for name, array in stored.items():
     expected = array.astype(np.float32)
@@ -64,9 +64,9 @@ def test_names_and_shapes_are_the_authors(trained):
   deep = np.broadcast_to(deep, (11, 4, width))
   tree = {**trained, "prompt_learner": {**trained["prompt_learner"]}}
   tree["prompt_learner"]["deep_prompts"] = deep
-  tensors = prompts.to_authors_names(tree)
+  tensors = cops_names.to_authors_names(tree)
   assert tensors["compound_prompts_text.10"][0, 0] == 10
-  chex.assert_trees_all_equal(prompts.from_authors_names(tensors), tree)
+  chex.assert_trees_all_equal(cops_names.from_authors_names(tensors), tree)
 
 
 @pytest.mark.parametrize("name", ("prompts.pth", "prompts.safetensors"))
@@ -102,7 +102,7 @@ def test_torch_loads_what_is_written(tmp_path, trained):
   prompts.write_prompts(path, trained, RECORD)
   loaded = torch.load(path, weights_only=True)
   assert list(loaded) == ["prompt_learner"]
-  expected = prompts.to_authors_names(trained)
+  expected = cops_names.to_authors_names(trained)
   assert loaded["prompt_learner"].keys() == expected.keys()
   for name, array in expected.items():
     actual = loaded["prompt_learner"][name].numpy()
@@ -119,7 +119,7 @@ def test_the_authors_released_file():
   path = weight_files.DATA / "epoch_1.pth"
   loaded, _ = prompts.load_prompts(path, tiny_template())
   halves = weight_files.authors_tensors()
-  expected = prompts.from_authors_names(
+  expected = cops_names.from_authors_names(
     {name: array.astype(np.float32) for name, array in halves.items()}
   )
   chex.assert_trees_all_equal(loaded, expected)

@@ -23,7 +23,7 @@ from cops_jax.evaluation import many
 from cops_jax.files import seal, unseal
 from cops_jax.runs.checkpoints import Checkpoints
 from cops_jax.runs.record import read_record
-from cops_jax.weights import prompts
+from cops_jax.weights import cops_names, prompts
 from cops_jax.weights.__main__ import main
 from cops_jax.weights.torch_files import write_tensors
 from helpers import weight_files
@@ -196,7 +196,7 @@ def test_training_begins_from_the_authors_file_without_an_encoder(
 ):
   monkeypatch.setattr(logging.getLogger("cops_jax"), "propagate", True)
   start = jax.tree.map(lambda leaf: leaf + 1, parameters(untrained[0]))
-  tensors = prompts.to_authors_names(start)
+  tensors = cops_names.to_authors_names(start)
   halves = {
     name: array.astype(np.float16)
     for name, array in tensors.items()

@@ -11,6 +11,7 @@ const $ = (id) => document.getElementById(id);
 const cards = new Set();
 const waiting = [];
 let sending = 0;
+const model = new URLSearchParams(location.search).get("model") ?? "0";
 let info;
 let shown; // What the sliders say: opacity, image and pixel thresholds.
 
@@ -72,7 +73,7 @@ class Card {
       this.fail(`${this.name} has ${(this.file.size / 2 ** 20).toFixed(1)} MB; at most ${limits.max_bytes / 2 ** 20} MB can be sent`);
       return;
     }
-    const url = `api/detect?name=${encodeURIComponent(this.name)}`;
+    const url = `api/detect?model=${model}&name=${encodeURIComponent(this.name)}`;
     for (let attempt = 1; ; attempt++) {
       let response;
       try {
@@ -364,7 +365,11 @@ document.ondrop = (event) => {
 };
 document.onpaste = (event) => addFiles(event.clipboardData.files);
 
-info = await (await fetch("api/info")).json();
+info = await (await fetch(`api/info?model=${model}`)).json();
+info.models.forEach((title, number) => $("model").add(new Option(title, number)));
+$("model").value = info.model;
+$("model").onchange = (event) => (location.search = `?model=${event.target.value}`);
+$("choice").hidden = info.models.length === 1;
 $("about").textContent = info.about;
 $("toy").hidden = !info.is_toy;
 $("limits").textContent = limitsText();

@@ -1,0 +1,183 @@
+"""AnomalyCLIP and its training against the authors' code, on random weights."""
+
+import json
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from cops_jax import config as configuration
+from cops_jax import metrics, scoring
+from cops_jax.evaluation.step import detect_anomalies
+from cops_jax.models import anomalyclip
+from cops_jax.models.encoding import join_params
+from cops_jax.training import step as train_steps
+from cops_jax.weights import anomalyclip_names
+from helpers import golden
+from helpers.anomaly_maps import gather
+from helpers.golden import assert_close
+
+SOURCE = "anomalyclip"
+
+
+@pytest.fixture(scope="module")
+def expected():
+  return golden.load(SOURCE)
+
+
+def make_model(deep_prompt_cast="float16"):
+  stored = golden.load(SOURCE)
+  sizes = json.loads(str(stored["config"]))
+  ids = list(stored["clip.token_embedding.ids"])
+  rest = [ids.index(number) for number in (14115, 269, 49407)]
+  return anomalyclip.AnomalyCLIP(
+    clip_config=golden.clip_config(SOURCE),
+    prefix_tokens=(ids.index(49406),),
+    suffix_tokens=(tuple(rest), (ids.index(13568), *rest)),
+    feature_layers=tuple(sizes["features"]),
+    num_value_layers=sizes["dpam"],
+    num_context_words=sizes["n_ctx"],
+    deep_prompt_length=sizes["t_n_ctx"],
+    deep_prompt_depth=sizes["depth"],
+    deep_prompt_cast=deep_prompt_cast,
+    temperature=0.07,
+  )
+
+
+def trainable(prefix):
+  tensors = {
+    name.removeprefix(prefix): array.astype(np.float32)
+    for name, array in golden.load(SOURCE).items()
+    if name.startswith(prefix)
+  }
+  tensors = anomalyclip_names.select(tensors)
+  tree = anomalyclip_names.from_authors_names(tensors)
+  return jax.tree.map(jnp.asarray, tree)
+
+
+def variables():
+  return join_params(trainable("prompt."), golden.clip_params(SOURCE))
+
+
+@pytest.fixture(scope="module")
+def features(expected):
+  images = jnp.asarray(expected["in.image"], jnp.float32).transpose(0, 2, 3, 1)
+  return make_model().apply(variables(), images, method="encode_images")
+
+
+def make_config():
+  config = configuration.default()
+  config.method = "anomalyclip"
+  return config
+
+
+def make_batch(expected, features):
+  return {
+    "image_features": features[0],
+    "patch_features": features[1],
+    "mask": jnp.asarray(expected["in.mask"]),
+    "label": jnp.asarray(expected["in.label"], jnp.int32),
+    "padding_mask": jnp.ones(3, bool),
+  }
+
+
+def test_vision_features(expected, features):
+  assert_close(features[0], expected["enc.image_features"])
+  assert_close(features[1], expected["enc.patch_features"])
+
+
+@pytest.mark.parametrize("stage", ("train", "eval", "train_nocast"))
+def test_text_features(expected, stage):
+  cast = "none" if stage == "train_nocast" else "float16"
+  actual = make_model(cast).apply(variables(), method="text_features")
+  assert_close(actual, expected[f"{stage}.text_features"])
+  other = {"none": "float16", "float16": "none"}[cast]
+  other = make_model(other).apply(variables(), method="text_features")
+  assert jnp.abs(other - actual).max() > 1e-6
+
+
+def test_patch_probability(expected):
+  features = [
+    jnp.asarray(expected[f"enc.{name}_features"]) for name in ("image", "patch")
+  ]
+  _, patch_logits = make_model().apply(variables(), *features)
+  probability = jax.nn.softmax(patch_logits)
+  assert_close(probability, expected["train.patch_probability"])
+  assert_close(probability, expected["eval.patch_probability"])
+
+
+@pytest.mark.parametrize("cast", ("float16", "none"))
+def test_gradients_and_five_adam_steps(expected, features, cast):
+  suffix = "_nocast" if cast == "none" else ""
+  model, config = make_model(cast), make_config()
+  clip_params = golden.clip_params(SOURCE)
+  batch = make_batch(expected, features)
+  params = trainable("prompt.")
+  optimizer = optax.adam(1e-3, b1=0.5, b2=0.999, eps=1e-8)
+  state = optimizer.init(params)
+
+  def loss(params):
+    return train_steps.loss_and_terms(config, model, params, clip_params, batch)
+
+  gradient_step = jax.jit(jax.grad(loss, has_aux=True))
+  rows = []
+  for step in range(5):
+    gradients, terms = gradient_step(params)
+    rows.append([terms[name] for name in ("loss", "image", "patch")])
+    if step == 0:
+      first_gradients = gradients
+    updates, state = optimizer.update(gradients, state, params)
+    params = optax.apply_updates(params, updates)
+  rows, want = np.array(rows), expected[f"train{suffix}.losses"]
+  assert_close(rows[0], want[0], 1e-5)
+  for column in range(3):
+    assert_close(rows[:, column], want[:, column], 5e-5)
+
+  actual = flax.traverse_util.flatten_dict(first_gradients, sep=".")
+  want = flax.traverse_util.flatten_dict(trainable(f"grad{suffix}."), sep=".")
+  assert actual.keys() == want.keys()
+  for name in actual:
+    # One step of float16 where that is what gradients are rounded to.
+    is_rounded = cast == "float16" and name.endswith("deep_prompts")
+    assert_close(actual[name], want[name], 1e-3 if is_rounded else 5e-5)
+
+
+def test_evaluation(expected, features):
+  """The authors' maps are sums over feature layers, ours their means."""
+  batch = dict(zip(("image_features", "patch_features"), features, strict=True))
+  model = make_model()
+  outputs = detect_anomalies(make_config(), model, variables(), batch)
+  assert_close(outputs["image_score"], expected["eval.image_score"])
+  num_layers = len(model.feature_layers)
+  maps = num_layers * outputs["anomaly_map"]
+  assert_close(maps, expected["eval.anomaly_map"])
+  probability = jnp.asarray(expected["eval.patch_probability"])
+  pixels = scoring.upsample(probability, 98)[..., scoring.ANOMALY].sum(axis=1)
+  assert_close(pixels.reshape(3, 98, 98)[:1], expected["eval.map_unblurred"])
+  for mode in metrics.PIXEL_METRICS_MODES:
+    values = gather(
+      np.asarray(outputs["anomaly_map"]), expected["in.mask"] > 0, mode
+    ).compute()
+    for name, stored in (
+      ("pixel_auroc", "eval.pixel_auroc"),
+      ("pixel_aupro_200", "eval.aupro"),
+    ):
+      assert values[name] == pytest.approx(float(expected[stored]), abs=1e-4)
+
+
+def test_rounding_is_numpys_forward_and_backward():
+  """Float16's smallest steps, its ties and what is too large, under jit too."""
+  rng = np.random.default_rng(0)
+  exponents = rng.uniform(-30, 18, 10_000)
+  values = rng.choice((-1, 1), 10_000) * 2**exponents
+  ties = np.arange(-20, 20) * 2.0**-25
+  values = np.concatenate([values, ties, 1 + ties * 2**14]).astype(np.float32)
+  with np.errstate(over="ignore"):
+    want = values.astype(np.float16).astype(np.float32)
+  rounded = jax.jit(anomalyclip.round_to_float16)(values)
+  np.testing.assert_array_equal(rounded, want)
+  _, pull_back = jax.vjp(jax.jit(anomalyclip.round_to_float16), values * 0)
+  np.testing.assert_array_equal(pull_back(jnp.asarray(values))[0], want)
