@@ -1,5 +1,6 @@
 """Training and what follows, with nothing on this host's disk."""
 
+import contextlib
 import os
 import pathlib
 import random
@@ -64,11 +65,14 @@ def test_a_whole_run(in_bucket, bucket, trained, tmp_path):
   place = assert_same_training(workdir, trained[0])
 
   for run_dir in (workdir, place):  # A copy of a run is a run.
-    code, out, err = run("eval.py", f"--workdir={run_dir}")
+    code, out, err = run("eval.py", f"--workdir={run_dir}", "--save_maps")
     assert code == 0, err
     assert f"report: {run_dir}/report.html" in out
   scores = files.read_file(f"{workdir}/scores.csv")
   assert scores == (place / "scores.csv").read_bytes() and len(scores) > 1000
+  maps = files.find_files(f"{workdir}/maps")
+  assert maps.keys() == files.find_files(place / "maps").keys()
+  assert len(maps) == 7  # Of six categories, and what they depend on.
   command = ("-m", "cops_jax.reporting", "compare", workdir, place)
   code, out, err = run(*command)
   assert code == 0 and " 0.00\n" in out, err
@@ -266,7 +270,8 @@ def test_a_run_in_a_bucket_killed_at_random(in_bucket, bucket, trained):
   while num_killed < 12:
     process = Program(*train)
     time.sleep(random.uniform(2, 12))
-    process.kill()
+    with contextlib.suppress(ProcessLookupError):
+      process.kill()
     process.communicate()
     print(process.returncode, flush=True)
     num_killed += process.returncode == -signal.SIGKILL

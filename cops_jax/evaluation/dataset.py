@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -29,6 +28,7 @@ from cops_jax.images.maps import MapWriter
 from cops_jax.inputs import pipeline
 from cops_jax.inputs.configured import features_of
 from cops_jax.inputs.feature_files import FeatureCache
+from cops_jax.paths import AnyPath
 from cops_jax.progress import Progress
 from cops_jax.runtime import watch
 from cops_jax.runtime.mesh import (
@@ -119,7 +119,7 @@ class DatasetEvaluator:
     clip_params: Mapping[str, Any],
     examples: Sequence[Mapping[str, Any]],
     num_pictures: int = 0,
-    maps_folder: pathlib.Path | None = None,
+    maps_folder: AnyPath | None = None,
   ) -> DatasetResult:
     """Evaluates prompts on a data set.
 
@@ -149,19 +149,17 @@ class DatasetEvaluator:
       text_features = method.category_text_features(
         self._config, self._model, self._clip, categories
       )
-    watch.note(doing=f"evaluating {examples.name}")
-    found = evaluate_dataset(
-      examples,
-      lambda batch: self._step(trainable, clip_params, batch),
-      self._mesh,
-      dataclasses.replace(self._options, num_pictures=num_pictures),
-      name=examples.name,
-      features=features,
-      maps_folder=maps_folder,
-      text_features=text_features,
-    )
-    watch.note(doing="")
-    return found
+    with watch.doing(f"evaluating {examples.name}"):
+      return evaluate_dataset(
+        examples,
+        lambda batch: self._step(trainable, clip_params, batch),
+        self._mesh,
+        dataclasses.replace(self._options, num_pictures=num_pictures),
+        name=examples.name,
+        features=features,
+        maps_folder=maps_folder,
+        text_features=text_features,
+      )
 
 
 def evaluate_dataset(
@@ -172,7 +170,7 @@ def evaluate_dataset(
   *,
   name: str,
   features: FeatureCache | None = None,
-  maps_folder: pathlib.Path | None = None,
+  maps_folder: AnyPath | None = None,
   text_features: Mapping[str, Any] | None = None,
 ) -> DatasetResult:
   """Scores every example once and computes the metrics.

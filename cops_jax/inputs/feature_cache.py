@@ -339,7 +339,6 @@ class _Filling:
       message = f"computing features of {examples.name}" + (
         f", part {part + 1} of {count}" if count > 1 else ""
       )
-      watch.note(doing=message)
       batches = pipeline.iterate_batches(
         pipeline.Subset(examples, tuple(missing)),
         self.batches,
@@ -347,8 +346,8 @@ class _Filling:
         skipped=self.skipped,
       )
       encoded = run_ahead(batches, self._encode)
-      _store(cache, tuple(missing.values()), encoded, prefix, message)
-      watch.note(doing="")
+      with watch.doing(message):
+        _store(cache, tuple(missing.values()), encoded, prefix, message)
 
 
 def _store(cache, names, encoded, prefix, message):

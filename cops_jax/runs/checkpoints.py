@@ -203,7 +203,7 @@ class Checkpoints:
           recent_terms=ocp.args.JsonSave(list(recent_terms)),
         ),
       )
-    except (OSError, ValueError) as error:
+    except Exception as error:  # Of Orbax and a bucket's client, of any kind.
       raise self._not_written(step, error) from error
 
   def check(self) -> None:

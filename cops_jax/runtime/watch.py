@@ -298,6 +298,14 @@ def note(**facts: Any) -> None:
 
 
 @contextlib.contextmanager
+def doing(what: str) -> Iterator[None]:
+  """Notes what is done within it, and after an error too."""
+  note(doing=what)
+  yield
+  note(doing="")
+
+
+@contextlib.contextmanager
 def together() -> Iterator[None]:
   """Within it, the end of one process is the end of all."""
   try:
