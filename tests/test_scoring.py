@@ -1,5 +1,6 @@
 """Scoring against scipy, and at its edges."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -19,6 +20,26 @@ def test_anomaly_map_is_scipys_gaussian_of_nearest(image_size, grid_size):
     grid = row.reshape(grid_size, grid_size)
     blocks = np.kron(grid, np.ones((patch, patch)))
     assert_close(actual, scipy.ndimage.gaussian_filter(blocks, sigma=4), 1e-6)
+
+
+@pytest.mark.parametrize("image_size, grid_size", ((112, 14), (98, 7), (24, 3)))
+def test_bilinear_upsampling_is_jaxs(image_size, grid_size):
+  """Half-pixel centres, edges clamped; and the map is its Gaussian."""
+  patches = np.random.default_rng(0).random((2, 1, grid_size**2, 2), np.float32)
+  pixels = scoring.upsample(jnp.asarray(patches), image_size)
+  want = jax.image.resize(
+    patches.reshape(2, grid_size, grid_size, 2),
+    (2, image_size, image_size, 2),
+    "bilinear",
+    antialias=False,
+  )
+  assert_close(pixels.reshape(want.shape), want, 1e-6)
+  maps = scoring.anomaly_maps(
+    jnp.asarray(patches[:, 0, :, 1]), image_size, "bilinear"
+  )
+  for actual, expected in zip(maps, want[..., 1], strict=True):
+    expected = scipy.ndimage.gaussian_filter(np.asarray(expected), sigma=4)
+    assert_close(actual, expected, 2e-6)
 
 
 def test_min_max_scale():

@@ -132,6 +132,11 @@ class _Evaluation:
   def __init__(self, config, workdir, checkpoint, save_maps, allow_other_clip):
     keep_compiled_programs(config)
     is_trained = methods.find(config.method).loss_terms is not None
+    if not is_trained and checkpoint != workdir:
+      raise InputError(
+        f"{checkpoint} cannot be evaluated by the method {config.method!r},"
+        " which trains nothing: leave out --checkpoint"
+      )
     find = prompts.find_record if is_trained else find_run
     record = find(checkpoint)
     config = settle_dtype(config, record)

@@ -75,6 +75,7 @@ def export(
   config, thresholds = detector.config, detector.thresholds
   metadata = {
     "cops_jax": __version__,
+    "method": config.method,
     "jax": jax.__version__,
     "jaxlib": jaxlib.__version__,
     "image_size_pixels": detector.image_size,

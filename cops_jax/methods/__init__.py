@@ -28,7 +28,9 @@ class Method(Protocol):
   `config` is always a ConfigDict with the fields of `cops_jax.config`, `model`
   what `build_model` gave, `variables` its two trees, see `models.encoding`, and
   `features` what `encoding.encode_batch` gives. A batch has the noise that a
-  method asks for under "noise", (b, z, d), standard normal.
+  method asks for under "noise", (b, z, d), standard normal. A method that reads
+  config.model.use_category_names also has `category_text_features`, as
+  `prompt_ensemble` has.
 
   Attributes:
     TITLE: what people call it.

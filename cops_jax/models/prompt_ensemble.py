@@ -84,6 +84,11 @@ def encode_states(
   """
   rows = [[ids for state in tokens for ids in state] for tokens in states]
   length = max(len(ids) for row in rows for ids in row)
+  # What the text tower needs, put on the device once.
+  vision = ("vision_model", "visual_projection")
+  text_params = jax.device_put(
+    {name: clip_params[name] for name in clip_params if name not in vision}
+  )
 
   @jax.jit  # Once for all objects, as all are of the same length.
   def encode(clip, token_ids, ends):
@@ -96,5 +101,5 @@ def encode_states(
     for place, ids in zip(padded, row, strict=True):
       place[: len(ids)] = ids
     ends = np.array([len(ids) - 1 for ids in row])
-    found.append(encode(clip_params, padded, ends))
+    found.append(encode(text_params, padded, ends))
   return found

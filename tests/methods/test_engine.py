@@ -124,7 +124,9 @@ def test_exports_are_the_detector(run, tmp_path):
   want = detector.detect(decoded)
   paths = [tmp_path / "made.cops"]
   export.export(detector, paths[0])
-  outputs = [export.load(paths[0])(images)]
+  loaded = export.load(paths[0])
+  assert loaded.metadata["method"] == "anomalyclip"
+  outputs = [loaded(images)]
   try:
     import jax2onnx  # noqa: F401
     import onnxruntime

@@ -103,6 +103,8 @@ def test_categories_have_their_names_in_the_texts(config, tmp_path):
 
 
 def test_there_is_nothing_to_train(config, tmp_path):
+  with pytest.raises(InputError, match="x.pth cannot be evaluated by .* leave"):
+    many.evaluate(config, tmp_path / "run", checkpoint="x.pth")
   with pytest.raises(
     InputError, match="'prompt_ensemble' has nothing to train"
   ):
