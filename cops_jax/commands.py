@@ -48,7 +48,12 @@ def add_allow_other_clip(parser: argparse.ArgumentParser) -> None:
 
 def _end_soon():
   """Ends the process even if threads wait for a server that has gone."""
-  ending = threading.Timer(_EXIT_SECONDS, os._exit, [1])
+
+  def end():
+    if not threading.main_thread().is_alive():  # It waits for the others.
+      os._exit(1)
+
+  ending = threading.Timer(_EXIT_SECONDS, end)
   ending.daemon = True
   ending.start()
 

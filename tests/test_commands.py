@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -11,7 +12,7 @@ from cops_jax.errors import InputError, needs_extra
 from cops_jax.runs.checkpoints import Checkpoints
 from cops_jax.runs.record import read_record
 from cops_jax.weights import DEMO_FOLDER
-from helpers.scripts import ROOT, environment
+from helpers.scripts import ROOT, environment, start_afresh
 
 
 def test_closed_output_ends_a_command_without_a_message():
@@ -55,3 +56,27 @@ def test_a_missing_package_of_an_extra_is_reported():
   with pytest.raises(ModuleNotFoundError):
     with needs_extra("this", "made", "another"):
       import no_such_package  # noqa: F401
+
+
+STUCK = """
+import threading, time
+from cops_jax import commands
+from cops_jax.errors import InputError
+
+commands._EXIT_SECONDS = 1
+
+@commands.command_line
+def main(arguments):
+  threading.Thread(target=time.sleep, args=[60]).start()
+  raise InputError("the server has gone")
+
+main()
+"""
+
+
+def test_threads_that_wait_for_a_server_do_not_hold_up_the_end():
+  began = time.monotonic()
+  with start_afresh("-c", STUCK) as process:
+    _, err = process.communicate(timeout=50)
+  assert process.returncode == 1 and err == "error: the server has gone\n"
+  assert time.monotonic() - began < 30
