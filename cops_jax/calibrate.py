@@ -1,17 +1,7 @@
-"""Chooses the thresholds of a run's verdicts and keeps them with it.
-
-  python -m cops_jax.calibrate --workdir=runs/visa --data=folder:/data/screws
-  python -m cops_jax.calibrate --workdir=runs/a --data=btad --false_alarms=0.01
-  python -m cops_jax.calibrate --workdir=runs/visa --normal photos/*.jpg
-
-With labelled data the thresholds are those of the largest F1, or those that no
-more than a share of the normal images reaches. With normal images alone they
-are the latter.
-"""
+"""Chooses the thresholds of verdicts, by normal images or by labelled data."""
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from cops_jax import metrics, thresholds
-from cops_jax.commands import add_allow_other_clip, command_line
 from cops_jax.detector import (
   AnomalyDetector,
   AnyImage,
@@ -30,15 +19,12 @@ from cops_jax.detector import (
 from cops_jax.errors import InputError, shorten
 from cops_jax.images.decoding import (
   decode_mask,
-  find_images,
   open_image,
   read_orientation,
 )
-from cops_jax.progress import Progress, show_messages
+from cops_jax.progress import Progress
 from cops_jax.scoring import ANOMALY
 from cops_jax.thresholds import Thresholds
-
-_FALSE_ALARMS = 0.01
 
 
 def from_normal_images(
@@ -156,59 +142,7 @@ def _detect(
     progress.update(done, "choosing thresholds")
 
 
-@command_line
-def main(arguments: Sequence[str] | None = None) -> None:
-  """The command line."""
-  parser = argparse.ArgumentParser(
-    prog="python -m cops_jax.calibrate",
-    description=__doc__.partition("\n")[0],
-    allow_abbrev=False,
-  )
-  parser.add_argument("--workdir", required=True, help="of a training run")
-  group = parser.add_mutually_exclusive_group(required=True)
-  group.add_argument(
-    "--data", help="labelled data: a data set, folder:PATH or meta_json:PATH"
-  )
-  group.add_argument(
-    "--normal", nargs="+", help="files, folders and patterns of normal images"
-  )
-  parser.add_argument(
-    "--false_alarms",
-    type=float,
-    help="share of the normal images that may be called anomalous; by default"
-    f" the largest F1 decides, and with --normal {_FALSE_ALARMS}",
-  )
-  parser.add_argument("--data_dir", help="where TFDS keeps prepared data sets")
-  add_allow_other_clip(parser)
-  options = parser.parse_args(arguments)
-  show_messages()
-  rate = options.false_alarms
-  if rate is not None and not 0 <= rate < 1:
-    raise InputError(f"--false_alarms is {rate}, expected from 0 to below 1")
-  detector = AnomalyDetector.from_workdir(
-    options.workdir, allow_other_clip=options.allow_other_clip
-  )
-  if options.normal:
-    rate = _FALSE_ALARMS if rate is None else rate
-    paths = find_images(options.normal)
-    chosen = from_normal_images(detector, paths, len(paths), rate)
-  else:
-    from cops_jax import datasets
-
-    examples = datasets.load(options.data, "test", options.data_dir)
-    if rate is None:
-      chosen = from_labelled_data(detector, examples)
-    else:
-      labels = [example["label"] for example in examples]
-      normal = [row for row, label in enumerate(labels) if label != ANOMALY]
-      images = (examples[row]["image"] for row in normal)
-      chosen = from_normal_images(detector, images, len(normal), rate)
-  path = thresholds.write_thresholds(options.workdir, chosen)
-  print(
-    f"image threshold {chosen.image:.4f}, pixel threshold {chosen.pixel:.4f}:"
-    f" {chosen.method}\nkept in {path}"
-  )
-
-
 if __name__ == "__main__":
+  from cops_jax.commands.calibrate import main
+
   main()

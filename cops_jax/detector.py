@@ -176,7 +176,7 @@ class AnomalyDetector:
     if found and found.prompts_sha256 not in ("", detector.prompts_sha256):
       _logger.warning(
         "no verdicts: the thresholds of %s were chosen for other prompts than"
-        " its newest; choose again: python -m cops_jax.calibrate",
+        " its newest; choose again: cops calibrate",
         workdir,
       )
       detector.thresholds = None

@@ -67,7 +67,7 @@ def read_thresholds(workdir: str | os.PathLike) -> Thresholds | None:
   except (OSError, ValueError, TypeError, KeyError) as error:
     raise InputError(
       f"{path} is damaged ({error}). Delete it, and choose thresholds again"
-      " with cops_jax.calibrate."
+      " with cops calibrate."
     ) from error
 
 

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cops_jax import calibrate, predict, thresholds
+from cops_jax import predict, thresholds
+from cops_jax.commands import calibrate as calibrate_command
+from cops_jax.commands import predict as predict_command
 from cops_jax.detector import AnomalyDetector
 from cops_jax.errors import InputError
 from cops_jax.images import decoding
@@ -122,7 +124,7 @@ def command(workdir, tmp_path):
     make_image(index).save(folder / f"{index}.png")
 
   def command(out=tmp_path / "out"):
-    predict.main([str(folder), f"--workdir={workdir}", f"--out={out}"])
+    predict_command.main([str(folder), f"--workdir={workdir}", f"--out={out}"])
 
   return command
 
@@ -170,7 +172,7 @@ def test_what_was_found_before_ctrl_c_is_kept(command, tmp_path, monkeypatch):
 
 def test_thresholds_of_labelled_data(workdir, tmp_path, data_dir, capsys):
   def choose(*arguments):
-    calibrate.main([f"--workdir={workdir}", *arguments])
+    calibrate_command.main([f"--workdir={workdir}", *arguments])
     return thresholds.read_thresholds(workdir), capsys.readouterr().out
 
   root = tmp_path / "parts"

@@ -207,7 +207,7 @@ class Card {
     canvas.toBlob((blob) => save(blob, `${this.name.replace(/\.\w+$/, "")}-heatmap.png`));
   }
 
-  // As python -m cops_jax.predict has it, by the thresholds of the sliders.
+  // As cops predict has it, by the thresholds of the sliders.
   toRow() {
     if (this.error) return { path: this.name, error: this.error };
     const { image_score, boxes } = this.answer;
