@@ -121,8 +121,6 @@ def predict_files(
   Raises:
     InputError: the folder holds some of the images, or cannot be written.
   """
-  if detector.thresholds is None:
-    _logger.info("no verdicts: no thresholds were chosen for these prompts yet")
   if out:
     _require_apart(out, paths)
   names = _names(paths)

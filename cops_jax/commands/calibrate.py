@@ -4,9 +4,12 @@
   cops calibrate --workdir=runs/visa --data=btad --false_alarms=0.01
   cops calibrate --workdir=runs/visa --normal photos/*.jpg
 
-With labelled data the thresholds are those of the largest F1, or those that no
-more than a share of the normal images reaches. With normal images alone they
-are the latter.
+With labelled data the image threshold is that of the largest balanced accuracy,
+which weighs normal and anomalous images equally however many there are of each,
+and the pixel threshold that of the largest F1. With --false_alarms, or with
+normal images alone, both are those that no more than this share of the normal
+images reaches. The errors that the images show are printed and kept, with their
+confidence intervals.
 """
 
 from __future__ import annotations
@@ -39,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     "--false_alarms",
     type=float,
     help="share of the normal images that may be called anomalous; by default"
-    f" the largest F1 decides, and with --normal {_FALSE_ALARMS}",
+    f" balanced accuracy decides, and with --normal {_FALSE_ALARMS}",
   )
   parser.add_argument("--data_dir", help="where TFDS keeps prepared data sets")
   add_allow_other_clip(parser)
@@ -57,7 +60,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
   from cops_jax import calibrate, thresholds
   from cops_jax.detector import AnomalyDetector
   from cops_jax.images.decoding import find_images
-  from cops_jax.scoring import ANOMALY
 
   detector = AnomalyDetector.from_workdir(
     options.workdir, allow_other_clip=options.allow_other_clip
@@ -65,20 +67,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
   if options.normal:
     rate = _FALSE_ALARMS if rate is None else rate
     paths = find_images(options.normal)
-    chosen = calibrate.from_normal_images(detector, paths, len(paths), rate)
+    chosen = calibrate.from_normal_images(detector, paths, rate)
   else:
     from cops_jax import datasets
 
     examples = datasets.load(options.data, "test", options.data_dir)
-    if rate is None:
-      chosen = calibrate.from_labelled_data(detector, examples)
-    else:
-      labels = [example["label"] for example in examples]
-      normal = [row for row, label in enumerate(labels) if label != ANOMALY]
-      images = (examples[row]["image"] for row in normal)
-      chosen = calibrate.from_normal_images(detector, images, len(normal), rate)
+    chosen = calibrate.from_labelled_data(detector, examples, rate)
   path = thresholds.write_thresholds(options.workdir, chosen)
   print(
     f"image threshold {chosen.image:.4f}, pixel threshold {chosen.pixel:.4f}:"
-    f" {chosen.method}\nkept in {path}"
+    f" {chosen.method}"
   )
+  for name, errors in (
+    ("false alarms", chosen.false_alarms),
+    ("misses", chosen.misses),
+  ):
+    if errors:
+      print(f"{name}: {errors}")
+  print(f"Counted on the images that they were chosen by.\nkept in {path}")

@@ -51,7 +51,10 @@ def _describe(detector, prompts):
   verdicts = (
     f"Verdicts: {chosen.method}."
     if chosen
-    else "No thresholds were chosen for them yet: set the sliders."
+    else (
+      "No thresholds were chosen for them: there are no verdicts until a slider"
+      " is moved."
+    )
   )
   return f"{prompts}, on CLIP {detector.config.clip.weights!r}. {verdicts}"
 

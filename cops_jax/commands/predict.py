@@ -18,6 +18,7 @@ needs no run: it compares images with hand-written texts.
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 
@@ -30,6 +31,8 @@ from cops_jax.commands import (
 )
 from cops_jax.paths import to_path
 from cops_jax.progress import show_messages
+
+_logger = logging.getLogger(__name__)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -72,6 +75,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
   detector = detector or AnomalyDetector.from_workdir(
     options.workdir, allow_other_clip=options.allow_other_clip
   )
+  if detector.thresholds is None:
+    _logger.info(
+      "no verdicts, as no thresholds were chosen for these prompts%s",
+      f"; choose them: cops calibrate --workdir={options.workdir} --normal GOOD"
+      if options.workdir
+      else "",
+    )
   if options.max_megapixels:
     detector.max_pixels = int(options.max_megapixels * 1e6)
   num_failed = predict_files(detector, paths, options.out, options.save_maps)
