@@ -19,7 +19,7 @@ demo: .venv/core
 	.venv/bin/python -m tools.check_demo --workdir=runs/demo
 
 docs: .venv/docs
-	.venv/bin/python -m mkdocs build --strict --quiet
+	.venv/bin/python -m mkdocs build --strict
 
 test: .venv/test
 	.venv/bin/python -m ruff check .
