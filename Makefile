@@ -4,18 +4,22 @@
 # make soak: damage ten thousand weight files; kill training 48 times at random,
 #   other commands 100 times; flip bits, give bad input, crowd the page; train the
 #   demo, which must be worth it.
+# make docs: the documentation as a site, in site/; a dead link fails.
 # All first create .venv with the versions of constraints.txt.
 
 PYTHON ?= python3
 PIP_INSTALL = .venv/bin/python -m pip install --quiet --disable-pip-version-check \
   --constraint constraints.txt
 
-.PHONY: demo numbers soak test
+.PHONY: demo docs numbers soak test
 
 demo: .venv/core
 	.venv/bin/python train.py --config=configs/demo.py --workdir=runs/demo
 	.venv/bin/python eval.py --workdir=runs/demo
 	.venv/bin/python -m tools.check_demo --workdir=runs/demo
+
+docs: .venv/docs
+	.venv/bin/python -m mkdocs build --strict
 
 test: .venv/test
 	.venv/bin/python -m ruff check .
@@ -41,6 +45,10 @@ soak: .venv/test
 .venv/core: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(PIP_INSTALL) --editable .
+	touch $@
+
+.venv/docs: .venv/core
+	$(PIP_INSTALL) --editable '.[docs]'
 	touch $@
 
 .venv/test: .venv/core

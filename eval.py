@@ -1,74 +1,9 @@
-"""Evaluates trained prompts on data sets they have never seen.
+"""`cops evaluate` from a clone.
 
-  python eval.py --workdir=runs/demo
-  python eval.py --workdir=runs/visa --datasets=all
-
-Prints a table; writes report.html, report.md, results.json, results.csv,
-scores.csv and pictures/ into the work directory. The config is the run's own,
-and fields can be set: --config.evaluation.batch_size=4. The same command again
-resumes an interrupted evaluation.
+python eval.py --workdir=runs/demo
 """
 
-import sys
-
-from absl import flags
-
-from cops_jax import scripts
-
-flags.adopt_module_key_flags(scripts)
-
-_CHECKPOINT = flags.DEFINE_string(
-  "checkpoint",
-  None,
-  "Trained prompts: a work directory, the authors' epoch_N.pth, which needs a"
-  " --config, or exported prompts. By default the work directory's own.",
-)
-_DATASETS = flags.DEFINE_list(
-  "datasets",
-  [],
-  "Names, separated by commas; all for those of the thirteen published ones"
-  " that are prepared. By default config.evaluation.datasets.",
-)
-_SAVE_MAPS = flags.DEFINE_bool(
-  "save_maps", False, "Write the anomaly maps too: maps/DATASET/CATEGORY.npz."
-)
-
-
-def recorded_config():
-  from cops_jax.weights import prompts
-
-  return prompts.recorded_config(_CHECKPOINT.value or flags.FLAGS.workdir)
-
-
-def main(config, workdir, allow_other_clip):
-  import jax
-
-  from cops_jax import reporting
-  from cops_jax.evaluation import many
-
-  found = many.evaluate(
-    config,
-    workdir,
-    names=_DATASETS.value,
-    checkpoint=_CHECKPOINT.value,
-    save_maps=_SAVE_MAPS.value,
-    allow_other_clip=allow_other_clip,
-  )
-  is_written = True
-  if jax.process_index() == 0:
-    if found.results:
-      page = reporting.write(workdir, found)
-      is_written = page is not None
-      print(reporting.format_table(found.results))
-      if page:
-        print(f"report: {page}")
-    for name, reason in found.failed.items():
-      print(f"{name} failed: {reason}", file=sys.stderr)
-  if not found.results:
-    sys.exit("error: no data set was evaluated")
-  if found.failed or (found.results and not is_written):
-    sys.exit(1)
-
+from cops_jax.commands.evaluate import main
 
 if __name__ == "__main__":
-  scripts.run(main, recorded_config)
+  main()

@@ -1,58 +1,9 @@
-"""Trains prompts on an auxiliary data set, as config.method says.
+"""`cops train` from a clone.
 
-  python train.py --config=configs/demo.py --workdir=runs/demo
-
-Any field of the config can be set: --config.train.batch_size=16. SIGTERM and
-Ctrl-C save and end with exit code 75; the same command again resumes an
-interrupted run. --verify checks the checkpoints of a work directory instead.
+python train.py --config=configs/demo.py --workdir=runs/demo
 """
 
-from absl import flags
-
-from cops_jax import scripts
-from cops_jax.runtime import signals
-
-flags.adopt_module_key_flags(scripts)
-
-_INIT_FROM = flags.DEFINE_string(
-  "init_from",
-  "",
-  "Trained prompts to begin from: a work directory, the authors' epoch_N.pth or"
-  " exported prompts. The optimizer starts fresh.",
-)
-_ALLOW_OTHER_DATA = flags.DEFINE_bool(
-  "allow_other_data", False, "Go on with other images than the run began with."
-)
-_PROFILE_STEPS = flags.DEFINE_list(
-  "profile_steps", [], "First and last step to profile, such as 10,12."
-)
-
-
-def main(config, workdir, allow_other_clip):
-  from cops_jax import training
-  from cops_jax.errors import InputError
-
-  try:
-    profile_steps = [int(step) for step in _PROFILE_STEPS.value]
-    if profile_steps:
-      first, last = profile_steps
-      if not 0 < first <= last:
-        raise ValueError
-  except ValueError as error:
-    raise InputError(
-      f"--profile_steps={','.join(_PROFILE_STEPS.value)}: expected the numbers"
-      " of the first and the last step"
-    ) from error
-  training.train(
-    config,
-    workdir,
-    init_from=_INIT_FROM.value,
-    allow_other_clip=allow_other_clip,
-    allow_other_data=_ALLOW_OTHER_DATA.value,
-    profile_steps=profile_steps,
-  )
-
+from cops_jax.commands.train import main
 
 if __name__ == "__main__":
-  signals.catch_signals()
-  scripts.run(main)
+  main()

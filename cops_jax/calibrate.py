@@ -1,26 +1,16 @@
-"""Chooses the thresholds of a run's verdicts and keeps them with it.
-
-  python -m cops_jax.calibrate --workdir=runs/visa --data=folder:/data/screws
-  python -m cops_jax.calibrate --workdir=runs/a --data=btad --false_alarms=0.01
-  python -m cops_jax.calibrate --workdir=runs/visa --normal photos/*.jpg
-
-With labelled data the thresholds are those of the largest F1, or those that no
-more than a share of the normal images reaches. With normal images alone they
-are the latter.
-"""
+"""Chooses the thresholds of verdicts, by normal images or by labelled data."""
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import itertools
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from cops_jax import metrics, thresholds
-from cops_jax.commands import add_allow_other_clip, command_line
 from cops_jax.detector import (
   AnomalyDetector,
   AnyImage,
@@ -30,93 +20,128 @@ from cops_jax.detector import (
 from cops_jax.errors import InputError, shorten
 from cops_jax.images.decoding import (
   decode_mask,
-  find_images,
   open_image,
   read_orientation,
 )
-from cops_jax.progress import Progress, show_messages
+from cops_jax.metrics.proportions import CONFIDENCE, estimate, least_total
+from cops_jax.progress import Progress
 from cops_jax.scoring import ANOMALY
 from cops_jax.thresholds import Thresholds
 
-_FALSE_ALARMS = 0.01
+_logger = logging.getLogger(__name__)
 
 
 def from_normal_images(
-  detector: AnomalyDetector,
-  images: Iterable[AnyImage],
-  number: int,
-  false_alarms: float,
+  detector: AnomalyDetector, images: Sequence[AnyImage], false_alarms: float
 ) -> Thresholds:
   """Thresholds that few normal images reach.
 
   Args:
     detector: of the run.
     images: as it takes them.
-    number: of the images.
     false_alarms: share of the images that may be called anomalous, and that may
       show an anomalous pixel.
 
   Raises:
     InputError: there are no images, or one cannot be read.
   """
-  if not number:
-    raise InputError("there are no normal images to choose thresholds by")
-  scores, peaks = [], []
   decoded = ((detector.decode(image), None) for image in images)
-  for detection, _ in _detect(detector, decoded, number):
-    scores.append(detection.image_score)
-    peaks.append(detection.anomaly_map.max())
-  image, pixel = (
-    thresholds.of_false_positive_rate(np.array(values), false_alarms)
-    for values in (scores, peaks)
-  )
-  return Thresholds(
-    image,
-    pixel,
-    f"at most {false_alarms:.2%} false alarms on {number} normal images",
-    detector.prompts_sha256,
+  found = [row for row, _ in _detect(detector, decoded, len(images))]
+  scores, peaks = _scores_and_peaks(found)
+  return _of_false_alarms(
+    detector, scores, peaks, np.zeros(len(scores), bool), false_alarms
   )
 
 
 def from_labelled_data(
-  detector: AnomalyDetector, examples: Sequence[Mapping[str, Any]]
+  detector: AnomalyDetector,
+  examples: Sequence[Mapping[str, Any]],
+  false_alarms: float | None = None,
 ) -> Thresholds:
-  """Thresholds of the largest F1, of images and of pixels.
+  """Thresholds of the largest balanced accuracy of images, and F1 of pixels.
 
   Args:
     detector: of the run.
     examples: from `cops_jax.datasets.load`; without masks, the pixels'
       threshold is the highest that some pixel of each normal image reaches.
+    false_alarms: share of the normal images that may be called anomalous, and
+      that may show an anomalous pixel, which then decide both thresholds.
 
   Raises:
     InputError: one kind of images is missing, or one cannot be read.
   """
-  scores, labels, peaks = [], [], []
+  found, labels = [], []
   pixels = metrics.PixelMetrics()
   decoded = (_decode(detector, example) for example in examples)
   for detection, (label, mask) in _detect(detector, decoded, len(examples)):
-    scores.append(detection.image_score)
+    found.append(detection)
     labels.append(label == ANOMALY)
-    peaks.append(detection.anomaly_map.max())
     if mask is not None:
       pixels.add(detection.anomaly_map, mask)
-  scores, labels = np.array(scores), np.array(labels)
-  image = thresholds.of_largest_f1(scores, labels)
+  scores, peaks = _scores_and_peaks(found)
+  labels = np.array(labels)
+  if false_alarms is not None:
+    return _of_false_alarms(detector, scores, peaks, labels, false_alarms)
+  image = thresholds.of_balanced_accuracy(scores, labels)
   if np.isnan(image):
     raise InputError(
       f"{examples.name!r} has {labels.sum()} anomalous and"
-      f" {(~labels).sum()} normal images; to choose by F1 both are needed. With"
-      " normal images alone use --normal."
+      f" {(~labels).sum()} normal images; to choose by their balanced accuracy"
+      " both are needed. With normal images alone use --normal."
     )
   pixel = pixels.best_threshold()
   if np.isnan(pixel):
-    normal = np.array(peaks)[~labels]
-    pixel = thresholds.of_false_positive_rate(normal, 0.0)
+    pixel = thresholds.of_false_positive_rate(peaks[~labels], 0.0)
   return Thresholds(
     image,
     pixel,
-    f"largest F1 on {len(scores)} images of {examples.name}",
+    f"largest balanced accuracy on {len(scores)} images of {examples.name}",
     detector.prompts_sha256,
+    *_count_errors(scores, labels, image),
+  )
+
+
+def _scores_and_peaks(detections):
+  """Of images, and the highest values of their maps."""
+  return (
+    np.array([row.image_score for row in detections]),
+    np.array([row.anomaly_map.max() for row in detections]),
+  )
+
+
+def _of_false_alarms(detector, scores, peaks, labels, rate):
+  normal = ~labels
+  if not normal.any():
+    raise InputError("there are no normal images to choose thresholds by")
+  image, pixel = (
+    thresholds.of_false_positive_rate(values[normal], rate)
+    for values in (scores, peaks)
+  )
+  false_alarms, misses = _count_errors(scores, labels, image)
+  if 0 < rate * false_alarms.total < 1:
+    _logger.warning(
+      "%d normal images cannot show a rate of %.3g%%: the threshold lies above"
+      " all of them, which shows at most %.1f%% with %.0f%% confidence; to show"
+      " %.3g%% takes %d normal images",
+      *(false_alarms.total, 100 * rate, 100 * false_alarms.high),
+      *(100 * CONFIDENCE, 100 * rate, least_total(rate)),
+    )
+  return Thresholds(
+    image,
+    pixel,
+    f"reached by {false_alarms.count} of {false_alarms.total} normal images, at"
+    f" most {false_alarms.high:.1%} of others with {CONFIDENCE:.0%} confidence",
+    detector.prompts_sha256,
+    false_alarms,
+    misses,
+  )
+
+
+def _count_errors(scores, labels, threshold):
+  """False alarms and misses; None where there are no images of a kind."""
+  return tuple(
+    estimate(int(is_wrong.sum()), len(is_wrong)) if len(is_wrong) else None
+    for is_wrong in (scores[~labels] >= threshold, scores[labels] < threshold)
   )
 
 
@@ -156,59 +181,7 @@ def _detect(
     progress.update(done, "choosing thresholds")
 
 
-@command_line
-def main(arguments: Sequence[str] | None = None) -> None:
-  """The command line."""
-  parser = argparse.ArgumentParser(
-    prog="python -m cops_jax.calibrate",
-    description=__doc__.partition("\n")[0],
-    allow_abbrev=False,
-  )
-  parser.add_argument("--workdir", required=True, help="of a training run")
-  group = parser.add_mutually_exclusive_group(required=True)
-  group.add_argument(
-    "--data", help="labelled data: a data set, folder:PATH or meta_json:PATH"
-  )
-  group.add_argument(
-    "--normal", nargs="+", help="files, folders and patterns of normal images"
-  )
-  parser.add_argument(
-    "--false_alarms",
-    type=float,
-    help="share of the normal images that may be called anomalous; by default"
-    f" the largest F1 decides, and with --normal {_FALSE_ALARMS}",
-  )
-  parser.add_argument("--data_dir", help="where TFDS keeps prepared data sets")
-  add_allow_other_clip(parser)
-  options = parser.parse_args(arguments)
-  show_messages()
-  rate = options.false_alarms
-  if rate is not None and not 0 <= rate < 1:
-    raise InputError(f"--false_alarms is {rate}, expected from 0 to below 1")
-  detector = AnomalyDetector.from_workdir(
-    options.workdir, allow_other_clip=options.allow_other_clip
-  )
-  if options.normal:
-    rate = _FALSE_ALARMS if rate is None else rate
-    paths = find_images(options.normal)
-    chosen = from_normal_images(detector, paths, len(paths), rate)
-  else:
-    from cops_jax import datasets
-
-    examples = datasets.load(options.data, "test", options.data_dir)
-    if rate is None:
-      chosen = from_labelled_data(detector, examples)
-    else:
-      labels = [example["label"] for example in examples]
-      normal = [row for row, label in enumerate(labels) if label != ANOMALY]
-      images = (examples[row]["image"] for row in normal)
-      chosen = from_normal_images(detector, images, len(normal), rate)
-  path = thresholds.write_thresholds(options.workdir, chosen)
-  print(
-    f"image threshold {chosen.image:.4f}, pixel threshold {chosen.pixel:.4f}:"
-    f" {chosen.method}\nkept in {path}"
-  )
-
-
 if __name__ == "__main__":
+  from cops_jax.commands.calibrate import main
+
   main()

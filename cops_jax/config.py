@@ -15,11 +15,6 @@ from typing import Any
 
 from cops_jax import methods
 from cops_jax.errors import InputError
-from cops_jax.losses import RECONSTRUCTIONS
-from cops_jax.metrics import PIXEL_METRICS_MODES
-from cops_jax.models.anomalyclip import DEEP_PROMPT_CASTS
-from cops_jax.models.attention import IMPLEMENTATIONS
-from cops_jax.models.prompts import PROTOTYPE_INJECTIONS
 
 UNREADABLE_FILES = ("error", "skip")
 FEATURE_TYPES = ("none", "float32", "bfloat16", "float16")
@@ -81,6 +76,38 @@ def _one_of(choices: Collection[str]):
   return lambda value, config, clip: (
     "" if value in choices else f"one of {', '.join(choices)}"
   )
+
+
+# The choices of some fields belong to the code that they choose from. It loads
+# JAX, which a list of the fields must not wait for.
+def _an_attention(value, config, clip):
+  from cops_jax.models.attention import IMPLEMENTATIONS
+
+  return _one_of(IMPLEMENTATIONS)(value, config, clip)
+
+
+def _an_injection(value, config, clip):
+  from cops_jax.models.prompts import PROTOTYPE_INJECTIONS
+
+  return _one_of(PROTOTYPE_INJECTIONS)(value, config, clip)
+
+
+def _a_deep_prompt_cast(value, config, clip):
+  from cops_jax.models.anomalyclip import DEEP_PROMPT_CASTS
+
+  return _one_of(DEEP_PROMPT_CASTS)(value, config, clip)
+
+
+def _a_reconstruction(value, config, clip):
+  from cops_jax.losses import RECONSTRUCTIONS
+
+  return _one_of(RECONSTRUCTIONS)(value, config, clip)
+
+
+def _a_pixel_metrics_mode(value, config, clip):
+  from cops_jax.metrics import PIXEL_METRICS_MODES
+
+  return _one_of(PIXEL_METRICS_MODES)(value, config, clip)
 
 
 def _a_method(value, config, clip):
@@ -264,7 +291,7 @@ FIELDS = {
     'How the vision tower computes attention: "auto", the platform\'s own, or'
     ' one for all: "xla", "heads", "cudnn" (CUDA) or "splash" (TPU).',
     Role.NOTHING,
-    (_one_of(IMPLEMENTATIONS),),
+    (_an_attention,),
   ),
   "clip.split_over_devices": Field(
     False,
@@ -340,14 +367,14 @@ FIELDS = {
     "Which prototypes a state's prompt gets: \"crossed\", the other state's, as"
     ' in the authors\' released code; "matched", its own, as in the paper.',
     Role.TRAINING | Role.RESULTS,
-    (_one_of(PROTOTYPE_INJECTIONS),),
+    (_an_injection,),
   ),
   "model.deep_prompt_cast": Field(
     "float16",
     'Type that deep prompts and their gradients are rounded to: "float16", as'
     ' AnomalyCLIP\'s released code does, or "none".',
     Role.TRAINING | Role.RESULTS,
-    (_one_of(DEEP_PROMPT_CASTS),),
+    (_a_deep_prompt_cast,),
   ),
   "model.texts": Field(
     "photos",
@@ -384,7 +411,7 @@ FIELDS = {
   "train.dataset": Field(
     "visa",
     "The auxiliary data set; its test split has the anomalies. A name that"
-    ' "python -m cops_jax.datasets list" shows, or your own images: folder:PATH'
+    ' "cops datasets list" shows, or your own images: folder:PATH'
     " in MVTec's layout, meta_json:PATH with a meta.json.",
     Role.TRAINING,
   ),
@@ -437,7 +464,7 @@ FIELDS = {
     'Loss between image features and category biases: "none", "pairwise" (every'
     ' image with every bias, as in the released code) or "matched".',
     Role.TRAINING,
-    (_one_of(RECONSTRUCTIONS),),
+    (_a_reconstruction,),
   ),
   "train.log_every_steps": Field(
     20,
@@ -508,7 +535,7 @@ FIELDS = {
     'How pixels are counted: "binned", in memory that does not grow, or'
     ' "exact", which keeps all of them: for small data.',
     Role.RESULTS,
-    (_one_of(PIXEL_METRICS_MODES),),
+    (_a_pixel_metrics_mode,),
   ),
   "evaluation.num_pictures": Field(
     4,

@@ -176,7 +176,7 @@ class AnomalyDetector:
     if found and found.prompts_sha256 not in ("", detector.prompts_sha256):
       _logger.warning(
         "no verdicts: the thresholds of %s were chosen for other prompts than"
-        " its newest; choose again: python -m cops_jax.calibrate",
+        " its newest; choose again: cops calibrate",
         workdir,
       )
       detector.thresholds = None
@@ -236,8 +236,9 @@ class AnomalyDetector:
 
     Args:
       clip: see config.clip.weights in `cops_jax.config`.
-      normal, anomalous: what is normal, such as "a clean weld", and what is
-        not; by default the states of the config's texts.
+      normal: what is normal, such as "a clean weld"; by default the normal
+        states of the config's texts.
+      anomalous: what is not, likewise.
       config: a ConfigDict with the fields of `cops_jax.config`; by default the
         recipe prompt_ensemble, its sizes those that fit the CLIP.
       thresholds: for verdicts.

@@ -57,6 +57,6 @@ def needs_extra(what: str, extra: str, *packages: str) -> Iterator[None]:
     if (error.name or "").partition(".")[0] not in packages:
       raise
     raise InputError(
-      f"{what} needs packages that are not installed: pip install --editable"
-      f" '.[{extra}]'"
+      f"{what} needs packages that are not installed: pip install"
+      f' "cops-jax[{extra}]"'
     ) from error

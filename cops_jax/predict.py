@@ -1,55 +1,31 @@
-r"""Finds anomalies in your own images, without masks or labels.
-
-  python -m cops_jax.predict photos/ more/*.jpg --workdir=runs/visa --out=found
-
-Prints a JSON line for each image: path, image_score, verdict, threshold, how it
-was chosen, boxes (left, top, right, bottom in pixels) around anomalous regions.
-With --out also writes predictions.jsonl and a picture of each image with the
-anomaly map over it. Photographs are turned upright first, as their EXIF data
-say. An image that cannot be read has a line with "error", the rest goes on, and
-the exit code is 1. Verdicts need thresholds: `python -m cops_jax.calibrate`.
-
-  python -m cops_jax.predict photos/ --clip=openai/clip-vit-large-patch14-336 \
-    --normal="a clean weld" --anomalous="a weld with a crack"
-
-needs no run: it compares images with hand-written texts.
-"""
+"""Anomalies in image files: lines of JSON, and pictures."""
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import logging
 import os
 import pathlib
-import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from cops_jax.commands import (
-  add_allow_other_clip,
-  add_clip,
-  command_line,
-  load_clip_detector,
-)
 from cops_jax.detector import AnomalyDetector, Detection
 from cops_jax.errors import InputError, shorten
 from cops_jax.files import write_file
 from cops_jax.images.decoding import (
   MAX_PIXELS,
-  find_images,
   open_image,
   to_picture,
 )
 from cops_jax.images.drawing import overlay, to_file
-from cops_jax.paths import is_address, to_path
-from cops_jax.progress import Progress, show_messages
+from cops_jax.paths import AnyPath, is_address
+from cops_jax.progress import Progress
 from cops_jax.thresholds import full_heat
 
-_logger = logging.getLogger("cops_jax.predict")  # Not "__main__".
+_logger = logging.getLogger(__name__)
 _MAX_NAME_BYTES = 200  # Of 255, less a number and what is appended.
 
 
@@ -124,51 +100,27 @@ def _names(paths):
   return list(names)
 
 
-@command_line
-def main(arguments: Sequence[str] | None = None) -> None:
-  """The command line."""
-  parser = argparse.ArgumentParser(
-    prog="python -m cops_jax.predict",
-    description=__doc__.partition("\n")[0],
-    allow_abbrev=False,
-  )
-  parser.add_argument("images", nargs="+", help="files, folders and patterns")
-  parser.add_argument("--out", type=to_path, help="folder for pictures")
-  parser.add_argument(
-    "--save_maps",
-    action="store_true",
-    help="write each anomaly map to --out too: .npy, float32, the image's size",
-  )
-  parser.add_argument(
-    "--max_megapixels",
-    type=float,
-    help="larger images are not decoded; by default the run's own limit,"
-    f" {MAX_PIXELS / 1e6:g} unless its config says another",
-  )
-  parser.add_argument("--workdir", help="of a training run")
-  add_clip(parser)
-  add_allow_other_clip(parser)
-  options = parser.parse_args(arguments)
-  if options.save_maps and not options.out:
-    parser.error("--save_maps needs --out")
-  show_messages()
-  paths = find_images(options.images)
-  detector = load_clip_detector(options, parser)
-  if bool(detector) == bool(options.workdir):
-    parser.error("give either --workdir or --clip")
-  detector = detector or AnomalyDetector.from_workdir(
-    options.workdir, allow_other_clip=options.allow_other_clip
-  )
-  if options.max_megapixels:
-    detector.max_pixels = int(options.max_megapixels * 1e6)
-  num_failed = _run(detector, paths, options.out, options.save_maps)
-  if num_failed:
-    sys.exit(f"{num_failed} of {len(paths)} images cannot be read")
+def predict_files(
+  detector: AnomalyDetector,
+  paths: Sequence[pathlib.Path],
+  out: AnyPath | None = None,
+  save_maps: bool = False,
+) -> int:
+  """Prints a line for each image, and writes what there is to look at.
 
+  Args:
+    detector: scores the images.
+    paths: of the images.
+    out: folder for the lines as predictions.jsonl, and for pictures; None for
+      neither.
+    save_maps: whether to write the anomaly maps there too.
 
-def _run(detector, paths, out, save_maps):
-  if detector.thresholds is None:
-    _logger.info("no verdicts: no thresholds were chosen for these prompts yet")
+  Returns:
+    The number of images that cannot be read.
+
+  Raises:
+    InputError: the folder holds some of the images, or cannot be written.
+  """
   if out:
     _require_apart(out, paths)
   names = _names(paths)
@@ -217,4 +169,6 @@ def _write_pictures(stem, path, detection, save_maps, max_pixels):
 
 
 if __name__ == "__main__":
+  from cops_jax.commands.predict import main
+
   main()

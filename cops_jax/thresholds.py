@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+from typing import Any
 
 import numpy as np
 
 from cops_jax import metrics
 from cops_jax.errors import InputError
 from cops_jax.files import read_file, seal, unseal, write_file
+from cops_jax.metrics.proportions import Proportion
 from cops_jax.paths import AnyPath, to_path
 from cops_jax.typing import Bool, Float
 
@@ -30,12 +32,17 @@ class Thresholds:
     method: how they were chosen, in words.
     prompts_sha256: of the prompts that they were chosen for, see
       `prompts.hash_prompts`; "" for any.
+    false_alarms: normal images that reach the image threshold, of those that it
+      was chosen by; None where it is not known.
+    misses: anomalous images that do not, likewise.
   """
 
   image: float
   pixel: float
   method: str
   prompts_sha256: str = ""
+  false_alarms: Proportion | None = None
+  misses: Proportion | None = None
 
 
 def full_heat(thresholds: Thresholds | None) -> float:
@@ -60,15 +67,25 @@ def read_thresholds(workdir: str | os.PathLike) -> Thresholds | None:
       f.name for f in dataclasses.fields(Thresholds)
     }:
       raise ValueError(f"unknown fields: {', '.join(sorted(unknown))}")
-    prompts = str(values.get("prompts_sha256", ""))
-    return Thresholds(image, pixel, str(values["method"]), prompts)
+    return Thresholds(
+      image,
+      pixel,
+      str(values["method"]),
+      str(values.get("prompts_sha256", "")),
+      # Earlier versions did not keep these.
+      *(_proportion(values.get(name)) for name in ("false_alarms", "misses")),
+    )
   except FileNotFoundError:
     return None
   except (OSError, ValueError, TypeError, KeyError) as error:
     raise InputError(
       f"{path} is damaged ({error}). Delete it, and choose thresholds again"
-      " with cops_jax.calibrate."
+      " with cops calibrate."
     ) from error
+
+
+def _proportion(values: Any) -> Proportion | None:
+  return None if values is None else Proportion(**values)
 
 
 def write_thresholds(
@@ -111,10 +128,13 @@ def of_false_positive_rate(
   return (highest + float(allowed.min())) / 2
 
 
-def of_largest_f1(
+def of_balanced_accuracy(
   scores: Float[np.ndarray, "n"], labels: Bool[np.ndarray, "n"]
 ) -> float:
-  """A threshold of the largest F1, half-way between two scores.
+  """A threshold of the largest balanced accuracy, half-way between two scores.
+
+  The largest F1 would take nearly all images for anomalous where most of those
+  that it is chosen by are: it does not count what is normal and called so.
 
   Args:
     scores: of images.
@@ -123,7 +143,7 @@ def of_largest_f1(
   Returns:
     NaN unless there are both kinds of images.
   """
-  best = metrics.best_image_threshold(scores, labels)
+  best = metrics.balanced_image_threshold(scores, labels)
   below = scores[scores < best]
   if not len(below):
     return max(best - _LEAST_MARGIN, 0.0)

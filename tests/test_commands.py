@@ -1,18 +1,81 @@
-"""How commands end."""
+"""How commands begin and end."""
 
+import importlib.metadata
 import os
+import re
 import subprocess
 import sys
 import time
 
 import pytest
 
+from cops_jax.__main__ import COMMANDS
 from cops_jax.commands import command_line
+from cops_jax.config import FIELDS, RECIPES
 from cops_jax.errors import InputError, needs_extra
 from cops_jax.runs.checkpoints import Checkpoints
 from cops_jax.runs.record import read_record
 from cops_jax.weights import DEMO_FOLDER
 from helpers.scripts import ROOT, environment, start_afresh
+
+
+def call(*arguments, folder):
+  """`cops ARGUMENTS` in a folder: exit status, output, errors, CPU seconds."""
+  with subprocess.Popen(
+    [sys.executable, "-m", "cops_jax", *arguments],
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    cwd=folder,
+    text=True,
+  ) as process:
+    out, err = process.stdout.read(), process.stderr.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+  return process.returncode, out, err, usage.ru_utime + usage.ru_stime
+
+
+@pytest.mark.parametrize("name", ("", *COMMANDS))
+def test_help_is_shown_at_once_in_any_folder(name, tmp_path):
+  """In less than 0.3 s, of which other programs' share does not count."""
+  arguments = [*([name] if name else []), "--help"]
+  calls = [call(*arguments, folder=tmp_path) for _ in range(3)]
+  for code, out, err, _ in calls:
+    assert (code, err) == (0, "")
+    assert out.startswith(f"usage: cops {name or 'COMMAND'}")
+  assert min(seconds for *_, seconds in calls) < 0.3
+  words = " ".join(calls[0][1].split())
+  if name in ("train", "evaluate"):
+    for field, row in FIELDS.items():
+      comment = " ".join(row.comment.split())
+      assert f"--config.{field}={row.default} {comment}" in words
+    assert f"recipes: {', '.join(RECIPES)}" in words
+  if not name:
+    assert all(
+      f"{command} {text}" in words for command, text in COMMANDS.items()
+    )
+
+
+@pytest.mark.parametrize("arguments", ([], ["no_such"], ["predict", "--no"]))
+def test_a_wrong_command_is_reported_with_status_2(arguments, tmp_path):
+  code, out, err, _ = call(*arguments, folder=tmp_path)
+  assert (code, out) == (2, "")
+  assert "cops" in err or "the commands are demo, train" in err
+  assert "Traceback" not in err
+
+
+def test_the_console_command_is_the_same():
+  (found,) = importlib.metadata.entry_points(
+    group="console_scripts", name="cops"
+  )
+  assert found.value == "cops_jax.__main__:main"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_says_what_it_does(name):
+  """Its own first line and the list of commands begin alike."""
+  module = importlib.import_module(f"cops_jax.commands.{name}")
+  verb = re.match(r"\w+", module.__doc__)[0].lower()
+  assert verb.removesuffix("s") == re.match(r"\w+", COMMANDS[name])[0]
 
 
 def test_closed_output_ends_a_command_without_a_message():
@@ -42,15 +105,17 @@ def test_a_command_says_how_to_get_a_run(tmp_path):
         read()
       assert "--" not in str(error.value)
       with pytest.raises(SystemExit) as ended:
-        command_line(lambda _, read=read: read())()
+        command_line(lambda _, read=read: read())([])
       assert ended.value.code == (
-        f"error: {error.value} Train first: python train.py --config=..."
+        f"error: {error.value} Train first: cops train --config=..."
         f" --workdir={tmp_path}"
       )
 
 
 def test_a_missing_package_of_an_extra_is_reported():
-  with pytest.raises(InputError, match=r"^this needs .*: pip .*'\.\[made\]'$"):
+  with pytest.raises(
+    InputError, match=r'^this .*: pip install "cops-jax\[made\]"$'
+  ):
     with needs_extra("this", "made", "no_such_package"):
       import no_such_package.inner  # noqa: F401
   with pytest.raises(ModuleNotFoundError):

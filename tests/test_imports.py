@@ -19,7 +19,8 @@ LAYERS = (
   ("evaluation",),
   ("training",),
   ("thresholds", "detector", "reporting", "export"),
-  ("predict", "calibrate", "demo", "scripts", "commands"),
+  ("predict", "calibrate", "demo"),
+  ("commands", "__main__"),
 )
 # Kept for code written for earlier versions: nothing here imports them.
 OLD_PATHS = ("configuration", "sharding")
@@ -41,8 +42,13 @@ def part_of(module):
 
 
 def imports(path):
-  """Modules of this package that a file imports, anywhere in it."""
-  for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+  """Modules of this package that a file imports, anywhere in it.
+
+  But for what it does as a program, as `python -m` calls it: that is a command.
+  """
+  tree = ast.parse(path.read_text("utf-8"))
+  tree.body = [node for node in tree.body if not is_program(node)]
+  for node in ast.walk(tree):
     if isinstance(node, ast.Import):
       names = [alias.name for alias in node.names]
     elif isinstance(node, ast.ImportFrom):
@@ -52,6 +58,11 @@ def imports(path):
     else:
       continue
     yield from (name for name in names if name.split(".")[0] == "cops_jax")
+
+
+def is_program(node):
+  """Whether a statement is `if __name__ == "__main__"`."""
+  return isinstance(node, ast.If) and "__main__" in ast.unparse(node.test)
 
 
 def layer_of(module):

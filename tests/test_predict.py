@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cops_jax import calibrate, predict, thresholds
+from cops_jax import predict, thresholds
+from cops_jax.commands import calibrate as calibrate_command
+from cops_jax.commands import predict as predict_command
 from cops_jax.detector import AnomalyDetector
 from cops_jax.errors import InputError
 from cops_jax.images import decoding
 from cops_jax.images.drawing import overlay
+from cops_jax.metrics.proportions import estimate
 from helpers.images import make_image
 from helpers.scripts import run
 
@@ -71,6 +74,7 @@ def test_photos_in_a_folder(photos, workdir, tmp_path):
   code, lines, err = run(*command)
   assert code == 1
   assert "no thresholds were chosen" in err and "5/5 images" in err
+  assert f"cops calibrate --workdir={workdir} --normal" in err
   assert err.endswith("1 of 5 images cannot be read\n")
   before = {row["path"]: row for row in map(json.loads, lines.splitlines())}
   assert all(row.get("verdict") is None for row in before.values())
@@ -80,8 +84,12 @@ def test_photos_in_a_folder(photos, workdir, tmp_path):
     *("-m", "cops_jax.calibrate", f"--workdir={workdir}", "--normal", *normal)
   )
   assert code == 0, err
-  assert "at most 1.00% false alarms on 3 normal images" in text
+  assert "3 normal images cannot show a rate of 1%" in err
+  assert "at most 70.8% of others with 95% confidence" in text
+  assert "false alarms: 0 of 3, 0.0% (95% interval 0.0% to 70.8%)" in text
+  assert "misses" not in text
   chosen = thresholds.read_thresholds(workdir)
+  assert chosen.false_alarms == estimate(0, 3) and chosen.misses is None
 
   code, lines, err = run(*command, f"--out={out}", "--save_maps")
   assert code == 1 and "Traceback" not in err
@@ -122,7 +130,7 @@ def command(workdir, tmp_path):
     make_image(index).save(folder / f"{index}.png")
 
   def command(out=tmp_path / "out"):
-    predict.main([str(folder), f"--workdir={workdir}", f"--out={out}"])
+    predict_command.main([str(folder), f"--workdir={workdir}", f"--out={out}"])
 
   return command
 
@@ -170,7 +178,7 @@ def test_what_was_found_before_ctrl_c_is_kept(command, tmp_path, monkeypatch):
 
 def test_thresholds_of_labelled_data(workdir, tmp_path, data_dir, capsys):
   def choose(*arguments):
-    calibrate.main([f"--workdir={workdir}", *arguments])
+    calibrate_command.main([f"--workdir={workdir}", *arguments])
     return thresholds.read_thresholds(workdir), capsys.readouterr().out
 
   root = tmp_path / "parts"
@@ -188,19 +196,31 @@ def test_thresholds_of_labelled_data(workdir, tmp_path, data_dir, capsys):
   scores = np.array([row.image_score for row in found])
   maps = np.stack([row.anomaly_map for row in found])
 
+  def balanced(threshold):
+    return (scores[labels] >= threshold).mean() + (
+      scores[~labels] < threshold
+    ).mean()
+
   def f1(threshold, values, truth):
     flagged = values >= threshold
     return 2 * (flagged & truth).sum() / (flagged.sum() + truth.sum())
 
   chosen, text = choose(f"--data=folder:{root}")
-  best = max(f1(score, scores, labels) for score in scores)
-  assert f1(chosen.image, scores, labels) == best
+  assert balanced(chosen.image) == max(map(balanced, scores))
   assert chosen.prompts_sha256 == detector.prompts_sha256
-  assert "largest F1 on 12 images of parts" in text
+  assert "largest balanced accuracy on 12 images of parts" in text
+  for kind, errors, is_wrong in (
+    ("false alarms", chosen.false_alarms, scores[~labels] >= chosen.image),
+    ("misses", chosen.misses, scores[labels] < chosen.image),
+  ):
+    assert errors == estimate(int(is_wrong.sum()), 6)
+    assert f"{kind}: {errors}\n" in text
   # Without masks: a little above the pixels of normal images.
   assert 0 < chosen.pixel - maps[~labels].max() < 1e-3
   chosen, _ = choose(f"--data=folder:{root}", "--false_alarms=0.2")
   assert (scores[~labels] >= chosen.image).sum() == 1
+  assert chosen.false_alarms.count == 1
+  assert chosen.misses.count == (scores[labels] < chosen.image).sum()
   truth = np.zeros(maps.shape, bool)
   truth[labels] = maps[labels] >= 0.8 * maps[labels].max((1, 2), keepdims=True)
   for path, mask in zip(files, truth, strict=True):

@@ -243,8 +243,8 @@ def test_what_cannot_be_used_is_one_sentence(
 
 
 def test_data_that_a_bucket_lacks_are_prepared_and_sent(bucket, monkeypatch):
+  from cops_jax.commands.datasets import main
   from cops_jax.datasets import preparation
-  from cops_jax.datasets.__main__ import main
 
   data_dir = f"{bucket}/data"
   assert main(["prepare", "demo_unseen", f"--data_dir={data_dir}"]) == 0

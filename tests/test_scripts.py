@@ -37,6 +37,7 @@ def test_training_shows_progress_and_writes_its_files(trained):
   for what in ("compiling", "steps", "input", "saving", "the rest"):
     assert re.search(rf"{what} [\d.]+ s", account), what
   assert rows[-1]["loss"] < rows[0]["loss"]
+  assert log.splitlines()[-1].startswith("training is finished; to evaluate")
   record = json.loads((workdir / "run.json").read_text())
   assert record["config"]["train"]["batch_size"] == 64
   with Checkpoints(workdir) as saved:
@@ -54,6 +55,7 @@ def test_evaluation_needs_no_config_and_writes_its_files(trained):
   assert "demo_unseen  mean" in out
   assert f"report: {workdir}/report.html" in out
   assert "612/612 images" in err
+  assert err.endswith("the evaluation is finished: demo_unseen\n")
   results = json.loads((workdir / "results.json").read_text())["datasets"]
   assert set(results["demo_unseen"]["categories"]) == {
     *("wood", "brick", "knit", "hex_nut", "gear", "biscuit")

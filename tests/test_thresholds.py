@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from cops_jax import thresholds
+from cops_jax import metrics, thresholds
 from cops_jax.errors import InputError
+from cops_jax.metrics.proportions import estimate
 from cops_jax.thresholds import Thresholds
 
 
@@ -19,16 +20,37 @@ def test_no_more_normal_scores_than_allowed(rate, expected):
   assert not (ties >= thresholds.of_false_positive_rate(ties, rate)).any()
 
 
-def test_largest_f1():
-  """Between 0.4 and 0.6 one normal image is flagged: F1 is 4/5."""
+def test_largest_balanced_accuracy():
+  """Between 0.4 and 0.6 one of three normal images is flagged, none missed."""
   scores = np.array([0.1, 0.4, 0.6, 0.7, 0.8], np.float32)
   labels = np.array([False, False, True, False, True])
-  assert thresholds.of_largest_f1(scores, labels) == pytest.approx(0.5)
-  assert np.isnan(thresholds.of_largest_f1(scores, labels & False))
-  everything = thresholds.of_largest_f1(scores[:2], ~labels[:2] & [True, False])
+  choose = thresholds.of_balanced_accuracy
+  assert choose(scores, labels) == pytest.approx(0.5)
+  assert np.isnan(choose(scores, labels & False))
+  assert np.isnan(choose(scores, labels | True))
+  # Of equal ones the highest, which has fewer false alarms.
+  two = np.array([True, False, True])
+  assert choose(scores[[1, 2, 3]], two) == pytest.approx(0.65)
+  everything = choose(scores[:2], ~labels[:2] & [True, False])
   assert everything < 0.1
   low = np.array([5e-5, 0.3], np.float32)
-  assert thresholds.of_largest_f1(low, np.array([True, False])) == 0.0
+  assert choose(low, np.array([True, False])) == 0.0
+
+
+def test_the_ratio_of_both_kinds_does_not_matter():
+  """As the largest F1 is not: mostly anomalous, it flags all."""
+  rng = np.random.default_rng(0)
+  normal, anomalous = rng.uniform(0, 0.6, 48), rng.uniform(0.3, 0.9, 48)
+  for times in (1, 6, 100):
+    scores = np.concatenate([normal, np.repeat(anomalous, times)])
+    labels = np.arange(len(scores)) >= 48
+    chosen = thresholds.of_balanced_accuracy(scores, labels)
+    if times == 1:
+      want = chosen
+      assert (normal >= chosen).mean() < 0.5
+    assert chosen == want
+  f1 = metrics.best_image_threshold(scores, labels)
+  assert (normal >= f1).mean() > 0.5
 
 
 @pytest.mark.parametrize("rate, number", ((0.29, 29), (0.57, 57), (0.58, 58)))
@@ -45,7 +67,7 @@ def test_no_threshold_without_normal_scores():
 
 def test_round_trip(tmp_path):
   assert thresholds.read_thresholds(tmp_path) is None
-  chosen = Thresholds(0.25, 1.0000001, "by hand")
+  chosen = Thresholds(0.25, 1.0000001, "by hand", "", estimate(3, 48))
   path = thresholds.write_thresholds(tmp_path, chosen)
   assert thresholds.read_thresholds(tmp_path) == chosen
   for text in (
@@ -53,10 +75,20 @@ def test_round_trip(tmp_path):
     "[]",
     '{"image": 1}',
     path.read_text().replace("0.25", "-1"),
+    '{"image": 0.5, "pixel": 0.5, "method": "", "misses": {"count": 1}}',
+    '{"image": 0.5, "pixel": 0.5, "method": "", "misses": 3}',
   ):
     path.write_text(text)
     with pytest.raises(InputError, match="damaged.*calibrate"):
       thresholds.read_thresholds(tmp_path)
+
+
+def test_files_of_earlier_versions_are_read(tmp_path):
+  text = '{"image": 0.5, "pixel": 0.25, "method": "largest F1 on 9 images"}'
+  (tmp_path / "thresholds.json").write_text(text)
+  want = Thresholds(0.5, 0.25, "largest F1 on 9 images")
+  assert thresholds.read_thresholds(tmp_path) == want
+  assert want.false_alarms is want.misses is None
 
 
 def test_boxes():

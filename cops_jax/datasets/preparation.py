@@ -124,7 +124,7 @@ def why_unprepared(
   builder = make_builder(name, data_dir)
   if is_prepared(builder, data_dir) or builder.find_original_files(manual_dir):
     return ""
-  command = f"python -m cops_jax.datasets prepare {name} --manual_dir=DIR"
+  command = f"cops datasets prepare {name} --manual_dir=DIR"
   others = _other_versions(builder)
   if others:
     return f"{others}. Prepare it again with: {command}"

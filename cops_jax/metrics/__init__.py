@@ -7,6 +7,7 @@ AUPRO from 200 thresholds, of the pixels of all masked images together.
 
 from cops_jax.metrics.image import (
   METRICS,
+  balanced_image_threshold,
   best_image_threshold,
   image_curves,
   image_metrics,
@@ -24,6 +25,7 @@ __all__ = [
   "PIXEL_METRICS_MODES",
   "ExactPixelMetrics",
   "PixelMetrics",
+  "balanced_image_threshold",
   "best_image_threshold",
   "image_curves",
   "image_metrics",

@@ -74,6 +74,29 @@ def best_image_threshold(
   return float("nan") if best is None else float(distinct[best])
 
 
+def balanced_image_threshold(
+  scores: Float[np.ndarray, "n"], labels: Bool[np.ndarray, "n"]
+) -> float:
+  """The highest score of the largest balanced accuracy; NaN if undefined.
+
+  Balanced accuracy is the mean of two shares: of the normal images below the
+  threshold, and of the anomalous ones that reach it (its maximum is where
+  Youden's J is largest, Cancer 1950). It is the same for any ratio of the two
+  kinds.
+
+  Arguments and errors as in `image_metrics`.
+  """
+  distinct, normal, anomalous = _count(scores, labels)
+  if not normal.sum() or not anomalous.sum():
+    return float("nan")
+  found, false_alarms = (
+    np.cumsum(counts[::-1])[::-1] for counts in (anomalous, normal)
+  )
+  # In whole numbers, so that equal ones are equal.
+  gain = found * normal.sum() - false_alarms * anomalous.sum()
+  return float(distinct[np.flatnonzero(gain == gain.max())[-1]])
+
+
 def _count(scores, labels):
   """Distinct scores; how many normal and anomalous images have each."""
   if np.isnan(scores).any():

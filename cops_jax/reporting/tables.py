@@ -202,13 +202,13 @@ def read_results(workdir: AnyPath) -> dict[str, Any]:
     if version != SCHEMA_VERSION:
       raise InputError(
         f"{path} has the schema version {version}, and this program reads"
-        f" {SCHEMA_VERSION}: evaluate again, python eval.py --workdir={workdir}"
+        f" {SCHEMA_VERSION}: evaluate again, cops evaluate --workdir={workdir}"
       )
     _means(content)
     return content
   except OSError as error:
     raise InputError(
-      f"{path} cannot be read: {error.strerror}. Evaluate first: python eval.py"
+      f"{path} cannot be read: {error.strerror}. Evaluate first: cops evaluate"
       f" --workdir={workdir}"
     ) from error
   except InputError:

@@ -100,8 +100,8 @@ def train(
   """
   if methods.find(config.method).loss_terms is None:
     raise InputError(
-      f"the method {config.method!r} has nothing to train: evaluate it, python"
-      " eval.py --config=... --workdir=..."
+      f"the method {config.method!r} has nothing to train: evaluate it, cops"
+      " evaluate --config=... --workdir=..."
     )
   account = Account()
   keep_compiled_programs(config)

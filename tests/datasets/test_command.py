@@ -1,4 +1,4 @@
-"""python -m cops_jax.datasets, as a user runs it."""
+"""cops datasets, as a user runs it."""
 
 import logging
 import subprocess
@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from cops_jax.datasets import __main__ as command
+from cops_jax.commands import datasets as command
 from helpers.original_layouts import NAMES, write_tree
 
 

@@ -20,8 +20,8 @@ import tensorflow_datasets as tfds
 from PIL import Image, ImageOps
 
 from cops_jax import datasets
+from cops_jax.commands.datasets import main
 from cops_jax.datasets import preparation, published, specifications
-from cops_jax.datasets.__main__ import main
 from cops_jax.datasets.download import download
 from cops_jax.errors import InputError
 from cops_jax.files import seal, unseal

@@ -259,10 +259,28 @@ def test_without_thresholds(browser, detector, port, images, monkeypatch):
   assert status == 200 and answer["verdict"] is answer["boxes"] is None
   page = Page(browser, f"http://127.0.0.1:{port}", 390)
   assert page.one("#about").text == "a <model>"
-  assert page.one("#image_value").text == "0.500"
+  assert page.one("#image_value").text == "not set"
   page.upload(path)
-  page.count(anomaly=want.image_score >= 0.5, normal=want.image_score < 0.5)
-  assert page.errors() == []
+  page.count(scored=1, anomaly=0, normal=0)
+  (card,) = page.cards()
+  score = f"score {want.image_score:.3f}"
+  assert card["text"].splitlines() == [
+    path.name,
+    "\N{MULTIPLICATION SIGN}",
+    score,
+    "PNG",
+  ]
+  assert page.one("#status").text == "1 image"
+  assert page.outlined() == [0]
+  # Each slider brings what it decides.
+  page.one("#pixel").send_keys("\ue011")
+  until(lambda: "1 region" in page.cards()[0]["text"])
+  page.count(scored=1)
+  page.one("#image").send_keys("\ue011")
+  page.count(anomaly=1, scored=0)
+  page.one("#reset").click()
+  page.count(scored=1, anomaly=0)
+  assert page.outlined() == [0] and page.errors() == []
 
 
 def test_a_choice_of_methods(address, browser, images):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cops_jax.demo.__main__ import _LOCAL_HOSTS, main
+from cops_jax.commands.demo import _LOCAL_HOSTS, main
 from cops_jax.detector import AnomalyDetector
 from helpers import demo_pages
 from helpers.demo_pages import ask, black, post, serve, to_bytes, until
@@ -277,5 +277,5 @@ def test_bad_arguments_end_the_command(port, tmp_path, arguments, expected):
 
 def test_a_missing_extra_is_reported(monkeypatch):
   monkeypatch.setitem(sys.modules, "uvicorn", None)
-  with pytest.raises(SystemExit, match=r"error: .*pip install.*'\.\[demo\]'"):
+  with pytest.raises(SystemExit, match=r"error: .*cops-jax\[demo\]"):
     main(["--port=0"])

@@ -142,7 +142,7 @@ def test_all_thirteen_data_sets(config, workdir, tmp_path, evaluated):
   ]
   assert (
     "holds version 0.9.0 of it, and version 1.1.0 is needed. Prepare it again"
-    " with: python -m cops_jax.datasets prepare btad" in found.skipped["btad"]
+    " with: cops datasets prepare btad" in found.skipped["btad"]
   )
   one = many.evaluate(config, workdir, names=["btad", "mpdd"])
   assert "original files are not there" in one.failed["btad"]

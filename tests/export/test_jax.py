@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from cops_jax import export
+from cops_jax.commands.export import main
 from cops_jax.detector import AnomalyDetector
 from cops_jax.errors import InputError
-from cops_jax.export.__main__ import main
 from cops_jax.thresholds import Thresholds
 from helpers.images import make_image
 

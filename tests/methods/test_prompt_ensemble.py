@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from cops_jax import calibrate, export, predict, reporting, training, weights
+from cops_jax import export, reporting, training, weights
+from cops_jax.commands import calibrate, predict
 from cops_jax.detector import AnomalyDetector
 from cops_jax.errors import InputError
 from cops_jax.evaluation import many

@@ -103,6 +103,12 @@ def test_the_page_needs_nothing_else(page):
   assert "runs/&lt;made&gt; &amp; found" in text
 
 
+def test_it_says_that_its_thresholds_saw_the_labels(page):
+  for path in (page, page.parent / "report.md"):
+    text = path.read_text()
+    assert "largest F1 on the very labels that are shown here" in text
+
+
 def test_anomalyclips_own_results_stand_beside_its(tmp_path):
   """Of MVTec AD: image AUROC 91.5, and PRO 81.4 beside AUPRO-200 alone."""
   provenance = PROVENANCE | {

@@ -18,13 +18,13 @@ from safetensors.numpy import load_file, save_file
 import cops_jax
 from configs import recorded
 from cops_jax import reporting, training, weights
+from cops_jax.commands.weights import main
 from cops_jax.errors import InputError
 from cops_jax.evaluation import many
 from cops_jax.files import seal, unseal
 from cops_jax.runs.checkpoints import Checkpoints
 from cops_jax.runs.record import read_record
 from cops_jax.weights import cops_names, prompts
-from cops_jax.weights.__main__ import main
 from cops_jax.weights.torch_files import write_tensors
 from helpers import weight_files
 

@@ -13,7 +13,9 @@ const waiting = [];
 let sending = 0;
 const model = new URLSearchParams(location.search).get("model") ?? "0";
 let info;
-let shown; // What the sliders say: opacity, image and pixel thresholds.
+// What the sliders say: opacity, image and pixel thresholds. A threshold that
+// nobody chose is null until its slider moves: then there are no verdicts.
+let shown;
 
 function make(width, height) {
   const canvas = document.createElement("canvas");
@@ -132,6 +134,11 @@ class Card {
     const canvas = this.find(".outline");
     const { width, height } = canvas;
     const context = canvas.getContext("2d");
+    if (shown.pixel === null) {
+      context.clearRect(0, 0, width, height);
+      this.boxes = null;
+      return;
+    }
     const drawn = context.createImageData(width, height);
     // 1 inside of regions, 2 where seen; with a border of zeros.
     const across = width + 2 * LINE;
@@ -183,13 +190,15 @@ class Card {
       this.outlinedAt = shown.pixel;
     }
     const score = this.answer.image_score;
-    const isAnomaly = score >= shown.image;
-    this.element.className = isAnomaly ? "anomaly" : "normal";
-    this.find(".tag").textContent = this.element.className;
-    const count = this.boxes.length;
-    const regions = count === 1 ? "1 region" : `${count || "no"} regions`;
-    this.find(".text").textContent = `score ${score.toFixed(3)} \u00b7 ${regions}`;
-    this.find(".outline").setAttribute("aria-label", `Heatmap of ${this.name}: ${regions}`);
+    const verdict = verdictOf(score);
+    this.element.className = verdict ?? "scored";
+    this.find(".tag").textContent = verdict ?? "";
+    this.find(".tag").hidden = this.find(".scale b").hidden = verdict === null;
+    const texts = [`score ${score.toFixed(3)}`];
+    const count = this.boxes?.length;
+    if (this.boxes) texts.push(count === 1 ? "1 region" : `${count || "no"} regions`);
+    this.find(".text").textContent = texts.join(" \u00b7 ");
+    this.find(".outline").setAttribute("aria-label", `Heatmap of ${this.name}: ${texts.at(-1)}`);
     this.find(".heat").style.opacity = shown.opacity;
     this.find(".scale i").style.width = `${100 * score}%`;
     this.find(".scale b").style.left = `${100 * shown.image}%`;
@@ -207,7 +216,7 @@ class Card {
     canvas.toBlob((blob) => save(blob, `${this.name.replace(/\.\w+$/, "")}-heatmap.png`));
   }
 
-  // As python -m cops_jax.predict has it, by the thresholds of the sliders.
+  // As cops predict has it, by the thresholds of the sliders.
   toRow() {
     if (this.error) return { path: this.name, error: this.error };
     const { image_score, boxes } = this.answer;
@@ -215,13 +224,18 @@ class Card {
     return {
       path: this.name,
       image_score,
-      verdict: image_score >= shown.image ? "anomaly" : "normal",
+      verdict: verdictOf(image_score),
       threshold: shown.image,
-      threshold_method: shown.image === chosen?.image ? chosen.method : "slider",
+      threshold_method: shown.image === null ? null : shown.image === chosen?.image ? chosen.method : "slider",
       pixel_threshold: shown.pixel,
       boxes: shown.pixel === chosen?.pixel ? boxes : this.boxes,
     };
   }
+}
+
+function verdictOf(score) {
+  if (shown.image === null) return null;
+  return score >= shown.image ? "anomaly" : "normal";
 }
 
 function addFiles(files) {
@@ -260,11 +274,11 @@ const limitsText = () =>
 function showSummary() {
   const done = [...cards].filter((card) => card.answer);
   const failed = [...cards].filter((card) => card.error).length;
-  const anomalies = done.filter((card) => card.answer.image_score >= shown.image).length;
+  const anomalies = done.filter((card) => verdictOf(card.answer.image_score) === "anomaly").length;
   const left = cards.size - done.length - failed;
   const parts = [`${cards.size} image${cards.size === 1 ? "" : "s"}`];
   if (left) parts.push(`${left} to go`);
-  if (done.length) parts.push(`${anomalies} anomalous`, `${done.length - anomalies} normal`);
+  if (done.length && shown.image !== null) parts.push(`${anomalies} anomalous`, `${done.length - anomalies} normal`);
   if (failed) parts.push(`${failed} failed`);
   $("status").textContent = cards.size ? parts.join(" \u00b7 ") : "No images yet";
   $("json").disabled = $("csv").disabled = !(done.length + failed);
@@ -273,14 +287,14 @@ function showSummary() {
 
 function showSliders() {
   $("opacity_value").textContent = `${Math.round(100 * shown.opacity)}%`;
-  for (const name of ["image", "pixel"]) $(`${name}_value`).textContent = shown[name].toFixed(3);
+  for (const name of ["image", "pixel"]) $(`${name}_value`).textContent = shown[name]?.toFixed(3) ?? "not set";
   for (const card of cards) card.update();
   showSummary();
 }
 
 function reset() {
-  shown = { opacity: 0.7, image: info.thresholds?.image ?? 0.5, pixel: info.thresholds?.pixel ?? 0.5 };
-  for (const name in shown) $(name).value = shown[name];
+  shown = { opacity: 0.7, image: info.thresholds?.image ?? null, pixel: info.thresholds?.pixel ?? null };
+  for (const name in shown) $(name).value = shown[name] ?? 0.5;
   showSliders();
 }
 

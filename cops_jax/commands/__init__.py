@@ -1,4 +1,8 @@
-"""What commands share: flags, and how they end."""
+"""The commands, a module each; here what they share: flags, and how they end.
+
+A command's module loads JAX, data sets and models only where it uses them,
+after it has read its arguments: help and mistakes are shown at once.
+"""
 
 from __future__ import annotations
 
@@ -24,10 +28,8 @@ if TYPE_CHECKING:
 
 _EXIT_SECONDS = 20
 _ADVICE = {
-  MissingRunError: "Train first: python train.py --config=... --workdir={}",
-  DamagedRunError: (
-    "To see what is wrong: python train.py --workdir={} --verify"
-  ),
+  MissingRunError: "Train first: cops train --config=... --workdir={}",
+  DamagedRunError: "To see what is wrong: cops train --workdir={} --verify",
 }
 
 
@@ -35,6 +37,21 @@ def describe(error: InputError) -> str:
   """What is wrong and, where that is a run, the command that helps."""
   advice = _ADVICE.get(type(error))
   return f"{error} {advice.format(error.workdir)}" if advice else str(error)
+
+
+def make_parser(name: str, description: str) -> argparse.ArgumentParser:
+  """A command's parser of arguments, without any yet.
+
+  Args:
+    name: of the command.
+    description: its module's docstring, shown as it is.
+  """
+  return argparse.ArgumentParser(
+    prog=f"cops {name}",
+    description=description,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )
 
 
 def add_allow_other_clip(parser: argparse.ArgumentParser) -> None:

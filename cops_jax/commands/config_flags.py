@@ -1,22 +1,23 @@
-"""What the scripts share: their flags, plain log lines, one-sentence errors."""
+"""Train's and evaluate's flags and their help; each begins with a config."""
 
 from __future__ import annotations
 
 import os
 import re
 import sys
+import textwrap
 from collections.abc import Callable
 
 from absl import app, flags
 from absl import logging as absl_logging
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
+from ml_collections import config_flags as config_files
 
 from cops_jax.commands import command_line, describe
 from cops_jax.errors import InputError
 from cops_jax.progress import show_messages
-from cops_jax.runtime import processes, watch
 
-_CONFIG = config_flags.DEFINE_config_file(
+_CONFIG = config_files.DEFINE_config_file(
   "config",
   None,
   "Config file, see configs/, or a recipe's name, such as visa or demo.",
@@ -56,7 +57,7 @@ class _ConfigParser(flags.ArgumentParser):
     self._file_parser = file_parser
 
   def parse(self, argument):
-    from cops_jax.config import recipe  # It loads JAX.
+    from cops_jax.config import recipe
 
     is_name = re.fullmatch(r"\w+", argument) and not os.path.exists(argument)
     return (recipe if is_name else self._file_parser.parse)(argument)
@@ -93,7 +94,7 @@ def _parse(arguments, recorded_config):
       if config is not None:
         # It defines the --config.FIELD flags.
         del flags.FLAGS.config
-        config_flags.DEFINE_config_dict("config", config)
+        config_files.DEFINE_config_dict("config", config)
     if config is None:
       flags.mark_flags_as_required([_CONFIG])
     rest = flags.FLAGS(arguments)
@@ -134,20 +135,59 @@ def _root_cause(error):
   return first
 
 
+def _help(command, description):
+  """The command's flags, and all fields of a config with their comments."""
+  from cops_jax.config import FIELDS, RECIPES
+
+  def entry(name, text):
+    return f"  {name}\n{textwrap.fill(text, 79, **indent)}"
+
+  indent = {"initial_indent": " " * 6, "subsequent_indent": " " * 6}
+  lines = [
+    f"usage: cops {command} [--FLAG=VALUE ...]",
+    "",
+    description.rstrip(),
+    "",
+    "flags:",
+  ]
+  for module in (__name__, f"cops_jax.commands.{command}"):
+    for flag in flags.FLAGS.get_flags_for_module(module):
+      is_switch = isinstance(flag, flags.BooleanFlag)
+      value = "" if is_switch else f"={flag.name.upper()}"
+      lines.append(entry(f"--{flag.name}{value}", flag.help))
+  lines += [
+    "",
+    "fields of the config, with their defaults, which the recipe or file of",
+    "--config overrides, and these flags override both:",
+  ]
+  for name, field in FIELDS.items():
+    lines.append(entry(f"--config.{name}={field.default}", field.comment))
+  lines += ["", textwrap.fill(f"recipes: {', '.join(RECIPES)}", 79)]
+  return "\n".join(lines)
+
+
 def run(
   main: Callable[[ConfigDict, str, bool], None],
+  command: str,
+  description: str,
   recorded_config: Callable[[], ConfigDict] | None = None,
 ) -> None:
-  """Calls a script's main with config, work directory and --allow_other_clip.
+  """Calls a command's main with config, work directory and --allow_other_clip.
 
   Args:
     main: does the work.
+    command: its name, also of its module.
+    description: for --help.
     recorded_config: gives the config where --config is absent; called when the
-      script's other flags have their values.
+      command's other flags have their values.
 
-  An `InputError` ends the script with its message and exit status 1. With
-  --verify the work directory is checked instead, and main not called.
+  An `InputError` ends the command with its message and exit status 1. With
+  --verify the work directory is checked instead, and main not called. With
+  --help neither happens.
   """
+  if {"-h", "-help", "--help", "--helpfull"} & set(sys.argv[1:]):
+    command_line(lambda _: print(_help(command, description)))()
+    return
 
   def guarded(rest):
     command_line(lambda _: start(rest))()
@@ -162,6 +202,8 @@ def run(
       _NUM_PROCESSES.value,
       _PROCESS_ID.value,
     )
+    from cops_jax.runtime import processes, watch
+
     if _DISTRIBUTED.value or cluster != (None, None, None):
       processes.start(*cluster)
     with watch.together():

@@ -1,0 +1,173 @@
+"""Lists, checks and prepares data sets.
+
+cops datasets list
+cops datasets check visa --manual_dir=DIR
+cops datasets prepare visa mvtec_ad --manual_dir=DIR
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import multiprocessing
+import os
+import sys
+from collections.abc import Sequence
+
+from cops_jax.commands import command_line, make_parser
+from cops_jax.errors import InputError
+from cops_jax.progress import show_messages
+from cops_jax.tables import align
+
+
+def _state(name, options):
+  from cops_jax.datasets import preparation
+
+  builder = preparation.make_builder(name, options.data_dir)
+  if preparation.is_prepared(builder, options.data_dir):
+    return "prepared"
+  if builder.find_original_files(options.manual_dir):
+    return "original files found"
+  if builder.specification.archive:
+    return "can be downloaded"
+  return "no original files"
+
+
+_COPIES = """
+The polyp sets (cvc_colondb, cvc_clinicdb, kvasir, endo) as CoPS's authors use
+them: https://doi.org/10.6084/m9.figshare.21221579. Their copies of the others
+are behind Google Drive links in the README of their code."""
+
+
+def _list(options):
+  from cops_jax.datasets import SPECIFICATIONS
+
+  rows = [("name", "state", "test images", "licence", "where to get it")]
+  rows += [
+    (
+      name,
+      _state(name, options),
+      str(row.num_test_images),
+      row.licence,
+      row.homepage,
+    )
+    for name, row in SPECIFICATIONS.items()
+  ]
+  print("\n".join(align(rows, num_text_columns=len(rows[0]))))
+  print(_COPIES)
+  return 0
+
+
+def _check(options):
+  from cops_jax.datasets import checking
+
+  is_sound = True
+  for name in options.names:
+    result = checking.check(
+      name, options.data_dir, options.manual_dir, options.deep
+    )
+    print(result, end="\n\n")
+    is_sound &= not result.problems
+  return 0 if is_sound else 1
+
+
+def _prepare(options):
+  from cops_jax.datasets import SPECIFICATIONS, preparation
+
+  names = options.names
+  if options.all:
+    absent = [
+      name
+      for name in SPECIFICATIONS
+      if _state(name, options) == "no original files"
+    ]
+    for name in absent:
+      print(f"{name}: no original files, see the list command")
+    names = [name for name in SPECIFICATIONS if name not in absent]
+  rows, errors = [("name", "train images", "test images")], []
+  # Copying a data set keeps one core busy.
+  with concurrent.futures.ProcessPoolExecutor(
+    max_workers=max(1, min(len(names), os.cpu_count() or 1)),
+    mp_context=multiprocessing.get_context("spawn"),
+    initializer=preparation.begin_worker,
+  ) as pool:
+    running = {
+      name: pool.submit(
+        preparation.prepare_and_count,
+        name,
+        options.data_dir,
+        options.manual_dir,
+      )
+      for name in names
+    }
+    try:
+      for name, future in running.items():
+        try:
+          counts = future.result()
+        except InputError as error:
+          errors.append(f"error: {error}")
+        else:
+          cells = (str(counts.get(split, "-")) for split in ("train", "test"))
+          rows.append((name, *cells))
+    except KeyboardInterrupt:
+      for process in multiprocessing.active_children():
+        process.terminate()
+      print("the data sets finished so far are kept", file=sys.stderr)
+      raise
+  print("\n".join(align(rows, num_text_columns=1)))
+  if errors:
+    sys.exit("\n".join(errors))
+  return 0
+
+
+def _parser():
+  parser = make_parser("datasets", __doc__)
+  directories = argparse.ArgumentParser(add_help=False)
+  directories.add_argument(
+    "--data_dir", help="prepared data; ~/tensorflow_datasets if not given"
+  )
+  directories.add_argument(
+    "--manual_dir",
+    help="original files, a folder of its name for each data set;"
+    " downloads/manual in data_dir if not given",
+  )
+  commands = parser.add_subparsers(dest="command", required=True)
+  commands.add_parser(
+    "list", parents=[directories], help="show the published data sets"
+  )
+  check = commands.add_parser(
+    "check", parents=[directories], help="read every file and count"
+  )
+  prepare = commands.add_parser(
+    "prepare", parents=[directories], help="make data sets ready for use"
+  )
+  check.add_argument("names", nargs="+", metavar="NAME")
+  check.add_argument(
+    "--deep",
+    action="store_true",
+    help="compare the prepared copy, byte by byte, with what it was and with"
+    " the original files",
+  )
+  prepare.add_argument("names", nargs="*", metavar="NAME")
+  prepare.add_argument(
+    "--all", action="store_true", help="all whose original files are there"
+  )
+  return parser
+
+
+@command_line
+def main(arguments: Sequence[str] | None = None) -> int:
+  """The command line; returns its exit status."""
+  parser = _parser()
+  options = parser.parse_args(arguments)
+  if options.command == "prepare" and options.all == bool(options.names):
+    parser.error("prepare takes names of data sets or --all")
+  show_messages()
+  if options.command == "list":
+    return _list(options)
+  from cops_jax.datasets import custom, require_known
+
+  for name in options.names:
+    if options.command == "prepare" or not custom.locate(name):
+      require_known(name)
+  return {"check": _check, "prepare": _prepare}[options.command](options)

@@ -1,0 +1,123 @@
+"""Serves a web page that finds anomalies in the images dropped on it.
+
+  cops demo --workdir=runs/visa
+  cops demo --clip=openai/clip-vit-large-patch14-336
+  cops demo
+
+With --clip hand-written texts take the place of training. Of several models the
+page has a choice. Without any it uses the toy CLIP, with prompts that the
+recipe demo trained with seed 0, whose thresholds `cops calibrate
+--data=demo_unseen` chose, and with hand-written ones.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+
+from cops_jax import commands
+from cops_jax.commands import command_line, make_parser
+from cops_jax.errors import InputError, needs_extra
+
+_LOCAL_HOSTS = ("127.0.0.1", "localhost", "[::1]")
+
+
+def _load_models(options, parser):
+  """Detectors and what the page says about each."""
+  from cops_jax.demo import load_detector
+  from cops_jax.detector import AnomalyDetector
+  from cops_jax.weights.clip import DEMO_CLIP
+
+  models = [
+    (
+      AnomalyDetector.from_workdir(
+        workdir, allow_other_clip=options.allow_other_clip
+      ),
+      f"Prompts of {workdir}",
+    )
+    for workdir in options.workdir
+  ]
+  by_hand = commands.load_clip_detector(options, parser)
+  if not models and by_hand is None:
+    models.append((load_detector(), "The embedded prompts"))
+    by_hand = AnomalyDetector.from_clip(DEMO_CLIP)
+  if by_hand is not None:
+    models.append((by_hand, "Hand-written prompts"))
+  return [(detector, _describe(detector, text)) for detector, text in models]
+
+
+def _describe(detector, prompts):
+  chosen = detector.thresholds
+  verdicts = (
+    f"Verdicts: {chosen.method}."
+    if chosen
+    else (
+      "No thresholds were chosen for them: there are no verdicts until a slider"
+      " is moved."
+    )
+  )
+  return f"{prompts}, on CLIP {detector.config.clip.weights!r}. {verdicts}"
+
+
+def _listen(host, port):
+  family = socket.AF_INET6 if ":" in host else socket.AF_INET
+  try:
+    return socket.create_server((host, port), family=family)
+  except OSError as error:
+    raise InputError(
+      f"{host}:{port} cannot be served: {error.strerror}. Choose another --port"
+      " or --host."
+    ) from error
+
+
+def _serve(options, parser):
+  with needs_extra("the page", "demo", "starlette", "uvicorn"):
+    import uvicorn  # noqa: F401
+
+    from cops_jax.demo import make_server, server
+  import numpy as np
+
+  with _listen(options.host, options.port) as listener:
+    (detector, about), *others = _load_models(options, parser)
+    # Compiles now, so that the first upload does not wait for it.
+    detector(np.zeros((8, 8), np.uint8))
+    host, port = listener.getsockname()[:2]
+    host = f"[{host}]" if ":" in host else host
+    app = server.make_app(
+      detector,
+      about,
+      others=others,
+      hosts=_LOCAL_HOSTS if host in _LOCAL_HOSTS else ("*",),
+    )
+    print(f"http://{host}:{port}  (Ctrl-C ends it)", flush=True)
+    make_server(app).run(sockets=[listener])
+
+
+def _parser():
+  parser = make_parser("demo", __doc__)
+  parser.add_argument(
+    "--workdir",
+    action="append",
+    default=[],
+    help="of a training run; repeated, the page has a choice; by default the"
+    " embedded prompts",
+  )
+  commands.add_clip(parser)
+  commands.add_allow_other_clip(parser)
+  parser.add_argument(
+    "--host",
+    default="127.0.0.1",
+    help="address to serve on; by default this computer alone reaches it",
+  )
+  parser.add_argument("--port", type=int, default=8000, help="0: any free one")
+  return parser
+
+
+@command_line
+def main(arguments: Sequence[str] | None = None) -> None:
+  """The command line."""
+  parser = _parser()
+  options = parser.parse_args(arguments)
+  if not 0 <= options.port < 2**16:
+    parser.error(f"--port is {options.port}, expected from 0 to {2**16 - 1}")
+  _serve(options, parser)

@@ -1,0 +1,51 @@
+"""Writes a whole detector as one file that runs without its model's code.
+
+cops export --workdir=runs/visa --out=visa.cops
+cops export --workdir=runs/visa --out=visa.onnx
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from cops_jax.commands import (
+  add_allow_other_clip,
+  command_line,
+  make_parser,
+)
+
+
+def _parser() -> argparse.ArgumentParser:
+  parser = make_parser("export", __doc__)
+  parser.add_argument("--workdir", required=True, help="of a training run")
+  parser.add_argument(
+    "--out", required=True, help="the file to write; NAME.onnx is an ONNX file"
+  )
+  add_allow_other_clip(parser)
+  return parser
+
+
+@command_line
+def main(arguments: Sequence[str] | None = None) -> None:
+  """The command line."""
+  options = _parser().parse_args(arguments)
+  from cops_jax.detector import AnomalyDetector
+  from cops_jax.export import export
+  from cops_jax.files import size_of
+
+  detector = AnomalyDetector.from_workdir(
+    options.workdir, allow_other_clip=options.allow_other_clip
+  )
+  metadata = export(detector, options.out)
+  size = size_of(options.out)
+  text = (
+    f"{options.out}: {size / 1e6:,.1f} MB, images of"
+    f" {metadata['image_size_pixels']} pixels"
+  )
+  if "platforms" in metadata:
+    text += (
+      f", for {', '.join(metadata['platforms'])}; to be read by"
+      f" {metadata['readable_by']}"
+    )
+  print(text)

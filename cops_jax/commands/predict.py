@@ -1,0 +1,89 @@
+r"""Finds anomalies in your own images, without masks or labels.
+
+  cops predict photos/ more/*.jpg --workdir=runs/visa --out=found
+
+Prints a JSON line for each image: path, image_score, verdict, threshold, how it
+was chosen, boxes (left, top, right, bottom in pixels) around anomalous regions.
+With --out also writes predictions.jsonl and a picture of each image with the
+anomaly map over it. Photographs are turned upright first, as their EXIF data
+say. An image that cannot be read has a line with "error", the rest goes on, and
+the exit code is 1. Verdicts need thresholds: `cops calibrate`.
+
+  cops predict photos/ --clip=openai/clip-vit-large-patch14-336 \
+    --normal="a clean weld" --anomalous="a weld with a crack"
+
+needs no run: it compares images with hand-written texts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+
+from cops_jax.commands import (
+  add_allow_other_clip,
+  add_clip,
+  command_line,
+  load_clip_detector,
+  make_parser,
+)
+from cops_jax.paths import to_path
+from cops_jax.progress import show_messages
+
+_logger = logging.getLogger(__name__)
+
+
+def _parser() -> argparse.ArgumentParser:
+  parser = make_parser("predict", __doc__)
+  parser.add_argument("images", nargs="+", help="files, folders and patterns")
+  parser.add_argument("--out", type=to_path, help="folder for pictures")
+  parser.add_argument(
+    "--save_maps",
+    action="store_true",
+    help="write each anomaly map to --out too: .npy, float32, the image's size",
+  )
+  parser.add_argument(
+    "--max_megapixels",
+    type=float,
+    help="larger images are not decoded; by default the limit of the run's"
+    " config, input.max_image_megapixels",
+  )
+  parser.add_argument("--workdir", help="of a training run")
+  add_clip(parser)
+  add_allow_other_clip(parser)
+  return parser
+
+
+@command_line
+def main(arguments: Sequence[str] | None = None) -> None:
+  """The command line."""
+  parser = _parser()
+  options = parser.parse_args(arguments)
+  if options.save_maps and not options.out:
+    parser.error("--save_maps needs --out")
+  show_messages()
+  from cops_jax.detector import AnomalyDetector
+  from cops_jax.images.decoding import find_images
+  from cops_jax.predict import predict_files
+
+  paths = find_images(options.images)
+  detector = load_clip_detector(options, parser)
+  if bool(detector) == bool(options.workdir):
+    parser.error("give either --workdir or --clip")
+  detector = detector or AnomalyDetector.from_workdir(
+    options.workdir, allow_other_clip=options.allow_other_clip
+  )
+  if detector.thresholds is None:
+    _logger.info(
+      "no verdicts, as no thresholds were chosen for these prompts%s",
+      f"; choose them: cops calibrate --workdir={options.workdir} --normal GOOD"
+      if options.workdir
+      else "",
+    )
+  if options.max_megapixels:
+    detector.max_pixels = int(options.max_megapixels * 1e6)
+  num_failed = predict_files(detector, paths, options.out, options.save_maps)
+  if num_failed:
+    sys.exit(f"{num_failed} of {len(paths)} images cannot be read")

@@ -1,0 +1,49 @@
+"""What the package and its files say about themselves agrees."""
+
+import importlib.metadata
+import re
+import tomllib
+
+import pytest
+import yaml
+
+import cops_jax
+from helpers.scripts import ROOT
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def test_one_version_and_one_licence():
+  citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+  assert citation["version"] == cops_jax.__version__
+  assert citation["license"] == PROJECT["license"] == "Apache-2.0"
+  changes = (ROOT / "CHANGELOG.md").read_text()
+  assert re.search(r"^## (\S+?),? ", changes, re.M)[1] == cops_jax.__version__
+  licence = (ROOT / "LICENSE").read_text()
+  assert licence.split()[:4] == ["Apache", "License", "Version", "2.0,"]
+  assert PROJECT["license-files"] == ["LICENSE"]
+
+
+def test_citation_has_what_its_format_requires():
+  citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+  assert {"cff-version", "message", "title", "authors"} <= citation.keys()
+  assert citation["authors"]
+
+
+def test_hints_name_extras_that_there_are():
+  extras = set(PROJECT["optional-dependencies"])
+  found = importlib.metadata.distribution("cops-jax").metadata
+  assert set(found.get_all("Provides-Extra")) == extras
+  pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+  sources = sorted((ROOT / "cops_jax").rglob("*.py"))
+  for path in (*pages, *sources):
+    for name in re.findall(r"cops-jax\[([\w-]+)\]", path.read_text()):
+      assert name in extras, f"{path}: no extra is called {name!r}"
+
+
+@pytest.mark.parametrize("name", ("README.md", "CONTRIBUTING.md"))
+def test_links_work_outside_of_the_repository_too(name):
+  """The package index shows the README, where a path leads nowhere."""
+  text = (ROOT / name).read_text()
+  links = re.findall(r"\]\(([^)]+)\)", text)
+  assert all(link.startswith(("https://", "#")) for link in links), links
