@@ -87,6 +87,7 @@ _FIRST = (
     "test_runs_on_folders",
   ),
   *("test_clip", "test_weights", "test_jax", "test_onnx", "test_loop"),
+  "test_documentation",
   *("test_detector", "test_predict", "test_page", "test_old_run"),
 )
 
