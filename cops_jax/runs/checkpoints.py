@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import re
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -134,6 +136,7 @@ class Checkpoints:
       # What Orbax logs of errors, several tracebacks, it raises too. Its
       # threads go on logging them until the process ends.
       absl_logging.set_verbosity(absl_logging.FATAL)
+      _hush_threads()
       self._begin_writing()
     self._checkpointer = ocp.AsyncCheckpointer(
       # Named here so that shapes can be read without a tree of them.
@@ -326,8 +329,6 @@ class Checkpoints:
 
   def _not_written(self, step, error):
     self._saving = None
-    # Of Orbax's threads; Python says so when the process ends.
-    warnings.filterwarnings("ignore", "coroutine .* was never", RuntimeWarning)
     advice = (
       "Older ones are as before. The same command goes on from the newest."
     )
@@ -419,6 +420,22 @@ def _completed_by(
       complete(to_path(self.get_final()))
 
   return Completed
+
+
+@functools.cache
+def _hush_threads():
+  """Python shows what a failed save leaves of Orbax's coroutines, with traces.
+
+  Some of it when the process ends, and before the save is known to have failed.
+  """
+  warnings.filterwarnings("ignore", "coroutine .* was never", RuntimeWarning)
+  show = sys.unraisablehook
+
+  def show_others(unraisable):
+    if "Event loop is closed" not in str(unraisable.exc_value):
+      show(unraisable)
+
+  sys.unraisablehook = show_others
 
 
 def _standard_restore(tree):
