@@ -24,7 +24,8 @@ import numpy as np
 from absl import flags
 
 from configs import ablations
-from cops_jax import __version__, methods, scripts
+from cops_jax import __version__, methods
+from cops_jax.commands import config_flags
 from cops_jax.config import complete
 from cops_jax.digests import combine
 from cops_jax.errors import InputError
@@ -33,7 +34,7 @@ from cops_jax.reporting import metric_title, write
 from cops_jax.runtime import signals
 from cops_jax.tables import align
 
-flags.adopt_module_key_flags(scripts)
+flags.adopt_module_key_flags(config_flags)
 
 _SEEDS = flags.DEFINE_list("seeds", ["0"], "Seeds to train each one with.")
 _ONLY = flags.DEFINE_list(
@@ -340,4 +341,7 @@ def main(config, workdir, allow_other_clip):
 
 if __name__ == "__main__":
   signals.catch_signals()
-  scripts.run(main, ablations.get_config)
+  config_flags.run(
+    *(main, "python -m tools.ablate", sys.argv[0], __doc__),
+    ablations.get_config,
+  )

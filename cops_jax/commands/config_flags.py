@@ -135,7 +135,7 @@ def _root_cause(error):
   return first
 
 
-def _help(command, description):
+def _help(program, module, description):
   """The command's flags, and all fields of a config with their comments."""
   from cops_jax.config import FIELDS, RECIPES
 
@@ -144,14 +144,14 @@ def _help(command, description):
 
   indent = {"initial_indent": " " * 6, "subsequent_indent": " " * 6}
   lines = [
-    f"usage: cops {command} [--FLAG=VALUE ...]",
+    f"usage: {program} [--FLAG=VALUE ...]",
     "",
     description.rstrip(),
     "",
     "flags:",
   ]
-  for module in (__name__, f"cops_jax.commands.{command}"):
-    for flag in flags.FLAGS.get_flags_for_module(module):
+  for source in (__name__, module):
+    for flag in flags.FLAGS.get_flags_for_module(source):
       is_switch = isinstance(flag, flags.BooleanFlag)
       value = "" if is_switch else f"={flag.name.upper()}"
       lines.append(entry(f"--{flag.name}{value}", flag.help))
@@ -168,7 +168,8 @@ def _help(command, description):
 
 def run(
   main: Callable[[ConfigDict, str, bool], None],
-  command: str,
+  program: str,
+  module: str,
   description: str,
   recorded_config: Callable[[], ConfigDict] | None = None,
 ) -> None:
@@ -176,7 +177,8 @@ def run(
 
   Args:
     main: does the work.
-    command: its name, also of its module.
+    program: what a user calls, for --help.
+    module: whose flags it shows, as absl names it.
     description: for --help.
     recorded_config: gives the config where --config is absent; called when the
       command's other flags have their values.
@@ -186,7 +188,7 @@ def run(
   --help neither happens.
   """
   if {"-h", "-help", "--help", "--helpfull"} & set(sys.argv[1:]):
-    command_line(lambda _: print(_help(command, description)))()
+    command_line(lambda _: print(_help(program, module, description)))()
     return
 
   def guarded(rest):

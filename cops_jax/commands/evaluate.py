@@ -76,4 +76,6 @@ def _evaluate(config, workdir, allow_other_clip):
 
 def main() -> None:
   """The command line."""
-  config_flags.run(_evaluate, "evaluate", __doc__, _recorded_config)
+  config_flags.run(
+    _evaluate, "cops evaluate", __name__, __doc__, _recorded_config
+  )

@@ -63,4 +63,4 @@ def _train(config, workdir, allow_other_clip):
 def main() -> None:
   """The command line."""
   signals.catch_signals()
-  config_flags.run(_train, "train", __doc__)
+  config_flags.run(_train, "cops train", __name__, __doc__)
