@@ -159,29 +159,7 @@ def open_features(
     lambda: _make_local_encode(model, clip, options.split_clip),
     skipped,
   )
-
-  def begin():
-    if missing:
-      write_file(folder / "manifest.json", text)
-      cache.folder.mkdir(parents=True, exist_ok=True)
-      _require_space(cache, len(missing), examples.name, options.dtype)
-      filling.fill(jax.process_index())
-
-  def end():
-    # What other processes computed is there by now, if they share the folder.
-    cache.refresh()
-    if missing and cache.missing(examples):
-      for turn in range(1, jax.process_count()):
-        filling.fill((jax.process_index() + turn) % jax.process_count())
-
-  for stage in (begin, end):
-    try:
-      in_all_processes(stage)
-    except (OSError, WriteError) as error:
-      raise InputError(
-        f"features cannot be kept in {folder}: {error}. Choose another place"
-        " with config.features_dir, or set config.feature_cache.dtype to none."
-      ) from error
+  _fill_together(filling, missing, text, options.dtype)
   return cache
 
 
@@ -348,6 +326,35 @@ class _Filling:
       encoded = run_ahead(batches, self._encode)
       with watch.doing(message):
         _store(cache, tuple(missing.values()), encoded, prefix, message)
+
+
+def _fill_together(filling, missing, manifest, dtype):
+  """Each process computes its part, and then what the others have not."""
+  cache, examples = filling.cache, filling.examples
+
+  def begin():
+    if missing:
+      write_file(cache.home / "manifest.json", manifest)
+      cache.folder.mkdir(parents=True, exist_ok=True)
+      _require_space(cache, len(missing), examples.name, dtype)
+      filling.fill(jax.process_index())
+
+  def end():
+    # What other processes computed is there by now, if they share the folder.
+    cache.refresh()
+    if missing and cache.missing(examples):
+      for turn in range(1, jax.process_count()):
+        filling.fill((jax.process_index() + turn) % jax.process_count())
+
+  for stage in (begin, end):
+    try:
+      in_all_processes(stage)
+    except (OSError, WriteError) as error:
+      raise InputError(
+        f"features cannot be kept in {cache.home}: {error}. Choose another"
+        " place with config.features_dir, or set config.feature_cache.dtype to"
+        " none."
+      ) from error
 
 
 def _store(cache, names, encoded, prefix, message):
