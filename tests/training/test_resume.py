@@ -77,22 +77,26 @@ def test_a_full_disk_and_a_damaged_checkpoint(trained, arguments, tmp_path):
   """Files may not grow; then a bit flips; then all is well again."""
   saved = tmp_path / "checkpoints"
   process = Program("train.py", *arguments, f"--workdir={tmp_path}")
-  wait_for(saved / "4", process)
+  wait_for(saved, process)  # Step 4 begins to be saved.
   resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (5_000, 5_000))
   began = time.monotonic()
   _, err = process.communicate(timeout=120)
   assert time.monotonic() - began < 60  # Orbax's threads do not hold it up.
-  assert process.returncode == 1
-  # The next may have been written, in part or whole, before files were limited.
-  failed = re.search("checkpoint ([89]) cannot be written.*", err)[0]
-  newest = "48"[failed.startswith("checkpoint 9")]
-  assert "File too large" in failed
-  assert f"The newest is that of step {newest}." in failed
+  assert process.returncode == 1, err
+  # It may have been written before files were limited.
+  failed = re.search("checkpoint [489] cannot be written.*", err)[0]
+  complete = sorted(os.listdir(saved))
+  assert complete in ([], ["4"], ["4", "8"])
+  newest = "There is no earlier one."
+  if complete:
+    newest = f"The newest is that of step {complete[-1]}."
+  assert "File too large" in failed and newest in failed
   assert "Traceback" not in err
-  assert sorted(os.listdir(saved)) == ["4", "8"][: int(newest) // 4]
 
   code, _, err = run("train.py", *arguments, f"--workdir={tmp_path}")
-  assert code == 0 and f"from step {newest}" in err
+  assert code == 0, err
+  if complete:
+    assert f"from step {complete[-1]}" in err
   assert_same_run(tmp_path, trained[0])
 
   verify = ["train.py", f"--workdir={tmp_path}", "--verify"]
