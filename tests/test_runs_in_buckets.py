@@ -15,8 +15,8 @@ from cops_jax import copies, datasets, files
 from cops_jax.errors import InputError
 from cops_jax.paths import to_path
 from cops_jax.runs.metrics_log import read_metrics
-from helpers.checkpoints import leaves
 from helpers.cluster import end_cluster, free_port
+from helpers.runs import flip, leaves, wait_for
 from helpers.scripts import Program, run
 
 
@@ -32,13 +32,6 @@ def in_bucket(arguments, bucket, data_dir, clip_folder):
     f"--config.data_dir={bucket}/data",
     f"--config.clip.weights={bucket}/clip",
   ]
-
-
-def wait_for(path, process):
-  deadline = time.monotonic() + 120
-  while not files.exists(path):
-    assert time.monotonic() < deadline and process.poll() is None
-    time.sleep(0.02)
 
 
 def assert_same_training(workdir, whole):
@@ -101,12 +94,6 @@ def test_a_whole_run(in_bucket, bucket, trained, tmp_path):
   )
   assert code == 0 and f"beginning from {prompts}" in err
   assert not [path for path in os.listdir() if path.startswith("gs:")]
-
-
-def flip(address):
-  content = bytearray(files.read_file(address))
-  content[len(content) // 2] ^= 1
-  files.write_file(address, bytes(content))
 
 
 def test_damage_in_a_bucket(arguments, bucket, trained):

@@ -340,9 +340,11 @@ def _fill_together(filling, missing, manifest, dtype):
       filling.fill(jax.process_index())
 
   def end():
+    if not missing or jax.process_count() == 1:
+      return
     # What other processes computed is there by now, if they share the folder.
     cache.refresh()
-    if missing and cache.missing(examples):
+    if cache.missing(examples):
       for turn in range(1, jax.process_count()):
         filling.fill((jax.process_index() + turn) % jax.process_count())
 

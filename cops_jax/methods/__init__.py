@@ -56,8 +56,9 @@ class Method(Protocol):
   def build_model(self, config: Any, clip: Any, dtype: Any) -> Any:
     """The Flax module, on a `weights.PretrainedCLIP`.
 
-    It has the attributes `clip_config`, `feature_layers`, `num_value_layers`,
-    `dtype` and `attention`, and `encode_images`; see `models.encoding`.
+    It has the submodule `clip` and the attributes `clip_config`,
+    `feature_layers`, `num_value_layers`, `dtype` and `attention`; see
+    `models.encoding`.
     """
 
   def init_trainable(self, model: Any, key: Array, clip_params: Tree) -> Tree:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from transformers import CLIPConfig
 
 from cops_jax.models.clip import CLIP
-from cops_jax.models.encoding import encode_images, init_parts
+from cops_jax.models.encoding import init_parts
 from cops_jax.models.similarity import normalize, text_logits
 from cops_jax.typing import Array, Float
 
@@ -113,12 +113,6 @@ class AnomalyCLIP(nn.Module):
       deep_prompt_length=self.deep_prompt_length,
       deep_prompt_depth=self.deep_prompt_depth,
     )
-
-  def encode_images(
-    self, images: Float[Array, "b h w 3"]
-  ) -> tuple[Float[Array, "b d"], Float[Array, "b f n d"]]:
-    """See `encoding.encode_images`."""
-    return encode_images(self, images)
 
   def text_features(self) -> Float[Array, "s=2 d"]:
     """Of the two prompts, L2-normalised."""

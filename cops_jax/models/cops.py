@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from transformers import CLIPConfig
 
 from cops_jax.models.clip import CLIP
-from cops_jax.models.encoding import encode_images, init_parts
+from cops_jax.models.encoding import init_parts
 from cops_jax.models.prompts import PromptLearner, join_parts
 from cops_jax.models.prototypes import PrototypeExtractor
 from cops_jax.models.similarity import (
@@ -104,12 +104,6 @@ class CoPS(nn.Module):
       deep_prompt_depth=self.deep_prompt_depth,
       prototype_injection=self.prototype_injection,
     )
-
-  def encode_images(
-    self, images: Float[Array, "b h w 3"]
-  ) -> tuple[Float[Array, "b d"], Float[Array, "b f n d"]]:
-    """See `encoding.encode_images`."""
-    return encode_images(self, images)
 
   def __call__(
     self,

@@ -31,7 +31,8 @@ def encode_images(
   """CLIP's image and patch features, float32; see `CLIP.encode_images`.
 
   Args:
-    model: bound to its variables.
+    model: bound to its variables, as by `model.apply(variables, images,
+      method=encode_images)`; of its parameters CLIP's alone are needed.
     images: normalised.
   """
   image_features, patch_features = model.clip.encode_images(
@@ -67,7 +68,7 @@ def encode_batch(
 
     def encode(images):
       return model.apply(
-        variables, normalize_images(images), method="encode_images"
+        variables, normalize_images(images), method=encode_images
       )
 
     if model.attention == "auto":  # Each platform computes in its own way.

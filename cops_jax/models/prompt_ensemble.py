@@ -15,7 +15,7 @@ import numpy as np
 from transformers import CLIPConfig
 
 from cops_jax.models.clip import CLIP
-from cops_jax.models.encoding import encode_images, join_params
+from cops_jax.models.encoding import join_params
 from cops_jax.models.similarity import normalize
 from cops_jax.typing import Array, Float, Integer
 
@@ -47,12 +47,6 @@ class PromptEnsemble(nn.Module):
     self.clip = CLIP(
       self.clip_config, dtype=self.dtype, attention=self.attention
     )
-
-  def encode_images(
-    self, images: Float[Array, "b h w 3"]
-  ) -> tuple[Float[Array, "b d"], Float[Array, "b f n d"]]:
-    """See `encoding.encode_images`."""
-    return encode_images(self, images)
 
   def text_features(
     self, token_ids: Integer[Array, "b l"], ends: Integer[Array, "b"]

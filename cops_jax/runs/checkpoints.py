@@ -9,6 +9,7 @@ import os
 import re
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -39,6 +40,8 @@ _PARTIAL, _DAMAGED = ".partial", ".damaged"
 _SAVE_SECONDS = 300
 # That a run which ends with an error waits for a save under way.
 _LAST_SECONDS = 60
+# That what a failed save leaves is deleted again.
+_LEFTOVER_SECONDS = 5
 
 
 def find_steps(workdir: str | os.PathLike) -> list[int]:
@@ -333,13 +336,22 @@ class Checkpoints:
       "Older ones are as before. The same command goes on from the newest."
     )
     if not is_address(self._directory):  # Which may not answer for long.
-      with contextlib.suppress(OSError):
-        self._delete_partial()
+      self._delete_failed()
       advice = self._describe_newest()
     return InputError(
       f"checkpoint {step} cannot be written in {self._directory}:"
       f" {_reason(error)}. {advice}"
     )
+
+  def _delete_failed(self):
+    """Orbax's other threads go on for a moment, and make folders anew."""
+    deadline = time.monotonic() + _LEFTOVER_SECONDS
+    is_gone = jax.process_index() != 0
+    while not is_gone and time.monotonic() < deadline:
+      with contextlib.suppress(OSError):
+        self._delete_partial()
+      time.sleep(0.2)
+      is_gone = not any(self._directory.glob(f"*{_PARTIAL}*"))
 
   def _partial(self, step):
     mark = "" if is_address(self._directory) else _PARTIAL

@@ -13,7 +13,7 @@ from cops_jax import config as configuration
 from cops_jax import metrics, scoring
 from cops_jax.evaluation.step import detect_anomalies
 from cops_jax.models import anomalyclip
-from cops_jax.models.encoding import join_params
+from cops_jax.models.encoding import encode_images, join_params
 from cops_jax.training import step as train_steps
 from cops_jax.weights import anomalyclip_names
 from helpers import golden
@@ -65,7 +65,7 @@ def variables():
 @pytest.fixture(scope="module")
 def features(expected):
   images = jnp.asarray(expected["in.image"], jnp.float32).transpose(0, 2, 3, 1)
-  return make_model().apply(variables(), images, method="encode_images")
+  return make_model().apply(variables(), images, method=encode_images)
 
 
 def make_config():

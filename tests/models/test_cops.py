@@ -26,7 +26,7 @@ def expected(recipe):
 @pytest.fixture(scope="module")
 def features(recipe):
   return golden.model(recipe).apply(
-    golden.variables(), golden.images(recipe), method=cops.CoPS.encode_images
+    golden.variables(), golden.images(recipe), method=encoding.encode_images
   )
 
 
@@ -125,7 +125,7 @@ def test_half_precision_is_close(recipe, features):
   """CLIP in bfloat16 as on accelerators; what comes out of it is float32."""
   half = golden.model(recipe).clone(dtype=jnp.bfloat16)
   actual = half.apply(
-    golden.variables(), golden.images(recipe), method=cops.CoPS.encode_images
+    golden.variables(), golden.images(recipe), method=encoding.encode_images
   )
   for low, full in zip(actual, features, strict=True):
     assert low.dtype == jnp.float32
@@ -281,7 +281,7 @@ def test_full_size_shapes(name):
 
   def forward(trainable, clip_params, images, noise):
     variables = encoding.join_params(trainable, clip_params)
-    features = model.apply(variables, images, method=cops.CoPS.encode_images)
+    features = model.apply(variables, images, method=encoding.encode_images)
     return model.apply(variables, *features, noise, is_training=False)
 
   outputs = jax.eval_shape(

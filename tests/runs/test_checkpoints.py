@@ -15,6 +15,7 @@ import pytest
 from cops_jax.errors import InputError
 from cops_jax.runs.checkpoints import Checkpoints, find_damage, has_checkpoint
 from cops_jax.runtime.mesh import make_mesh, replicate
+from helpers.runs import flip
 from helpers.scripts import environment
 
 PARAMS = {"a": jnp.arange(3.0)}
@@ -124,12 +125,6 @@ def saved_dir(tmp_path_factory):
   workdir = tmp_path_factory.mktemp("saved")
   save(workdir, 1, 2)
   return workdir
-
-
-def flip(path):
-  content = bytearray(path.read_bytes())
-  content[len(content) // 2] ^= 1
-  path.write_bytes(content)
 
 
 def truncate(path):

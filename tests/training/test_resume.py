@@ -16,18 +16,11 @@ import pytest
 
 from cops_jax.runs.checkpoints import find_damage, find_steps
 from cops_jax.runs.metrics_log import read_metrics
-from helpers.checkpoints import leaves
 from helpers.cluster import end_cluster, start_cluster
+from helpers.runs import flip, leaves, wait_for
 from helpers.scripts import Program, run, start_afresh
 
 NUM_STEPS = 9
-
-
-def wait_for(path, process):
-  deadline = time.monotonic() + 120
-  while not path.exists():
-    assert time.monotonic() < deadline and process.poll() is None
-    time.sleep(0.01)
 
 
 def end(process, number):
@@ -113,12 +106,6 @@ def test_a_full_disk_and_a_damaged_checkpoint(trained, arguments, tmp_path):
   assert "from step 8" in err
   assert (saved / "9.damaged").is_dir()
   assert_same_run(tmp_path, trained[0])
-
-
-def flip(path):
-  content = bytearray(path.read_bytes())
-  content[len(content) // 2] ^= 1
-  path.write_bytes(content)
 
 
 def test_evaluation_where_nothing_can_be_written(trained, tmp_path):

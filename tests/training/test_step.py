@@ -27,7 +27,7 @@ def golden_batch(recipe):
   image_features, patch_features = golden.model(recipe).apply(
     golden.variables(),
     golden.images(recipe),
-    method=cops.CoPS.encode_images,
+    method=encoding.encode_images,
   )
   counts = [
     input_pipeline.count_mask_pixels(mask, 14) for mask in expected["in.mask"]

@@ -1,7 +1,11 @@
-"""What is in checkpoints."""
+"""Runs that go on, what they leave, and damage to it; also in buckets."""
+
+import time
 
 import jax
 import orbax.checkpoint as ocp
+
+from cops_jax import files
 
 
 def leaves(workdir, step, item):
@@ -17,3 +21,18 @@ def leaves(workdir, step, item):
   found = [leaf.tobytes() for leaf in jax.tree.leaves(tree)]
   assert sum(map(len, found)) > 10_000
   return found
+
+
+def wait_for(path, process):
+  """Until there is a file or folder, while a process runs."""
+  deadline = time.monotonic() + 120
+  while not files.exists(path):
+    assert time.monotonic() < deadline and process.poll() is None
+    time.sleep(0.01)
+
+
+def flip(path):
+  """Changes a bit in the middle of a file."""
+  content = bytearray(files.read_file(path))
+  content[len(content) // 2] ^= 1
+  files.write_file(path, bytes(content))
