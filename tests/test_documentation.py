@@ -36,8 +36,8 @@ NOT_RUN = {
   "python -m tools.compare_methods --workdir=runs/methods --seeds=0,1,2": (
     "tests/tools/test_compare_methods.py"
   ),
-  "OTHERS=mvtec_ad,btad,mpdd,dtd_synthetic,head_ct,brain_mri,br35h,isic,"
-  "cvc_colondb,cvc_clinicdb,kvasir,endo": "thirteen real data sets, days",
+  "python -m tools.reproduce --manual_dir=DIR --workdir=runs/paper"
+  " --seeds=0,1,2": "tests/tools/test_reproduce.py",
   '"""CoOp: learned words before "object." and "damaged object."."""': (
     "tests/methods/test_documentation.py"
   ),

@@ -20,7 +20,6 @@ from collections.abc import Sequence
 from cops_jax import methods
 from cops_jax.commands import command_line
 from cops_jax.config import recipe
-from cops_jax.errors import InputError
 from cops_jax.files import write_file
 from cops_jax.progress import show_messages
 
@@ -30,7 +29,7 @@ _RECIPES = "demo,anomalyclip_demo,prompt_ensemble_demo"
 @command_line
 def main(arguments: Sequence[str] | None = None) -> None:
   """The command line."""
-  from tools import ablate
+  from tools import ablate, runs
 
   parser = argparse.ArgumentParser(
     prog="python -m tools.compare_methods",
@@ -51,16 +50,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     config.data_dir = options.data_dir
     if options.datasets:
       config.evaluation.datasets = tuple(options.datasets.split(","))
-  try:
-    seeds = [int(seed) for seed in options.seeds.split(",")]
-  except ValueError as error:
-    raise InputError(f"--seeds={options.seeds}: {error}") from error
-  runs = [
+  seeds = runs.parse_seeds(options.seeds.split(","))
+  asked = [
     (name, seed)
     for name, config in configs.items()
     for seed in (seeds if methods.find(config.method).loss_terms else seeds[:1])
   ]
-  means, failures = ablate.run_configs(configs, options.workdir, runs)
+  means, failures = runs.run_configs(configs, options.workdir, asked)
   rows = ablate.compare(means)
   if rows:
     table = ablate.format_table(rows, "recipe")

@@ -18,7 +18,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -63,6 +63,11 @@ from cops_jax.weights.clip_names import clip_param_shapes
 _logger = logging.getLogger("cops_jax.compile_ahead")
 
 _OPENAI_CLIP = "openai/clip-vit-large-patch14-336"
+
+
+TRAINING, CACHED_TRAINING = "training", "training, cached features"
+EVALUATION = "evaluation"
+STEPS = (TRAINING, CACHED_TRAINING, EVALUATION)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,9 +164,13 @@ def read_clip(name: str) -> PretrainedCLIP:
 
 
 def compile_steps(
-  config: Any, clip: PretrainedCLIP, mesh: Mesh, images_per_chip: int
+  config: Any,
+  clip: PretrainedCLIP,
+  mesh: Mesh,
+  images_per_chip: int,
+  steps: Sequence[str] = STEPS,
 ) -> Iterator[Report]:
-  """Compiles the three steps, one after the other.
+  """Compiles steps, one after the other.
 
   Args:
     config: a ConfigDict with the fields of `cops_jax.config`; its batch sizes
@@ -169,6 +178,7 @@ def compile_steps(
     clip: see `read_clip`.
     mesh: see `tpu_mesh`.
     images_per_chip: in a step.
+    steps: some of `STEPS`.
   """
   config = config.copy_and_resolve_references()
   if config.clip.dtype == "auto":
@@ -208,11 +218,13 @@ def compile_steps(
     name: shape((number, *rest), dtype, split)
     for name, (rest, dtype) in _batch_shapes(config, model).items()
   }
-  for name, step, first, names in (
-    ("training", train_step, state, ("image", *_TRAINING)),
-    ("training, cached features", train_step, state, (*_FEATURES, *_TRAINING)),
-    ("evaluation", predict_step, trainable, ("image", "example_id")),
-  ):
+  inputs = {
+    TRAINING: (train_step, state, ("image", *_TRAINING)),
+    CACHED_TRAINING: (train_step, state, (*_FEATURES, *_TRAINING)),
+    EVALUATION: (predict_step, trainable, ("image", "example_id")),
+  }
+  for name in steps:
+    step, first, names = inputs[name]
     batch = {field: fields[field] for field in names if field in fields}
     report = _compile(name, step, first, clip_params, batch)
     if "image" in batch:

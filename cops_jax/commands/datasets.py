@@ -109,7 +109,7 @@ def _prepare(options):
         else:
           cells = (str(counts.get(split, "-")) for split in ("train", "test"))
           rows.append((name, *cells))
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):
       for process in multiprocessing.active_children():
         process.terminate()
       print("the data sets finished so far are kept", file=sys.stderr)

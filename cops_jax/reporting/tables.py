@@ -113,6 +113,7 @@ def results_json(
       "identity": result.identity,
       "data_sha256": result.data_sha256,
       "notes": result.notes,
+      "is_published": result.is_published,
       "num_images": len(labels),
       "num_anomalous_images": sum(labels),
       "seconds": result.seconds,

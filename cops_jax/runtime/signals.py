@@ -29,6 +29,14 @@ def defer() -> None:
   _is_deferred = True
 
 
+def release() -> None:
+  """From now on signals end the process at once again; so does a noted one."""
+  global _is_deferred
+  _is_deferred = False
+  if _noted:
+    _stop_at_once()
+
+
 def is_due(step: int) -> bool:
   """Whether to stop after this step. All processes get the same answer.
 
@@ -69,8 +77,12 @@ def _note(number, _):
   # A save may be killed too, so there is no need to wait for it.
   signal.signal(signal.SIGINT, signal.SIG_DFL)
   if not _is_deferred:
-    stop(
-      f"stopped by {_noted} before training began, nothing is lost: the same"
-      f" command begins again (exit code {EXIT_CODE})"
-    )
+    _stop_at_once()
   os.write(2, f"{_noted}: stopping after this step; Ctrl-C kills\n".encode())
+
+
+def _stop_at_once():
+  stop(
+    f"stopped by {_noted}, nothing is lost: the same command goes on (exit code"
+    f" {EXIT_CODE})"
+  )

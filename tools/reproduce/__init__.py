@@ -1,0 +1,1 @@
+"""The papers' table in one command: `python -m tools.reproduce`."""

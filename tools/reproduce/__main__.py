@@ -1,0 +1,130 @@
+"""The papers' table in one command.
+
+  python -m tools.reproduce --manual_dir=DIR --workdir=runs/paper --seeds=0,1,2
+
+DIR holds the data sets as their publishers ship them, a folder of its name for
+each. What is missing is said first, with where to get it; then what disk,
+memory and time it takes, which is all that --dry_run does. Then the data sets
+are prepared, vision features computed once, both recipes of each method trained
+with every seed, and each data set evaluated with prompts that were not trained
+on it: by CoPS all with VisA's, and VisA with MVTec AD's. Interrupted anywhere,
+the same command goes on.
+
+Writes report.html, table.txt, table.csv and table.json into the work directory,
+beside a run's directory for each recipe and seed: the papers' numbers, ours as
+mean and standard deviation over the seeds, and the difference. After a failure
+the other runs go on; failures are reported at the end, with exit code 1.
+
+Fields can be set for all recipes: --config.clip.weights=ViT-L-14-336px.pt.
+"""
+
+from __future__ import annotations
+
+import logging
+import pathlib
+import sys
+
+from absl import flags
+from ml_collections import config_flags as config_files
+
+from cops_jax.commands import config_flags
+from cops_jax.config import Role, decides, recipe
+from cops_jax.errors import InputError
+from cops_jax.runtime import signals
+from tools.runs import parse_seeds, run_configs
+
+flags.adopt_module_key_flags(config_flags)
+
+_MANUAL_DIR = flags.DEFINE_string(
+  "manual_dir", None, "Original files, a folder of its name for each data set."
+)
+_SEEDS = flags.DEFINE_list("seeds", ["0"], "Seeds to train each recipe with.")
+_METHODS = flags.DEFINE_list(
+  "methods", ["cops"], "Of cops, anomalyclip and prompt_ensemble."
+)
+_DATASETS = flags.DEFINE_list(
+  "datasets", [], "To evaluate; by default all thirteen."
+)
+_DRY_RUN = flags.DEFINE_bool(
+  "dry_run", False, "Only say what is missing and what it takes."
+)
+
+# Shown as the package's own messages are.
+_logger = logging.getLogger("cops_jax.reproduce")
+
+
+def main(config, workdir, allow_other_clip):
+  import jax
+
+  from cops_jax import weights
+  from cops_jax.datasets import SPECIFICATIONS
+  from tools.reproduce import needs, plan, report
+
+  if jax.process_count() > 1:
+    raise InputError("tables are made in one process, not in a cluster")
+  overrides = _overrides(config)
+  configs = plan.make_configs(
+    _METHODS.value, _DATASETS.value or list(SPECIFICATIONS), overrides
+  )
+  runs = plan.make_runs(configs, parse_seeds(_SEEDS.value))
+  places = config.data_dir or None, config.manual_dir or None
+  found = needs.inspect(plan.needed_datasets(configs), *places)
+  needs.require_all(found)
+  clip = weights.clip_of(config)
+  workdir = pathlib.Path(workdir)
+  finished = report.read_runs(configs, runs, workdir)
+  print(needs.describe(configs, runs, finished, found, clip), flush=True)
+  if _DRY_RUN.value:
+    return
+  unprepared = [name for name in found if found[name].state != needs.PREPARED]
+  if unprepared:
+    _prepare(unprepared, *places)
+  _, failures = run_configs(
+    configs, workdir, runs, allow_other_clip=allow_other_clip
+  )
+  results = report.read_runs(configs, runs, workdir)
+  if results:
+    changed = {
+      name: value
+      for name, value in overrides.items()
+      if decides(name, Role.TRAINING) or decides(name, Role.RESULTS)
+    }
+    page = report.write(workdir, configs, changed, results, failures)
+    print((workdir / "table.txt").read_text(), end="")
+    print(f"report: {page}")
+  if failures:
+    sys.exit(
+      "\n".join(f"failed: {name}: {why}" for name, why in failures.items())
+    )
+
+
+def _overrides(config):
+  """The fields that were set on the command line, by name."""
+  overrides = config_files.get_override_values(flags.FLAGS["config"])
+  expected = recipe("visa")
+  expected.update_from_flattened_dict(overrides)
+  if config.to_dict() != expected.to_dict():
+    raise InputError(
+      "--config is not read here: the recipes are those of the papers. Set"
+      " fields with --config.FIELD=VALUE"
+    )
+  if _MANUAL_DIR.value:
+    config.manual_dir = overrides["manual_dir"] = _MANUAL_DIR.value
+  return overrides
+
+
+def _prepare(names, data_dir, manual_dir):
+  from cops_jax.commands import datasets
+
+  arguments = ["prepare", *names]
+  arguments += [f"--data_dir={data_dir}"] * bool(data_dir)
+  arguments += [f"--manual_dir={manual_dir}"] * bool(manual_dir)
+  datasets.main(arguments)
+
+
+if __name__ == "__main__":
+  signals.catch_signals()
+  config_flags.run(
+    *(main, "python -m tools.reproduce", sys.argv[0], __doc__),
+    lambda: recipe("visa"),
+  )
