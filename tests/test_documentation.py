@@ -41,7 +41,7 @@ NOT_RUN = {
   '"""CoOp: learned words before "object." and "damaged object."."""': (
     "tests/methods/test_documentation.py"
   ),
-  "python train.py --config=visa --config.method=coop --workdir=runs/coop"
+  "cops train --config=visa --config.method=coop --workdir=runs/coop"
   " --config.model.num_context_words=16": "tests/methods/test_documentation.py",
   "python -m benchmarks": "takes minutes; tests/benchmarks/test_benchmarks.py",
 }
@@ -152,15 +152,6 @@ def execute(line, root, clip):
   for name, value in NAMES.items():
     line = line.replace(name, value.format(root=root, clip=clip))
   words = shlex.split(line)
-  if words[:2] == ["python", "-m"]:  # As before there was one command.
-    assert words[2].startswith("cops_jax."), line
-    words = ["cops", words[2].removeprefix("cops_jax."), *words[3:]]
-  if words[0] == "python":
-    words = [
-      "cops",
-      {"train.py": "train", "eval.py": "evaluate"}[words[1]],
-      *words[2:],
-    ]
   assert words[0] == "cops", line
   command, arguments = words[1], []
   for word in words[2:]:
