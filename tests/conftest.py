@@ -207,8 +207,10 @@ def trained(arguments, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def published(trained, tmp_path_factory):
-  """A folder of the run's prompts with thresholds; tests damage copies."""
+  """A folder of the run's prompts and thresholds; beside it, in run, the run.
 
+  Tests change copies of either.
+  """
   from cops_jax import publish, thresholds
   from cops_jax.runs.checkpoints import Checkpoints
   from cops_jax.weights.prompts import hash_prompts

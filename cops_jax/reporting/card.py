@@ -150,8 +150,9 @@ def _describe_thresholds(thresholds):
     if errors:
       sentences.append(f"{name}: {errors}.")
   sentences.append(
-    "They hold for images like those that they were chosen by; `cops calibrate`"
-    " chooses others by images of your own."
+    "They hold for images like those that they were chosen by, and on others"
+    " there are more errors; `cops calibrate` chooses them by images of your"
+    " own."
   )
   return " ".join(sentences)
 
