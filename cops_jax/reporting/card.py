@@ -151,7 +151,7 @@ def _describe_thresholds(thresholds):
       sentences.append(f"{name}: {errors}.")
   sentences.append(
     "They hold for images like those that they were chosen by, and on others"
-    " there are more errors; `cops calibrate` chooses them by images of your"
+    " there may be more errors; `cops calibrate` chooses them by images of your"
     " own."
   )
   return " ".join(sentences)
