@@ -17,10 +17,10 @@ COMMANDS = {
   "train": "train prompts on an auxiliary data set",
   "evaluate": "evaluate trained prompts on data sets, and write a report",
   "predict": "find anomalies in your own images",
-  "calibrate": "choose the thresholds of a run's verdicts",
+  "calibrate": "choose the thresholds of verdicts",
   "export": "write a whole detector as one file",
   "datasets": "list, check and prepare data sets",
-  "weights": "export prompts, and show what a file of weights holds",
+  "weights": "export and publish prompts, show what a file of weights holds",
   "compare": "put the results of several runs into one table",
 }
 

@@ -170,17 +170,41 @@ class AnomalyDetector:
     from cops_jax.runs.record import read_record
 
     record = read_record(workdir)
-    found = thresholds.read_thresholds(workdir)
     config = record.to_config(str(workdir))
-    detector = cls._load(workdir, config, record, allow_other_clip, found)
-    if found and found.prompts_sha256 not in ("", detector.prompts_sha256):
-      _logger.warning(
-        "no verdicts: the thresholds of %s were chosen for other prompts than"
-        " its newest; choose again: cops calibrate",
-        workdir,
-      )
-      detector.thresholds = None
-    return detector
+    return cls._load_folder(workdir, workdir, config, record, allow_other_clip)
+
+  @classmethod
+  def from_pretrained(
+    cls,
+    name: str | os.PathLike,
+    *,
+    clip: str | os.PathLike | None = None,
+    allow_other_clip: bool = False,
+  ) -> AnomalyDetector:
+    """Published prompts, with thresholds chosen for them.
+
+    Args:
+      name: OWNER/NAME or OWNER/NAME@REVISION on the Hugging Face hub, or a
+        folder in that layout; see `weights.pretrained`.
+      clip: where its CLIP is; by default where the prompts' record says. See
+        config.clip.weights in `cops_jax.config`.
+      allow_other_clip: whether to accept other CLIP weights than those that the
+        prompts were trained with.
+
+    Raises:
+      InputError: there is no such repository or folder, it is damaged or of a
+        later version, or its CLIP is not available.
+    """
+    from cops_jax.weights import pretrained
+    from cops_jax.weights.prompts import find_record
+
+    folder = pretrained.find(name)
+    prompts = folder / pretrained.PROMPTS
+    record = find_record(prompts)
+    config = record.to_config(str(name))
+    if clip is not None:
+      config.clip.weights, config.clip.revision = str(clip), ""
+    return cls._load_folder(folder, prompts, config, record, allow_other_clip)
 
   @classmethod
   def from_files(
@@ -259,6 +283,20 @@ class AnomalyDetector:
       tuple(anomalous) or config.model.anomalous_texts
     )
     return cls._build(config, loaded, "", thresholds)
+
+  @classmethod
+  def _load_folder(cls, folder, prompts, config, record, allow_other_clip):
+    """Prompts with the folder's thresholds, if these were chosen for them."""
+    found = thresholds.read_thresholds(folder)
+    detector = cls._load(prompts, config, record, allow_other_clip, found)
+    if found and found.prompts_sha256 not in ("", detector.prompts_sha256):
+      _logger.warning(
+        "no verdicts: the thresholds of %s were chosen for other prompts than"
+        " those that it has now; choose again: cops calibrate",
+        folder,
+      )
+      detector.thresholds = None
+    return detector
 
   @classmethod
   def _load(cls, prompts, config, record, allow_other_clip, thresholds):

@@ -44,6 +44,10 @@ class Thresholds:
   false_alarms: Proportion | None = None
   misses: Proportion | None = None
 
+  def to_json(self) -> str:
+    """The thresholds as text."""
+    return seal(dataclasses.asdict(self), indent=2)
+
 
 def full_heat(thresholds: Thresholds | None) -> float:
   """The score that pictures show in full colour: twice the pixel threshold."""
@@ -97,7 +101,7 @@ def write_thresholds(
     InputError: it cannot be written.
   """
   path = to_path(workdir) / _FILE
-  write_file(path, seal(dataclasses.asdict(thresholds), indent=2))
+  write_file(path, thresholds.to_json())
   return path
 
 

@@ -205,6 +205,26 @@ def trained(arguments, tmp_path_factory):
   return workdir, (folder / "messages").read_text()
 
 
+@pytest.fixture(scope="session")
+def published(trained, tmp_path_factory):
+  """A folder of the run's prompts and thresholds; beside it, in run, the run.
+
+  Tests change copies of either.
+  """
+  from cops_jax import publish, thresholds
+  from cops_jax.runs.checkpoints import Checkpoints
+  from cops_jax.weights.prompts import hash_prompts
+
+  folder = tmp_path_factory.mktemp("published")
+  shutil.copytree(trained[0], folder / "run")
+  with Checkpoints(folder / "run") as saved:
+    digest = hash_prompts(jax.device_get(saved.restore_params()[1]))
+  chosen = thresholds.Thresholds(0.5, 0.25, "by hand", digest)
+  thresholds.write_thresholds(folder / "run", chosen)
+  publish.publish(folder / "run", folder / "tiny")
+  return folder / "tiny"
+
+
 @pytest.fixture
 def server(monkeypatch, tmp_path):
   """Of a bucket; copies of what is in it are kept for the test alone."""

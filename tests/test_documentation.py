@@ -63,6 +63,7 @@ NAMES = {
   "openai/clip-vit-base-patch16": "{clip}",
   "manual_dir=DIR": "manual_dir={root}/data/downloads/manual",
   "/data/screws": "{root}/screws",
+  "OWNER/visa": "published/visa",
   "configs/ablations.py": f"{ROOT}/configs/ablations.py",
 }
 
@@ -140,6 +141,10 @@ def prepare(words, root):
     path = root / word.removeprefix("--workdir=")
     if re.fullmatch(r"(--workdir=)?runs/\w+", word) and not path.exists():
       shutil.copytree(root / "runs" / "visa", path)
+  if "--pretrained=published/visa" in words:
+    importlib.import_module("cops_jax.commands.weights").main(
+      ["publish", "--workdir=runs/visa", "--out=published/visa"]
+    )
   if any("epoch_10.pth" in word for word in words):
     arguments = [f"--workdir={root}/runs/visa", f"--out={root}/epoch_10.pth"]
     importlib.import_module("cops_jax.commands.weights").main(

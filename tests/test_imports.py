@@ -19,7 +19,7 @@ LAYERS = (
   ("evaluation",),
   ("training",),
   ("thresholds", "detector", "reporting", "export"),
-  ("predict", "calibrate", "demo"),
+  ("predict", "calibrate", "publish", "demo"),
   ("commands", "__main__"),
 )
 # Kept for code written for earlier versions: nothing here imports them.

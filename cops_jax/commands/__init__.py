@@ -14,7 +14,7 @@ import re
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cops_jax.errors import (
   DamagedRunError,
@@ -60,6 +60,41 @@ def add_allow_other_clip(parser: argparse.ArgumentParser) -> None:
     "--allow_other_clip",
     action="store_true",
     help="accept other CLIP weights than the run's own",
+  )
+
+
+def add_prompts(parser: argparse.ArgumentParser) -> None:
+  """Adds the flags that name trained prompts; one of them is to be given."""
+  group = parser.add_mutually_exclusive_group(required=True)
+  group.add_argument("--workdir", help="of a training run")
+  add_pretrained(group)
+
+
+def add_pretrained(parser: argparse._ActionsContainer, **options: Any) -> None:
+  """Adds the flag of published prompts; `options` are argparse's."""
+  parser.add_argument(
+    "--pretrained",
+    metavar="NAME",
+    help="published prompts: OWNER/NAME or OWNER/NAME@REVISION on the Hugging"
+    " Face hub, or a folder that `cops weights publish` wrote",
+    **options,
+  )
+
+
+def open_detector(options: argparse.Namespace) -> AnomalyDetector:
+  """The detector that --workdir or --pretrained names.
+
+  Raises:
+    InputError: it cannot be loaded.
+  """
+  from cops_jax.detector import AnomalyDetector
+
+  if options.pretrained:
+    return AnomalyDetector.from_pretrained(
+      options.pretrained, allow_other_clip=options.allow_other_clip
+    )
+  return AnomalyDetector.from_workdir(
+    options.workdir, allow_other_clip=options.allow_other_clip
   )
 
 

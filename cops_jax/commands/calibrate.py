@@ -1,15 +1,17 @@
-"""Chooses the thresholds of a run's verdicts and keeps them with it.
+"""Chooses the thresholds of verdicts and keeps them with the prompts.
 
   cops calibrate --workdir=runs/visa --data=folder:/data/screws
   cops calibrate --workdir=runs/visa --data=btad --false_alarms=0.01
   cops calibrate --workdir=runs/visa --normal photos/*.jpg
+  cops calibrate --pretrained=OWNER/visa --out=visa --normal photos/*.jpg
 
 With labelled data the image threshold is that of the largest balanced accuracy,
 which weighs normal and anomalous images equally however many there are of each,
 and the pixel threshold that of the largest F1. With --false_alarms, or with
 normal images alone, both are those that no more than this share of the normal
 images reaches. The errors that the images show are printed and kept, with their
-confidence intervals.
+confidence intervals. Published prompts of the Hugging Face hub get them in a
+copy, the folder --out, which `--pretrained` then takes.
 """
 
 from __future__ import annotations
@@ -19,8 +21,10 @@ from collections.abc import Sequence
 
 from cops_jax.commands import (
   add_allow_other_clip,
+  add_prompts,
   command_line,
   make_parser,
+  open_detector,
 )
 from cops_jax.errors import InputError
 from cops_jax.progress import show_messages
@@ -30,7 +34,12 @@ _FALSE_ALARMS = 0.01
 
 def _parser() -> argparse.ArgumentParser:
   parser = make_parser("calibrate", __doc__)
-  parser.add_argument("--workdir", required=True, help="of a training run")
+  add_prompts(parser)
+  parser.add_argument(
+    "--out",
+    help="with --pretrained, the folder that becomes a copy of it with the"
+    " thresholds; by default a folder given there keeps them itself",
+  )
   group = parser.add_mutually_exclusive_group(required=True)
   group.add_argument(
     "--data", help="labelled data: a data set, folder:PATH or meta_json:PATH"
@@ -52,18 +61,24 @@ def _parser() -> argparse.ArgumentParser:
 @command_line
 def main(arguments: Sequence[str] | None = None) -> None:
   """The command line."""
-  options = _parser().parse_args(arguments)
+  parser = _parser()
+  options = parser.parse_args(arguments)
+  if options.out and not options.pretrained:
+    parser.error("--out needs --pretrained: a run keeps its own thresholds")
   show_messages()
   rate = options.false_alarms
   if rate is not None and not 0 <= rate < 1:
     raise InputError(f"--false_alarms is {rate}, expected from 0 to below 1")
-  from cops_jax import calibrate, thresholds
-  from cops_jax.detector import AnomalyDetector
+  from cops_jax import calibrate, publish, thresholds
   from cops_jax.images.decoding import find_images
+  from cops_jax.weights import hub
 
-  detector = AnomalyDetector.from_workdir(
-    options.workdir, allow_other_clip=options.allow_other_clip
-  )
+  out = options.out or options.pretrained
+  if options.pretrained:
+    if hub.split_name(out):
+      parser.error(f"{out} cannot be written: give a folder, --out=FOLDER")
+    publish.require_replaceable(out)
+  detector = open_detector(options)
   if options.normal:
     rate = _FALSE_ALARMS if rate is None else rate
     paths = find_images(options.normal)
@@ -73,7 +88,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     examples = datasets.load(options.data, "test", options.data_dir)
     chosen = calibrate.from_labelled_data(detector, examples, rate)
-  path = thresholds.write_thresholds(options.workdir, chosen)
+  if options.pretrained:
+    path = publish.change_thresholds(options.pretrained, out, chosen)
+  else:
+    path = thresholds.write_thresholds(options.workdir, chosen)
   print(
     f"image threshold {chosen.image:.4f}, pixel threshold {chosen.pixel:.4f}:"
     f" {chosen.method}"

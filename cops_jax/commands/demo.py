@@ -1,6 +1,7 @@
 """Serves a web page that finds anomalies in the images dropped on it.
 
   cops demo --workdir=runs/visa
+  cops demo --pretrained=OWNER/visa
   cops demo --clip=openai/clip-vit-large-patch14-336
   cops demo
 
@@ -36,6 +37,15 @@ def _load_models(options, parser):
       f"Prompts of {workdir}",
     )
     for workdir in options.workdir
+  ]
+  models += [
+    (
+      AnomalyDetector.from_pretrained(
+        name, allow_other_clip=options.allow_other_clip
+      ),
+      f"Prompts of {name}",
+    )
+    for name in options.pretrained
   ]
   by_hand = commands.load_clip_detector(options, parser)
   if not models and by_hand is None:
@@ -102,6 +112,7 @@ def _parser():
     help="of a training run; repeated, the page has a choice; by default the"
     " embedded prompts",
   )
+  commands.add_pretrained(parser, action="append", default=[])
   commands.add_clip(parser)
   commands.add_allow_other_clip(parser)
   parser.add_argument(

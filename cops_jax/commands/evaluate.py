@@ -2,6 +2,7 @@
 
   cops evaluate --workdir=runs/demo
   cops evaluate --workdir=runs/visa --datasets=all
+  cops evaluate --pretrained=OWNER/visa --workdir=runs/published
 
 Prints a table; writes report.html, report.md, results.json, results.csv,
 scores.csv and pictures/ into the work directory. The config is the run's own,
@@ -11,12 +12,14 @@ resumes an interrupted evaluation.
 
 from __future__ import annotations
 
+import functools
 import logging
 import sys
 
 from absl import flags
 
 from cops_jax.commands import config_flags
+from cops_jax.errors import InputError
 
 _logger = logging.getLogger(__name__)
 
@@ -25,6 +28,13 @@ _CHECKPOINT = flags.DEFINE_string(
   None,
   "Trained prompts: a work directory, the authors' epoch_N.pth, which needs a"
   " --config, or exported prompts. By default the work directory's own.",
+)
+_PRETRAINED = flags.DEFINE_string(
+  "pretrained",
+  None,
+  "Published prompts, in place of --checkpoint: OWNER/NAME or"
+  " OWNER/NAME@REVISION on the Hugging Face hub, or a folder that `cops weights"
+  " publish` wrote.",
 )
 _DATASETS = flags.DEFINE_list(
   "datasets",
@@ -37,10 +47,22 @@ _SAVE_MAPS = flags.DEFINE_bool(
 )
 
 
+@functools.cache
+def _find_checkpoint():
+  """The prompts that the flags name; None for the work directory's own."""
+  if _PRETRAINED.value is None:
+    return _CHECKPOINT.value
+  if _CHECKPOINT.value is not None:
+    raise InputError("give --pretrained or --checkpoint, not both")
+  from cops_jax.weights import pretrained
+
+  return pretrained.find(_PRETRAINED.value) / pretrained.PROMPTS
+
+
 def _recorded_config():
   from cops_jax.weights import prompts
 
-  return prompts.recorded_config(_CHECKPOINT.value or flags.FLAGS.workdir)
+  return prompts.recorded_config(_find_checkpoint() or flags.FLAGS.workdir)
 
 
 def _evaluate(config, workdir, allow_other_clip):
@@ -53,7 +75,7 @@ def _evaluate(config, workdir, allow_other_clip):
     config,
     workdir,
     names=_DATASETS.value,
-    checkpoint=_CHECKPOINT.value,
+    checkpoint=_find_checkpoint(),
     save_maps=_SAVE_MAPS.value,
     allow_other_clip=allow_other_clip,
   )

@@ -2,6 +2,7 @@
 
 cops export --workdir=runs/visa --out=visa.cops
 cops export --workdir=runs/visa --out=visa.onnx
+cops export --pretrained=OWNER/visa --out=visa.cops
 """
 
 from __future__ import annotations
@@ -11,14 +12,16 @@ from collections.abc import Sequence
 
 from cops_jax.commands import (
   add_allow_other_clip,
+  add_prompts,
   command_line,
   make_parser,
+  open_detector,
 )
 
 
 def _parser() -> argparse.ArgumentParser:
   parser = make_parser("export", __doc__)
-  parser.add_argument("--workdir", required=True, help="of a training run")
+  add_prompts(parser)
   parser.add_argument(
     "--out", required=True, help="the file to write; NAME.onnx is an ONNX file"
   )
@@ -30,13 +33,10 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> None:
   """The command line."""
   options = _parser().parse_args(arguments)
-  from cops_jax.detector import AnomalyDetector
   from cops_jax.export import export
   from cops_jax.files import size_of
 
-  detector = AnomalyDetector.from_workdir(
-    options.workdir, allow_other_clip=options.allow_other_clip
-  )
+  detector = open_detector(options)
   metadata = export(detector, options.out)
   size = size_of(options.out)
   text = (

@@ -1,6 +1,7 @@
 r"""Finds anomalies in your own images, without masks or labels.
 
   cops predict photos/ more/*.jpg --workdir=runs/visa --out=found
+  cops predict photos/ --pretrained=OWNER/visa
 
 Prints a JSON line for each image: path, image_score, verdict, threshold, how it
 was chosen, boxes (left, top, right, bottom in pixels) around anomalous regions.
@@ -25,9 +26,11 @@ from collections.abc import Sequence
 from cops_jax.commands import (
   add_allow_other_clip,
   add_clip,
+  add_pretrained,
   command_line,
   load_clip_detector,
   make_parser,
+  open_detector,
 )
 from cops_jax.paths import to_path
 from cops_jax.progress import show_messages
@@ -51,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     " config, input.max_image_megapixels",
   )
   parser.add_argument("--workdir", help="of a training run")
+  add_pretrained(parser)
   add_clip(parser)
   add_allow_other_clip(parser)
   return parser
@@ -64,22 +68,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
   if options.save_maps and not options.out:
     parser.error("--save_maps needs --out")
   show_messages()
-  from cops_jax.detector import AnomalyDetector
   from cops_jax.images.decoding import find_images
   from cops_jax.predict import predict_files
 
   paths = find_images(options.images)
-  detector = load_clip_detector(options, parser)
-  if bool(detector) == bool(options.workdir):
-    parser.error("give either --workdir or --clip")
-  detector = detector or AnomalyDetector.from_workdir(
-    options.workdir, allow_other_clip=options.allow_other_clip
-  )
+  given = (options.workdir, options.pretrained, options.clip)
+  if sum(map(bool, given)) != 1:
+    parser.error("give one of --workdir, --pretrained and --clip")
+  detector = load_clip_detector(options, parser) or open_detector(options)
   if detector.thresholds is None:
+    flag = "--pretrained" if options.pretrained else "--workdir"
+    prompts = options.pretrained or options.workdir
     _logger.info(
       "no verdicts, as no thresholds were chosen for these prompts%s",
-      f"; choose them: cops calibrate --workdir={options.workdir} --normal GOOD"
-      if options.workdir
+      f"; choose them: cops calibrate {flag}={prompts} --normal GOOD"
+      if prompts
       else "",
     )
   if options.max_megapixels:

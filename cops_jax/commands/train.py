@@ -21,8 +21,9 @@ _logger = logging.getLogger(__name__)
 _INIT_FROM = flags.DEFINE_string(
   "init_from",
   "",
-  "Trained prompts to begin from: a work directory, the authors' epoch_N.pth or"
-  " exported prompts. The optimizer starts fresh.",
+  "Trained prompts to begin from: a work directory, the authors' epoch_N.pth,"
+  " exported prompts, or published ones: a folder, or OWNER/NAME[@REVISION] on"
+  " the Hugging Face hub. The optimizer starts fresh.",
 )
 _ALLOW_OTHER_DATA = flags.DEFINE_bool(
   "allow_other_data", False, "Go on with other images than the run began with."

@@ -1,11 +1,13 @@
-"""Exports trained prompts, and shows what a file of weights holds.
+"""Exports and publishes trained prompts, shows what a file of weights holds.
 
   cops weights export --workdir=runs/demo --out=prompts.pth
+  cops weights publish --workdir=runs/visa --out=published/visa
   cops weights inspect prompts.pth
 
 `export` writes a run's newest prompts as one file: .safetensors or, for the
-authors' code, .pth. `inspect` prints what a file of weights holds, without
-running any of it.
+authors' code, .pth. `publish` writes them as a folder that --pretrained takes,
+with their config, thresholds and model card, ready for `hf upload`. `inspect`
+prints what a file of weights holds, without running any of it.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import argparse
 from collections.abc import Sequence
 
 from cops_jax.commands import command_line, make_parser
+from cops_jax.progress import show_messages
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -29,6 +32,22 @@ def _parser() -> argparse.ArgumentParser:
     help="ends in .safetensors or .pth (authors' format)",
   )
   command = commands.add_parser(
+    "publish", help="write a run's newest prompts as a folder for others"
+  )
+  command.add_argument("--workdir", required=True, help="of a training run")
+  command.add_argument(
+    "--out",
+    required=True,
+    help="the folder: new, empty or of published prompts, which are replaced",
+  )
+  command.add_argument(
+    "--clip",
+    default="",
+    metavar="OWNER/NAME",
+    help="the CLIP of the run on the Hugging Face hub, if the run had it from a"
+    " file or folder; it is loaded and its hash compared",
+  )
+  command = commands.add_parser(
     "inspect", help="print what a file of weights holds"
   )
   command.add_argument("file")
@@ -39,9 +58,12 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> None:
   """The command line."""
   options = _parser().parse_args(arguments)
-  from cops_jax import weights
+  from cops_jax import publish, weights
 
   if options.command == "export":
     print(weights.export(options.workdir, options.out))
+  elif options.command == "publish":
+    show_messages()
+    print(publish.publish(options.workdir, options.out, options.clip))
   else:
     print(weights.inspect(options.file))

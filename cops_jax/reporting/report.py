@@ -57,20 +57,7 @@ def write_report(
   Returns:
     The page's path.
   """
-  import jinja2
-
-  templates = jinja2.Environment(
-    loader=jinja2.FunctionLoader(
-      lambda name: (
-        resources.files("cops_jax.reporting")
-        .joinpath("templates", name)
-        .read_text("utf-8")
-      )
-    ),
-    autoescape=lambda name: name.startswith("report.html"),
-    undefined=jinja2.StrictUndefined,
-  )
-  templates.filters["cell"] = _markdown_cell
+  templates = make_environment()
   method = provenance["config"].get("method", "cops")  # As before there were.
   values = {
     "title": f"{methods.find(method).TITLE}: zero-shot anomaly detection",
@@ -92,6 +79,25 @@ def write_report(
     text = templates.get_template(f"{name}.jinja").render(values)
     write_file(workdir / name, text)
   return workdir / "report.html"
+
+
+def make_environment() -> Any:
+  """jinja2's, with the templates of this package."""
+  import jinja2
+
+  environment = jinja2.Environment(
+    loader=jinja2.FunctionLoader(
+      lambda name: (
+        resources.files("cops_jax.reporting")
+        .joinpath("templates", name)
+        .read_text("utf-8")
+      )
+    ),
+    autoescape=lambda name: name.startswith("report.html"),
+    undefined=jinja2.StrictUndefined,
+  )
+  environment.filters["cell"] = _markdown_cell
+  return environment
 
 
 def _markdown_cell(text):

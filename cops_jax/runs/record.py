@@ -76,7 +76,7 @@ def from_json(text: str, source: str) -> Record:
       raise TypeError("a field has another type")
   except (ValueError, TypeError) as error:
     raise InputError(
-      f"{source} is damaged ({error}); restore it or train in a new directory"
+      f"{source} is damaged ({error}); restore it, or begin anew elsewhere"
     ) from error
   return dataclasses.replace(record, config=_with_tuples(record.config))
 

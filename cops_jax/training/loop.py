@@ -56,6 +56,7 @@ from cops_jax.weights import (
   build_model,
   clip_of,
   place_clip,
+  pretrained,
   prompts,
   settle_dtype,
 )
@@ -82,7 +83,7 @@ def train(
   Args:
     config: a ConfigDict with the fields of `cops_jax.config`.
     workdir: created if missing.
-    init_from: trained prompts to begin from, see `prompts.load_prompts`;
+    init_from: trained prompts to begin from, see `pretrained.find_start`;
       "" begins with random ones. The optimizer starts fresh.
     allow_other_clip: whether to accept other CLIP weights than those that the
       run, or what it begins from, was trained with.
@@ -423,10 +424,11 @@ def _make_speed(run, position):
 
 def _read_start(run, init_from, params, allow_other_clip):
   """Trained prompts in place of the random ones; an absent encoder's stay."""
-  record = prompts.find_record(init_from)
+  path = in_all_processes(pretrained.find_start, init_from)
+  record = prompts.find_record(path)
   if record is not None:
     check_clip(record, run.clip.sha256, str(init_from), allow_other_clip)
-  trained, source = prompts.load_prompts(init_from, params, run.config.method)
+  trained, source = prompts.load_prompts(path, params, run.config.method)
   trained = flax.traverse_util.flatten_dict(trained)
   random = flax.traverse_util.flatten_dict(params)
   _logger.info("beginning from %s", source)

@@ -15,7 +15,7 @@ from transformers import CLIPConfig, CLIPTokenizerFast
 from cops_jax import copies
 from cops_jax.errors import InputError
 from cops_jax.paths import is_address
-from cops_jax.weights import clip_names
+from cops_jax.weights import clip_names, hub
 from cops_jax.weights.tensor_files import read_tensor_file
 
 DEMO_CLIP = "demo"
@@ -196,29 +196,17 @@ def _load_folder(folder, sha256):
 
 
 def _download(name, revision):
-  import huggingface_hub
-
-  revision = revision or None
   try:
-    available = huggingface_hub.HfApi().list_repo_files(name, revision=revision)
-    folder = huggingface_hub.snapshot_download(
-      name, revision=revision, allow_patterns=_needed_files(available)
-    )
-  except Exception as error:  # The hub's client raises many kinds.
-    try:  # Without a network, an earlier download is still in the cache.
-      folder = huggingface_hub.snapshot_download(
-        name, revision=revision, local_files_only=True
-      )
-    except Exception:
-      at = f" at revision {revision!r}" if revision else ""
-      raise InputError(
-        f"CLIP weights {name!r}{at} are neither a file or folder here nor a"
-        f" model that can be downloaded ({type(error).__name__}). Give"
-        " config.clip.weights a Hugging Face model folder, a file in OpenAI's"
-        " format, or, with network access, a hub name such as"
-        " openai/clip-vit-large-patch14-336."
-      ) from error
-  return pathlib.Path(folder)
+    return hub.download(name, revision, _needed_files)
+  except Exception as error:
+    at = f" at revision {revision!r}" if revision else ""
+    raise InputError(
+      f"CLIP weights {name!r}{at} are neither a file or folder here nor a"
+      f" model that can be downloaded ({type(error).__name__}). Give"
+      " config.clip.weights a Hugging Face model folder, a file in OpenAI's"
+      " format, or, with network access, a hub name such as"
+      " openai/clip-vit-large-patch14-336."
+    ) from error
 
 
 def _needed_files(names):

@@ -229,6 +229,20 @@ def hash_prompts(trainable: Mapping[str, Any]) -> str:
   return digest.hexdigest()
 
 
+def to_safetensors(trainable: Mapping[str, Any], record: Record) -> bytes:
+  """A file of trained prompts, under this project's names, and their record.
+
+  The same input gives the same bytes.
+  """
+  flat = flax.traverse_util.flatten_dict(trainable, sep=".")
+  digest = hash_prompts(trainable)
+  return safetensors.numpy.save(
+    {name: np.asarray(array, order="C") for name, array in flat.items()},
+    # One entry: of several the order is random, and so the file's bytes.
+    metadata={"record": tensor_files.add_hash(record.to_json(), digest)},
+  )
+
+
 def write_prompts(
   path: str | os.PathLike,
   trainable: Mapping[str, Any],
@@ -263,14 +277,7 @@ def write_prompts(
       tensors |= names.unused_tensors(trainable, clip)
     torch_files.write_tensors(path, tensors, _ROOT, record.to_json())
   elif path.suffix == ".safetensors":
-    flat = flax.traverse_util.flatten_dict(trainable, sep=".")
-    digest = hash_prompts(trainable)
-    content = safetensors.numpy.save(
-      {name: np.asarray(array, order="C") for name, array in flat.items()},
-      # One entry: of several the order is random, and so the file's bytes.
-      metadata={"record": tensor_files.add_hash(record.to_json(), digest)},
-    )
-    write_file(path, content)
+    write_file(path, to_safetensors(trainable, record))
   else:
     raise InputError(
       f"{path} must end in .safetensors or .pth, which choose the format"

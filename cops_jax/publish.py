@@ -1,0 +1,206 @@
+"""Writes a run's prompts as a folder for others, see `weights.pretrained`."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from cops_jax import methods, thresholds
+from cops_jax.errors import InputError
+from cops_jax.files import delete, exists, find_files, read_file, whole_file
+from cops_jax.paths import AnyPath, is_address, to_path
+from cops_jax.reporting import card
+from cops_jax.reporting.tables import read_results
+from cops_jax.runs.checkpoints import Checkpoints
+from cops_jax.runs.record import Record, check_clip, read_record
+from cops_jax.thresholds import Thresholds
+from cops_jax.weights import DEMO_CLIP, hub, load_clip, pretrained, prompts
+from cops_jax.weights.pretrained import CARD, CONFIG, PROMPTS, THRESHOLDS
+
+_logger = logging.getLogger(__name__)
+
+
+def publish(
+  workdir: str | os.PathLike, out: str | os.PathLike, clip: str = ""
+) -> str:
+  """Writes a run's newest prompts, ready for `hf upload`.
+
+  With them go thresholds that were chosen for them, and a model card that is
+  made from the run and from the last evaluation of them in its directory. Where
+  data and other runs lie on this machine is left out.
+
+  Args:
+    workdir: of a training run.
+    out: the folder, which may hold another such one, to be replaced.
+    clip: the name on the hub of the CLIP that the run was trained on, if the
+      run had it from elsewhere.
+
+  Returns:
+    What was written, in words.
+
+  Raises:
+    InputError: there is no checkpoint, the named CLIP is another or cannot be
+      downloaded, or the folder holds something else or cannot be written.
+  """
+  out = to_path(out)
+  require_replaceable(out)
+  record = _without_places(read_record(workdir), workdir, clip)
+  if methods.find(record.config["method"]).loss_terms is None:
+    raise InputError(
+      f"{workdir} has no prompts to publish: the method"
+      f" {record.config['method']!r} trains nothing"
+    )
+  with Checkpoints(workdir) as saved:
+    step, trainable = saved.restore_params()
+  digest = prompts.hash_prompts(trainable)
+  chosen = _find_thresholds(workdir, digest)
+  weights = record.config["clip"]["weights"]
+  contents = {
+    CONFIG: pretrained.config_json(record, digest),
+    PROMPTS: prompts.to_safetensors(trainable, record),
+    CARD: card.make_card(
+      record,
+      name=out.name,
+      step=step,
+      prompts_sha256=digest,
+      hub_clip=weights if hub.split_name(weights) else "",
+      thresholds=chosen,
+      results=_find_results(to_path(workdir), digest, record.clip_sha256),
+    ),
+  }
+  if chosen:
+    contents[THRESHOLDS] = chosen.to_json()
+  _write(out, contents)
+  return (
+    f"{out}: the prompts of step {step} of {workdir}\nRead {out / CARD}, above"
+    f" all its licence, before hf upload OWNER/{out.name} {out}"
+  )
+
+
+def change_thresholds(
+  name: str, out: str | os.PathLike, chosen: Thresholds
+) -> AnyPath:
+  """Writes pretrained prompts with other thresholds.
+
+  Args:
+    name: of the prompts, see `pretrained.find`.
+    out: the folder, which may be theirs or hold others, to be replaced.
+    chosen: the thresholds.
+
+  Returns:
+    The thresholds' path.
+
+  Raises:
+    InputError: the folder holds something else or cannot be written.
+  """
+  out, folder = to_path(out), pretrained.find(name)
+  require_replaceable(out)
+  contents = {
+    file: (folder / file).read_bytes()
+    for file in pretrained.FILES
+    if (folder / file).is_file()
+  }
+  contents[THRESHOLDS] = chosen.to_json()
+  if CARD in contents:
+    text = contents[CARD].decode(errors="replace")
+    contents[CARD] = card.replace_thresholds(text, chosen)
+  _write(out, contents)
+  return out / THRESHOLDS
+
+
+def require_replaceable(out: str | os.PathLike) -> None:
+  """Raises InputError unless a folder is new, empty or of published prompts."""
+  out = to_path(out)
+  try:
+    if exists(out / CONFIG):
+      pretrained.read_config(out / CONFIG, read_file(out / CONFIG))
+    elif find_files(out) if is_address(out) else os.listdir(out):
+      raise InputError("it is not empty")
+  except FileNotFoundError:
+    return
+  except InputError as error:
+    raise InputError(
+      f"--out={out} holds something else than published prompts ({error}):"
+      " choose another folder"
+    ) from error
+  except OSError as error:
+    raise InputError(
+      f"--out={out} is no folder that can be written: {error.strerror}"
+    ) from error
+
+
+def _without_places(record: Record, workdir: Any, clip: str) -> Record:
+  """A record as others may read it: with names, and not where they lie."""
+  config = record.to_config(str(workdir))
+  config.data_dir = config.manual_dir = config.features_dir = ""
+  config.train.dataset = _last_part(config.train.dataset)
+  config.evaluation.datasets = tuple(
+    map(_last_part, config.evaluation.datasets)
+  )
+  weights = config.clip.weights
+  if clip:
+    check_clip(record, load_clip(clip).sha256, str(workdir), False)
+    config.clip.weights, config.clip.revision = clip, ""
+  elif weights != DEMO_CLIP and not hub.split_name(weights):
+    _logger.warning(
+      "the folder names the CLIP %s, which others do not have: name the one on"
+      " the hub that has the same file, --clip=OWNER/NAME",
+      weights,
+    )
+  return dataclasses.replace(
+    record, config=config.to_dict(), init_from=_last_part(record.init_from)
+  )
+
+
+def _last_part(name):
+  """A place's last part, after the kind that it begins with; other names."""
+  kind, _, path = name.rpartition(":")
+  last = os.path.basename(path.rstrip("/"))
+  if path.startswith("//") or os.path.isabs(name):  # gs://BUCKET/PATH is one.
+    return last
+  return f"{kind}:{last}" if kind else name
+
+
+def _find_thresholds(workdir, prompts_sha256):
+  """Those of the run, if they were chosen for its newest prompts."""
+  found = thresholds.read_thresholds(workdir)
+  if found is None or found.prompts_sha256 in ("", prompts_sha256):
+    return found
+  _logger.warning(
+    "the thresholds of %s are left out, as they were chosen for other prompts"
+    " than its newest; choose again: cops calibrate --workdir=%s",
+    *(workdir, workdir),
+  )
+  return None
+
+
+def _find_results(workdir, prompts_sha256, clip_sha256):
+  """Those of the run, if they are of its newest prompts."""
+  reason = "there are none"
+  if exists(workdir / "results.json"):
+    found = read_results(workdir)
+    evaluated = found.get("prompts_sha256"), found.get("clip_sha256")
+    if evaluated == (prompts_sha256, clip_sha256):
+      return found
+    reason = "results.json is of other prompts or of another CLIP"
+  _logger.warning(
+    "the card has no results, as %s; to have them: cops evaluate --workdir=%s",
+    *(reason, workdir),
+  )
+  return None
+
+
+def _write(out, contents: Mapping[str, str | bytes]):
+  """Writes a whole folder; config.json, which tells others, gets there last."""
+  with contextlib.ExitStack() as stack:  # They get their names at its end.
+    for name in pretrained.FILES:
+      if name in contents:
+        content = contents[name]
+        content = content.encode() if isinstance(content, str) else content
+        stack.enter_context(whole_file(out / name)).write_bytes(content)
+  if THRESHOLDS not in contents:
+    delete(out / THRESHOLDS)

@@ -1,0 +1,101 @@
+"""A Hugging Face hub: what its client asks for, and a cache as it lays it out.
+
+The client reads its settings from the environment when it is imported, so a
+server is for other processes, and a cache may be for this one.
+"""
+
+import contextlib
+import hashlib
+import http.server
+import json
+import re
+import shutil
+import threading
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+  def do_GET(self):
+    self._answer(has_body=True)
+
+  def do_HEAD(self):
+    self._answer(has_body=False)
+
+  def log_message(self, *_):
+    pass
+
+  def _answer(self, has_body):
+    repositories = self.server.repositories
+    self.server.asked.append(self.path)
+    about = re.fullmatch(
+      r"/api/models/(\w+/\w+)/(revision|tree)/(\w+)(\?.*)?", self.path
+    )
+    file = re.fullmatch(r"/(\w+/\w+)/resolve/(\w+)/([\w.]+)", self.path)
+    revisions = repositories.get((about or file or [0, 0])[1])
+    if revisions is None:
+      return self._send(404, b"", {"X-Error-Code": "RepoNotFound"}, has_body)
+    if file:
+      (folder,) = (f for f in revisions.values() if commit_of(f) == file[2])
+      content = (folder / file[3]).read_bytes()
+      tag = hashlib.sha256(content).hexdigest()
+      headers = {"X-Repo-Commit": file[2], "ETag": f'"{tag}"'}
+      return self._send(200, content, headers, has_body)
+    if about[3] not in revisions:
+      return self._send(
+        404, b"", {"X-Error-Code": "RevisionNotFound"}, has_body
+      )
+    folder = revisions[about[3]]
+    names = sorted(path.name for path in folder.iterdir())
+    if about[2] == "tree":
+      values = [
+        {"type": "file", "path": n, "size": 1, "oid": ""} for n in names
+      ]
+    else:
+      files = [{"rfilename": name} for name in names]
+      values = {"id": about[1], "sha": commit_of(folder), "siblings": files}
+    self._send(200, json.dumps(values).encode(), {}, has_body)
+
+  def _send(self, status, content, headers, has_body):
+    self.send_response(status)
+    for name, value in {**headers, "Content-Length": len(content)}.items():
+      self.send_header(name, value)
+    self.end_headers()
+    if has_body:
+      self.wfile.write(content)
+
+
+def commit_of(folder):
+  """The commit of which a folder is the content."""
+  return hashlib.sha1(str(folder).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def serve(repositories):
+  """A server of folders by repository and revision; gives it.
+
+  Its `asked` are the paths of all requests, its `address` is for HF_ENDPOINT.
+  """
+  server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
+  server.repositories, server.asked = repositories, []
+  server.address = f"http://127.0.0.1:{server.server_address[1]}"
+  thread = threading.Thread(target=server.serve_forever)
+  thread.start()
+  try:
+    yield server
+  finally:
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def fill_cache(cache, repository, revisions, monkeypatch):
+  """Downloads that were done before: folders by revision; no network."""
+  from huggingface_hub import constants
+
+  model = cache / f"models--{repository.replace('/', '--')}"
+  for revision, folder in revisions.items():
+    commit = commit_of(folder)
+    shutil.copytree(folder, model / "snapshots" / commit)
+    (model / "refs").mkdir(exist_ok=True)
+    (model / "refs" / revision).write_text(commit)
+  monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+  monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)

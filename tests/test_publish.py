@@ -1,0 +1,416 @@
+"""Published prompts: the folder, its card, and the commands that take it."""
+
+import dataclasses
+import importlib
+import json
+import logging
+import os
+import shutil
+
+import numpy as np
+import pytest
+from huggingface_hub import ModelCard
+
+from cops_jax import publish, reporting, thresholds, training
+from cops_jax.detector import AnomalyDetector
+from cops_jax.errors import InputError
+from cops_jax.evaluation.results import mean_metrics
+from cops_jax.metrics.proportions import estimate
+from cops_jax.reporting.card import make_card, replace_thresholds
+from cops_jax.reporting.tables import results_json
+from cops_jax.runs.checkpoints import Checkpoints
+from cops_jax.runs.record import Record, claim_workdir, read_record
+from cops_jax.thresholds import Thresholds
+from cops_jax.weights import pretrained
+from helpers import hub
+from helpers.images import make_image, write_folder
+from helpers.made_results import FIRST, SECOND, make_result
+from helpers.scripts import run
+
+
+@pytest.fixture(autouse=True)
+def _messages(monkeypatch):
+  """Those that commands print are seen by pytest again."""
+  monkeypatch.setattr(logging.getLogger("cops_jax"), "propagate", True)
+
+
+@pytest.fixture
+def workdir(published, tmp_path):
+  """Of the run that was published."""
+  return shutil.copytree(published.parent / "run", tmp_path / "run")
+
+
+def call(command, *arguments):
+  module = importlib.import_module(f"cops_jax.commands.{command}")
+  return module.main([str(argument) for argument in arguments])
+
+
+def newest_step(workdir):
+  return max(int(path.name) for path in (workdir / "checkpoints").iterdir())
+
+
+def contents(folder):
+  return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def provenance(workdir):
+  record = read_record(workdir)
+  return {
+    "version": "1.2",
+    "checkpoint": "step 3 of /secret/run",
+    "prompts_sha256": thresholds.read_thresholds(workdir).prompts_sha256,
+    "clip_sha256": record.clip_sha256,
+    "config": record.to_config("").to_dict(),
+    "versions": {"jax": "0.0"},
+    "device": "1 x cpu",
+  }
+
+
+def write_results(workdir, names=("made",), **changes):
+  results = {name: make_result(FIRST, SECOND) for name in names}
+  values = provenance(workdir) | changes
+  reporting.write_results(
+    workdir, results, values, {"btad": "absent"}, {"folder:/secret/x": "broken"}
+  )
+
+
+def test_detections_are_the_runs_own(workdir, published, tmp_path):
+  images = [make_image(seed) for seed in range(3)]
+  detector = AnomalyDetector.from_pretrained(published)
+  wanted = AnomalyDetector.from_workdir(workdir)
+  assert detector.thresholds == wanted.thresholds is not None
+  for got, want in zip(detector(images), wanted(images), strict=True):
+    assert got.image_score == want.image_score
+    np.testing.assert_array_equal(got.anomaly_map, want.anomaly_map)
+
+
+def test_the_same_run_gives_the_same_bytes(workdir, published, tmp_path):
+  publish.publish(workdir, tmp_path / "tiny")
+  assert contents(tmp_path / "tiny") == contents(published)
+  assert set(contents(published)) == set(pretrained.FILES)
+
+
+def test_another_version_takes_the_place_of_one(workdir, published, tmp_path):
+  out = shutil.copytree(published, tmp_path / "tiny")
+  (out / ".gitattributes").write_text("kept")
+  (workdir / "thresholds.json").unlink()
+  publish.publish(workdir, out)
+  assert not (out / "thresholds.json").exists()
+  assert (out / ".gitattributes").read_text() == "kept"
+  assert AnomalyDetector.from_pretrained(out).thresholds is None
+
+
+def test_a_folder_of_something_else_is_left_alone(workdir, tmp_path):
+  out = tmp_path / "out"
+  out.mkdir()
+  for name, content, reason in (
+    ("notes.txt", "mine", "it is not empty"),
+    ("config.json", '{"model_type": "clip"}', "was not written by cops"),
+  ):
+    (out / name).write_text(content)
+    with pytest.raises(
+      InputError, match=f"out holds something else .*{reason}.*another folder$"
+    ):
+      publish.publish(workdir, out)
+  with pytest.raises(InputError, match="txt is no folder .* Not a directory"):
+    publish.publish(workdir, out / "notes.txt")
+  assert set(contents(out)) == {"notes.txt", "config.json"}
+
+
+def test_a_failed_write_changes_nothing(workdir, published, tmp_path):
+  out = shutil.copytree(published, tmp_path / "tiny")
+  (out / "README.md").unlink()
+  (out / "README.md").mkdir()  # No file can take its place.
+  (workdir / "thresholds.json").unlink()
+  before = sorted(os.listdir(out)), (out / "thresholds.json").read_bytes()
+  with pytest.raises(InputError, match="README.md cannot be written"):
+    publish.publish(workdir, out)
+  after = sorted(os.listdir(out)), (out / "thresholds.json").read_bytes()
+  assert after == before
+
+
+def test_what_cannot_be_published(workdir, config, tmp_path, clip_folder):
+  with pytest.raises(InputError, match="no holds no training run"):
+    publish.publish(tmp_path / "no", tmp_path / "out")
+  shutil.rmtree(workdir / "checkpoints")
+  with pytest.raises(InputError, match="run has no checkpoint yet"):
+    publish.publish(workdir, tmp_path / "out")
+  with config.unlocked():
+    config.method = "prompt_ensemble"
+  record = Record(config.to_dict(), "0" * 64)
+  claim_workdir(tmp_path / "ensemble", record)
+  with pytest.raises(InputError, match="no prompts to publish: .* trains noth"):
+    publish.publish(tmp_path / "ensemble", tmp_path / "out")
+  assert not (tmp_path / "out").exists()
+
+
+def test_the_card(workdir, tmp_path, caplog):
+  write_results(workdir)
+  publish.publish(workdir, tmp_path / "tiny")
+  card = ModelCard.load(tmp_path / "tiny" / "README.md")
+  assert card.data.to_dict() == {
+    "license": "apache-2.0",
+    "library_name": "cops_jax",
+    "pipeline_tag": "image-segmentation",
+    "tags": ["anomaly-detection", "zero-shot", "clip", "jax", "cops"],
+  }
+  text = card.text
+  means = mean_metrics([FIRST, SECOND])
+  assert f"| made | 1 | 1 | {100 * means['image_auroc']:.1f} |" in text
+  assert "By cops_jax 1.2 on 1 x cpu." in text
+  values = provenance(workdir)
+  for part in (
+    *(values["prompts_sha256"], values["clip_sha256"]),
+    *(read_record(workdir).data_sha256, "made for cops_jax, free to use"),
+    'AnomalyDetector.from_pretrained("OWNER/tiny", clip="CLIP")',
+    "| seed | 0 |",
+    f"| checkpoint | after step {newest_step(workdir)}, of 1 epochs in batc",
+    "from a score of 0.5000 on, a pixel from 0.2500 on. Chosen as: by hand.",
+    "evaluated on made alone: nothing is known",
+    "Not evaluated: btad, x.",
+    "1 images of made could not be read",
+  ):
+    assert part in text, part
+  assert "secret" not in text
+
+
+def test_the_card_without_results_and_thresholds(workdir, tmp_path, caplog):
+  (workdir / "thresholds.json").unlink()
+  publish.publish(workdir, tmp_path / "tiny")
+  text = (tmp_path / "tiny" / "README.md").read_text()
+  assert "These prompts were not evaluated." in text
+  assert "nothing is known of how good they are." in text
+  assert "None were chosen: there are scores and maps, and no verd" in text
+  assert "the card has no results, as there are none" in caplog.text
+
+
+def test_what_is_of_other_prompts_is_left_out(workdir, tmp_path, caplog):
+  write_results(workdir, prompts_sha256="0" * 64)
+  chosen = Thresholds(0.4, 0.2, "for others", "0" * 64)
+  thresholds.write_thresholds(workdir, chosen)
+  publish.publish(workdir, tmp_path / "tiny")
+  assert set(contents(tmp_path / "tiny")) == (
+    set(pretrained.FILES) - {"thresholds.json"}
+  )
+  text = (tmp_path / "tiny" / "README.md").read_text()
+  assert "These prompts were not evaluated." in text
+  assert "for others" not in text
+  assert "results.json is of other prompts or of another CLIP" in caplog.text
+  assert "the thresholds of" in caplog.text and "are left out" in caplog.text
+
+
+def test_thresholds_of_other_prompts_give_no_verdicts(
+  published, tmp_path, caplog
+):
+  folder = shutil.copytree(published, tmp_path / "folder")
+  thresholds.write_thresholds(
+    folder, Thresholds(0.4, 0.2, "for others", "0" * 64)
+  )
+  assert AnomalyDetector.from_pretrained(folder).thresholds is None
+  assert "no verdicts: the thresholds of" in caplog.text
+  (folder / "thresholds.json").write_text("{}")
+  with pytest.raises(InputError, match="thresholds.json is damaged"):
+    AnomalyDetector.from_pretrained(folder)
+
+
+def change_record(workdir, init_from="", **fields):
+  record = read_record(workdir)
+  config = record.to_config("")
+  config.update_from_flattened_dict(fields)
+  changed = dataclasses.replace(
+    record, config=config.to_dict(), init_from=init_from
+  )
+  (workdir / "run.json").write_text(changed.to_json())
+
+
+def test_places_of_this_machine_are_left_out(
+  workdir, clip_folder, tmp_path, monkeypatch, caplog
+):
+  hub.fill_cache(tmp_path, "some/clip", {"main": clip_folder}, monkeypatch)
+  places = {
+    "data_dir": "/secret/data",
+    "manual_dir": "/secret/manual",
+    "features_dir": "gs://secret/features",
+    "train.dataset": "folder:/secret/screws/",
+    "evaluation.datasets": ("meta_json:/secret/nuts", "visa"),
+  }
+  change_record(workdir, "gs://secret/start", **places)
+  publish.publish(workdir, tmp_path / "tiny", "some/clip")
+  assert "which others do not have" not in caplog.text
+  for name, content in contents(tmp_path / "tiny").items():
+    for place in (b"secret", bytes(clip_folder.parent)):
+      assert place not in content, name
+  detector = AnomalyDetector.from_pretrained(tmp_path / "tiny")
+  assert detector.config.clip.weights == "some/clip"
+  assert detector.config.train.dataset == "folder:screws"
+  assert detector.config.evaluation.datasets == ("meta_json:nuts", "visa")
+  card = ModelCard.load(tmp_path / "tiny" / "README.md")
+  assert card.data.base_model == "some/clip"
+  assert card.data.license == "other"
+  assert "other trained prompts, start:" in card.text
+
+
+def test_a_clip_that_others_do_not_have(workdir, clip_folder, tmp_path, caplog):
+  publish.publish(workdir, tmp_path / "tiny")
+  assert f"the folder names the CLIP {clip_folder}, which others" in caplog.text
+  with pytest.raises(InputError, match="run was trained on CLIP weights with"):
+    publish.publish(workdir, tmp_path / "other", "demo")
+  assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize(
+  "dataset, licence, text",
+  (
+    ("visa", "cc-by-4.0", "| its licence | CC BY 4.0 |"),
+    ("mvtec_ad", "cc-by-nc-sa-4.0", "CC BY-NC-SA 4.0, not for commercial use"),
+    ("head_ct", "other", "| its licence | see the home page |"),
+  ),
+)
+def test_the_licence_is_that_of_the_data(workdir, dataset, licence, text):
+  change_record(workdir, **{"train.dataset": dataset})
+  record = read_record(workdir)
+  results = {name: make_result(FIRST) for name in ("btad", dataset, "endo")}
+  notes = ["2 images fewer", "/secret/a.txt is no image"]
+  results["btad"] = dataclasses.replace(results["btad"], notes=notes)
+  values = provenance(workdir)
+  values["config"]["evaluation"]["beta"] = 0.25
+  card = ModelCard(
+    make_card(
+      record,
+      name="tiny",
+      step=3,
+      prompts_sha256="0" * 64,
+      hub_clip="openai/clip",
+      results=results_json(results, values, {}, {}),
+    )
+  )
+  assert (card.data.license, card.data.datasets) == (licence, [dataset])
+  assert card.data.base_model == "openai/clip"
+  assert card.data.base_model_relation == "adapter"
+  assert text in card.text
+  assert f"They were trained on {dataset}: its row says nothing" in card.text
+  assert "- btad: 2 images fewer." in card.text and "secret" not in card.text
+  assert "with evaluation.beta = 0.25, unlike `config.json`" in card.text
+  assert "| overall mean | " in card.text
+
+
+def test_thresholds_of_a_card_are_replaced(published):
+  card = (published / "README.md").read_text()
+  card = card.replace("## Limits", "## Mine\n\nAdded.\n\n## Limits")
+  chosen = Thresholds(0.7, 0.6, r"anew \1", "", estimate(1, 10))
+  changed = replace_thresholds(card, chosen)
+  assert "by hand" not in changed and "0.5000" not in changed
+  assert "0.7000 on, a pixel from 0.6000 on. Chosen as: anew \\1." in changed
+  assert "False alarms: 1 of 10, 10.0%" in changed and "Misses" not in changed
+  assert changed.split("## Mine")[1] == card.split("## Mine")[1]
+  assert changed.split("## Thr")[0] == card.split("## Thr")[0]
+  assert replace_thresholds("# No such section", chosen) == "# No such section"
+
+
+def test_the_weights_command(workdir, tmp_path, capsys):
+  out = tmp_path / "deeper" / "tiny"
+  call("weights", "publish", f"--workdir={workdir}", f"--out={out}")
+  step = newest_step(workdir)
+  assert capsys.readouterr().out == (
+    f"{out}: the prompts of step {step} of {workdir}\nRead {out}/README.md,"
+    f" above all its licence, before hf upload OWNER/tiny {out}\n"
+  )
+  with pytest.raises(SystemExit) as ended:
+    call("weights", "publish", f"--workdir={tmp_path}", f"--out={out}")
+  assert "Train first: cops train" in str(ended.value)
+
+
+def test_predict_and_export(published, workdir, tmp_path, capsys):
+  make_image(0).save(tmp_path / "a.png")
+  lines = []
+  for flag in (f"--pretrained={published}", f"--workdir={workdir}"):
+    call("predict", tmp_path / "a.png", flag)
+    lines.append(json.loads(capsys.readouterr().out))
+  assert lines[0] == lines[1] and lines[0]["threshold"] == 0.5
+  for command in ("predict", "export"):
+    given = (flag, f"--pretrained={published}")
+    rest = (tmp_path,) if command == "predict" else ("--out=x",)
+    for flags in ((), given):
+      with pytest.raises(SystemExit) as ended:
+        call(command, *rest, *flags)
+      assert ended.value.code == 2
+
+
+def test_calibrate(published, tmp_path, capsys, monkeypatch):
+  images = tmp_path / "photos"
+  images.mkdir()
+  for seed in range(3):
+    make_image(seed).save(images / f"{seed}.png")
+  folder = shutil.copytree(published, tmp_path / "here")
+  hub.fill_cache(tmp_path, "some/tiny", {"main": published}, monkeypatch)
+  for name, out in ((folder, ()), ("some/tiny", (f"--out={tmp_path}/copy",))):
+    call("calibrate", f"--pretrained={name}", "--normal", images, *out)
+    shown = capsys.readouterr().out
+    place = tmp_path / "copy" if out else folder
+    assert f"kept in {place / 'thresholds.json'}" in shown
+    found = AnomalyDetector.from_pretrained(place).thresholds
+    assert "reached by 0 of 3 normal images" in found.method
+    text = (place / "README.md").read_text()
+    assert f"Chosen as: {found.method}." in text and "by hand" not in text
+  assert contents(folder) == contents(tmp_path / "copy")
+  assert (
+    pretrained.find("some/tiny").joinpath("README.md").read_bytes()
+    == (published / "README.md").read_bytes()
+  )
+  for flags, expected in (
+    (("--pretrained=some/tiny",), "some/tiny cannot be written: give a folder"),
+    ((f"--workdir={tmp_path}", "--out=x"), "--out needs --pretrained"),
+  ):
+    with pytest.raises(SystemExit) as ended:
+      call("calibrate", *flags, "--normal", images)
+    assert ended.value.code == 2
+    assert expected in capsys.readouterr().err
+
+
+def test_the_pages_choice_of_models(published):
+  from cops_jax.commands import demo
+
+  options = demo._parser().parse_args([f"--pretrained={published}"])
+  ((detector, about),) = demo._load_models(options, demo._parser())
+  assert detector.thresholds.method == "by hand"
+  assert about.startswith(f"Prompts of {published}, on CLIP")
+
+
+def test_evaluate(published, data_dir, tmp_path):
+  data = write_folder(tmp_path / "few", 4)
+  arguments = [
+    *("-m", "cops_jax", "evaluate", f"--pretrained={published}"),
+    *(f"--workdir={tmp_path}/found", f"--datasets={data}"),
+    f"--config.data_dir={data_dir}",
+  ]
+  code, out, err = run(*arguments)
+  assert code == 0, err
+  results = json.loads((tmp_path / "found" / "results.json").read_text())
+  assert results["checkpoint"] == str(published / "prompts.safetensors")
+  digest = thresholds.read_thresholds(published).prompts_sha256
+  assert results["prompts_sha256"] == digest
+  code, _, err = run(*arguments, f"--checkpoint={published}")
+  assert (code, err) == (
+    1,
+    "error: give --pretrained or --checkpoint, not both\n",
+  )
+
+
+def test_training_begins_from_them(published, config, tmp_path, monkeypatch):
+  hub.fill_cache(tmp_path, "some/tiny", {"main": published}, monkeypatch)
+  config.train.num_epochs = 0
+  digest = thresholds.read_thresholds(published).prompts_sha256
+  for index, name in enumerate(("some/tiny", published)):
+    workdir = tmp_path / str(index)
+    training.train(config, workdir, init_from=name)
+    assert read_record(workdir).init_from == str(name)
+    with Checkpoints(workdir) as saved:
+      _, trained = saved.restore_params()
+    assert publish.prompts.hash_prompts(trained) == digest
+  shutil.rmtree(tmp_path / "models--some--tiny")  # It is not read again.
+  training.train(config, tmp_path / "0", init_from="some/tiny")
+  with pytest.raises(
+    InputError, match="'some/no' is neither a folder here nor"
+  ):
+    training.train(config, tmp_path / "new", init_from="some/no")
+  assert not (tmp_path / "new").exists()

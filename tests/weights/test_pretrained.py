@@ -1,0 +1,288 @@
+"""Pretrained prompts: found on the hub and in folders, and refused if wrong."""
+
+import json
+import logging
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from cops_jax import files
+from cops_jax.detector import AnomalyDetector
+from cops_jax.errors import InputError
+from cops_jax.files import seal, unseal
+from cops_jax.weights import pretrained
+from helpers import hub
+from helpers.images import make_image
+from helpers.runs import flip
+from helpers.scripts import ROOT, environment
+
+
+@pytest.fixture(autouse=True)
+def _messages(monkeypatch):
+  """Those that commands print are seen by pytest again."""
+  monkeypatch.setattr(logging.getLogger("cops_jax"), "propagate", True)
+
+
+@pytest.fixture
+def folder(published, tmp_path):
+  return shutil.copytree(published, tmp_path / "folder")
+
+
+def edit_config(folder, **changes):
+  path = folder / "config.json"
+  path.write_text(seal(unseal(path.read_bytes()) | changes))
+
+
+def test_a_folder_is_found_as_it_is(published, caplog):
+  assert pretrained.find(published) == published
+  assert pretrained.find_start(published) == published / "prompts.safetensors"
+  assert not caplog.text
+
+
+def test_what_begins_a_run_may_be_something_else(trained, published):
+  for path in (
+    trained[0],
+    published / "prompts.safetensors",
+    "gs://bucket/run",
+  ):
+    assert pretrained.find_start(path) == path
+
+
+@pytest.mark.parametrize("name", ("config.json", "prompts.safetensors"))
+def test_a_folder_without_a_file(folder, name):
+  (folder / name).unlink()
+  with pytest.raises(
+    InputError, match=f"folder holds no pretrained prompts, as it has no {name}"
+  ):
+    pretrained.find(folder)
+
+
+def test_a_file_is_no_folder(folder):
+  with pytest.raises(InputError, match="safetensors holds no pretrained"):
+    pretrained.find(folder / "prompts.safetensors")
+
+
+def test_a_missing_card_is_said(folder, caplog):
+  (folder / "README.md").unlink()
+  assert pretrained.find(folder) == folder
+  assert f"{folder} has no model card, README.md, to say" in caplog.text
+
+
+@pytest.mark.parametrize(
+  "content, reason",
+  (
+    (b"{", "Expecting property name"),
+    (b"[]", "it holds a list, not a dictionary"),
+    (b'{"model_type": "clip"}', "no 'record'"),
+    (b'{"record": {}}', "no 'prompts_sha256'"),
+    (b'{"record": {}, "prompts_sha256": ""}', "is damaged (missing"),
+    (b'{"record": 3, "prompts_sha256": ""}', "holds a int, not a dictionary"),
+  ),
+)
+def test_a_config_of_something_else(folder, content, reason):
+  (folder / "config.json").write_bytes(content)
+  with pytest.raises(InputError, match="config.json is damaged .*") as caught:
+    pretrained.find(folder)
+  assert reason in str(caught.value)
+
+
+def test_a_config_that_was_changed(folder):
+  path = folder / "config.json"
+  path.write_text(path.read_text().replace('"seed": 0', '"seed": 1'))
+  with pytest.raises(InputError, match="changed since it was written"):
+    pretrained.find(folder)
+
+
+def test_prompts_of_another_config(folder):
+  """A new config.json of a run beside the old one's prompts, or the reverse."""
+  record = unseal((folder / "config.json").read_bytes())["record"]
+  digest = unseal((folder / "config.json").read_bytes())["prompts_sha256"]
+  expected = "safetensors does not hold the prompts that .*config.json describ"
+  for changes in (
+    {"prompts_sha256": "0" * 64},
+    {"record": record | {"clip_sha256": "0" * 64}, "prompts_sha256": digest},
+  ):
+    edit_config(folder, **changes)
+    with pytest.raises(InputError, match=expected):
+      pretrained.find(folder)
+
+
+def test_prompts_without_a_record(folder):
+  path = folder / "prompts.safetensors"
+  save_file(load_file(path), path)
+  with pytest.raises(InputError, match="does not hold the prompts that"):
+    pretrained.find(folder)
+
+
+def test_damaged_prompts(folder):
+  flip(folder / "prompts.safetensors")
+  with pytest.raises(InputError, match="prompts.safetensors is damaged: its"):
+    AnomalyDetector.from_pretrained(folder)
+  (folder / "prompts.safetensors").write_bytes(b"")
+  with pytest.raises(InputError, match="prompts.safetensors is neither"):
+    pretrained.find(folder)
+
+
+@pytest.mark.parametrize(
+  "name", ("nowhere", "/no/where", "a/b/c", "../a/b", "owner/", "a/b@", "")
+)
+def test_what_is_no_name(name):
+  expected = "is neither a folder here nor OWNER/NAME or OWNER/NAME@REVISION"
+  with pytest.raises(InputError, match=expected):
+    pretrained.find(name)
+
+
+def test_a_repository_that_is_not_in_the_cache(
+  published, tmp_path, monkeypatch
+):
+  hub.fill_cache(tmp_path, "some/prompts", {"main": published}, monkeypatch)
+  for name in ("some/others", "some/prompts@v3"):
+    with pytest.raises(
+      InputError,
+      match=f"'{name}' is neither a folder here nor .* downloaded .* cache",
+    ):
+      pretrained.find(name)
+
+
+def test_a_repository_of_something_else(clip_folder, tmp_path, monkeypatch):
+  hub.fill_cache(tmp_path, "some/clip", {"main": clip_folder}, monkeypatch)
+  with pytest.raises(
+    InputError, match="^some/clip holds no .* it has no prompts.safetensors"
+  ):
+    pretrained.find("some/clip")
+
+
+def test_the_cache_works_offline_and_by_revision(
+  published, folder, tmp_path, monkeypatch
+):
+  (folder / "thresholds.json").unlink()
+  revisions = {"main": published, "v1": folder}
+  hub.fill_cache(tmp_path / "cache", "some/prompts", revisions, monkeypatch)
+  newest = AnomalyDetector.from_pretrained("some/prompts")
+  assert newest.thresholds.method == "by hand"
+  for revision in ("v1", hub.commit_of(folder)):
+    name = f"some/prompts@{revision}"
+    found = pretrained.find(name)
+    assert not (found / "thresholds.json").exists()
+    assert pretrained.find_start(name) == found / "prompts.safetensors"
+  # A folder here of that name is meant.
+  monkeypatch.chdir(tmp_path)
+  shutil.copytree(published, tmp_path / "some" / "prompts")
+  assert str(pretrained.find("some/prompts")) == "some/prompts"
+
+
+DOWNLOAD = """
+import json, os, pathlib, sys
+from helpers import hub
+
+home, *folders = map(pathlib.Path, sys.argv[1:])
+revisions = dict(zip(("main", "v1"), folders))
+found = []
+with hub.serve({"some/prompts": revisions}) as server:
+  os.environ |= dict(
+    HF_HOME=str(home), HF_ENDPOINT=server.address, HF_HUB_OFFLINE="0"
+  )
+  from cops_jax.errors import InputError
+  from cops_jax.weights import pretrained
+
+  def find():
+    found.append([])
+    for name in ("prompts", "prompts@v1", "prompts@v2", "no"):
+      try:
+        found[-1].append(str(pretrained.find(f"some/{name}")))
+      except InputError as error:
+        found[-1].append(str(error))
+
+  find()
+  asked = list(server.asked)
+  find()
+  downloads = [
+    sum("/resolve/" in path for path in paths)
+    for paths in (asked, server.asked)
+  ]
+find()
+print(json.dumps([found, downloads]))
+"""
+
+
+def test_the_hubs_own_client_downloads_once(published, folder, tmp_path):
+  """From a server over HTTP; afterwards from the cache, without the server."""
+  (folder / "pytorch_model.bin").write_bytes(b"what nobody asked for")
+  result = subprocess.run(
+    [sys.executable, "-c", DOWNLOAD, tmp_path / "home", published, folder],
+    env={**environment(), "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"},
+    capture_output=True,
+    text=True,
+  )
+  assert result.returncode == 0, result.stderr
+  found, (downloads, later_downloads) = json.loads(result.stdout)
+  for path, source in zip(found[0], (published, folder), strict=False):
+    assert path.endswith(hub.commit_of(source))
+    assert {
+      path.name: path.read_bytes() for path in pathlib.Path(path).iterdir()
+    } == {name: (source / name).read_bytes() for name in pretrained.FILES}
+  assert downloads == later_downloads > 0
+  for names, reasons in zip(
+    found,
+    (
+      *[("RevisionNotFoundError", "RepositoryNotFoundError")] * 2,
+      ("ConnectionError", "ConnectionError"),
+    ),
+    strict=True,
+  ):
+    assert names[:2] == found[0][:2]
+    for message, reason in zip(names[2:], reasons, strict=True):
+      assert f"from the Hugging Face hub ({reason}), and the hub's" in message
+
+
+def test_an_address(published, bucket):
+  with pytest.raises(InputError, match="/prompts does not exist"):
+    pretrained.find(f"{bucket}/prompts")
+  for name in os.listdir(published):
+    content = (published / name).read_bytes()
+    files.write_file(f"{bucket}/prompts/{name}", content)
+  found = pretrained.find(f"{bucket}/prompts")
+  assert sorted(os.listdir(found)) == sorted(os.listdir(published))
+
+
+def test_a_config_of_a_later_version(folder):
+  from cops_jax.runs.record import Record
+  from cops_jax.weights import prompts
+
+  values = unseal((folder / "config.json").read_bytes())
+  values["record"]["config"]["model"]["invented"] = 1
+  record = Record(**values["record"] | {"version": "9.0"})
+  tensors = load_file(folder / "prompts.safetensors")
+  content = prompts.to_safetensors(tensors, record)
+  (folder / "prompts.safetensors").write_bytes(content)
+  digest = prompts.hash_prompts(tensors)
+  (folder / "config.json").write_text(pretrained.config_json(record, digest))
+  with pytest.raises(
+    InputError, match="made by version 9.0, .* not known here: 'model.invented"
+  ):
+    AnomalyDetector.from_pretrained(folder)
+
+
+def test_another_clip_is_refused_unless_allowed(folder, clip_folder, tmp_path):
+  other = shutil.copytree(clip_folder, tmp_path / "clip")
+  path = other / "model.safetensors"
+  tensors = load_file(path)
+  save_file({**tensors, "logit_scale": np.array(3, np.float16)}, path)
+  with pytest.raises(InputError, match="was trained on CLIP weights with the"):
+    AnomalyDetector.from_pretrained(folder, clip=other)
+  image = make_image(0)
+  changed = AnomalyDetector.from_pretrained(
+    folder, clip=other, allow_other_clip=True
+  )
+  moved = shutil.copytree(clip_folder, tmp_path / "moved")
+  same = AnomalyDetector.from_pretrained(folder, clip=moved)
+  assert same.clip.sha256 != changed.clip.sha256
+  assert same(image).image_score == (
+    AnomalyDetector.from_pretrained(folder)(image).image_score
+  )
