@@ -144,8 +144,12 @@ class Page:
 
   def sees(self, selector):
     """Whether all of one element is in the window."""
-    ((_, top, _, bottom),) = self.boxes(selector)
-    return 0 <= top and bottom <= self.run("return innerHeight")
+    return self.run(
+      "const box = document.querySelector(arguments[0])"
+      "  ?.getBoundingClientRect();"
+      "return Boolean(box) && box.top >= 0 && box.bottom <= innerHeight;",
+      selector,
+    )
 
   def announced(self):
     return self.run("return announced")
@@ -473,7 +477,7 @@ def test_examples_are_judged_and_other_images_are_not(address, browser, images):
   assert page.errors() == []
 
 
-def test_a_phone(address, browser, images):
+def test_a_phone(address, browser, tmp_path):
   page = Page(browser, address, PHONE)
   assert page.one(".drop span.by_touch").text == "Choose or take photos"
   assert not page.one(".by_mouse").is_displayed()
@@ -486,6 +490,8 @@ def test_a_phone(address, browser, images):
   page.one("#all_examples").click()
   page.count(right=8, wrong=1)
   assert page.sees("#list li:nth-child(2)")
+  page.upload(make_bad(tmp_path, 0))
+  until(lambda: page.sees("#refused li"))
   page.run("scrollTo(0, 0)")
   page.one("summary").click()
   small = [
