@@ -57,16 +57,29 @@ def _load_models(options, parser):
 
 
 def _describe(detector, prompts):
-  chosen = detector.thresholds
-  verdicts = (
-    f"Verdicts: {chosen.method}."
-    if chosen
-    else (
+  clip = detector.config.clip.weights
+  return f"{prompts}, on CLIP {clip!r}. {_tell(detector.thresholds)}"
+
+
+def _tell(thresholds):
+  """What to expect of the verdicts, for those who know no statistics."""
+  if thresholds is None:
+    return (
       "No thresholds were chosen for them: there are no verdicts until a slider"
       " is moved."
     )
-  )
-  return f"{prompts}, on CLIP {detector.config.clip.weights!r}. {verdicts}"
+  parts = [
+    f"{errors.count} of {errors.total} {what}"
+    for errors, what in (
+      (thresholds.false_alarms, "normal ones were called anomalous"),
+      (thresholds.misses, "anomalous ones were missed"),
+    )
+    if errors
+  ]
+  if not parts:
+    return f"Thresholds: {thresholds.method}."
+  images = "Of the images that its thresholds were chosen by"
+  return f"{images}, {' and '.join(parts)}."
 
 
 def _listen(host, port):

@@ -45,7 +45,6 @@ from cops_jax.images.decoding import (
 )
 from cops_jax.images.drawing import heat_colors, to_file
 from cops_jax.predict import to_row
-from cops_jax.thresholds import full_heat
 from cops_jax.weights.clip import DEMO_CLIP
 
 _PAGE = pathlib.Path(__file__).parent / "page"
@@ -171,8 +170,7 @@ class _Server:
         "is_toy": detector.config.clip.weights == DEMO_CLIP,
         "thresholds": thresholds and dataclasses.asdict(thresholds),
         "limits": dataclasses.asdict(self._limits),
-        "examples": list(self._examples),
-        "full_heat": full_heat(thresholds),
+        "examples": _truths(),
         "colors": colors[0].tolist(),
       }
     )
@@ -323,10 +321,22 @@ def _data_url(image: Image.Image, kind: str, **options: Any) -> str:
   return f"data:image/{kind};base64,{text}"
 
 
+def _example_name(category, defect):
+  return f"{category}_{defect or 'good'}.png"
+
+
+def _truths():
+  """What the verdict on each example should be."""
+  return {
+    _example_name(category, defect): "anomaly" if defect else "normal"
+    for category, defect in _EXAMPLES
+  }
+
+
 def _draw_examples():
   examples = {}
   for category, defect in _EXAMPLES:
-    name = f"{category}_{defect or 'good'}.png"
+    name = _example_name(category, defect)
     rng = np.random.default_rng(zlib.crc32(name.encode()))
     pixels, _ = generated.generate(category, defect, rng, _EXAMPLE_SIDE)
     examples[name] = to_file(Image.fromarray(pixels), "PNG")

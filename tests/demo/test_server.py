@@ -2,19 +2,25 @@
 
 import base64
 import contextlib
+import functools
 import http.client
 import io
 import json
 import re
 import socket
 import sys
+import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from cops_jax.commands.demo import _LOCAL_HOSTS, main
+from cops_jax.commands.demo import _LOCAL_HOSTS, _tell, main
+from cops_jax.datasets import generated
+from cops_jax.demo.server import _EXAMPLES
 from cops_jax.detector import AnomalyDetector
+from cops_jax.metrics.proportions import Proportion
+from cops_jax.thresholds import Thresholds
 from helpers import demo_pages
 from helpers.demo_pages import ask, black, post, serve, to_bytes, until
 from helpers.images import make_image
@@ -172,7 +178,8 @@ def test_statuses_of_other_requests(port, method, path, status):
 
 
 def test_the_page_comes_with_a_policy(port):
-  for path in ("/", "/page.js", "/api/info"):
+  scripts = ("/page.js", "/drawing.js")
+  for path in ("/", "/page.css", *scripts, "/api/info"):
     response, content = ask(port, "GET", path)
     assert response.status == 200 and content
     policy = response.headers["Content-Security-Policy"]
@@ -180,6 +187,35 @@ def test_the_page_comes_with_a_policy(port):
     assert "unsafe" not in policy and "http" not in policy
     assert response.headers["X-Content-Type-Options"] == "nosniff"
     assert "//" not in re.sub(r"(?m)(^|\s)//.*", "", content.decode())
+
+
+def test_the_examples_truths_are_those_of_their_masks(port):
+  truths = json.loads(ask(port, "GET", "/api/info")[1])["examples"]
+  assert set(truths.values()) == {"anomaly", "normal"}
+  assert len(truths) == len(_EXAMPLES)
+  for (category, defect), (name, truth) in zip(
+    _EXAMPLES, truths.items(), strict=True
+  ):
+    rng = np.random.default_rng(zlib.crc32(name.encode()))
+    pixels, mask = generated.generate(category, defect, rng, 224)
+    assert truth == ("anomaly" if mask.any() else "normal")
+    _, content = ask(port, "GET", f"/api/examples/{name}")
+    with Image.open(io.BytesIO(content)) as image:
+      np.testing.assert_array_equal(image, pixels)
+
+
+def test_thresholds_are_told_in_words():
+  some, none = Proportion(2, 40, 0.0, 0.2), Proportion(0, 9, 0.0, 0.4)
+  told = functools.partial(Thresholds, 0.5, 0.5, "by hand", "")
+  assert "no verdicts until a slider" in _tell(None)
+  assert _tell(told()) == "Thresholds: by hand."
+  assert _tell(told(some)).endswith(
+    "chosen by, 2 of 40 normal ones were called anomalous."
+  )
+  assert _tell(told(some, none)).endswith(
+    "2 of 40 normal ones were called anomalous and 0 of 9 anomalous ones were"
+    " missed."
+  )
 
 
 def test_a_failure_of_the_server_shows_no_traceback(

@@ -1,21 +1,33 @@
 // The page: a queue of uploads, a card for each, and the sliders.
 
+import { drawLegend, outline, Palette } from "./drawing.js";
+
 const SENT_AT_ONCE = 3;
+const MOST_NEWS = 3; // Errors that are read out at once.
 const MAP_SIDE = 512; // Maps are smooth: enough to colour and to outline.
-const LINE = 4; // Width of outlines, in the map's pixels.
-const LINE_COLOR = [0, 235, 255, 255];
-const AROUND = [[-1, -1], [0, -1], [1, -1], [-1, 0], [1, 0], [-1, 1], [0, 1], [1, 1]];
-const LEAST_AREA = 1e-4; // Share of a map; as in cops_jax/thresholds.py.
+const LEAST_WIDTH = 440; // Of saved pictures: their text must fit.
+const BY_HAND = "(max-width: 700px), (pointer: coarse)"; // As in page.css.
+// By verdict and truth, which is known of the examples.
+const OUTCOMES = {
+  anomaly: { anomaly: "found", normal: "false alarm" },
+  normal: { anomaly: "missed", normal: "correct" },
+};
+const COUNTED = { anomaly: "anomalous", normal: "normal", found: "found", missed: "missed", "false alarm": "false alarms", correct: "correct" };
+const DOT = " \u00b7 ";
 
 const $ = (id) => document.getElementById(id);
 const cards = new Set();
 const waiting = [];
+const news = []; // To be announced.
+let pause;
 let sending = 0;
 const model = new URLSearchParams(location.search).get("model") ?? "0";
 let info;
 // What the sliders say: opacity, image and pixel thresholds. A threshold that
 // nobody chose is null until its slider moves: then there are no verdicts.
 let shown;
+let palette;
+let followed; // The card that a phone's page scrolls to.
 
 function make(width, height) {
   const canvas = document.createElement("canvas");
@@ -40,9 +52,10 @@ function save(blob, name) {
 }
 
 class Card {
-  constructor(file) {
-    this.file = file;
-    this.name = file.name || "image";
+  constructor({ name, file, truth }) {
+    this.file = file; // None of an example: the server has it.
+    this.truth = truth;
+    this.name = name;
     this.element = $("card").content.firstElementChild.cloneNode(true);
     this.find = (selector) => this.element.querySelector(selector);
     this.find("h2").textContent = this.find("h2").title = this.name;
@@ -63,15 +76,21 @@ class Card {
   }
 
   fail(message) {
+    if (!cards.has(this)) return; // Removed since.
     this.error = message;
+    const text = message.startsWith(this.name) ? message : `${this.name}: ${message}`;
+    news.push(text);
     this.element.className = "failed";
-    this.find(".state").textContent = message;
+    this.find("h2").remove();
+    this.find(".state").textContent = text;
+    $("refused").append(this.element); // A small one would leave a hole among the results.
   }
 
   async send() {
-    this.find(".state").lastChild.textContent = "looking";
+    const state = this.find(".state").lastChild;
+    state.textContent = "looking";
     const limits = info.limits;
-    if (this.file.size > limits.max_bytes) {
+    if (this.file?.size > limits.max_bytes) {
       this.fail(`${this.name} has ${(this.file.size / 2 ** 20).toFixed(1)} MB; at most ${limits.max_bytes / 2 ** 20} MB can be sent`);
       return;
     }
@@ -79,6 +98,7 @@ class Card {
     for (let attempt = 1; ; attempt++) {
       let response;
       try {
+        this.file ??= await (await fetch(`api/examples/${this.name}`)).blob();
         response = await fetch(url, { method: "POST", body: this.file });
       } catch {
         // As when it is full: the answer to a refused upload can be lost.
@@ -93,6 +113,7 @@ class Card {
         this.fail(response ? (await response.json()).error : `${this.name} was not sent: the server does not answer`);
         return;
       }
+      state.textContent = response ? "waiting for the server" : "the server does not answer; trying again";
       await new Promise((resolve) => setTimeout(resolve, 500 * attempt));
     }
   }
@@ -105,17 +126,12 @@ class Card {
     const context = make(width, height).getContext("2d", { willReadFrequently: true });
     context.drawImage(map, 0, 0, width, height);
     const pixels = context.getImageData(0, 0, width, height);
-    this.map = Float32Array.from({ length: width * height }, (_, i) => (pixels.data[4 * i] / 255) * answer.map_max);
-    for (let i = 0; i < this.map.length; i++) {
-      const value = Math.min(this.map[i] / info.full_heat, 1);
-      pixels.data.set(info.colors[Math.round(255 * value)], 4 * i);
-      pixels.data[4 * i + 3] = 255 * Math.sqrt(value);
-    }
+    this.levels = Uint8Array.from({ length: width * height }, (_, i) => pixels.data[4 * i]);
+    this.highest = answer.map_max; // What level 255 stands for.
     for (const name of ["heat", "outline"]) {
       this.find(`.${name}`).width = width;
       this.find(`.${name}`).height = height;
     }
-    this.find(".heat").getContext("2d").putImageData(pixels, 0, 0);
     this.image = image;
     for (const element of this.element.querySelectorAll(".shown")) {
       element.src = answer.image;
@@ -128,91 +144,77 @@ class Card {
     this.update();
   }
 
-  // The regions at or above the threshold: their outlines, and boxes in the
-  // image's own pixels, the largest first.
-  outline() {
-    const canvas = this.find(".outline");
-    const { width, height } = canvas;
-    const context = canvas.getContext("2d");
+  // The regions, and boxes in the image's own pixels.
+  outline(context) {
+    const { width, height } = context.canvas;
     if (shown.pixel === null) {
       context.clearRect(0, 0, width, height);
-      this.boxes = null;
-      return;
+      return null;
     }
-    const drawn = context.createImageData(width, height);
-    // 1 inside of regions, 2 where seen; with a border of zeros.
-    const across = width + 2 * LINE;
-    const mask = new Uint8Array(across * (height + 2 * LINE));
-    const stack = new Int32Array(width * height);
-    const near = AROUND.map(([dx, dy]) => dy * across + dx);
-    for (let index = 0, y = 0; y < height; y++) {
-      const row = (y + LINE) * across + LINE;
-      for (let x = 0; x < width; x++, index++) mask[row + x] = this.map[index] >= shown.pixel;
-    }
-    const regions = [];
-    for (let start = 0; start < mask.length; start++) {
-      if (mask[start] !== 1) continue;
-      const region = { area: 0, left: width, top: height, right: 0, bottom: 0 };
-      stack[0] = start;
-      mask[start] = 2;
-      for (let size = 1; size; ) {
-        const index = stack[--size];
-        const x = (index % across) - LINE;
-        const y = Math.floor(index / across) - LINE;
-        region.area++;
-        if (x < region.left) region.left = x;
-        if (y < region.top) region.top = y;
-        if (x >= region.right) region.right = x + 1;
-        if (y >= region.bottom) region.bottom = y + 1;
-        let isEdge = false;
-        for (const step of near) {
-          if (!mask[index + LINE * step]) isEdge = true;
-          if (mask[index + step] === 1) {
-            mask[index + step] = 2;
-            stack[size++] = index + step;
-          }
-        }
-        if (isEdge) drawn.data.set(LINE_COLOR, 4 * (y * width + x));
-      }
-      if (region.area >= LEAST_AREA * width * height) regions.push(region);
-    }
-    context.putImageData(drawn, 0, 0);
     const [right, down] = [this.answer.width / width, this.answer.height / height];
-    this.boxes = regions
-      .sort((a, b) => b.area - a.area)
-      .map((box) => [Math.floor(box.left * right), Math.floor(box.top * down), Math.ceil(box.right * right), Math.ceil(box.bottom * down)]);
+    const boxes = outline(context, this.levels, (255 * shown.pixel) / this.highest);
+    return boxes.map((box) => [Math.floor(box[0] * right), Math.floor(box[1] * down), Math.ceil(box[2] * right), Math.ceil(box[3] * down)]);
+  }
+
+  get verdict() {
+    if (shown.image === null) return null;
+    return this.answer.image_score >= shown.image ? "anomaly" : "normal";
+  }
+
+  get outcome() {
+    return OUTCOMES[this.verdict]?.[this.truth];
+  }
+
+  get texts() {
+    const texts = [`score ${this.answer.image_score.toFixed(3)}`];
+    const count = this.boxes?.length;
+    if (this.boxes) texts.push(count === 1 ? "1 region" : `${count || "no"} regions`);
+    return texts;
   }
 
   update() {
     if (!this.answer) return;
-    if (this.outlinedAt !== shown.pixel) {
-      this.outline();
-      this.outlinedAt = shown.pixel;
+    if (this.drawnAt !== shown.pixel) {
+      this.boxes = this.outline(this.find(".outline").getContext("2d"));
+      palette.paint(this.find(".heat").getContext("2d"), this.levels, this.highest);
+      this.drawnAt = shown.pixel;
     }
-    const score = this.answer.image_score;
-    const verdict = verdictOf(score);
+    const { verdict, outcome, texts } = this;
     this.element.className = verdict ?? "scored";
-    this.find(".tag").textContent = verdict ?? "";
-    this.find(".tag").hidden = this.find(".scale b").hidden = verdict === null;
-    const texts = [`score ${score.toFixed(3)}`];
-    const count = this.boxes?.length;
-    if (this.boxes) texts.push(count === 1 ? "1 region" : `${count || "no"} regions`);
-    this.find(".text").textContent = texts.join(" \u00b7 ");
-    this.find(".outline").setAttribute("aria-label", `Heatmap of ${this.name}: ${texts.at(-1)}`);
-    this.find(".heat").style.opacity = shown.opacity;
-    this.find(".scale i").style.width = `${100 * score}%`;
-    this.find(".scale b").style.left = `${100 * shown.image}%`;
+    if (outcome) this.element.classList.add(verdict === this.truth ? "right" : "wrong");
+    this.find(".tag").textContent = outcome ?? verdict ?? "";
+    this.find(".tag").hidden = this.find(".scale .mark").hidden = verdict === null;
+    this.find(".text").textContent = texts.join(DOT);
+    this.find(".outline").setAttribute("aria-label", `Anomaly map of ${this.name}: ${texts.at(-1)}`);
+    this.find(".scale i").style.width = `${100 * this.answer.image_score}%`;
+    this.find(".top").textContent = palette.top.toFixed(2);
+    this.find(".ramp .mark").hidden = shown.pixel === null;
   }
 
+  // The map over the image, and below what it says.
   savePicture() {
-    const canvas = make(this.image.naturalWidth, this.image.naturalHeight);
+    const { naturalWidth, naturalHeight } = this.image;
+    const factor = Math.max(1, Math.min(Math.ceil(LEAST_WIDTH / naturalWidth), Math.floor(1024 / naturalHeight)));
+    const width = naturalWidth * factor;
+    const height = naturalHeight * factor;
+    const across = Math.max(width, LEAST_WIDTH);
+    const em = Math.min(24, Math.round(across / 34));
+    const canvas = make(across, height + 6 * em);
     const context = canvas.getContext("2d");
-    const draw = (picture) => context.drawImage(picture, 0, 0, canvas.width, canvas.height);
+    context.fillStyle = "white";
+    context.fillRect(0, 0, canvas.width, canvas.height);
+    const draw = (picture) => context.drawImage(picture, 0, 0, width, height);
     draw(this.image);
     context.globalAlpha = shown.opacity;
     draw(this.find(".heat"));
     context.globalAlpha = 1;
     draw(this.find(".outline"));
+    context.translate(0.5 * em, height);
+    const { verdict, outcome } = this;
+    const [score, ...regions] = this.texts;
+    const threshold = verdict && `threshold ${shown.image.toFixed(3)}`;
+    const parts = [outcome ? `${outcome} (${verdict})` : verdict, score, threshold, ...regions];
+    drawLegend(context, across - em, em, this.name, parts.filter(Boolean).join(DOT), palette, shown.opacity);
     canvas.toBlob((blob) => save(blob, `${this.name.replace(/\.\w+$/, "")}-heatmap.png`));
   }
 
@@ -224,7 +226,7 @@ class Card {
     return {
       path: this.name,
       image_score,
-      verdict: verdictOf(image_score),
+      verdict: this.verdict,
       threshold: shown.image,
       threshold_method: shown.image === null ? null : shown.image === chosen?.image ? chosen.method : "slider",
       pixel_threshold: shown.pixel,
@@ -233,22 +235,27 @@ class Card {
   }
 }
 
-function verdictOf(score) {
-  if (shown.image === null) return null;
-  return score >= shown.image ? "anomaly" : "normal";
-}
+const addFiles = (files) => add([...files].map((file) => ({ name: file.name || "image", file })));
 
-function addFiles(files) {
-  const room = info.limits.max_images - cards.size;
-  const taken = [...files].slice(0, room);
-  for (const file of taken) waiting.push(new Card(file));
-  const left = files.length - taken.length;
-  $("limits").classList.toggle("over", left > 0);
-  $("limits").textContent = left
-    ? `${left} of ${files.length} were left out: the page holds ${info.limits.max_images} images. Clear it to go on.`
-    : limitsText();
+const addExamples = (names) => add(names.map((name) => ({ name, truth: info.examples[name] })));
+
+function add(sources) {
+  const taken = sources.slice(0, info.limits.max_images - cards.size).map((source) => new Card(source));
+  waiting.push(...taken);
+  const left = sources.length - taken.length;
+  notify(left && `${left} of ${sources.length} were left out: the page holds ${info.limits.max_images} images; clear it to go on`);
+  if (matchMedia(BY_HAND).matches) {
+    // There the list is below what was tapped.
+    follow(taken[0]);
+    if (left) $("notice").scrollIntoView();
+  }
   showSummary();
   work();
+}
+
+function follow(card) {
+  followed = card;
+  card?.element.scrollIntoView();
 }
 
 function work() {
@@ -262,6 +269,7 @@ function work() {
       .finally(() => {
         sending--;
         card.file = null;
+        if (card === followed) follow(card); // It has grown, or moved.
         showSummary();
         work();
       });
@@ -271,23 +279,56 @@ function work() {
 const limitsText = () =>
   `PNG, JPEG, BMP, TIFF or WebP; up to ${info.limits.max_bytes / 2 ** 20} MB, ${info.limits.max_pixels / 1e6} megapixels and ${info.limits.max_images} images`;
 
+function notify(text) {
+  $("notice").textContent = text || "";
+  $("notice").hidden = !text;
+  if (text) news.push(text);
+}
+
+// For those who do not see it: once nothing has changed for a while.
+function announce() {
+  clearTimeout(pause);
+  pause = setTimeout(() => {
+    const more = news.length - MOST_NEWS;
+    const told = news.splice(0).slice(0, MOST_NEWS);
+    if (more > 0) told.push(`and ${more} more`);
+    $("live").textContent = [...told, $("status").textContent].join(". ");
+  }, 500);
+}
+
 function showSummary() {
   const done = [...cards].filter((card) => card.answer);
   const failed = [...cards].filter((card) => card.error).length;
-  const anomalies = done.filter((card) => verdictOf(card.answer.image_score) === "anomaly").length;
   const left = cards.size - done.length - failed;
   const parts = [`${cards.size} image${cards.size === 1 ? "" : "s"}`];
   if (left) parts.push(`${left} to go`);
-  if (done.length && shown.image !== null) parts.push(`${anomalies} anomalous`, `${done.length - anomalies} normal`);
+  for (const label in COUNTED) {
+    const count = done.filter((card) => (card.outcome ?? card.verdict) === label).length;
+    if (count) parts.push(`${count} ${COUNTED[label]}`);
+  }
   if (failed) parts.push(`${failed} failed`);
-  $("status").textContent = cards.size ? parts.join(" \u00b7 ") : "No images yet";
+  $("status").textContent = cards.size ? parts.join(DOT) : "No images yet";
   $("json").disabled = $("csv").disabled = !(done.length + failed);
   $("clear").disabled = !cards.size;
+  if (!left || news.length) announce();
 }
 
 function showSliders() {
-  $("opacity_value").textContent = `${Math.round(100 * shown.opacity)}%`;
-  for (const name of ["image", "pixel"]) $(`${name}_value`).textContent = shown[name]?.toFixed(3) ?? "not set";
+  const texts = {
+    opacity: `${Math.round(100 * shown.opacity)}%`,
+    image: shown.image?.toFixed(3) ?? "not set",
+    pixel: shown.pixel?.toFixed(3) ?? "not set",
+  };
+  for (const name in texts) {
+    $(`${name}_value`).textContent = texts[name];
+    $(name).setAttribute("aria-valuetext", texts[name]);
+  }
+  palette = new Palette(info.colors, shown.pixel);
+  const style = document.documentElement.style;
+  style.setProperty("--opacity", shown.opacity);
+  style.setProperty("--image", `${100 * shown.image}%`);
+  style.setProperty("--pixel", `${(100 * shown.pixel) / palette.top}%`);
+  style.setProperty("--ramp", `linear-gradient(to right, ${palette.ramp()})`);
   for (const card of cards) card.update();
   showSummary();
 }
@@ -315,16 +356,8 @@ function saveCsv() {
   save(new Blob([[columns.join(","), ...lines, ""].join("\r\n")], { type: "text/csv" }), "results.csv");
 }
 
-async function addExamples(names) {
-  const files = names.map(async (name) => {
-    const response = await fetch(`api/examples/${name}`);
-    return new File([await response.blob()], name, { type: "image/png" });
-  });
-  addFiles(await Promise.all(files));
-}
-
 function showExamples() {
-  for (const name of info.examples) {
+  for (const name in info.examples) {
     const button = document.createElement("button");
     button.type = "button";
     button.className = "example";
@@ -339,53 +372,72 @@ function showExamples() {
   all.type = "button";
   all.id = "all_examples";
   all.textContent = "all examples";
-  all.onclick = () => addExamples(info.examples);
+  all.onclick = () => addExamples(Object.keys(info.examples));
   $("examples").append(all);
 }
 
-let isDue = false;
-for (const name of ["opacity", "image", "pixel"]) {
-  $(name).oninput = () => {
-    shown[name] = Number($(name).value);
-    if (isDue) return;
-    isDue = true;
-    requestAnimationFrame(() => {
-      isDue = false;
-      showSliders();
-    });
+function listen() {
+  let isDue = false;
+  for (const name of ["opacity", "image", "pixel"]) {
+    $(name).oninput = () => {
+      shown[name] = Number($(name).value);
+      if (isDue) return;
+      isDue = true;
+      requestAnimationFrame(() => {
+        isDue = false;
+        showSliders();
+      });
+    };
+  }
+  $("model").onchange = (event) => (location.search = `?model=${event.target.value}`);
+  $("reset").onclick = reset;
+  $("json").onclick = saveJson;
+  $("csv").onclick = saveCsv;
+  $("clear").onclick = () => {
+    for (const card of cards) card.element.remove();
+    cards.clear();
+    add([]);
   };
+  $("files").onchange = () => {
+    addFiles($("files").files);
+    $("files").value = ""; // The same file may be chosen again.
+  };
+  document.ondragover = (event) => {
+    event.preventDefault();
+    $("drop").classList.add("over");
+  };
+  document.ondragleave = () => $("drop").classList.remove("over");
+  document.ondrop = (event) => {
+    event.preventDefault();
+    $("drop").classList.remove("over");
+    addFiles(event.dataTransfer.files);
+  };
+  document.onpaste = (event) => addFiles(event.clipboardData.files);
+  document.ontouchmove = () => (followed = null); // The reader scrolls.
 }
-$("reset").onclick = reset;
-$("json").onclick = saveJson;
-$("csv").onclick = saveCsv;
-$("clear").onclick = () => {
-  cards.clear();
-  $("list").replaceChildren();
-  addFiles([]);
-};
-$("files").onchange = () => {
-  addFiles($("files").files);
-  $("files").value = ""; // The same file may be chosen again.
-};
-document.ondragover = (event) => {
-  event.preventDefault();
-  $("drop").classList.add("over");
-};
-document.ondragleave = () => $("drop").classList.remove("over");
-document.ondrop = (event) => {
-  event.preventDefault();
-  $("drop").classList.remove("over");
-  addFiles(event.dataTransfer.files);
-};
-document.onpaste = (event) => addFiles(event.clipboardData.files);
 
-info = await (await fetch(`api/info?model=${model}`)).json();
-info.models.forEach((title, number) => $("model").add(new Option(title, number)));
-$("model").value = info.model;
-$("model").onchange = (event) => (location.search = `?model=${event.target.value}`);
-$("choice").hidden = info.models.length === 1;
-$("about").textContent = info.about;
-$("toy").hidden = !info.is_toy;
-$("limits").textContent = limitsText();
-showExamples();
-reset();
+async function start() {
+  try {
+    info = await (await fetch(`api/info?model=${model}`)).json();
+  } catch {
+    info = { error: "The server does not answer: start it, and load this page again" };
+  }
+  if (info.error) {
+    notify(info.error);
+    announce();
+    return;
+  }
+  info.models.forEach((title, number) => $("model").add(new Option(title, number)));
+  $("model").value = info.model;
+  $("choice").hidden = info.models.length === 1;
+  $("about").textContent = info.about;
+  $("toy").hidden = !info.is_toy;
+  $("limits").textContent = limitsText();
+  const chosen = info.thresholds;
+  if (chosen) $("chosen").textContent = `They were chosen so: ${chosen.method}.`;
+  showExamples();
+  listen();
+  reset();
+}
+
+start();
