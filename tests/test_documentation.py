@@ -241,4 +241,4 @@ def test_links_between_pages_lead_somewhere(page):
   """`make docs` compares anchors too; this needs no site."""
   links = re.findall(r"\]\(([^)#]+)[^)]*\)", (ROOT / page).read_text())
   for link in links:
-    assert link.startswith("https://") or f"docs/{link}" in PAGES, link
+    assert link.startswith("https://") or (ROOT / "docs" / link).exists(), link
