@@ -153,6 +153,7 @@ class _Evaluation:
     self.provenance = {
       "version": __version__,
       "checkpoint": source,
+      "trained_on": _describe_training(record) if is_trained else "nothing",
       "prompts_sha256": prompts.hash_prompts(trainable),
       "clip_sha256": clip.sha256,
       "config": config.to_dict(),
@@ -221,6 +222,13 @@ class _Evaluation:
     result = _describe_data(result, examples, fingerprint)
     kept.write(result)
     return result
+
+
+def _describe_training(record):
+  if record is None:
+    return "not recorded"
+  train = record.config.get("train", {})
+  return f"{train.get('dataset')}, seed {record.config.get('seed')}"
 
 
 def _begin_run(workdir, config, clip):
