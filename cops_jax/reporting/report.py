@@ -67,7 +67,7 @@ _GLOSSARY = {
     "AUPRO from 200 thresholds, as AnomalyCLIP's authors compute it."
   ),
   "anomaly map": (
-    "A score from 0 to 1 for each pixel, shown from black (low) to light yellow."
+    "A score from 0 to 1 for each pixel, shown from black to light yellow."
   ),
   "threshold": (
     "The score from which on an image, or a pixel, is called anomalous. Here"
@@ -115,7 +115,7 @@ def write_report(
     "size": charts,
     "tile_pixels": TILE_PIXELS,
     "line_color": LINE_COLOR,
-    "heat": heat_colors(np.linspace(0, 1, 9)[None] ** 2, 0, 1)[0].tolist(),
+    "heat": heat_colors(np.linspace(0, 1, 9)[None] ** 2, 0.0, 1.0)[0].tolist(),
     "not_evaluated": [*skipped.items(), *failed.items()],
     "datasets": [
       _dataset_values(name, result) for name, result in results.items()
