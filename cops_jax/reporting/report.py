@@ -25,7 +25,7 @@ from cops_jax.paths import AnyPath
 from cops_jax.reporting import charts, domains, metric_title, percent
 from cops_jax.reporting.published import published
 from cops_jax.scoring import ANOMALY
-from cops_jax.tables import one_line, shorten_list
+from cops_jax.tables import group_by_reason, one_line, shorten_list
 from cops_jax.weights import DEMO_CLIP
 
 _KINDS = {
@@ -116,7 +116,7 @@ def write_report(
     "tile_pixels": TILE_PIXELS,
     "line_color": LINE_COLOR,
     "heat": heat_colors(np.linspace(0, 1, 9)[None] ** 2, 0.0, 1.0)[0].tolist(),
-    "not_evaluated": [*skipped.items(), *failed.items()],
+    "not_evaluated": group_by_reason({**skipped, **failed}).items(),
     "datasets": [
       _dataset_values(name, result) for name, result in results.items()
     ],

@@ -97,7 +97,11 @@ def page(tmp_path_factory):
     ),
   }
   return report.write_report(
-    workdir, found, PROVENANCE, {"btad": "not prepared"}, {"isic": "broken"}
+    workdir,
+    found,
+    PROVENANCE,
+    {"btad": "not prepared", "mpdd": "not prepared"},
+    {"isic": "broken"},
   )
 
 
@@ -144,7 +148,7 @@ def test_the_papers_results_stand_beside_ours(page):
   assert "| mvtec_ad | 90.0 (95.0, \N{MINUS SIGN}5.0) |" in markdown
   assert "| **industrial mean** | 90.0 |" in markdown
   assert "In brackets the paper's number" in markdown
-  for name in ("pixel AUROC", "- btad: not prepared", "- isic: broken"):
+  for name in ("pixel AUROC", "- btad, mpdd: not prepared", "- isic: broken"):
     assert name in markdown
   assert "(no masks)" in markdown
 
