@@ -114,7 +114,7 @@ def _histogram(result):
   x_ticks = _ticks(min(scores), max(scores))
   edges = np.linspace(x_ticks[0], x_ticks[-1], _NUM_BINS + 1)
   counts = {kind: np.histogram(kinds[kind], edges)[0] for kind in kinds}
-  y_ticks = _ticks(0, max(found.max() for found in counts.values()))
+  y_ticks = _ticks(0, max(found.max() for found in counts.values()), least=1)
 
   def up(value):
     return _up(value / y_ticks[-1])
@@ -156,10 +156,9 @@ def _path(x, y):
   return "M" + " ".join(f"{across:g},{up:g}" for across, up in points)
 
 
-def _ticks(low, high, most=6):
+def _ticks(low, high, least=1e-6, most=6):
   """Round numbers at equal distances, from at most `low` to at least `high`."""
-  span = max(high - low, 1e-6)
-  size = 10.0 ** math.floor(math.log10(span / most))
+  size = 10.0 ** math.floor(math.log10(max((high - low) / most, least)))
   for step in (size, 2 * size, 5 * size, 10 * size, 20 * size):
     first, last = math.floor(low / step), math.ceil(high / step)
     if last - first <= most:
