@@ -24,6 +24,7 @@ from cops_jax import thresholds
 from cops_jax.errors import InputError, shorten
 from cops_jax.images.decoding import (
   as_seen,
+  is_transparent,
   open_image,
   resize_image,
   resize_map,
@@ -59,11 +60,13 @@ class Detection:
     anomaly_map: of anomaly by pixel, in [0, 1], at the size that the image has
       upright.
     thresholds: used for verdicts; None without any.
+    is_transparent: whether parts of the image are, which were laid on white.
   """
 
   image_score: float
   anomaly_map: Float[np.ndarray, "h w"]
   thresholds: Thresholds | None = None
+  is_transparent: bool = False
 
   @property
   def is_anomaly(self) -> bool | None:
@@ -384,7 +387,8 @@ class AnomalyDetector:
 
   def _resize(self, image):
     seen = as_seen(image)
-    return DecodedImage(resize_image(seen, self.image_size), seen.size)
+    pixels = resize_image(seen, self.image_size)
+    return DecodedImage(pixels, seen.size, is_transparent(image))
 
   def detect(self, images: Sequence[DecodedImage]) -> list[Detection]:
     """Scores decoded images, at most `max_batch_size`.
@@ -412,6 +416,7 @@ class AnomalyDetector:
         float(outputs["image_score"][row]),
         resize_map(outputs["anomaly_map"][row], image.size),
         self.thresholds,
+        image.is_transparent,
       )
       for row, image in enumerate(images)
     ]
@@ -432,10 +437,12 @@ class DecodedImage:
   Attributes:
     pixels: RGB.
     size: width and height that it had upright, in pixels.
+    is_transparent: whether parts of it were.
   """
 
   pixels: Integer[np.ndarray, "h w 3"]
   size: tuple[int, int]
+  is_transparent: bool = False
 
 
 def _from_array(array):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import io
 import json
 import logging
@@ -15,12 +16,8 @@ import numpy as np
 from cops_jax.detector import AnomalyDetector, Detection
 from cops_jax.errors import InputError, shorten
 from cops_jax.files import write_file
-from cops_jax.images.decoding import (
-  MAX_PIXELS,
-  open_image,
-  to_picture,
-)
-from cops_jax.images.drawing import overlay, to_file
+from cops_jax.images.decoding import MAX_PIXELS, open_image, to_picture
+from cops_jax.images.drawing import annotate, overlay, to_file
 from cops_jax.paths import AnyPath, is_address
 from cops_jax.progress import Progress
 from cops_jax.thresholds import full_heat
@@ -55,12 +52,14 @@ def to_row(
   if isinstance(outcome, InputError):
     return {"path": str(path), "error": str(outcome)}
   row = {"path": str(path), "image_score": round(outcome.image_score, 6)}
+  if outcome.is_transparent:
+    row["note"] = "its transparent parts were laid on white"
   if outcome.thresholds is None:
     names = ("verdict", "threshold", "threshold_method", "boxes")
     return row | dict.fromkeys(names)
   return {
     **row,
-    "verdict": "anomaly" if outcome.is_anomaly else "normal",
+    "verdict": _verdict(outcome),
     "threshold": outcome.thresholds.image,
     "threshold_method": outcome.thresholds.method,
     "boxes": outcome.boxes,
@@ -72,26 +71,42 @@ def heatmap(
 ) -> bytes:
   """The image, at its own size, under its anomaly map's colours, as a PNG.
 
-  See `thresholds.full_heat`.
+  With boxes around anomalous regions, and score and verdict below it. For the
+  colours see `thresholds.full_heat`.
   """
-  from PIL import Image
-
   high = full_heat(detection.thresholds)
   with open_image(path, max_pixels) as image:
     pixels = np.asarray(to_picture(image))
   shown = overlay(pixels, detection.anomaly_map, 0.0, high)
+  words = [f"score {detection.image_score:.3f}"]
+  if detection.thresholds:
+    threshold = f"threshold {detection.thresholds.image:.3f}"
+    words = [_verdict(detection), *words, threshold]
+  picture = annotate(
+    shown, detection.boxes or [], words, bool(detection.is_anomaly)
+  )
   # Level 1 takes a fifth of the default's time on a photograph.
-  return to_file(Image.fromarray(shown), "PNG", compress_level=1)
+  return to_file(picture, "PNG", compress_level=1)
+
+
+def _verdict(detection):
+  return "anomaly" if detection.is_anomaly else "normal"
 
 
 def _names(paths):
-  """A file name for each path, unique: the path below what all share."""
+  """A file name for each path, unique: with the fewest folders that tell it."""
   paths = [pathlib.Path(os.path.normpath(path.absolute())) for path in paths]
-  root = pathlib.Path(os.path.commonpath([path.parent for path in paths]))
+  parts = [path.with_suffix("").parts[1:] for path in paths]
+  told, waiting, depth = {}, set(parts), 0
+  while waiting:
+    depth += 1
+    counts = collections.Counter(part[-depth:] for part in waiting)
+    found = {part for part in waiting if counts[part[-depth:]] == 1}
+    told |= {part: "-".join(part[-depth:]) for part in found}
+    waiting -= found
   names = {}
-  for path in paths:
-    stem = "-".join(path.relative_to(root).with_suffix("").parts)
-    stem = stem.encode()[:_MAX_NAME_BYTES].decode(errors="ignore")
+  for path, part in zip(paths, parts, strict=True):
+    stem = told[part].encode()[:_MAX_NAME_BYTES].decode(errors="ignore")
     name, number = stem, 1
     while name in names:
       number += 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 
 def align(rows: Sequence[Sequence[str]], num_text_columns: int) -> list[str]:
@@ -33,3 +33,11 @@ def shorten_list(lines: Sequence[str], number: int = 10) -> list[str]:
   if len(lines) > number:
     shown.append(f"and {len(lines) - number} more")
   return shown
+
+
+def group_by_reason(reasons: Mapping[str, str]) -> dict[str, str]:
+  """The reasons by "a, b", the names that share one."""
+  groups = {}
+  for name, reason in reasons.items():
+    groups.setdefault(reason, []).append(name)
+  return {", ".join(names): reason for reason, names in groups.items()}

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pathlib
 import shutil
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 from cops_jax import predict, thresholds
 from cops_jax.commands import calibrate as calibrate_command
 from cops_jax.commands import predict as predict_command
-from cops_jax.detector import AnomalyDetector
+from cops_jax.detector import AnomalyDetector, Detection
 from cops_jax.errors import InputError
 from cops_jax.images import decoding
 from cops_jax.images.drawing import overlay
@@ -30,6 +31,16 @@ def photos(tmp_path_factory):
   (root / "notes.txt").write_text("no image")
   (root / "broken.png").write_bytes(b"no image")
   return root
+
+
+@pytest.fixture(scope="module")
+def clear(tmp_path_factory):
+  """An image whose left half is transparent, over black."""
+  image = make_image(0).convert("RGBA")
+  image.paste((0, 0, 0, 0), (0, 0, image.width // 2, image.height))
+  path = tmp_path_factory.mktemp("clear") / "clear.png"
+  image.save(path)
+  return path
 
 
 @pytest.fixture
@@ -109,7 +120,7 @@ def test_photos_in_a_folder(photos, workdir, tmp_path):
       assert row["verdict"] == "normal" and row["boxes"] == []
   detector = AnomalyDetector.from_workdir(workdir)
   sources = ("a/0.png", "a/b/0.jpg", "c.PNG", "d.bmp")
-  for name, source in zip(("a-0", "a-b-0", "c", "d"), sources, strict=True):
+  for name, source in zip(("a-0", "b-0", "c", "d"), sources, strict=True):
     want = detector(photos / source).anomaly_map
     np.testing.assert_allclose(np.load(out / f"{name}.npy"), want, atol=1e-6)
     with Image.open(photos / source) as image:
@@ -117,7 +128,10 @@ def test_photos_in_a_folder(photos, workdir, tmp_path):
     shown = overlay(pixels, want, 0.0, 2 * chosen.pixel).astype(int)
     assert np.abs(shown - pixels).max() > 20
     with Image.open(out / f"{name}.png") as picture:
-      assert np.abs(np.asarray(picture) - shown).max() <= 1
+      assert picture.height > len(shown)  # For the words below.
+      got = np.asarray(picture)[: len(shown), : shown.shape[1]].astype(int)
+    # But for the boxes.
+    assert (np.abs(got - shown).max(axis=-1) > 1).mean() < 0.1
   assert len(list(out.iterdir())) == 9
 
 
@@ -251,12 +265,70 @@ def test_thresholds_of_labelled_data(workdir, tmp_path, data_dir, capsys):
 
 
 def test_names_of_pictures_are_unique(tmp_path):
-  paths = [tmp_path / name for name in ("a/x.png", "a/x.jpg", "b/x.png")]
-  assert predict._names(paths) == ["a-x", "a-x-2", "b-x"]
+  """Each with the fewest folders that tell it from the others."""
+  names = ("a/x.png", "a/x.jpg", "b/x.png", "deep/c/y.png")
+  paths = [tmp_path / name for name in names]
+  assert predict._names(paths) == ["a-x", "a-x-2", "b-x", "y"]
   here = tmp_path / "run"
   paths = [here / "../deep/y.png", here / "y.png"]
   assert predict._names(paths) == ["deep-y", "run-y"]
+  # One has no folder above it.
+  assert predict._names([pathlib.Path("/y.png"), paths[1]]) == ["y", "run-y"]
+  paths = [tmp_path / name for name in ("a/x.png", "b/x.png", "a-x.png")]
+  assert predict._names(paths) == ["a-x", "b-x", "a-x-2"]
   paths = [tmp_path / f"{chr(0x3042) * 80}.{kind}" for kind in "ab"]
   names = predict._names(paths)
   assert len(set(names)) == 2
   assert all(len(f"{name}.png".encode()) < 220 for name in names)
+
+
+def test_names_have_nothing_of_where_images_are(tmp_path):
+  """Of absolute paths that share nothing but the root."""
+  paths = [tmp_path / "a.png", pathlib.Path("/elsewhere/photos/b.png")]
+  assert predict._names(paths) == ["a", "b"]
+
+
+def test_what_is_laid_on_white_has_a_note(clear, workdir):
+  detector = AnomalyDetector.from_workdir(workdir)
+  with Image.open(clear) as image:
+    white = Image.new("RGBA", image.size, "white")
+    white.alpha_composite(image)
+  found = dict(predict.predict(detector, [clear]))
+  row = predict.to_row(clear, found[clear])
+  assert row["note"] == "its transparent parts were laid on white"
+  same = detector(white)
+  assert row["image_score"] == round(same.image_score, 6)
+  assert "note" not in predict.to_row(clear, same)
+
+
+def test_an_empty_file_is_called_empty(workdir, tmp_path, capsys):
+  (tmp_path / "empty.png").touch()
+  with pytest.raises(SystemExit, match="1 of 1 images cannot be read"):
+    predict_command.main([str(tmp_path / "empty.png"), f"--workdir={workdir}"])
+  row = json.loads(capsys.readouterr().out)
+  assert row["error"].endswith("empty.png cannot be read: it is empty")
+
+
+@pytest.mark.parametrize(
+  "score, verdict", ((0.874, "anomaly"), (0.1, "normal"))
+)
+def test_pictures_tell_the_verdict(photos, score, verdict, monkeypatch):
+  written = []
+
+  def annotate(image, boxes, words, is_marked):
+    written.append((boxes, words, is_marked))
+    return Image.fromarray(image)
+
+  monkeypatch.setattr(predict, "annotate", annotate)
+  path = photos / "d.bmp"
+  with Image.open(path) as image:
+    anomaly_map = np.zeros((image.height, image.width), np.float32)
+  anomaly_map[2:9, 3:8] = 0.7
+  chosen = thresholds.Thresholds(0.43, 0.5, "by hand")
+  predict.heatmap(path, Detection(score, anomaly_map, chosen))
+  predict.heatmap(path, Detection(score, anomaly_map))
+  words = [verdict, f"score {score:.3f}", "threshold 0.430"]
+  assert written == [
+    ([(3, 2, 8, 9)], words, verdict == "anomaly"),
+    ([], [words[1]], False),
+  ]

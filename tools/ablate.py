@@ -148,7 +148,9 @@ def format_csv(rows: Sequence[Mapping[str, Any]]) -> str:
 def plot(
   means: Mapping[str, Mapping[int, Means]], rows: Sequence[Mapping[str, Any]]
 ) -> bytes:
-  """A panel for each data set and metric: a dot for each seed, their mean.
+  """Two rows for each data set, of images and of pixels, a panel a metric.
+
+  A panel has a dot for each seed, and their mean.
 
   Returns:
     A PNG file's bytes.
@@ -156,42 +158,65 @@ def plot(
   from matplotlib.backends.backend_agg import FigureCanvasAgg
   from matplotlib.figure import Figure
 
-  metrics = _metrics(rows)
-  datasets = list(dict.fromkeys(row["dataset"] for row in rows))
   names = list(means)
+  panels = []  # Data set and metrics of each row.
+  for dataset in dict.fromkeys(row["dataset"] for row in rows):
+    for level in dict.fromkeys(name.split("_")[0] for name in _metrics(rows)):
+      metrics = [name for name in _metrics(rows) if name.startswith(level)]
+      panels.append((dataset, metrics))
+  num_columns = max(len(metrics) for _, metrics in panels)
   figure = Figure(
     figsize=(
-      1.6 + 2.4 * len(metrics),
-      (1.2 + 0.3 * len(names)) * len(datasets),
+      1.8 + 2.6 * num_columns,
+      0.5 + (1.0 + 0.3 * len(names)) * len(panels),
     ),
     layout="constrained",
   )
   FigureCanvasAgg(figure)
-  axes = figure.subplots(
-    len(datasets), len(metrics), sharey=True, squeeze=False
-  )
-  for dataset, row_of_axes in zip(datasets, axes, strict=True):
-    for metric, axis in zip(metrics, row_of_axes, strict=True):
-      for row in rows:
-        name = row["ablation"]
-        if row["dataset"] != dataset or metric not in row:
-          continue
-        y = names.index(name)
-        values = [run[dataset].get(metric) for run in means[name].values()]
-        values = [100 * value for value in values if value is not None]
-        axis.plot(values, [y] * len(values), "o", color="C0", alpha=0.5)
-        axis.plot(100 * row[metric], y, "|", color="C0", markersize=16)
-        if name == _BASE:
-          axis.axvline(100 * row[metric], color="gray", linewidth=0.8)
+  axes = figure.subplots(len(panels), num_columns, sharey=True, squeeze=False)
+  for (dataset, metrics), row_of_axes in zip(panels, axes, strict=True):
+    row_of_axes[0].set_ylabel(dataset)
+    for axis in row_of_axes[len(metrics) :]:
+      axis.remove()
+    for metric, axis in zip(metrics, row_of_axes, strict=False):
+      _plot_metric(axis, means, rows, dataset, metric)
       labels = [name.replace("_", " ") for name in names]
       axis.set_yticks(range(len(names)), labels)
       axis.set_ylim(len(names) - 0.5, -0.5)
       axis.set_title(f"{metric_title(metric)}, %")
       axis.grid(axis="x", alpha=0.3)
-    row_of_axes[0].set_ylabel(dataset)
+  shown = {}  # The first of each kind: a panel may lack some.
+  for axis in figure.axes:
+    for line, label in zip(*axis.get_legend_handles_labels(), strict=True):
+      shown.setdefault(label, line)
+  figure.legend(
+    shown.values(), shown, loc="outside upper center", ncols=3, frameon=False
+  )
   file = io.BytesIO()
   figure.savefig(file, format="png", dpi=100)
   return file.getvalue()
+
+
+def _plot_metric(axis, means, rows, dataset, metric):
+  """The dots of each ablation, at its place in `means`."""
+  for row in rows:
+    name = row["ablation"]
+    if row["dataset"] != dataset or metric not in row:
+      continue
+    y, mean = list(means).index(name), 100 * row[metric]
+    values = [run[dataset].get(metric) for run in means[name].values()]
+    values = [100 * value for value in values if value is not None]
+    axis.plot(
+      values, [y] * len(values), "o", color="C0", alpha=0.5, label="a seed"
+    )
+    axis.plot(
+      *(mean, y, "|k"),
+      markersize=16,
+      markeredgewidth=2,
+      label="mean of the seeds",
+    )
+    if name == _BASE:
+      axis.axvline(mean, color="gray", linewidth=0.8, label="full model's mean")
 
 
 def main(config, workdir, allow_other_clip):

@@ -3,11 +3,13 @@
   cops weights export --workdir=runs/demo --out=prompts.pth
   cops weights publish --workdir=runs/visa --out=published/visa
   cops weights inspect prompts.pth
+  cops weights inspect runs/demo
 
 `export` writes a run's newest prompts as one file: .safetensors or, for the
 authors' code, .pth. `publish` writes them as a folder that --pretrained takes,
 with their config, thresholds and model card, ready for `hf upload`. `inspect`
-prints what a file of weights holds, without running any of it.
+prints what a file of weights holds, without running any of it; of a run its
+newest checkpoint, its config and its CLIP.
 """
 
 from __future__ import annotations
@@ -48,9 +50,9 @@ def _parser() -> argparse.ArgumentParser:
     " file or folder; it is loaded and its hash compared",
   )
   command = commands.add_parser(
-    "inspect", help="print what a file of weights holds"
+    "inspect", help="print what a file of weights, or a run, holds"
   )
-  command.add_argument("file")
+  command.add_argument("path", help="a file of weights or a work directory")
   return parser
 
 
@@ -66,4 +68,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
     show_messages()
     print(publish.publish(options.workdir, options.out, options.clip))
   else:
-    print(weights.inspect(options.file))
+    print(weights.inspect(options.path))

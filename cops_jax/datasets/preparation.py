@@ -124,14 +124,13 @@ def why_unprepared(
   builder = make_builder(name, data_dir)
   if is_prepared(builder, data_dir) or builder.find_original_files(manual_dir):
     return ""
-  command = f"cops datasets prepare {name} --manual_dir=DIR"
-  others = _other_versions(builder)
-  if others:
-    return f"{others}. Prepare it again with: {command}"
-  place = data_dir or builder.data_dir_root
+  reason = _other_versions(builder)
+  reason = reason or f"not prepared in {data_dir or builder.data_dir_root}"
+  command = "cops datasets prepare --all --manual_dir=DIR"
   if data_dir:
     command += f" --data_dir={data_dir}"
-  return f"not prepared in {place}. Prepare it with: {command}"
+  # The same words for all, so that they can be said once.
+  return f"{reason}. With the original files in DIR, prepare with: {command}"
 
 
 def _other_versions(builder):

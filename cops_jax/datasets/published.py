@@ -131,9 +131,14 @@ class Published(dataset_builder.ShardBasedBuilder, skip_registration=True):
     if self.specification.archive:
       downloads = pathlib.Path(dl_manager.download_dir)
       return download(self.specification.archive, downloads / self.name)
+    # Ends tfds.data_source too: all that is to be done, in one sentence.
+    row = self.specification
+    place = pathlib.Path(self.data_dir_root) / "downloads/manual" / self.name
     raise InputError(
-      f"data set {self.name!r} is not prepared, and its original files are not"
-      f" there. {self.MANUAL_DOWNLOAD_INSTRUCTIONS}"
+      f"data set {self.name!r} is not prepared in {self.data_dir_root}, and its"
+      f" original files are not there: get {row.title} from {row.homepage} and"
+      f" unpack it as {place}, or as {self.name} in another manual_dir, so that"
+      f" the folder holds {row.layout}"
     )
 
 

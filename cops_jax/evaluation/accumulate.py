@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
@@ -96,29 +97,45 @@ class Findings:
     """Kinds and indices of the images to show, `number` of each kind.
 
     The best and the worst by how far a score is on the right side of its
-    category's threshold; the random ones by id. Neither order nor batches
-    change them.
+    category's threshold, as a share of what there is on its side: one of each
+    category before a second of any. The random ones by id. Neither order nor
+    batches change them.
     """
 
     def margin(image):
       threshold = categories[image.category].image_threshold
       threshold = 0.5 if math.isnan(threshold) else threshold
       side = 1 if image.label == scoring.ANOMALY else -1
-      return side * (image.image_score - threshold)
+      distance = image.image_score - threshold
+      return (
+        side
+        * distance
+        / max(1 - threshold if distance > 0 else threshold, 1e-12)
+      )
 
     rows = [
-      (margin(image), example_id, index)
+      (margin(image), example_id, index, image.category)
       for image, example_id, index in zip(
         self.images, self.example_ids, self.indices, strict=True
       )
     ]
     rows.sort(key=lambda row: (-row[0], row[1]))
     kinds = {
-      "best": rows[:number],
-      "worst": rows[::-1][:number],
+      "best": _one_of_each(rows)[:number],
+      "worst": _one_of_each(rows[::-1])[:number],
       "random": sorted(rows, key=lambda row: row[1])[:number],
     }
-    return [(kind, index) for kind in kinds for _, _, index in kinds[kind]]
+    return [(kind, row[2]) for kind in kinds for row in kinds[kind]]
+
+
+def _one_of_each(rows):
+  """The first row of each category, then the second of each, and so on."""
+  seen = collections.Counter()
+  ranks = []
+  for row in rows:
+    ranks.append(seen[row[-1]])
+    seen[row[-1]] += 1
+  return [rows[place] for place in np.argsort(ranks, kind="stable")]
 
 
 def image_result(row: Mapping[str, Any], dataset: str) -> ImageResult:

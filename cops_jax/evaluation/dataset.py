@@ -23,7 +23,7 @@ from cops_jax.evaluation.accumulate import (
 from cops_jax.evaluation.results import DatasetResult, Picture
 from cops_jax.evaluation.step import STEP_FIELDS, make_configured_step
 from cops_jax.images.decoding import decode_image
-from cops_jax.images.drawing import picture_strip
+from cops_jax.images.drawing import picture_tiles
 from cops_jax.images.maps import MapWriter
 from cops_jax.inputs import pipeline
 from cops_jax.inputs.configured import features_of
@@ -210,7 +210,7 @@ def evaluate_dataset(
   return DatasetResult(
     categories,
     sorted(found.images, key=lambda image: (image.category, image.path)),
-    _draw_pictures(rows, examples, name, chosen, found.ranges),
+    _draw_pictures(rows, examples, name, chosen, found.ranges, categories),
     found.skipped,
     seconds=time.monotonic() - began,
     peak_memory_bytes=peak_memory_bytes(),
@@ -295,18 +295,19 @@ def _find(rows, examples, found, name, maps_folder):
         )
 
 
-def _draw_pictures(rows, examples, name, chosen, ranges):
+def _draw_pictures(rows, examples, name, chosen, ranges, categories):
   """Pictures of the chosen kinds and indices, from all processes."""
   if not chosen:
     return []
   subset = pipeline.Subset(examples, [index for _, index in chosen])
   pictures = []
-  rows.note_errors(_draw, rows, subset, name, chosen, ranges, pictures)
+  drawn = _draw(rows, subset, name, chosen, ranges, categories)
+  rows.note_errors(pictures.extend, drawn)
   agree(rows.errors)
   return gather_pictures(pictures)
 
 
-def _draw(rows, subset, name, chosen, ranges, pictures):
+def _draw(rows, subset, name, chosen, ranges, categories):
   # Computed again, as no maps are kept; and decoded here, as features have no
   # images.
   for row in rows.score(subset):
@@ -314,11 +315,12 @@ def _draw(rows, subset, name, chosen, ranges, pictures):
     kind, _ = chosen[place]
     image = image_result(row, name)
     low, high = ranges[image.category]
-    strip = picture_strip(
+    tiles = picture_tiles(
       decode_image(subset[place]["image"], rows.options.batches.image_size),
       row["mask"] if row["has_mask"] else None,
       row["anomaly_map"],
       low=low,
       high=high,
+      threshold=categories[image.category].pixel_threshold,
     )
-    pictures.append((place, Picture(kind, image, strip)))
+    yield place, Picture(kind, image, tiles, low, high)

@@ -44,6 +44,7 @@ from cops_jax.runtime.processes import (
   in_all_processes,
   in_first_process,
 )
+from cops_jax.tables import group_by_reason
 from cops_jax.weights import (
   build_model,
   clip_of,
@@ -118,12 +119,27 @@ def _expand(names):
   return names, may_skip
 
 
-def _why_unprepared(config, name):
+def _find_unprepared(config, names):
+  """Why data sets cannot be read, on whichever host; logged once."""
   from cops_jax import datasets
 
-  return datasets.why_unprepared(
-    name, config.data_dir or None, config.manual_dir or None
-  )
+  reasons = {}
+  for name in names:
+    with contextlib.suppress(Exception):  # Raised again where it is opened.
+      reasons[name] = datasets.why_unprepared(
+        name, config.data_dir or None, config.manual_dir or None
+      )
+  hosts = gather_objects(reasons)
+  found = {}
+  for name in names:
+    reason = next(filter(None, (host.get(name) for host in hosts)), "")
+    if reason:
+      found[name] = reason
+  if found:
+    groups = group_by_reason(found).items()
+    reasons = "; ".join(f"{names}: {reason}" for names, reason in groups)
+    _logger.info("skipping %s", reasons)
+  return found
 
 
 class _Evaluation:
@@ -153,6 +169,7 @@ class _Evaluation:
     self.provenance = {
       "version": __version__,
       "checkpoint": source,
+      "trained_on": _describe_training(record) if is_trained else "nothing",
       "prompts_sha256": prompts.hash_prompts(trainable),
       "clip_sha256": clip.sha256,
       "config": config.to_dict(),
@@ -176,15 +193,12 @@ class _Evaluation:
 
   def evaluate_all(self, names, may_skip):
     """Results, and why other data sets were skipped or failed, by name."""
-    found, skipped, failed = {}, {}, {}
+    found, failed = {}, {}
+    skipped = _find_unprepared(self._config, may_skip)
     for name in names:
+      if name in skipped:
+        continue
       try:
-        reason = name in may_skip and _why_unprepared(self._config, name)
-        reason = next(filter(None, gather_objects(reason)), "")  # On any host.
-        if reason:
-          skipped[name] = reason
-          _logger.info("skipping %s: %s", name, reason)
-          continue
         examples = in_all_processes(
           load_examples, self._config, name, self._config.evaluation.split
         )
@@ -221,6 +235,13 @@ class _Evaluation:
     result = _describe_data(result, examples, fingerprint)
     kept.write(result)
     return result
+
+
+def _describe_training(record):
+  if record is None:
+    return "not recorded"
+  train = record.config.get("train", {})
+  return f"{train.get('dataset')}, seed {record.config.get('seed')}"
 
 
 def _begin_run(workdir, config, clip):

@@ -56,12 +56,15 @@ class Picture:
   Attributes:
     kind: "best", "worst" or "random".
     image: what was evaluated.
-    strip: a JPEG file's bytes: image, mask, anomaly map, overlay.
+    tiles: see `drawing.picture_tiles`.
+    low, high: the ends of the colour scale.
   """
 
   kind: str
   image: ImageResult
-  strip: bytes
+  tiles: Mapping[str, bytes]
+  low: float
+  high: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,7 +179,10 @@ def to_json(result: DatasetResult, key: Mapping[str, Any]) -> str:
   """
   values = dataclasses.asdict(result)
   for picture in values["pictures"]:
-    picture["strip"] = base64.b64encode(picture["strip"]).decode()
+    picture["tiles"] = {
+      name: base64.b64encode(tile).decode()
+      for name, tile in picture["tiles"].items()
+    }
   return seal({"key": key, "result": without_nan(values)})
 
 
@@ -207,7 +213,11 @@ def from_json(
       Picture(
         kind=row["kind"],
         image=ImageResult(**row["image"]),
-        strip=base64.b64decode(row["strip"]),
+        tiles={
+          name: base64.b64decode(tile) for name, tile in row["tiles"].items()
+        },
+        low=row["low"],
+        high=row["high"],
       )
       for row in values["pictures"]
     ]

@@ -50,15 +50,20 @@ def open_image(
   Raises:
     UnknownFormatError: it is in none of `FORMATS`.
     TooManyPixelsError: it has more than `max_pixels`.
-    ValueError: it is not a regular file. For a damaged file PIL itself raises
-      many kinds of errors.
+    ValueError: it is not a regular file, or empty. For a damaged file PIL
+      itself raises many kinds of errors.
   """
   from PIL import Image, UnidentifiedImageError
 
   if isinstance(file, bytes):
-    file = io.BytesIO(file)
-  elif not stat.S_ISREG(os.stat(file).st_mode):
-    raise ValueError("it is not a regular file")
+    num_bytes, file = len(file), io.BytesIO(file)
+  else:
+    state = os.stat(file)
+    num_bytes = state.st_size
+    if not stat.S_ISREG(state.st_mode):
+      raise ValueError("it is not a regular file")
+  if not num_bytes:
+    raise ValueError("it is empty")
   too_many = TooManyPixelsError(
     f"it has more than {max_pixels / 1e6:g} million pixels"
   )
@@ -113,10 +118,18 @@ def turn_upright(image: Image.Image) -> Image.Image:
   return ImageOps.exif_transpose(image)
 
 
-def as_seen(image: Image.Image) -> Image.Image:
-  """Any image, upright, with grey values of 16 bits as their high byte.
+def is_transparent(image: Image.Image) -> bool:
+  """Whether an image has pixels that are not opaque."""
+  if not image.has_transparency_data:
+    return False
+  return image.convert("RGBA").getchannel("A").getextrema()[0] < 255
 
-  PIL itself would clip those at 255, as the authors' code does for data sets.
+
+def as_seen(image: Image.Image) -> Image.Image:
+  """Any image, upright, on white, with grey values of 16 bits as 8.
+
+  Of 16 bits the high byte is taken: PIL itself would clip values at 255, as the
+  authors' code does for data sets.
 
   Raises:
     ValueError: its pixels are 32-bit integers or floating-point numbers, which
@@ -131,15 +144,15 @@ def as_seen(image: Image.Image) -> Image.Image:
     raise ValueError(
       f"its pixels are of PIL's mode {upright.mode}; expected 8 or 16 bits"
     )
+  if is_transparent(upright):
+    white = Image.new("RGBA", upright.size, "white")
+    return Image.alpha_composite(white, upright.convert("RGBA")).convert("RGB")
   return upright
 
 
 def to_picture(image: Image.Image) -> Image.Image:
-  """`as_seen` in RGB, black where it is transparent, as the model sees it."""
-  image = as_seen(image)
-  if image.mode in ("LA", "RGBA"):
-    image = image.convert("RGBA").convert("RGBa").convert("RGBA")
-  return image.convert("RGB")
+  """`as_seen` in RGB."""
+  return as_seen(image).convert("RGB")
 
 
 def resize_image(image: Image.Image, size: int) -> Integer[np.ndarray, "h w 3"]:

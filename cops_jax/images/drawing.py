@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cops_jax.typing import Float, Integer
+from cops_jax.typing import Bool, Float, Integer
 
 if TYPE_CHECKING:
   from PIL import Image
 
 TILE_PIXELS = 224
-_MARGIN_PIXELS = 4
+_OUTLINE_PIXELS = 2
+# Of outlines and boxes: the heat has no such colour, and few images have.
+LINE_COLOR = (0, 235, 255)
+_BAND_COLOR = (40, 44, 52)
+_LEAST_LETTER_PIXELS = 12
 _MAX_OPACITY = 0.7
 # From low to high; black to white through red, and grows lighter all the way.
 _HEAT_COLORS = np.array(
@@ -72,36 +77,106 @@ def overlay(
   )
 
 
-def picture_strip(
+def outlines(
+  regions: Bool[np.ndarray, "h w"], width: int
+) -> Bool[np.ndarray, "h w"]:
+  """The regions' pixels that are at most `width` from what is outside.
+
+  The border of the picture is outside.
+  """
+  inside = np.pad(regions, width)
+  height, across = regions.shape
+  is_inner = regions.copy()
+  for down in (0, width, 2 * width):
+    for right in (0, width, 2 * width):
+      is_inner &= inside[down : down + height, right : right + across]
+  return regions & ~is_inner
+
+
+def annotate(
+  image: Integer[np.ndarray, "h w 3"],
+  boxes: Sequence[tuple[int, int, int, int]],
+  words: Sequence[str],
+  is_marked: bool,
+) -> Image.Image:
+  """An image with boxes on it and words in a band below it.
+
+  Lines and letters grow with the image; a narrow one gets a line for each of
+  the words, and room at its right.
+
+  Args:
+    image: to draw on.
+    boxes: see `thresholds.find_boxes`.
+    words: to write.
+    is_marked: whether the band has the boxes' colour.
+  """
+  from PIL import Image, ImageDraw, ImageFont
+
+  height, width = image.shape[:2]
+  size = max(_LEAST_LETTER_PIXELS, min(width // 24, height // 12))
+  font = ImageFont.load_default(size)
+  text = "   ".join(words)
+  if font.getlength(text) + size > width:
+    text = "\n".join(words)
+  _, _, right, bottom = ImageDraw.Draw(Image.new("L", (1, 1))).textbbox(
+    (size // 2, size // 2), text, font
+  )
+  picture = Image.new(
+    "RGB",
+    (max(width, int(right) + size // 2), height + int(bottom) + size // 2),
+    _BAND_COLOR,
+  )
+  picture.paste(Image.fromarray(image))
+  draw = ImageDraw.Draw(picture)
+  line = max(1, size // 8)
+  for left, top, right, bottom in boxes:
+    # Around the region; a dark line keeps it apart from a light image.
+    for grown, color in ((2 * line, "black"), (line, LINE_COLOR)):
+      place = (left - grown, top - grown, right + grown - 1, bottom + grown - 1)
+      draw.rectangle(place, outline=color, width=line)
+  back, ink = (LINE_COLOR, "black") if is_marked else (_BAND_COLOR, "white")
+  draw.rectangle((0, height, *picture.size), fill=back)
+  draw.text((size // 2, height + size // 2), text, ink, font)
+  return picture
+
+
+def picture_tiles(
   image: Integer[np.ndarray, "h w 3"],
   mask: Integer[np.ndarray, "h w"] | None,
   anomaly_map: Float[np.ndarray, "h w"],
   *,
   low: float,
   high: float,
-) -> bytes:
-  """Image, mask, anomaly map and overlay side by side.
+  threshold: float,
+) -> dict[str, bytes]:
+  """An evaluated image, its truth, and what was found, to look at.
 
   Args:
     image, anomaly_map: of one size.
-    mask: 1 is anomalous; None leaves its place grey.
+    mask: 1 is anomalous.
     low, high: the ends of the colour scale.
+    threshold: regions that reach it are outlined; NaN for none.
 
   Returns:
-    A JPEG file's bytes.
+    JPEG files of side `TILE_PIXELS`: "image", "truth" unless there is no mask,
+    "map" and "overlay".
   """
   from PIL import Image
 
-  colors = heat_colors(anomaly_map, low, high)
-  if mask is None:
-    mask_tile = np.full_like(image, 200)
-  else:
-    mask_tile = np.repeat(np.uint8(255) * (mask > 0)[..., None], 3, axis=-1)
-  tiles = (image, mask_tile, colors, overlay(image, anomaly_map, low, high))
-  width = len(tiles) * (TILE_PIXELS + _MARGIN_PIXELS) - _MARGIN_PIXELS
-  strip = Image.new("RGB", (width, TILE_PIXELS), "white")
-  for index, tile in enumerate(tiles):
-    resampling = Image.NEAREST if tile is mask_tile else Image.BILINEAR
-    scaled = Image.fromarray(tile).resize((TILE_PIXELS,) * 2, resampling)
-    strip.paste(scaled, (index * (TILE_PIXELS + _MARGIN_PIXELS), 0))
-  return to_file(strip, "JPEG", quality=88)
+  def scale(array, resampling=Image.Resampling.BILINEAR):
+    tile = Image.fromarray(array).resize((TILE_PIXELS,) * 2, resampling)
+    return np.asarray(tile)
+
+  shown = scale(anomaly_map.astype(np.float32))
+  tiles = {"image": scale(image)}
+  if mask is not None:
+    white = np.uint8(255) * (mask > 0)
+    tiles["truth"] = scale(white, Image.Resampling.NEAREST)
+  tiles["map"] = heat_colors(shown, low, high)
+  mixed = overlay(tiles["image"], shown, low, high).copy()
+  mixed[outlines(shown >= threshold, _OUTLINE_PIXELS)] = LINE_COLOR
+  tiles["overlay"] = mixed
+  return {
+    name: to_file(Image.fromarray(tile), "JPEG", quality=88)
+    for name, tile in tiles.items()
+  }

@@ -12,7 +12,7 @@ import numpy as np
 from cops_jax.typing import Float, Integer
 
 # AUPRO is integrated up to this false-positive rate.
-_AUPRO_LIMIT = 0.3
+AUPRO_LIMIT = 0.3
 # Of AUPRO at equidistant thresholds, as some papers report it.
 NUM_THRESHOLDS = 200
 _NUM_CURVE_POINTS = 300
@@ -70,7 +70,7 @@ def aupro(
     overlap: the sum, over anomalous pixels of each score, of one divided by the
       area of the pixel's region, in any unit.
   """
-  return _area(*_rates(normal, overlap), limit=_AUPRO_LIMIT) / _AUPRO_LIMIT
+  return _area(*_rates(normal, overlap), limit=AUPRO_LIMIT) / AUPRO_LIMIT
 
 
 def aupro_at_thresholds(
@@ -95,7 +95,7 @@ def aupro_at_thresholds(
     np.append(np.cumsum(values[::-1])[::-1], 0)[places] / values.sum()
     for values in (normal, overlap)
   )
-  is_kept = rates < _AUPRO_LIMIT
+  is_kept = rates < AUPRO_LIMIT
   if not is_kept.any() or np.ptp(rates[is_kept]) == 0:
     return 0.0
   x = rates[is_kept][::-1]

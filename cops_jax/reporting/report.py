@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import base64
-import io
+import collections
+import datetime
 import json
 import math
-from collections.abc import Mapping, Sequence
+import pathlib
+import shlex
+import sys
+from collections.abc import Mapping
 from importlib import resources
 from typing import Any
 
@@ -15,26 +19,61 @@ import numpy as np
 from cops_jax import methods
 from cops_jax.evaluation.results import DatasetResult, group_means
 from cops_jax.files import write_file
+from cops_jax.images.drawing import LINE_COLOR, TILE_PIXELS, heat_colors
 from cops_jax.metrics import METRICS
 from cops_jax.paths import AnyPath
-from cops_jax.reporting import domains, metric_title, percent
+from cops_jax.reporting import charts, domains, metric_title, percent
 from cops_jax.reporting.published import published
 from cops_jax.scoring import ANOMALY
-from cops_jax.tables import one_line, shorten_list
+from cops_jax.tables import group_by_reason, one_line, shorten_list
+from cops_jax.weights import DEMO_CLIP
 
-_CURVES = {
-  "image_roc": ("image ROC", "false-positive rate", "true-positive rate"),
-  "image_pr": ("image precision and recall", "recall", "precision"),
-  "pixel_roc": ("pixel ROC", "false-positive rate", "true-positive rate"),
-  "pixel_pr": ("pixel precision and recall", "recall", "precision"),
-  "pixel_pro": ("PRO", "false-positive rate", "per-region overlap"),
-}
 _KINDS = {
-  "best": "Best: furthest on the right side of the threshold",
-  "worst": "Worst: furthest on the wrong side of it, or nearest to it",
+  "best": "Best: furthest on the right side of their category's threshold",
+  "worst": "Worst: furthest on the wrong side, or nearest to the threshold",
   "random": "Chosen at random",
 }
-_NORMAL_COLOR, _ANOMALY_COLOR, _LINE_COLOR = "#4878a8", "#d1603d", "#24507a"
+# Of an anomalous image or not, called so or not: the verdict, and whether it is
+# right. Here and on the page of `cops demo` green says that a verdict is right
+# and red that it is wrong, and nothing else is green or red.
+_VERDICTS = {
+  (True, True): ("found", True),
+  (True, False): ("missed", False),
+  (False, True): ("false alarm", False),
+  (False, False): ("correct", True),
+}
+_GLOSSARY = {
+  "AUROC": (
+    "The probability that something anomalous scores above something normal: 50"
+    " is chance, 100 is perfect. Of images by their scores, of pixels by the"
+    " anomaly maps."
+  ),
+  "AP": (
+    "Average precision: of what is called anomalous the share that is, averaged"
+    " over thresholds from the strictest on. Chance is the share of what is"
+    " anomalous."
+  ),
+  "F1-max": (
+    "The largest F1 of all thresholds. F1 is the harmonic mean of precision"
+    " (how much of what is called anomalous is) and recall (how much of what is"
+    " anomalous is called so)."
+  ),
+  "AUPRO": (
+    "The share of each anomalous region that is found, averaged over regions,"
+    " for up to 30% of normal pixels called anomalous: small regions count as"
+    " much as large ones."
+  ),
+  "AUPRO-200": (
+    "AUPRO from 200 thresholds, as AnomalyCLIP's authors compute it."
+  ),
+  "anomaly map": (
+    "A score from 0 to 1 for each pixel, shown from black to light yellow."
+  ),
+  "threshold": (
+    "The score from which on an image, or a pixel, is called anomalous. Here"
+    " each category's are those of the largest F1."
+  ),
+}
 
 
 def write_report(
@@ -58,23 +97,37 @@ def write_report(
     The page's path.
   """
   templates = make_environment()
-  method = provenance["config"].get("method", "cops")  # As before there were.
+  config = provenance["config"]
+  method = config.get("method", "cops")  # As before there were.
+  rows = _result_rows(results, method)
   values = {
     "title": f"{methods.find(method).TITLE}: zero-shot anomaly detection",
-    "subtitle": f"Of {provenance['checkpoint']}.",
+    "summary": _summary(results),
+    "about": _about(provenance),
+    "is_toy": config["clip"]["weights"] == DEMO_CLIP,
     "metrics": [metric_title(name) for name in METRICS],
-    "rows": _result_rows(results, method),
-    "not_evaluated": [*skipped.items(), *failed.items()],
+    "rows": rows,
+    "has_published": any(
+      cell["published"] for row in rows for cell in row["cells"]
+    ),
+    "glossary": _GLOSSARY,
+    "verdicts": _VERDICTS.values(),
+    "size": charts,
+    "tile_pixels": TILE_PIXELS,
+    "line_color": LINE_COLOR,
+    "heat": heat_colors(np.linspace(0, 1, 9)[None] ** 2, 0.0, 1.0)[0].tolist(),
+    "not_evaluated": group_by_reason({**skipped, **failed}).items(),
     "datasets": [
       _dataset_values(name, result) for name, result in results.items()
     ],
     "facts": _facts(results, provenance),
-    "config": json.dumps(provenance["config"], indent=2),
+    "config": json.dumps(config, indent=2),
   }
   for data in values["datasets"]:
     for group in data["pictures"]:
       for picture in group["pictures"]:
-        write_file(workdir / picture["file"], picture["strip"])
+        for tile in filter(lambda tile: tile["content"], picture["tiles"]):
+          write_file(workdir / tile["file"], tile["content"])
   for name in ("report.md", "report.html"):
     text = templates.get_template(f"{name}.jinja").render(values)
     write_file(workdir / name, text)
@@ -98,6 +151,46 @@ def make_environment() -> Any:
   )
   environment.filters["cell"] = _markdown_cell
   return environment
+
+
+def _summary(results):
+  """In one sentence: which images were called what."""
+  counts = collections.Counter()
+  for result in results.values():
+    for image in result.images:
+      threshold = result.categories[image.category].image_threshold
+      if not math.isnan(threshold):
+        counts[_verdict(image, threshold)[0]] += 1
+  if not counts:
+    return (
+      "There are no verdicts on images: no category has both normal and"
+      " anomalous ones."
+    )
+  names = list(results)
+  data = names[0] if len(names) == 1 else f"{len(names)} data sets"
+  num_anomalous = counts["found"] + counts["missed"]
+  num_normal = counts["correct"] + counts["false alarm"]
+  return (
+    f"{counts['found']:,} of {num_anomalous:,} anomalous images of {data} were"
+    f" found, and {counts['false alarm']:,} of {num_normal:,} normal ones were"
+    " false alarms."
+  )
+
+
+def _verdict(image, threshold):
+  return _VERDICTS[image.label == ANOMALY, image.image_score >= threshold]
+
+
+def _about(provenance):
+  """What to know before the numbers."""
+  program, *arguments = sys.argv
+  now = datetime.datetime.now(datetime.UTC)
+  return [
+    ("trained on", provenance["trained_on"]),
+    ("prompts", provenance["checkpoint"]),
+    ("written", f"{now:%Y-%m-%d %H:%M} UTC"),
+    ("by", f"{pathlib.Path(program).name} {shlex.join(arguments)}".strip()),
+  ]
 
 
 def _markdown_cell(text):
@@ -134,7 +227,6 @@ def _cells(values, published):
       cell |= {
         "published": f"{published[metric]:.1f}",
         "difference": f"{difference:+.1f}".replace("-", "\N{MINUS SIGN}"),
-        "is_up": difference >= 0,
       }
     cells.append(cell)
   return cells
@@ -170,7 +262,8 @@ def _dataset_values(name, result):
     "categories": categories,
     "reasons": _reasons(result),
     "notes": shorten_list(result.notes),
-    "figures": _figures(result),
+    "charts": charts.draw_charts(result),
+    "has_categories": len(result.categories) > 1,
     "pictures": _picture_groups(name, result),
     "skipped": list(result.skipped.items()),
   }
@@ -202,35 +295,59 @@ def _reasons(result):
 def _picture_groups(name, result):
   groups = []
   for kind, title in _KINDS.items():
-    pictures = []
-    for picture in result.pictures:
-      if picture.kind != kind:
-        continue
-      image = picture.image
-      threshold = result.categories[image.category].image_threshold
-      flagged = image.image_score >= threshold
-      is_anomaly = image.label == ANOMALY
-      truth = "anomaly" if is_anomaly else "normal"
-      has_verdict = not math.isnan(threshold)
-      verdict = "anomaly" if flagged else "normal"
-      source = base64.b64encode(picture.strip).decode()
-      pictures.append(
-        {
-          "path": image.path,
-          "file": f"pictures/{name}/{kind}-{len(pictures) + 1}.jpg",
-          "strip": picture.strip,
-          "source": f"data:image/jpeg;base64,{source}",
-          "is_right": has_verdict and flagged == is_anomaly,
-          "verdict": f"called {verdict}" if has_verdict else "no verdict",
-          "text": (
-            f"is {truth}; {image.category}, score {image.image_score:.3f},"
-            f" threshold {_number(threshold)}"
-          ),
-        }
+    pictures = [picture for picture in result.pictures if picture.kind == kind]
+    shown = [
+      _picture_values(
+        picture,
+        result.categories[picture.image.category],
+        f"pictures/{name}/{kind}-{number}",
       )
-    if pictures:
-      groups.append({"title": title, "pictures": pictures})
+      for number, picture in enumerate(pictures, start=1)
+    ]
+    if shown:
+      groups.append({"title": title, "pictures": shown})
   return groups
+
+
+def _picture_values(picture, category, stem):
+  image, threshold = picture.image, category.image_threshold
+  truth = "anomaly" if image.label == ANOMALY else "normal"
+  verdict, is_right = f"{truth}, no verdict", None
+  if not math.isnan(threshold):
+    verdict, is_right = _verdict(image, threshold)
+  tiles = []
+  for title in ("image", "truth", "map", "overlay"):
+    content = picture.tiles.get(title, b"")
+    source = f"data:image/jpeg;base64,{base64.b64encode(content).decode()}"
+    tiles.append(
+      {
+        "title": title,
+        "file": f"{stem}-{title}.jpg",
+        "content": content,
+        "source": source if content else "",
+      }
+    )
+  return {
+    "path": image.path,
+    "tiles": tiles,
+    "verdict": verdict,
+    "is_right": is_right,
+    "text": (
+      f"{image.category}, score {image.image_score:.3f}, threshold"
+      f" {_number(threshold)}"
+    ),
+    "scale": _scale(picture.low, picture.high, category.pixel_threshold),
+  }
+
+
+def _scale(low, high, threshold):
+  """Of the colour bar its ends, and what is marked on it and where."""
+  scale = {"low": f"{low:.2f}", "high": f"{high:.2f}", "threshold": None}
+  if not math.isnan(threshold):
+    place = (threshold - low) / max(high - low, 1e-12)
+    place = math.sqrt(min(max(place, 0), 1))  # As `heat_colors` has it.
+    scale |= {"threshold": _number(threshold), "percent": round(100 * place, 1)}
+  return scale
 
 
 def _facts(results, provenance):
@@ -239,7 +356,6 @@ def _facts(results, provenance):
   )
   facts = [
     ("method", provenance["config"].get("method", "cops")),
-    ("prompts", provenance["checkpoint"]),
     ("prompts' SHA-256", provenance["prompts_sha256"]),
     ("CLIP", provenance["config"]["clip"]["weights"]),
     ("CLIP's SHA-256", provenance["clip_sha256"]),
@@ -251,85 +367,3 @@ def _facts(results, provenance):
     for name, result in results.items()
   ]
   return facts
-
-
-def _figures(result: DatasetResult) -> Sequence[Mapping[str, str]]:
-  """Histogram of scores and curves, as images for the page."""
-  figures = [_histogram(result)]
-  for name, labels in _CURVES.items():
-    curves = [
-      row.curves[name]
-      for row in result.categories.values()
-      if name in row.curves
-    ]
-    if curves:
-      figures.append(_curve_figure(curves, *labels))
-  return figures
-
-
-def _histogram(result):
-  scores = {
-    is_anomaly: [
-      image.image_score
-      for image in result.images
-      if (image.label == ANOMALY) == is_anomaly
-    ]
-    for is_anomaly in (False, True)
-  }
-  everything = scores[False] + scores[True]
-  bins = np.linspace(min(everything), max(everything) + 1e-9, 31)
-  title = "image scores"
-  figure, axis = _axis(title, "image score", "images")
-  for is_anomaly, name, color in (
-    (False, "normal", _NORMAL_COLOR),
-    (True, "anomaly", _ANOMALY_COLOR),
-  ):
-    axis.hist(
-      scores[is_anomaly], bins=bins, label=name, color=color, alpha=0.65
-    )
-  axis.legend(frameon=False, fontsize=8)
-  return _picture(figure, title)
-
-
-def _curve_figure(curves, title, x_label, y_label):
-  """A thin line for each category, a thick one for their mean."""
-  figure, axis = _axis(title, x_label, y_label)
-  grid = np.linspace(0, 1, 201)
-  heights = []
-  for x, y in curves:
-    x, y = np.asarray(x), np.asarray(y)
-    order = np.argsort(x, kind="stable")
-    heights.append(np.interp(grid, x[order], y[order]))
-    if len(curves) > 1:
-      axis.plot(x, y, color=_LINE_COLOR, alpha=0.25, linewidth=0.8)
-  axis.plot(grid, np.mean(heights, axis=0), color=_ANOMALY_COLOR, linewidth=2)
-  if title == "PRO":
-    axis.axvline(0.3, color="grey", linewidth=0.8, linestyle="--")
-  axis.set(xlim=(0, 1), ylim=(0, 1.02))
-  return _picture(figure, title)
-
-
-def _axis(title, x_label, y_label):
-  from matplotlib.backends.backend_svg import FigureCanvasSVG
-  from matplotlib.figure import Figure
-
-  figure = Figure(figsize=(3.4, 2.7), layout="constrained")
-  FigureCanvasSVG(figure)
-  axis = figure.add_subplot()
-  axis.set_title(title, fontsize=10)
-  axis.set_xlabel(x_label, fontsize=9)
-  axis.set_ylabel(y_label, fontsize=9)
-  axis.tick_params(labelsize=8)
-  axis.spines[["top", "right"]].set_visible(False)
-  axis.grid(alpha=0.25)
-  return figure, axis
-
-
-def _picture(figure, title):
-  import matplotlib
-
-  file = io.BytesIO()
-  with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": title}):
-    figure.savefig(file, format="svg", metadata={"Date": None})
-  source = base64.b64encode(file.getvalue()).decode()
-  return {"title": title, "source": f"data:image/svg+xml;base64,{source}"}

@@ -12,6 +12,8 @@ from cops_jax.paths import AnyPath, is_address
 
 _METRICS_FILE = "metrics.jsonl"
 _CURVES_FILE = "losses.png"
+_NO_TERM = "gradient_norm"  # Is drawn, but is no part of the loss.
+_LINE_STYLES = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)), (0, (8, 2)))
 # Begins the names of what is measured, and so is never the same twice.
 TIME_PREFIX = "time/"
 
@@ -137,17 +139,24 @@ def _read_rows(workdir):
   return rows
 
 
-def plot_losses(workdir: AnyPath) -> AnyPath | None:
-  """Draws the loss and its terms over the steps.
+def plot_losses(
+  workdir: AnyPath, title: str, epoch_steps: int
+) -> AnyPath | None:
+  """Draws the loss and its terms over the epochs: together, and each alone.
+
+  Args:
+    workdir: with metrics.jsonl; receives the picture.
+    title: what was trained on what.
+    epoch_steps: steps in an epoch.
 
   Returns:
     The picture's path; None if there is nothing to draw.
   """
   import io
 
+  from matplotlib import colormaps
   from matplotlib.backends.backend_agg import FigureCanvasAgg
   from matplotlib.figure import Figure
-  from matplotlib.ticker import MaxNLocator
 
   rows = [row for row in read_metrics(workdir) if "loss" in row]
   names = [
@@ -157,23 +166,34 @@ def plot_losses(workdir: AnyPath) -> AnyPath | None:
   ]
   if not names:
     return None
-  names.sort(key=lambda name: name != "loss")
-  num_columns = min(4, len(names))
-  num_rows = -(-len(names) // num_columns)
-  width, height = 3.2 * num_columns, 2.6 * num_rows
-  figure = Figure(figsize=(width, height))
-  figure.subplots_adjust(
-    *(0.6 / width, 0.5 / height, 1 - 0.2 / width, 1 - 0.4 / height),
-    *(0.3, 0.55),
-  )
+  last = {"loss": 0, _NO_TERM: 2}
+  names.sort(key=lambda name: last.get(name, 1))
+  num_columns = -(-len(names) // 2)
+  figure = Figure(figsize=(4.6 + 2.7 * num_columns, 5.4), layout="constrained")
   FigureCanvasAgg(figure)
-  for index, name in enumerate(names, start=1):
-    axis = figure.add_subplot(num_rows, num_columns, index)
+  figure.suptitle(title)
+  grid = figure.add_gridspec(
+    2, num_columns + 1, width_ratios=[1.7, *[1] * num_columns]
+  )
+  together = figure.add_subplot(grid[:, 0])
+  for index, name in enumerate(names):
+    down, across = divmod(index, num_columns)
+    alone = figure.add_subplot(grid[down, 1 + across])
     shown = [row for row in rows if name in row]
-    axis.plot([row["step"] for row in shown], [row[name] for row in shown])
-    axis.set_title(name.replace("_", " "))
-    axis.set_xlabel("step")
-    axis.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    epochs = [row["step"] / epoch_steps for row in shown]
+    line = {
+      "color": colormaps["tab10"](index % 10),
+      "linestyle": _LINE_STYLES[index % len(_LINE_STYLES)],
+      "label": name.replace("_", " "),
+    }
+    for axis in [alone] if name == _NO_TERM else [alone, together]:
+      axis.plot(epochs, [row[name] for row in shown], **line)
+    alone.set_title(line["label"])
+  together.set_title("the loss and its terms")
+  together.legend()
+  for axis in figure.axes:
+    axis.set_xlabel("epoch")
+    axis.set_xlim(left=0)
     axis.grid(alpha=0.3)
   file = io.BytesIO()
   figure.savefig(file, format="png", dpi=100)

@@ -134,7 +134,12 @@ def train(
       position = _restore(run, saved, state)
       _train(run, position, saved, profile_steps)
     if jax.process_index() == 0 and run.schedule.num_steps:
-      curves = metrics_log.plot_losses(run.workdir)
+      curves = metrics_log.plot_losses(
+        run.workdir,
+        f"{methods.find(config.method).TITLE} on {run.examples.name}, seed"
+        f" {config.seed}",
+        run.schedule.epoch_steps,
+      )
       if curves:
         _logger.info("curves of the losses: %s", curves)
       _logger.info("the run took %s", account.describe())

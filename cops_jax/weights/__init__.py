@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import collections
 
-from cops_jax.config import flatten
+from cops_jax.config import complete, flatten
 from cops_jax.errors import InputError
-from cops_jax.runs.checkpoints import Checkpoints
+from cops_jax.files import exists, is_file
+from cops_jax.runs.checkpoints import Checkpoints, find_steps
 from cops_jax.runs.record import check_clip, from_json, read_record
 from cops_jax.weights import clip_names, prompts, tensor_files
 from cops_jax.weights.clip import (
@@ -72,13 +73,13 @@ def export(workdir: str, out: str) -> str:
 
 
 def inspect(path: str) -> str:
-  """What a file of weights holds, as text.
+  """What a file of weights or the newest checkpoint of a run holds, as text.
 
   Raises:
-    InputError: the file cannot be read.
+    InputError: the file cannot be read, or the folder holds no run.
   """
-  from clu import parameter_overview
-
+  if exists(path) and not is_file(path):
+    return _inspect_run(path)
   file = tensor_files.read_tensor_file(path)
   dtypes = collections.Counter(
     str(array.dtype) for array in file.tensors.values()
@@ -92,17 +93,41 @@ def inspect(path: str) -> str:
     + ", ".join(f"{dtype} ({count})" for dtype, count in dtypes.items()),
   ]
   if file.record:
-    record = from_json(file.record, path)
-    config = flatten(record.config)
-    lines += [
-      f"run:     cops_jax {record.version}, trained on"
-      f" {config.get('train.dataset')} with CLIP {config.get('clip.weights')}",
-      f"         CLIP's sha256 {record.clip_sha256}",
+    lines += _describe(from_json(file.record, path))
+  return "\n".join([*lines, _table(dict(file.tensors))])
+
+
+def _inspect_run(workdir):
+  record = read_record(workdir)
+  with Checkpoints(workdir) as saved:
+    step, params = saved.restore_params()
+  steps = ", ".join(map(str, find_steps(workdir)))
+  config = complete(record.config)
+  return "\n".join(
+    [
+      f"folder:  {workdir}",
+      f"newest:  the prompts of step {step}; checkpoints of: {steps}",
+      *_describe(record),
+      "config:",
+      *(f"  {name} = {value!r}" for name, value in sorted(config.items())),
+      _table(params),
     ]
-  table = parameter_overview.get_parameter_overview(
-    dict(file.tensors), include_stats=False
   )
-  return "\n".join([*lines, table])
+
+
+def _describe(record):
+  config = flatten(record.config)
+  return [
+    f"run:     cops_jax {record.version}, trained on"
+    f" {config.get('train.dataset')} with CLIP {config.get('clip.weights')}",
+    f"         CLIP's sha256 {record.clip_sha256}",
+  ]
+
+
+def _table(params):
+  from clu import parameter_overview
+
+  return parameter_overview.get_parameter_overview(params, include_stats=False)
 
 
 def _contents(file):

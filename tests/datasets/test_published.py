@@ -191,6 +191,15 @@ def test_missing_original_files_are_reported(tmp_path):
   assert "CATEGORY/{train,test}/{ok,ko}" in str(error.value)
 
 
+def test_an_unprepared_data_source_ends_in_one_sentence(tmp_path, capsys):
+  with pytest.raises(InputError) as error:
+    tfds.data_source("btad", split="test", data_dir=tmp_path)
+  text = str(error.value)
+  assert "\n" not in text and ". " not in text
+  assert f"'btad' is not prepared in {tmp_path}" in text
+  assert f"unpack it as {tmp_path}/downloads/manual/btad, or" in text
+
+
 @pytest.mark.parametrize("name", ("brain_mri", "br35h"))
 def test_both_folders_are_needed(name, tmp_path):
   tree = write_tree(name, tmp_path)

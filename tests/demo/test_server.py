@@ -108,7 +108,10 @@ def test_the_shown_image_is_what_the_detector_scored(detector, port):
   deep = Image.fromarray(np.asarray(grey).astype(np.uint16) << 8)
   clear = make_image(0, mode="RGBA")
   clear.putalpha(0)
-  for image, seen in ((deep, grey), (clear, Image.new("RGB", clear.size))):
+  for image, seen in (
+    (deep, grey),
+    (clear, Image.new("RGB", clear.size, "white")),
+  ):
     status, answer = post(port, to_bytes(image))
     assert status == 200
     assert answer["image_score"] == round(detector(seen).image_score, 6)
@@ -121,7 +124,7 @@ def test_the_shown_image_is_what_the_detector_scored(detector, port):
 @pytest.mark.parametrize(
   "content, status, expected",
   (
-    (b"", 415, "photo.png is not an image in one of PNG"),
+    (b"", 422, "photo.png cannot be read: it is empty"),
     (b"no image", 415, "photo.png is not an image in one of PNG"),
     (b"%!PS-Adobe-3.0 EPSF-3.0\n", 415, "photo.png is not an image"),
     (to_bytes(make_image(0))[:300], 422, "photo.png cannot be read: .*trunc"),

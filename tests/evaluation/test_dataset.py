@@ -6,6 +6,7 @@ import pytest
 
 from cops_jax import datasets, evaluation, metrics, scoring, weights
 from cops_jax.errors import InputError
+from cops_jax.evaluation import accumulate, results
 from cops_jax.images.decoding import decode_mask
 from cops_jax.inputs.pipeline import BatchOptions
 from cops_jax.models.cops import init_trainable
@@ -108,19 +109,45 @@ def test_images_are_those_of_the_data_set(evaluate, examples):
     assert picture.image.image_score == pytest.approx(image.image_score)
 
 
-def test_best_and_worst_are_by_the_threshold(evaluate, examples):
-  result = evaluate(examples, batch_size=16)
-  margins = {}
-  for image in result.images:
-    threshold = result.categories[image.category].image_threshold
-    side = 1 if image.label == scoring.ANOMALY else -1
-    margins[image.path] = side * (image.image_score - threshold)
-  order = sorted(margins, key=margins.get)
-  shown = {kind: [] for kind in ("best", "worst", "random")}
-  for picture in result.pictures:
-    shown[picture.kind].append(picture.image.path)
-  assert shown["worst"] == order[:2]
-  assert shown["best"] == order[:-3:-1]
+def choose(scores, threshold, number):
+  """Scores of the pictures by kind; given by category for each label."""
+  found = accumulate.Findings("binned")
+  for category, kinds in scores.items():
+    for label, values in enumerate(kinds):
+      for value in values:
+        found.indices.append(len(found.images))
+        found.example_ids.append(len(found.images))
+        found.images.append(
+          results.ImageResult("made", category, "a.png", label, value)
+        )
+  category = results.CategoryResult({}, image_threshold=threshold)
+  chosen = found.choose_pictures(dict.fromkeys(scores, category), number)
+  shown = {"best": [], "worst": [], "random": []}
+  for kind, index in chosen:
+    shown[kind].append(found.images[index].image_score)
+  return shown
+
+
+def test_best_and_worst_are_of_as_many_categories_as_there_are():
+  """Though one category has all of the largest distances."""
+  scores = {
+    "easy": ((0.0, 0.02, 0.9), (0.99, 0.95, 0.05)),
+    "hard": ((0.4, 0.45, 0.55), (0.65, 0.52, 0.48)),
+  }
+  shown = choose(scores, 0.5, 2)
+  assert shown["best"] == [0.0, 0.65] and shown["worst"] == [0.05, 0.55]
+  # A second one of a category only when each has one.
+  shown = choose(scores, 0.5, 3)
+  assert shown["best"] == [0.0, 0.65, 0.99]
+  assert shown["worst"] == [0.05, 0.55, 0.9]
+  shown = choose(scores, 0.5, 100)
+  assert all(len(set(values)) == 12 for values in shown.values())
+  assert choose({"one": scores["hard"]}, 0.5, 2)["worst"] == [0.55, 0.48]
+
+
+def test_distances_are_shares_of_what_there_is_on_a_side():
+  """Below a low threshold nothing is far away, and can be best all the same."""
+  assert choose({"part": ((0.0,), (0.9,))}, 0.1, 1)["best"] == [0.0]
 
 
 def test_without_masks_pixel_metrics_are_undefined(evaluate, examples):

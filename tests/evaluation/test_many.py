@@ -98,15 +98,24 @@ def test_an_evaluation_goes_on_and_is_resumed(
   assert f"{kept} cannot be used again" in caplog.text
 
 
-def test_all_thirteen_data_sets(config, workdir, tmp_path, evaluated):
+def test_all_thirteen_data_sets(config, workdir, tmp_path, evaluated, caplog):
   """One command prepares and evaluates them; without files all are skipped."""
   config.data_dir = str(tmp_path / "data")
   config.evaluation.num_pictures = 1
-  nothing = many.evaluate(config, workdir, names=["all"])
+  with caplog.at_level(logging.INFO, "cops_jax"):
+    nothing = many.evaluate(config, workdir, names=["all"])
   assert set(nothing.skipped) == set(SPECIFICATIONS)
   assert not nothing.results and not nothing.failed and not evaluated
-  for name, reason in nothing.skipped.items():
-    assert f"datasets prepare {name} --manual_dir=DIR" in reason
+  reason = (
+    f"not prepared in {config.data_dir}. With the original files in DIR,"
+    " prepare with: cops datasets prepare --all --manual_dir=DIR"
+    f" --data_dir={config.data_dir}"
+  )
+  assert set(nothing.skipped.values()) == {reason}
+  # Said once, in one line.
+  assert [text for text in caplog.messages if "skipping" in text] == [
+    f"skipping {', '.join(SPECIFICATIONS)}: {reason}"
+  ]
 
   manual = tmp_path / "manual"
   for name in original_layouts.NAMES:
@@ -141,8 +150,9 @@ def test_all_thirteen_data_sets(config, workdir, tmp_path, evaluated):
     *(name for name in SPECIFICATIONS if name != "btad"),
   ]
   assert (
-    "holds version 0.9.0 of it, and version 1.1.0 is needed. Prepare it again"
-    " with: cops datasets prepare btad" in found.skipped["btad"]
+    "holds version 0.9.0 of it, and version 1.1.0 is needed. With the original"
+    " files in DIR, prepare with: cops datasets prepare --all"
+    in found.skipped["btad"]
   )
   one = many.evaluate(config, workdir, names=["btad", "mpdd"])
   assert "original files are not there" in one.failed["btad"]

@@ -77,19 +77,39 @@ def test_pixels_without_a_range_are_refused(dtype):
     decoding.as_seen(image)
 
 
-@pytest.mark.parametrize("mode", ("LA", "RGBA"))
-def test_a_picture_is_black_where_it_is_transparent(mode):
-  image = noise_image("RGB").convert(mode)
+@pytest.mark.parametrize("mode", ("LA", "RGBA", "P"))
+def test_transparent_images_are_laid_on_white(mode):
+  image = noise_image("RGB").convert("LA" if mode == "LA" else "RGBA")
   alpha = Image.new("L", image.size, 255)
   alpha.paste(0, (0, 0, 10, 17))
   image.putalpha(alpha)
-  got = np.asarray(decoding.to_picture(image))
-  assert (got[:, :10] == 0).all()
-  want = np.asarray(noise_image("RGB").convert(mode).convert("RGB"))
+  if mode == "P":
+    file = io.BytesIO()
+    image.quantize(200).save(file, "PNG")
+    image = Image.open(file)
+    assert image.mode == "P"
+  assert decoding.is_transparent(image)
+  seen = decoding.as_seen(image)
+  assert seen.mode == "RGB"
+  got = np.asarray(seen)
+  assert (got[:, :10] == 255).all()
+  want = np.asarray(image.convert("RGBA").convert("RGB"))
   np.testing.assert_array_equal(got[:, 10:], want[:, 10:])
-  # As the model gets it.
-  shown = np.asarray(decoding.resize_image(image, 64))
-  assert (shown[:, :20] == 0).all() and shown[:, 40:].any()
+
+
+def test_half_transparent_pixels_are_mixed_with_white():
+  image = Image.new("RGBA", (2, 2), (0, 100, 200, 51))
+  mixed = np.asarray(decoding.as_seen(image))[0, 0]
+  np.testing.assert_allclose(mixed, (204, 224, 244), atol=1)
+
+
+def test_an_alpha_channel_that_hides_nothing_changes_nothing():
+  image = noise_image("RGB").convert("RGBA")
+  assert not decoding.is_transparent(image)
+  assert decoding.as_seen(image).mode == "RGBA"
+  np.testing.assert_array_equal(
+    np.asarray(decoding.to_picture(image)), np.asarray(noise_image("RGB"))
+  )
 
 
 # How a file is stored that is to be turned by the orientation's number.
@@ -177,6 +197,13 @@ def test_only_listed_formats_are_opened(tmp_path):
   Image.new("RGB", (8, 8)).save(path, "EPS")
   with pytest.raises(decoding.UnknownFormatError, match="in one of PNG, JPEG"):
     decoding.decode_image(path, 8)
+
+
+def test_an_empty_file_is_called_empty(tmp_path):
+  (tmp_path / "empty.png").touch()
+  for file in (b"", tmp_path / "empty.png"):
+    with pytest.raises(ValueError, match="it is empty"):
+      decoding.decode_image(file, 8)
 
 
 def test_a_pipe_is_not_waited_for(tmp_path):

@@ -1,8 +1,10 @@
 """Pictures of images and maps."""
 
 import io
+import math
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from cops_jax.images import drawing
@@ -21,33 +23,87 @@ def test_a_constant_map_is_dark():
   assert (colors == (0, 0, 8)).all()
 
 
-def tiles(strip):
-  image = Image.open(io.BytesIO(strip))
-  side = drawing.TILE_PIXELS
-  assert image.height == side
-  pixels = np.asarray(image.convert("RGB")).astype(int)
-  starts = np.linspace(0, image.width - side, 4).round().astype(int)
-  return [pixels[:, start : start + side] for start in starts]
+def pixels(file):
+  return np.asarray(Image.open(io.BytesIO(file)).convert("RGB")).astype(int)
 
 
-def test_strip():
+@pytest.fixture
+def tiles():
+  """Of an image of one colour whose upper half is anomalous, and found."""
   image = np.full((40, 40, 3), (200, 100, 50), np.uint8)
   mask = np.zeros((40, 40), np.uint8)
   mask[:20] = 1
-  anomaly_map = mask.astype(np.float32)
-  shown, mask_tile, heat, mixed = tiles(
-    drawing.picture_strip(image, mask, anomaly_map, low=0.0, high=1.0)
-  )
+  found = mask.astype(np.float32)
 
-  def near(tile, top, bottom):
-    np.testing.assert_allclose(tile[40, 100], top, atol=8)
-    np.testing.assert_allclose(tile[180, 100], bottom, atol=8)
+  def draw(mask=mask, threshold=0.5):
+    files = drawing.picture_tiles(
+      image, mask, found, low=0.0, high=1.0, threshold=threshold
+    )
+    return {name: pixels(file) for name, file in files.items()}
 
-  near(shown, (200, 100, 50), (200, 100, 50))
-  near(mask_tile, (255, 255, 255), (0, 0, 0))
-  near(heat, (252, 255, 165), (0, 0, 8))
-  near(mixed, (236, 208, 130), (200, 100, 50))
-  _, mask_tile, _, _ = tiles(
-    drawing.picture_strip(image, None, anomaly_map, low=0.0, high=1.0)
+  return draw
+
+
+def test_tiles(tiles):
+  shown = tiles()
+  assert list(shown) == ["image", "truth", "map", "overlay"]
+  for name, top, bottom in (
+    ("image", (200, 100, 50), (200, 100, 50)),
+    ("truth", (255, 255, 255), (0, 0, 0)),
+    ("map", (252, 255, 165), (0, 0, 8)),
+    ("overlay", (236, 208, 130), (200, 100, 50)),
+  ):
+    assert shown[name].shape == (drawing.TILE_PIXELS, drawing.TILE_PIXELS, 3)
+    np.testing.assert_allclose(shown[name][40, 100], top, atol=8)
+    np.testing.assert_allclose(shown[name][180, 100], bottom, atol=8)
+  assert list(tiles(mask=None)) == ["image", "map", "overlay"]
+
+
+def test_the_overlay_outlines_what_reaches_the_threshold(tiles):
+  def is_line(tile):
+    return np.abs(tile - drawing.LINE_COLOR).max(axis=-1) < 80
+
+  half = drawing.TILE_PIXELS // 2
+  line = is_line(tiles()["overlay"])
+  assert line[0].all() and line[half - 4 : half + 4, 20:200].any(axis=0).all()
+  assert not line[half + 8 :].any() and not line[10 : half - 8, 10:-10].any()
+  for threshold in (math.nan, 1.1):
+    assert not is_line(tiles(threshold=threshold)["overlay"]).any()
+
+
+def test_outlines_are_inside_of_regions_and_of_the_picture():
+  regions = np.zeros((12, 12), bool)
+  regions[:, :6] = True
+  regions[9, 9] = True
+  line = drawing.outlines(regions, 2)
+  inner = np.zeros_like(line)
+  inner[2:-2, 2:4] = True
+  np.testing.assert_array_equal(line, regions & ~inner)
+  assert not drawing.outlines(np.zeros((3, 3), bool), 2).any()
+
+
+@pytest.mark.parametrize("width, height", ((3000, 2000), (120, 120), (40, 300)))
+@pytest.mark.parametrize("is_marked", (False, True))
+def test_words_stand_below_the_image_and_can_be_read(width, height, is_marked):
+  image = np.full((height, width, 3), 128, np.uint8)
+  picture = np.asarray(
+    drawing.annotate(image, [], ["anomaly", "score 0.874"], is_marked)
   )
-  near(mask_tile, (200, 200, 200), (200, 200, 200))
+  np.testing.assert_array_equal(picture[:height, :width], image)
+  band = picture[height:]
+  back, ink = band[-1, -1], (np.zeros(3), np.full(3, 255))[not is_marked]
+  assert (tuple(back) == drawing.LINE_COLOR) == is_marked
+  rows, columns = np.nonzero((np.abs(band - ink) < 64).all(axis=-1))
+  # Letters of a fixed share of the image, or of a least size, all of them.
+  assert np.ptp(rows) >= max(8, min(width, height) / 60)
+  assert columns.max() < band.shape[1] - 2 and rows.max() < len(band) - 2
+  assert band.shape[0] <= max(0.15 * height, 45)
+
+
+def test_boxes_are_drawn_around_regions():
+  image = np.full((200, 200, 3), 255, np.uint8)
+  picture = np.asarray(drawing.annotate(image, [(50, 60, 90, 100)], [], True))
+  inside = picture[60:100, 50:90]
+  assert (inside == 255).all()
+  for place in ((80, 49), (80, 90), (59, 70), (100, 70)):
+    assert tuple(picture[place]) == drawing.LINE_COLOR

@@ -1,14 +1,17 @@
 """The report, opened in a browser too."""
 
+import collections
+import dataclasses
 import io
 import re
+import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from cops_jax.evaluation import results
-from cops_jax.images.drawing import picture_strip
+from cops_jax.images.drawing import picture_tiles
 from cops_jax.metrics import METRICS
 from cops_jax.reporting import report
 from helpers.made_results import FIRST, NAN, row
@@ -16,6 +19,7 @@ from helpers.made_results import FIRST, NAN, row
 PROVENANCE = {
   "version": "0.1",
   "checkpoint": "step 3 of runs/<made> & found",
+  "trained_on": "demo_auxiliary, seed 0",
   "prompts_sha256": "aa" * 32,
   "clip_sha256": "bb" * 32,
   "device": "8 x cpu",
@@ -56,18 +60,20 @@ def make_result(name, metrics, num_categories=3):
     pixel_threshold=0.2,
     curves=dict.fromkeys(names, rise),
   )
-  strip = picture_strip(
+  mask = None if np.isnan(metrics["pixel_ap"]) else np.eye(60, dtype=np.uint8)
+  tiles = picture_tiles(
     rng.integers(0, 256, (60, 60, 3), np.uint8),
-    None,
+    mask,
     rng.random((60, 60)),
     low=0.0,
     high=1.0,
+    threshold=0.2,
   )
   return results.DatasetResult(
     {f"part {index}": category for index in range(num_categories)},
     images,
     [
-      results.Picture(kind, image, strip)
+      results.Picture(kind, image, tiles, 0.0, 0.8)
       for kind in ("best", "worst", "random")
       for image in images[:4]
     ],
@@ -91,7 +97,11 @@ def page(tmp_path_factory):
     ),
   }
   return report.write_report(
-    workdir, found, PROVENANCE, {"btad": "not prepared"}, {"isic": "broken"}
+    workdir,
+    found,
+    PROVENANCE,
+    {"btad": "not prepared", "mpdd": "not prepared"},
+    {"isic": "broken"},
   )
 
 
@@ -129,39 +139,160 @@ def test_anomalyclips_own_results_stand_beside_its(tmp_path):
 def test_the_papers_results_stand_beside_ours(page):
   """MVTec AD: 90.0 against 95.0; VisA: 90.0 against 85.4."""
   text = re.sub(r"\s+", " ", page.read_text())
-  assert '90.0<small>95.0 <span class="down">\N{MINUS SIGN}5.0</span>' in text
-  assert '90.0<small>85.4 <span class="up">+4.6</span>' in text
+  assert "90.0<small>95.0 \N{MINUS SIGN}5.0</small>" in text
+  assert "90.0<small>85.4 +4.6</small>" in text
   # HeadCT: no number where a metric is undefined.
   assert text.count("<small>96.1 ") == 1 and "<small>41.9 " in text
+  assert "Below each number the paper's" in text
   markdown = (page.parent / "report.md").read_text()
   assert "| mvtec_ad | 90.0 (95.0, \N{MINUS SIGN}5.0) |" in markdown
   assert "| **industrial mean** | 90.0 |" in markdown
-  for name in ("pixel AUROC", "- btad: not prepared", "- isic: broken"):
+  assert "In brackets the paper's number" in markdown
+  for name in ("pixel AUROC", "- btad, mpdd: not prepared", "- isic: broken"):
     assert name in markdown
   assert "(no masks)" in markdown
 
 
+def test_without_the_papers_results_nothing_is_said_of_them(tmp_path):
+  found = {"screws": make_result("screws", FIRST)}
+  report.write_report(tmp_path, found, PROVENANCE, {}, {})
+  for name in ("report.html", "report.md"):
+    text = (tmp_path / name).read_text()
+    assert "In percent" in text and "paper" not in text
+
+
+def test_the_top_says_what_was_found_and_how(page, tmp_path, monkeypatch):
+  """By the threshold 0.5, of 40 images in each of three data sets."""
+  monkeypatch.setattr(sys, "argv", ["cops evaluate", "--workdir=my run"])
+  images = make_result("screws", FIRST).images
+  counts = collections.Counter(
+    (image.label, image.image_score >= 0.5) for image in images
+  )
+  config = {**PROVENANCE["config"], "clip": {"weights": "other"}}
+  for clip, is_toy in ((PROVENANCE["config"], True), (config, False)):
+    found = {name: make_result(name, FIRST) for name in ("screws", "nuts")}
+    provenance = PROVENANCE | {"config": clip}
+    report.write_report(tmp_path, found, provenance, {}, {})
+    for name in ("report.html", "report.md"):
+      text = (tmp_path / name).read_text()
+      top = text[: text.index("Results")]
+      assert (
+        f"{2 * counts[1, True]} of 40 anomalous images of 2 data sets were"
+        f" found, and {2 * counts[0, True]} of 40 normal ones were false alarms"
+        in top
+      )
+      assert "demo_auxiliary, seed 0" in top
+      assert re.search(r"20\d\d-\d\d-\d\d \d\d:\d\d UTC", top)
+      assert "cops evaluate " in top and "--workdir=my run" in top
+      assert ("The CLIP here is a toy" in top) == is_toy
+
+
+def test_without_both_kinds_of_images_there_is_no_verdict(tmp_path):
+  result = make_result("screws", NO_PIXELS)
+  categories = {
+    name: dataclasses.replace(category, image_threshold=NAN)
+    for name, category in result.categories.items()
+  }
+  result = dataclasses.replace(result, categories=categories)
+  page = report.write_report(tmp_path, {"screws": result}, PROVENANCE, {}, {})
+  text = page.read_text()
+  assert "There are no verdicts on images" in text
+  assert '<span class="tag">anomaly, no verdict</span>' in text
+
+
 def test_verdicts(page):
-  """An anomaly from the threshold on, and right if it is one."""
+  """Green where they are right, red where they are wrong."""
   captions = re.findall(
-    r'class="tag (right|wrong)">called (anomaly|normal)</span> is'
-    r" (anomaly|normal); part \d, score (0\.\d+), threshold 0\.500",
+    r'<p><span class="tag (right|wrong)">(found|missed|false alarm|correct)'
+    r"</span> part (\d), score (0\.\d+), threshold 0\.500<br><span"
+    r' class="soft">(\d+)&lt;b',
     page.read_text(),
   )
   assert len(captions) == 3 * 12
-  for side, verdict, truth, score in captions:
-    assert verdict == ("anomaly" if float(score) >= 0.5 else "normal")
-    assert side == ("right" if verdict == truth else "wrong")
-  assert len({(side, verdict) for side, verdict, _, _ in captions}) >= 3
+  for side, verdict, _, score, number in captions:
+    is_anomaly, is_flagged = int(number) % 2 == 1, float(score) >= 0.5
+    assert side == ("right" if is_anomaly == is_flagged else "wrong")
+    name = {(1, 1): "found", (1, 0): "missed", (0, 1): "false alarm"}
+    assert verdict == name.get((is_anomaly, is_flagged), "correct")
+  assert len({verdict for _, verdict, *_ in captions}) >= 3
+
+
+def test_green_and_red_are_of_verdicts_alone(page):
+  style = page.read_text().partition("</style>")[0]
+  rules = [rule for rule in style.split("}") if "var(--good)" in rule]
+  assert len(rules) == 1 and ".tag.right" in rules[0]
+  rules = [rule for rule in style.split("}") if "var(--bad)" in rule]
+  assert len(rules) == 1 and ".tag.wrong" in rules[0]
+  for side, names in (
+    ("right", ("found", "correct")),
+    ("wrong", ("missed", "false alarm")),
+  ):
+    tags = " ".join(f'<span class="tag {side}">{name}</span>' for name in names)
+    assert f"{tags} the verdict is {side}" in page.read_text()
+
+
+def luminance(color):
+  digits = color.lstrip("#")
+  if len(digits) == 3:
+    digits = "".join(2 * digit for digit in digits)
+  channels = np.array([int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)])
+  linear = np.where(
+    channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4
+  )
+  return linear @ (0.2126, 0.7152, 0.0722)
+
+
+@pytest.mark.parametrize("scheme", (0, 1), ids=("light", "dark"))
+def test_contrasts(page, scheme):
+  """WCAG's 4.5 for text, 3 for what must be seen; in both colour schemes."""
+  rule = re.findall(r":root \{([^}]*)\}", page.read_text())[scheme]
+  colors = dict(re.findall(r"--(\w+): (#\w+);", rule))
+
+  def contrast(name, back):
+    high, low = sorted(
+      (luminance(colors[name]), luminance(colors[back])), reverse=True
+    )
+    return (high + 0.05) / (low + 0.05)
+
+  for back in ("card", "back"):
+    for name in ("ink", "soft", "link", "good", "bad"):
+      assert contrast(name, back) >= 4.5, (name, back)
+    assert contrast("edge", back) >= 3, back
+  for name in ("mean", "category", "normal", "anomalous"):
+    assert contrast(name, "card") >= 3, name
+  assert contrast("ink", "note") >= 4.5
 
 
 def test_the_pictures_of_the_text_are_there(page):
   markdown = (page.parent / "report.md").read_text()
-  files = re.findall(r"\]\(<(pictures/[^>]*)>\)", markdown)
-  assert len(files) == len(set(files)) == 3 * 12
-  for file in files:
+  files = re.findall(r"!\[(\w+)\]\(<(pictures/[^>]*)>\)", markdown)
+  # One of the three data sets has no masks.
+  assert len(files) == len(set(files)) == 12 * (4 + 4 + 3)
+  for title, file in files:
+    assert file.endswith(f"-{title}.jpg")
     with Image.open(page.parent / file) as picture:
       picture.load()
+  assert markdown.count("| no mask |") == 12
+  assert "colours from 0.00 to 0.80, outlined from 0.200" in markdown
+
+
+def test_tiles_have_headings_and_sizes(page):
+  text = page.read_text()
+  titles = re.findall(r"<figcaption>(\w+)</figcaption>", text)
+  assert titles == 36 * ["image", "truth", "map", "overlay"]
+  images = re.findall(r"<img[^>]*>", text)
+  assert len(images) == 12 * (4 + 4 + 3)
+  assert all('width="224" height="224"' in image for image in images)
+  assert "lazy" not in text
+  # Half-way up the colours is a quarter of the scale: they are square-rooted.
+  assert text.count('<i style="left: 50.0%" title="pixel threshold 0.200">')
+
+
+def test_the_words_are_explained(page):
+  for path in (page, page.parent / "report.md"):
+    text = path.read_text()
+    for word in ("AUROC", "AUPRO", "F1-max", "AP", "anomaly map", "threshold"):
+      assert f"<dt>{word}</dt>" in text or f"- {word}: " in text
 
 
 @pytest.mark.parametrize("width", (1280, 390))
@@ -180,13 +311,36 @@ def test_in_a_browser(page, browser, width):
   )
   sizes = browser.execute_script(
     "return Promise.all([...document.images].map(async image => {"
-    "  image.loading = 'eager';"
     "  await image.decode();"
     "  return [image.naturalWidth, image.width];"
     "}))"
   )
-  assert len(sizes) == 3 * 12 + 6 + 6 + 3
+  assert len(sizes) == 12 * (4 + 4 + 3)
   for natural, shown in sizes:
     assert natural > 0 and 100 < shown <= width
+  charts, height = browser.execute_script(
+    "const charts = [...document.querySelectorAll('.chart')];"
+    "return [charts.length, Math.min(...charts.map("
+    "  (chart) => chart.getBoundingClientRect().height))]"
+  )
+  assert charts == 6 + 6 + 3 and height > 150
   shot = Image.open(io.BytesIO(browser.get_screenshot_as_png()))
   assert len(shot.convert("RGB").getcolors(2**24)) > 50
+
+
+def test_on_a_phone_the_first_column_stays(page, browser):
+  browser.execute_cdp_cmd(
+    "Emulation.setDeviceMetricsOverride",
+    {"width": 390, "height": 900, "deviceScaleFactor": 1, "mobile": True},
+  )
+  browser.get(page.as_uri())
+  is_wide, before, after, second = browser.execute_script(
+    "const area = document.querySelector('.scroll');"
+    "const [first, next] = area.querySelectorAll('tbody td');"
+    "const left = (cell) => cell.getBoundingClientRect().left;"
+    "const before = left(first);"
+    "area.scrollLeft = 150;"
+    "return [area.scrollWidth > area.clientWidth + 50, before, left(first),"
+    "  left(next)];"
+  )
+  assert is_wide and before == after > second

@@ -4,7 +4,9 @@ import json
 import sys
 import types
 
+import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from cops_jax.errors import InputError
@@ -92,20 +94,50 @@ def test_tensorboard_files(tmp_path):
   assert b"loss" in file.read_bytes()
 
 
-def test_curves(tmp_path):
+def test_curves(tmp_path, monkeypatch):
   log = metrics_log.RunLog(tmp_path, 0)
+  terms = ("kl", "image", "patch", "gather", "scatter")
   for step in range(1, 6):
-    log.write(step, {"kl": 1 / step, "loss": 2 / step, "reconstruction": 0.0})
-  log.write(5, {"made/image_auroc": 0.9})
-  path = metrics_log.plot_losses(tmp_path)
+    values = {name: index / step for index, name in enumerate(terms, start=1)}
+    log.write(
+      4 * step,
+      {**values, "loss": 9 / step, "reconstruction": 0.0, "gradient_norm": 5.0},
+    )
+  log.write(20, {"made/image_auroc": 0.9})
+  figures = []
+  monkeypatch.setattr(
+    Figure,
+    "savefig",
+    lambda self, *args, save=Figure.savefig, **kwargs: (
+      figures.append(self),
+      save(self, *args, **kwargs),
+    ),
+  )
+  path = metrics_log.plot_losses(tmp_path, "CoPS on screws, seed 3", 8)
   assert path == tmp_path / "losses.png"
   with Image.open(path) as picture:
-    # Two panels: what is always 0 has none, nor has what is no loss.
-    assert picture.width == 640
     assert len(picture.convert("RGB").getcolors(1 << 20)) > 10
+  (figure,) = figures
+  assert figure.get_suptitle() == "CoPS on screws, seed 3"
+  together, *alone = figure.axes
+  # What is always 0 has no panel, nor has what is no loss.
+  assert [axis.get_title() for axis in alone] == [
+    *("loss", *terms, "gradient norm")
+  ]
+  names = [text.get_text() for text in together.get_legend().get_texts()]
+  assert names == ["loss", *terms]
+  looks = [
+    (line.get_color(), line.get_linestyle(), line.is_dashed())
+    for line in together.lines
+  ]
+  assert len({color for color, *_ in looks}) == len(looks) == 6
+  for axis in figure.axes:
+    assert axis.get_xlabel() == "epoch"
+    for line in axis.lines:
+      np.testing.assert_allclose(line.get_xdata(), [0.5, 1, 1.5, 2, 2.5])
 
 
 def test_nothing_to_draw(tmp_path):
   log = metrics_log.RunLog(tmp_path, 0)
   log.write(5, {"made/image_auroc": 0.9})
-  assert metrics_log.plot_losses(tmp_path) is None
+  assert metrics_log.plot_losses(tmp_path, "nothing", 5) is None

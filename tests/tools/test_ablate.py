@@ -10,6 +10,7 @@ import chex
 import flax.traverse_util
 import jax
 import pytest
+from matplotlib.figure import Figure
 
 from configs import ablations
 from cops_jax import reporting, training, weights
@@ -271,6 +272,37 @@ def test_statistics_over_seeds():
   assert rows[2]["num_seeds"] == 0
   table = ablate.format_table(rows)
   assert "85.0 ± 7.1" in table and "-20.0" in table and "n/a" in table
+
+
+def test_the_plot_has_a_legend_and_a_row_for_each_kind_of_metric(monkeypatch):
+  def run(value, **more):
+    return {"screws": {"image_auroc": value, "image_ap": value, **more}}
+
+  means = {
+    "full": {0: run(0.8, pixel_ap=0.5), 1: run(0.9, pixel_ap=0.3)},
+    "no_vae": {1: run(0.7)},
+  }
+  figures = []
+  save = Figure.savefig
+
+  def note(self, *args, **kwargs):
+    figures.append(self)
+    save(self, *args, **kwargs)
+
+  monkeypatch.setattr(Figure, "savefig", note)
+  assert ablate.plot(means, ablate.compare(means)).startswith(b"\x89PNG")
+  (figure,) = figures
+  titles = {
+    axis.get_title(): axis.get_subplotspec().rowspan.start
+    for axis in figure.axes
+  }
+  assert titles == {"image AUROC, %": 0, "image AP, %": 0, "pixel AP, %": 1}
+  (legend,) = figure.legends
+  assert [text.get_text() for text in legend.get_texts()] == [
+    "a seed",
+    "mean of the seeds",
+    "full model's mean",
+  ]
 
 
 def test_the_configs_by_name():

@@ -113,7 +113,7 @@ def test_the_command_line(untrained, tmp_path):
     (("export", "--workdir={0}", "--out=a.bin"), "must end in .safetensors or"),
     (("export", "--workdir={0}/no", "--out=a.pth"), "holds no training run"),
     (("inspect", "{0}/no"), "no cannot be read: No such file or directory"),
-    (("inspect", "{0}"), "cannot be read: Is a directory"),
+    (("inspect", "{0}/checkpoints"), "checkpoints holds no training run"),
     (("inspect", "{0}/run.json"), "neither safetensors nor torch's zip format"),
   ),
 )
@@ -164,6 +164,17 @@ def test_inspect_shows_the_run_of_exported_prompts(exported, untrained):
     text = weights.inspect(str(path))
     assert "trained on demo_auxiliary with CLIP" in text
     assert read_record(untrained[0]).clip_sha256 in text
+
+
+def test_inspect_shows_the_newest_checkpoint_of_a_run(untrained):
+  text = weights.inspect(str(untrained[0]))
+  record = read_record(untrained[0])
+  assert "newest:  the prompts of step 0; checkpoints of: 0\n" in text
+  assert "trained on demo_auxiliary with CLIP" in text
+  assert record.clip_sha256 in text
+  assert f"  train.b1 = {record.config['train']['b1']}\n" in text
+  assert "  train.dataset = 'demo_auxiliary'\n" in text
+  assert "prompt_learner/context" in text or "prompt_learner.context" in text
 
 
 def test_inspect_of_something_else(tmp_path):
