@@ -93,6 +93,7 @@ class PreparedExamples(Sequence):
         2 * window_shards or len(self.shard_lengths),
         "training with config.input.shuffle_window_shards"
         f" {window_shards or '0 (all together)'}",
+        ", or shuffle fewer together",
       )
 
 

@@ -76,12 +76,13 @@ class Shards(Sequence):
   def __len__(self) -> int:
     return self._ends[-1]
 
-  def require_room(self, num_shards: int, who: str) -> None:
+  def require_room(self, num_shards: int, who: str, or_else: str = "") -> None:
     """Raises InputError if any so many shards may not all be kept.
 
     Args:
       num_shards: at a time.
       who: needs them, for the error.
+      or_else: what else can be done than to keep more, for the error.
     """
     sizes = sorted((shard.file.size for shard in self._shards), reverse=True)
     needed = sum(sizes[:num_shards])
@@ -90,7 +91,7 @@ class Shards(Sequence):
         f"config.input.copy_gigabytes is {self._max_bytes / 1e9:.4g}, and {who}"
         f" needs {min(num_shards, len(sizes))} of the {len(sizes)} shards in"
         f" {os.path.dirname(self._shards[0].address)} at a time, up to"
-        f" {needed / 1e9:.4g} GB"
+        f" {needed / 1e9:.4g} GB: keep that much{or_else}"
       )
 
   def __getitem__(self, index: int) -> bytes:
