@@ -11,6 +11,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
 
 from cops_jax import copies, datasets, files
+from cops_jax.datasets.preparation import load_prepared
 from cops_jax.errors import InputError
 from cops_jax.inputs.configured import load_training_examples
 from cops_jax.runs.metrics_log import read_metrics
@@ -153,28 +154,27 @@ def config_by_shards(config, by_shards, bucket, limit):
   return config
 
 
-def test_what_was_changed_in_the_bucket_is_refused(config_by_shards, bucket):
-  examples = load_training_examples(config_by_shards)
-  before = examples.digests()
-  assert before == {
-    example["id"]: before[example["id"]] for example in examples
-  }
+def test_what_was_changed_in_the_bucket_is_refused(by_shards, bucket, limit):
+  def load():
+    return load_prepared(NAME, "test", f"{bucket}/data", None, limit)
+
+  examples = load()
+  assert {example["id"] for example in examples} == examples.digests().keys()
   folder = f"{bucket}/data/{NAME}/1.0.0"
   (name,) = [name for name in files.find_files(folder) if "-00007-" in name]
   flip(f"{folder}/{name}")
-  # It is not here any more, and has been read since.
   with pytest.raises(
     InputError, match="-00007-of-00010 has been changed since"
   ):
-    list(load_training_examples(config_by_shards))
+    list(load())
   files.delete(f"{folder}/{name}")
   with pytest.raises(InputError, match="contents.json is not of the files be"):
-    load_training_examples(config_by_shards)
+    load()
   flip(f"{folder}/contents.json")
   with pytest.raises(
     InputError, match="contents.json is damaged .* so it is in"
   ):
-    load_training_examples(config_by_shards)
+    load()
 
 
 @pytest.mark.parametrize(
