@@ -25,10 +25,11 @@ _NUM_THREADS = 8
 def place_of(address: str | os.PathLike) -> pathlib.Path:
   """Where the copy of a file or folder is, or will be."""
   scheme, _, name = os.fspath(address).partition("://")
-  return _home() / scheme / name.strip("/")
+  return home() / scheme / name.strip("/")
 
 
-def _home():
+def home() -> pathlib.Path:
+  """The folder of all copies."""
   import pooch
 
   return pathlib.Path(pooch.os_cache("cops_jax")) / "copies"
@@ -64,9 +65,9 @@ def fetch(
     found = buckets.find_files(address)
     if must_exist and not found:
       raise InputError(f"{address} does not exist")
-    (_home() / "records").mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(_home() / "records" / f"{key}.lock"):
-      copy = _Copy(address, place, _home() / "records" / f"{key}.json")
+    (home() / "records").mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(home() / "records" / f"{key}.lock"):
+      copy = _Copy(address, place, home() / "records" / f"{key}.json")
       copy.delete_others(found)
       if choose:
         found = {name: found[name] for name in choose(found)}

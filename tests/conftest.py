@@ -77,7 +77,8 @@ def pytest_unconfigure(config):
 
 # The files that take longest, so that both workers end at the same time.
 _FIRST = (
-  *("test_processes", "test_runs_in_buckets", "test_ablate"),
+  *("test_processes", "test_runs_in_buckets", "test_runs_by_shards"),
+  "test_ablate",
   *("test_feature_cache", "test_resume"),
   *(
     "test_many",

@@ -28,6 +28,8 @@ BAD_VALUES = {
   ),
   "input.num_workers": (-1, "at least 0"),
   "input.unreadable_files": ("ignore", "one of error, skip"),
+  "input.copy_gigabytes": (-1.0, "from 0 to below inf"),
+  "input.shuffle_window_shards": (-1, "at least 0"),
   "input.max_image_megapixels": (0.0, "above 0"),
   "clip.dtype": ("float16", "auto, float32 or bfloat16"),
   "clip.attention": (

@@ -73,7 +73,7 @@ def test_an_interrupted_copy_goes_on(server, address, downloads):
 def test_a_changed_copy_is_replaced_and_a_right_one_kept(address, downloads):
   """Even where nothing says which files were found to be right."""
   place = copies.fetch(address)
-  for record in (copies._home() / "records").glob("*.json"):
+  for record in (copies.home() / "records").glob("*.json"):
     record.unlink()
   (place / "b/c").write_bytes(b"33" * 1000)
   downloads()

@@ -15,7 +15,8 @@ from typing import Any
 import filelock
 import tensorflow_datasets as tfds
 
-from cops_jax import copies
+from cops_jax import buckets, copies
+from cops_jax.datasets.shards import Shard, Shards
 from cops_jax.datasets.specifications import SPECIFICATIONS
 from cops_jax.digests import combine, digest_example, file_state
 from cops_jax.errors import InputError, shorten
@@ -40,11 +41,14 @@ class PreparedExamples(Sequence):
     source: Sequence,
     digests: Mapping[str, str] | None = None,
     notes: Sequence[str] = (),
+    shard_lengths: Sequence[int] = (),
+    shards: Shards | None = None,
   ):
     self.name, self._folder, self._source = name, folder, source
     self.identity, self.notes = version, tuple(notes)
     self._digests = digests or {}
     self.is_published = name in SPECIFICATIONS
+    self.shard_lengths, self._shards = tuple(shard_lengths), shards
 
   def __len__(self) -> int:
     return len(self._source)
@@ -54,10 +58,13 @@ class PreparedExamples(Sequence):
       raise IndexError(index)
     try:
       example = self._source[index]
+    except InputError:
+      raise
     except Exception as error:  # ArrayRecord's errors are not documented.
       raise InputError(
         f"prepared data set {self.name!r} is damaged at record {index}"
-        f" ({error}). Delete {self._folder}; it is then prepared again."
+        f" ({error}). Delete {self._folder}; it is then prepared, or copied,"
+        " again."
       ) from error
     return {
       name: value.decode()
@@ -69,6 +76,25 @@ class PreparedExamples(Sequence):
   def digests(self) -> dict[str, str]:
     """By id, what changes with an example's bytes and what is known of it."""
     return dict(self._digests)
+
+  def expect_shards(self, numbers: tuple[int, ...]) -> None:
+    """Says which shards are needed soon, those needed first before others."""
+    if self._shards:
+      self._shards.expect(numbers)
+
+  def require_room(self, window_shards: int) -> None:
+    """Checks that two windows of shards may be kept; 0 for all shards.
+
+    Raises:
+      InputError: they may not.
+    """
+    if self._shards:
+      self._shards.require_room(
+        2 * window_shards or len(self.shard_lengths),
+        "training with config.input.shuffle_window_shards"
+        f" {window_shards or '0 (all together)'}",
+        ", or shuffle fewer together",
+      )
 
 
 def make_builder(
@@ -238,20 +264,39 @@ def prepare_and_count(
 
 
 def load_prepared(
-  name: str, split: str, data_dir: str | None, manual_dir: str | None
+  name: str,
+  split: str,
+  data_dir: str | None,
+  manual_dir: str | None,
+  copy_bytes: int = 0,
 ) -> PreparedExamples:
   """A split of a registered data set, prepared first if necessary.
 
+  Args:
+    name, data_dir, manual_dir: see `prepare`.
+    split: its name.
+    copy_bytes: if above 0 and it is prepared in a bucket, what its shards may
+      take of this host's disk, where they are copied as they are needed.
+
   Raises:
-    InputError: as `prepare`; or there is no such split.
+    InputError: as `prepare`; or there is no such split, or its shards are not
+      those that were prepared, or two of them do not fit.
   """
-  builder = prepare(name, data_dir, manual_dir)
+  builder, folder = make_builder(name, data_dir), None
+  if copy_bytes and data_dir and is_address(data_dir):
+    if is_prepared(builder, data_dir):
+      folder = _folder_in_bucket(builder, data_dir)
+  if folder:
+    copies.fetch(folder, _choose_descriptions)
+    builder = make_builder(name, data_dir)
+  else:
+    builder = prepare(name, data_dir, manual_dir)
   if split not in builder.info.splits:
     raise InputError(
       f"data set {name!r} has no split {split!r}; it has:"
       f" {', '.join(sorted(builder.info.splits))}"
     )
-  contents = _read_contents(builder)
+  contents = (_read_contents if not folder else _read_sent_contents)(builder)
   before = contents["originals"]
   now = before and _state_of_originals(builder, manual_dir)
   if now and now != before:
@@ -261,22 +306,66 @@ def load_prepared(
     )
     _logger.warning("data set %s: %s", name, note)
     contents["notes"].append(note)
+  shards = None
+  if folder:
+    shards = _find_shards(builder, split, folder, contents["files"], copy_bytes)
   return _open_split(
-    builder, split, contents["splits"][split], contents["notes"]
+    builder, split, contents["splits"][split], contents["notes"], shards
   )
 
 
-def _open_split(builder, split, digests=None, notes=()):
+def _open_split(builder, split, digests=None, notes=(), shards=None):
   skip = tfds.decode.SkipDecoding()
   source = builder.as_data_source(split, decoders={"image": skip, "mask": skip})
+  if shards:
+    source.data_source = shards
   return PreparedExamples(
     builder.name,
     str(builder.version),
-    builder.data_dir,
+    str(shards.folder) if shards else builder.data_dir,
     source,
     digests,
     notes,
+    [part.take for part in builder.info.splits[split].file_instructions],
+    shards,
   )
+
+
+def _choose_descriptions(names):
+  """Of a prepared data set's files those that hold no examples."""
+  return [name for name in names if ".array_record" not in name]
+
+
+def _find_shards(builder, split, folder, described, copy_bytes):
+  """A split's shards in a bucket, which must be those that are described."""
+  found = buckets.find_files(folder)
+  found.pop(_CONTENTS, None)
+  if {name: file.size for name, file in found.items()} != {
+    name: row[0] for name, row in described.items()
+  }:
+    raise InputError(
+      f"{folder / _CONTENTS} is not of the files beside it. Delete that folder"
+      " and prepare the data set again."
+    )
+  parts = {
+    os.path.basename(part.filename): part.take
+    for part in builder.info.splits[split].file_instructions
+  }
+  shards = Shards(
+    [
+      Shard(f"{folder}/{name}", take, found[name], "".join(described[name][2:]))
+      for name, take in parts.items()
+    ],
+    copy_bytes,
+  )
+  shards.require_room(2, "reading")
+  _logger.info(
+    "reading %s by shards: %d of together %.3g GB, of which at most %.3g GB are"
+    " kept in %s",
+    *(folder, len(parts), sum(found[name].size for name in parts) / 1e9),
+    *(copy_bytes / 1e9, shards.folder),
+  )
+  return shards
 
 
 def compute_digests(
@@ -320,9 +409,7 @@ def _read_contents(builder, notes=(), originals=""):
   folder = pathlib.Path(builder.data_dir)
   path = folder / _CONTENTS
   try:
-    contents = unseal(path.read_bytes())
-    if contents.keys() != _CONTENTS_FIELDS:
-      raise ValueError(f"it has the fields {', '.join(contents)}")
+    contents = _unseal_contents(path)
     if _are_same(folder, contents["files"]):
       return contents
     _logger.warning("%s is not of the files beside it: computed anew", path)
@@ -346,6 +433,25 @@ def _read_contents(builder, notes=(), originals=""):
     write_file(path, seal(contents))
   except InputError as error:
     _logger.warning("what tells these data from others is not kept: %s", error)
+  return contents
+
+
+def _read_sent_contents(builder):
+  """As `_read_contents`, where the files are not all here to be compared."""
+  path = pathlib.Path(builder.data_dir) / _CONTENTS
+  try:
+    return _unseal_contents(path)
+  except (OSError, ValueError) as error:
+    raise InputError(
+      f"{path} is damaged ({error}), and so it is in the bucket. Delete the"
+      " data set there and prepare it again."
+    ) from error
+
+
+def _unseal_contents(path):
+  contents = unseal(path.read_bytes())
+  if contents.keys() != _CONTENTS_FIELDS:
+    raise ValueError(f"it has the fields {', '.join(contents)}")
   return contents
 
 

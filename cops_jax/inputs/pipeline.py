@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import itertools
 import logging
 import os
@@ -30,6 +29,7 @@ import numpy as np
 from cops_jax.errors import InputError
 from cops_jax.files import digest_file
 from cops_jax.images.decoding import MAX_PIXELS, decode_image, decode_mask
+from cops_jax.inputs.order import Order
 from cops_jax.runtime.randomness import hash_example_id
 from cops_jax.typing import Integer
 
@@ -56,11 +56,6 @@ def num_batches(num_examples: int, batch_size: int) -> int:
   return -(-num_examples // batch_size)
 
 
-@functools.lru_cache(maxsize=2)
-def _shuffled(number: int, seed: int, epoch: int) -> Integer[np.ndarray, "n"]:
-  return np.random.default_rng((seed, epoch)).permutation(number)
-
-
 @dataclasses.dataclass(frozen=True)
 class BatchOptions:
   """How examples become batches.
@@ -74,6 +69,7 @@ class BatchOptions:
       process's.
     num_workers: processes that decode; 0 for threads of this one.
     shuffle_seed: of each epoch's own random order; None keeps the order.
+    window_shards: shards that are shuffled together; 0 for all, see `Order`.
     max_pixels: of an image file, see `decoding.open_image`.
     full_masks: whether masks come as pixels instead of counts by patch.
   """
@@ -86,6 +82,7 @@ class BatchOptions:
   process_count: int = 1
   num_workers: int = 0
   shuffle_seed: int | None = None
+  window_shards: int = 0
   max_pixels: int = MAX_PIXELS
   full_masks: bool = False
 
@@ -111,20 +108,22 @@ class _RowLoader:
   options: BatchOptions
   steps: range
   features: FeatureCache | None
+  order: Order
 
   def __call__(self, position: int) -> dict[str, Any]:
     options, num_examples = self.options, len(self.examples)
     step, slot = divmod(position, options.local_size)
     slot += options.process_index * options.local_size
-    epoch, epoch_step = divmod(
-      self.steps[step], num_batches(num_examples, options.batch_size)
-    )
+    epoch_steps = num_batches(num_examples, options.batch_size)
+    epoch, epoch_step = divmod(self.steps[step], epoch_steps)
     place = epoch_step * options.batch_size + slot
     if slot >= options.batch_size or place >= num_examples:
       return self._padding()
-    if options.shuffle_seed is not None:
-      place = int(_shuffled(num_examples, options.shuffle_seed, epoch)[place])
-    return self._load(place)
+    if self.order.shard_lengths:
+      is_last = epoch == self.steps[-1] // epoch_steps
+      ahead = self.order.shards_ahead(epoch, place, is_last)
+      self.examples.expect_shards(ahead)
+    return self._load(self.order.index(epoch, place))
 
   def _load(self, place: int) -> dict[str, Any]:
     example = self.examples[place]
@@ -225,7 +224,8 @@ def iterate_batches(
   """Yields this process's part of each global batch.
 
   Args:
-    examples: a data set, see `cops_jax.datasets`.
+    examples: a data set, see `cops_jax.datasets`. If it has `shard_lengths`,
+      its `expect_shards` is told which are needed soon.
     options: sizes, order and place of the batches.
     steps: which batches; step numbers run on from epoch to epoch.
     skipped: receives path and reason of examples whose image or mask cannot be
@@ -244,7 +244,13 @@ def iterate_batches(
     InputError: an example cannot be read, or its features are damaged or of
       another version of the file.
   """
-  load_row = _RowLoader(examples, options, steps, features)
+  order = Order(
+    len(examples),
+    options.shuffle_seed,
+    getattr(examples, "shard_lengths", ()),
+    options.window_shards,
+  )
+  load_row = _RowLoader(examples, options, steps, features, order)
   with contextlib.closing(_open_batches(load_row)) as batches:
     for batch in batches:
       for row in np.flatnonzero(batch["error"] != ""):
@@ -257,7 +263,7 @@ def padding_batch(
   options: BatchOptions, features: FeatureCache | None
 ) -> dict[str, np.ndarray]:
   """A batch without examples, whose label is -1 throughout."""
-  load_row = _RowLoader((), options, range(0), features)
+  load_row = _RowLoader((), options, range(0), features, Order(0))
   row = load_row._padding() | {"label": np.int32(-1)}
   del row["error"]
   return {

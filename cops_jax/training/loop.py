@@ -22,7 +22,11 @@ from cops_jax.digests import combine
 from cops_jax.errors import InputError
 from cops_jax.evaluation.dataset import DatasetEvaluator
 from cops_jax.inputs import pipeline
-from cops_jax.inputs.configured import features_of, load_examples
+from cops_jax.inputs.configured import (
+  features_of,
+  load_examples,
+  load_training_examples,
+)
 from cops_jax.models.flops import (
   PEAK_TERA_FLOPS,
   prompt_flops,
@@ -165,7 +169,7 @@ def _open_run(config, workdir, account):
   settings = config.train
   clip = clip_of(config)
   model = build_model(config, clip)
-  examples = load_examples(config, settings.dataset, settings.split)
+  examples = load_training_examples(config)
   if not examples[0]["has_mask"]:  # Reported before features are computed.
     raise _no_mask(examples.name, examples[0]["path"])
   schedule = hooks.Schedule(
@@ -341,6 +345,7 @@ def _iterate_batches(run, first_step, errors):
     num_workers=config.input.num_workers,
     max_pixels=max_pixels(config),
     shuffle_seed=config.seed,
+    window_shards=config.input.shuffle_window_shards,
     full_masks=methods.find(config.method).NEEDS_MASKS,
   )
   batches = pipeline.iterate_batches(
