@@ -12,6 +12,7 @@ import numpy as np
 from cops_jax import metrics
 from cops_jax.errors import InputError
 from cops_jax.files import read_file, seal, unseal, write_file
+from cops_jax.images.tiles import normalize
 from cops_jax.metrics.proportions import Proportion
 from cops_jax.paths import AnyPath, to_path
 from cops_jax.typing import Bool, Float
@@ -35,6 +36,7 @@ class Thresholds:
     false_alarms: normal images that reach the image threshold, of those that it
       was chosen by; None where it is not known.
     misses: anomalous images that do not, likewise.
+    tiles: that the images were looked at by, see `tiles.normalize`.
   """
 
   image: float
@@ -43,6 +45,20 @@ class Thresholds:
   prompts_sha256: str = ""
   false_alarms: Proportion | None = None
   misses: Proportion | None = None
+  tiles: str = ""
+
+
+def why_unfit(chosen: Thresholds, tiles: str) -> str:
+  """A sentence on thresholds that were chosen with other tiles than these."""
+
+  def describe(tiles):
+    return f"with tiles {tiles!r}" if tiles else "without tiles"
+
+  option = f" --tiles={tiles}" if tiles else ""
+  return (
+    f"the thresholds were chosen {describe(chosen.tiles)}, and images are"
+    f" looked at {describe(tiles)}; choose again: cops calibrate{option}"
+  )
 
   def to_json(self) -> str:
     """The thresholds as text."""
@@ -78,6 +94,7 @@ def read_thresholds(workdir: str | os.PathLike) -> Thresholds | None:
       str(values.get("prompts_sha256", "")),
       # Earlier versions did not keep these.
       *(_proportion(values.get(name)) for name in ("false_alarms", "misses")),
+      normalize(str(values.get("tiles", ""))),
     )
   except FileNotFoundError:
     return None
