@@ -93,6 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     _logger.info(
       "no verdicts, as no thresholds were chosen for these prompts%s",
       f"; choose them: cops calibrate {flag}={prompts} --normal GOOD"
+      + (f" --tiles={tiles}" if tiles else "")
       if prompts
       else "",
     )
