@@ -264,7 +264,7 @@ def test_thresholds_of_labelled_data(workdir, tmp_path, data_dir, capsys):
   assert thresholds.read_thresholds(workdir) == chosen
 
 
-def test_tiles(workdir, tmp_path, capsys, caplog):
+def test_tiles(workdir, tmp_path, capsys):
   """Verdicts are by thresholds that were chosen with the same tiles."""
   for index, size in enumerate(((40, 40), (150, 90), (80, 210))):
     make_image(index, *size).save(tmp_path / f"{index}.png")
@@ -274,14 +274,14 @@ def test_tiles(workdir, tmp_path, capsys, caplog):
     out = tmp_path / "out"
     capsys.readouterr()
     predict_command.main([f"{tmp_path}/*.png", *place, f"--out={out}"])
-    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    lines, messages = capsys.readouterr()
     with Image.open(out / "2.png") as picture:
       assert picture.size == (80, 210)
-    return rows
+    return [json.loads(line) for line in lines.splitlines()], messages
 
   detector = AnomalyDetector.from_workdir(workdir)
-  rows = find()
-  assert f"{workdir} --normal GOOD --tiles=auto" in caplog.text
+  rows, messages = find()
+  assert f"{workdir} --normal GOOD --tiles=auto" in messages
   assert [row.get("tiles") for row in rows] == [None, "1x2", "3x1"]
   for index, row in enumerate(rows):
     found = detector(tmp_path / f"{index}.png", "auto")
@@ -289,14 +289,15 @@ def test_tiles(workdir, tmp_path, capsys, caplog):
 
   normal = ["--normal", f"{tmp_path}/0.png", f"{tmp_path}/1.png"]
   calibrate_command.main([f"--workdir={workdir}", *normal])
-  assert {row["verdict"] for row in find()} == {None}
-  assert "thresholds were chosen without tiles, and images are" in caplog.text
+  unfit, messages = find()
+  assert {row["verdict"] for row in unfit} == {None}
+  assert "thresholds were chosen without tiles, and images are" in messages
   calibrate_command.main([*place, *normal])
   chosen = thresholds.read_thresholds(workdir)
   assert chosen.tiles == "auto"
   scores = [row["image_score"] for row in rows]
   assert chosen.image == pytest.approx(max(scores[:2]), abs=1e-3)
-  rows = find()
+  rows, _ = find()
   assert [row["verdict"] for row in rows[:2]] == ["normal", "normal"]
   assert rows[2]["threshold"] == chosen.image
 
