@@ -106,7 +106,8 @@ def from_labelled_data(
   return Thresholds(
     image,
     pixel,
-    f"largest balanced accuracy on {len(scores)} images of {examples.name}",
+    f"largest balanced accuracy on {len(scores)} images of {examples.name}"
+    f"{_by(tiles)}",
     detector.prompts_sha256,
     *_count_errors(scores, labels, image),
     normalize(tiles),
@@ -142,12 +143,17 @@ def _of_false_alarms(detector, scores, peaks, labels, rate, tiles):
     image,
     pixel,
     f"reached by {false_alarms.count} of {false_alarms.total} normal images, at"
-    f" most {false_alarms.high:.1%} of others with {CONFIDENCE:.0%} confidence",
+    f" most {false_alarms.high:.1%} of others with {CONFIDENCE:.0%} confidence"
+    f"{_by(tiles)}",
     detector.prompts_sha256,
     false_alarms,
     misses,
     normalize(tiles),
   )
+
+
+def _by(tiles):
+  return f", looked at with tiles {tiles}" if normalize(tiles) else ""
 
 
 def _count_errors(scores, labels, threshold):

@@ -350,12 +350,14 @@ class AnomalyDetector:
     Args:
       tiles: what `tiles.normalize` gives.
     """
-    chosen = self.thresholds
-    if chosen is None or chosen.tiles == tiles:
-      return chosen
+    if self.thresholds is None:
+      return None
+    reason = self.thresholds.why_unfit(tiles)
+    if not reason:
+      return self.thresholds
     if tiles not in self._warned:
       self._warned.add(tiles)
-      _logger.warning("no verdicts: %s", thresholds.why_unfit(chosen, tiles))
+      _logger.warning("no verdicts: %s", reason)
     return None
 
   def __call__(

@@ -47,22 +47,30 @@ class Thresholds:
   misses: Proportion | None = None
   tiles: str = ""
 
-
-def why_unfit(chosen: Thresholds, tiles: str) -> str:
-  """A sentence on thresholds that were chosen with other tiles than these."""
-
-  def describe(tiles):
-    return f"with tiles {tiles!r}" if tiles else "without tiles"
-
-  option = f" --tiles={tiles}" if tiles else ""
-  return (
-    f"the thresholds were chosen {describe(chosen.tiles)}, and images are"
-    f" looked at {describe(tiles)}; choose again: cops calibrate{option}"
-  )
-
   def to_json(self) -> str:
     """The thresholds as text."""
     return seal(dataclasses.asdict(self), indent=2)
+
+  def why_unfit(self, tiles: str) -> str:
+    """Why there are no verdicts on images looked at by these tiles.
+
+    Args:
+      tiles: what `tiles.normalize` gives.
+
+    Returns:
+      A sentence; "" if the thresholds fit.
+    """
+    if self.tiles == tiles:
+      return ""
+    were, now = (
+      f"with tiles {name!r}" if name else "without tiles"
+      for name in (self.tiles, tiles)
+    )
+    option = f" --tiles={tiles}" if tiles else ""
+    return (
+      f"the thresholds were chosen {were}, and images are looked at {now};"
+      f" choose again: cops calibrate{option}"
+    )
 
 
 def full_heat(thresholds: Thresholds | None) -> float:

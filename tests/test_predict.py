@@ -294,7 +294,7 @@ def test_tiles(workdir, tmp_path, capsys):
   assert "thresholds were chosen without tiles, and images are" in messages
   calibrate_command.main([*place, *normal])
   chosen = thresholds.read_thresholds(workdir)
-  assert chosen.tiles == "auto"
+  assert chosen.tiles == "auto" and chosen.method.endswith("with tiles auto")
   scores = [row["image_score"] for row in rows]
   assert chosen.image == pytest.approx(max(scores[:2]), abs=1e-3)
   rows, _ = find()

@@ -162,8 +162,7 @@ class _Server:
   async def info(self, request):
     number, tiles = self._choose(request), _tiles(request)
     detector, about = self._models[number]
-    thresholds = detector.thresholds_for(tiles)
-    is_unfit = thresholds is None and detector.thresholds is not None
+    chosen, thresholds = detector.thresholds, detector.thresholds_for(tiles)
     colors = heat_colors(np.linspace(0.0, 1.0, 256)[None], 0.0, 1.0)
     return JSONResponse(
       {
@@ -172,7 +171,7 @@ class _Server:
         "model": number,
         "is_toy": detector.config.clip.weights == DEMO_CLIP,
         "thresholds": thresholds and dataclasses.asdict(thresholds),
-        "unfit": why_unfit(detector.thresholds, tiles) if is_unfit else "",
+        "unfit": chosen.why_unfit(tiles) if chosen else "",
         "limits": dataclasses.asdict(self._limits),
         "examples": _truths(),
         "colors": colors[0].tolist(),
