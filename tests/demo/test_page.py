@@ -378,14 +378,14 @@ def test_the_switch_for_tiles(address, browser, detector, tmp_path):
   path = tmp_path / "large.png"
   make_image(0, 600, 400).save(path)
   want = detector(path, "auto")
-  page = Page(browser, address, 390)
+  page = Page(browser, address, PHONE)
 
-  def switch(to):
+  def switch(address):
     page.one("#tiles").click()
-    until(lambda: page.run("return location.search").endswith(f"tiles={to}"))
+    until(lambda: browser.current_url.endswith(address))
     until(lambda: page.all("#all_examples"))
 
-  switch("auto")
+  switch("?model=0&tiles=auto")
   assert page.one("#tiles").is_selected() and page.fits()
   assert "thresholds were chosen without tiles" in page.one("#unfit").text
   page.upload(path)
@@ -393,7 +393,7 @@ def test_the_switch_for_tiles(address, browser, detector, tmp_path):
   (card,) = page.cards()
   score = f"score {want.image_score:.3f}"
   assert f"{score} \N{MIDDLE DOT} 3x4 tiles" in card["text"]
-  switch("")
+  switch("?model=0")
   assert not page.one("#tiles").is_selected()
   assert page.one("#unfit").text == "" and page.errors() == []
 
@@ -520,7 +520,7 @@ def test_a_phone(address, browser, tmp_path):
   page.one("summary").click()
   small = [
     box
-    for box in page.boxes("button, select, summary, input[type=range]")
+    for box in page.boxes("button, select, summary, .closer, input[type=range]")
     if min(box[2] - box[0], box[3] - box[1]) < 44
   ]
   assert not small and page.fits()

@@ -393,9 +393,9 @@ function listen() {
       });
     };
   }
-  const choose = (chosen) => (location.search = new URLSearchParams({ model, tiles, ...chosen }));
-  $("model").onchange = (event) => choose({ model: event.target.value });
-  $("tiles").onchange = (event) => choose({ tiles: event.target.checked ? "auto" : "" });
+  const choose = (model, tiles) => (location.search = `?model=${model}${tiles && "&tiles=auto"}`);
+  $("model").onchange = (event) => choose(event.target.value, tiles);
+  $("tiles").onchange = (event) => choose(model, event.target.checked ? "auto" : "");
   $("reset").onclick = reset;
   $("json").onclick = saveJson;
   $("csv").onclick = saveCsv;
