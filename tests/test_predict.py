@@ -276,7 +276,7 @@ def test_tiles(workdir, tmp_path, capsys):
     predict_command.main([f"{tmp_path}/*.png", *place, f"--out={out}"])
     lines, messages = capsys.readouterr()
     with Image.open(out / "2.png") as picture:
-      assert picture.width == 80 and picture.height >= 210
+      assert picture.width >= 80 and picture.height >= 210
     return [json.loads(line) for line in lines.splitlines()], messages
 
   detector = AnomalyDetector.from_workdir(workdir)
