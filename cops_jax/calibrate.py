@@ -23,6 +23,7 @@ from cops_jax.images.decoding import (
   open_image,
   read_orientation,
 )
+from cops_jax.images.tiles import normalize
 from cops_jax.metrics.proportions import CONFIDENCE, estimate, least_total
 from cops_jax.progress import Progress
 from cops_jax.scoring import ANOMALY
@@ -32,7 +33,10 @@ _logger = logging.getLogger(__name__)
 
 
 def from_normal_images(
-  detector: AnomalyDetector, images: Sequence[AnyImage], false_alarms: float
+  detector: AnomalyDetector,
+  images: Sequence[AnyImage],
+  false_alarms: float,
+  tiles: str = "",
 ) -> Thresholds:
   """Thresholds that few normal images reach.
 
@@ -41,15 +45,17 @@ def from_normal_images(
     images: as it takes them.
     false_alarms: share of the images that may be called anomalous, and that may
       show an anomalous pixel.
+    tiles: that images will be looked at by, see `AnomalyDetector`.
 
   Raises:
-    InputError: there are no images, or one cannot be read.
+    InputError: there are no images, or one cannot be read; or the tiles are
+      none.
   """
-  decoded = ((detector.decode(image), None) for image in images)
+  decoded = ((detector.decode(image, tiles=tiles), None) for image in images)
   found = [row for row, _ in _detect(detector, decoded, len(images))]
   scores, peaks = _scores_and_peaks(found)
   return _of_false_alarms(
-    detector, scores, peaks, np.zeros(len(scores), bool), false_alarms
+    detector, scores, peaks, np.zeros(len(scores), bool), false_alarms, tiles
   )
 
 
@@ -57,6 +63,7 @@ def from_labelled_data(
   detector: AnomalyDetector,
   examples: Sequence[Mapping[str, Any]],
   false_alarms: float | None = None,
+  tiles: str = "",
 ) -> Thresholds:
   """Thresholds of the largest balanced accuracy of images, and F1 of pixels.
 
@@ -66,13 +73,15 @@ def from_labelled_data(
       threshold is the highest that some pixel of each normal image reaches.
     false_alarms: share of the normal images that may be called anomalous, and
       that may show an anomalous pixel, which then decide both thresholds.
+    tiles: that images will be looked at by, see `AnomalyDetector`.
 
   Raises:
-    InputError: one kind of images is missing, or one cannot be read.
+    InputError: one kind of images is missing, or one cannot be read; or the
+      tiles are none.
   """
   found, labels = [], []
   pixels = metrics.PixelMetrics()
-  decoded = (_decode(detector, example) for example in examples)
+  decoded = (_decode(detector, example, tiles) for example in examples)
   for detection, (label, mask) in _detect(detector, decoded, len(examples)):
     found.append(detection)
     labels.append(label == ANOMALY)
@@ -81,7 +90,9 @@ def from_labelled_data(
   scores, peaks = _scores_and_peaks(found)
   labels = np.array(labels)
   if false_alarms is not None:
-    return _of_false_alarms(detector, scores, peaks, labels, false_alarms)
+    return _of_false_alarms(
+      detector, scores, peaks, labels, false_alarms, tiles
+    )
   image = thresholds.of_balanced_accuracy(scores, labels)
   if np.isnan(image):
     raise InputError(
@@ -95,9 +106,11 @@ def from_labelled_data(
   return Thresholds(
     image,
     pixel,
-    f"largest balanced accuracy on {len(scores)} images of {examples.name}",
+    f"largest balanced accuracy on {len(scores)} images of {examples.name}"
+    f"{_by(tiles)}",
     detector.prompts_sha256,
     *_count_errors(scores, labels, image),
+    normalize(tiles),
   )
 
 
@@ -109,7 +122,7 @@ def _scores_and_peaks(detections):
   )
 
 
-def _of_false_alarms(detector, scores, peaks, labels, rate):
+def _of_false_alarms(detector, scores, peaks, labels, rate, tiles):
   normal = ~labels
   if not normal.any():
     raise InputError("there are no normal images to choose thresholds by")
@@ -130,11 +143,17 @@ def _of_false_alarms(detector, scores, peaks, labels, rate):
     image,
     pixel,
     f"reached by {false_alarms.count} of {false_alarms.total} normal images, at"
-    f" most {false_alarms.high:.1%} of others with {CONFIDENCE:.0%} confidence",
+    f" most {false_alarms.high:.1%} of others with {CONFIDENCE:.0%} confidence"
+    f"{_by(tiles)}",
     detector.prompts_sha256,
     false_alarms,
     misses,
+    normalize(tiles),
   )
+
+
+def _by(tiles):
+  return f", looked at with tiles {tiles}" if normalize(tiles) else ""
 
 
 def _count_errors(scores, labels, threshold):
@@ -145,10 +164,10 @@ def _count_errors(scores, labels, threshold):
   )
 
 
-def _decode(detector, example):
+def _decode(detector, example, tiles):
   """An example as `_detect` takes it, with its label and mask."""
   path, size = example["path"], detector.image_size
-  image, mask = detector.decode(example["image"], path), None
+  image, mask = detector.decode(example["image"], path, tiles), None
   if example["has_mask"] and example["label"] != ANOMALY:
     mask = np.zeros((size, size), bool)
   elif example["has_mask"]:

@@ -110,6 +110,19 @@ def _a_pixel_metrics_mode(value, config, clip):
   return _one_of(PIXEL_METRICS_MODES)(value, config, clip)
 
 
+def _tiles(value, config, clip):
+  from cops_jax.images.tiles import EXPECTED, parse_grid
+
+  return "" if parse_grid(value) else f'{EXPECTED}, or ""'
+
+
+def _no_cached_features(value, config, clip):
+  dtype = config.feature_cache.dtype
+  if not value or dtype == "none":
+    return ""
+  return f'"" with feature_cache.dtype {dtype!r}: features are of whole images'
+
+
 def _a_method(value, config, clip):
   names = methods.names()
   return "" if value in names else f"one of {', '.join(names)}"
@@ -544,6 +557,14 @@ FIELDS = {
     "Share of the whole image's probability in its score.",
     Role.RESULTS,
     (_a_share,),
+  ),
+  "evaluation.tiles": Field(
+    "",
+    "Rows x columns of overlapping tiles that are looked at beside the whole of"
+    ' each image, such as 2x3, for small defects in large images; "" for none.'
+    " Maps and metrics stay at the model's size.",
+    Role.RESULTS,
+    (_tiles, _no_cached_features),
   ),
   "evaluation.pixel_metrics": Field(
     "binned",

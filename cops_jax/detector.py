@@ -5,16 +5,18 @@ detection = detector("photo.jpg")
 print(detection.image_score, detection.anomaly_map.shape)
 for detection in detector(["a.png", "b.png"]):
   print(detection.is_anomaly)
+detection = detector("large.jpg", tiles="auto")  # Finds what is small.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 import os
 import pathlib
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -22,6 +24,7 @@ import numpy as np
 
 from cops_jax import thresholds
 from cops_jax.errors import InputError, shorten
+from cops_jax.images import tiles as tiling
 from cops_jax.images.decoding import (
   as_seen,
   is_transparent,
@@ -61,12 +64,15 @@ class Detection:
       upright.
     thresholds: used for verdicts; None without any.
     is_transparent: whether parts of the image are, which were laid on white.
+    grid: rows and columns of the tiles that were looked at; (1, 1) for the
+      whole alone.
   """
 
   image_score: float
   anomaly_map: Float[np.ndarray, "h w"]
   thresholds: Thresholds | None = None
   is_transparent: bool = False
+  grid: tuple[int, int] = tiling.WHOLE
 
   @property
   def is_anomaly(self) -> bool | None:
@@ -160,6 +166,7 @@ class AnomalyDetector:
     self._step = make_detect_step(config, model, self._mesh, shardings)
     self._compiled = {}
     self._lock = threading.Lock()
+    self._warned = set()
 
   @classmethod
   def from_workdir(
@@ -334,8 +341,27 @@ class AnomalyDetector:
 
     return hash_prompts(self.trainable)
 
+  def thresholds_for(self, tiles: str) -> Thresholds | None:
+    """The thresholds, if they were chosen with these tiles.
+
+    Scores and maps with and without tiles differ. Where the thresholds do not
+    fit there is a warning, once.
+
+    Args:
+      tiles: what `tiles.normalize` gives.
+    """
+    if self.thresholds is None:
+      return None
+    reason = self.thresholds.why_unfit(tiles)
+    if not reason:
+      return self.thresholds
+    if tiles not in self._warned:
+      self._warned.add(tiles)
+      _logger.warning("no verdicts: %s", reason)
+    return None
+
   def __call__(
-    self, images: AnyImage | Sequence[AnyImage]
+    self, images: AnyImage | Sequence[AnyImage], tiles: str = ""
   ) -> Detection | list[Detection]:
     """Scores an image, or each of several.
 
@@ -343,52 +369,68 @@ class AnomalyDetector:
       images: one or several: a file's path or bytes, a PIL image, or uint8
         (h, w), (h, w, 3) or (h, w, 4). They may be of any size, each of its
         own.
+      tiles: parts of large images to look at too, for small defects: rows x
+        columns such as "2x3", or "auto" for as many as an image's size takes,
+        see `tiles.choose_grid`. An image with t tiles costs as much as 1 + t.
 
     Raises:
-      InputError: an image cannot be read; gives its path or place.
+      InputError: an image cannot be read; gives its path or place. Or the tiles
+        are none.
     """
     if not isinstance(images, (list, tuple)):
-      return self([images])[0]
+      return self([images], tiles)[0]
     detections = []
     for start in range(0, len(images), self.max_batch_size):
       batch = images[start : start + self.max_batch_size]
       detections += self.detect(
         [
-          self.decode(image, f"image {number} of {len(images)}")
+          self.decode(image, f"image {number} of {len(images)}", tiles)
           for number, image in enumerate(batch, start + 1)
         ]
       )
     return detections
 
-  def decode(self, image: AnyImage, name: str = "the image") -> DecodedImage:
+  def decode(
+    self, image: AnyImage, name: str = "the image", tiles: str = ""
+  ) -> DecodedImage:
     """Reads an image as `decoding.as_seen` says and brings it to model size.
 
     Args:
       image: see `__call__`.
       name: for errors, where the image is not a path.
+      tiles: see `__call__`.
 
     Raises:
-      InputError: it cannot be read; names it.
+      InputError: it cannot be read; names it. Or the tiles are none.
     """
     from PIL import Image
 
+    tiles = tiling.normalize(tiles)
     try:
       if isinstance(image, np.ndarray):
         image = _from_array(image)
       if isinstance(image, Image.Image):
-        return self._resize(image)
+        return self._resize(image, tiles)
       file = image if isinstance(image, bytes) else pathlib.Path(image)
       with open_image(file, self.max_pixels) as opened:
-        return self._resize(opened)
+        return self._resize(opened, tiles)
     except Exception as error:  # PIL raises many kinds of errors.
       if isinstance(image, (str, os.PathLike)):
         name = os.fspath(image)
       raise InputError(f"{name} cannot be read: {shorten(error)}") from error
 
-  def _resize(self, image):
+  def _resize(self, image, tiles):
     seen = as_seen(image)
-    pixels = resize_image(seen, self.image_size)
-    return DecodedImage(pixels, seen.size, is_transparent(image))
+    decoded = DecodedImage(
+      resize_image(seen, self.image_size), seen.size, is_transparent(image)
+    )
+    if not tiles:
+      return decoded
+    grid = tiling.choose_grid(tiles, seen.size, self.image_size)
+    parts = None
+    if grid != tiling.WHOLE:
+      parts = tiling.cut(seen, grid, self.image_size)
+    return dataclasses.replace(decoded, tiles=tiles, grid=grid, parts=parts)
 
   def detect(self, images: Sequence[DecodedImage]) -> list[Detection]:
     """Scores decoded images, at most `max_batch_size`.
@@ -396,30 +438,57 @@ class AnomalyDetector:
     Raises:
       InputError: the model's parameters give no finite scores.
     """
-    if not images:
-      return []
-    num_devices = self._mesh.size
-    size = num_devices
-    while size < len(images):
-      size *= 2
-    pixels = np.zeros((size, self.image_size, self.image_size, 3), np.uint8)
-    for row, image in enumerate(images):
-      pixels[row] = image.pixels
-    batch = shard_batch({"image": pixels}, self._mesh)["image"]
-    outputs = jax.device_get(self._compile(batch)(*self._params, batch))
-    if not np.isfinite(outputs["image_score"]).all():
-      raise InputError(
-        "scores are not finite: the prompts, or CLIP, hold NaN or infinity"
+    outputs = self._run(
+      [
+        pixels
+        for image in images
+        for pixels in (
+          image.pixels,
+          *(() if image.parts is None else image.parts),
+        )
+      ]
+    )
+    return [self._detection(image, outputs) for image in images]
+
+  def _detection(self, image, outputs):
+    """Of an image whose outputs, and its tiles', come next."""
+    score, anomaly_map = next(outputs)
+    anomaly_map = resize_map(anomaly_map, image.size)
+    if image.parts is not None:
+      scores, maps = zip(
+        *itertools.islice(outputs, len(image.parts)), strict=True
       )
-    return [
-      Detection(
-        float(outputs["image_score"][row]),
-        resize_map(outputs["anomaly_map"][row], image.size),
-        self.thresholds,
-        image.is_transparent,
-      )
-      for row, image in enumerate(images)
-    ]
+      score = tiling.combine(score, max(scores))
+      blended = tiling.blend(np.stack(maps), image.grid, image.size)
+      anomaly_map = tiling.combine(anomaly_map, blended)
+    return Detection(
+      float(score),
+      anomaly_map,
+      self.thresholds_for(image.tiles),
+      image.is_transparent,
+      image.grid,
+    )
+
+  def _run(
+    self, images: Sequence[Integer[np.ndarray, "h w 3"]]
+  ) -> Iterator[tuple[float, Float[np.ndarray, "h w"]]]:
+    """Scores and maps of any number of images of the model's size."""
+    for start in range(0, len(images), self.max_batch_size):
+      batch = images[start : start + self.max_batch_size]
+      size = self._mesh.size
+      while size < len(batch):
+        size *= 2
+      pixels = np.zeros((size, self.image_size, self.image_size, 3), np.uint8)
+      pixels[: len(batch)] = batch
+      batch_on_devices = shard_batch({"image": pixels}, self._mesh)["image"]
+      step = self._compile(batch_on_devices)
+      outputs = jax.device_get(step(*self._params, batch_on_devices))
+      if not np.isfinite(outputs["image_score"]).all():
+        raise InputError(
+          "scores are not finite: the prompts, or CLIP, hold NaN or infinity"
+        )
+      rows = zip(outputs["image_score"], outputs["anomaly_map"], strict=True)
+      yield from itertools.islice(rows, len(batch))
 
   def _compile(self, batch):
     size = len(batch)
@@ -438,11 +507,17 @@ class DecodedImage:
     pixels: RGB.
     size: width and height that it had upright, in pixels.
     is_transparent: whether parts of it were.
+    tiles: that were asked for; "" for none.
+    grid: their rows and columns.
+    parts: their pixels, row by row; None where the grid is the whole.
   """
 
   pixels: Integer[np.ndarray, "h w 3"]
   size: tuple[int, int]
   is_transparent: bool = False
+  tiles: str = ""
+  grid: tuple[int, int] = tiling.WHOLE
+  parts: Integer[np.ndarray, "t h w 3"] | None = None
 
 
 def _from_array(array):

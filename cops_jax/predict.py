@@ -18,6 +18,7 @@ from cops_jax.errors import InputError, shorten
 from cops_jax.files import write_file
 from cops_jax.images.decoding import MAX_PIXELS, open_image, to_picture
 from cops_jax.images.drawing import annotate, overlay, to_file
+from cops_jax.images.tiles import WHOLE
 from cops_jax.paths import AnyPath, is_address
 from cops_jax.progress import Progress
 from cops_jax.thresholds import full_heat
@@ -27,16 +28,22 @@ _MAX_NAME_BYTES = 200  # Of 255, less a number and what is appended.
 
 
 def predict(
-  detector: AnomalyDetector, paths: Sequence[pathlib.Path]
+  detector: AnomalyDetector, paths: Sequence[pathlib.Path], tiles: str = ""
 ) -> Iterator[tuple[pathlib.Path, Detection | InputError]]:
-  """Detections by path, in order; or why an image cannot be read."""
+  """Detections by path, in order; or why an image cannot be read.
+
+  Args:
+    detector: scores the images.
+    paths: of the images.
+    tiles: see `AnomalyDetector`; what `tiles.normalize` gives.
+  """
   size = detector.max_batch_size
   for start in range(0, len(paths), size):
     part = paths[start : start + size]
     outcomes, decoded = {}, {}
     for path in part:
       try:
-        decoded[path] = detector.decode(path)
+        decoded[path] = detector.decode(path, tiles=tiles)
       except InputError as error:
         outcomes[path] = error
     found = detector.detect(list(decoded.values()))
@@ -54,6 +61,8 @@ def to_row(
   row = {"path": str(path), "image_score": round(outcome.image_score, 6)}
   if outcome.is_transparent:
     row["note"] = "its transparent parts were laid on white"
+  if outcome.grid != WHOLE:
+    row["tiles"] = "{}x{}".format(*outcome.grid)
   if outcome.thresholds is None:
     names = ("verdict", "threshold", "threshold_method", "boxes")
     return row | dict.fromkeys(names)
@@ -120,6 +129,7 @@ def predict_files(
   paths: Sequence[pathlib.Path],
   out: AnyPath | None = None,
   save_maps: bool = False,
+  tiles: str = "",
 ) -> int:
   """Prints a line for each image, and writes what there is to look at.
 
@@ -129,6 +139,7 @@ def predict_files(
     out: folder for the lines as predictions.jsonl, and for pictures; None for
       neither.
     save_maps: whether to write the anomaly maps there too.
+    tiles: see `predict`.
 
   Returns:
     The number of images that cannot be read.
@@ -142,7 +153,7 @@ def predict_files(
   progress = Progress(len(paths), "images")
   rows = []
   try:
-    for path, outcome in predict(detector, paths):
+    for path, outcome in predict(detector, paths, tiles):
       if out and isinstance(outcome, Detection):
         name = names[len(rows)]
         outcome = _write_pictures(

@@ -12,6 +12,7 @@ import numpy as np
 from cops_jax import metrics
 from cops_jax.errors import InputError
 from cops_jax.files import read_file, seal, unseal, write_file
+from cops_jax.images.tiles import normalize
 from cops_jax.metrics.proportions import Proportion
 from cops_jax.paths import AnyPath, to_path
 from cops_jax.typing import Bool, Float
@@ -35,6 +36,7 @@ class Thresholds:
     false_alarms: normal images that reach the image threshold, of those that it
       was chosen by; None where it is not known.
     misses: anomalous images that do not, likewise.
+    tiles: that the images were looked at by, see `tiles.normalize`.
   """
 
   image: float
@@ -43,10 +45,32 @@ class Thresholds:
   prompts_sha256: str = ""
   false_alarms: Proportion | None = None
   misses: Proportion | None = None
+  tiles: str = ""
 
   def to_json(self) -> str:
     """The thresholds as text."""
     return seal(dataclasses.asdict(self), indent=2)
+
+  def why_unfit(self, tiles: str) -> str:
+    """Why there are no verdicts on images looked at by these tiles.
+
+    Args:
+      tiles: what `tiles.normalize` gives.
+
+    Returns:
+      A sentence; "" if the thresholds fit.
+    """
+    if self.tiles == tiles:
+      return ""
+    were, now = (
+      f"with tiles {name!r}" if name else "without tiles"
+      for name in (self.tiles, tiles)
+    )
+    option = f" --tiles={tiles}" if tiles else ""
+    return (
+      f"the thresholds were chosen {were}, and images are looked at {now};"
+      f" choose again: cops calibrate{option}"
+    )
 
 
 def full_heat(thresholds: Thresholds | None) -> float:
@@ -78,6 +102,7 @@ def read_thresholds(workdir: str | os.PathLike) -> Thresholds | None:
       str(values.get("prompts_sha256", "")),
       # Earlier versions did not keep these.
       *(_proportion(values.get(name)) for name in ("false_alarms", "misses")),
+      normalize(str(values.get("tiles", ""))),
     )
   except FileNotFoundError:
     return None

@@ -65,6 +65,10 @@ BAD_VALUES = {
   "evaluation.num_samples": (0, "at least 1"),
   "evaluation.alpha": (-0.1, "from 0 to 1"),
   "evaluation.beta": (4.5, "from 0 to 1"),
+  "evaluation.tiles": (
+    "auto",
+    'rows x columns from 1x1 to 8x8, such as 2x3, or ""',
+  ),
   "evaluation.pixel_metrics": ("all", "one of binned, exact"),
   "evaluation.num_pictures": (-1, "at least 0"),
 }
@@ -108,6 +112,15 @@ def test_bad_values_are_reported_in_one_sentence(name):
     f"config.{name} is {value!r}; with CLIP"
     f" 'openai/clip-vit-large-patch14-336' it must be {expected}"
   )
+
+
+def test_tiles_have_no_cached_features():
+  config = configuration.default()
+  config.evaluation.tiles = "2x3"
+  configuration.check_values(config, LARGE_CLIP)
+  config.feature_cache.dtype = "float16"
+  with pytest.raises(InputError, match="'2x3'.* with feature_cache.dtype 'flo"):
+    configuration.check_values(config, LARGE_CLIP)
 
 
 def test_a_field_of_another_method_is_refused():

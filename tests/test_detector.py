@@ -14,6 +14,7 @@ from cops_jax import thresholds
 from cops_jax.detector import AnomalyDetector
 from cops_jax.errors import InputError
 from cops_jax.files import seal, unseal
+from cops_jax.images import tiles as tiling
 from cops_jax.runs.checkpoints import Checkpoints
 from cops_jax.runs.record import read_record
 from cops_jax.thresholds import Thresholds
@@ -123,6 +124,98 @@ def test_large_input_is_split(workdir, detector, monkeypatch):
   assert list(fresh._compiled) == [8]  # Eight devices: eight and one.
   with pytest.raises(InputError, match="image 9 of 9 cannot be read"):
     fresh([*images[:8], b"no image"])
+
+
+def test_no_tiles_are_the_whole_alone(detector):
+  image = make_image(0, 96, 90)  # Shrunk twice at most, "auto" needs none.
+  want = detector(image)
+  for tiles in ("", "1x1", "auto"):
+    got = detector(image, tiles)
+    assert got.image_score == want.image_score and got.grid == (1, 1)
+    np.testing.assert_array_equal(got.anomaly_map, want.anomaly_map)
+
+
+def test_tiles_are_scored_as_images_are(detector):
+  """And their maps lie where the tiles do."""
+  image = make_image(1, 150, 100)
+  found = detector(image, tiles="2x3")
+  whole = detector(image)
+  parts = tiling.cut(image, (2, 3), 48)
+  seen = detector([Image.fromarray(part) for part in parts])
+  assert found.grid == (2, 3)
+  highest = max(part.image_score for part in seen)
+  assert found.image_score == pytest.approx(
+    (whole.image_score + highest) / 2, rel=1e-5
+  )
+  assert found.anomaly_map.shape == (100, 150)
+  assert found.anomaly_map.dtype == np.float32
+  maps = np.stack([part.anomaly_map for part in seen])
+  blended = tiling.blend(maps, (2, 3), (150, 100))
+  np.testing.assert_allclose(
+    found.anomaly_map, (whole.anomaly_map + blended) / 2, rtol=1e-4, atol=1e-6
+  )
+
+
+def test_tiles_do_not_depend_on_neighbours_or_batches(workdir, monkeypatch):
+  """A batch may hold tiles of several images, or some of one."""
+  monkeypatch.setattr(detector_module, "_MAX_DEVICE_IMAGES", 2)
+  detector = AnomalyDetector.from_workdir(workdir)
+  sizes = ((150, 100), (40, 40), (100, 200), (300, 90), (50, 170))
+  images = [make_image(seed, *size) for seed, size in enumerate(sizes)]
+  together = detector(images, tiles="auto")
+  assert [found.grid for found in together] == [
+    *((2, 2), (1, 1), (3, 2), (1, 4), (3, 1))
+  ]
+  assert set(detector._compiled) <= {8, 16}  # Eight devices.
+  for image, want in zip(images, together, strict=True):
+    got = detector(image, "auto")
+    assert got.image_score == pytest.approx(want.image_score, rel=1e-5)
+    np.testing.assert_allclose(
+      got.anomaly_map, want.anomaly_map, rtol=1e-4, atol=1e-6
+    )
+
+
+def test_tiles_of_photographs_that_lie(detector, tmp_path):
+  upright = make_image(0, 60, 110)
+  exif = Image.Exif()
+  exif[0x112] = 6  # Turn it clockwise.
+  path = tmp_path / "lying.png"
+  upright.transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
+  want, got = detector(upright, "auto"), detector(path, "auto")
+  assert want.grid == got.grid == (2, 1)
+  assert got.image_score == want.image_score
+  np.testing.assert_array_equal(got.anomaly_map, want.anomaly_map)
+
+
+def test_tiles_that_are_none_are_refused(detector):
+  for tiles in ("3", "0x2", "99x99"):
+    with pytest.raises(InputError, match=f"tiles are '{tiles}', expected auto"):
+      detector(make_image(0), tiles)
+
+
+def test_thresholds_are_for_the_tiles_they_were_chosen_with(
+  workdir, tmp_path, caplog
+):
+  run = shutil.copytree(workdir, tmp_path / "run")
+  thresholds.write_thresholds(
+    run, Thresholds(0.5, 0.25, "by hand", tiles="2x3")
+  )
+  detector = AnomalyDetector.from_workdir(run)
+  image = make_image(0)
+  found = detector(image, tiles="2x3")
+  assert found.thresholds == detector.thresholds
+  assert found.is_anomaly is not None and not caplog.records
+  for tiles in ("", "3x2", ""):
+    found = detector(image, tiles)
+    assert found.is_anomaly is None and found.boxes is None
+  assert [record.message for record in caplog.records] == [
+    "no verdicts: the thresholds were chosen with tiles '2x3', and images are"
+    f" looked at {how}; choose again: cops calibrate{option}"
+    for how, option in (
+      ("without tiles", ""),
+      ("with tiles '3x2'", " --tiles=3x2"),
+    )
+  ]
 
 
 def test_thresholds_are_for_the_prompts_they_were_chosen_for(

@@ -89,7 +89,7 @@ def root(trained, clip_folder, tmp_path_factory):
     path.parent.mkdir(parents=True, exist_ok=True)
     make_image(0).save(path)
   (root / "more").mkdir()
-  for name in ("more/4.jpg", "photo.jpg", "a.png", "b.png"):
+  for name in ("more/4.jpg", "photo.jpg", "large.jpg", "a.png", "b.png"):
     make_image(1).save(root / name)
   write_folder(root / "screws", 6)
   for name in ("visa", "mvtec_ad"):

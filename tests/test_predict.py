@@ -163,8 +163,8 @@ def test_pictures_never_replace_images(command, tmp_path):
 def test_an_image_that_disappears_is_reported(command, tmp_path, monkeypatch):
   decode = AnomalyDetector.decode
 
-  def once(self, image):
-    decoded = decode(self, image)
+  def once(self, image, **options):
+    decoded = decode(self, image, **options)
     if image.name == "2.png":
       image.unlink()
     return decoded
@@ -262,6 +262,48 @@ def test_thresholds_of_labelled_data(workdir, tmp_path, data_dir, capsys):
     with pytest.raises(SystemExit, match=f"^error: .*{expected}"):
       choose(*arguments)
   assert thresholds.read_thresholds(workdir) == chosen
+
+
+def test_tiles(workdir, tmp_path, capsys):
+  """Verdicts are by thresholds that were chosen with the same tiles."""
+  for index, size in enumerate(((40, 40), (150, 90), (80, 210))):
+    make_image(index, *size).save(tmp_path / f"{index}.png")
+  place = [f"--workdir={workdir}", "--tiles=auto"]
+
+  def find():
+    out = tmp_path / "out"
+    capsys.readouterr()
+    predict_command.main([f"{tmp_path}/*.png", *place, f"--out={out}"])
+    lines, messages = capsys.readouterr()
+    with Image.open(out / "2.png") as picture:
+      assert picture.width >= 80 and picture.height >= 210
+    return [json.loads(line) for line in lines.splitlines()], messages
+
+  detector = AnomalyDetector.from_workdir(workdir)
+  rows, messages = find()
+  assert f"{workdir} --normal GOOD --tiles=auto" in messages
+  assert [row.get("tiles") for row in rows] == [None, "1x2", "3x1"]
+  for index, row in enumerate(rows):
+    found = detector(tmp_path / f"{index}.png", "auto")
+    assert row["image_score"] == pytest.approx(found.image_score, rel=1e-4)
+
+  normal = ["--normal", f"{tmp_path}/0.png", f"{tmp_path}/1.png"]
+  calibrate_command.main([f"--workdir={workdir}", *normal])
+  unfit, messages = find()
+  assert {row["verdict"] for row in unfit} == {None}
+  assert "thresholds were chosen without tiles, and images are" in messages
+  calibrate_command.main([*place, *normal])
+  chosen = thresholds.read_thresholds(workdir)
+  assert chosen.tiles == "auto" and chosen.method.endswith("with tiles auto")
+  scores = [row["image_score"] for row in rows]
+  assert chosen.image == pytest.approx(max(scores[:2]), abs=1e-3)
+  rows, _ = find()
+  assert [row["verdict"] for row in rows[:2]] == ["normal", "normal"]
+  assert rows[2]["threshold"] == chosen.image
+
+  for main in (predict_command.main, calibrate_command.main):
+    with pytest.raises(SystemExit, match="error: tiles are '3', expected auto"):
+      main([f"--workdir={workdir}", "--tiles=3", *normal])
 
 
 def test_names_of_pictures_are_unique(tmp_path):

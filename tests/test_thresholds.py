@@ -67,7 +67,9 @@ def test_no_threshold_without_normal_scores():
 
 def test_round_trip(tmp_path):
   assert thresholds.read_thresholds(tmp_path) is None
-  chosen = Thresholds(0.25, 1.0000001, "by hand", "", estimate(3, 48))
+  chosen = Thresholds(
+    *(0.25, 1.0000001, "by hand", "", estimate(3, 48)), tiles="2x3"
+  )
   path = thresholds.write_thresholds(tmp_path, chosen)
   assert thresholds.read_thresholds(tmp_path) == chosen
   for text in (
@@ -77,6 +79,7 @@ def test_round_trip(tmp_path):
     path.read_text().replace("0.25", "-1"),
     '{"image": 0.5, "pixel": 0.5, "method": "", "misses": {"count": 1}}',
     '{"image": 0.5, "pixel": 0.5, "method": "", "misses": 3}',
+    '{"image": 0.5, "pixel": 0.5, "method": "", "tiles": "3"}',
   ):
     path.write_text(text)
     with pytest.raises(InputError, match="damaged.*calibrate"):

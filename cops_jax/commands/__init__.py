@@ -98,6 +98,17 @@ def open_detector(options: argparse.Namespace) -> AnomalyDetector:
   )
 
 
+def add_tiles(parser: argparse.ArgumentParser) -> None:
+  """Adds the flag of the commands that look at large photographs."""
+  parser.add_argument(
+    "--tiles",
+    default="",
+    help='look at overlapping tiles too, for small defects: "auto" for as many'
+    " as an image's size takes, or rows x columns such as 2x3; t tiles take t"
+    " times as long as the whole image, which alone is looked at by default",
+  )
+
+
 def _end_soon():
   """Ends the process even if threads wait for a server that has gone."""
 

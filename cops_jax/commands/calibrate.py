@@ -11,7 +11,9 @@ and the pixel threshold that of the largest F1. With --false_alarms, or with
 normal images alone, both are those that no more than this share of the normal
 images reaches. The errors that the images show are printed and kept, with their
 confidence intervals. Published prompts of the Hugging Face hub get them in a
-copy, the folder --out, which `--pretrained` then takes.
+copy, the folder --out, which `--pretrained` then takes. Thresholds are for
+images looked at in the same way: give --tiles here and to predict, or to
+neither.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from collections.abc import Sequence
 from cops_jax.commands import (
   add_allow_other_clip,
   add_prompts,
+  add_tiles,
   command_line,
   make_parser,
   open_detector,
@@ -54,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     f" balanced accuracy decides, and with --normal {_FALSE_ALARMS}",
   )
   parser.add_argument("--data_dir", help="where TFDS keeps prepared data sets")
+  add_tiles(parser)
   add_allow_other_clip(parser)
   return parser
 
@@ -71,8 +75,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     raise InputError(f"--false_alarms is {rate}, expected from 0 to below 1")
   from cops_jax import calibrate, publish, thresholds
   from cops_jax.images.decoding import find_images
+  from cops_jax.images.tiles import normalize
   from cops_jax.weights import hub
 
+  tiles = normalize(options.tiles)
   out = options.out or options.pretrained
   if options.pretrained:
     if hub.split_name(out):
@@ -82,12 +88,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
   if options.normal:
     rate = _FALSE_ALARMS if rate is None else rate
     paths = find_images(options.normal)
-    chosen = calibrate.from_normal_images(detector, paths, rate)
+    chosen = calibrate.from_normal_images(detector, paths, rate, tiles)
   else:
     from cops_jax import datasets
 
     examples = datasets.load(options.data, "test", options.data_dir)
-    chosen = calibrate.from_labelled_data(detector, examples, rate)
+    chosen = calibrate.from_labelled_data(detector, examples, rate, tiles)
   if options.pretrained:
     path = publish.change_thresholds(options.pretrained, out, chosen)
   else:

@@ -16,6 +16,11 @@ have a "note" that says so. An image that cannot be read has a line with
     --normal="a clean weld" --anomalous="a weld with a crack"
 
 needs no run: it compares images with hand-written texts.
+
+A defect of a few pixels vanishes when a large photograph is shrunk to what the
+model sees. With --tiles=auto the photograph is also looked at in tiles, whose
+rows and columns the line then says as "tiles"; verdicts need thresholds that
+`cops calibrate --tiles=auto` chose.
 """
 
 from __future__ import annotations
@@ -29,6 +34,7 @@ from cops_jax.commands import (
   add_allow_other_clip,
   add_clip,
   add_pretrained,
+  add_tiles,
   command_line,
   load_clip_detector,
   make_parser,
@@ -55,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     help="larger images are not decoded; by default the limit of the run's"
     " config, input.max_image_megapixels",
   )
+  add_tiles(parser)
   parser.add_argument("--workdir", help="of a training run")
   add_pretrained(parser)
   add_clip(parser)
@@ -71,8 +78,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.error("--save_maps needs --out")
   show_messages()
   from cops_jax.images.decoding import find_images
+  from cops_jax.images.tiles import normalize
   from cops_jax.predict import predict_files
 
+  tiles = normalize(options.tiles)
   paths = find_images(options.images)
   given = (options.workdir, options.pretrained, options.clip)
   if sum(map(bool, given)) != 1:
@@ -84,11 +93,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     _logger.info(
       "no verdicts, as no thresholds were chosen for these prompts%s",
       f"; choose them: cops calibrate {flag}={prompts} --normal GOOD"
+      + (f" --tiles={tiles}" if tiles else "")
       if prompts
       else "",
     )
   if options.max_megapixels:
     detector.max_pixels = int(options.max_megapixels * 1e6)
-  num_failed = predict_files(detector, paths, options.out, options.save_maps)
+  num_failed = predict_files(
+    detector, paths, options.out, options.save_maps, tiles
+  )
   if num_failed:
     sys.exit(f"{num_failed} of {len(paths)} images cannot be read")

@@ -2,7 +2,8 @@
 
 `POST /api/detect?name=photo.jpg` takes a file as its body and answers with what
 `cops_jax.predict` prints for an image and, for the page, the image and its map.
-An error is answered with {"error": a message} and a matching status.
+With `tiles`, as `predict` has it, the image is looked at in tiles too. An error
+is answered with {"error": a message} and a matching status.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ from cops_jax.images.decoding import (
   to_picture,
 )
 from cops_jax.images.drawing import heat_colors, to_file
+from cops_jax.images.tiles import normalize
 from cops_jax.predict import to_row
 from cops_jax.weights.clip import DEMO_CLIP
 
@@ -158,9 +160,9 @@ class _Server:
     return int(number)
 
   async def info(self, request):
-    number = self._choose(request)
+    number, tiles = self._choose(request), _tiles(request)
     detector, about = self._models[number]
-    thresholds = detector.thresholds
+    chosen, thresholds = detector.thresholds, detector.thresholds_for(tiles)
     colors = heat_colors(np.linspace(0.0, 1.0, 256)[None], 0.0, 1.0)
     return JSONResponse(
       {
@@ -169,6 +171,7 @@ class _Server:
         "model": number,
         "is_toy": detector.config.clip.weights == DEMO_CLIP,
         "thresholds": thresholds and dataclasses.asdict(thresholds),
+        "unfit": chosen.why_unfit(tiles) if chosen else "",
         "limits": dataclasses.asdict(self._limits),
         "examples": _truths(),
         "colors": colors[0].tolist(),
@@ -186,10 +189,13 @@ class _Server:
       _require_same_origin(request)
       name = request.query_params.get("name") or "the upload"
       detector, _ = self._models[self._choose(request)]
+      tiles = _tiles(request)
       with self._place("uploads", self._limits.max_uploads):
         content = await self._read(request, name)
       with self._place("images", self._limits.max_requests):
-        found = await run_in_threadpool(self._detect, detector, name, content)
+        found = await run_in_threadpool(
+          self._detect, detector, name, content, tiles
+        )
       return JSONResponse(found)
     except HTTPException as error:
       # Who is still sending would see a broken connection, and no sentence.
@@ -252,11 +258,11 @@ class _Server:
       raise HTTPException(400, f"{name} did not arrive completely") from error
     return bytes(content)
 
-  def _detect(self, detector, name, content):
+  def _detect(self, detector, name, content, tiles):
     with self._lock:  # One image's pixels in memory, and on the device.
       image = self._open(name, content)
       try:
-        decoded = detector.decode(image, name)
+        decoded = detector.decode(image, name, tiles)
       except InputError as error:
         raise HTTPException(422, str(error)) from error
       shown = to_picture(image)
@@ -296,6 +302,14 @@ class _Server:
       raise HTTPException(
         422, f"{name} cannot be read: {shorten(error)}"
       ) from error
+
+
+def _tiles(request):
+  """The tiles that a request is for."""
+  try:
+    return normalize(request.query_params.get("tiles", ""))
+  except InputError as error:
+    raise HTTPException(400, str(error)) from error
 
 
 def _titles(detectors):

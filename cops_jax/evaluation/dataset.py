@@ -25,6 +25,7 @@ from cops_jax.evaluation.step import STEP_FIELDS, make_configured_step
 from cops_jax.images.decoding import decode_image
 from cops_jax.images.drawing import picture_tiles
 from cops_jax.images.maps import MapWriter
+from cops_jax.images.tiles import parse_grid
 from cops_jax.inputs import pipeline
 from cops_jax.inputs.configured import features_of
 from cops_jax.inputs.feature_files import FeatureCache
@@ -108,6 +109,7 @@ class DatasetEvaluator:
         num_workers=config.input.num_workers,
         max_pixels=max_pixels(config),
         full_masks=True,
+        tile_grid=parse_grid(settings.tiles),
       ),
       pixel_metrics=settings.pixel_metrics,
       skip_unreadable=config.input.unreadable_files == "skip",

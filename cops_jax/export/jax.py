@@ -72,7 +72,8 @@ def export(
   if not is_address(out) and out.is_dir():
     raise InputError(f"{out} is a folder: name a file, such as model.cops")
   today = today or datetime.date.today()
-  config, thresholds = detector.config, detector.thresholds
+  # The file's function sees whole images.
+  config, thresholds = detector.config, detector.thresholds_for("")
   metadata = {
     "cops_jax": __version__,
     "method": config.method,

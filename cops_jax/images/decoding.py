@@ -155,15 +155,25 @@ def to_picture(image: Image.Image) -> Image.Image:
   return as_seen(image).convert("RGB")
 
 
-def resize_image(image: Image.Image, size: int) -> Integer[np.ndarray, "h w 3"]:
+def resize_image(
+  image: Image.Image,
+  size: int,
+  box: tuple[float, float, float, float] | None = None,
+) -> Integer[np.ndarray, "h w 3"]:
   """An image as uint8 RGB of side `size`.
 
   Resized with PIL's bicubic filter in the mode that it has, its aspect ratio
   not kept, then converted to RGB.
+
+  Args:
+    image: of any size.
+    size: in pixels.
+    box: left, top, right and bottom of the part to take, in pixels, which need
+      not be whole; by default all of it.
   """
   from PIL import Image
 
-  resized = image.resize((size, size), Image.Resampling.BICUBIC)
+  resized = image.resize((size, size), Image.Resampling.BICUBIC, box)
   return np.asarray(resized.convert("RGB"))
 
 

@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import itertools
 import logging
+import math
 import os
 import signal
 from collections.abc import (
@@ -28,7 +29,13 @@ import numpy as np
 
 from cops_jax.errors import InputError
 from cops_jax.files import digest_file
-from cops_jax.images.decoding import MAX_PIXELS, decode_image, decode_mask
+from cops_jax.images import tiles
+from cops_jax.images.decoding import (
+  MAX_PIXELS,
+  decode_mask,
+  open_image,
+  resize_image,
+)
 from cops_jax.inputs.order import Order
 from cops_jax.runtime.randomness import hash_example_id
 from cops_jax.typing import Integer
@@ -72,6 +79,7 @@ class BatchOptions:
     window_shards: shards that are shuffled together; 0 for all, see `Order`.
     max_pixels: of an image file, see `decoding.open_image`.
     full_masks: whether masks come as pixels instead of counts by patch.
+    tile_grid: rows and columns of the tiles that come with an image.
   """
 
   image_size: int
@@ -85,6 +93,12 @@ class BatchOptions:
   window_shards: int = 0
   max_pixels: int = MAX_PIXELS
   full_masks: bool = False
+  tile_grid: tuple[int, int] = tiles.WHOLE
+
+  @property
+  def num_tiles(self) -> int:
+    """Of an image, beside the whole."""
+    return 0 if self.tile_grid == tiles.WHOLE else math.prod(self.tile_grid)
 
   @property
   def local_size(self) -> int:
@@ -131,7 +145,7 @@ class _RowLoader:
     if self.features is not None:
       features = self.features.find(example)
     decoded = {}
-    for field, decode in (("image", decode_image), ("mask", decode_mask)):
+    for field, decode in (("image", self._decode_image), ("mask", decode_mask)):
       if field == "image" and features is not None:
         continue
       try:
@@ -144,7 +158,7 @@ class _RowLoader:
         reason = f"its {field} cannot be read: {error}"
         return self._padding(path=example["path"], error=reason)
     if self.features is None:
-      features = {"image": decoded["image"]}
+      features = decoded["image"]
     elif features is None:
       raise InputError(
         f"the cached features in {self.features.folder} are stale:"
@@ -164,10 +178,20 @@ class _RowLoader:
       "error": np.str_(""),
     }
 
+  def _decode_image(self, file, size, max_pixels):
+    """The fields of an image: itself and, where they are wanted, its tiles."""
+    with open_image(file, max_pixels) as image:
+      fields = {"image": resize_image(image, size)}
+      if self.options.num_tiles:
+        fields["tiles"] = tiles.cut(image, self.options.tile_grid, size)
+    return fields
+
   def _padding(self, path: str = "", error: str = "") -> dict[str, Any]:
     shape = (self.options.image_size, self.options.image_size)
     if self.features is None:
       features = {"image": np.zeros((*shape, 3), np.uint8)}
+      if number := self.options.num_tiles:
+        features["tiles"] = np.zeros((number, *shape, 3), np.uint8)
     else:
       features = self.features.padding()
     return {
@@ -233,8 +257,9 @@ def iterate_batches(
     features: a cache of the examples' features, to take in place of images.
 
   Yields:
-    image uint8 (b, h, w, 3) or, with `features`, image_features (b, d) and
-    patch_features (b, f, n, d); mask_counts int32 (b, n) or, with full masks,
+    image uint8 (b, h, w, 3), with a grid tiles uint8 (b, t, h, w, 3) or, with
+    `features`, image_features (b, d) and patch_features (b, f, n, d);
+    mask_counts int32 (b, n) or, with full masks,
     mask uint8 (b, h, w); index in the data set int32, has_mask bool, label
     int32, category and path str, example_id uint32 and padding_mask bool, all
     (b,). What only pads the batch, or was skipped, has padding_mask False and

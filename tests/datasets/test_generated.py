@@ -113,3 +113,24 @@ def test_other_sizes(size):
       image, mask = generated.generate(name, defect, rng, size)
       assert image.shape == (size, size, 3)
       assert mask.sum() >= 12
+
+
+@pytest.mark.parametrize("name", ("brick", "gear"))
+@pytest.mark.parametrize("defect", generated.DEFECTS)
+def test_small_defects(name, defect):
+  """Elsewhere the image is as without; all lengths are shorter."""
+  rng = np.random.default_rng(0)
+  image, normal, mask = generated.generate_pair(name, defect, rng, 448, 1 / 8)
+  assert mask.any()
+  np.testing.assert_array_equal(image[~mask], normal[~mask])
+  for pixels in np.nonzero(mask):
+    assert np.ptp(pixels) < 448 / 8
+
+
+def test_a_defects_usual_size_is_the_default():
+  usual, scaled = (
+    generated.generate("gear", "hole", np.random.default_rng(0), 112, *scale)
+    for scale in ((), (1.0,))
+  )
+  for one, other in zip(usual, scaled, strict=True):
+    np.testing.assert_array_equal(one, other)

@@ -14,6 +14,7 @@ from cops_jax.images.drawing import heat_colors, overlay
 from cops_jax.thresholds import find_boxes
 from helpers import demo_pages
 from helpers.demo_pages import black, post, until
+from helpers.images import make_image
 from helpers.scripts import start_afresh
 
 detector, port = demo_pages.detector, demo_pages.port  # Fixtures.
@@ -373,6 +374,30 @@ def test_bad_files_do_not_affect_the_others(
   assert page.errors() == []
 
 
+def test_the_switch_for_tiles(address, browser, detector, tmp_path):
+  path = tmp_path / "large.png"
+  make_image(0, 600, 400).save(path)
+  want = detector(path, "auto")
+  page = Page(browser, address, PHONE)
+
+  def switch(address):
+    page.one("#tiles").click()
+    until(lambda: browser.current_url.endswith(address))
+    until(lambda: page.all("#all_examples"))
+
+  switch("?model=0&tiles=auto")
+  assert page.one("#tiles").is_selected() and page.fits()
+  assert "thresholds were chosen without tiles" in page.one("#unfit").text
+  page.upload(path)
+  page.count(scored=1)
+  (card,) = page.cards()
+  score = f"score {want.image_score:.3f}"
+  assert f"{score} \N{MIDDLE DOT} 3x4 tiles" in card["text"]
+  switch("?model=0")
+  assert not page.one("#tiles").is_selected()
+  assert page.one("#unfit").text == "" and page.errors() == []
+
+
 def test_without_thresholds(browser, detector, port, images, monkeypatch):
   monkeypatch.setattr(detector, "thresholds", None)
   path, want = list(images.items())[1]
@@ -495,7 +520,7 @@ def test_a_phone(address, browser, tmp_path):
   page.one("summary").click()
   small = [
     box
-    for box in page.boxes("button, select, summary, input[type=range]")
+    for box in page.boxes("button, select, summary, .closer, input[type=range]")
     if min(box[2] - box[0], box[3] - box[1]) < 44
   ]
   assert not small and page.fits()

@@ -80,6 +80,26 @@ def test_a_choice_of_models(detector):
       assert json.loads(body) == {"error": f"there is no model {number}"}
 
 
+def test_tiles(detector, port):
+  """By the thresholds of whole images there are no verdicts on them."""
+  content = to_bytes(make_image(0, 600, 400), "JPEG")
+  want = detector(content, "auto")
+  status, answer = post(port, content, "photo.png&tiles=auto")
+  assert status == 200 and answer["tiles"] == "3x4" and want.grid == (3, 4)
+  assert answer["image_score"] == round(want.image_score, 6)
+  assert answer["verdict"] is answer["boxes"] is None
+  assert "tiles" not in post(port, content)[1]
+  infos = [
+    json.loads(ask(port, "GET", f"/api/info?tiles={tiles}")[1])
+    for tiles in ("", "auto")
+  ]
+  assert infos[0]["thresholds"] and not infos[0]["unfit"]
+  assert infos[1]["thresholds"] is None
+  assert "chosen without tiles" in infos[1]["unfit"]
+  status, answer = post(port, content, "photo.png&tiles=99x99")
+  assert status == 400 and "expected auto" in answer["error"]
+
+
 def test_photographs_are_turned_upright(detector, port):
   upright = make_image(0, 60, 90)
   exif = Image.Exif()

@@ -17,6 +17,7 @@ def test_two_processes_give_the_scores_of_one(trained, tmp_path):
       *(num_processes, 2 // num_processes, "eval.py"),
       *(f"--workdir={workdir}", f"--datasets={data}"),
       *("--config.evaluation.batch_size=3", "--save_maps"),
+      "--config.evaluation.tiles=1x2",
     )
     codes, logs = end_cluster(cluster)
     assert codes == num_processes * [0], logs

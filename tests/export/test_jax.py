@@ -50,6 +50,16 @@ def test_the_file_is_the_detector_for_any_number_of_images(detector, path):
       )
 
 
+def test_thresholds_of_tiles_are_left_out(detector, tmp_path, monkeypatch):
+  """The file sees whole images."""
+  monkeypatch.setattr(
+    detector, "thresholds", Thresholds(0.5, 0.25, "by hand", tiles="2x3")
+  )
+  monkeypatch.setattr("cops_jax.export.onnx.write_onnx", lambda *_: None)
+  metadata = export.export(detector, tmp_path / "made.onnx")
+  assert metadata["thresholds"] is None
+
+
 def test_metadata(path):
   metadata = export.load(path).metadata
   with zipfile.ZipFile(path) as archive:

@@ -10,6 +10,7 @@ from cops_jax.datasets.generated.drawing import (
   pixel_grid,
   step,
 )
+from cops_jax.datasets.generated.regions import pick_centre
 
 
 def _capture(rng, size):
@@ -28,8 +29,22 @@ def _capture(rng, size):
   return gain[..., None] * white, sensor * np.float32(rng.uniform(0.004, 0.018))
 
 
+def _square(rng, foreground, side):
+  """The rows and columns of a square around a part of the foreground."""
+  size = foreground.shape[0]
+  if side == size:
+    return np.s_[:, :]
+  centre = pick_centre(rng, foreground)
+  top, left = np.clip(centre - side / 2, 0, size - side).astype(int)
+  return np.s_[top : top + side, left : left + side]
+
+
 def generate_pair(
-  category: str, defect: str | None, rng: np.random.Generator, size: int = 112
+  category: str,
+  defect: str | None,
+  rng: np.random.Generator,
+  size: int = 112,
+  defect_scale: float = 1.0,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Draws one photograph with and without a defect.
 
@@ -41,6 +56,8 @@ def generate_pair(
     defect: Key of `DEFECTS`, or None.
     rng: Source of all randomness.
     size: Side of the square images in pixels.
+    defect_scale: Of the defect's lengths, up to 1, which leaves them as they
+      are: it is drawn in a square of that share of the image's side.
 
   Returns:
     Image with the defect and image without it, uint8 (size, size, 3), and the
@@ -55,16 +72,24 @@ def generate_pair(
   normal = photograph(base)
   if defect is None:
     return normal.copy(), normal, np.zeros((size, size), bool)
-  changed, mask = DEFECTS[defect](rng, base, foreground)
+  changed, mask = base.copy(), np.zeros((size, size), bool)
+  place = _square(rng, foreground, round(defect_scale * size))
+  changed[place], mask[place] = DEFECTS[defect](
+    rng, base[place], foreground[place]
+  )
   return photograph(changed), normal, mask
 
 
 def generate(
-  category: str, defect: str | None, rng: np.random.Generator, size: int = 112
+  category: str,
+  defect: str | None,
+  rng: np.random.Generator,
+  size: int = 112,
+  defect_scale: float = 1.0,
 ) -> tuple[np.ndarray, np.ndarray]:
   """Draws one image, uint8 (size, size, 3), and its mask, bool (size, size).
 
   The same as the defective image and the mask of `generate_pair`.
   """
-  image, _, mask = generate_pair(category, defect, rng, size)
+  image, _, mask = generate_pair(category, defect, rng, size, defect_scale)
   return image, mask

@@ -21,7 +21,9 @@ const waiting = [];
 const news = []; // To be announced.
 let pause;
 let sending = 0;
-const model = new URLSearchParams(location.search).get("model") ?? "0";
+const query = new URLSearchParams(location.search);
+const model = query.get("model") ?? "0";
+const tiles = query.get("tiles") ? "auto" : "";
 let info;
 // What the sliders say: opacity, image and pixel thresholds. A threshold that
 // nobody chose is null until its slider moves: then there are no verdicts.
@@ -94,7 +96,7 @@ class Card {
       this.fail(`${this.name} has ${(this.file.size / 2 ** 20).toFixed(1)} MB; at most ${limits.max_bytes / 2 ** 20} MB can be sent`);
       return;
     }
-    const url = `api/detect?model=${model}&name=${encodeURIComponent(this.name)}`;
+    const url = `api/detect?model=${model}&tiles=${tiles}&name=${encodeURIComponent(this.name)}`;
     for (let attempt = 1; ; attempt++) {
       let response;
       try {
@@ -168,6 +170,7 @@ class Card {
   get texts() {
     const texts = [`score ${this.answer.image_score.toFixed(3)}`];
     const count = this.boxes?.length;
+    if (this.answer.tiles) texts.push(`${this.answer.tiles} tiles`);
     if (this.boxes) texts.push(count === 1 ? "1 region" : `${count || "no"} regions`);
     return texts;
   }
@@ -221,11 +224,12 @@ class Card {
   // As cops predict has it, by the thresholds of the sliders.
   toRow() {
     if (this.error) return { path: this.name, error: this.error };
-    const { image_score, boxes } = this.answer;
+    const { image_score, tiles, boxes } = this.answer;
     const chosen = info.thresholds;
     return {
       path: this.name,
       image_score,
+      ...(tiles && { tiles }),
       verdict: this.verdict,
       threshold: shown.image,
       threshold_method: shown.image === null ? null : shown.image === chosen?.image ? chosen.method : "slider",
@@ -389,7 +393,9 @@ function listen() {
       });
     };
   }
-  $("model").onchange = (event) => (location.search = `?model=${event.target.value}`);
+  const choose = (model, tiles) => (location.search = `?model=${model}${tiles && "&tiles=auto"}`);
+  $("model").onchange = (event) => choose(event.target.value, tiles);
+  $("tiles").onchange = (event) => choose(model, event.target.checked ? "auto" : "");
   $("reset").onclick = reset;
   $("json").onclick = saveJson;
   $("csv").onclick = saveCsv;
@@ -418,7 +424,7 @@ function listen() {
 
 async function start() {
   try {
-    info = await (await fetch(`api/info?model=${model}`)).json();
+    info = await (await fetch(`api/info?model=${model}&tiles=${tiles}`)).json();
   } catch {
     info = { error: "The server does not answer: start it, and load this page again" };
   }
@@ -430,6 +436,8 @@ async function start() {
   info.models.forEach((title, number) => $("model").add(new Option(title, number)));
   $("model").value = info.model;
   $("choice").hidden = info.models.length === 1;
+  $("tiles").checked = tiles;
+  $("unfit").textContent = info.unfit && `No verdicts until a slider is moved: ${info.unfit}`;
   $("about").textContent = info.about;
   $("toy").hidden = !info.is_toy;
   $("limits").textContent = limitsText();

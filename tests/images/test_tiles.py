@@ -1,0 +1,147 @@
+"""Tiles: where they lie, and how their maps become one without seams."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cops_jax.errors import InputError
+from cops_jax.images import tiles
+from cops_jax.images.decoding import resize_image, resize_map
+from helpers.images import make_image
+
+GRIDS = ((1, 1), (1, 2), (2, 3), (5, 4), (8, 8))
+
+
+@pytest.mark.parametrize(
+  "text, normal, grid",
+  (
+    ("", "", (1, 1)),
+    ("1x1", "", (1, 1)),
+    ("2x3", "2x3", (2, 3)),
+    ("08x1", "8x1", (8, 1)),
+  ),
+)
+def test_rows_and_columns(text, normal, grid):
+  assert tiles.normalize(text) == normal
+  assert tiles.choose_grid(normal, (640, 480), 48) == grid
+
+
+@pytest.mark.parametrize(
+  "text",
+  ("3", "0x2", "2x0", "9x1", "99x99", "2x", "x", "2X3", "-1x2", "2x3x4", " "),
+)
+def test_what_says_no_grid_is_refused(text):
+  assert tiles.parse_grid(text) is None
+  with pytest.raises(InputError, match="expected auto or rows x columns from"):
+    tiles.normalize(text)
+
+
+@pytest.mark.parametrize(
+  "size, grid",
+  (
+    ((518, 300), (1, 1)),
+    ((1036, 1037), (2, 1)),
+    ((4000, 3000), (4, 5)),
+    ((1, 1), (1, 1)),
+    ((20_000, 100), (1, 8)),
+  ),
+)
+def test_auto_keeps_half_of_each_sides_pixels(size, grid):
+  assert tiles.choose_grid("auto", size, 518) == grid
+  for length, number in zip(size, grid[::-1], strict=True):
+    for fewer in range(1, number):
+      assert length / (1 + 0.75 * (fewer - 1)) > 2 * 518
+    if number < 8:
+      assert length / (1 + 0.75 * (number - 1)) <= 2 * 518
+
+
+def test_neighbours_share_a_quarter_of_a_tile():
+  """Of an image whose values say where they lie."""
+  ramp = np.linspace(0, 255, 2600).round().astype(np.uint8)
+  image = Image.fromarray(np.broadcast_to(ramp, (10, 2600)).copy())
+  parts = tiles.cut(image, (1, 3), 100)
+  assert parts.shape == (3, 100, 100, 3) and parts.dtype == np.uint8
+  lefts, rights = parts[:, 5, 0, 0] / 255, parts[:, 5, -1, 0] / 255
+  np.testing.assert_allclose(lefts, (0, 0.3, 0.6), atol=0.01)
+  np.testing.assert_allclose(rights, (0.4, 0.7, 1), atol=0.01)
+
+
+def test_tiles_are_what_the_whole_is_made_of():
+  image = make_image(0, 90, 70)
+  np.testing.assert_array_equal(
+    tiles.cut(image, (1, 1), 48)[0], resize_image(image, 48)
+  )
+  parts = tiles.cut(image, (2, 2), 48)
+  corner = image.crop((0, 0, 52, 40))  # A tile is 4/7 of a side.
+  difference = resize_image(corner, 48).astype(int) - parts[0]
+  assert np.abs(difference).mean() < 3
+
+
+@pytest.mark.parametrize("mode", ("L", "RGBA", "LA", "P", "1"))
+def test_images_of_any_mode_and_size(mode):
+  """Also where a tile has less than a pixel."""
+  for size in ((90, 70), (3, 2), (1, 1)):
+    parts = tiles.cut(make_image(0, *size, mode), (8, 8), 16)
+    assert parts.shape == (64, 16, 16, 3)
+
+
+@pytest.mark.parametrize("number", (1, 2, 3, 8))
+@pytest.mark.parametrize("length", (1, 5, 48, 1000))
+def test_weights_sum_to_one(number, length):
+  matrices = tiles.blending_matrices(number, 48, length)
+  assert matrices.shape == (number, length, 48)
+  assert matrices.min() >= 0
+  np.testing.assert_allclose(matrices.sum(axis=(0, 2)), 1, atol=1e-6)
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("size", ((1, 1), (48, 48), (320, 211)))
+def test_a_constant_stays_constant(grid, size):
+  maps = np.full((grid[0] * grid[1], 48, 48), 0.3, np.float32)
+  blended = tiles.blend(maps, grid, size)
+  assert blended.shape == size[::-1] and blended.dtype == np.float32
+  np.testing.assert_allclose(blended, 0.3, atol=1e-6)
+
+
+def test_there_are_no_seams():
+  """Between tiles that disagree as much as can be."""
+  maps = np.zeros((6, 48, 48), np.float32)
+  maps[::2] = 1  # A chessboard of two rows and three columns.
+  blended = tiles.blend(maps, (2, 3), (1000, 800))
+  for axis in (0, 1):
+    steps = np.abs(np.diff(blended, axis=axis))
+    assert 0.9 < steps.sum(axis=axis).max() < 2.1  # It does change, slowly.
+    assert steps.max() < 0.02
+
+
+def test_the_blend_of_one_tile_is_its_map_resized():
+  values = np.random.default_rng(0).random((1, 48, 48), np.float32)
+  for size in ((130, 90), (48, 48), (17, 31)):
+    np.testing.assert_allclose(
+      tiles.blend(values, (1, 1), size),
+      resize_map(values[0], size),
+      atol=1e-4,
+    )
+
+
+@pytest.mark.parametrize("grid", GRIDS[2:])
+def test_what_tiles_see_lies_where_it_was(grid):
+  """A smooth field, cut as an image is and blended as maps are."""
+  y, x = np.mgrid[:200, :300] / 40
+  field = 127 + 60 * np.sin(x) + 60 * np.cos(y)
+  image = Image.fromarray(field.round().astype(np.uint8))
+  parts = tiles.cut(image, grid, 48)[..., 0].astype(np.float32)
+  blended = tiles.blend(parts, grid, image.size)
+  assert np.abs(blended - field).max() < 3
+
+
+def test_matrices_give_the_same_blend():
+  rows, columns = 2, 3
+  maps = np.random.default_rng(0).random((6, 48, 48), np.float32)
+  down = tiles.blending_matrices(rows, 48, 40)
+  across = tiles.blending_matrices(columns, 48, 60)
+  np.testing.assert_allclose(
+    np.einsum("rhs,rcst,cwt->hw", down, maps.reshape(2, 3, 48, 48), across),
+    tiles.blend(maps, (rows, columns), (60, 40)),
+    atol=1e-5,
+  )
