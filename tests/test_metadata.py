@@ -43,7 +43,12 @@ def test_hints_name_extras_that_there_are():
 
 @pytest.mark.parametrize("name", ("README.md", "CONTRIBUTING.md"))
 def test_links_work_outside_of_the_repository_too(name):
-  """The package index shows the README, where a path leads nowhere."""
+  """The package index shows the README, where a path leads nowhere.
+
+  Of a picture it shows the words.
+  """
   text = (ROOT / name).read_text()
-  links = re.findall(r"\]\(([^)]+)\)", text)
+  links = re.findall(r"(?<!!)\[[^]]*\]\(([^)]+)\)", text)
   assert all(link.startswith(("https://", "#")) for link in links), links
+  for words, path in re.findall(r"!\[([^]]*)\]\(([^)]+)\)", text):
+    assert len(words) > 20 and (ROOT / path).exists()

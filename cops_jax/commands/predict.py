@@ -84,9 +84,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
   tiles = normalize(options.tiles)
   paths = find_images(options.images)
   given = (options.workdir, options.pretrained, options.clip)
-  if sum(map(bool, given)) != 1:
-    parser.error("give one of --workdir, --pretrained and --clip")
-  detector = load_clip_detector(options, parser) or open_detector(options)
+  advice = "give one of --workdir, --pretrained and --clip"
+  if sum(map(bool, given)) > 1:
+    parser.error(advice)
+  detector = load_clip_detector(options, parser)
+  if not any(given):
+    parser.error(advice)
+  detector = detector or open_detector(options)
   if detector.thresholds is None:
     flag = "--pretrained" if options.pretrained else "--workdir"
     prompts = options.pretrained or options.workdir

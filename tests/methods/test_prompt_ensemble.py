@@ -151,9 +151,12 @@ def test_sizes_fit_any_clip(clip_folder):
       ["--clip=demo", "--normal", "a clean weld"],
       "not know the word 'weld' of",
     ),
-    (["--clip=demo", "--workdir=run"], "give either --workdir or --clip"),
+    (
+      ["--clip=demo", "--workdir=run"],
+      "give one of --workdir, --pretrained and",
+    ),
     (["--normal=good"], "--normal and --anomalous need --clip"),
-    ([], "give either --workdir or --clip"),
+    ([], "give one of --workdir, --pretrained and"),
   ),
 )
 def test_bad_input_is_reported(arguments, expected, tmp_path):
