@@ -4,6 +4,8 @@ import nbclient
 import nbformat
 import pytest
 
+from cops_jax import config as configuration
+from helpers.config import make_config
 from helpers.images import write_folder
 from helpers.scripts import ROOT
 
@@ -43,17 +45,14 @@ def test_photographs(tmp_path):
 
 def test_prompts(clip_folder, data_dir, tmp_path):
   folder = write_folder(tmp_path / "parts", 6)
+  # As most tests have it, so that programs are compiled already.
+  config = make_config(clip_folder, data_dir)
+  config.train.dataset = folder
+  config.evaluation.datasets = (folder,)
+  values = configuration.flatten(config.to_dict())
+  default = configuration.flatten(configuration.recipe("demo").to_dict())
   fields = {
-    "clip.weights": str(clip_folder),
-    "data_dir": data_dir,
-    "features_dir": str(tmp_path / "features"),
-    "model.image_size_pixels": 48,
-    "model.feature_layers": (3,),
-    "model.num_value_layers": 2,
-    "model.num_heads": 4,
-    "model.deep_prompt_depth": 2,
-    "train.dataset": folder,
-    "evaluation.datasets": (folder,),
+    name: value for name, value in values.items() if value != default[name]
   }
   notebook = read("prompts.ipynb")
   (place,) = [

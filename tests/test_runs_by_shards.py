@@ -110,6 +110,7 @@ def test_training_equals_that_on_a_local_disk(
   assert not list((copies.home() / "gs").rglob("*.array_record*"))
 
 
+@pytest.mark.soak
 def test_two_processes_share_the_copies(by_shards, limit, whole, tmp_path):
   """And fill a cache of features, which reads all in the data set's order."""
   command = (
@@ -128,6 +129,7 @@ def test_two_processes_share_the_copies(by_shards, limit, whole, tmp_path):
     assert row["loss"] == pytest.approx(one["loss"], rel=1e-4)
 
 
+@pytest.mark.soak
 def test_a_server_that_goes_ends_the_run(by_shards, server, tmp_path):
   """With one sentence, whenever the shard is needed."""
   with server.failing(403, text="00007-of-00010?alt=media"):

@@ -73,7 +73,9 @@ def main(config, workdir, allow_other_clip):
   clip = weights.clip_of(config)
   workdir = pathlib.Path(workdir)
   finished = report.read_runs(configs, runs, workdir)
-  print(needs.describe(configs, runs, finished, found, clip), flush=True)
+  is_begun = any((workdir / name).exists() for name in configs)
+  text = needs.describe(configs, runs, finished, found, clip, is_begun=is_begun)
+  print(text, flush=True)
   if _DRY_RUN.value:
     return
   unprepared = [name for name in found if found[name].state != needs.PREPARED]

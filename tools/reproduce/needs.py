@@ -116,6 +116,8 @@ def describe(
   finished: Collection[tuple[str, int]],
   found: Mapping[str, Data],
   clip: PretrainedCLIP,
+  *,
+  is_begun: bool,
 ) -> str:
   """Disk, memory and time of all runs that are not finished, as text.
 
@@ -125,6 +127,8 @@ def describe(
     finished: those of them that are.
     found: see `inspect`.
     clip: of all configs.
+    is_begun: whether a run is: what fits memory is known then, and not found
+      out again.
 
   Raises:
     InputError: the disk, or a device's memory, is too small.
@@ -138,11 +142,10 @@ def describe(
   )
   if to_do:
     used = {name: configs[name] for name, _ in to_do}
-    lines += [
-      ("disk", _describe_disk(used, found, clip, any_config)),
-      ("memory", _describe_memory(used, clip)),
-      ("time", _describe_time(configs, to_do, found, clip)),
-    ]
+    lines.append(("disk", _describe_disk(used, found, clip, any_config)))
+    if not is_begun:
+      lines.append(("memory", _describe_memory(used, clip)))
+    lines.append(("time", _describe_time(configs, to_do, found, clip)))
   return "\n".join(align(lines, 2))
 
 
