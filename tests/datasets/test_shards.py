@@ -44,7 +44,8 @@ def limit(described):
 
 
 def names(shards):
-  return {path.name for path in shards.folder.iterdir() if path.is_file()}
+  # It may not be there yet.
+  return {path.name for path in shards.folder.glob("*") if path.is_file()}
 
 
 def wait_until(condition):
