@@ -70,6 +70,7 @@ def test_records_are_those_that_were_written(described, limit, server):
     shards[len(RECORDS)]
 
 
+@pytest.mark.soak  # Failed once in fourteen runs, for a reason not yet seen.
 def test_many_readers_need_more_than_fits(described, limit):
   copies = [
     pickle.loads(pickle.dumps(Shards(described, limit))) for _ in range(2)
