@@ -240,5 +240,6 @@ def _read(path, record):
       raise
     raise FileNotFoundError(path) from error
   finally:
-    reader.close()
+    with contextlib.suppress(RuntimeError):  # What reading has raised, again.
+      reader.close()
   return content
