@@ -22,6 +22,11 @@ def show_messages() -> None:
   logger.handlers = [handler]
 
 
+def gigabytes(number: int) -> str:
+  """A number of bytes for messages."""
+  return f"{number / 1e9:.3g} GB"
+
+
 class Progress:
   """Logs progress towards a known total.
 

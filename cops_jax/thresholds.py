@@ -47,6 +47,12 @@ class Thresholds:
   misses: Proportion | None = None
   tiles: str = ""
 
+  @property
+  def errors(self) -> dict[str, Proportion]:
+    """The false alarms and misses by these names, if they are known."""
+    both = {"false alarms": self.false_alarms, "misses": self.misses}
+    return {name: errors for name, errors in both.items() if errors}
+
   def to_json(self) -> str:
     """The thresholds as text."""
     return seal(dataclasses.asdict(self), indent=2)

@@ -102,10 +102,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     f"image threshold {chosen.image:.4f}, pixel threshold {chosen.pixel:.4f}:"
     f" {chosen.method}"
   )
-  for name, errors in (
-    ("false alarms", chosen.false_alarms),
-    ("misses", chosen.misses),
-  ):
-    if errors:
-      print(f"{name}: {errors}")
+  for name, errors in chosen.errors.items():
+    print(f"{name}: {errors}")
   print(f"Counted on the images that they were chosen by.\nkept in {path}")

@@ -31,21 +31,14 @@ def _load_models(options, parser):
 
   models = [
     (
-      AnomalyDetector.from_workdir(
-        workdir, allow_other_clip=options.allow_other_clip
-      ),
-      f"Prompts of {workdir}",
-    )
-    for workdir in options.workdir
-  ]
-  models += [
-    (
-      AnomalyDetector.from_pretrained(
-        name, allow_other_clip=options.allow_other_clip
-      ),
+      load(name, allow_other_clip=options.allow_other_clip),
       f"Prompts of {name}",
     )
-    for name in options.pretrained
+    for names, load in (
+      (options.workdir, AnomalyDetector.from_workdir),
+      (options.pretrained, AnomalyDetector.from_pretrained),
+    )
+    for name in names
   ]
   by_hand = commands.load_clip_detector(options, parser)
   if not models and by_hand is None:
@@ -68,13 +61,13 @@ def _tell(thresholds):
       "No thresholds were chosen for them: there are no verdicts until a slider"
       " is moved."
     )
+  words = {
+    "false alarms": "normal ones were called anomalous",
+    "misses": "anomalous ones were missed",
+  }
   parts = [
-    f"{errors.count} of {errors.total} {what}"
-    for errors, what in (
-      (thresholds.false_alarms, "normal ones were called anomalous"),
-      (thresholds.misses, "anomalous ones were missed"),
-    )
-    if errors
+    f"{errors.count} of {errors.total} {words[name]}"
+    for name, errors in thresholds.errors.items()
   ]
   if not parts:
     return f"Thresholds: {thresholds.method}."

@@ -77,6 +77,11 @@ class PreparedExamples(Sequence):
     """By id, what changes with an example's bytes and what is known of it."""
     return dict(self._digests)
 
+  @property
+  def is_read_by_shards(self) -> bool:
+    """Whether they are copied when they are needed: `expect_shards` helps."""
+    return self._shards is not None
+
   def expect_shards(self, numbers: tuple[int, ...]) -> None:
     """Says which shards are needed soon, those needed first before others."""
     if self._shards:
@@ -296,7 +301,7 @@ def load_prepared(
       f"data set {name!r} has no split {split!r}; it has:"
       f" {', '.join(sorted(builder.info.splits))}"
     )
-  contents = (_read_contents if not folder else _read_sent_contents)(builder)
+  contents = _read_sent_contents(builder) if folder else _read_contents(builder)
   before = contents["originals"]
   now = before and _state_of_originals(builder, manual_dir)
   if now and now != before:

@@ -38,7 +38,7 @@ from cops_jax.inputs import pipeline
 from cops_jax.inputs.feature_files import FeatureCache
 from cops_jax.models.encoding import ENCODE_FIELDS, encode_batch, join_params
 from cops_jax.paths import AnyPath, is_address, to_path
-from cops_jax.progress import Progress
+from cops_jax.progress import Progress, gigabytes
 from cops_jax.runtime import watch
 from cops_jax.runtime.mesh import (
   jit_step,
@@ -235,21 +235,17 @@ def _require_space(cache, number, name, dtype):
     number,
     name,
     cache.folder,
-    _gigabytes(needed),
+    gigabytes(needed),
     dtype,
-    _gigabytes(free),
+    gigabytes(free),
   )
   if needed > free:
     raise InputError(
-      f"the features of {number} images of {name} need {_gigabytes(needed)} as"
-      f" {dtype}, and {cache.folder} has {_gigabytes(free)} free. Make room, or"
+      f"the features of {number} images of {name} need {gigabytes(needed)} as"
+      f" {dtype}, and {cache.folder} has {gigabytes(free)} free. Make room, or"
       " set config.features_dir to another place or config.feature_cache.dtype"
       " to a smaller type or none."
     )
-
-
-def _gigabytes(number):
-  return f"{number / 1e9:.3g} GB"
 
 
 def make_encode_step(

@@ -23,6 +23,17 @@ from cops_jax.errors import InputError, shorten
 from cops_jax.paths import AnyPath, is_address
 
 
+def num_record_bytes(shape: tuple[int, int, int], dtype: str | np.dtype) -> int:
+  """Bytes of an image's features.
+
+  Args:
+    shape: (f, n, d) of its patch features.
+    dtype: of the stored features.
+  """
+  layers, patches, width = shape
+  return (1 + layers * patches) * width * jnp.dtype(dtype).itemsize
+
+
 class FeatureCache:
   """The features of a data set's images, by example.
 
@@ -68,8 +79,7 @@ class FeatureCache:
   @property
   def num_record_bytes(self) -> int:
     """Bytes of an image's features."""
-    layers, patches, width = self._shape
-    return (1 + layers * patches) * width * self._dtype.itemsize
+    return num_record_bytes(self._shape, self._dtype)
 
   def _open(self, path):
     from array_record.python.array_record_data_source import (

@@ -133,7 +133,7 @@ class _RowLoader:
     place = epoch_step * options.batch_size + slot
     if slot >= options.batch_size or place >= num_examples:
       return self._padding()
-    if self.order.shard_lengths:
+    if getattr(self.examples, "is_read_by_shards", False):
       is_last = epoch == self.steps[-1] // epoch_steps
       ahead = self.order.shards_ahead(epoch, place, is_last)
       self.examples.expect_shards(ahead)
@@ -248,7 +248,7 @@ def iterate_batches(
   """Yields this process's part of each global batch.
 
   Args:
-    examples: a data set, see `cops_jax.datasets`. If it has `shard_lengths`,
+    examples: a data set, see `cops_jax.datasets`. If it `is_read_by_shards`,
       its `expect_shards` is told which are needed soon.
     options: sizes, order and place of the batches.
     steps: which batches; step numbers run on from epoch to epoch.

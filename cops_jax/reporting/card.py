@@ -143,12 +143,8 @@ def _describe_thresholds(thresholds):
     f"An image counts as anomalous from a score of {thresholds.image:.4f} on, a"
     f" pixel from {thresholds.pixel:.4f} on. Chosen as: {thresholds.method}."
   ]
-  for name, errors in (
-    ("False alarms", thresholds.false_alarms),
-    ("Misses", thresholds.misses),
-  ):
-    if errors:
-      sentences.append(f"{name}: {errors}.")
+  for name, errors in thresholds.errors.items():
+    sentences.append(f"{name.capitalize()}: {errors}.")
   sentences.append(
     "They hold for images like those that they were chosen by, and on others"
     " there may be more errors; `cops calibrate` chooses them by images of your"

@@ -19,8 +19,10 @@ from cops_jax import methods
 from cops_jax.datasets import SPECIFICATIONS, preparation
 from cops_jax.errors import InputError
 from cops_jax.inputs.feature_cache import default_folder
+from cops_jax.inputs.feature_files import num_record_bytes
 from cops_jax.models.flops import prompt_flops, vision_flops
 from cops_jax.paths import is_address, require_local
+from cops_jax.progress import gigabytes
 from cops_jax.runtime.mesh import (
   batch_sharding,
   default_batch_size,
@@ -182,9 +184,8 @@ def _caches(configs, found):
 def _num_feature_bytes(config, clip):
   model = config.model
   side = model.image_size_pixels // clip.config.vision_config.patch_size
-  rows = 1 + len(model.feature_layers) * side**2
-  itemsize = jnp.dtype(config.feature_cache.dtype).itemsize
-  return rows * clip.config.projection_dim * itemsize
+  shape = (len(model.feature_layers), side**2, clip.config.projection_dim)
+  return num_record_bytes(shape, config.feature_cache.dtype)
 
 
 def _describe_disk(configs, found, clip, config):
@@ -195,7 +196,7 @@ def _describe_disk(configs, found, clip, config):
   )
   folder = config.features_dir or default_folder(config.data_dir or None)
   text = (
-    f"{_gigabytes(prepared)} of prepared data and {_gigabytes(features)} of"
+    f"{gigabytes(prepared)} of prepared data and {gigabytes(features)} of"
     f" features in {folder}"
   )
   if is_address(folder):
@@ -205,7 +206,7 @@ def _describe_disk(configs, found, clip, config):
   while not place.exists():
     place = place.parent
   free = shutil.disk_usage(place).free
-  text += f", {_gigabytes(there)} of them there, {_gigabytes(free)} free"
+  text += f", {gigabytes(there)} of them there, {gigabytes(free)} free"
   if prepared + features - there > free:
     raise InputError(
       f"the disk is too small: {text}. Set --config.data_dir or"
@@ -240,7 +241,7 @@ def _describe_memory(configs, clip):
   statistics = mesh.devices.flat[0].memory_stats() or {}
   limit = statistics.get("bytes_limit", _host_memory() // mesh.size)
   text = (
-    f"{_gigabytes(needed)} of {_gigabytes(limit)} on each of {mesh.size}"
+    f"{gigabytes(needed)} of {gigabytes(limit)} on each of {mesh.size}"
     f" devices ({what})"
   )
   if needed > limit:
@@ -322,7 +323,3 @@ def measure_rate(dtype: str) -> float:
     seconds.append(time.perf_counter() - start)
   flops = 4 * shape[0] * tokens * width * hidden * repeats
   return flops / float(np.min(seconds))
-
-
-def _gigabytes(number):
-  return f"{number / 1e9:.3g} GB"
