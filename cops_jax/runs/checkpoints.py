@@ -144,8 +144,8 @@ class Checkpoints:
     self._checkpointer = ocp.AsyncCheckpointer(
       # Named here so that shapes can be read without a tree of them.
       ocp.CompositeCheckpointHandler(
-        params=ocp.StandardCheckpointHandler(),
-        opt_state=ocp.StandardCheckpointHandler(),
+        params=_arrays_handler(),
+        opt_state=_arrays_handler(),
         recent_terms=ocp.JsonCheckpointHandler(),
       ),
       async_options=ocp.AsyncOptions(
@@ -204,8 +204,8 @@ class Checkpoints:
       self._checkpointer.save(
         self._partial(step),
         args=ocp.args.Composite(
-          params=ocp.args.StandardSave(params),
-          opt_state=ocp.args.StandardSave(opt_state),
+          params=ocp.args.PyTreeSave(params),
+          opt_state=ocp.args.PyTreeSave(opt_state),
           recent_terms=ocp.args.JsonSave(list(recent_terms)),
         ),
       )
@@ -257,8 +257,8 @@ class Checkpoints:
     restored = self._restore(
       step,
       recent_terms=ocp.args.JsonRestore(),
-      params=_standard_restore(params),
-      opt_state=_standard_restore(opt_state),
+      params=_restore_as(params),
+      opt_state=_restore_as(opt_state),
     )
     return step, restored.params, restored.opt_state, restored.recent_terms
 
@@ -279,7 +279,7 @@ class Checkpoints:
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
         metadata.item_metadata["params"].tree,
       )
-    return step, self._restore(step, params=_standard_restore(params)).params
+    return step, self._restore(step, params=_restore_as(params)).params
 
   def _find_good_step(self):
     """The newest good step; newer ones are set aside."""
@@ -415,6 +415,20 @@ class Checkpoints:
         delete(path)
 
 
+def _arrays_handler():
+  """Of arrays that every device has whole; the first process writes them.
+
+  By default Orbax has each device cut its part off every array, which takes
+  longer than to write arrays as small as these.
+  """
+  arrays = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
+  return ocp.PyTreeCheckpointHandler(
+    type_handler_registry=ocp.type_handlers.create_type_handler_registry(
+      (jax.Array, arrays)
+    )
+  )
+
+
 def _completed_by(
   complete: Callable[[AnyPath], None], is_address: bool
 ) -> type[ocp.path.atomicity.TemporaryPathBase]:
@@ -450,7 +464,7 @@ def _hush_threads():
   sys.unraisablehook = show_others
 
 
-def _standard_restore(tree):
+def _restore_as(tree):
   """Asks for a tree's shapes and shardings, by default all on one device.
 
   Orbax would ask for the devices that saved, and refuse others.
@@ -463,7 +477,10 @@ def _standard_restore(tree):
       struct.shape, struct.dtype, sharding=struct.sharding or device
     )
 
-  return ocp.args.StandardRestore(jax.tree.map(describe, tree))
+  tree = jax.tree.map(describe, tree)
+  return ocp.args.PyTreeRestore(
+    tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree)
+  )
 
 
 def _reason(error):

@@ -41,7 +41,12 @@ def _forks():
 
   context = multiprocessing.get_context("forkserver")
   context.set_forkserver_preload(
-    ["cops_jax.training.loop", "cops_jax.evaluation.many", "cops_jax.detector"]
+    [
+      *("cops_jax.training.loop", "cops_jax.evaluation.many"),
+      *("cops_jax.detector", "cops_jax.reporting", "grain", "scipy.stats"),
+      *("scipy.ndimage", "matplotlib.backends.backend_agg"),
+      "jax.experimental.pallas.ops.tpu.splash_attention",
+    ]
   )
   with mock.patch.dict(os.environ, environment()):
     forkserver.ensure_running()
