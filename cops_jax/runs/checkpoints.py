@@ -191,7 +191,11 @@ class Checkpoints:
   ) -> None:
     """Begins to save a new step, once the one before is complete.
 
-    The arrays may be changed when this returns.
+    Args:
+      step: that the checkpoint is named by.
+      params, opt_state: trees of JAX's arrays, which may be changed when this
+        returns.
+      recent_terms: see the class.
 
     Raises:
       InputError: this or the one before cannot be written. Older checkpoints

@@ -125,7 +125,7 @@ def test_prompts_of_another_method_are_refused(tmp_path, trained):
   prompts.write_prompts(export, trained, RECORD)
   claim_workdir(workdir, RECORD)
   with Checkpoints(workdir, num_kept=1) as saved:
-    saved.save(7, jax.tree.map(np.asarray, trained), {"count": np.int32(7)})
+    saved.save(7, *jax.device_put((trained, {"count": np.int32(7)})))
   for path, method, other in (
     (theirs, "cops", "anomalyclip"),
     (export, "cops", "anomalyclip"),

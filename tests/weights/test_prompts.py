@@ -85,7 +85,7 @@ def test_round_trips_are_exact(tmp_path, trained, name):
 def test_a_work_directory(tmp_path, trained):
   claim_workdir(tmp_path, RECORD)
   with Checkpoints(tmp_path, num_kept=1) as saved:
-    saved.save(7, trained, {"count": np.int32(7)})
+    saved.save(7, *jax.device_put((trained, {"count": np.int32(7)})))
   loaded, source = prompts.load_prompts(tmp_path, trained)
   chex.assert_trees_all_equal(jax.device_get(loaded), trained)
   assert source == f"step 7 of {tmp_path}"
