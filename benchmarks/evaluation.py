@@ -138,6 +138,6 @@ def _matrix_rate(clip, config, dtype):
 
 
 if __name__ == "__main__":
-  from benchmarks.__main__ import run
+  from benchmarks.table import run
 
   run({"evaluation": rows})

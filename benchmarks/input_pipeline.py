@@ -97,6 +97,6 @@ def rows(is_quick: bool) -> Iterator[Row]:
 
 
 if __name__ == "__main__":
-  from benchmarks.__main__ import run
+  from benchmarks.table import run
 
   run({"input pipeline": rows})

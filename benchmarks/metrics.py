@@ -40,7 +40,7 @@ def generate_maps(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
   """Anomaly maps and masks, the same in every call."""
   rng = np.random.default_rng(0)
-  matrix = scoring.upsampling_matrix(_IMAGE_SIZE, _GRID_SIZE)
+  matrix = scoring.upsampling_matrix(_IMAGE_SIZE, _GRID_SIZE, "bilinear")
   patch_size = _IMAGE_SIZE // _GRID_SIZE
   for index in range(number):
     mask = np.zeros((_IMAGE_SIZE, _IMAGE_SIZE), bool)
@@ -83,14 +83,16 @@ def in_fresh_process(function, *arguments):
     return pool.submit(function, *arguments).result()
 
 
-def report_memory() -> None:
-  base = in_fresh_process(peak_megabytes, _NUM_MAPS, False)
-  print(f"peak memory above the {base:.0f} MB of the same maps alone:")
-  peaks = []
-  for number in (_NUM_MAPS, 10 * _NUM_MAPS):
-    peaks.append(in_fresh_process(peak_megabytes, number, True))
-    print(f"  {number:4} maps {peaks[-1] - base:6.1f} MB")
-  print(f"  ratio of the peaks {peaks[1] / peaks[0]:.3f}")
+def memory_rows(is_quick: bool) -> Iterator[Row]:
+  """Peaks of fresh processes, in MB above that of the same maps alone."""
+  few = 10 if is_quick else _NUM_MAPS
+  base = in_fresh_process(peak_megabytes, few, False)
+  first = None
+  for number in (few, 10 * few):
+    peak = in_fresh_process(peak_megabytes, number, True)
+    first = first or peak
+    note = f"{peak - base:.1f} MB; the peak is {peak / first:.3f} of the first"
+    yield Row(f"memory of pixel metrics, {number} maps", note=note)
 
 
 def rows(is_quick: bool) -> Iterator[Row]:
@@ -150,12 +152,14 @@ def sklearn_metrics(
   return values
 
 
-def report_errors(kind: str) -> None:
-  shape = (_NUM_MAPS_OF_ERRORS, _IMAGE_SIZE, _IMAGE_SIZE)
+def error_rows(kind: str, is_quick: bool) -> list[Row]:
+  """Each metric, and how far it is from scikit-learn's."""
+  number = 4 if is_quick else _NUM_MAPS_OF_ERRORS
+  shape = (number, _IMAGE_SIZE, _IMAGE_SIZE)
   scores, labels = np.empty(shape, np.float32), np.empty(shape, bool)
   weights = np.empty(shape, np.float32)
   state = metrics.PixelMetrics()
-  maps = generate_maps(_NUM_MAPS_OF_ERRORS, *_KINDS[kind])
+  maps = generate_maps(number, *_KINDS[kind])
   for index, (anomaly_map, mask) in enumerate(maps):
     state.add(anomaly_map, mask)
     scores[index], labels[index] = anomaly_map, mask
@@ -163,19 +167,25 @@ def report_errors(kind: str) -> None:
   expected = sklearn_metrics(
     *(array.reshape(-1) for array in (scores, labels, weights))
   )
-  print(f"errors at {scores.size:.2e} pixels, {kind}:")
-  for name, value in state.compute().items():
-    error = value - expected[name]
-    print(f"  {name:12} {value:.6f}, scikit-learn's {error:+.1e} away")
+  found = state.compute()
+  return [
+    Row(
+      f"{name} of {scores.size:.2e} pixels, {kind}",
+      note=f"{found[name]:.6f}, {found[name] - want:+.1e} from scikit-learn's",
+    )
+    for name, want in expected.items()
+  ]
 
 
-def main() -> None:
-  report_memory()
-  for found in rows(is_quick=False):
-    print(f"{found.what}: {found.seconds:.2f} s; {found.note}")
+def all_rows(is_quick: bool) -> Iterator[Row]:
+  """Memory, time and errors."""
+  yield from memory_rows(is_quick)
+  yield from rows(is_quick)
   for kind in _KINDS:
-    in_fresh_process(report_errors, kind)
+    yield from in_fresh_process(error_rows, kind, is_quick)
 
 
 if __name__ == "__main__":
-  main()
+  from benchmarks.table import run
+
+  run({"metrics": all_rows})

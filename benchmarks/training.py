@@ -14,6 +14,7 @@ from __future__ import annotations
 import pathlib
 import tempfile
 import time
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -126,6 +127,6 @@ def rows(is_quick: bool) -> Iterator[Row]:
 
 
 if __name__ == "__main__":
-  from benchmarks.__main__ import run
+  from benchmarks.table import run
 
   run({"training": rows})

@@ -1,11 +1,11 @@
-"""What the benchmarks compare with gives the same results."""
+"""They run, and what they compare with gives the same results."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import plain, vit_l
+from benchmarks import input_pipeline, metrics, plain, vit_l
 from cops_jax.evaluation.step import make_configured_step
 from cops_jax.methods import cops
 from cops_jax.models.cops import init_trainable
@@ -18,6 +18,7 @@ from cops_jax.runtime.randomness import (
   random_key,
 )
 from cops_jax.weights import build_model, clip_of
+from helpers.scripts import environment, start_afresh
 
 
 @pytest.mark.parametrize(
@@ -62,3 +63,31 @@ def test_needed_flops_of_the_published_recipe():
   flops = vision_flops(config, clip)
   flops += prompt_flops(num_tokens, clip, is_training=False)
   assert flops == pytest.approx(1.25e12, rel=0.01)
+
+
+@pytest.mark.parametrize("section", ("evaluation", "training", "saving"))
+def test_a_section_runs(section):
+  process = start_afresh(
+    *("-m", f"benchmarks.{section}", "--quick"),
+    env={**environment(num_devices=1), "USE_TORCH": "AUTO"},  # If it is there.
+  )
+  out, err = process.communicate()
+  assert process.returncode == 0, err
+  assert sum(line.startswith(section) for line in out.splitlines()) >= 2
+
+
+def test_pixel_metrics_are_measured_against_scikit_learn():
+  (row,) = metrics.rows(is_quick=True)
+  assert "scikit-learn's AUROC and AP" in row.note
+  rows = metrics.error_rows("usual", is_quick=True)
+  assert len(rows) == 4
+  for row in rows:
+    assert abs(float(row.note.split()[1])) < 1e-5
+  assert metrics.peak_megabytes(2, is_measured=True) > 0
+
+
+def test_the_input_pipeline_is_measured_against_pil(monkeypatch):
+  monkeypatch.setattr(input_pipeline, "_NUM_IMAGES", 8)
+  monkeypatch.setattr(input_pipeline, "_NUM_EPOCHS", 1)
+  plainly, ours = input_pipeline.rows(is_quick=True)
+  assert float(plainly.note.split()[0]) > 0 and "times plain PIL" in ours.note
