@@ -17,7 +17,7 @@ import time
 import pytest
 
 from cops_jax import datasets, export, reporting, thresholds
-from cops_jax.datasets import preparation
+from cops_jax.datasets import contents, preparation
 from cops_jax.errors import InputError
 from cops_jax.evaluation import results
 from cops_jax.files import unseal
@@ -179,7 +179,7 @@ def test_flipped_bits(trained, tmp_path):
   def check_prepared():
     examples = load()
     builder = preparation.make_builder("kvasir", str(data_dir))
-    if preparation.compute_digests(builder, "test") != examples.digests():
+    if contents.compute_digests(builder, "test") != examples.digests():
       raise InputError("other records")
     assert list(examples) and examples.digests() == digests
 

@@ -231,7 +231,7 @@ def test_what_cannot_be_used_is_one_sentence(
 
 def test_data_that_a_bucket_lacks_are_prepared_and_sent(bucket, monkeypatch):
   from cops_jax.commands.datasets import main
-  from cops_jax.datasets import preparation
+  from cops_jax.datasets import contents
 
   data_dir = f"{bucket}/data"
   assert main(["prepare", "demo_unseen", f"--data_dir={data_dir}"]) == 0
@@ -241,7 +241,7 @@ def test_data_that_a_bucket_lacks_are_prepared_and_sent(bucket, monkeypatch):
   # Another host takes a copy.
   shutil.rmtree(copies.place_of(folder))
   with monkeypatch.context() as patched:
-    patched.setattr(preparation, "compute_digests", None)
+    patched.setattr(contents, "compute_digests", None)
     assert datasets.load("demo_unseen", "test", data_dir).digests() == before
   (record,) = [name for name in files.find_files(folder) if "record-0" in name]
   flip(f"{folder}/{record}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 from cops_jax.datasets import custom, preparation
 from cops_jax.datasets.generated import builder as demo_builder
 from cops_jax.datasets.preparation import why_unprepared
+from cops_jax.datasets.prepared import PreparedExamples
 from cops_jax.datasets.published import BUILDERS
 from cops_jax.datasets.specifications import SPECIFICATIONS
 from cops_jax.errors import InputError
@@ -39,7 +40,7 @@ def load(
   manual_dir: str | None = None,
   by_contents: bool = False,
   copy_bytes: int = 0,
-) -> preparation.PreparedExamples | custom.FileExamples:
+) -> PreparedExamples | custom.FileExamples:
   """Opens a data set's split.
 
   Args:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from cops_jax.datasets import custom, preparation
+from cops_jax.datasets import contents, custom, preparation
 from cops_jax.datasets.schema import file_example
 from cops_jax.datasets.specifications import (
   SPECIFICATIONS,
@@ -161,7 +161,7 @@ def _compare_bytes(result, builder, root, records, data_dir, manual_dir):
     examples = preparation.load_prepared(
       builder.name, split, data_dir, manual_dir
     )
-    now = preparation.compute_digests(builder, split)
+    now = contents.compute_digests(builder, split)
     if difference := describe_difference(examples.digests(), now):
       result.problems.append(
         f"{builder.data_dir}, {split}: {difference} since it was prepared;"

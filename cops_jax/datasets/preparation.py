@@ -1,4 +1,4 @@
-"""Preparing data sets with TFDS, and reading what is prepared."""
+"""Preparing data sets with TFDS, and loading them, here or from a bucket."""
 
 from __future__ import annotations
 
@@ -9,97 +9,25 @@ import os
 import pathlib
 import shutil
 import signal
-from collections.abc import Mapping, Sequence
-from typing import Any
 
 import filelock
 import tensorflow_datasets as tfds
 
 from cops_jax import buckets, copies
+from cops_jax.datasets.contents import (
+  CONTENTS,
+  read_contents,
+  read_sent_contents,
+  state_of_originals,
+)
+from cops_jax.datasets.prepared import PreparedExamples, open_split
 from cops_jax.datasets.shards import Shard, Shards
-from cops_jax.datasets.specifications import SPECIFICATIONS
-from cops_jax.digests import combine, digest_example, file_state
 from cops_jax.errors import InputError, shorten
-from cops_jax.files import digest_file, exists, seal, unseal, write_file
+from cops_jax.files import exists
 from cops_jax.paths import AnyPath, is_address, require_local, to_path
-from cops_jax.progress import Progress, show_messages
+from cops_jax.progress import show_messages
 
 _logger = logging.getLogger(__name__)
-
-_CONTENTS = "contents.json"
-_CONTENTS_FIELDS = {"files", "splits", "notes", "originals"}
-
-
-class PreparedExamples(Sequence):
-  """A prepared split: dicts of undecoded examples, images as files' bytes."""
-
-  def __init__(
-    self,
-    name: str,
-    version: str,
-    folder: str,
-    source: Sequence,
-    digests: Mapping[str, str] | None = None,
-    notes: Sequence[str] = (),
-    shard_lengths: Sequence[int] = (),
-    shards: Shards | None = None,
-  ):
-    self.name, self._folder, self._source = name, folder, source
-    self.identity, self.notes = version, tuple(notes)
-    self._digests = digests or {}
-    self.is_published = name in SPECIFICATIONS
-    self.shard_lengths, self._shards = tuple(shard_lengths), shards
-
-  def __len__(self) -> int:
-    return len(self._source)
-
-  def __getitem__(self, index: int) -> dict[str, Any]:
-    if not 0 <= index < len(self):
-      raise IndexError(index)
-    try:
-      example = self._source[index]
-    except InputError:
-      raise
-    except Exception as error:  # ArrayRecord's errors are not documented.
-      raise InputError(
-        f"prepared data set {self.name!r} is damaged at record {index}"
-        f" ({error}). Delete {self._folder}; it is then prepared, or copied,"
-        " again."
-      ) from error
-    return {
-      name: value.decode()
-      if isinstance(value, bytes) and name not in ("image", "mask")
-      else value
-      for name, value in example.items()
-    }
-
-  def digests(self) -> dict[str, str]:
-    """By id, what changes with an example's bytes and what is known of it."""
-    return dict(self._digests)
-
-  @property
-  def is_read_by_shards(self) -> bool:
-    """Whether they are copied when they are needed: `expect_shards` helps."""
-    return self._shards is not None
-
-  def expect_shards(self, numbers: tuple[int, ...]) -> None:
-    """Says which shards are needed soon, those needed first before others."""
-    if self._shards:
-      self._shards.expect(numbers)
-
-  def require_room(self, window_shards: int) -> None:
-    """Checks that two windows of shards may be kept; 0 for all shards.
-
-    Raises:
-      InputError: they may not.
-    """
-    if self._shards:
-      self._shards.require_room(
-        2 * window_shards or len(self.shard_lengths),
-        "training with config.input.shuffle_window_shards"
-        f" {window_shards or '0 (all together)'}",
-        ", or shuffle fewer together",
-      )
 
 
 def make_builder(
@@ -135,7 +63,7 @@ def is_prepared(
     OSError: a bucket's server does not say.
   """
   if data_dir and is_address(data_dir):
-    return exists(_folder_in_bucket(builder, data_dir) / _CONTENTS)
+    return exists(_folder_in_bucket(builder, data_dir) / CONTENTS)
   return builder.data_path.exists()
 
 
@@ -209,7 +137,7 @@ def prepare(
   builder = _prepare_here(builder, manual_dir)
   _logger.info("sending data set %s to %s", name, folder)
   try:
-    copies.send(pathlib.Path(builder.data_dir), folder, last=[_CONTENTS])
+    copies.send(pathlib.Path(builder.data_dir), folder, last=[CONTENTS])
   except OSError as error:
     raise InputError(
       f"data set {name!r} is prepared in {builder.data_dir}, and cannot be sent"
@@ -239,10 +167,10 @@ def _prepare_here(builder, manual_dir):
         builder.download_and_prepare(
           download_config=tfds.download.DownloadConfig(manual_dir=manual_dir)
         )
-      _read_contents(
+      read_contents(
         builder,
         getattr(builder, "oddities", ()),
-        _state_of_originals(builder, manual_dir),
+        state_of_originals(builder, manual_dir),
       )
   except OSError as error:
     raise InputError(
@@ -301,9 +229,9 @@ def load_prepared(
       f"data set {name!r} has no split {split!r}; it has:"
       f" {', '.join(sorted(builder.info.splits))}"
     )
-  contents = _read_sent_contents(builder) if folder else _read_contents(builder)
+  contents = read_sent_contents(builder) if folder else read_contents(builder)
   before = contents["originals"]
-  now = before and _state_of_originals(builder, manual_dir)
+  now = before and state_of_originals(builder, manual_dir)
   if now and now != before:
     note = (
       "the original files have changed since they were prepared; to have them,"
@@ -314,25 +242,8 @@ def load_prepared(
   shards = None
   if folder:
     shards = _find_shards(builder, split, folder, contents["files"], copy_bytes)
-  return _open_split(
+  return open_split(
     builder, split, contents["splits"][split], contents["notes"], shards
-  )
-
-
-def _open_split(builder, split, digests=None, notes=(), shards=None):
-  skip = tfds.decode.SkipDecoding()
-  source = builder.as_data_source(split, decoders={"image": skip, "mask": skip})
-  if shards:
-    source.data_source = shards
-  return PreparedExamples(
-    builder.name,
-    str(builder.version),
-    str(shards.folder) if shards else builder.data_dir,
-    source,
-    digests,
-    notes,
-    [part.take for part in builder.info.splits[split].file_instructions],
-    shards,
   )
 
 
@@ -344,12 +255,12 @@ def _choose_descriptions(names):
 def _find_shards(builder, split, folder, described, copy_bytes):
   """A split's shards in a bucket, which must be those that are described."""
   found = buckets.find_files(folder)
-  found.pop(_CONTENTS, None)
+  found.pop(CONTENTS, None)
   if {name: file.size for name, file in found.items()} != {
     name: row[0] for name, row in described.items()
   }:
     raise InputError(
-      f"{folder / _CONTENTS} is not of the files beside it. Delete that folder"
+      f"{folder / CONTENTS} is not of the files beside it. Delete that folder"
       " and prepare the data set again."
     )
   parts = {
@@ -371,120 +282,3 @@ def _find_shards(builder, split, folder, described, copy_bytes):
     *(copy_bytes / 1e9, shards.folder),
   )
   return shards
-
-
-def compute_digests(
-  builder: tfds.core.DatasetBuilder, split: str
-) -> dict[str, str]:
-  """Each example's digest by id; reads all of a prepared split.
-
-  Raises:
-    InputError: a record is damaged.
-  """
-  examples = _open_split(builder, split)
-  progress = Progress(len(examples), "images")
-  digests = {}
-  for number, example in enumerate(examples, start=1):
-    files = (digest_file(example[name]) for name in ("image", "mask"))
-    digests[example["id"]] = digest_example(example, *files)
-    progress.update(number, f"reading {builder.name} once")
-  return digests
-
-
-def _state_of_originals(builder, manual_dir):
-  """Of the sizes and times of all original files; "" if they are not there."""
-  find = getattr(builder, "find_original_files", None)
-  root = find and find(manual_dir)
-  if not root:
-    return ""
-  return combine(
-    {
-      str(path.relative_to(root)): file_state(path)
-      for path in root.rglob("*")
-      if path.is_file() and not path.name.startswith(".")
-    }
-  )
-
-
-def _read_contents(builder, notes=(), originals=""):
-  """Digests of the examples by split, and the notes taken while preparing.
-
-  Kept with the data, and read anew where their files are others than then.
-  """
-  folder = pathlib.Path(builder.data_dir)
-  path = folder / _CONTENTS
-  try:
-    contents = _unseal_contents(path)
-    if _are_same(folder, contents["files"]):
-      return contents
-    _logger.warning("%s is not of the files beside it: computed anew", path)
-    notes, originals = contents["notes"], contents["originals"]
-  except FileNotFoundError:
-    pass
-  except (OSError, ValueError) as error:
-    _logger.warning("%s is damaged (%s): computed anew", path, error)
-  contents = {
-    "files": {
-      name: [*state, digest_file(folder / name)]
-      for name, state in _file_states(folder).items()
-    },
-    "splits": {
-      split: compute_digests(builder, split) for split in builder.info.splits
-    },
-    "notes": list(notes),
-    "originals": originals,
-  }
-  try:
-    write_file(path, seal(contents))
-  except InputError as error:
-    _logger.warning("what tells these data from others is not kept: %s", error)
-  return contents
-
-
-def _read_sent_contents(builder):
-  """As `_read_contents`, where the files are not all here to be compared."""
-  path = pathlib.Path(builder.data_dir) / _CONTENTS
-  try:
-    return _unseal_contents(path)
-  except (OSError, ValueError) as error:
-    raise InputError(
-      f"{path} is damaged ({error}), and so it is in the bucket. Delete the"
-      " data set there and prepare it again."
-    ) from error
-
-
-def _unseal_contents(path):
-  contents = unseal(path.read_bytes())
-  if contents.keys() != _CONTENTS_FIELDS:
-    raise ValueError(f"it has the fields {', '.join(contents)}")
-  return contents
-
-
-def _file_states(folder):
-  """Sizes and times of a prepared data set's files, by name."""
-  return {
-    file.name: [file.stat().st_size, file.stat().st_mtime_ns]
-    for file in sorted(folder.iterdir())
-    if file.is_file() and file.name != _CONTENTS
-  }
-
-
-def _are_same(folder, files):
-  """Whether files are as `_read_contents` saw them, there or where they were.
-
-  Copies have other times. They are read once, and then get the same.
-  """
-  now = _file_states(folder)
-  seen = {name: row[:2] for name, row in files.items()}
-  if now == seen:
-    return True
-  moved = [name for name in now if now[name] != seen.get(name)]
-  if now.keys() != seen.keys() or not all(
-    len(files[name]) > 2 and digest_file(folder / name) == files[name][2]
-    for name in moved
-  ):
-    return False
-  for name in moved:
-    with contextlib.suppress(OSError):  # Then they are read every time.
-      os.utime(folder / name, ns=(files[name][1], files[name][1]))
-  return True

@@ -21,7 +21,7 @@ from PIL import Image, ImageOps
 
 from cops_jax import datasets
 from cops_jax.commands.datasets import main
-from cops_jax.datasets import preparation, published, specifications
+from cops_jax.datasets import contents, preparation, published, specifications
 from cops_jax.datasets.download import download
 from cops_jax.errors import InputError
 from cops_jax.files import seal, unseal
@@ -248,13 +248,13 @@ def test_digests_are_kept_with_the_data(tmp_path, monkeypatch, caplog):
   tree = write_tree("kvasir", tmp_path)
   before = load(tree)
   computed = []
-  real = preparation.compute_digests
+  real = contents.compute_digests
 
   def compute(builder, split):
     computed.append(split)
     return real(builder, split)
 
-  monkeypatch.setattr(preparation, "compute_digests", compute)
+  monkeypatch.setattr(contents, "compute_digests", compute)
   assert load(tree).digests() == before.digests() and not computed
   assert load(tree).notes == before.notes != ()
   path = tmp_path / "prepared/kvasir/1.1.0/contents.json"
@@ -271,9 +271,9 @@ def test_digests_are_kept_with_the_data(tmp_path, monkeypatch, caplog):
   assert load(tree).digests() == before.digests() and not computed
   assert records.stat().st_mtime_ns == written
   # Earlier versions knew no bytes.
-  contents = unseal(path.read_text())
-  contents["files"] = {n: row[:2] for n, row in contents["files"].items()}
-  path.write_text(seal(contents))
+  content = unseal(path.read_text())
+  content["files"] = {n: row[:2] for n, row in content["files"].items()}
+  path.write_text(seal(content))
   assert load(tree).digests() == before.digests() and not computed
   os.utime(records, (0, 0))
   assert load(tree).digests() == before.digests() and computed == ["test"]
