@@ -6,6 +6,7 @@ imported what they all do. It is otherwise a process of its own.
 
 import atexit
 import functools
+import gc
 import multiprocessing
 import os
 import pathlib
@@ -55,6 +56,8 @@ def _forks():
 
 def _run(arguments, folder, outputs, variables):
   """In the new process: becomes `python ARGUMENTS` in a folder."""
+  gc.freeze()  # As in conftest.py: garbage is looked for less often.
+  gc.set_threshold(200_000, 20, 50)
   for number, output in enumerate(outputs, 1):
     os.dup2(output.fileno(), number)
   os.chdir(folder)
