@@ -124,7 +124,7 @@ def test_a_missing_package_of_an_extra_is_reported():
 
 
 STUCK = """
-import threading, time
+import concurrent.futures, sys, threading, time
 from cops_jax import commands
 from cops_jax.errors import InputError
 
@@ -132,16 +132,32 @@ commands._EXIT_SECONDS = 1
 
 @commands.command_line
 def main(arguments):
-  threading.Thread(target=time.sleep, args=[60]).start()
+  if "thread" in sys.argv:
+    threading.Thread(target=time.sleep, args=[60]).start()
+  if "pool" in sys.argv:
+    concurrent.futures.ThreadPoolExecutor().submit(time.sleep, 60)
   raise InputError("the server has gone")
 
-main()
+try:
+  main()
+except SystemExit:
+  if "caught" not in sys.argv:
+    raise
+  time.sleep(2)
+  print("and the caller goes on")
 """
 
 
-def test_threads_that_wait_for_a_server_do_not_hold_up_the_end():
+@pytest.mark.parametrize("waiting", ("thread", "pool"))
+def test_threads_that_wait_for_a_server_do_not_hold_up_the_end(waiting):
   began = time.monotonic()
-  with start_afresh("-c", STUCK) as process:
+  with start_afresh("-c", STUCK, waiting) as process:
     _, err = process.communicate(timeout=50)
   assert process.returncode == 1 and err == "error: the server has gone\n"
   assert time.monotonic() - began < 30
+
+
+def test_a_caller_of_a_command_that_failed_goes_on():
+  with start_afresh("-c", STUCK, "caught") as process:
+    out, _ = process.communicate(timeout=50)
+  assert process.returncode == 0 and out == "and the caller goes on\n"

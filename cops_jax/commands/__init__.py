@@ -113,7 +113,11 @@ def _end_soon():
   """Ends the process even if threads wait for a server that has gone."""
 
   def end():
-    if not threading.main_thread().is_alive():  # It waits for the others.
+    # The interpreter calls it when all else has ended, to wait for threads.
+    frame = sys._current_frames().get(threading.main_thread().ident)
+    while frame is not None and frame.f_back is not None:
+      frame = frame.f_back
+    if frame is None or frame.f_code is threading._shutdown.__code__:
       os._exit(1)
 
   ending = threading.Timer(_EXIT_SECONDS, end)
