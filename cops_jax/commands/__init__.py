@@ -113,11 +113,12 @@ def _end_soon():
   """Ends the process even if threads wait for a server that has gone."""
 
   def end():
-    # The interpreter calls it when all else has ended, to wait for threads.
+    # Python calls that when all else has ended, to wait for threads.
+    waits = threading._shutdown.__code__
     frame = sys._current_frames().get(threading.main_thread().ident)
-    while frame is not None and frame.f_back is not None:
+    while frame is not None and frame.f_code is not waits:
       frame = frame.f_back
-    if frame is None or frame.f_code is threading._shutdown.__code__:
+    if frame is not None or not threading.main_thread().is_alive():
       os._exit(1)
 
   ending = threading.Timer(_EXIT_SECONDS, end)
