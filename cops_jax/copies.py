@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from cops_jax import buckets
 from cops_jax.errors import InputError
 from cops_jax.files import find_files, write_file
-from cops_jax.progress import Progress
+from cops_jax.progress import Progress, gigabytes
 
 _logger = logging.getLogger(__name__)
 
@@ -142,8 +142,8 @@ class _Copy:
     )
     if size > free:
       raise InputError(
-        f"{self._address} needs {size / 1e9:.3g} GB, and {self._place.parent}"
-        f" has {free / 1e9:.3g} GB free: make room, or name another place in"
+        f"{self._address} needs {gigabytes(size)}, and {self._place.parent}"
+        f" has {gigabytes(free)} free: make room, or name another place in"
         " XDG_CACHE_HOME"
       )
     progress, done = Progress(size, "bytes"), 0

@@ -1,6 +1,5 @@
 """Hostile defaults: eight devices, no rank promotion, every shape checked."""
 
-import gc
 import importlib
 import os
 import pathlib
@@ -37,12 +36,9 @@ from jaxtyping import install_import_hook
 
 from helpers.bucket import BUCKET, Server
 from helpers.config import make_config
-from helpers.scripts import run
+from helpers.scripts import run, seldom_look_for_garbage
 
-# Traces leave millions of objects; to look for garbage among them as often as
-# Python does takes a tenth of the tests' time.
-gc.freeze()
-gc.set_threshold(200_000, 20, 50)
+seldom_look_for_garbage()
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Parity is claimed in full float32, whatever the hardware's default.

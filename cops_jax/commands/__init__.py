@@ -113,7 +113,7 @@ def _end_soon():
   """Ends the process even if threads wait for a server that has gone."""
 
   def end():
-    # Python calls that when all else has ended, to wait for threads.
+    # Where Python waits, when the main program has ended, for other threads.
     waits = threading._shutdown.__code__
     frame = sys._current_frames().get(threading.main_thread().ident)
     while frame is not None and frame.f_code is not waits:

@@ -25,7 +25,7 @@ from cops_jax.datasets.shards import Shard, Shards
 from cops_jax.errors import InputError, shorten
 from cops_jax.files import exists
 from cops_jax.paths import AnyPath, is_address, require_local, to_path
-from cops_jax.progress import show_messages
+from cops_jax.progress import gigabytes, show_messages
 
 _logger = logging.getLogger(__name__)
 
@@ -276,9 +276,12 @@ def _find_shards(builder, split, folder, described, copy_bytes):
   )
   shards.require_room(2, "reading")
   _logger.info(
-    "reading %s by shards: %d of together %.3g GB, of which at most %.3g GB are"
-    " kept in %s",
-    *(folder, len(parts), sum(found[name].size for name in parts) / 1e9),
-    *(copy_bytes / 1e9, shards.folder),
+    "reading %s by shards: %d of together %s, of which at most %s are kept in"
+    " %s",
+    folder,
+    len(parts),
+    gigabytes(sum(found[name].size for name in parts)),
+    gigabytes(copy_bytes),
+    shards.folder,
   )
   return shards

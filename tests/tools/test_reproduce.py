@@ -1,10 +1,10 @@
 """The papers' table from thirteen tiny trees; killed; beside the papers."""
 
-import collections
 import csv
 import json
 import shutil
 import signal
+import types
 
 import pytest
 
@@ -286,16 +286,11 @@ def test_the_disk_must_be_large_enough(monkeypatch, tmp_path):
   side = 112 // sizes.vision_config.patch_size
   record = 4 * (1 + side**2) * sizes.projection_dim
   features = 2 * 1000 * record
-  usage = collections.namedtuple("usage", "free")
 
   def free(number):
-    monkeypatch.setattr(
-      needs.shutil,
-      "disk_usage",
-      lambda _: shutil._ntuple_diskusage(0, 0, number),
-    )
+    usage = types.SimpleNamespace(free=number)
+    monkeypatch.setattr(needs.shutil, "disk_usage", lambda _: usage)
 
-  del usage
   free(2 * 10**9 + features - 1)
   with pytest.raises(InputError, match="the disk is too small: 2 GB of prep"):
     needs.describe(configs, runs, [], found, clip, is_begun=False)
