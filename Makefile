@@ -1,17 +1,30 @@
 # make demo: train on generated data, find anomalies in categories never seen.
 # make test: run the tests.
 # make numbers: run the numerical tests, compiled as users' programs are.
+# make stacks: run them, and a user's whole way, with four sets of versions: the
+#   pinned one, the newest, the newest that the extra onnx admits, the oldest.
 # make soak: damage ten thousand weight files; kill training 48 times at random,
 #   other commands 100 times; flip bits, give bad input, crowd the page; train the
 #   demo, which must be worth it.
 # make docs: the documentation as a site, in site/; a dead link fails.
-# All first create .venv with the versions of constraints.txt.
+# All but stacks use .venv with the versions of constraints.txt; it is created.
 
 PYTHON ?= python3
+NEWEST_PYTHON ?= $(shell for name in python3.14 python3.13 python3.12 python3; do \
+  $$name -c "" 2>/dev/null && echo $$name && break; done)
 PIP_INSTALL = .venv/bin/python -m pip install --quiet --disable-pip-version-check \
   --constraint constraints.txt
 
-.PHONY: demo docs numbers soak test
+NUMBERS = tests/test_losses.py \
+  tests/models/test_cops.py::test_vision_features \
+  tests/models/test_cops.py::test_training_outputs \
+  tests/models/test_cops.py::test_evaluation_outputs \
+  tests/models/test_anomalyclip.py tests/models/test_prompt_ensemble.py \
+  tests/training/test_step.py::test_gradients_and_five_adam_steps \
+  tests/training/test_step.py::test_devices_do_not_matter \
+  tests/inputs/test_feature_cache.py::test_training_is_the_same_and_runs_share_a_cache
+
+.PHONY: demo docs numbers soak stacks test
 
 demo: .venv/core
 	.venv/bin/python train.py --config=configs/demo.py --workdir=runs/demo
@@ -29,14 +42,14 @@ test: .venv/test
 
 numbers: .venv/test
 	JAX_DISABLE_MOST_OPTIMIZATIONS=0 .venv/bin/python -m pytest --quiet \
-	  --numprocesses=auto tests/test_losses.py \
-	  tests/models/test_cops.py::test_vision_features \
-	  tests/models/test_cops.py::test_training_outputs \
-	  tests/models/test_cops.py::test_evaluation_outputs \
-	  tests/models/test_anomalyclip.py tests/models/test_prompt_ensemble.py \
-	  tests/training/test_step.py::test_gradients_and_five_adam_steps \
-	  tests/training/test_step.py::test_devices_do_not_matter \
-	  tests/inputs/test_feature_cache.py::test_training_is_the_same_and_runs_share_a_cache
+	  --numprocesses=auto $(NUMBERS)
+
+stacks: stack-pinned stack-newest stack-onnx stack-oldest
+
+stack-%: .venv/stack-%/installed
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 .venv/stack-$*/bin/python -m pytest --quiet \
+	  --numprocesses=2 --dist=loadfile -m "not soak" \
+	  tests/test_version_set.py $(NUMBERS)
 
 soak: .venv/test
 	.venv/bin/python -m pytest --quiet --hypothesis-profile=soak -k fuzzed
@@ -53,4 +66,23 @@ soak: .venv/test
 
 .venv/test: .venv/core
 	$(PIP_INSTALL) --editable '.[test]'
+	touch $@
+
+.venv/stack-pinned/installed: PIP_ARGUMENTS = --constraint constraints.txt '.[onnx,test]'
+.venv/stack-newest/installed: PIP_ARGUMENTS = '.[test]'
+.venv/stack-onnx/installed: PIP_ARGUMENTS = '.[onnx,test]'
+.venv/stack-newest/installed .venv/stack-onnx/installed: PYTHON = $(NEWEST_PYTHON)
+
+.venv/stack-%/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check \
+	  --editable $(PIP_ARGUMENTS)
+	touch $@
+
+# pip has no way to ask for the lowest versions.
+.venv/stack-oldest/installed: pyproject.toml
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check uv
+	$(@D)/bin/uv pip install --quiet --python $(@D)/bin/python \
+	  --resolution lowest-direct --editable '.[onnx,test]'
 	touch $@

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import jax
 import numpy as np
-from transformers import CLIPConfig
 
+from cops_jax.models.flax_clip import CLIPConfig
 from cops_jax.weights.clip import OPENAI_TOKENS, PretrainedCLIP
 from cops_jax.weights.clip_names import clip_param_shapes
 

@@ -57,7 +57,11 @@ def whole_file(path: str | os.PathLike) -> Iterator[pathlib.Path]:
 
 def sync(path: pathlib.Path) -> None:
   """Waits until a file, or a folder's list of files, is on the disk."""
-  descriptor = os.open(path, os.O_RDONLY)
+  if os.name == "nt" and path.is_dir():
+    return  # Windows opens no folders.
+  # Windows syncs only what is open for writing.
+  flags = os.O_RDONLY if path.is_dir() else os.O_RDWR
+  descriptor = os.open(path, flags)
   try:
     os.fsync(descriptor)
   finally:

@@ -1,22 +1,17 @@
 """Hostile defaults: eight devices, no rank promotion, every shape checked."""
 
 import importlib
+import multiprocessing.util
 import os
 import pathlib
 import shutil
+import tempfile
 
 # Most of the tests' time goes into compiling, so programs are compiled with
 # little optimization, in a fifth of the time, here and in the processes that
 # tests start. JAX_DISABLE_MOST_OPTIMIZATIONS=0 compiles them as users do.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-os.environ["XLA_FLAGS"] = " ".join(
-  (
-    os.environ.get("XLA_FLAGS", ""),
-    "--xla_force_host_platform_device_count=8",
-    "--xla_cpu_use_fusion_emitters="
-    + ("false", "true")[os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "0"],
-  )
-)
+os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 
 # Most tests compile the same small models, many in processes of their own.
 os.environ.setdefault(
@@ -25,6 +20,7 @@ os.environ.setdefault(
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # It leaves a temporary file.
 
 import filelock
 import hypothesis
@@ -36,7 +32,11 @@ from jaxtyping import install_import_hook
 
 from helpers.bucket import BUCKET, Server
 from helpers.config import make_config
-from helpers.scripts import run, seldom_look_for_garbage
+from helpers.scripts import (
+  run,
+  run_exit_functions,
+  seldom_look_for_garbage,
+)
 
 seldom_look_for_garbage()
 
@@ -66,8 +66,9 @@ hypothesis.settings.load_profile("quick")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_unconfigure(config):
-  """A worker has told its results; it need not tidy up millions of objects."""
+  """Ends a worker at once: it need not tidy up millions of objects."""
   if "PYTEST_XDIST_WORKER" in os.environ:
+    run_exit_functions()
     os._exit(0)
 
 
@@ -107,6 +108,19 @@ def _share(tmp_path_factory, name, fill):
       fill(partial)
       partial.rename(folder)
   return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _temporary_folder(tmp_path_factory):
+  """Holds temporary files, of which no test and no program leaves any."""
+  multiprocessing.util.get_temp_dir()  # Lives as long as this process.
+  folder = tmp_path_factory.mktemp("tmp")
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv("TMPDIR", str(folder))
+    patch.setattr(tempfile, "tempdir", str(folder))
+    yield
+  left = [path.name for path in folder.iterdir()]
+  assert not left, f"left in the temporary folder: {left}"
 
 
 @pytest.fixture(scope="session")
@@ -244,7 +258,7 @@ def bucket(server):
 
 
 @pytest.fixture(scope="module")
-def browser():
+def browser(tmp_path_factory):
   """Headless Chromium; without it the tests that need it are skipped."""
   chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
   if not (chromium and driver):
@@ -260,6 +274,10 @@ def browser():
   ):
     options.add_argument(f"--{flag}")
   options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-  service = webdriver.ChromeService(executable_path=driver)
+  # Chromium leaves temporary files.
+  temporary = {"TMPDIR": str(tmp_path_factory.mktemp("chromium"))}
+  service = webdriver.ChromeService(
+    executable_path=driver, env=os.environ | temporary
+  )
   with webdriver.Chrome(options, service) as browser:
     yield browser

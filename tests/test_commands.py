@@ -138,13 +138,15 @@ def main(arguments):
     concurrent.futures.ThreadPoolExecutor().submit(time.sleep, 60)
   raise InputError("the server has gone")
 
+if "interactive" in sys.argv:
+  sys.ps1 = "> "
 try:
   main()
 except SystemExit:
-  if "caught" not in sys.argv:
+  if "interactive" not in sys.argv:
     raise
   time.sleep(2)
-  print("and the caller goes on")
+  print("the session continues")
 """
 
 
@@ -157,7 +159,7 @@ def test_threads_that_wait_for_a_server_do_not_hold_up_the_end(waiting):
   assert time.monotonic() - began < 30
 
 
-def test_a_caller_of_a_command_that_failed_goes_on():
-  with start_afresh("-c", STUCK, "caught") as process:
+def test_an_interactive_session_outlives_a_command_that_failed():
+  with start_afresh("-c", STUCK, "interactive") as process:
     out, _ = process.communicate(timeout=50)
-  assert process.returncode == 0 and out == "and the caller goes on\n"
+  assert process.returncode == 0 and out == "the session continues\n"

@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import re
 
 import pytest
 
@@ -76,6 +77,15 @@ def edges():
     for name in imports(path):
       if part_of(module) not in OLD_PATHS:
         yield module, name
+
+
+def test_one_module_imports_transformers():
+  found = [
+    name
+    for name, path in MODULES.items()
+    if re.search(r"^\s*(from|import) transformers\b", path.read_text(), re.M)
+  ]
+  assert found == ["cops_jax.models.flax_clip"]
 
 
 def test_every_module_has_a_layer():

@@ -110,18 +110,8 @@ def add_tiles(parser: argparse.ArgumentParser) -> None:
 
 
 def _end_soon():
-  """Ends the process even if threads wait for a server that has gone."""
-
-  def end():
-    # Where Python waits, when the main program has ended, for other threads.
-    waits = threading._shutdown.__code__
-    frame = sys._current_frames().get(threading.main_thread().ident)
-    while frame is not None and frame.f_code is not waits:
-      frame = frame.f_back
-    if frame is not None or not threading.main_thread().is_alive():
-      os._exit(1)
-
-  ending = threading.Timer(_EXIT_SECONDS, end)
+  """Ends the program even if its threads wait for a server that is gone."""
+  ending = threading.Timer(_EXIT_SECONDS, os._exit, [1])
   ending.daemon = True
   ending.start()
 
@@ -177,9 +167,6 @@ def command_line(
 
   @functools.wraps(main)
   def run(arguments: Sequence[str] | None = None) -> int | None:
-    # transformers imports torch where it is, for seconds, and nothing here
-    # uses it.
-    os.environ.setdefault("USE_TORCH", "0")
     try:
       for text in sys.argv[1:] if arguments is None else arguments:
         if re.fullmatch(r"--\w+=--", str(text)):  # argparse makes a list of it.
@@ -188,7 +175,8 @@ def command_line(
       sys.stdout.flush()
       return status
     except InputError as error:
-      if arguments is None:
+      # An interactive session, which sets ps1, outlives the command.
+      if arguments is None and not hasattr(sys, "ps1"):
         _end_soon()
       sys.exit(f"error: {describe(error)}")
     except KeyboardInterrupt:

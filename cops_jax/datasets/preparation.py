@@ -51,6 +51,17 @@ def make_builder(
     ) from error
 
 
+def _require_array_record(name):
+  try:
+    import array_record  # noqa: F401
+  except ImportError as error:
+    raise InputError(
+      f"data set {name!r} is kept in ArrayRecord files, and the package"
+      " array_record is not installed; Windows has none. Use Linux, macOS or"
+      " WSL, or read the images from their folder: folder:PATH"
+    ) from error
+
+
 def is_prepared(
   builder: tfds.core.DatasetBuilder, data_dir: str | None = None
 ) -> bool:
@@ -125,6 +136,7 @@ def prepare(
     InputError: original files are missing or not as expected, or data_dir
       cannot be written.
   """
+  _require_array_record(name)
   if manual_dir:
     require_local(manual_dir, "the folder of original files, manual_dir,")
   builder = make_builder(name, data_dir)
@@ -215,6 +227,7 @@ def load_prepared(
     InputError: as `prepare`; or there is no such split, or its shards are not
       those that were prepared, or two of them do not fit.
   """
+  _require_array_record(name)
   builder, folder = make_builder(name, data_dir), None
   if copy_bytes and data_dir and is_address(data_dir):
     if is_prepared(builder, data_dir):

@@ -18,6 +18,7 @@ from cops_jax.datasets.download import download
 from cops_jax.datasets.layouts import Record
 from cops_jax.datasets.schema import (
   EMPTY_MASK,
+  DatasetInfo,
   example_features,
   file_example,
 )
@@ -59,9 +60,9 @@ class Published(dataset_builder.ShardBasedBuilder, skip_registration=True):
     # The one format that needs no tensorflow.
     super().__init__(file_format=file_format or "array_record", **kwargs)
 
-  def _info(self) -> tfds.core.DatasetInfo:
+  def _info(self) -> DatasetInfo:
     row = self.specification
-    return tfds.core.DatasetInfo(
+    return DatasetInfo(
       builder=self,
       description=(
         f"{row.title}. {row.description} Licence: {row.licence}. Images are"

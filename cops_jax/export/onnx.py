@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -89,6 +90,8 @@ def write_onnx(
 
 
 def _convert(function, inputs, metadata):
+  # It would send usage data and leave a file in the temporary folder.
+  os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
   with needs_extra("an ONNX file", "onnx", *_PACKAGES):
     import onnx_ir
     import onnxruntime  # noqa: F401

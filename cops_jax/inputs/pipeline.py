@@ -361,6 +361,9 @@ def _open_batches(load_row):
 
 def _start_workers(batches):
   """The batches; Ctrl-C is held back from workers from their first moment."""
+  if os.name == "nt":  # Its processes inherit no signal mask.
+    yield from batches
+    return
   # Otherwise it is started with the first worker, and lets Ctrl-C through.
   resource_tracker.ensure_running()
   try:

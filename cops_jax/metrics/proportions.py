@@ -44,7 +44,9 @@ def estimate(count: int, total: int) -> Proportion:
   Raises:
     ValueError: they are not.
   """
-  from scipy import stats  # Takes long to import.
+  if not 0 <= count <= total or not total:
+    raise ValueError(f"{count} of {total} is no proportion")
+  from scipy import stats  # Slow to import.
 
   interval = stats.binomtest(count, total).proportion_ci(CONFIDENCE, "exact")
   return Proportion(count, total, float(interval.low), float(interval.high))

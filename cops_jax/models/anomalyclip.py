@@ -12,10 +12,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from transformers import CLIPConfig
 
 from cops_jax.models.clip import CLIP
 from cops_jax.models.encoding import init_parts
+from cops_jax.models.flax_clip import CLIPConfig
 from cops_jax.models.similarity import normalize, text_logits
 from cops_jax.typing import Array, Float
 

@@ -7,6 +7,7 @@ scores, a square of the number of tokens for each head, exists at a time.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 from collections.abc import Mapping
 
@@ -170,13 +171,19 @@ def _why_not_cudnn(dtype):
   """Why cuDNN's flash attention cannot be lowered here; "" if it can."""
   if jnp.dtype(dtype).itemsize != 2:
     return f"it computes in 16 bits, and config.clip.dtype is {dtype}"
-  from jax._src.lib import cuda_versions
-
-  if jax.default_backend() != "gpu" or cuda_versions is None:
-    return "this machine has no CUDA device"
-  version = cuda_versions.cudnn_get_version()
+  version = _cudnn_version() if jax.default_backend() == "gpu" else None
+  if version is None:
+    return "this machine has no CUDA device with cuDNN 9"
   first, end = _FAULTY_CUDNN
   return f"cuDNN {version} has faults" if first <= version < end else ""
+
+
+def _cudnn_version():
+  """The version of cuDNN that JAX has loaded; None without one."""
+  try:
+    return ctypes.CDLL("libcudnn.so.9").cudnnGetVersion()
+  except (OSError, AttributeError):
+    return None
 
 
 def _xla(query, key, value, _, implementation=None):

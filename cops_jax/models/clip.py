@@ -14,9 +14,9 @@ import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
-from transformers.models.clip.modeling_flax_clip import FlaxCLIPModule
 
 from cops_jax.models.attention import self_attention
+from cops_jax.models.flax_clip import FlaxCLIPModule
 from cops_jax.models.prompts import join_parts
 from cops_jax.typing import Array, Float, Integer
 

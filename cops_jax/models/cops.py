@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from transformers import CLIPConfig
 
 from cops_jax.models.clip import CLIP
 from cops_jax.models.encoding import init_parts
+from cops_jax.models.flax_clip import CLIPConfig
 from cops_jax.models.prompts import PromptLearner, join_parts
 from cops_jax.models.prototypes import PrototypeExtractor
 from cops_jax.models.similarity import (

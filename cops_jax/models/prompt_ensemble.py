@@ -12,10 +12,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from transformers import CLIPConfig
 
 from cops_jax.models.clip import CLIP
 from cops_jax.models.encoding import join_params
+from cops_jax.models.flax_clip import CLIPConfig
 from cops_jax.models.similarity import normalize
 from cops_jax.typing import Array, Float, Integer
 

@@ -250,14 +250,16 @@ def _dataset_values(name, result):
       "cells": [*_cells(result.mean, {}), blank, blank],
     }
   )
+  gigabytes = result.peak_memory_bytes / 1e9
+  peak = f", peak memory {gigabytes:.1f} GB" if gigabytes else ""
   return {
     "name": name,
     "anchor": f"data-{name}",
     "summary": (
       f"{len(labels):,} images, {int((labels == ANOMALY).sum()):,} of them"
       f" anomalous, in {len(result.categories)} categories;"
-      f" {result.seconds:,.0f} s, {len(labels) / result.seconds:.1f} images/s,"
-      f" peak memory {result.peak_memory_bytes / 1e9:.1f} GB"
+      f" {result.seconds:,.0f} s, {len(labels) / result.seconds:.1f} images/s"
+      + peak
     ),
     "categories": categories,
     "reasons": _reasons(result),

@@ -380,6 +380,9 @@ class Checkpoints:
 
   def _complete(self, partial):
     """Of the first process, in the background, when Orbax has written all."""
+    if not is_address(partial):
+      # If the run is copied to a bucket, Orbax looks for this file.
+      (partial / "commit_success.txt").write_text("complete\n")
     manifests.write_manifest(partial)
     if not is_address(partial):
       partial.rename(partial.with_name(partial.name.removesuffix(_PARTIAL)))

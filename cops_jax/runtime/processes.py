@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import pickle
-import resource
 import sys
 import zlib
 from collections.abc import Callable, Sequence
@@ -67,7 +66,11 @@ def start(
 
 
 def peak_memory_bytes() -> int:
-  """The most memory that this process has used so far."""
+  """Returns the most memory this process has used; 0 on Windows."""
+  try:
+    import resource
+  except ImportError:
+    return 0
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   return peak if sys.platform == "darwin" else peak * 1024
 

@@ -10,10 +10,14 @@ from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
-from transformers import CLIPConfig, CLIPTokenizerFast
 
 from cops_jax import copies
 from cops_jax.errors import InputError
+from cops_jax.models.flax_clip import (
+  CLIPConfig,
+  CLIPTokenizerFast,
+  make_config,
+)
 from cops_jax.paths import is_address
 from cops_jax.weights import clip_names, hub
 from cops_jax.weights.tensor_files import read_tensor_file
@@ -166,7 +170,7 @@ def _load_file(path, sha256):
 def _load_folder(folder, sha256):
   config_file = _existing(folder / "config.json")
   try:
-    config = CLIPConfig.from_dict(json.loads(config_file.read_text("utf-8")))
+    config = make_config(json.loads(config_file.read_text("utf-8")))
     num_layers = (
       config.text_config.num_hidden_layers
       + config.vision_config.num_hidden_layers

@@ -18,10 +18,10 @@ import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
-from transformers import CLIPConfig
 
 from cops_jax.errors import InputError, shorten
 from cops_jax.models.clip import CLIP
+from cops_jax.models.flax_clip import CLIPConfig, make_config
 from cops_jax.weights import tensor_files
 
 # What files carry besides parameters. OpenAI's archives note three sizes.
@@ -113,7 +113,7 @@ def clip_param_shapes(config: CLIPConfig) -> Mapping[str, Any]:
 
 @functools.lru_cache(maxsize=4)  # Tracing all layers takes long.
 def _param_shapes(config_json):
-  config = CLIPConfig.from_dict(json.loads(config_json))
+  config = make_config(json.loads(config_json))
   side = config.vision_config.image_size
   tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
   return jax.eval_shape(

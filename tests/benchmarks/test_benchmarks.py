@@ -69,7 +69,7 @@ def test_needed_flops_of_the_published_recipe():
 def test_a_section_runs(section):
   process = start_afresh(
     *("-m", f"benchmarks.{section}", "--quick"),
-    env={**environment(num_devices=1), "USE_TORCH": "AUTO"},  # If it is there.
+    env=environment(num_devices=1),
   )
   out, err = process.communicate()
   assert process.returncode == 0, err

@@ -197,14 +197,14 @@ def test_what_the_platform_lacks_is_refused(implementation, dtype, expected):
   ((91200, ""), (91301, "cuDNN 91301 has faults"), (91600, "")),
 )
 def test_faulty_versions_of_cudnn_are_left_alone(monkeypatch, version, reason):
-  from jax._src.lib import cuda_versions  # noqa: F401  None without CUDA.
+  class Library:
+    def __init__(self, name):
+      assert name == "libcudnn.so.9"
 
-  class Versions:
-    @staticmethod
-    def cudnn_get_version():
+    def cudnnGetVersion(self):
       return version
 
-  monkeypatch.setattr("jax._src.lib.cuda_versions", Versions)
+  monkeypatch.setattr("ctypes.CDLL", Library)
   monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
   assert attention._why_not_cudnn("bfloat16") == reason
   want = "xla" if reason else "cudnn"

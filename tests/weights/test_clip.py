@@ -386,6 +386,28 @@ def test_damaged_config_is_refused(copy):
       weights.load_clip(str(copy))
 
 
+def test_only_fields_that_the_towers_use_are_read_from_config_json(copy):
+  """transformers acts on some of the others, even on code that they name."""
+  want = weights.load_clip(str(copy)).config
+  path = copy / "config.json"
+  values = json.loads(path.read_text())
+  hostile = {
+    "_attn_implementation_internal": "somebody/kernels",
+    "attn_implementation": "somebody/kernels",
+    "auto_map": {"AutoModel": "somebody/code--model.Model"},
+    "transformers_version": "4.99",
+  }
+  values["text_config"] |= hostile
+  values["vision_config_dict"] = values["vision_config"] | hostile
+  path.write_text(json.dumps(values | hostile))
+  found = weights.load_clip(str(copy)).config
+  for config in (found, found.text_config, found.vision_config):
+    text = config.to_json_string(use_diff=False)
+    assert "somebody" not in text and "4.99" not in text
+  assert found.text_config.to_dict() == want.text_config.to_dict()
+  assert found.vision_config.to_dict() == want.vision_config.to_dict()
+
+
 def test_unknown_name_is_refused(monkeypatch):
   monkeypatch.setenv("HF_HUB_OFFLINE", "1")
   import huggingface_hub.constants

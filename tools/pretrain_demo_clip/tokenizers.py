@@ -7,8 +7,8 @@ import pathlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from transformers import CLIPTokenizerFast
 
+from cops_jax.models.flax_clip import CLIPTokenizerFast
 from cops_jax.typing import Integer
 
 MAX_LENGTH = 16  # Tokens of a caption, its two ends included.

@@ -12,7 +12,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from cops_jax.datasets import generated
-from cops_jax.datasets.schema import example_features
+from cops_jax.datasets.schema import DatasetInfo, example_features
 
 
 def _png(array: np.ndarray) -> io.BytesIO:
@@ -32,8 +32,8 @@ class _Demo(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   num_normal: int  # Images of a category.
   num_of_each_kind: int  # Images of a category and an anomaly kind.
 
-  def _info(self) -> tfds.core.DatasetInfo:
-    return tfds.core.DatasetInfo(
+  def _info(self) -> DatasetInfo:
+    return DatasetInfo(
       builder=self,
       description=(
         "Generated photographs of surfaces and objects, with defects and their"

@@ -1,0 +1,64 @@
+"""transformers' Flax CLIP: the only module that imports transformers.
+
+Version 4.57 is the last series with Flax, and it gets no more fixes. So little
+of it is used: CLIP's configuration, its Flax modules and its tokenizer. A
+`config.json` is read through a list of the fields that the towers use.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+# Without these, transformers imports torch and tensorflow where they are
+# installed, which takes seconds. It decides once, so a program that also uses
+# its torch models imports transformers before this package.
+_unset = [name for name in ("USE_TORCH", "USE_TF") if name not in os.environ]
+os.environ.update(dict.fromkeys(_unset, "0"))
+try:
+  from transformers import CLIPConfig, CLIPTokenizerFast
+  from transformers.models.clip.modeling_flax_clip import FlaxCLIPModule
+finally:
+  for _name in _unset:
+    del os.environ[_name]
+
+__all__ = ["CLIPConfig", "CLIPTokenizerFast", "FlaxCLIPModule", "make_config"]
+
+_TOWER_FIELDS = (
+  *("hidden_size", "intermediate_size", "num_hidden_layers"),
+  *("num_attention_heads", "hidden_act", "layer_norm_eps"),
+)
+_SECTION_FIELDS = {
+  "text_config": (
+    *("vocab_size", "max_position_embeddings"),
+    *("bos_token_id", "eos_token_id", "pad_token_id", *_TOWER_FIELDS),
+  ),
+  "vision_config": ("num_channels", "image_size", "patch_size", *_TOWER_FIELDS),
+}
+
+
+def make_config(values: Mapping[str, Any]) -> CLIPConfig:
+  """Makes CLIP's configuration from the fields that the towers use.
+
+  All other fields are dropped. transformers acts on some of them, such as
+  `_attn_implementation_internal`, which names code to run.
+
+  Args:
+    values: contents of a `config.json`. Older files also hold
+      `text_config_dict` and `vision_config_dict`, which take precedence.
+
+  Raises:
+    TypeError: a section is not a mapping.
+    ValueError: a value is not one that CLIP admits.
+  """
+  picked = {}
+  for section, fields in _SECTION_FIELDS.items():
+    for name in (section, f"{section}_dict"):
+      if (found := values.get(name)) is not None:
+        if not isinstance(found, Mapping):
+          raise TypeError(f"{name} is {found!r}, not a mapping")
+        picked[name] = {key: found[key] for key in fields if key in found}
+  if "projection_dim" in values:
+    picked["projection_dim"] = values["projection_dim"]
+  return CLIPConfig(**picked)

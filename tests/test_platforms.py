@@ -1,0 +1,82 @@
+"""Commands where a system lacks what Linux has."""
+
+import csv
+import json
+
+import pytest
+
+from helpers.images import make_image, write_folder
+from helpers.scripts import start_afresh
+
+# What Windows lacks: modules, and functions of modules.
+SCRIPT = """
+import importlib.machinery
+import os
+import platform
+import signal
+import sys
+
+for name in ("resource", "array_record", "fcntl", "pwd", "grp"):
+  sys.modules[name] = None
+del signal.pthread_sigmask, os.posix_fallocate, os.sched_getaffinity
+system, platform.system = platform.system, lambda: "Windows"
+import grain  # It asks for array_record elsewhere.
+
+platform.system = system
+from cops_jax.__main__ import main
+
+sys.exit(main())
+"""
+
+
+def run(*arguments):
+  with start_afresh("-c", SCRIPT, *arguments) as process:
+    out, err = process.communicate(timeout=300)
+  return process.returncode, out, err
+
+
+def test_commands_on_folders(trained, tmp_path):
+  workdir = f"--workdir={trained[0]}"
+  images = write_folder(tmp_path / "screws", 6)
+  code, _, err = run("evaluate", workdir, f"--datasets={images}")
+  assert code == 0, err
+  with (trained[0] / "scores.csv").open() as file:
+    assert len(list(csv.DictReader(file))) == 6
+  good = tmp_path / "screws" / "test" / "good"
+  code, _, err = run("calibrate", workdir, "--normal", str(good))
+  assert code == 0, err
+  make_image(0).save(tmp_path / "photo.png")
+  code, out, err = run("predict", str(tmp_path / "photo.png"), workdir)
+  assert code == 0, err
+  assert json.loads(out)["verdict"] in ("normal", "anomaly")
+  code, _, err = run("export", workdir, f"--out={tmp_path}/model.cops")
+  assert code == 0, err
+  assert (tmp_path / "model.cops").exists()
+  assert run("demo", "--help")[0] == 0
+
+
+def test_prepared_data_need_array_record(trained, tmp_path):
+  code, _, err = run(
+    *("evaluate", f"--workdir={trained[0]}", "--datasets=demo_unseen"),
+    f"--config.data_dir={tmp_path}",
+  )
+  assert code == 1
+  assert err.splitlines()[-1].startswith("error: ") and "array_record" in err
+  assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("module", ("detector", "training"))
+def test_neither_torch_nor_tensorflow_is_imported(module, tmp_path):
+  """Where both are installed, as the stand-ins here."""
+  for name in ("torch", "tensorflow"):
+    (tmp_path / f"{name}.py").write_text("__version__ = '2.9.0'")
+  script = (
+    f"import os, sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+    f"import cops_jax.{module}, cops_jax.weights\n"
+    "found = {'torch', 'tensorflow'} & sys.modules.keys()\n"
+    "assert 'transformers' in sys.modules and not found, found\n"
+    "assert not {'USE_TORCH', 'USE_TF'} & os.environ.keys()"
+  )
+  with start_afresh("-c", script) as process:
+    _, err = process.communicate()
+  assert process.returncode == 0, err
