@@ -14,7 +14,7 @@ _stacked_glorot = nn.initializers.variance_scaling(0.5, "fan_avg", "uniform")
 _normal = nn.initializers.normal(0.02)
 
 
-def quick_gelu(x: Float[Array, ...]) -> Float[Array, ...]:
+def quick_gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
   """CLIP's activation, x * sigmoid(1.702 x)."""
   return x * jax.nn.sigmoid(1.702 * x)
 
