@@ -68,7 +68,7 @@ soak: .venv/test
 	$(PIP_INSTALL) --editable '.[test]'
 	touch $@
 
-.venv/stack-pinned/installed: PIP_ARGUMENTS = --constraint constraints.txt '.[onnx,test]'
+.venv/stack-pinned/installed: PIP_ARGUMENTS = '.[onnx,test]' --constraint constraints.txt
 .venv/stack-newest/installed: PIP_ARGUMENTS = '.[test]'
 .venv/stack-onnx/installed: PIP_ARGUMENTS = '.[onnx,test]'
 .venv/stack-newest/installed .venv/stack-onnx/installed: PYTHON = $(NEWEST_PYTHON)

@@ -56,7 +56,7 @@ def rows(is_quick: bool) -> Iterator[Row]:
     image = np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8)
     Image.fromarray(image).save(folder / "image.png")
     predict = (
-      *("-m", "cops_jax.predict", folder / "image.png"),
+      *("-m", "cops_jax", "predict", folder / "image.png"),
       *(f"--workdir={folder}/run", f"--out={folder}/out"),
     )
     first = run(*predict)

@@ -198,9 +198,3 @@ def _detect(
     yield from zip(detector.detect(images), rest, strict=True)
     done += len(batch)
     progress.update(done, "choosing thresholds")
-
-
-if __name__ == "__main__":
-  from cops_jax.commands.calibrate import main
-
-  main()

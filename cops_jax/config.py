@@ -269,21 +269,6 @@ FIELDS = {
     " of sizes and times, where a run goes on or a result is used again.",
     Role.TRAINING,
   ),
-  "input.copy_gigabytes": Field(
-    0.0,
-    "Gigabytes of data sets in a bucket that a host keeps on its disk: shards"
-    " are copied when they are needed, and the oldest deleted. 0 copies whole"
-    " data sets first.",
-    Role.NOTHING,
-    (_within(0, math.inf),),
-  ),
-  "input.shuffle_window_shards": Field(
-    0,
-    "Shards of the auxiliary data set whose images are shuffled together, so"
-    " that training needs only so many at a time; 0 for all.",
-    Role.TRAINING,
-    (_at_least(0),),
-  ),
   "input.max_image_megapixels": Field(
     80.0,
     "Larger images are not decoded: some small files ask for gigabytes.",
@@ -580,8 +565,6 @@ FIELDS = {
     (_at_least(0),),
   ),
 }
-# Fields that earlier versions had elsewhere.
-MOVED = {"train.cache_features": "feature_cache.dtype"}
 
 _KINDS = {
   str: "text",
@@ -763,9 +746,6 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
     name: tuple(value) if isinstance(value, list) else value
     for name, value in flatten(config).items()
   }
-  for old, new in MOVED.items():
-    if old in values:
-      values.setdefault(new, values.pop(old))
   defaults = {name: field.default for name, field in FIELDS.items()}
   return {**defaults, **values}
 

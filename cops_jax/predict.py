@@ -192,9 +192,3 @@ def _write_pictures(stem, path, detection, save_maps, max_pixels):
     np.save(file, detection.anomaly_map)
     write_file(stem.with_name(f"{stem.name}.npy"), file.getvalue())
   return detection
-
-
-if __name__ == "__main__":
-  from cops_jax.commands.predict import main
-
-  main()

@@ -86,7 +86,7 @@ _FIRST = (
   ),
   *("test_clip", "test_weights", "test_jax", "test_onnx", "test_loop"),
   "test_documentation",
-  *("test_detector", "test_predict", "test_page", "test_old_run"),
+  *("test_detector", "test_predict", "test_page"),
 )
 
 

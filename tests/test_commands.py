@@ -85,7 +85,7 @@ def test_closed_output_ends_a_command_without_a_message():
     with open(writer, "wb") as closed:
       result = subprocess.run(
         [
-          *(sys.executable, *flags, "-m", "cops_jax.weights", "inspect"),
+          *(sys.executable, *flags, "-m", "cops_jax", "weights", "inspect"),
           DEMO_FOLDER / "model.safetensors",
         ],
         stdout=closed,

@@ -28,8 +28,6 @@ BAD_VALUES = {
   ),
   "input.num_workers": (-1, "at least 0"),
   "input.unreadable_files": ("ignore", "one of error, skip"),
-  "input.copy_gigabytes": (-1.0, "from 0 to below inf"),
-  "input.shuffle_window_shards": (-1, "at least 0"),
   "input.max_image_megapixels": (0.0, "above 0"),
   "clip.dtype": ("float16", "auto, float32 or bfloat16"),
   "clip.attention": (
@@ -163,12 +161,12 @@ def recorded(**sections):
 
 def test_an_older_runs_config_is_restored():
   """From before the feature cache's section, and from before alpha."""
-  old = recorded(train={"cache_features": "bfloat16", "learning_rate": 1})
+  old = recorded(train={"learning_rate": 1})
   del old["feature_cache"], old["evaluation"]["alpha"], old["manual_dir"]
   old["model"]["feature_layers"] = [5]
   config = configuration.restore(old, "runs/old", "0.1.0")
   expected = configuration.recipe("demo")
-  expected.feature_cache.dtype = "bfloat16"
+  expected.feature_cache.dtype = "none"  # The default of a run without it.
   expected.train.learning_rate = 1.0
   assert config.to_dict() == expected.to_dict()
   assert config.is_locked
@@ -317,11 +315,6 @@ def test_the_demos_recipe():
       "train.py",
       ("--config=vsia",),
       "'vsia' is not a recipe; the recipes are visa",
-    ),
-    (
-      "train.py",
-      ("--config=demo", "--config.train.cache_features=float32"),
-      "train.cache_features is now --config.feature_cache.dtype",
     ),
   ),
 )

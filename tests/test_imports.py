@@ -23,8 +23,6 @@ LAYERS = (
   ("predict", "calibrate", "publish", "demo"),
   ("commands", "__main__"),
 )
-# Kept for code written for earlier versions: nothing here imports them.
-OLD_PATHS = ("configuration", "sharding")
 # What is still to be put right, as (module, part that it imports).
 EXCEPTIONS = set()
 
@@ -75,8 +73,7 @@ def layer_of(module):
 def edges():
   for module, path in MODULES.items():
     for name in imports(path):
-      if part_of(module) not in OLD_PATHS:
-        yield module, name
+      yield module, name
 
 
 def test_one_module_imports_transformers():
@@ -90,7 +87,7 @@ def test_one_module_imports_transformers():
 
 def test_every_module_has_a_layer():
   parts = {part_of(module) for module in MODULES}
-  assert parts == {*LAYER_OF, *OLD_PATHS}
+  assert parts == {*LAYER_OF}
 
 
 def test_no_import_goes_up():
@@ -104,11 +101,11 @@ def test_no_import_goes_up():
   assert not wrong, "\n".join(wrong)
 
 
-def test_nothing_imports_commands_or_old_paths():
+def test_nothing_imports_commands():
   wrong = [
     f"{module} imports {name}"
     for module, name in edges()
-    if name.endswith(".__main__") or part_of(name) in OLD_PATHS
+    if name.endswith(".__main__")
   ]
   assert not wrong, "\n".join(wrong)
 
@@ -135,30 +132,3 @@ def test_no_circles():
 
   for part in LAYER_OF:
     follow(part, ())
-
-
-def test_paths_of_earlier_versions():
-  """The imports of the README's example then."""
-  from cops_jax import configuration, evaluation, sharding
-  from cops_jax.models.cops import init_trainable
-
-  for function in (
-    configuration.load_clip,
-    configuration.load_examples,
-    configuration.build_model,
-    evaluation.make_predict_step,
-    sharding.make_mesh,
-    sharding.replicate,
-    sharding.shard_batch,
-    init_trainable,
-  ):
-    assert callable(function)
-
-
-def test_data_prepared_by_earlier_versions():
-  """TFDS finds a feature by the name that it had when data were prepared."""
-  import tensorflow_datasets as tfds
-
-  name = "cops_jax.datasets.features.ImageFile"
-  found = tfds.features.FeatureConnector.cls_from_name(name)
-  assert found.__module__ == "cops_jax.datasets.schema"

@@ -81,7 +81,7 @@ def test_a_broken_link_is_reported(tmp_path):
 def test_photos_in_a_folder(photos, workdir, tmp_path):
   """Without thresholds, and with those of normal images; one is broken."""
   out = tmp_path / "out"
-  command = ("-m", "cops_jax.predict", photos, f"--workdir={workdir}")
+  command = ("-m", "cops_jax", "predict", photos, f"--workdir={workdir}")
   code, lines, err = run(*command)
   assert code == 1
   assert "no thresholds were chosen" in err and "5/5 images" in err
@@ -92,7 +92,14 @@ def test_photos_in_a_folder(photos, workdir, tmp_path):
 
   normal = [photos / "a", photos / "c.PNG"]
   code, text, err = run(
-    *("-m", "cops_jax.calibrate", f"--workdir={workdir}", "--normal", *normal)
+    *(
+      "-m",
+      "cops_jax",
+      "calibrate",
+      f"--workdir={workdir}",
+      "--normal",
+      *normal,
+    )
   )
   assert code == 0, err
   assert "3 normal images cannot show a rate of 1%" in err

@@ -68,7 +68,7 @@ def test_a_command_killed_at_random_ends_as_an_uninterrupted_one(
     workdir = f"--workdir={out}/run"
     return {
       "prepare": (
-        *("-m", "cops_jax.datasets", "prepare", "btad", "kvasir", "visa"),
+        *("-m", "cops_jax", "datasets", "prepare", "btad", "kvasir", "visa"),
         *(f"--data_dir={out}/data", f"--manual_dir={tmp_path}/manual"),
       ),
       "cache": (
@@ -81,9 +81,9 @@ def test_a_command_killed_at_random_ends_as_an_uninterrupted_one(
         *("eval.py", workdir, f"--datasets={images}", "--save_maps"),
         "--config.evaluation.batch_size=2",
       ),
-      "calibrate": ("-m", "cops_jax.calibrate", workdir, f"--data={images}"),
+      "calibrate": ("-m", "cops_jax", "calibrate", workdir, f"--data={images}"),
       "export": (
-        *("-m", "cops_jax.export", workdir, f"--out={out}/model.cops"),
+        *("-m", "cops_jax", "export", workdir, f"--out={out}/model.cops"),
       ),
     }[kind]
 
@@ -151,15 +151,16 @@ def test_flipped_bits(trained, tmp_path):
   images = write_folder(tmp_path / "plates", 8)
   for command in (
     ("eval.py", f"--workdir={workdir}", f"--datasets={images}"),
-    ("-m", "cops_jax.calibrate", f"--workdir={workdir}", f"--data={images}"),
+    ("-m", "cops_jax", "calibrate", f"--workdir={workdir}", f"--data={images}"),
     (
       "-m",
-      "cops_jax.export",
+      "cops_jax",
+      "export",
       f"--workdir={workdir}",
       f"--out={workdir}/a.cops",
     ),
     (
-      *("-m", "cops_jax.weights", "export", "--workdir", workdir),
+      *("-m", "cops_jax", "weights", "export", "--workdir", workdir),
       *("--out", workdir / "prompts.safetensors"),
     ),
   ):
@@ -254,20 +255,20 @@ def test_bad_input_has_no_traceback(trained, tmp_path):
   image = tmp_path / "plates/test/good/00.png"
   run_flag, new_flag = f"--workdir={workdir}", f"--workdir={tmp_path}/new"
   places = (
-    lambda bad: ("-m", "cops_jax.predict", bad, run_flag),
-    lambda bad: ("-m", "cops_jax.predict", image, f"--workdir={bad}"),
-    lambda bad: ("-m", "cops_jax.predict", image, run_flag, f"--out={bad}"),
-    lambda bad: ("-m", "cops_jax.calibrate", run_flag, f"--data={bad}"),
-    lambda bad: ("-m", "cops_jax.calibrate", run_flag, "--normal", bad),
+    lambda bad: ("-m", "cops_jax", "predict", bad, run_flag),
+    lambda bad: ("-m", "cops_jax", "predict", image, f"--workdir={bad}"),
+    lambda bad: ("-m", "cops_jax", "predict", image, run_flag, f"--out={bad}"),
+    lambda bad: ("-m", "cops_jax", "calibrate", run_flag, f"--data={bad}"),
+    lambda bad: ("-m", "cops_jax", "calibrate", run_flag, "--normal", bad),
     lambda bad: (
-      *("-m", "cops_jax.calibrate", run_flag, "--normal", image),
+      *("-m", "cops_jax", "calibrate", run_flag, "--normal", image),
       f"--false_alarms={bad}",
     ),
-    lambda bad: ("-m", "cops_jax.export", run_flag, f"--out={bad}"),
-    lambda bad: ("-m", "cops_jax.weights", "inspect", bad),
-    lambda bad: ("-m", "cops_jax.datasets", "check", bad),
-    lambda bad: ("-m", "cops_jax.datasets", "prepare", bad),
-    lambda bad: ("-m", "cops_jax.reporting", "compare", bad),
+    lambda bad: ("-m", "cops_jax", "export", run_flag, f"--out={bad}"),
+    lambda bad: ("-m", "cops_jax", "weights", "inspect", bad),
+    lambda bad: ("-m", "cops_jax", "datasets", "check", bad),
+    lambda bad: ("-m", "cops_jax", "datasets", "prepare", bad),
+    lambda bad: ("-m", "cops_jax", "compare", bad),
     lambda bad: (ROOT / "eval.py", run_flag, f"--datasets={bad}"),
     lambda bad: (ROOT / "eval.py", run_flag, f"--checkpoint={bad}"),
     lambda bad: (ROOT / "eval.py", run_flag, f"--config.evaluation.beta={bad}"),

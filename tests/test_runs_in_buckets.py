@@ -66,14 +66,14 @@ def test_a_whole_run(in_bucket, bucket, trained, tmp_path):
   maps = files.find_files(f"{workdir}/maps")
   assert maps.keys() == files.find_files(place / "maps").keys()
   assert len(maps) == 7  # Of six categories, and what they depend on.
-  command = ("-m", "cops_jax.reporting", "compare", workdir, place)
+  command = ("-m", "cops_jax", "compare", workdir, place)
   code, out, err = run(*command)
   assert code == 0 and " 0.00\n" in out, err
 
   Image.new("RGB", (60, 50)).save(tmp_path / "photo.png")
   out_dir = f"{bucket}/found"
   code, out, err = run(
-    *("-m", "cops_jax.predict", tmp_path / "photo.png"),
+    *("-m", "cops_jax", "predict", tmp_path / "photo.png"),
     *("--workdir", workdir, "--out", out_dir),
   )
   assert code == 0, err
@@ -81,7 +81,7 @@ def test_a_whole_run(in_bucket, bucket, trained, tmp_path):
   assert set(files.find_files(out_dir)) == {"photo.png", "predictions.jsonl"}
 
   prompts = f"{bucket}/prompts.safetensors"
-  command = ("-m", "cops_jax.weights", "export")
+  command = ("-m", "cops_jax", "weights", "export")
   assert run(*command, "--workdir", workdir, "--out", prompts)[0] == 0
   code, _, err = run(
     *(

@@ -69,21 +69,10 @@ class _ConfigParser(flags.ArgumentParser):
 flags.FLAGS["config"].parser = _ConfigParser(flags.FLAGS["config"].parser)
 
 
-def _require_no_moved(arguments):
-  """Raises InputError for a field that earlier versions had elsewhere."""
-  from cops_jax.config import MOVED
-
-  for text in arguments:
-    found = re.match(r"--?config\.([\w.]+)", text)
-    if found and found[1] in MOVED:
-      raise InputError(f"--config.{found[1]} is now --config.{MOVED[found[1]]}")
-
-
 def _parse(arguments, recorded_config):
   """absl's flags; ml_collections' errors become as short as absl's."""
   flags.mark_flags_as_required([_WORKDIR])
   try:
-    _require_no_moved(arguments)
     config = None
     if not any(re.match("--?config(=|$)", text) for text in arguments):
       # The other flags say whether one is needed and where it is recorded.

@@ -39,7 +39,6 @@ def load(
   data_dir: str | None = None,
   manual_dir: str | None = None,
   by_contents: bool = False,
-  copy_bytes: int = 0,
 ) -> PreparedExamples | custom.FileExamples:
   """Opens a data set's split.
 
@@ -53,8 +52,6 @@ def load(
       data set; None for downloads/manual in data_dir.
     by_contents: whether `digests` of files that are read every time are of
       their bytes, all of which are then read, instead of sizes and times.
-    copy_bytes: of data in a bucket that are kept on this host's disk, see
-      `shards`; 0 copies the whole data set first.
 
   Returns:
     Undecoded examples, dicts of image and mask (a file's bytes or its path),
@@ -63,8 +60,7 @@ def load(
     its `identity` tells it from others of that name: a version or a folder;
     `digests()` changes, for each example's id, with all that it holds; `notes`
     are what was left out or guessed when the files were listed; `is_published`
-    says whether it is a prepared one of the thirteen. Prepared ones have
-    `shard_lengths` too.
+    says whether it is a prepared one of the thirteen.
 
   Raises:
     InputError: unknown name or split, no examples in it, or original files
@@ -75,9 +71,7 @@ def load(
     examples = custom.load_custom(*location, split, by_contents)
   else:
     require_known(name)
-    examples = preparation.load_prepared(
-      name, split, data_dir, manual_dir, copy_bytes
-    )
+    examples = preparation.load_prepared(name, split, data_dir, manual_dir)
   if not len(examples):
     raise InputError(f"split {split!r} of data set {name!r} has no images")
   return examples

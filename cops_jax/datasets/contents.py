@@ -13,7 +13,6 @@ import tensorflow_datasets as tfds
 
 from cops_jax.datasets.prepared import open_split
 from cops_jax.digests import combine, digest_example, file_state
-from cops_jax.errors import InputError
 from cops_jax.files import digest_file, seal, unseal, write_file
 from cops_jax.progress import Progress
 
@@ -105,22 +104,6 @@ def read_contents(
   except InputError as error:
     _logger.warning("what tells these data from others is not kept: %s", error)
   return contents
-
-
-def read_sent_contents(builder: tfds.core.DatasetBuilder) -> dict[str, Any]:
-  """As `read_contents`, where the files are not all here to be compared.
-
-  Raises:
-    InputError: it is damaged.
-  """
-  path = pathlib.Path(builder.data_dir) / CONTENTS
-  try:
-    return _unseal_contents(path)
-  except (OSError, ValueError) as error:
-    raise InputError(
-      f"{path} is damaged ({error}), and so it is in the bucket. Delete the"
-      " data set there and prepare it again."
-    ) from error
 
 
 def _unseal_contents(path):

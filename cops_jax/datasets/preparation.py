@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import os
 import pathlib
 import shutil
 import signal
@@ -13,19 +12,17 @@ import signal
 import filelock
 import tensorflow_datasets as tfds
 
-from cops_jax import buckets, copies
+from cops_jax import copies
 from cops_jax.datasets.contents import (
   CONTENTS,
   read_contents,
-  read_sent_contents,
   state_of_originals,
 )
 from cops_jax.datasets.prepared import PreparedExamples, open_split
-from cops_jax.datasets.shards import Shard, Shards
 from cops_jax.errors import InputError, shorten
 from cops_jax.files import exists
 from cops_jax.paths import AnyPath, is_address, require_local, to_path
-from cops_jax.progress import gigabytes, show_messages
+from cops_jax.progress import show_messages
 
 _logger = logging.getLogger(__name__)
 
@@ -209,40 +206,24 @@ def prepare_and_count(
 
 
 def load_prepared(
-  name: str,
-  split: str,
-  data_dir: str | None,
-  manual_dir: str | None,
-  copy_bytes: int = 0,
+  name: str, split: str, data_dir: str | None, manual_dir: str | None
 ) -> PreparedExamples:
-  """A split of a registered data set, prepared first if necessary.
+  """Opens a split of a registered data set, prepared first if necessary.
 
   Args:
     name, data_dir, manual_dir: see `prepare`.
     split: its name.
-    copy_bytes: if above 0 and it is prepared in a bucket, what its shards may
-      take of this host's disk, where they are copied as they are needed.
 
   Raises:
-    InputError: as `prepare`; or there is no such split, or its shards are not
-      those that were prepared, or two of them do not fit.
+    InputError: as `prepare`; or there is no such split.
   """
-  _require_array_record(name)
-  builder, folder = make_builder(name, data_dir), None
-  if copy_bytes and data_dir and is_address(data_dir):
-    if is_prepared(builder, data_dir):
-      folder = _folder_in_bucket(builder, data_dir)
-  if folder:
-    copies.fetch(folder, _choose_descriptions)
-    builder = make_builder(name, data_dir)
-  else:
-    builder = prepare(name, data_dir, manual_dir)
+  builder = prepare(name, data_dir, manual_dir)
   if split not in builder.info.splits:
     raise InputError(
       f"data set {name!r} has no split {split!r}; it has:"
       f" {', '.join(sorted(builder.info.splits))}"
     )
-  contents = read_sent_contents(builder) if folder else read_contents(builder)
+  contents = read_contents(builder)
   before = contents["originals"]
   now = before and state_of_originals(builder, manual_dir)
   if now and now != before:
@@ -252,49 +233,6 @@ def load_prepared(
     )
     _logger.warning("data set %s: %s", name, note)
     contents["notes"].append(note)
-  shards = None
-  if folder:
-    shards = _find_shards(builder, split, folder, contents["files"], copy_bytes)
   return open_split(
-    builder, split, contents["splits"][split], contents["notes"], shards
+    builder, split, contents["splits"][split], contents["notes"]
   )
-
-
-def _choose_descriptions(names):
-  """Of a prepared data set's files those that hold no examples."""
-  return [name for name in names if ".array_record" not in name]
-
-
-def _find_shards(builder, split, folder, described, copy_bytes):
-  """A split's shards in a bucket, which must be those that are described."""
-  found = buckets.find_files(folder)
-  found.pop(CONTENTS, None)
-  if {name: file.size for name, file in found.items()} != {
-    name: row[0] for name, row in described.items()
-  }:
-    raise InputError(
-      f"{folder / CONTENTS} is not of the files beside it. Delete that folder"
-      " and prepare the data set again."
-    )
-  parts = {
-    os.path.basename(part.filename): part.take
-    for part in builder.info.splits[split].file_instructions
-  }
-  shards = Shards(
-    [
-      Shard(f"{folder}/{name}", take, found[name], "".join(described[name][2:]))
-      for name, take in parts.items()
-    ],
-    copy_bytes,
-  )
-  shards.require_room(2, "reading")
-  _logger.info(
-    "reading %s by shards: %d of together %s, of which at most %s are kept in"
-    " %s",
-    folder,
-    len(parts),
-    gigabytes(sum(found[name].size for name in parts)),
-    gigabytes(copy_bytes),
-    shards.folder,
-  )
-  return shards

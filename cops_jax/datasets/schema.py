@@ -21,9 +21,6 @@ class ImageFile(tfds.features.Image):
   Decoded to uint8 (h, w, 3) or, with `shape` (None, None, 1), grey (h, w, 1).
   """
 
-  # Its name in data prepared by earlier versions.
-  ALIASES = ["cops_jax.datasets.features.ImageFile"]
-
   def decode_example_np(self, example: bytes) -> np.ndarray:
     num_channels = self.shape[-1]
     with open_image(example) as image:

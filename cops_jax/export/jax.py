@@ -38,7 +38,6 @@ if TYPE_CHECKING:  # Reading a file needs none of the model's code.
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 _FORMAT = 2
-_SINGLE_FUNCTION_FORMAT = 1  # One `function` for all platforms.
 # What JAX promises; it counts from when jaxlib was built, which no installed
 # file says, so there is no date to write down.
 _READABLE_BY = "jaxlib up to six months newer than {}"
@@ -217,14 +216,12 @@ def load(path: str | os.PathLike) -> ExportedDetector:
   try:
     with zipfile.ZipFile(path) as archive:
       metadata = json.loads(archive.read(_METADATA))
-      if metadata["format"] not in (_SINGLE_FUNCTION_FORMAT, _FORMAT):
+      if metadata["format"] != _FORMAT:
         raise InputError(
           f"{path} has format {metadata['format']}, and this program reads"
           f" {_FORMAT}: export the run again"
         )
-      function_name = _FUNCTION
-      if metadata["format"] == _FORMAT:
-        function_name = _function_name(_platform(path, metadata))
+      function_name = _function_name(_platform(path, metadata))
       function, weights = archive.read(function_name), archive.read(_WEIGHTS)
     for name, content in ((function_name, function), ("weights", weights)):
       if hashlib.sha256(content).hexdigest() != metadata[f"{name}_sha256"]:

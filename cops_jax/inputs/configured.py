@@ -9,7 +9,6 @@ import flax.linen as nn
 from jax.sharding import Mesh
 
 from cops_jax.config import max_pixels
-from cops_jax.errors import InputError
 from cops_jax.inputs import feature_cache
 from cops_jax.inputs.feature_files import FeatureCache
 from cops_jax.weights.clip import PretrainedCLIP
@@ -35,32 +34,7 @@ def load_examples(
     config.data_dir or None,
     config.manual_dir or None,
     config.input.compare_bytes,
-    int(config.input.copy_gigabytes * 1e9),
   )
-
-
-def load_training_examples(config: Any) -> Sequence[Mapping[str, Any]]:
-  """The auxiliary data set, if it can be read in the order of training.
-
-  Args:
-    config: a ConfigDict with the fields of `cops_jax.config`.
-
-  Raises:
-    InputError: see `datasets.load`; or the order needs shards and there are
-      none, or more of them than may be kept at a time.
-  """
-  examples = load_examples(config, config.train.dataset, config.train.split)
-  window = config.input.shuffle_window_shards
-  lengths = getattr(examples, "shard_lengths", ())
-  if window and not lengths:
-    raise InputError(
-      f"config.input.shuffle_window_shards is {window}, and data set"
-      f" {examples.name!r} is read from its files, which are not in shards: set"
-      " it to 0"
-    )
-  if lengths:
-    examples.require_room(window)
-  return examples
 
 
 def features_of(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import logging
 import math
@@ -36,7 +37,6 @@ from cops_jax.images.decoding import (
   open_image,
   resize_image,
 )
-from cops_jax.inputs.order import Order
 from cops_jax.runtime.randomness import hash_example_id
 from cops_jax.typing import Integer
 
@@ -76,7 +76,6 @@ class BatchOptions:
       process's.
     num_workers: processes that decode; 0 for threads of this one.
     shuffle_seed: of each epoch's own random order; None keeps the order.
-    window_shards: shards that are shuffled together; 0 for all, see `Order`.
     max_pixels: of an image file, see `decoding.open_image`.
     full_masks: whether masks come as pixels instead of counts by patch.
     tile_grid: rows and columns of the tiles that come with an image.
@@ -90,7 +89,6 @@ class BatchOptions:
   process_count: int = 1
   num_workers: int = 0
   shuffle_seed: int | None = None
-  window_shards: int = 0
   max_pixels: int = MAX_PIXELS
   full_masks: bool = False
   tile_grid: tuple[int, int] = tiles.WHOLE
@@ -111,6 +109,11 @@ class BatchOptions:
     return range(num_batches(num_examples, self.batch_size))
 
 
+@functools.lru_cache(maxsize=4)
+def _permutation(number: int, *seed: int) -> Integer[np.ndarray, "n"]:
+  return np.random.default_rng(seed).permutation(number)
+
+
 @dataclasses.dataclass(frozen=True)
 class _RowLoader:
   """From a position in this process's sequence of rows to the row there.
@@ -122,7 +125,6 @@ class _RowLoader:
   options: BatchOptions
   steps: range
   features: FeatureCache | None
-  order: Order
 
   def __call__(self, position: int) -> dict[str, Any]:
     options, num_examples = self.options, len(self.examples)
@@ -133,11 +135,10 @@ class _RowLoader:
     place = epoch_step * options.batch_size + slot
     if slot >= options.batch_size or place >= num_examples:
       return self._padding()
-    if getattr(self.examples, "is_read_by_shards", False):
-      is_last = epoch == self.steps[-1] // epoch_steps
-      ahead = self.order.shards_ahead(epoch, place, is_last)
-      self.examples.expect_shards(ahead)
-    return self._load(self.order.index(epoch, place))
+    if options.shuffle_seed is not None:
+      order = _permutation(num_examples, options.shuffle_seed, epoch)
+      place = int(order[place])
+    return self._load(place)
 
   def _load(self, place: int) -> dict[str, Any]:
     example = self.examples[place]
@@ -248,8 +249,7 @@ def iterate_batches(
   """Yields this process's part of each global batch.
 
   Args:
-    examples: a data set, see `cops_jax.datasets`. If it `is_read_by_shards`,
-      its `expect_shards` is told which are needed soon.
+    examples: a data set, see `cops_jax.datasets`.
     options: sizes, order and place of the batches.
     steps: which batches; step numbers run on from epoch to epoch.
     skipped: receives path and reason of examples whose image or mask cannot be
@@ -269,13 +269,7 @@ def iterate_batches(
     InputError: an example cannot be read, or its features are damaged or of
       another version of the file.
   """
-  order = Order(
-    len(examples),
-    options.shuffle_seed,
-    getattr(examples, "shard_lengths", ()),
-    options.window_shards,
-  )
-  load_row = _RowLoader(examples, options, steps, features, order)
+  load_row = _RowLoader(examples, options, steps, features)
   with contextlib.closing(_open_batches(load_row)) as batches:
     for batch in batches:
       for row in np.flatnonzero(batch["error"] != ""):
@@ -288,7 +282,7 @@ def padding_batch(
   options: BatchOptions, features: FeatureCache | None
 ) -> dict[str, np.ndarray]:
   """A batch without examples, whose label is -1 throughout."""
-  load_row = _RowLoader((), options, range(0), features, Order(0))
+  load_row = _RowLoader((), options, range(0), features)
   row = load_row._padding() | {"label": np.int32(-1)}
   del row["error"]
   return {

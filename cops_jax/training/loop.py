@@ -25,7 +25,6 @@ from cops_jax.inputs import pipeline
 from cops_jax.inputs.configured import (
   features_of,
   load_examples,
-  load_training_examples,
 )
 from cops_jax.models.flops import (
   PEAK_TERA_FLOPS,
@@ -169,7 +168,7 @@ def _open_run(config, workdir, account):
   settings = config.train
   clip = clip_of(config)
   model = build_model(config, clip)
-  examples = load_training_examples(config)
+  examples = load_examples(config, config.train.dataset, config.train.split)
   if not examples[0]["has_mask"]:  # Reported before features are computed.
     raise _no_mask(examples.name, examples[0]["path"])
   schedule = hooks.Schedule(
@@ -345,7 +344,6 @@ def _iterate_batches(run, first_step, errors):
     num_workers=config.input.num_workers,
     max_pixels=max_pixels(config),
     shuffle_seed=config.seed,
-    window_shards=config.input.shuffle_window_shards,
     full_masks=methods.find(config.method).NEEDS_MASKS,
   )
   batches = pipeline.iterate_batches(

@@ -56,7 +56,7 @@ def test_check(tmp_path, directories, capsys):
 
 def run_prepare(*arguments):
   process = subprocess.run(
-    [sys.executable, "-m", "cops_jax.datasets", "prepare", *arguments],
+    [sys.executable, "-m", "cops_jax", "datasets", "prepare", *arguments],
     capture_output=True,
     text=True,
   )

@@ -23,7 +23,7 @@ detector, port = demo_pages.detector, demo_pages.port  # Fixtures.
 @pytest.fixture(scope="module")
 def address():
   """Of the command without arguments, which Ctrl-C ends."""
-  with start_afresh("-m", "cops_jax.demo", "--port=0") as process:
+  with start_afresh("-m", "cops_jax", "demo", "--port=0") as process:
     line = process.stdout.readline()
     yield line.split()[0]
     process.send_signal(signal.SIGINT)

@@ -172,21 +172,6 @@ def test_bad_files_are_refused(path, tmp_path):
     export.load(bad)
 
 
-def test_a_file_of_the_first_format_is_read(path, tmp_path):
-  """It has one function for all platforms."""
-  with zipfile.ZipFile(path) as archive:
-    function = archive.read("function-cpu")
-  old = tmp_path / "old.cops"
-  digest = hashlib.sha256(function).hexdigest()
-  metadata = {"format": 1, "function_sha256": digest}
-  rewrite(path, old, function=function, metadata=metadata)
-  images = np.zeros((1, 48, 48, 3), np.uint8)
-  np.testing.assert_array_equal(
-    export.load(old)(images)["image_score"],
-    export.load(path)(images)["image_score"],
-  )
-
-
 def test_command(trained, tmp_path, capsys):
   out = tmp_path / "made.cops"
   main([f"--workdir={trained[0]}", f"--out={out}"])

@@ -161,7 +161,7 @@ def test_sizes_fit_any_clip(clip_folder):
 )
 def test_bad_input_is_reported(arguments, expected, tmp_path):
   make_image(0).save(tmp_path / "photo.png")
-  code, _, err = run("-m", "cops_jax.predict", tmp_path, *arguments)
+  code, _, err = run("-m", "cops_jax", "predict", tmp_path, *arguments)
   assert code and expected in err and "Traceback" not in err
 
 

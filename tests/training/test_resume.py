@@ -116,7 +116,7 @@ def test_evaluation_where_nothing_can_be_written(trained, tmp_path):
   before = sorted(workdir.rglob("*"))
   for folder, _, _ in os.walk(workdir):
     os.chmod(folder, 0o555)
-  command = ("-m", "cops_jax.weights", "export", "--workdir", workdir)
+  command = ("-m", "cops_jax", "weights", "export", "--workdir", workdir)
   out = tmp_path / "prompts.safetensors"
   code, out, err = run_obeying(*command, "--out", out)
   assert code == 0, err

@@ -96,7 +96,7 @@ def test_the_command_line(untrained, tmp_path):
   out = tmp_path / "deeper" / "prompts.pth"
   result = subprocess.run(
     [
-      *(sys.executable, "-m", "cops_jax.weights", "export"),
+      *(sys.executable, "-m", "cops_jax", "weights", "export"),
       *(f"--workdir={untrained[0]}", f"--out={out}"),
     ],
     capture_output=True,
