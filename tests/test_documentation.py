@@ -46,7 +46,7 @@ NOT_RUN = {
   "python -m benchmarks": "takes minutes; tests/benchmarks/test_benchmarks.py",
 }
 # Slurm, gcloud, kubectl, several hosts and buckets: tests/tools/test_launch.py,
-# test_launch_tpu.py, tests/runtime and tests/test_runs_in_buckets.py.
+# tests/runtime and tests/test_runs_in_buckets.py.
 NOT_RUN_PAGES = ("docs/scaling.md",)
 # In blocks that are run: what takes minutes, tests/tools/test_ablate.py, and
 # what needs the extra onnx, tests/export/test_onnx.py.

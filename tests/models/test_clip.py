@@ -222,6 +222,14 @@ def test_position_embedding():
   assert_close(resize_position_embedding(table, 4), table, 1e-7)
 
 
+def test_positions_of_a_smaller_grid_are_not_antialiased():
+  table = np.random.default_rng(0).normal(size=(1 + 4 * 4, 3))
+  blocks = table[1:].reshape(2, 2, 2, 2, 3)  # grid rows, rows, columns, c
+  expected = np.vstack([table[:1], blocks.mean(axis=(1, 3)).reshape(-1, 3)])
+  found = resize_position_embedding(jnp.asarray(table, jnp.float32), 2)
+  np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
 def test_normalize_images():
   images = np.array([0, 51, 255], np.uint8).reshape(1, 1, 1, 3)
   actual = normalize_images(jnp.asarray(images))
