@@ -109,7 +109,7 @@ def add_tiles(parser: argparse.ArgumentParser) -> None:
   )
 
 
-def _end_soon():
+def end_soon() -> None:
   """Ends the program even if its threads wait for a server that is gone."""
   ending = threading.Timer(_EXIT_SECONDS, os._exit, [1])
   ending.daemon = True
@@ -177,7 +177,7 @@ def command_line(
     except InputError as error:
       # An interactive session, which sets ps1, outlives the command.
       if arguments is None and not hasattr(sys, "ps1"):
-        _end_soon()
+        end_soon()
       sys.exit(f"error: {describe(error)}")
     except KeyboardInterrupt:
       print("interrupted", file=sys.stderr, flush=True)

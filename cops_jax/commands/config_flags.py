@@ -13,7 +13,7 @@ from absl import logging as absl_logging
 from ml_collections import ConfigDict
 from ml_collections import config_flags as config_files
 
-from cops_jax.commands import command_line, describe
+from cops_jax.commands import command_line, describe, end_soon
 from cops_jax.errors import InputError
 from cops_jax.progress import show_messages
 
@@ -44,6 +44,12 @@ _NUM_PROCESSES = flags.DEFINE_integer(
 )
 _PROCESS_ID = flags.DEFINE_integer(
   "process_id", None, "This process's number, from 0.", lower_bound=0
+)
+_HEARTBEAT_TIMEOUT_SECONDS = flags.DEFINE_integer(
+  "heartbeat_timeout_seconds",
+  30,
+  "Seconds without a word after which a process of a cluster counts as dead.",
+  lower_bound=1,
 )
 _VERIFY = flags.DEFINE_bool(
   "verify", False, "Only check the work directory's files; needs no --config."
@@ -193,12 +199,23 @@ def run(
       _NUM_PROCESSES.value,
       _PROCESS_ID.value,
     )
-    from cops_jax.runtime import processes, watch
+    from cops_jax.runtime import processes, signals
 
-    if _DISTRIBUTED.value or cluster != (None, None, None):
-      processes.start(*cluster)
-    with watch.together():
-      main(_CONFIG.value, _WORKDIR.value, _ALLOW_OTHER_CLIP.value)
+    arguments = (_CONFIG.value, _WORKDIR.value, _ALLOW_OTHER_CLIP.value)
+    if not _DISTRIBUTED.value and cluster == (None, None, None):
+      return main(*arguments)
+    processes.start(*cluster, _HEARTBEAT_TIMEOUT_SECONDS.value)
+    try:
+      main(*arguments)
+    except Exception as error:
+      if reason := processes.find_lost_peer(error):
+        processes.end_process(
+          "the processes cannot compute together any more, as when one of them"
+          f" has ended ({reason}). This one ends too; the same command resumes"
+          f" from the newest checkpoint (exit code {signals.EXIT_CODE})"
+        )
+      end_soon()  # An orderly exit waits for the other processes.
+      raise
 
   show_messages()
   absl_logging.set_verbosity(absl_logging.WARNING)

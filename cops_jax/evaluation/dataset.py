@@ -31,7 +31,6 @@ from cops_jax.inputs.configured import features_of
 from cops_jax.inputs.feature_files import FeatureCache
 from cops_jax.paths import AnyPath
 from cops_jax.progress import Progress
-from cops_jax.runtime import watch
 from cops_jax.runtime.mesh import (
   default_batch_size,
   local_rows,
@@ -151,17 +150,16 @@ class DatasetEvaluator:
       text_features = method.category_text_features(
         self._config, self._model, self._clip, categories
       )
-    with watch.doing(f"evaluating {examples.name}"):
-      return evaluate_dataset(
-        examples,
-        lambda batch: self._step(trainable, clip_params, batch),
-        self._mesh,
-        dataclasses.replace(self._options, num_pictures=num_pictures),
-        name=examples.name,
-        features=features,
-        maps_folder=maps_folder,
-        text_features=text_features,
-      )
+    return evaluate_dataset(
+      examples,
+      lambda batch: self._step(trainable, clip_params, batch),
+      self._mesh,
+      dataclasses.replace(self._options, num_pictures=num_pictures),
+      name=examples.name,
+      features=features,
+      maps_folder=maps_folder,
+      text_features=text_features,
+    )
 
 
 def evaluate_dataset(

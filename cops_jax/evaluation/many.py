@@ -40,6 +40,7 @@ from cops_jax.runtime.mesh import (
   replicated_sharding,
 )
 from cops_jax.runtime.processes import (
+  find_lost_peer,
   gather_objects,
   in_all_processes,
   in_first_process,
@@ -212,6 +213,8 @@ class _Evaluation:
         failed[name] = str(error)
         _logger.error("%s failed: %s", name, error)
       except Exception as error:  # The other data sets are still evaluated.
+        if find_lost_peer(error):
+          raise
         failed[name] = f"{type(error).__name__}: {error}"
         _logger.exception("%s failed", name)
     return found, skipped, failed

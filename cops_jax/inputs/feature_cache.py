@@ -39,7 +39,6 @@ from cops_jax.inputs.feature_files import FeatureCache
 from cops_jax.models.encoding import ENCODE_FIELDS, encode_batch, join_params
 from cops_jax.paths import AnyPath, is_address, to_path
 from cops_jax.progress import Progress, gigabytes
-from cops_jax.runtime import watch
 from cops_jax.runtime.mesh import (
   jit_step,
   make_mesh,
@@ -320,8 +319,7 @@ class _Filling:
         skipped=self.skipped,
       )
       encoded = run_ahead(batches, self._encode)
-      with watch.doing(message):
-        _store(cache, tuple(missing.values()), encoded, prefix, message)
+      _store(cache, tuple(missing.values()), encoded, prefix, message)
 
 
 def _fill_together(filling, missing, manifest, dtype):

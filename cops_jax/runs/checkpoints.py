@@ -28,7 +28,6 @@ from cops_jax.errors import (
 from cops_jax.files import delete, find_files, sync
 from cops_jax.paths import AnyPath, is_address, to_path
 from cops_jax.runs import manifests
-from cops_jax.runtime import watch
 from cops_jax.runtime.processes import in_first_process
 
 _logger = logging.getLogger(__name__)
@@ -241,7 +240,6 @@ class Checkpoints:
       self._checkpointer.wait_until_finished()
     except Exception as error:  # Of Orbax's threads, of any kind.
       raise self._not_written(self._saving, error) from error
-    watch.note(saved=self._saving)
     self._saving = None
 
   def restore(

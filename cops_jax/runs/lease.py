@@ -16,7 +16,7 @@ from typing import Any
 from cops_jax import buckets
 from cops_jax.errors import InputError
 from cops_jax.paths import AnyPath
-from cops_jax.runtime import signals, watch
+from cops_jax.runtime import processes, signals
 
 _logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class Lease:
     self,
     address: AnyPath,
     facts: Mapping[str, Any],
-    end: Callable[[str, int], None] = watch.end_process,
+    end: Callable[[str, int], None] = processes.end_process,
     *,
     interval: float = _INTERVAL,
     lapse: float = _LAPSE,

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
+import os
 import pickle
+import re
 import sys
 import zlib
 from collections.abc import Callable, Sequence
@@ -11,14 +14,20 @@ from typing import Any
 
 import numpy as np
 
-from cops_jax.errors import InputError
-from cops_jax.runtime import watch
+from cops_jax.errors import InputError, shorten
+from cops_jax.runtime import signals
+
+_PEER_STATUS = (
+  "(ABORTED|CANCELLED|DEADLINE_EXCEEDED|FAILED_PRECONDITION|INTERNAL"
+  "|UNAVAILABLE|UNKNOWN): "
+)
 
 
 def start(
   coordinator_address: str | None = None,
   num_processes: int | None = None,
   process_id: int | None = None,
+  heartbeat_timeout_seconds: int = 30,
 ) -> None:
   """Joins the cluster; to be called before anything else uses JAX's devices.
 
@@ -30,6 +39,7 @@ def start(
     coordinator_address: host:port of the first process.
     num_processes: in the cluster.
     process_id: this one's number, from 0.
+    heartbeat_timeout_seconds: after which JAX takes a silent process for dead.
 
   Raises:
     InputError: some arguments but not all are given, or the cluster does not
@@ -54,15 +64,46 @@ def start(
       f" from 0 to {num_processes - 1}"
     )
   try:
-    jax.distributed.initialize(**arguments)
+    jax.distributed.initialize(
+      **arguments, heartbeat_timeout_seconds=heartbeat_timeout_seconds
+    )
   except (RuntimeError, ValueError) as error:
     raise InputError(
       "the processes did not come together as one cluster:"
       f" {' '.join(str(error).split())}"
     ) from error
-  watch.begin()
   if jax.process_index() > 0:
     logging.getLogger("cops_jax").setLevel(logging.WARNING)
+
+
+def end_process(message: str, code: int = signals.EXIT_CODE) -> None:
+  """Ends this process at once, without waiting for threads or other processes.
+
+  Args:
+    message: shown on standard error.
+    code: exit status.
+  """
+  os.write(2, f"{message}\n".encode())
+  for child in multiprocessing.active_children():
+    child.terminate()
+  os._exit(code)
+
+
+def find_lost_peer(error: BaseException | None) -> str:
+  """Returns why the other processes cannot be reached, if this error says so.
+
+  What JAX computes with the others fails if one of them has died. It raises
+  errors of several types, whose text begins with a status. An empty string
+  stands for any other error.
+  """
+  import jax
+
+  while error is not None and jax.distributed.is_initialized():
+    reason = " ".join(str(error).split())
+    if re.match(_PEER_STATUS, reason):
+      return shorten(reason)
+    error = error.__cause__ or error.__context__
+  return ""
 
 
 def peak_memory_bytes() -> int:

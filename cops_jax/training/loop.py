@@ -34,7 +34,7 @@ from cops_jax.models.flops import (
 from cops_jax.paths import AnyPath, to_path
 from cops_jax.runs import checkpoints, lock, metrics_log
 from cops_jax.runs.record import Record, check_clip, claim_workdir, find_record
-from cops_jax.runtime import signals, watch
+from cops_jax.runtime import signals
 from cops_jax.runtime.compilation import keep_compiled_programs
 from cops_jax.runtime.mesh import (
   make_mesh,
@@ -205,7 +205,6 @@ def _restore(run, saved, state):
     return hooks.Position(0, state)
   step, params, opt_state, recent = saved.restore(state.params, state.opt_state)
   _logger.info("resuming %s from step %d", run.workdir, step)
-  watch.note(step=step, saved=step)
   state = state.replace(
     step=replicate(jnp.int32(step), run.mesh),
     params=params,
@@ -249,7 +248,6 @@ def _train(run, position, saved, profile_steps):
         state, terms = train_step(position.state, clip_params, inputs)
       doing = "steps"
       position.advance(state, terms, batch)
-      watch.note(step=position.step)
       due = acting.due(position.step)
       # With a step left to compute, devices do not wait for the host.
       while len(position.waiting) > (0 if due else 1):

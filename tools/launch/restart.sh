@@ -1,6 +1,7 @@
 #!/bin/bash
 # Runs a command again for as long as it ends with exit code 75, which says that
-# the same command goes on from what is saved, or is killed.
+# the same command goes on from what is saved, or with 134 or 137: JAX ended it as
+# another process was lost, or it was killed.
 #
 #   tools/launch/restart.sh python train.py --config=visa --workdir=runs/visa
 #
@@ -32,7 +33,7 @@ for (( restart = 0; ; restart++ )); do
     wait $!
     status=$?
   done
-  (( status == 75 || status == 137 )) && [[ ! $is_stopped ]] || exit $status
+  (( status == 75 || status == 134 || status == 137 )) && [[ ! $is_stopped ]] || exit $status
   if (( restart == max_restarts )); then
     echo "not started again after $max_restarts times" >&2
     exit $status

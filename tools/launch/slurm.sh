@@ -36,8 +36,9 @@ fi
 run srun --kill-on-bad-exit=0 python train.py "${arguments[@]}"
 status=$?
 
-# Of several exit codes srun gives the highest: 137 is a killed process's.
-if (( status == 75 || status == 137 )); then
+# Of several exit codes srun gives the highest: 137 is a killed process's, 134 that
+# of one that JAX ended as another was lost.
+if (( status == 75 || status == 134 || status == 137 )); then
   if (( ${SLURM_RESTART_COUNT:-0} < max_restarts )); then
     run scontrol requeue "$SLURM_JOB_ID"
   else
