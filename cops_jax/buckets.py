@@ -148,7 +148,7 @@ def find_files(address: str | os.PathLike) -> dict[str, File]:
       found = files.find(name, detail=True)
     except FileNotFoundError:
       return {}
-    root = files._strip_protocol(name)
+    root = name.partition("://")[2].rstrip("/")
     return {
       path.removeprefix(root).removeprefix("/"): File(
         int(facts["size"]), facts.get("crc32c", "")

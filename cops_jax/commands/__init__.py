@@ -70,8 +70,13 @@ def add_prompts(parser: argparse.ArgumentParser) -> None:
   add_pretrained(group)
 
 
-def add_pretrained(parser: argparse._ActionsContainer, **options: Any) -> None:
-  """Adds the flag of published prompts; `options` are argparse's."""
+def add_pretrained(parser: Any, **options: Any) -> None:
+  """Adds the flag of published prompts to a parser or a group of its flags.
+
+  Args:
+    parser: an `argparse.ArgumentParser` or a group of one.
+    **options: of its `add_argument`.
+  """
   parser.add_argument(
     "--pretrained",
     metavar="NAME",

@@ -55,16 +55,13 @@ def test_one_at_a_time(make, address):
 
 def test_a_lapsed_lease_is_taken_over(make, address):
   """Its holder, cut off for a while, ends when it learns of that."""
-  holder, ended = make(interval=1.5)
-  holder.acquire()
-  other, ended_too = make(interval=0.05)
+  holder, ended = make()
+  assert holder._create()  # Without the thread that renews it.
+  other, ended_too = make()
   began = time.monotonic()
   other.acquire()
-  assert 0.5 < time.monotonic() - began < 1.5
-  deadline = time.monotonic() + 5
-  while not ended:
-    assert time.monotonic() < deadline
-    time.sleep(0.05)
+  assert time.monotonic() - began > 0.5
+  holder._keep_renewing()
   ((message, code),) = ended
   assert code == 75 and "was taken over by process" in message
   holder.release()  # Leaves the other's alone.
@@ -80,7 +77,7 @@ def test_a_dead_process_of_this_machine_is_not_waited_for(make, address):
   other, _ = make(lapse=100.0)
   began = time.monotonic()
   other.acquire()
-  assert time.monotonic() - began < 5
+  assert time.monotonic() - began < 60
 
 
 @pytest.mark.parametrize("content", (b"", b"[]", b'{"process": "x"}'))
