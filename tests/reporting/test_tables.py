@@ -10,7 +10,7 @@ from cops_jax import reporting
 from cops_jax.errors import InputError
 from cops_jax.files import seal, unseal
 from cops_jax.metrics import METRICS
-from cops_jax.reporting.__main__ import main
+from cops_jax.commands.compare import main
 from helpers.made_results import FIRST, SECOND, make_result, row
 from helpers.scripts import ROOT
 
@@ -111,7 +111,7 @@ def test_compare(tmp_path, capsys):
   write(tmp_path / "run2", {"other": make_result(row(*[0.5] * 8))})
   names = [str(tmp_path / f"run{index}") for index in range(3)]
   out = tmp_path / "table.csv"
-  main(["compare", *names, f"--csv={out}"])
+  main([*names, f"--csv={out}"])
   cells = [line.split() for line in capsys.readouterr().out.splitlines()]
   # Standard deviation of 0.9 and 0.7: 0.2 / sqrt(2).
   assert ["made", "image", "AUROC", "90.0", "70.0", "n/a", "80.0", "14.14"] in (
@@ -158,7 +158,7 @@ def test_runs_that_cannot_be_compared_are_reported(tmp_path, capsys):
     with pytest.raises(InputError, match=expected):
       reporting.compare([tmp_path])
   with pytest.raises(SystemExit, match="^error: .*schema version 9"):
-    main(["compare", str(tmp_path)])
+    main([str(tmp_path)])
 
 
 def test_runs_on_unlike_data_are_not_averaged(tmp_path):
