@@ -143,7 +143,8 @@ def test_two_processes_of_two_hosts(
   wait_for(f"{workdir}/checkpoints/4/manifest.json", processes[0])
   processes[1].kill()
   codes, logs = end_cluster(processes)
-  assert codes == [75, -signal.SIGKILL], logs
+  assert codes[0] in (75, -signal.SIGABRT), logs
+  assert codes[1] == -signal.SIGKILL, logs
   codes, logs = end_cluster(start())
   assert codes == [0, 0], logs
   assert "resuming" in logs[0]

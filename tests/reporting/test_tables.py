@@ -7,10 +7,10 @@ import json
 import pytest
 
 from cops_jax import reporting
+from cops_jax.commands.compare import main
 from cops_jax.errors import InputError
 from cops_jax.files import seal, unseal
 from cops_jax.metrics import METRICS
-from cops_jax.commands.compare import main
 from helpers.made_results import FIRST, SECOND, make_result, row
 from helpers.scripts import ROOT
 
