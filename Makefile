@@ -1,13 +1,13 @@
 # make demo: train on generated data, find anomalies in categories never seen.
 # make test: run the tests.
 # make numbers: run the numerical tests, compiled as users' programs are.
-# make stacks: run them, and a user's whole way, with four sets of versions: the
-#   pinned one, the newest, the newest that the extra onnx admits, the oldest.
+# make stacks: run them, and train, resume, evaluate, predict and export the demo,
+#   with four sets of versions: pinned, newest, newest with the extra onnx, oldest.
 # make soak: damage ten thousand weight files; kill training 48 times at random,
 #   other commands 100 times; flip bits, give bad input, crowd the page; train the
 #   demo, which must be worth it.
 # make docs: the documentation as a site, in site/; a dead link fails.
-# All but stacks use .venv with the versions of constraints.txt; it is created.
+# All but stacks create and use .venv, with the versions of constraints.txt.
 
 PYTHON ?= python3
 NEWEST_PYTHON ?= $(shell for name in python3.14 python3.13 python3.12 python3; do \

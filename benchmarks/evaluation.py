@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import transformers  # noqa: F401  With torch, which cops_jax leaves out.
+import transformers  # noqa: F401  Before cops_jax, to find torch.
 
 from benchmarks import plain, torch_tower, vit_l
 from benchmarks.timing import Row, measure, row

@@ -112,7 +112,7 @@ def _share(tmp_path_factory, name, fill):
 
 @pytest.fixture(scope="session", autouse=True)
 def _temporary_folder(tmp_path_factory):
-  """Holds temporary files, of which no test and no program leaves any."""
+  """Fails if a test, or a program that it starts, leaves a temporary file."""
   multiprocessing.util.get_temp_dir()  # Lives as long as this process.
   folder = tmp_path_factory.mktemp("tmp")
   with pytest.MonkeyPatch.context() as patch:

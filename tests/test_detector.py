@@ -293,7 +293,7 @@ def test_runs_that_cannot_be_used_are_reported(workdir, tmp_path, clip_folder):
 
 
 def test_a_run_of_an_earlier_version(workdir, tmp_path):
-  """It lacks fields of this one."""
+  """The record lacks some of the current fields."""
   old = shutil.copytree(workdir, tmp_path / "old")
   record = unseal((old / "run.json").read_text())
   del record["config"]["feature_cache"]

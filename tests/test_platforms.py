@@ -1,4 +1,4 @@
-"""Commands where a system lacks what Linux has."""
+"""Commands on systems that lack some of what Linux has."""
 
 import csv
 import json
@@ -10,7 +10,6 @@ from helpers.scripts import start_afresh
 
 # What Windows lacks: modules, and functions of modules.
 SCRIPT = """
-import importlib.machinery
 import os
 import platform
 import signal
@@ -67,7 +66,7 @@ def test_prepared_data_need_array_record(trained, tmp_path):
 
 @pytest.mark.parametrize("module", ("detector", "training"))
 def test_neither_torch_nor_tensorflow_is_imported(module, tmp_path):
-  """Where both are installed, as the stand-ins here."""
+  """Modules on the path stand in for both packages."""
   for name in ("torch", "tensorflow"):
     (tmp_path / f"{name}.py").write_text("__version__ = '2.9.0'")
   script = (

@@ -92,14 +92,8 @@ def test_photos_in_a_folder(photos, workdir, tmp_path):
 
   normal = [photos / "a", photos / "c.PNG"]
   code, text, err = run(
-    *(
-      "-m",
-      "cops_jax",
-      "calibrate",
-      f"--workdir={workdir}",
-      "--normal",
-      *normal,
-    )
+    *("-m", "cops_jax", "calibrate", f"--workdir={workdir}"),
+    *("--normal", *normal),
   )
   assert code == 0, err
   assert "3 normal images cannot show a rate of 1%" in err

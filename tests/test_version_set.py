@@ -3,32 +3,23 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from cops_jax.runs.checkpoints import Checkpoints
 from helpers.images import make_image
+from helpers.scripts import start_afresh
 
 pytestmark = pytest.mark.stack
 LIMIT = 600  # Seconds for one command.
 
 
 def start(folder, *arguments):
-  """`cops ARGUMENTS` with a user's settings, not the tests'."""
+  """Starts `cops ARGUMENTS` with a user's settings, not the tests'."""
   settings = ("JAX_NUM_CPU_DEVICES", "JAX_DISABLE_MOST_OPTIMIZATIONS")
   variables = {k: v for k, v in os.environ.items() if k not in settings}
-  return subprocess.Popen(
-    [sys.executable, "-m", "cops_jax", *arguments],
-    cwd=folder,
-    env=variables,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
-  )
+  return start_afresh("-m", "cops_jax", *arguments, cwd=folder, env=variables)
 
 
 def run(folder, *arguments):
@@ -47,7 +38,7 @@ def saved_arrays(workdir):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-  """A folder with the run of a demo that was stopped and resumed."""
+  """A folder with a whole run of the demo, and one that was resumed."""
   folder = tmp_path_factory.mktemp("user")
   command = (
     *("train", "--config=demo", "--config.train.num_epochs=1"),
@@ -103,15 +94,13 @@ def test_an_onnx_file_computes_the_same(folder, predicted):
   pytest.importorskip("jax2onnx")
   import onnxruntime
 
-  _, want = predicted
+  image, want = predicted
   run(folder, "export", "--workdir=run", "--out=model.onnx")
   session = onnxruntime.InferenceSession(folder / "model.onnx")
   images, noise = session.get_inputs()
-  with Image.open(folder / "photo.png") as image:
-    pixels = np.asarray(image)[None]
   codes = np.random.default_rng(0).standard_normal(
     (1, *noise.shape[1:]), np.float32
   )
-  scores, _ = session.run(None, {images.name: pixels, noise.name: codes})
+  scores, _ = session.run(None, {images.name: image[None], noise.name: codes})
   # Its noise is another draw; tests/export compares them with the same one.
   assert scores[0] == pytest.approx(want, abs=0.1)

@@ -110,8 +110,10 @@ class BatchOptions:
 
 
 @functools.lru_cache(maxsize=4)
-def _permutation(number: int, *seed: int) -> Integer[np.ndarray, "n"]:
-  return np.random.default_rng(seed).permutation(number)
+def _permutation(
+  number: int, seed: int, epoch: int
+) -> Integer[np.ndarray, "n"]:
+  return np.random.default_rng((seed, epoch)).permutation(number)
 
 
 @dataclasses.dataclass(frozen=True)

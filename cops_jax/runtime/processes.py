@@ -92,15 +92,16 @@ def end_process(message: str, code: int = signals.EXIT_CODE) -> None:
 def find_lost_peer(error: BaseException | None) -> str:
   """Returns why the other processes cannot be reached, if this error says so.
 
-  What JAX computes with the others fails if one of them has died. It raises
-  errors of several types, whose text begins with a status. An empty string
-  stands for any other error.
+  What JAX computes with the others fails if one of them has died. It then
+  raises its runtime error, or on CPU an error of another type that names Gloo.
+  An empty string stands for any other error, such as a bucket's.
   """
   import jax
 
   while error is not None and jax.distributed.is_initialized():
     reason = " ".join(str(error).split())
-    if re.match(_PEER_STATUS, reason):
+    is_runtime = isinstance(error, jax.errors.JaxRuntimeError)
+    if (is_runtime or "Gloo" in reason) and re.match(_PEER_STATUS, reason):
       return shorten(reason)
     error = error.__cause__ or error.__context__
   return ""

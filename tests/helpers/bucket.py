@@ -4,7 +4,6 @@ import contextlib
 import functools
 import io
 import json
-import os
 import re
 import threading
 from http import server as http
@@ -146,26 +145,3 @@ class Server:
       "STORAGE_EMULATOR_HOST": self.url,
       "TENSORSTORE_GCS_HTTP_URL": self.url,
     }
-
-
-@contextlib.contextmanager
-def watch_size(folder):
-  """Gives a list that gets, again and again, the bytes of a folder's files."""
-  sizes, is_over = [], threading.Event()
-
-  def watch():
-    while not is_over.wait(0.001):
-      size = 0
-      with contextlib.suppress(FileNotFoundError):
-        for file in os.scandir(folder):
-          with contextlib.suppress(FileNotFoundError):
-            size += file.stat().st_size if file.is_file() else 0
-        sizes.append(size)
-
-  thread = threading.Thread(target=watch)
-  thread.start()
-  try:
-    yield sizes
-  finally:
-    is_over.set()
-    thread.join()

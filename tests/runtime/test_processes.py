@@ -218,6 +218,26 @@ def test_one_process_alone():
     distributed.in_first_process(divmod, 7, 0)
 
 
+@pytest.mark.parametrize(
+  "error, is_lost",
+  (
+    (jax.errors.JaxRuntimeError("UNAVAILABLE: a peer"), True),
+    (ValueError("UNKNOWN: Gloo AllGather failed: closed by peer"), True),
+    (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory"), False),
+    (ValueError("UNAVAILABLE: the bucket's server"), False),
+    (KeyError("made"), False),
+  ),
+)
+def test_lost_processes_are_told_from_other_errors(monkeypatch, error, is_lost):
+  monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+  wrapped = InputError("the checkpoint cannot be written")
+  wrapped.__cause__ = error
+  for found in (error, wrapped):
+    assert bool(distributed.find_lost_peer(found)) == is_lost
+  monkeypatch.setattr(jax.distributed, "is_initialized", lambda: False)
+  assert not distributed.find_lost_peer(error)
+
+
 ASK_EACH_OTHER = """
 import sys
 import numpy as np

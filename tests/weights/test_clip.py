@@ -387,7 +387,7 @@ def test_damaged_config_is_refused(copy):
 
 
 def test_only_fields_that_the_towers_use_are_read_from_config_json(copy):
-  """transformers acts on some of the others, even on code that they name."""
+  """transformers acts on other fields too; one of them names code to run."""
   want = weights.load_clip(str(copy)).config
   path = copy / "config.json"
   values = json.loads(path.read_text())

@@ -1,7 +1,7 @@
 #!/bin/bash
 # Runs a command again for as long as it ends with exit code 75, which says that
-# the same command goes on from what is saved, or with 134 or 137: JAX ended it as
-# another process was lost, or it was killed.
+# the same command resumes from what is saved, with 134, because JAX aborted it after
+# another process was lost, or with 137, because it was killed.
 #
 #   tools/launch/restart.sh python train.py --config=visa --workdir=runs/visa
 #
