@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import pytest
 
@@ -35,11 +36,12 @@ def run(*arguments):
 
 
 def test_commands_on_folders(trained, tmp_path):
-  workdir = f"--workdir={trained[0]}"
+  run_folder = shutil.copytree(trained[0], tmp_path / "run")
+  workdir = f"--workdir={run_folder}"
   images = write_folder(tmp_path / "screws", 6)
   code, _, err = run("evaluate", workdir, f"--datasets={images}")
   assert code == 0, err
-  with (trained[0] / "scores.csv").open() as file:
+  with (run_folder / "scores.csv").open() as file:
     assert len(list(csv.DictReader(file))) == 6
   good = tmp_path / "screws" / "test" / "good"
   code, _, err = run("calibrate", workdir, "--normal", str(good))
