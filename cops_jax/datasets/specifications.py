@@ -60,8 +60,6 @@ class Specification:
     name: TFDS's, and that of the folder of original files.
     title: its own name.
     domain: "industrial" or "medical".
-    published: the paper's image AUROC, image average precision, pixel AUROC and
-      pixel average precision, in percent; None where it reports none.
     categories: of products or organs.
     read: the reader of its original files.
     layout: these, in words, below their folder.
@@ -77,7 +75,6 @@ class Specification:
   name: str
   title: str
   domain: str
-  published: tuple[float | None, float | None, float | None, float | None]
   categories: Sequence[str]
   read: Callable[[pathlib.Path, Sequence[str]], Listing]
   layout: str
@@ -101,7 +98,6 @@ _ROWS = (
     name="mvtec_ad",
     title="MVTec AD",
     domain="industrial",
-    published=(95.0, 97.8, 93.4, 41.9),
     categories=(
       *("carpet", "grid", "leather", "tile", "wood", "bottle", "cable"),
       *("capsule", "hazelnut", "metal_nut", "pill", "screw", "toothbrush"),
@@ -123,7 +119,6 @@ _ROWS = (
     name="visa",
     title="VisA",
     domain="industrial",
-    published=(85.4, 88.0, 95.7, 23.4),
     categories=(
       *("candle", "capsules", "cashew", "chewinggum", "fryum", "macaroni1"),
       *("macaroni2", "pcb1", "pcb2", "pcb3", "pcb4", "pipe_fryum"),
@@ -151,7 +146,6 @@ _ROWS = (
     name="btad",
     title="BTAD",
     domain="industrial",
-    published=(93.6, 94.9, 94.6, 42.6),
     categories=("01", "02", "03"),
     read=_first(
       _folders(
@@ -174,7 +168,6 @@ _ROWS = (
     name="mpdd",
     title="MPDD",
     domain="industrial",
-    published=(78.6, 81.1, 97.5, 30.9),
     categories=(
       *("bracket_black", "bracket_brown", "bracket_white", "connector"),
       *("metal_plate", "tubes"),
@@ -195,7 +188,6 @@ _ROWS = (
     name="dtd_synthetic",
     title="DTD-Synthetic",
     domain="industrial",
-    published=(95.2, 98.1, 98.4, 58.5),
     categories=(
       *("Woven_001", "Woven_127", "Woven_104", "Stratified_154"),
       *("Blotchy_099", "Woven_068", "Woven_125", "Marbled_078"),
@@ -219,7 +211,6 @@ _ROWS = (
     name="head_ct",
     title="HeadCT",
     domain="medical",
-    published=(96.1, 97.1, None, None),
     categories=("brain",),
     read=_first(
       _test_folder("brain"),
@@ -238,7 +229,6 @@ _ROWS = (
     name="brain_mri",
     title="BrainMRI",
     domain="medical",
-    published=(97.4, 97.6, None, None),
     categories=("brain",),
     read=_first(
       _folders("brain_tumor_dataset/{kind}", normal="no", kinds=("no", "yes")),
@@ -261,7 +251,6 @@ _ROWS = (
     name="br35h",
     title="Br35H",
     domain="medical",
-    published=(98.7, 98.5, None, None),
     categories=("brain",),
     read=_first(_YES_AND_NO, _test_folder("brain")),
     layout="{yes,no}",
@@ -276,7 +265,6 @@ _ROWS = (
     name="isic",
     title="ISIC",
     domain="medical",
-    published=(None, None, 93.8, 85.6),
     categories=("skin",),
     read=_first(
       _test_folder("skin", "skin/ISBI2016_ISIC_Part1_Test_GroundTruth"),
@@ -301,7 +289,6 @@ _ROWS = (
     name="cvc_colondb",
     title="CVC-ColonDB",
     domain="medical",
-    published=(None, None, 85.6, 37.2),
     categories=("colon",),
     read=_first(_IMAGES_AND_MASKS),
     layout=_POLYP_LAYOUT,
@@ -318,7 +305,6 @@ _ROWS = (
     name="cvc_clinicdb",
     title="CVC-ClinicDB",
     domain="medical",
-    published=(None, None, 88.8, 49.9),
     categories=("colon",),
     read=_first(_IMAGES_AND_MASKS, _folders("Original", "Ground Truth")),
     layout=_POLYP_LAYOUT,
@@ -335,7 +321,6 @@ _ROWS = (
     name="kvasir",
     title="Kvasir",
     domain="medical",
-    published=(None, None, 85.8, 51.5),
     categories=("colon",),
     read=_first(_IMAGES_AND_MASKS),
     layout=_POLYP_LAYOUT,
@@ -352,7 +337,6 @@ _ROWS = (
     name="endo",
     title="Endo",
     domain="medical",
-    published=(None, None, 90.0, 58.7),
     categories=("colon",),
     read=_first(
       _folders("{kind}", "masks", "good"),

@@ -23,7 +23,7 @@ from cops_jax.images.drawing import LINE_COLOR, TILE_PIXELS, heat_colors
 from cops_jax.metrics import METRICS
 from cops_jax.paths import AnyPath
 from cops_jax.reporting import charts, domains, metric_title, percent
-from cops_jax.reporting.published import published
+from cops_jax.reporting.papers import paper_results
 from cops_jax.scoring import ANOMALY
 from cops_jax.tables import group_by_reason, one_line, shorten_list
 from cops_jax.weights import DEMO_CLIP
@@ -199,7 +199,7 @@ def _markdown_cell(text):
 
 
 def _result_rows(results, method):
-  papers = published(method)
+  papers = paper_results(method)
   rows = [
     {
       "name": name,
@@ -223,9 +223,9 @@ def _cells(values, published):
   for metric in METRICS:
     cell = {"value": percent(values[metric]), "published": "", "reason": ""}
     if metric in published and not math.isnan(values[metric]):
-      difference = 100 * values[metric] - published[metric]
+      difference = 100 * (values[metric] - published[metric])
       cell |= {
-        "published": f"{published[metric]:.1f}",
+        "published": percent(published[metric]),
         "difference": f"{difference:+.1f}".replace("-", "\N{MINUS SIGN}"),
       }
     cells.append(cell)

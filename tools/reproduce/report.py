@@ -17,7 +17,7 @@ from cops_jax.files import seal, write_file
 from cops_jax.methods import find
 from cops_jax.metrics import METRICS
 from cops_jax.reporting import domains, metric_title
-from cops_jax.reporting.published import published
+from cops_jax.reporting.papers import paper_results
 from cops_jax.reporting.tables import read_results, write_csv
 from cops_jax.tables import align
 from tools.reproduce.plan import is_trained
@@ -122,7 +122,8 @@ def make_rows(configs: Mapping[str, Any], results: Results) -> list[Row]:
     method = configs[name].method
     for dataset, data in content["datasets"].items():
       for metric, value in data["mean"].items():
-        paper = published(method).get(dataset, {}).get(metric, math.nan)
+        paper = paper_results(method).get(dataset, {}).get(metric, math.nan)
+        paper *= 100
         cell = cells.setdefault(
           (dataset, metric, method), Cell(paper, [], data["is_published"])
         )
@@ -133,7 +134,7 @@ def make_rows(configs: Mapping[str, Any], results: Results) -> list[Row]:
     reported = {
       metric
       for method in ("cops", *methods)
-      for metric in published(method).get(dataset, {})
+      for metric in paper_results(method).get(dataset, {})
     }
     for metric in filter(reported.__contains__, METRICS):
       found = {
