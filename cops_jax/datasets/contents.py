@@ -13,6 +13,7 @@ import tensorflow_datasets as tfds
 
 from cops_jax.datasets.prepared import open_split
 from cops_jax.digests import combine, digest_example, file_state
+from cops_jax.errors import InputError
 from cops_jax.files import digest_file, seal, unseal, write_file
 from cops_jax.progress import Progress
 
