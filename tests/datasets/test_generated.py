@@ -7,15 +7,20 @@ import pytest
 
 from cops_jax.datasets import generated
 from cops_jax.datasets.generated import evaluation_only
+from tools.pretrain_demo_clip.categories import (
+  CATEGORIES as PRETRAINING_CATEGORIES,
+)
+
+ALL = {**generated.CATEGORIES, **PRETRAINING_CATEGORIES}
 
 
 def test_evaluation_is_disjoint_from_all_training():
   training = set(generated.TRAINING_CATEGORIES)
   evaluation = set(generated.EVALUATION_CATEGORIES)
-  pretraining = set(generated.PRETRAINING_CATEGORIES)
+  pretraining = set(PRETRAINING_CATEGORIES)
   assert training < pretraining
   assert not evaluation & pretraining
-  assert training | evaluation | pretraining == set(generated.CATEGORIES)
+  assert training | evaluation == set(generated.CATEGORIES)
   assert len(pretraining) >= 30
   assert not set(generated.SEEN_DEFECTS) & set(generated.UNSEEN_DEFECTS)
   for names in (training, evaluation):
@@ -35,7 +40,7 @@ def _evaluation_functions_called(names):
   sys.setprofile(record)
   try:
     for name in names:
-      generated.CATEGORIES[name].render(rng, 48)
+      ALL[name].render(rng, 48)
   finally:
     sys.setprofile(None)
   return called
@@ -44,12 +49,12 @@ def _evaluation_functions_called(names):
 def test_pretraining_never_calls_an_evaluation_generator():
   called = _evaluation_functions_called(generated.EVALUATION_CATEGORIES)
   assert called == set(generated.EVALUATION_CATEGORIES)
-  assert not _evaluation_functions_called(generated.PRETRAINING_CATEGORIES)
+  assert not _evaluation_functions_called(PRETRAINING_CATEGORIES)
 
 
-@pytest.mark.parametrize("name", generated.CATEGORIES)
+@pytest.mark.parametrize("name", ALL)
 def test_render(name):
-  category = generated.CATEGORIES[name]
+  category = ALL[name]
   image, foreground = category.render(np.random.default_rng(1), 112)
   assert image.shape == (112, 112, 3) and image.dtype == np.float32
   assert foreground.shape == (112, 112) and foreground.dtype == bool
@@ -63,10 +68,10 @@ def test_render(name):
 @pytest.mark.parametrize("defect", generated.DEFECTS)
 def test_only_the_mask_differs_and_it_does(defect):
   rng = np.random.default_rng(2)
-  names = list(generated.CATEGORIES)
+  categories = list(ALL.values())
   for _ in range(12):
-    name = names[rng.integers(len(names))]
-    image, normal, mask = generated.generate_pair(name, defect, rng)
+    category = categories[rng.integers(len(categories))]
+    image, normal, mask = generated.generate_pair(category, defect, rng)
     assert image.shape == (112, 112, 3) and image.dtype == np.uint8
     assert mask.shape == (112, 112) and mask.dtype == bool
     difference = np.abs(image.astype(int) - normal).max(-1)

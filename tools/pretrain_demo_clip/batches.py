@@ -11,6 +11,7 @@ import numpy as np
 from cops_jax.datasets import generated
 from cops_jax.typing import Bool, Float, Integer
 from tools.pretrain_demo_clip import captions
+from tools.pretrain_demo_clip.categories import CATEGORIES
 from tools.pretrain_demo_clip.model import IMAGE_SIZE, PATCH_SIZE
 
 Tokenize = Callable[[Sequence[str]], Integer[np.ndarray, "b l"]]
@@ -51,7 +52,7 @@ def draw_pair(
     the defect, bool (size, size): all False where the crop has missed it.
   """
   defective, normal, mask = generated.generate_pair(
-    category, captions.KINDS[kind], rng, IMAGE_SIZE
+    CATEGORIES[category], captions.KINDS[kind], rng, IMAGE_SIZE
   )
   (defective, normal), mask = augment(rng, (defective, normal), mask)
   top, left = rng.integers(0, IMAGE_SIZE - size + 1, 2)
@@ -85,7 +86,7 @@ def draw_batch(
     (b, b); and ids of texts: `caption`, (b, l), `state_text` and
     `attribute_text`, (texts, l), see `captions`.
   """
-  names = rng.permutation(generated.PRETRAINING_CATEGORIES)[:num_pairs]
+  names = rng.permutation(list(CATEGORIES))[:num_pairs]
   rows = []
   for name in names:
     kind = int(rng.integers(len(captions.KINDS)))

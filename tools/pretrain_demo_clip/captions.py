@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from cops_jax.datasets import generated
+from tools.pretrain_demo_clip.categories import CATEGORIES
 
 KINDS = tuple(generated.SEEN_DEFECTS)
 GOOD = ("flawless", "perfect", "intact", "normal", "undamaged", "clean")
@@ -50,7 +51,7 @@ def vocabulary() -> list[str]:
   """Texts that together have every word of every caption, and a few more."""
   texts = ["object . with without the an image close-up", *TEMPLATES]
   texts += [*GOOD, *BAD, *map(words, KINDS)]
-  texts += map(words, generated.PRETRAINING_CATEGORIES)
+  texts += map(words, CATEGORIES)
   texts += ["region", *(word for group in ATTRIBUTES for word in group)]
   return [text.replace("{}", "") for text in texts]
 

@@ -11,7 +11,6 @@ in pixels of a 112-pixel image and scale with the requested size.
 from cops_jax.datasets.generated.categories import (
   CATEGORIES,
   EVALUATION_CATEGORIES,
-  PRETRAINING_CATEGORIES,
   TRAINING_CATEGORIES,
   Category,
 )
@@ -26,7 +25,6 @@ __all__ = [
   "CATEGORIES",
   "DEFECTS",
   "EVALUATION_CATEGORIES",
-  "PRETRAINING_CATEGORIES",
   "SEEN_DEFECTS",
   "TRAINING_CATEGORIES",
   "UNSEEN_DEFECTS",

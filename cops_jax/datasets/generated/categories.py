@@ -1,4 +1,4 @@
-"""The products: training, evaluation and pretraining categories."""
+"""The products: training and evaluation categories."""
 
 import dataclasses
 import functools
@@ -12,7 +12,6 @@ from cops_jax.datasets.generated.drawing import REFERENCE_SIZE, jitter
 from cops_jax.datasets.generated.objects import (
   draw_object,
   plain_material,
-  random_object,
 )
 
 
@@ -151,17 +150,6 @@ _EVALUATION = (
   ),
 )
 
-_PRETRAINING_ONLY = tuple(
-  Category(
-    name, "surface", functools.partial(patterns.random_pattern, pattern=pattern)
-  )
-  for name, pattern in patterns.PATTERNS.items()
-) + tuple(
-  Category(name, "object", functools.partial(random_object, shape=shape))
-  for name, shape in shapes.SHAPES.items()
-)
-
 TRAINING_CATEGORIES = tuple(c.name for c in _TRAINING)
 EVALUATION_CATEGORIES = tuple(c.name for c in _EVALUATION)
-PRETRAINING_CATEGORIES = tuple(c.name for c in _TRAINING + _PRETRAINING_ONLY)
-CATEGORIES = {c.name: c for c in _TRAINING + _EVALUATION + _PRETRAINING_ONLY}
+CATEGORIES = {c.name: c for c in _TRAINING + _EVALUATION}

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from cops_jax.datasets.generated.categories import CATEGORIES
+from cops_jax.datasets.generated.categories import CATEGORIES, Category
 from cops_jax.datasets.generated.defects import DEFECTS
 from cops_jax.datasets.generated.drawing import (
   REFERENCE_SIZE,
@@ -40,7 +40,7 @@ def _square(rng, foreground, side):
 
 
 def generate_pair(
-  category: str,
+  category: str | Category,
   defect: str | None,
   rng: np.random.Generator,
   size: int = 112,
@@ -52,7 +52,7 @@ def generate_pair(
   mask.
 
   Args:
-    category: Key of `CATEGORIES`.
+    category: Key of `CATEGORIES`, or a category.
     defect: Key of `DEFECTS`, or None.
     rng: Source of all randomness.
     size: Side of the square images in pixels.
@@ -63,7 +63,9 @@ def generate_pair(
     Image with the defect and image without it, uint8 (size, size, 3), and the
     mask of the defect, bool (size, size), all False without a defect.
   """
-  base, foreground = CATEGORIES[category].render(rng, size)
+  if isinstance(category, str):
+    category = CATEGORIES[category]
+  base, foreground = category.render(rng, size)
   gain, sensor = _capture(rng, size)
 
   def photograph(scene):
@@ -81,7 +83,7 @@ def generate_pair(
 
 
 def generate(
-  category: str,
+  category: str | Category,
   defect: str | None,
   rng: np.random.Generator,
   size: int = 112,

@@ -7,12 +7,9 @@ from scipy import ndimage
 from cops_jax.datasets.generated.drawing import (
   REFERENCE_SIZE,
   SUPERSAMPLING,
-  hsv,
   mix,
   noise,
-  random_palette,
 )
-from cops_jax.datasets.generated.patterns import pick_pattern, random_pattern
 
 
 def plain_material(rng, size, colour, amount=0.02):
@@ -62,32 +59,3 @@ def draw_object(
   shadow = np.roll(soft, tuple(offset), (0, 1)) * rng.uniform(0, 0.4)
   image = mix(background * (1 - shadow)[..., None], body, alpha)
   return image, alpha > 0.5
-
-
-def random_object(rng, size, shape):
-  pattern = pick_pattern(rng) if rng.random() < 0.5 else None
-  for _ in range(8):
-    if pattern is None:
-      material = plain_material(
-        rng, size, random_palette(rng)[0], rng.uniform(0, 0.06)
-      )
-    else:
-      material = random_pattern(rng, size, pattern)
-    colour = hsv(
-      rng.random(),
-      0.6 * rng.beta(1, 3),
-      rng.choice([rng.uniform(0.03, 0.3), rng.uniform(0.5, 0.97)]),
-    )
-    if np.abs(material.mean((0, 1)) - colour).max() > 0.2:
-      break
-  background = plain_material(rng, size, colour, rng.uniform(0, 0.05))
-  return draw_object(
-    rng,
-    size,
-    shape(rng),
-    material,
-    background,
-    (30, 46),
-    rng.uniform(0, 2 * np.pi),
-    rng.uniform(0.75, 1),
-  )
