@@ -6,10 +6,9 @@ Importing this registers the published data sets, and the demo's, with TFDS.
 from __future__ import annotations
 
 from cops_jax.datasets import custom, preparation
-from cops_jax.datasets.generated import builder as demo_builder
+from cops_jax.datasets.builders import BUILDERS
 from cops_jax.datasets.preparation import why_unprepared
 from cops_jax.datasets.prepared import PreparedExamples
-from cops_jax.datasets.published import BUILDERS
 from cops_jax.datasets.specifications import SPECIFICATIONS
 from cops_jax.errors import InputError
 
@@ -21,7 +20,7 @@ __all__ = [
   "why_unprepared",
 ]
 
-NAMES = (*BUILDERS, *demo_builder.BUILDERS)
+NAMES = tuple(BUILDERS)
 
 
 def require_known(name: str) -> None:

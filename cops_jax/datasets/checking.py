@@ -125,7 +125,7 @@ def check(
     result = Check(name, f"original files in {root}")
     result.problems += listing.problems
     result.oddities += listing.oddities
-    records = listing.records
+    records = listing.images
 
     def load(index):
       record = records[index]
@@ -149,7 +149,7 @@ def check(
     return result
   result.compare_with_known_counts()
   if is_deep and not location and preparation.is_prepared(builder, data_dir):
-    records = listing.records if listing else ()
+    records = listing.images if listing else ()
     _compare_bytes(result, builder, root, records, data_dir, manual_dir)
   return result
 

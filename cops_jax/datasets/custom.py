@@ -8,8 +8,8 @@ from typing import Any
 
 from cops_jax.datasets.layouts import (
   NORMAL_KIND,
+  ListedImage,
   Listing,
-  Record,
   list_folders,
   read_folders,
 )
@@ -32,7 +32,7 @@ class FileExamples(Sequence):
     self,
     name: str,
     root: pathlib.Path,
-    records: Sequence[Record],
+    records: Sequence[ListedImage],
     notes: Sequence[str] = (),
     by_contents: bool = False,
   ):
@@ -89,7 +89,7 @@ def read_tree(root: pathlib.Path) -> Listing:
       else None,
       normal=_NORMAL_NAMES,
     )
-    listing.records += part.records
+    listing.images += part.images
     listing.problems += part.problems
     listing.oddities += part.oddities
   return listing
@@ -145,5 +145,5 @@ def load_custom(
   listing = read_listing(reader, root)
   listing.require_sound(root.name)
   listing.warn(root.name)
-  records = [record for record in listing.records if record.split == split]
+  records = [record for record in listing.images if record.split == split]
   return FileExamples(root.name, root, records, listing.oddities, by_contents)

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import pathlib
 import shutil
 import tarfile
 
-from cops_jax.datasets.specifications import Archive
 from cops_jax.errors import InputError
 
 _logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Archive:
+  """A download that needs no form.
+
+  Attributes:
+    url: of a tar file of the data set's root.
+    sha256: of that file.
+  """
+
+  url: str
+  sha256: str
 
 
 def download(archive: Archive, root: pathlib.Path) -> pathlib.Path:

@@ -30,7 +30,7 @@ _MASK_ENDING = re.compile(r"[-_. ](masks?|gt|ground_?truth|segmentation)$")
 
 
 @dataclasses.dataclass(frozen=True)
-class Record:
+class ListedImage:
   """One image of a data set.
 
   Attributes:
@@ -59,14 +59,14 @@ class Listing:
   """What a reader found.
 
   Attributes:
-    records: the images.
+    images: the images.
     problems: what must be fixed before the data set can be used.
     oddities: what was left out or guessed, and may well be right.
     root: the folder that ids are relative to, where that is below the one that
       was asked for.
   """
 
-  records: list[Record] = dataclasses.field(default_factory=list)
+  images: list[ListedImage] = dataclasses.field(default_factory=list)
   problems: list[str] = dataclasses.field(default_factory=list)
   oddities: list[str] = dataclasses.field(default_factory=list)
   root: pathlib.Path | None = None
@@ -160,8 +160,8 @@ def read_folders(
     mask_of = {}
     for folder, files in mask_folders.items():
       mask_of |= pair_masks(files, folder, listing)
-    listing.records += [
-      Record(
+    listing.images += [
+      ListedImage(
         split,
         category,
         NORMAL_KIND if is_normal(kind) else kind,
@@ -195,12 +195,12 @@ def read_first(
   for folder in (root, *children, *grandchildren):
     for reader in readers:
       listing = reader(folder, categories)
-      if listing.records and folder != root:
+      if listing.images and folder != root:
         listing.root = folder
         listing.oddities.append(f"the images are read from {folder}")
-      if listing.records and not listing.problems:
+      if listing.images and not listing.problems:
         return listing
-      if best is None or (listing.records and not best.records):
+      if best is None or (listing.images and not best.images):
         best = listing
   return best
 

@@ -18,8 +18,8 @@ from typing import Any
 from cops_jax.datasets.layouts import (
   NORMAL_KIND,
   SPLITS,
+  ListedImage,
   Listing,
-  Record,
   list_images,
 )
 
@@ -60,8 +60,8 @@ def read_labels(
       listing.oddities.append(f"{path} does not list {file.name}")
       continue
     kind = "anomaly" if label else NORMAL_KIND
-    listing.records.append(
-      Record("test", category, kind, file, None, has_mask=False)
+    listing.images.append(
+      ListedImage("test", category, kind, file, None, has_mask=False)
     )
   if labels:
     listing.problems.append(
@@ -110,8 +110,10 @@ def read_visa(root: pathlib.Path, categories: Sequence[str]) -> Listing:
       mask = _listed_file(root, row["mask"], place, listing)
     if image:
       kind = "anomaly" if is_anomaly else NORMAL_KIND
-      listing.records.append(
-        Record(row["split"], row["object"], kind, image, mask, has_mask=True)
+      listing.images.append(
+        ListedImage(
+          row["split"], row["object"], kind, image, mask, has_mask=True
+        )
       )
   _note_repetitions(listing, table)
   return listing
@@ -200,8 +202,8 @@ def _read_meta_category(
       if kind == NORMAL_KIND:
         kind = "anomaly"
     if image:
-      listing.records.append(
-        Record(split, category, kind, image, mask, has_mask)
+      listing.images.append(
+        ListedImage(split, category, kind, image, mask, has_mask)
       )
 
 
@@ -256,7 +258,7 @@ def _relative(root: pathlib.Path, text: str, listing: Listing) -> str:
 
 
 def _note_repetitions(listing: Listing, table: pathlib.Path) -> None:
-  counts = collections.Counter(record.image for record in listing.records)
+  counts = collections.Counter(record.image for record in listing.images)
   listing.problems += [
     f"{table} lists {image} {count} times"
     for image, count in counts.items()

@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from cops_jax.datasets.layouts import Record
+from cops_jax.datasets.layouts import ListedImage
 from cops_jax.images.decoding import open_image
 
 
@@ -57,7 +57,7 @@ def example_features() -> tfds.features.FeaturesDict:
 
 
 def file_example(
-  record: Record, root: pathlib.Path, dataset: str
+  record: ListedImage, root: pathlib.Path, dataset: str
 ) -> dict[str, Any]:
   """The example of one original file.
 

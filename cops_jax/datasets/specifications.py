@@ -8,6 +8,7 @@ import pathlib
 import re
 from collections.abc import Callable, Sequence
 
+from cops_jax.datasets.download import Archive
 from cops_jax.datasets.layouts import Listing, read_first, read_folders
 from cops_jax.datasets.lists import read_labels, read_visa
 
@@ -37,19 +38,6 @@ _YES_AND_NO = _folders("{kind}", normal="no", kinds=("no", "yes"))
 def _test_folder(name, masks=None):
   """As peers' scripts leave medical data: MVTec's layout, one category."""
   return _folders(f"{name}/test/{{kind}}", masks, "good")
-
-
-@dataclasses.dataclass(frozen=True)
-class Archive:
-  """A download that needs no form.
-
-  Attributes:
-    url: of a tar file of the data set's root.
-    sha256: of that file.
-  """
-
-  url: str
-  sha256: str
 
 
 @dataclasses.dataclass(frozen=True)

@@ -180,14 +180,14 @@ def test_layouts_that_people_have(tmp_path, name, paths, anomalous):
   root = listing.root or tmp_path
   found = [
     record.image.relative_to(root).as_posix()
-    for record in listing.records
+    for record in listing.images
     if record.is_anomaly
   ]
   assert found == anomalous
   masks = [path for path in paths if "asks" in path or "round" in path]
   assert all(
     (record.mask is not None) == bool(masks)
-    for record in listing.records
+    for record in listing.images
     if record.is_anomaly
   )
   assert bool(listing.root) == (len(anomalous[0]) < min(map(len, paths)))
@@ -209,7 +209,7 @@ def test_industrial_data_in_other_forms(tmp_path):
       )
     listing = row.read(tmp_path / name, row.categories)
     assert not listing.problems and listing.root == tmp_path / name / folder
-    assert len(listing.records) == 3 * len(row.categories)
+    assert len(listing.images) == 3 * len(row.categories)
 
 
 def test_head_ct_as_on_kaggle(tmp_path):
@@ -219,7 +219,7 @@ def test_head_ct_as_on_kaggle(tmp_path):
   row = SPECIFICATIONS["head_ct"]
   listing = row.read(tmp_path, row.categories)
   assert not listing.problems
-  kinds = {record.image.name: record.is_anomaly for record in listing.records}
+  kinds = {record.image.name: record.is_anomaly for record in listing.images}
   assert kinds == {"000.png": True, "001.png": False, "002.png": True}
   table.write_text("id, hemorrhage\n0,1\n1,0\n2,1\n7,1\n")
   (problem,) = row.read(tmp_path, row.categories).problems

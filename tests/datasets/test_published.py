@@ -21,8 +21,8 @@ from PIL import Image, ImageOps
 
 from cops_jax import datasets
 from cops_jax.commands.datasets import main
-from cops_jax.datasets import contents, preparation, published, specifications
-from cops_jax.datasets.download import download
+from cops_jax.datasets import builders, contents, preparation, specifications
+from cops_jax.datasets.download import Archive, download
 from cops_jax.errors import InputError
 from cops_jax.files import seal, unseal
 from helpers import original_layouts
@@ -115,7 +115,7 @@ def test_tfds_gives_pixels_without_a_given_format(tmp_path, capsys):
 
 def test_large_splits_are_written_in_shards(tmp_path, monkeypatch):
   tree = write_tree("btad", tmp_path)
-  monkeypatch.setattr(published, "_SHARD_BYTES", 500)
+  monkeypatch.setattr(builders, "_SHARD_BYTES", 500)
   examples = load(tree)
   assert len(list((tmp_path / "prepared/btad/1.1.0").glob("*test*"))) > 3
   # The stored order is that of the files.
@@ -376,13 +376,13 @@ def test_visa_downloads_itself(visa, server, monkeypatch, prefix):
   with tarfile.open(folder / "visa.tar", "w") as tar:
     tar.add(visa.root, arcname=prefix)
   digest = hashlib.sha256((folder / "visa.tar").read_bytes()).hexdigest()
-  archive = specifications.Archive(f"{url}/visa.tar", digest)
+  archive = Archive(f"{url}/visa.tar", digest)
   data_dir = visa.root.parent / "prepared"
   monkeypatch.setattr(
-    published.BUILDERS["visa"],
+    builders.BUILDERS["visa"],
     "specification",
     dataclasses.replace(
-      published.BUILDERS["visa"].specification, archive=archive
+      builders.BUILDERS["visa"].specification, archive=archive
     ),
   )
   examples = datasets.load("visa", "test", str(data_dir))
@@ -396,7 +396,7 @@ def test_a_failed_download_is_reported(server, tmp_path):
   folder, url = server
   (folder / "other.tar").write_bytes(b"something else")
   for name, reason in (("absent.tar", "404"), ("other.tar", "hash")):
-    archive = specifications.Archive(f"{url}/{name}", "0" * 64)
+    archive = Archive(f"{url}/{name}", "0" * 64)
     with pytest.raises(InputError, match=reason):
       download(archive, tmp_path / "downloads" / "visa")
     assert not (tmp_path / "downloads" / "visa").exists()

@@ -86,7 +86,7 @@ def inspect(
       found[name] = Data(number, 0, PREPARED)
     elif root := builder.find_original_files(manual_dir):
       listing = row.read(root, row.categories)
-      number = sum(record.split == "test" for record in listing.records)
+      number = sum(record.split == "test" for record in listing.images)
       size = sum(f.stat().st_size for f in root.rglob("*") if f.is_file())
       found[name] = Data(number, size, "to be prepared")
     else:

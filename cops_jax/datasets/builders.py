@@ -1,4 +1,4 @@
-"""The one TFDS builder of all published data sets."""
+"""The TFDS builders: of the published data sets and of the generated ones."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import functools
 import io
 import logging
 import pathlib
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,8 +15,9 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from tensorflow_datasets.core import dataset_builder
 
+from cops_jax.datasets import generated
 from cops_jax.datasets.download import download
-from cops_jax.datasets.layouts import Record
+from cops_jax.datasets.layouts import ListedImage
 from cops_jax.datasets.schema import (
   EMPTY_MASK,
   DatasetInfo,
@@ -84,13 +86,13 @@ class Published(dataset_builder.ShardBasedBuilder, skip_registration=True):
     listing = self.specification.read(root, self.specification.categories)
     root = listing.root or root
     listing.require_sound(self.name)
-    test = [row for row in listing.records if row.split == "test"]
+    test = [row for row in listing.images if row.split == "test"]
     listing.oddities += count_differences(
       self.name, len(test), sum(row.is_anomaly for row in test)
     )
     listing.warn(self.name)
     self.oddities = listing.oddities  # Kept with the prepared data.
-    progress = Progress(len(listing.records), "images")
+    progress = Progress(len(listing.images), "images")
     num_done = 0
 
     def generate(records):
@@ -104,7 +106,7 @@ class Published(dataset_builder.ShardBasedBuilder, skip_registration=True):
 
     return {
       split: [functools.partial(generate, shard) for shard in shards]
-      for split, shards in _shards(listing.records).items()
+      for split, shards in _shards(listing.images).items()
     }
 
   def find_original_files(self, manual_dir: Any = None) -> pathlib.Path | None:
@@ -143,7 +145,7 @@ class Published(dataset_builder.ShardBasedBuilder, skip_registration=True):
     )
 
 
-def _stored_mask(record: Record) -> pathlib.Path | bytes:
+def _stored_mask(record: ListedImage) -> pathlib.Path | bytes:
   """A mask's file where it is plain to see; else a PNG of 0 and 255."""
   path = record.image if record.mask is None else record.mask
   try:
@@ -166,8 +168,8 @@ def _stored_mask(record: Record) -> pathlib.Path | bytes:
 
 
 def _shards(
-  records: Sequence[Record],
-) -> dict[str, list[Sequence[Record]]]:
+  records: Sequence[ListedImage],
+) -> dict[str, list[Sequence[ListedImage]]]:
   """Records by split, cut where a shard's files have reached its size."""
   shards = {}
   for split in sorted({record.split for record in records}):
@@ -180,6 +182,85 @@ def _shards(
       shards[split][-1].append(record)
       num_bytes += record.image.stat().st_size
   return shards
+
+
+def _png(array: np.ndarray) -> io.BytesIO:
+  file = io.BytesIO()
+  Image.fromarray(array).save(file, "PNG", compress_level=1)
+  file.seek(0)
+  return file
+
+
+class _Demo(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+  """A `test` split of normal and defective images of some categories."""
+
+  VERSION = tfds.core.Version("1.0.0")
+
+  categories: Sequence[str]
+  anomaly_kinds: Sequence[str]
+  num_normal: int  # Images of a category.
+  num_of_each_kind: int  # Images of a category and an anomaly kind.
+
+  def _info(self) -> DatasetInfo:
+    return DatasetInfo(
+      builder=self,
+      description=(
+        "Generated photographs of surfaces and objects, with defects and their"
+        " masks. Made for this project; free to use."
+      ),
+      features=example_features(),
+    )
+
+  def _split_generators(self, dl_manager) -> dict[str, Any]:
+    return {"test": self._generate_examples()}
+
+  def _generate_examples(self) -> Iterator[tuple[str, dict[str, Any]]]:
+    numbers = {"good": self.num_normal}
+    numbers |= dict.fromkeys(self.anomaly_kinds, self.num_of_each_kind)
+    for category in self.categories:
+      for kind, number in numbers.items():
+        for index in range(number):
+          example_id = f"{category}/test/{kind}/{index:03}"
+          seed = zlib.crc32(f"{self.name}/{example_id}".encode())
+          image, mask = generated.generate(
+            category,
+            None if kind == "good" else kind,
+            np.random.default_rng(seed),
+          )
+          yield (
+            example_id,
+            {
+              "image": _png(image),
+              "mask": _png(mask.astype(np.uint8) * 255),
+              "has_mask": True,
+              "label": int(kind != "good"),
+              "category": category,
+              "anomaly_kind": kind,
+              "dataset": self.name,
+              "path": f"{example_id}.png",
+              "id": example_id,
+            },
+          )
+
+
+class DemoAuxiliary(_Demo):
+  """What prompts are trained on: six categories, the seen defect kinds."""
+
+  name = "demo_auxiliary"
+  categories = generated.TRAINING_CATEGORIES
+  anomaly_kinds = tuple(generated.SEEN_DEFECTS)
+  num_normal = 48
+  num_of_each_kind = 4
+
+
+class DemoUnseen(_Demo):
+  """Six categories never seen in any training, and five more defect kinds."""
+
+  name = "demo_unseen"
+  categories = generated.EVALUATION_CATEGORIES
+  anomaly_kinds = tuple(generated.DEFECTS)
+  num_normal = 51
+  num_of_each_kind = 3
 
 
 # Each registers itself with TFDS under its name.
@@ -204,3 +285,4 @@ BUILDERS = {
 }
 # Worker processes unpickle them by their names in this module.
 globals().update({cls.__name__: cls for cls in BUILDERS.values()})
+BUILDERS |= {builder.name: builder for builder in (DemoAuxiliary, DemoUnseen)}
