@@ -17,7 +17,7 @@ from typing import Any
 
 from cops_jax import buckets
 from cops_jax.errors import WriteError
-from cops_jax.paths import is_address, to_path
+from cops_jax.paths import AnyPath, is_address, to_path
 
 _SEAL = "sha256"
 
@@ -152,6 +152,15 @@ def delete(path: str | os.PathLike) -> None:
     shutil.rmtree(path)
   else:
     pathlib.Path(path).unlink(missing_ok=True)
+
+
+def rename(path: AnyPath, to: AnyPath) -> None:
+  """Renames a folder; in a bucket its files are copied and deleted.
+
+  Raises:
+    OSError: it cannot be renamed.
+  """
+  (buckets.rename if is_address(path) else os.rename)(path, to)
 
 
 def digest_file(file: bytes | pathlib.Path, may_remember: bool = False) -> str:

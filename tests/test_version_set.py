@@ -47,7 +47,7 @@ def folder(tmp_path_factory):
   )
   run(folder, *command, "--workdir=whole")
   with start(folder, *command, "--workdir=run") as process:
-    while not (folder / "run/checkpoints/16").exists():
+    while not (folder / "run/checkpoints/16/manifest.json").exists():
       assert process.poll() is None, process.communicate()
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=LIMIT)

@@ -2,85 +2,64 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import logging
 import os
 import re
-import sys
-import threading
-import time
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 from absl import logging as absl_logging
 
-from cops_jax import buckets
 from cops_jax.errors import (
   DamagedRunError,
   InputError,
   MissingRunError,
   shorten,
 )
-from cops_jax.files import delete, find_files, sync
-from cops_jax.paths import AnyPath, is_address, to_path
+from cops_jax.files import delete, find_files, rename
+from cops_jax.paths import is_address, to_path
 from cops_jax.runs import manifests
 from cops_jax.runtime.processes import in_first_process
 
 _logger = logging.getLogger(__name__)
 
-# Marks, at the end of a name, what is being written or deleted; and what was
-# found damaged.
-_PARTIAL, _DAMAGED = ".partial", ".damaged"
-# Until a save that makes no progress, as its disk or bucket has gone, fails.
-_SAVE_SECONDS = 300
-# That a run which ends with an error waits for a save under way.
-_LAST_SECONDS = 60
-# That what a failed save leaves is deleted again.
-_LEFTOVER_SECONDS = 5
+_DAMAGED = ".damaged"  # Ends the name of a checkpoint that is set aside.
+_SAVE_SECONDS = 300  # After which a save that makes no progress fails.
 
 
 def find_steps(workdir: str | os.PathLike) -> list[int]:
-  """Steps of the checkpoints in a work directory, unverified, ascending.
+  """Returns the steps of a work directory's checkpoints, ascending, unverified.
+
+  A checkpoint without a manifest does not count: its writing or its deletion
+  was interrupted.
 
   Raises:
-    InputError: it is in a bucket whose server does not say.
+    InputError: the checkpoints cannot be listed.
   """
-  names = _find_names(_directory(workdir))
-  return sorted(
-    int(name) for name in names if re.fullmatch("0|[1-9][0-9]*", name)
-  )
+  pattern = re.compile(f"([0-9]+)/{manifests.MANIFEST}")
+  found = map(pattern.fullmatch, _find_files(_directory(workdir)))
+  return sorted(int(match[1]) for match in found if match)
 
 
-def _find_names(directory):
-  """Of complete checkpoints, and of what has a mark."""
-  if not is_address(directory):
-    if not directory.is_dir():
-      return []
-    return [path.name for path in directory.iterdir() if path.is_dir()]
+def _find_files(directory):
   try:
-    files = find_files(directory)
+    return find_files(directory)
   except OSError as error:
     raise InputError(f"{directory} cannot be read: {error.strerror}") from error
-  # A folder there cannot be renamed: it is complete once it has a manifest.
-  folder, ending = "[^/]*", f"/{manifests.MANIFEST}"
-  return [
-    name.removesuffix(ending)
-    for name in files
-    if re.fullmatch(folder + re.escape(ending), name)
-  ]
 
 
 def has_checkpoint(workdir: str | os.PathLike) -> bool:
-  """Whether a work directory, which need not exist, has a checkpoint."""
+  """Returns whether a work directory, which need not exist, has a checkpoint."""
   return bool(find_steps(workdir))
 
 
 def find_damage(workdir: str | os.PathLike) -> dict[int, list[str]]:
-  """What is wrong with every checkpoint, see `manifests.find_damage`.
+  """Verifies every checkpoint of a work directory.
+
+  Returns:
+    For every step, what is wrong with it; see `manifests.find_damage`.
 
   Raises:
     InputError: there is no checkpoint.
@@ -106,21 +85,21 @@ def _no_checkpoint(workdir):
 class Checkpoints:
   """The checkpoints of one work directory; use as a context manager.
 
-  Saved are the trainable parameters, the optimizer's state and the loss terms
-  not yet in metrics.jsonl, under the number of steps taken. CLIP's frozen
-  parameters never are.
+  A checkpoint has the trainable parameters, the optimizer's state and the loss
+  terms not yet in metrics.jsonl; CLIP's frozen parameters are not saved. Orbax
+  writes it in the background, under a temporary name. It counts once it has its
+  name and a manifest, which it loses before it is deleted; so a process that is
+  killed leaves whole checkpoints only. A checkpoint is verified before it is
+  read. If the newest one is damaged, the one before it is used.
 
-  They are written in the background, one at a time. A checkpoint gets its name,
-  or in a bucket its manifest, when all else of it is there, and loses it before
-  it is deleted. So a process that is killed leaves whole ones only. All are
-  verified before they are read; where the newest is damaged, the next one is.
+  In a cluster the first process saves, as every process has the same arrays.
 
   Args:
-    workdir: need not exist.
-    num_kept: the newest that are kept; None for reading only.
+    workdir: run directory; need not exist.
+    num_kept: number of newest checkpoints to keep; None for reading only.
 
   Raises:
-    InputError: there is no way to keep checkpoints at such an address.
+    InputError: the directory cannot be written.
   """
 
   def __init__(self, workdir: str | os.PathLike, num_kept: int | None = None):
@@ -129,32 +108,20 @@ class Checkpoints:
     self._num_kept = num_kept
     self._saving: int | None = None
     self._verbosity = absl_logging.get_verbosity()
-    if str(self._directory).startswith("s3:"):
-      raise InputError(
-        f"{workdir}: Orbax keeps no checkpoints in s3:// buckets; give a local"
-        " path or gs://BUCKET/PATH"
-      )
+    # Orbax also logs the errors that it raises, with tracebacks.
+    absl_logging.set_verbosity(absl_logging.FATAL)
     if num_kept is not None:
-      # What Orbax logs of errors, several tracebacks, it raises too. Its
-      # threads go on logging them until the process ends.
-      absl_logging.set_verbosity(absl_logging.FATAL)
-      _hush_threads()
-      self._begin_writing()
-    self._checkpointer = ocp.AsyncCheckpointer(
-      # Named here so that shapes can be read without a tree of them.
-      ocp.CompositeCheckpointHandler(
-        params=_arrays_handler(),
-        opt_state=_arrays_handler(),
-        recent_terms=ocp.JsonCheckpointHandler(),
-      ),
-      async_options=ocp.AsyncOptions(
-        timeout_secs=_SAVE_SECONDS,
-        # Else what fails there is waited for by Orbax's other threads.
-        create_directories_asynchronously=False,
-      ),
-      temporary_path_class=_completed_by(
-        self._complete, is_address(self._directory)
-      ),
+      in_first_process(self._delete_incomplete)
+    self._manager = _Manager(
+      self._directory,
+      options=_make_options(self._complete, is_address(self._directory)),
+      item_handlers={
+        "params": _make_arrays_handler(),
+        "opt_state": _make_arrays_handler(),
+        "recent_terms": ocp.JsonCheckpointHandler(
+          multiprocessing_options=_alone()
+        ),
+      },
     )
 
   def __enter__(self) -> Checkpoints:
@@ -163,22 +130,16 @@ class Checkpoints:
   def __exit__(self, kind, *_) -> None:
     if kind is None:
       self.wait()
-      self._checkpointer.close()
+      self._manager.close()
       absl_logging.set_verbosity(self._verbosity)
-    elif self._saving is not None:
-      # It may be what ends the run that nothing can be written any more.
-      ending = threading.Thread(target=self._wait_after_error, daemon=True)
-      ending.start()
-      ending.join(_LAST_SECONDS)
-
-  def _wait_after_error(self):
+      return
     try:
-      self.wait()
-    except InputError as error:
+      self._wait()
+    except InputError as error:  # The first error says more.
       _logger.error("%s", error)
 
   def latest_step(self) -> int | None:
-    """Steps taken by the newest checkpoint, unverified; None without any."""
+    """Returns the newest checkpoint's step, unverified; None without any."""
     return max(find_steps(self._workdir), default=None)
 
   def save(
@@ -188,72 +149,78 @@ class Checkpoints:
     opt_state: Any,
     recent_terms: Sequence[Mapping[str, float]] = (),
   ) -> None:
-    """Begins to save a new step, once the one before is complete.
+    """Begins to save a new step, once the previous save is complete.
 
     Args:
-      step: that the checkpoint is named by.
-      params, opt_state: trees of JAX's arrays, which may be changed when this
+      step: number of steps taken; names the checkpoint.
+      params, opt_state: trees of JAX's arrays, which may be donated when this
         returns.
       recent_terms: see the class.
 
     Raises:
-      InputError: this or the one before cannot be written. Older checkpoints
-        are as before.
+      InputError: this or the previous checkpoint cannot be written. Earlier
+        checkpoints are unchanged.
     """
-    self.wait()
+    items = ocp.args.Composite(
+      params=ocp.args.PyTreeSave(params),
+      opt_state=ocp.args.PyTreeSave(opt_state),
+      recent_terms=ocp.args.JsonSave(list(recent_terms)),
+    )
+    num_bytes = sum(
+      leaf.nbytes for leaf in jax.tree.leaves((params, opt_state))
+    )
+    in_first_process(self._save, step, items, num_bytes)
+
+  def _save(self, step, items, num_bytes):
+    self._wait()
     try:
-      in_first_process(self._require_room, step, (params, opt_state))
+      self._require_room(step, num_bytes)
       self._saving = step
-      self._checkpointer.save(
-        self._partial(step),
-        args=ocp.args.Composite(
-          params=ocp.args.PyTreeSave(params),
-          opt_state=ocp.args.PyTreeSave(opt_state),
-          recent_terms=ocp.args.JsonSave(list(recent_terms)),
-        ),
-      )
-    except Exception as error:  # Of Orbax and a bucket's client, of any kind.
+      self._manager.save(step, args=items, force=True)
+    except Exception as error:  # Orbax and gcsfs raise many kinds.
       raise self._not_written(step, error) from error
 
   def check(self) -> None:
-    """Looks, without waiting, whether the save under way has failed here.
+    """Raises the error of a save that has failed; does not wait.
 
     Raises:
-      InputError: it has.
+      InputError: the save under way has failed in this process.
     """
-    if self._saving is None:
-      return
-    try:
-      self._checkpointer.check_for_errors()
-    except Exception as error:  # Of Orbax's threads, of any kind.
-      raise self._not_written(self._saving, error) from error
+    if not self._manager.is_saving_in_progress():
+      self._wait()
 
   def wait(self) -> None:
-    """Returns when what was begun to save is complete.
+    """Returns when the save under way, if any, is complete.
 
     Raises:
-      InputError: it cannot be written.
+      InputError: the checkpoint cannot be written.
     """
+    in_first_process(self._wait)
+
+  def _wait(self):
     if self._saving is None:
       return
     try:
-      self._checkpointer.wait_until_finished()
-    except Exception as error:  # Of Orbax's threads, of any kind.
+      self._manager.wait_until_finished()
+    except Exception as error:  # Orbax's threads raise many kinds.
       raise self._not_written(self._saving, error) from error
     self._saving = None
 
   def restore(
     self, params: Any, opt_state: Any
   ) -> tuple[int, Any, Any, list[dict[str, float]]]:
-    """Step, parameters, optimizer state and loss terms of the newest good one.
+    """Restores the newest undamaged checkpoint.
 
     Newer, damaged ones are renamed if this may write.
 
     Args:
       params, opt_state: trees of the wanted shapes and shardings.
 
+    Returns:
+      Its step, parameters, optimizer state and recent loss terms.
+
     Raises:
-      InputError: there is no good checkpoint, or it is of another model.
+      InputError: every checkpoint is damaged, or it is of another model.
     """
     step = in_first_process(self._find_good_step)
     restored = self._restore(
@@ -265,26 +232,28 @@ class Checkpoints:
     return step, restored.params, restored.opt_state, restored.recent_terms
 
   def restore_params(self, params: Any = None) -> tuple[int, Any]:
-    """The newest good checkpoint's step and parameters.
+    """Restores the parameters of the newest undamaged checkpoint.
 
     Args:
-      params: a tree of the wanted shapes and shardings; None for those that
-        were saved, on one device.
+      params: tree of the wanted shapes and shardings; None restores the saved
+        shapes on one device.
+
+    Returns:
+      Its step and parameters.
 
     Raises:
-      InputError: there is no good checkpoint, or it is of another model.
+      InputError: every checkpoint is damaged, or it is of another model.
     """
     step = in_first_process(self._find_good_step)
     if params is None:
-      metadata = self._checkpointer.metadata(self._directory / str(step))
       params = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
-        metadata.item_metadata["params"].tree,
+        self._manager.item_metadata(step)["params"].tree,
       )
     return step, self._restore(step, params=_restore_as(params)).params
 
   def _find_good_step(self):
-    """The newest good step; newer ones are set aside."""
+    """Returns the newest undamaged step; sets newer ones aside."""
     damaged = []
     for step in reversed(find_steps(self._workdir)):
       path = self._directory / str(step)
@@ -303,19 +272,18 @@ class Checkpoints:
         " from a copy, or train in another work directory.",
         str(self._workdir),
       )
-    if self._num_kept is not None:
+    if self._num_kept is not None and damaged:
       for path in damaged:
         aside = path.with_name(path.name + _DAMAGED)
         delete(aside)
-        (buckets.rename if is_address(path) else os.rename)(path, aside)
+        rename(path, aside)
         _logger.warning("renamed %s to %s; it can be deleted", path, aside.name)
+      self._manager.reload()
     return step
 
-  def _restore(self, step, **args):
+  def _restore(self, step, **items):
     try:
-      return self._checkpointer.restore(
-        self._directory / str(step), args=ocp.args.Composite(**args)
-      )
+      return self._manager.restore(step, args=ocp.args.Composite(**items))
     except (ValueError, KeyError, OSError) as error:
       other = is_address(self._directory) and ", or its bucket does not answer"
       raise InputError(
@@ -323,150 +291,119 @@ class Checkpoints:
         f" of a model of another size{other or ''} ({shorten(error)})"
       ) from error
 
-  def _describe_newest(self):
-    step = self.latest_step()
-    if step is None:
-      return "There is no earlier one. Make room and begin again."
-    return (
-      f"The newest is that of step {step}. Make room and go on from there with"
-      " the same command."
-    )
-
   def _not_written(self, step, error):
     self._saving = None
-    advice = (
-      "Older ones are as before. The same command goes on from the newest."
-    )
-    if not is_address(self._directory):  # Which may not answer for long.
-      self._delete_failed()
-      advice = self._describe_newest()
     return InputError(
       f"checkpoint {step} cannot be written in {self._directory}:"
-      f" {_reason(error)}. {advice}"
+      f" {_reason(error)}. Earlier checkpoints are unchanged. Make room, and"
+      " resume from the newest with the same command."
     )
 
-  def _delete_failed(self):
-    """Orbax's other threads go on for a moment, and make folders anew."""
-    deadline = time.monotonic() + _LEFTOVER_SECONDS
-    is_gone = jax.process_index() != 0
-    while not is_gone and time.monotonic() < deadline:
-      with contextlib.suppress(OSError):
-        self._delete_partial()
-      time.sleep(0.2)
-      is_gone = not any(self._directory.glob(f"*{_PARTIAL}*"))
-
-  def _partial(self, step):
-    mark = "" if is_address(self._directory) else _PARTIAL
-    return self._directory / f"{step}{mark}"
-
-  def _require_room(self, step, trees):
+  def _require_room(self, step, num_bytes):
     """Fails on a full disk, before Orbax's threads all fail at once.
 
-    It allocates: the free space that the system reports ignores quotas and
-    limits.
+    It allocates the bytes, as the free space that the system reports ignores
+    quotas and limits.
     """
     if is_address(self._directory) or not hasattr(os, "posix_fallocate"):
       return
-    num_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(trees))
     self._directory.mkdir(parents=True, exist_ok=True)
-    path = self._directory / f"{step}.room{_PARTIAL}"
+    path = self._directory / f"{step}.room"
     try:
       with path.open("wb") as file:
         os.posix_fallocate(file.fileno(), 0, num_bytes)
     finally:
       path.unlink(missing_ok=True)
 
-  def _complete(self, partial):
-    """Of the first process, in the background, when Orbax has written all."""
-    if not is_address(partial):
-      # If the run is copied to a bucket, Orbax looks for this file.
-      (partial / "commit_success.txt").write_text("complete\n")
-    manifests.write_manifest(partial)
-    if not is_address(partial):
-      partial.rename(partial.with_name(partial.name.removesuffix(_PARTIAL)))
-      sync(self._directory)
-    self._delete_old()
-
-  def _delete_old(self):
+  def _complete(self, path):
+    """Writes the manifest and deletes old checkpoints; in the background."""
+    if path.parent != self._directory:
+      return  # Some versions of Orbax finish the items' folders alike.
+    if not is_address(path):
+      # Orbax looks for this file if the run is copied to a bucket.
+      (path / "commit_success.txt").write_text("complete\n")
+    manifests.write_manifest(path)
+    # Orbax's own retention would leave a partly deleted checkpoint with its
+    # manifest. In a bucket it needs the right to ask for the bucket's kind.
     for step in find_steps(self._workdir)[: -self._num_kept]:
-      path = self._directory / str(step)
-      if is_address(path):
-        delete(path / manifests.MANIFEST)
-        delete(path)
-      else:
-        path.rename(path.with_name(path.name + _PARTIAL))
-        delete(path.with_name(path.name + _PARTIAL))
+      delete(self._directory / str(step) / manifests.MANIFEST)
+      delete(self._directory / str(step))
 
-  def _begin_writing(self):
+  def _delete_incomplete(self):
+    """Deletes what an earlier, interrupted process has left."""
+    names = {name.split("/")[0] for name in _find_files(self._directory)}
+    complete = {str(step) for step in find_steps(self._workdir)}
     try:
-      in_first_process(self._delete_partial)
+      for name in names - complete:
+        if name[0].isdigit() and not name.endswith(_DAMAGED):
+          delete(self._directory / name)
     except OSError as error:
       raise InputError(
         f"{self._directory} cannot be written: {error.strerror or error}"
       ) from error
 
-  def _delete_partial(self):
-    """Of an earlier process, or of a save that failed; in the first process."""
-    if jax.process_index() != 0:
-      return
-    if is_address(self._directory):
-      complete = _find_names(self._directory)
-      names = {name.partition("/")[0] for name in find_files(self._directory)}
-      for name in names.difference(complete):
-        if not name.endswith(_DAMAGED):
-          delete(self._directory / name)
-    else:
-      for path in self._directory.glob(f"*{_PARTIAL}*"):
-        delete(path)
+
+class _Manager(ocp.CheckpointManager):
+  """Orbax's manager, but the training loop looks for preemption."""
+
+  def reached_preemption(self, step: int) -> bool:
+    # JAX counts the steps that it is asked about. Orbax would ask from its
+    # threads, about earlier steps, and in the first process only.
+    return False
 
 
-def _arrays_handler():
-  """Of arrays that every device has whole; the first process writes them.
-
-  By default Orbax has each device cut its part off every array, which takes
-  longer than to write arrays as small as these.
-  """
-  arrays = ocp.type_handlers.ArrayHandler(use_replica_parallel=False)
-  return ocp.PyTreeCheckpointHandler(
-    type_handler_registry=ocp.type_handlers.create_type_handler_registry(
-      (jax.Array, arrays)
-    )
+def _alone():
+  """Orbax's options for a process that does not wait for the others."""
+  index = jax.process_index()
+  return ocp.options.MultiprocessingOptions(
+    primary_host=index,
+    active_processes={index},
+    barrier_sync_key_prefix=str(index),
   )
 
 
-def _completed_by(
-  complete: Callable[[AnyPath], None], is_address: bool
-) -> type[ocp.path.atomicity.TemporaryPathBase]:
-  """Orbax's way of finishing a checkpoint's folder, and one more step."""
+def _make_options(complete, is_in_bucket):
   atomicity = ocp.path.atomicity
   way = (
     atomicity.CommitFileTemporaryPath
-    if is_address
+    if is_in_bucket
     else atomicity.AtomicRenameTemporaryPath
   )
 
   class Completed(way):
+    """Orbax's way of finishing a checkpoint, and one more step."""
+
     async def finalize(self):
       await super().finalize()
-      complete(to_path(self.get_final()))
+      complete(to_path(os.fspath(self.get_final())))
 
-  return Completed
+  return ocp.CheckpointManagerOptions(
+    create=False,
+    multiprocessing_options=_alone(),
+    async_options=ocp.AsyncOptions(
+      timeout_secs=_SAVE_SECONDS,
+      # Otherwise Orbax's other threads wait for a directory that never comes.
+      create_directories_asynchronously=False,
+    ),
+    temporary_path_class=Completed,
+  )
 
 
-@functools.cache
-def _hush_threads():
-  """Python shows what a failed save leaves of Orbax's coroutines, with traces.
+def _make_arrays_handler():
+  """Returns a handler that writes whole arrays.
 
-  Some of it when the process ends, and before the save is known to have failed.
+  By default Orbax has each device cut its part off every array, which takes
+  longer than to write arrays as small as these.
   """
-  warnings.filterwarnings("ignore", "coroutine .* was never", RuntimeWarning)
-  show = sys.unraisablehook
-
-  def show_others(unraisable):
-    if "Event loop is closed" not in str(unraisable.exc_value):
-      show(unraisable)
-
-  sys.unraisablehook = show_others
+  arrays = ocp.type_handlers.ArrayHandler(
+    primary_host=jax.process_index(), use_replica_parallel=False
+  )
+  return ocp.PyTreeCheckpointHandler(
+    multiprocessing_options=_alone(),
+    type_handler_registry=ocp.type_handlers.create_type_handler_registry(
+      (jax.Array, arrays)
+    ),
+  )
 
 
 def _restore_as(tree):
@@ -489,7 +426,7 @@ def _restore_as(tree):
 
 
 def _reason(error):
-  """The system's message in place of TensorStore's, which takes pages."""
+  """Returns the system's message in place of TensorStore's, which takes pages."""
   code = re.search(r"os_error_code='(\d+)'", str(error))
   if code:
     return os.strerror(int(code[1]))

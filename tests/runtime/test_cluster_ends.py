@@ -28,7 +28,7 @@ def start(arguments, tmp_path):
       *("--config.train.num_epochs=1000", "--config.train.log_every_steps=50"),
       "--config.train.checkpoint_every_steps=20",
     )
-    while not (workdir / "checkpoints" / "20").exists():
+    while not (workdir / "checkpoints/20/manifest.json").exists():
       assert all(process.poll() is None for process in cluster)
       time.sleep(0.05)
     return workdir, cluster

@@ -55,7 +55,7 @@ def test_a_stopped_and_killed_run_ends_as_an_uninterrupted_one(
   assert step < 8, "too late to be killed"
 
   process = Program("train.py", *arguments, f"--workdir={tmp_path}")
-  wait_for(saved / "8", process)
+  wait_for(saved / "8" / "manifest.json", process)
   code, err = end(process, signal.SIGKILL)
   assert code == -signal.SIGKILL
   assert f"resuming {tmp_path} from step {step}" in err
@@ -78,12 +78,9 @@ def test_a_full_disk_and_a_damaged_checkpoint(trained, arguments, tmp_path):
   assert process.returncode == 1, err
   # It may have been written before files were limited.
   failed = re.search("checkpoint [489] cannot be written.*", err)[0]
-  complete = sorted(os.listdir(saved))
-  assert complete in ([], ["4"], ["4", "8"])
-  newest = "There is no earlier one."
-  if complete:
-    newest = f"The newest is that of step {complete[-1]}."
-  assert "File too large" in failed and newest in failed
+  complete = find_steps(tmp_path)
+  assert complete in ([], [4], [4, 8])
+  assert "File too large. Earlier checkpoints are unchanged." in failed
   assert "Traceback" not in err
 
   code, _, err = run("train.py", *arguments, f"--workdir={tmp_path}")
@@ -214,7 +211,7 @@ def wait_at_random(workdir, processes, rng):
   passing = rng.randint(0, 6)
   while all(process.poll() is None for process in processes):
     names = set(os.listdir(saved)) if saved.exists() else set()
-    is_saving = any(".partial" in name for name in names - before)
+    is_saving = any("orbax" in name for name in names - before)
     if kind == "training" and len(names - before) > passing % 3:
       time.sleep(rng.uniform(0, 0.3))
       return kind
