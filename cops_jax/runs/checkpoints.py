@@ -51,7 +51,7 @@ def _find_files(directory):
 
 
 def has_checkpoint(workdir: str | os.PathLike) -> bool:
-  """Returns whether a work directory, which need not exist, has a checkpoint."""
+  """Returns whether a work directory, which may not exist, has a checkpoint."""
   return bool(find_steps(workdir))
 
 
@@ -426,7 +426,7 @@ def _restore_as(tree):
 
 
 def _reason(error):
-  """Returns the system's message in place of TensorStore's, which takes pages."""
+  """Returns the system's message instead of TensorStore's, which is long."""
   code = re.search(r"os_error_code='(\d+)'", str(error))
   if code:
     return os.strerror(int(code[1]))
