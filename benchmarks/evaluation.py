@@ -19,12 +19,10 @@ import transformers  # noqa: F401  Before cops_jax, to find torch.
 
 from benchmarks import plain, torch_tower, vit_l
 from benchmarks.timing import Row, measure, row
+from cops_jax.clip.features import join_params
+from cops_jax.clip.flops import prompt_flops, vision_flops
 from cops_jax.config import recipe
-from cops_jax.evaluation.step import make_configured_step
-from cops_jax.methods import cops
-from cops_jax.models.cops import init_trainable
-from cops_jax.models.encoding import join_params
-from cops_jax.models.flops import prompt_flops, vision_flops
+from cops_jax.evaluation.step import make_predict_step
 from cops_jax.runtime.mesh import make_mesh, replicate, shard_batch
 from cops_jax.runtime.randomness import (
   EVALUATION_KEY,
@@ -41,11 +39,11 @@ def rows(is_quick: bool) -> Iterator[Row]:
   config = settle_dtype(recipe("demo" if is_quick else "visa"), None)
   clip = load_clip("demo") if is_quick else vit_l.random_clip()
   model, mesh = build_model(config, clip), make_mesh(jax.devices()[:1])
-  trainable = replicate(init_trainable(model, jax.random.key(0)), mesh)
+  trainable = replicate(model.init_trainable(jax.random.key(0)), mesh)
   clip_params, _ = place_clip(clip, model, mesh, is_split=False)
-  step = make_configured_step(config, model, mesh)
+  step = make_predict_step(model, mesh)
   flops = vision_flops(config, clip.config)
-  num_tokens = cops.num_prompt_tokens(config, is_training=False)
+  num_tokens = model.num_prompt_tokens(is_training=False)
   flops += prompt_flops(num_tokens, clip.config, is_training=False)
   repeats = 10 if is_quick else 3
 
@@ -88,12 +86,12 @@ def rows(is_quick: bool) -> Iterator[Row]:
 
 def _plain_row(config, model, params, batch, ours, base):
   settings = config.evaluation
-  step = plain.make_step(model, settings.alpha, settings.beta)
+  step = plain.make_step(model)
   noise = example_noise(
     random_key(config.seed, EVALUATION_KEY),
     jnp.asarray(batch["example_id"]),
     settings.num_samples,
-    model.clip_config.projection_dim,
+    model.clip.config.projection_dim,
   )
   variables = join_params(*params)
   want = step(variables, batch["image"], noise)

@@ -16,10 +16,10 @@ import numpy as np
 from scipy import ndimage
 
 from cops_jax import scoring
-from cops_jax.models.clip import normalize_images, resize_position_embedding
-from cops_jax.models.cops import CoPS
-from cops_jax.models.prompts import join_parts
-from cops_jax.models.similarity import (
+from cops_jax.clip.prompts import join_parts
+from cops_jax.clip.towers import normalize_images, resize_position_embedding
+from cops_jax.methods.cops import CoPS
+from cops_jax.scoring import (
   normalize,
   prototype_distances,
   smooth_patches,
@@ -27,12 +27,11 @@ from cops_jax.models.similarity import (
 )
 
 
-def make_step(model: CoPS, alpha: float, beta: float):
+def make_step(model: CoPS):
   """The step, as `step(variables, images, noise)`.
 
   Args:
     model: with state and category words, and one feature layer or more.
-    alpha, beta: see `cops_jax.scoring`.
 
   Returns:
     A function that gives image_score (b,) and anomaly_map (b, h, w), on the
@@ -44,17 +43,21 @@ def make_step(model: CoPS, alpha: float, beta: float):
     patch_features, image_features, distances, text_features = model.apply(
       variables, normalize_images(images), noise, method=_features
     )
-    probability = jax.nn.softmax(
-      text_logits(patch_features, text_features, model.temperature)
-    )[..., scoring.ANOMALY]
-    weight = scoring.distance_weight(distances, alpha)
+    image_logits, patch_logits = text_logits(
+      image_features,
+      patch_features,
+      text_features,
+      model.config.model.temperature,
+    )
+    probability = jax.nn.softmax(patch_logits)[..., scoring.ANOMALY]
+    settings = model.config.evaluation
+    weight = scoring.distance_weight(distances, settings.alpha)
     size = images.shape[1]
     maps = (_enlarge(probability, size) * _enlarge(weight, size)[:, None]).mean(
       1
     )
-    image_logits = text_logits(image_features, text_features, model.temperature)
     patch_scores = (probability * weight[:, None]).mean(1)
-    return maps, scoring.image_scores(image_logits, patch_scores, beta)
+    return maps, scoring.image_scores(image_logits, patch_scores, settings.beta)
 
   def step(
     variables: Mapping[str, Any], images: np.ndarray, noise: np.ndarray
@@ -82,14 +85,11 @@ def _features(model, images, noise):
   patches = project(model.clip.vision_model.post_layernorm(value_paths))
   patches = patches.astype(jnp.float32)
   image_features = project(class_token).astype(jnp.float32)
-  patches = smooth_patches(patches, model.smoothing_window)
+  patches = smooth_patches(patches, model.config.model.smoothing_window_patches)
   fused = patches.mean(axis=1)
   prototypes = model.prototype_extractor(fused)
-  parts, deep_prompts = model.prompt_learner(
-    prototypes,
-    model.category_vae.decode(noise),
-    model.clip.embed_tokens(jnp.array(model.prefix_tokens)),
-    model.clip.embed_tokens(jnp.array(model.suffix_tokens)),
+  parts, deep_prompts = model.synthesise_prompts(
+    prototypes, model.category_vae.decode(noise)
   )
   texts = _text(model.clip, join_parts(parts), deep_prompts)
   texts = normalize(normalize(texts.astype(jnp.float32)).mean(axis=2))
@@ -97,7 +97,7 @@ def _features(model, images, noise):
 
 
 def _vision(model, images):
-  tower = model.clip.vision_model
+  settings, tower = model.config.model, model.clip.vision_model
   tokens = tower.embeddings.patch_embedding(images)
   batch, side, _, width = tokens.shape
   first = tower.embeddings.class_embedding.astype(tokens.dtype)
@@ -110,7 +110,7 @@ def _vision(model, images):
   found = {}
   for number, layer in enumerate(layers, start=1):
     attention = layer.self_attn
-    if number > len(layers) - model.num_value_layers:
+    if number > len(layers) - settings.num_value_layers:
       values = attention.v_proj(layer.layer_norm1(hidden))
       heads = values.reshape(batch, -1, attention.num_heads, attention.head_dim)
       logits = jnp.einsum("bqhd,bkhd->bhqk", heads, heads)
@@ -118,10 +118,10 @@ def _vision(model, images):
       mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, heads)
       value_path += attention.out_proj(mixed.reshape(values.shape))
     (hidden,) = layer(hidden, attention_mask=None)
-    if number <= len(layers) - model.num_value_layers:
+    if number <= len(layers) - settings.num_value_layers:
       value_path = hidden
     found[number] = value_path[:, 1:]
-  return hidden[:, 0], jnp.stack([found[n] for n in model.feature_layers], 1)
+  return hidden[:, 0], jnp.stack([found[n] for n in settings.feature_layers], 1)
 
 
 def _text(clip, prompts, deep_prompts):

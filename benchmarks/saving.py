@@ -20,7 +20,6 @@ import numpy as np
 from benchmarks.timing import Row, row
 from benchmarks.vit_l import random_clip
 from cops_jax.config import recipe
-from cops_jax.models.cops import init_trainable
 from cops_jax.runs.checkpoints import Checkpoints
 from cops_jax.runtime.mesh import make_mesh, replicate
 from cops_jax.runtime.randomness import INIT_KEY, random_key
@@ -33,7 +32,7 @@ def rows(is_quick: bool) -> Iterator[Row]:
   config = settle_dtype(recipe("demo" if is_quick else "visa"), None)
   clip = load_clip("demo") if is_quick else random_clip()
   optimizer = make_optimizer(config.train, num_steps=1)
-  params = init_trainable(build_model(config, clip), random_key(0, INIT_KEY))
+  params = build_model(config, clip).init_trainable(random_key(0, INIT_KEY))
   # As in training: a copy on every device.
   state = replicate(create_train_state(params, optimizer), make_mesh())
   num_bytes = sum(

@@ -10,9 +10,9 @@ import jax
 import numpy as np
 
 from benchmarks.timing import Row, measure, row
-from cops_jax.models.clip import normalize_images, resize_position_embedding
-from cops_jax.models.cops import CoPS
-from cops_jax.models.encoding import encode_batch, join_params
+from cops_jax.clip.features import encode_batch, join_params
+from cops_jax.clip.towers import normalize_images, resize_position_embedding
+from cops_jax.methods.cops import CoPS
 from cops_jax.weights.clip import PretrainedCLIP
 from cops_jax.weights.clip_names import params_to_torch_names
 
@@ -93,6 +93,7 @@ def _encode(tower, pixels, positions, model):
   import torch
   from torch.nn import functional
 
+  settings = model.config.model
   vision = tower.vision_model
   hidden = vision.embeddings.patch_embedding(pixels).flatten(2).transpose(1, 2)
   first = vision.embeddings.class_embedding.expand(len(hidden), 1, -1)
@@ -111,12 +112,12 @@ def _encode(tower, pixels, positions, model):
       mixed = functional.scaled_dot_product_attention(query, key, value)
       return out(mixed.transpose(1, 2).flatten(2))
 
-    if number > len(layers) - model.num_value_layers:
+    if number > len(layers) - settings.num_value_layers:
       value_path = value_path + attend(value, value, value)
     hidden = hidden + attend(query, key, value)
     hidden = hidden + layer.mlp(layer.layer_norm2(hidden))
-    if number <= len(layers) - model.num_value_layers:
+    if number <= len(layers) - settings.num_value_layers:
       value_path = hidden
-    if number == model.feature_layers[-1]:
+    if number == settings.feature_layers[-1]:
       found = value_path[:, 1:]
   return tower.visual_projection(vision.post_layernorm(found))

@@ -25,7 +25,6 @@ from benchmarks.vit_l import random_clip
 from cops_jax import datasets
 from cops_jax.config import recipe
 from cops_jax.inputs import feature_cache, pipeline
-from cops_jax.models.cops import init_trainable
 from cops_jax.runtime.mesh import make_mesh, replicate, shard_batch
 from cops_jax.training.step import (
   STEP_FIELDS,
@@ -77,10 +76,10 @@ def epoch_seconds(config, clip, examples, folder, dtype) -> np.ndarray:
       ),
     )
   optimizer = make_optimizer(settings, num_steps=1)
-  params = init_trainable(model, jax.random.key(config.seed))
+  params = model.init_trainable(jax.random.key(config.seed))
   state = replicate(create_train_state(params, optimizer), mesh)
   clip_params, _ = place_clip(clip, model, mesh, is_split=False)
-  step = make_train_step(config, model, optimizer, mesh)
+  step = make_train_step(model, optimizer, mesh)
   num_epochs = 1 + _NUM_EPOCHS[dtype]
   options = pipeline.BatchOptions(
     image_size=config.model.image_size_pixels,

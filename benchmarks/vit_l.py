@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import numpy as np
 
-from cops_jax.models.flax_clip import CLIPConfig
+from cops_jax.clip.transformers_clip import CLIPConfig
 from cops_jax.weights.clip import OPENAI_TOKENS, PretrainedCLIP
 from cops_jax.weights.clip_names import clip_param_shapes
 

@@ -81,19 +81,19 @@ def _one_of(choices: Collection[str]):
 # The choices of some fields belong to the code that they choose from. It loads
 # JAX, which a list of the fields must not wait for.
 def _an_attention(value, config, clip):
-  from cops_jax.models.attention import IMPLEMENTATIONS
+  from cops_jax.clip.attention import IMPLEMENTATIONS
 
   return _one_of(IMPLEMENTATIONS)(value, config, clip)
 
 
 def _an_injection(value, config, clip):
-  from cops_jax.models.prompts import PROTOTYPE_INJECTIONS
+  from cops_jax.methods.cops import PROTOTYPE_INJECTIONS
 
   return _one_of(PROTOTYPE_INJECTIONS)(value, config, clip)
 
 
 def _a_deep_prompt_cast(value, config, clip):
-  from cops_jax.models.anomalyclip import DEEP_PROMPT_CASTS
+  from cops_jax.methods.anomalyclip import DEEP_PROMPT_CASTS
 
   return _one_of(DEEP_PROMPT_CASTS)(value, config, clip)
 

@@ -94,7 +94,6 @@ class Detection:
 
 
 def make_detect_step(
-  config: Any,
   model: nn.Module,
   mesh: jax.sharding.Mesh,
   clip_shardings: Any = None,
@@ -102,18 +101,17 @@ def make_detect_step(
   """Compiles the step from images alone to their scores and maps.
 
   Args:
-    config: a ConfigDict with the fields of `cops_jax.config`.
-    model: of the config's method.
+    model: a method's.
     mesh: to split batches over.
-    clip_shardings: see `make_configured_step`.
+    clip_shardings: see `make_predict_step`.
 
   Returns:
     `step(trainable, clip_params, images)`, of uint8 (b, h, w, 3); gives what
-    `make_configured_step`'s does.
+    `make_predict_step`'s does.
   """
-  from cops_jax.evaluation.step import make_configured_step
+  from cops_jax.evaluation.step import make_predict_step
 
-  predict = make_configured_step(config, model, mesh, clip_shardings)
+  predict = make_predict_step(model, mesh, clip_shardings)
 
   @jax.jit
   def detect(trainable, clip_params, images):
@@ -163,7 +161,7 @@ class AnomalyDetector:
       clip, model, self._mesh, config.clip.split_over_devices
     )
     self._params = (replicate(trainable, self._mesh), clip_params)
-    self._step = make_detect_step(config, model, self._mesh, shardings)
+    self._step = make_detect_step(model, self._mesh, shardings)
     self._compiled = {}
     self._lock = threading.Lock()
     self._warned = set()
@@ -278,7 +276,7 @@ class AnomalyDetector:
       thresholds: for verdicts.
 
     Raises:
-      InputError: CLIP or the texts cannot be used; see `models.texts`.
+      InputError: CLIP or the texts cannot be used.
     """
     from cops_jax.config import ensemble_of
     from cops_jax.weights import load_clip

@@ -1,9 +1,9 @@
-"""CoPS's training losses: pure functions on arrays.
+"""Training losses: pure functions on arrays.
 
 Every mean is over the whole (global) batch; examples that only pad it, where
 `padding_mask` is False, count nowhere. Masks come as counts: the number of mask
-pixels in each patch. Predictions are constant over a patch, so per-pixel losses
-need no more, exactly.
+pixels in each patch. Predictions are constant over a patch, so the counts give
+per-pixel losses exactly.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
-import optax
+import numpy as np
 
 from cops_jax.scoring import ANOMALY, NORMAL
 from cops_jax.typing import Array, Bool, Float, Integer
@@ -21,6 +21,15 @@ RECONSTRUCTIONS = ("pairwise", "matched", "none")
 PATCH_LOSS_WEIGHT = 4.0
 
 _FOCAL_EPSILON = 1e-5
+
+
+def count_mask_pixels(
+  mask: Integer[np.ndarray, "h w"], patch_size: int
+) -> Integer[np.ndarray, "n"]:
+  """Returns the mask pixels in each patch, int32, in row-major order."""
+  side = mask.shape[0] // patch_size
+  blocks = mask.reshape(side, patch_size, side, patch_size)
+  return blocks.sum(axis=(1, 3), dtype=np.int32).reshape(-1)
 
 
 def _mean(values, weights):
@@ -36,6 +45,8 @@ def image_loss(
   padding_mask: Bool[Array, "b"],
 ) -> Float[Array, ""]:
   """Softmax cross-entropy with the image labels."""
+  import optax  # The input's workers import this module, and need no optax.
+
   losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
   return _mean(losses, padding_mask)
 

@@ -49,7 +49,7 @@ def publish(
   out = to_path(out)
   require_replaceable(out)
   record = _without_places(read_record(workdir), workdir, clip)
-  if methods.find(record.config["method"]).loss_terms is None:
+  if not methods.find(record.config["method"]).IS_TRAINED:
     raise InputError(
       f"{workdir} has no prompts to publish: the method"
       f" {record.config['method']!r} trains nothing"

@@ -1,4 +1,4 @@
-"""From probabilities and distances to anomaly maps and image scores."""
+"""From features to image scores and anomaly maps: pure functions on arrays."""
 
 from __future__ import annotations
 
@@ -13,6 +13,65 @@ NORMAL, ANOMALY = 0, 1
 # The anomaly map's Gaussian filter, in pixels; scipy truncates at 4 sigma.
 GAUSSIAN_SIGMA_PIXELS = 4.0
 GAUSSIAN_RADIUS_PIXELS = 16
+
+
+def normalize(x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
+  """L2-normalises the last axis."""
+  return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def smooth_patches(
+  patches: Float[Array, "b f n d"], window: int
+) -> Float[Array, "b f n d"]:
+  """Averages each patch with its neighbours in a square window.
+
+  Stride 1, zero padding, and the divisor is always window**2: the padding
+  counts (the spatial part of CoPS's alignment).
+  """
+  if window == 1:
+    return patches
+  side = round(patches.shape[2] ** 0.5)
+  sums = jax.lax.reduce_window(
+    patches.reshape(-1, side, side, patches.shape[-1]),
+    0.0,
+    jax.lax.add,
+    (1, window, window, 1),
+    (1, 1, 1, 1),
+    "SAME",
+  )
+  return (sums / window**2).reshape(patches.shape)
+
+
+def prototype_distances(
+  patches: Float[Array, "b n d"], prototypes: Float[Array, "b s k d"]
+) -> Float[Array, "b s n"]:
+  """Returns each patch's cosine distance to each state's nearest prototype."""
+  cosine = jnp.einsum(
+    "bnd,bskd->bsnk", normalize(patches), normalize(prototypes)
+  )
+  return (1 - cosine).min(axis=-1)
+
+
+def text_logits(
+  image_features: Float[Array, "b d"],
+  patch_features: Float[Array, "b f n d"],
+  text_features: Float[Array, "*_b s=2 d"],
+  temperature: float,
+) -> tuple[Float[Array, "b s=2"], Float[Array, "b f n s=2"]]:
+  """Returns cosines of images and of patches with texts, over the temperature.
+
+  Args:
+    image_features, patch_features: need not be normalised.
+    text_features: L2-normalised; (b, 2, d), or (2, d) shared by all images.
+    temperature: divides the cosines.
+  """
+  shape = (image_features.shape[0], *text_features.shape[-2:])
+  text_features = jnp.broadcast_to(text_features, shape)
+  return tuple(
+    jnp.einsum("b...d,bsd->b...s", normalize(features), text_features)
+    / temperature
+    for features in (image_features, patch_features)
+  )
 
 
 def min_max_scale(x: Float[Array, "b n"]) -> Float[Array, "b n"]:

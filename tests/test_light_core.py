@@ -40,7 +40,7 @@ import cops_jax.evaluation.dataset
 import cops_jax.evaluation.step
 import cops_jax.inputs.pipeline
 import cops_jax.losses
-import cops_jax.models.cops
+import cops_jax.methods.cops
 import cops_jax.training
 """
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from cops_jax import losses
-from cops_jax.inputs.pipeline import count_mask_pixels
 from helpers.golden import assert_close
 
 PATCH, GRID, BATCH = 4, 3, 2
@@ -19,7 +18,7 @@ def case():
     np.uint8
   )
   mask[0, :PATCH] = 0
-  counts = np.stack([count_mask_pixels(image, PATCH) for image in mask])
+  counts = np.stack([losses.count_mask_pixels(image, PATCH) for image in mask])
   anomaly = rng.random((BATCH, GRID**2))
   probability = np.stack([1 - anomaly, anomaly], axis=-1)
   return mask, counts, probability

@@ -81,3 +81,25 @@ def test_image_score_by_hand():
   logits = jnp.array([[0.0, jnp.log(3.0)]])
   score = scoring.image_scores(logits, jnp.array([[0.1, 0.5]]), beta=0.9)
   np.testing.assert_allclose(score, [0.9 * 0.75 + 0.1 * 0.5], rtol=1e-6)
+
+
+@pytest.mark.parametrize("window", (1, 3, 5))
+def test_smoothing_counts_padding(window):
+  patches = jax.random.normal(jax.random.key(0), (2, 2, 16, 3))
+  actual = scoring.smooth_patches(patches, window)
+  want = scipy.ndimage.uniform_filter(
+    np.asarray(patches, np.float64).reshape(2, 2, 4, 4, 3),
+    size=(1, 1, window, window, 1),
+    mode="constant",
+  )
+  assert_close(actual, want.reshape(patches.shape), 1e-6)
+
+
+def test_prototype_distance_takes_the_nearest():
+  patches = jnp.array([[[2.0, 0.0]]])
+  prototypes = jnp.array(
+    [[[[0.0, 1.0], [3.0, 0.0]], [[-1.0, 0.0], [0.0, 5.0]]]]
+  )
+  np.testing.assert_allclose(
+    scoring.prototype_distances(patches, prototypes), [[[0.0], [1.0]]]
+  )

@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
   asked = [
     (name, seed)
     for name, config in configs.items()
-    for seed in (seeds if methods.find(config.method).loss_terms else seeds[:1])
+    for seed in (seeds if methods.find(config.method).IS_TRAINED else seeds[:1])
   ]
   means, failures = runs.run_configs(configs, options.workdir, asked)
   rows = ablate.compare(means)

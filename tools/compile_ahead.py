@@ -31,13 +31,12 @@ from jax.sharding import Mesh
 from ml_collections import config_flags
 
 from benchmarks import vit_l
-from cops_jax import methods
+from cops_jax.clip.attention import padded_length
+from cops_jax.clip.flops import PEAK_TERA_FLOPS
+from cops_jax.clip.towers import cast_matrices
 from cops_jax.commands import command_line
 from cops_jax.errors import InputError, shorten
-from cops_jax.evaluation.step import make_configured_step
-from cops_jax.models.attention import padded_length
-from cops_jax.models.clip import cast_matrices
-from cops_jax.models.flops import PEAK_TERA_FLOPS
+from cops_jax.evaluation.step import make_predict_step
 from cops_jax.progress import show_messages
 from cops_jax.runtime.mesh import (
   batch_sharding,
@@ -199,20 +198,20 @@ def compile_steps(
     )
 
   clip_params = jax.eval_shape(
-    lambda params: cast_matrices(params, model.dtype), clip.params
+    lambda params: cast_matrices(params, model.clip.dtype), clip.params
   )
   shardings = clip_shardings(clip_params, mesh, config.clip.split_over_devices)
   clip_params = placed(clip_params, shardings)
   optimizer = make_optimizer(config.train, num_steps=1)
-  trainable = trainable_shapes(config, model, clip, replicated)
+  trainable = trainable_shapes(model, clip, replicated)
   state = placed(
     jax.eval_shape(
       lambda params: create_train_state(params, optimizer), trainable
     ),
     replicated,
   )
-  train_step = make_train_step(config, model, optimizer, mesh, shardings)
-  predict_step = make_configured_step(config, model, mesh, shardings)
+  train_step = make_train_step(model, optimizer, mesh, shardings)
+  predict_step = make_predict_step(model, mesh, shardings)
   number = images_per_chip * mesh.size
   fields = {
     name: shape((number, *rest), dtype, split)
@@ -237,14 +236,14 @@ def compile_steps(
 
 def _kernel_flops(model, side):
   """Of an image's attention: products of padded queries, keys and values."""
-  if model.attention not in ("auto", "splash"):
+  if model.clip.attention not in ("auto", "splash"):
     return 0
-  vision = model.clip_config.vision_config
+  vision = model.clip.config.vision_config
   length = padded_length((side // vision.patch_size) ** 2 + 1)
   num_kernels = (
     vision.num_hidden_layers
     - 1
-    + min(model.num_value_layers, vision.num_hidden_layers)
+    + min(model.config.model.num_value_layers, vision.num_hidden_layers)
   )
   return num_kernels * 4 * length**2 * vision.hidden_size
 
@@ -256,16 +255,16 @@ _TRAINING = ("mask_counts", "mask", "label", "example_id", "padding_mask")
 def _batch_shapes(config, model):
   """For each field of a batch the shape of a row, and its type."""
   side = config.model.image_size_pixels
-  patches = (side // model.clip_config.vision_config.patch_size) ** 2
-  width = model.clip_config.projection_dim
+  patches = (side // model.clip.config.vision_config.patch_size) ** 2
+  width = model.clip.config.projection_dim
   targets = {"mask_counts": ((patches,), np.int32)}
-  if methods.find(config.method).NEEDS_MASKS:
+  if model.needs_masks:
     targets = {"mask": ((side, side), np.uint8)}
   return {
     "image": ((side, side, 3), np.uint8),
     "image_features": ((width,), jnp.bfloat16),
     "patch_features": (
-      (len(model.feature_layers), patches, width),
+      (len(config.model.feature_layers), patches, width),
       jnp.bfloat16,
     ),
     **targets,

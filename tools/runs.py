@@ -56,7 +56,7 @@ def train_and_evaluate(
     pass
   except (OSError, ValueError, KeyError) as error:
     _logger.warning("%s cannot be used: %s", path, error)
-  if methods.find(config.method).loss_terms is not None:
+  if methods.find(config.method).IS_TRAINED:
     training.train(config, workdir, allow_other_clip=allow_other_clip)
     signals.release()  # An evaluation may be ended at any time.
   evaluated = many.evaluate(config, workdir, allow_other_clip=allow_other_clip)

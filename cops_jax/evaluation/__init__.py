@@ -7,7 +7,6 @@ _HOMES = {
   "DatasetEvaluator": "dataset",
   "EvaluationOptions": "dataset",
   "evaluate_dataset": "dataset",
-  "make_configured_step": "step",
   "make_predict_step": "step",
 }
 

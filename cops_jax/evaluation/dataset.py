@@ -12,7 +12,6 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, Sharding
 
-from cops_jax import methods
 from cops_jax.config import max_pixels
 from cops_jax.errors import InputError
 from cops_jax.evaluation.accumulate import (
@@ -21,7 +20,7 @@ from cops_jax.evaluation.accumulate import (
   image_result,
 )
 from cops_jax.evaluation.results import DatasetResult, Picture
-from cops_jax.evaluation.step import STEP_FIELDS, make_configured_step
+from cops_jax.evaluation.step import STEP_FIELDS, make_predict_step
 from cops_jax.images.decoding import decode_image
 from cops_jax.images.drawing import picture_tiles
 from cops_jax.images.maps import MapWriter
@@ -96,11 +95,11 @@ class DatasetEvaluator:
       )
     self._config, self._model, self._clip = config, model, clip
     self._mesh = mesh
-    self._step = make_configured_step(config, model, mesh, shardings)
+    self._step = make_predict_step(model, mesh, shardings)
     self._options = EvaluationOptions(
       pipeline.BatchOptions(
         image_size=config.model.image_size_pixels,
-        patch_size=model.clip_config.vision_config.patch_size,
+        patch_size=model.clip.config.vision_config.patch_size,
         batch_size=settings.batch_size or default_batch_size(mesh),
         num_devices=mesh.size,
         process_index=jax.process_index(),
@@ -145,11 +144,8 @@ class DatasetEvaluator:
     )
     text_features = None
     if self._config.model.use_category_names:
-      method = methods.find(self._config.method)
       categories = sorted({example["category"] for example in examples})
-      text_features = method.category_text_features(
-        self._config, self._model, self._clip, categories
-      )
+      text_features = self._model.category_text_features(self._clip, categories)
     return evaluate_dataset(
       examples,
       lambda batch: self._step(trainable, clip_params, batch),
@@ -179,7 +175,7 @@ def evaluate_dataset(
 
   Args:
     examples: from `cops_jax.datasets.load`.
-    predict: from a sharded batch to `make_configured_step`'s outputs.
+    predict: from a sharded batch to `make_predict_step`'s outputs.
     mesh: that `predict` was compiled for.
     options: how to do it.
     name: the data set's.

@@ -148,7 +148,7 @@ class _Evaluation:
 
   def __init__(self, config, workdir, checkpoint, save_maps, allow_other_clip):
     keep_compiled_programs(config)
-    is_trained = methods.find(config.method).loss_terms is not None
+    is_trained = methods.find(config.method).IS_TRAINED
     if not is_trained and checkpoint != workdir:
       raise InputError(
         f"{checkpoint} cannot be evaluated by the method {config.method!r},"
@@ -256,7 +256,7 @@ def _begin_run(workdir, config, clip):
 def _load_checked_clip(config, record, checkpoint, allow_other_clip):
   """CLIP, if it and the config are those that the prompts were trained with."""
   if record is None:
-    if methods.find(config.method).loss_terms is None:
+    if not methods.find(config.method).IS_TRAINED:
       return clip_of(config)
     _logger.warning("%s does not say which CLIP it was trained on", checkpoint)
     return clip_of(config)

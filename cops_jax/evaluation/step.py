@@ -10,10 +10,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, Sharding
 
-from cops_jax import methods, scoring
-from cops_jax.config import default
+from cops_jax import scoring
+from cops_jax.clip.features import ENCODE_FIELDS, encode_batch, join_params
 from cops_jax.images import tiles
-from cops_jax.models.encoding import ENCODE_FIELDS, encode_batch, join_params
 from cops_jax.runtime.mesh import jit_step
 from cops_jax.runtime.randomness import (
   EVALUATION_KEY,
@@ -33,33 +32,30 @@ PredictStep = Callable[
 
 
 def detect_anomalies(
-  config: Any,
   model: nn.Module,
   variables: Mapping[str, Any],
   batch: Mapping[str, jax.Array],
 ) -> dict[str, jax.Array]:
-  """Scores and maps of a batch.
+  """Returns scores and maps of a batch.
 
   Args:
-    config: a ConfigDict with the fields of `cops_jax.config`.
-    model, variables: of the config's method.
+    model, variables: a method's.
     batch: what `encode_batch` takes; and noise (b, z, d), standard normal, if
       the method needs it.
 
   Returns:
     image_score (b,) and anomaly_map (b, h, w), float32 in [0, 1].
   """
-  method = methods.find(config.method)
   features = encode_batch(model, variables, batch)
-  patch_size = model.clip_config.vision_config.patch_size
+  patch_size = model.clip.config.vision_config.patch_size
   image_size = round(features[1].shape[2] ** 0.5) * patch_size
-  image_scores, patch_scores = method.score(
-    config, model, variables, features, batch
+  image_scores, patch_scores = model.apply(
+    variables, features, batch, method="score"
   )
   return {
     "image_score": image_scores,
     "anomaly_map": scoring.anomaly_maps(
-      patch_scores, image_size, method.UPSAMPLING
+      patch_scores, image_size, model.upsampling
     ),
   }
 
@@ -110,8 +106,7 @@ def detect_with_tiles(
   }
 
 
-def make_configured_step(
-  config: Any,
+def make_predict_step(
   model: nn.Module,
   mesh: Mesh,
   clip_shardings: Sharding | Mapping[str, Any] | None = None,
@@ -119,9 +114,8 @@ def make_configured_step(
   """Compiles the step from a batch to its scores and maps.
 
   Args:
-    config: a ConfigDict with the fields of `cops_jax.config`; its seed is that
-      of the noise, which each example's id keys.
-    model: of the config's method.
+    model: a method's; its config's seed is that of the noise, which each
+      example's id keys.
     mesh: to split batches over.
     clip_shardings: of CLIP's parameters; None if every device has a copy.
 
@@ -129,13 +123,12 @@ def make_configured_step(
     `step(trainable, clip_params, batch)`, giving image_score (b,) and
     anomaly_map (b, h, w), float32 in [0, 1]. A batch has example_id and image,
     or what `encode_batch` takes instead. With an image it may have tiles, uint8
-    (b, t, h, w, 3), by config.evaluation.tiles; a tile's noise is its image's.
+    (b, t, h, w, 3), by the config's tiles; a tile's noise is its image's.
   """
+  config = model.config
   key = random_key(config.seed, EVALUATION_KEY)
-  width = model.clip_config.projection_dim
-  num_samples = methods.find(config.method).num_noise_samples(
-    config, is_training=False
-  )
+  width = model.clip.config.projection_dim
+  num_samples = model.num_noise_samples(is_training=False)
 
   def predict_step(trainable, clip_params, batch):
     if num_samples:
@@ -145,35 +138,11 @@ def make_configured_step(
 
     def detect(images):
       rows = {**batch, "image": images}
-      return detect_anomalies(config, model, variables, rows)
+      return detect_anomalies(model, variables, rows)
 
     if "tiles" not in batch:
-      return detect_anomalies(config, model, variables, batch)
+      return detect_anomalies(model, variables, batch)
     grid = tiles.parse_grid(config.evaluation.tiles)
     return detect_with_tiles(detect, batch["image"], batch["tiles"], grid)
 
   return jit_step(predict_step, mesh, clip_shardings)
-
-
-def make_predict_step(
-  model: nn.Module,
-  mesh: Mesh,
-  *,
-  seed: int,
-  clip_shardings: Sharding | Mapping[str, Any] | None = None,
-  **settings: Any,
-) -> PredictStep:
-  """`make_configured_step` of CoPS, without a config.
-
-  Args:
-    model: CoPS.
-    mesh, clip_shardings: see `make_configured_step`.
-    seed: of the noise.
-    **settings: num_samples, alpha, beta and distance_weighting of
-      config.evaluation; those of `config.default()` where absent.
-  """
-  config = default()
-  config.seed = seed
-  config.evaluation.update(settings)
-  config.model.num_category_words = model.num_category_words
-  return make_configured_step(config, model, mesh, clip_shardings)

@@ -88,7 +88,7 @@ def export(
 
     write_onnx(detector, out, metadata)
     return metadata
-  from cops_jax.models.attention import cuda_implementation
+  from cops_jax.clip.attention import cuda_implementation
 
   functions, weights = _trace(detector)
   metadata |= {
@@ -119,7 +119,7 @@ def _trace(detector):
 
   config, clip = detector.config, detector.clip
   mesh = make_mesh(jax.devices()[:1])
-  step = make_detect_step(config, build_model(config, clip), mesh)
+  step = make_detect_step(build_model(config, clip), mesh)
   (batch,) = jax_export.symbolic_shape("batch")
   side = detector.image_size
   params = jax.device_get((detector.trainable, clip.params))

@@ -18,12 +18,11 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 
-from cops_jax import methods
+from cops_jax.clip.features import join_params
 from cops_jax.detector import AnomalyDetector
 from cops_jax.errors import InputError, needs_extra, shorten
 from cops_jax.evaluation.step import detect_anomalies
 from cops_jax.files import write_file
-from cops_jax.models.encoding import join_params
 from cops_jax.paths import AnyPath
 from cops_jax.weights import build_model
 
@@ -64,13 +63,11 @@ def write_onnx(
       f"the weights take {size / 1e9:.1f} GB, and an ONNX file holds"
       f" {_MAX_BYTES / 1e9:.1f} GB: export a .cops file, which holds any number"
     )
-  num_samples = methods.find(config.method).num_noise_samples(
-    config, is_training=False
-  )
+  num_samples = model.num_noise_samples(is_training=False)
 
   def detect(images, noise=None):
     batch = {"image": images} | ({} if noise is None else {"noise": noise})
-    outputs = detect_anomalies(config, model, variables, batch)
+    outputs = detect_anomalies(model, variables, batch)
     return tuple(outputs[name] for name in _OUTPUTS)
 
   (batch,) = jax.export.symbolic_shape("batch")
@@ -78,7 +75,7 @@ def write_onnx(
   inputs = {
     "images": jax.ShapeDtypeStruct((batch, side, side, 3), np.uint8),
     "noise": jax.ShapeDtypeStruct(
-      (batch, num_samples, model.clip_config.projection_dim),
+      (batch, num_samples, model.clip.config.projection_dim),
       np.float32,
     ),
   }

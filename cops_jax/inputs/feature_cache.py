@@ -31,12 +31,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, Sharding
 
+from cops_jax.clip.features import ENCODE_FIELDS, encode_batch, join_params
 from cops_jax.errors import InputError, WriteError
 from cops_jax.files import read_file, write_file
 from cops_jax.images.decoding import MAX_PIXELS
 from cops_jax.inputs import pipeline
 from cops_jax.inputs.feature_files import FeatureCache
-from cops_jax.models.encoding import ENCODE_FIELDS, encode_batch, join_params
 from cops_jax.paths import AnyPath, is_address, to_path
 from cops_jax.progress import Progress, gigabytes
 from cops_jax.runtime.mesh import (
@@ -134,7 +134,11 @@ def open_features(
     folder = folder.expanduser()
   patch_size = clip.config.vision_config.patch_size
   num_patches = (options.image_size // patch_size) ** 2
-  shape = (len(model.feature_layers), num_patches, clip.config.projection_dim)
+  shape = (
+    len(model.config.model.feature_layers),
+    num_patches,
+    clip.config.projection_dim,
+  )
 
   def open_cache():
     _require_same(folder / "manifest.json", manifest)
@@ -179,11 +183,11 @@ def _manifest(examples, split, model, clip, options):
       "num_attention_heads": vision.num_attention_heads,
       "hidden_act": vision.hidden_act,
       "layer_norm_eps": vision.layer_norm_eps,
-      "dtype": jnp.dtype(model.dtype).name,
+      "dtype": jnp.dtype(model.clip.dtype).name,
     },
     "image_size_pixels": options.image_size,
-    "feature_layers": list(model.feature_layers),
-    "num_value_layers": model.num_value_layers,
+    "feature_layers": list(model.config.model.feature_layers),
+    "num_value_layers": model.config.model.num_value_layers,
     "stored_as": options.dtype,
     "backend": jax.default_backend(),
     "matmul_precision": jax.config.jax_default_matmul_precision,
@@ -257,7 +261,7 @@ def make_encode_step(
   """Compiles the vision tower's step.
 
   Args:
-    model: of a method, see `models.encoding`.
+    model: a method's.
     mesh: to split batches over.
     clip_shardings: of CLIP's parameters; None if every device has a copy.
 

@@ -37,6 +37,7 @@ from cops_jax.images.decoding import (
   open_image,
   resize_image,
 )
+from cops_jax.losses import count_mask_pixels
 from cops_jax.runtime.randomness import hash_example_id
 from cops_jax.typing import Integer
 
@@ -47,15 +48,6 @@ _logger = logging.getLogger(__name__)
 
 _MAX_THREADS = 16
 _PREFETCH_BATCHES = 2
-
-
-def count_mask_pixels(
-  mask: Integer[np.ndarray, "h w"], patch_size: int
-) -> Integer[np.ndarray, "n"]:
-  """Mask pixels in each patch, int32, in row-major order."""
-  side = mask.shape[0] // patch_size
-  blocks = mask.reshape(side, patch_size, side, patch_size)
-  return blocks.sum(axis=(1, 3), dtype=np.int32).reshape(-1)
 
 
 def num_batches(num_examples: int, batch_size: int) -> int:

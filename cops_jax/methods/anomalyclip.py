@@ -1,14 +1,22 @@
-"""AnomalyCLIP: two prompts for everything, see `models.anomalyclip`."""
+"""AnomalyCLIP: two learned prompts that name no object, on a frozen CLIP.
+
+Zhou et al., AnomalyCLIP: Object-agnostic Prompt Learning for Zero-shot Anomaly
+Detection, ICLR 2024.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from cops_jax import losses, scoring
-from cops_jax.models import anomalyclip
+from cops_jax.clip.features import init_parts
+from cops_jax.clip.prompts import LearnedPrompts
+from cops_jax.clip.towers import CLIP
 from cops_jax.typing import Array, Float
 
 TITLE = "AnomalyCLIP"
@@ -18,80 +26,145 @@ FIELDS = (
   "model.deep_prompt_depth",
   "model.deep_prompt_cast",
 )
-NEEDS_MASKS = True
-UPSAMPLING = "bilinear"
+IS_TRAINED = True
+
+DEEP_PROMPT_CASTS = ("float16", "none")
 
 
-def build_model(config: Any, clip: Any, dtype: Any) -> anomalyclip.AnomalyCLIP:
-  """See `Method`."""
-  model, tokens = config.model, clip.tokens
-  normal = (tokens.object, tokens.period, tokens.end)
-  return anomalyclip.AnomalyCLIP(
-    clip_config=clip.config,
-    prefix_tokens=(tokens.start,),
-    suffix_tokens=(normal, (*tokens.damaged, *normal)),
-    feature_layers=tuple(model.feature_layers),
-    num_value_layers=model.num_value_layers,
-    num_context_words=model.num_context_words,
-    deep_prompt_length=model.deep_prompt_length,
-    deep_prompt_depth=model.deep_prompt_depth,
-    deep_prompt_cast=model.deep_prompt_cast,
-    temperature=model.temperature,
-    dtype=dtype,
-    attention=config.clip.attention,
+@jax.custom_vjp
+def round_to_float16(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
+  """Rounds values forward, and their gradient backward, to half precision."""
+  # Two casts XLA would drop as excess precision, and `reduce_precision` alone
+  # makes zeros of what is below half precision's normal range.
+  step = 2.0**-24
+  return jnp.where(
+    jnp.abs(x) < 2.0**-14,
+    jnp.round(x / step) * step,
+    jax.lax.reduce_precision(x, exponent_bits=5, mantissa_bits=10),
   )
 
 
-def init_trainable(
-  model: anomalyclip.AnomalyCLIP, key: jax.Array, clip_params: Mapping[str, Any]
-) -> Mapping[str, Any]:
-  """See `Method`."""
-  return anomalyclip.init_trainable(model, key)
+round_to_float16.defvjp(
+  lambda x: (round_to_float16(x), None),
+  lambda _, gradient: (round_to_float16(gradient),),
+)
 
 
-def num_noise_samples(config: Any, *, is_training: bool) -> int:
-  """None: nothing is sampled."""
-  return 0
+class AnomalyCLIP(nn.Module):
+  """Compares images with the two prompts; see `methods.Model`.
 
+  CLIP computes in its own type; everything learned is float32.
 
-def num_prompt_tokens(config: Any, *, is_training: bool) -> float:
-  """A step's two prompts, shared by its images; in evaluation too few to count.
-
-  "damaged" counts as one token.
+  Attributes:
+    config: the run's, frozen.
+    clip: the frozen towers.
+    prefix_tokens: ids before the learned words.
+    suffix_tokens: ids after them, for each state.
   """
-  if not is_training:
-    return 0.0
-  return (2 * config.model.num_context_words + 9) / config.train.batch_size
+
+  config: Any
+  clip: CLIP
+  prefix_tokens: tuple[int, ...]
+  suffix_tokens: tuple[tuple[int, ...], tuple[int, ...]]
+
+  needs_masks = True
+  upsampling = "bilinear"
+
+  def setup(self):
+    settings = self.config.model
+    self.object_prompts = LearnedPrompts(
+      settings,
+      self.clip.config.text_config.hidden_size,
+      settings.num_context_words,
+    )
+
+  @nn.nowrap
+  def num_noise_samples(self, *, is_training: bool) -> int:
+    """Returns 0: nothing is sampled."""
+    return 0
+
+  @nn.nowrap
+  def num_prompt_tokens(self, *, is_training: bool) -> float:
+    """Returns an image's share of a step's two prompts.
+
+    "damaged" counts as one token; in evaluation there are too few to count.
+    """
+    if not is_training:
+      return 0.0
+    num_tokens = 2 * self.config.model.num_context_words + 9
+    return num_tokens / self.config.train.batch_size
+
+  @nn.nowrap
+  def init_trainable(
+    self, key: jax.Array, clip_params: Mapping[str, Any] | None = None
+  ) -> Mapping[str, Any]:
+    """Returns random trainable parameters, float32."""
+    return init_parts(self, key, lambda model: model.object_prompts())
+
+  def text_features(self) -> Float[Array, "s=2 d"]:
+    """Returns the two prompts' features, L2-normalised."""
+    words, deep_prompts = self.object_prompts()
+    prefix = self.clip.embed_tokens(jnp.array(self.prefix_tokens))
+    features = []
+    # One by one: they differ in length, and each has its own copy of the deep
+    # prompts, whose gradients are rounded before they are added.
+    for state, tokens in enumerate(self.suffix_tokens):
+      suffix = self.clip.embed_tokens(jnp.array(tokens))
+      copy = deep_prompts
+      if self.config.model.deep_prompt_cast == "float16":
+        copy = round_to_float16(copy)
+      features.append(
+        self.clip.encode_prompts(
+          [jnp.concatenate([prefix, words[state], suffix])[None]], copy
+        )
+      )
+    return scoring.normalize(jnp.concatenate(features).astype(jnp.float32))
+
+  def __call__(
+    self,
+    image_features: Float[Array, "b d"],
+    patch_features: Float[Array, "b f n d"],
+  ) -> tuple[Float[Array, "b s=2"], Float[Array, "b f n s=2"]]:
+    """Returns logits of images and patches; index 1 of `s` is anomaly."""
+    return scoring.text_logits(
+      image_features,
+      patch_features,
+      self.text_features(),
+      self.config.model.temperature,
+    )
+
+  def loss_terms(
+    self,
+    features: tuple[Float[Array, "b d"], Float[Array, "b f n d"]],
+    batch: Mapping[str, jax.Array],
+  ) -> dict[str, jax.Array]:
+    """Returns the terms of the loss; see `methods.Model`.
+
+    The patch loss takes probabilities upsampled to the mask's size.
+    """
+    image_logits, patch_logits = self(*features)
+    masks, padding_mask = batch["mask"], batch["padding_mask"]
+    pixels = scoring.upsample(jax.nn.softmax(patch_logits), masks.shape[-1])
+    return {
+      "image": losses.image_loss(image_logits, batch["label"], padding_mask),
+      "patch": losses.patch_loss(
+        pixels, masks.reshape(masks.shape[0], -1), 1, padding_mask
+      ),
+    }
+
+  def score(
+    self,
+    features: tuple[Float[Array, "b d"], Float[Array, "b f n d"]],
+    batch: Mapping[str, jax.Array],
+  ) -> tuple[Float[Array, "b"], Float[Array, "b n"]]:
+    """Returns scores of images and patches; see `methods.Model`."""
+    return scoring.probabilities(*self(*features))
 
 
-def loss_terms(
-  config: Any,
-  model: anomalyclip.AnomalyCLIP,
-  variables: Mapping[str, Any],
-  features: tuple[Float[Array, "b d"], Float[Array, "b f n d"]],
-  batch: Mapping[str, jax.Array],
-) -> dict[str, jax.Array]:
-  """See `Method`.
-
-  The patch loss is that of probabilities upsampled to the mask's size.
-  """
-  image_logits, patch_logits = model.apply(variables, *features)
-  masks, padding_mask = batch["mask"], batch["padding_mask"]
-  pixels = scoring.upsample(jax.nn.softmax(patch_logits), masks.shape[-1])
-  return {
-    "image": losses.image_loss(image_logits, batch["label"], padding_mask),
-    "patch": losses.patch_loss(
-      pixels, masks.reshape(masks.shape[0], -1), 1, padding_mask
-    ),
-  }
-
-
-def score(
-  config: Any,
-  model: anomalyclip.AnomalyCLIP,
-  variables: Mapping[str, Any],
-  features: tuple[Float[Array, "b d"], Float[Array, "b f n d"]],
-  batch: Mapping[str, jax.Array],
-) -> tuple[Float[Array, "b"], Float[Array, "b n"]]:
-  """See `Method`."""
-  return scoring.probabilities(*model.apply(variables, *features))
+def build_model(config: Any, tower: CLIP, clip: Any) -> AnomalyCLIP:
+  """Returns the model; see `methods.Method`."""
+  tokens = clip.tokens
+  normal = (tokens.object, tokens.period, tokens.end)
+  return AnomalyCLIP(
+    config, tower, (tokens.start,), (normal, (*tokens.damaged, *normal))
+  )

@@ -1,14 +1,18 @@
-"""CoPS: prompts synthesised from each image, see `models.cops`."""
+"""CoPS: prompts synthesised from each image, on a frozen CLIP."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from cops_jax import losses, scoring
-from cops_jax.models import cops
+from cops_jax.clip.features import init_parts
+from cops_jax.clip.prompts import LearnedPrompts, join_parts
+from cops_jax.clip.towers import CLIP
 from cops_jax.typing import Array, Float
 
 TITLE = "CoPS"
@@ -27,123 +31,364 @@ FIELDS = (
   "evaluation.alpha",
   "evaluation.beta",
 )
-NEEDS_MASKS = False
-UPSAMPLING = "nearest"
+IS_TRAINED = True
+
+# Which state's prototypes the prompts of (normal, anomaly) receive.
+PROTOTYPE_INJECTIONS = {"crossed": (1, 0), "matched": (0, 1)}
+
+_normal = nn.initializers.normal(0.02)
+# Glorot-uniform over the stacked (3d, d) matrix of the three projections:
+# limit sqrt(6 / (3d + d)), which is variance scaling of a (d, d) matrix by 1/2.
+_stacked_glorot = nn.initializers.variance_scaling(0.5, "fan_avg", "uniform")
 
 
-def build_model(config: Any, clip: Any, dtype: Any) -> cops.CoPS:
-  """See `Method`."""
-  model, tokens = config.model, clip.tokens
-  suffix = (tokens.period, tokens.end)
-  if not model.num_category_words:
-    suffix = (tokens.object, *suffix)
-  return cops.CoPS(
-    clip_config=clip.config,
-    prefix_tokens=(tokens.start,),
-    suffix_tokens=suffix,
-    feature_layers=tuple(model.feature_layers),
-    num_value_layers=model.num_value_layers,
-    smoothing_window=model.smoothing_window_patches,
-    num_heads=model.num_heads,
-    num_context_words=model.num_context_words,
-    num_state_words=model.num_state_words,
-    num_category_words=model.num_category_words,
-    deep_prompt_length=model.deep_prompt_length,
-    deep_prompt_depth=model.deep_prompt_depth,
-    prototype_injection=model.prototype_injection,
-    temperature=model.temperature,
-    dtype=dtype,
-    attention=config.clip.attention,
-  )
+class PrototypeExtractor(nn.Module):
+  """Prototypes of both states by cross-attention from learned queries.
+
+  The explicit state token synthesis (ESTS) of CoPS section 3.2:
+  `x = q + attention(ln_1(q), ln_1(patches))`, then
+  `x + c_proj(quick_gelu(c_fc(ln_2(x))))`.
+
+  Attributes:
+    num_prototypes: number of prototypes of each state.
+    num_heads: attention heads; must divide the embedding width.
+  """
+
+  num_prototypes: int
+  num_heads: int
+
+  @nn.compact
+  def __call__(
+    self, patches: Float[Array, "b n d"]
+  ) -> Float[Array, "b s=2 k d"]:
+    batch, _, width = patches.shape
+    queries = self.param("queries", _normal, (2, self.num_prototypes, width))
+    # Both states share keys and values, so one attention serves their queries.
+    x = queries.reshape(1, -1, width)
+    x = jnp.broadcast_to(x, (batch, *x.shape[1:]))
+
+    ln_1 = _layer_norm("ln_1")
+    keys = ln_1(patches)
+
+    def split_heads(name, inputs):
+      hidden = nn.Dense(width, kernel_init=_stacked_glorot, name=name)(inputs)
+      return hidden.reshape(batch, -1, self.num_heads, width // self.num_heads)
+
+    attended = jax.nn.dot_product_attention(
+      split_heads("query", ln_1(x)),
+      split_heads("key", keys),
+      split_heads("value", keys),
+    ).reshape(batch, -1, width)
+    x = x + nn.Dense(width, kernel_init=_normal, name="out")(attended)
+
+    hidden = _layer_norm("ln_2")(x)
+    hidden = nn.Dense(width, kernel_init=_normal, name="c_fc")(hidden)
+    hidden = hidden * jax.nn.sigmoid(1.702 * hidden)  # CLIP's quick_gelu.
+    x = x + nn.Dense(width, kernel_init=_normal, name="c_proj")(hidden)
+    return x.reshape(batch, 2, self.num_prototypes, width)
 
 
-def init_trainable(
-  model: cops.CoPS, key: jax.Array, clip_params: Mapping[str, Any]
-) -> Mapping[str, Any]:
-  """See `Method`."""
-  return cops.init_trainable(model, key)
+def _layer_norm(name):
+  return nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, name=name)
 
 
-def num_noise_samples(config: Any, *, is_training: bool) -> int:
-  """Category codes: one in training."""
+class CategoryVAE(nn.Module):
+  """Encodes image features and decodes category biases.
+
+  The implicit category token sampling (ICTS) of CoPS section 3.3. The encoder
+  is linear, relu and two linear heads; the decoder linear, relu, linear.
+
+  Attributes:
+    width: width of features, codes and biases alike.
+  """
+
+  width: int
+
+  def setup(self):
+    def dense():
+      return nn.Dense(self.width, kernel_init=_normal)
+
+    self.encoder = dense()
+    self.mean = dense()
+    self.log_var = dense()
+    self.decoder = dense()
+    self.output = dense()
+
+  def encode(
+    self, image_features: Float[Array, "b d"]
+  ) -> tuple[Float[Array, "b d"], Float[Array, "b d"]]:
+    """Returns mean and log-variance of the code's posterior."""
+    hidden = nn.relu(self.encoder(image_features))
+    return self.mean(hidden), self.log_var(hidden)
+
+  def decode(self, codes: Float[Array, "*z d"]) -> Float[Array, "*z d"]:
+    """Returns category biases, added to the category words of a prompt."""
+    return self.output(nn.relu(self.decoder(codes)))
+
+
+class Outputs(NamedTuple):
+  """The model's outputs for a batch; index 0 of `s` is normal, 1 anomaly.
+
+  Attributes:
+    prototypes: prototypes of each state; None without state words.
+    distances: cosine distance of each patch to its nearest prototype; None
+      without state words.
+    text_features: L2-normalised.
+    patch_probability: probabilities for each feature layer.
+    image_logits: cosine over temperature.
+    category_bias: decoded from the sampled codes; None without category words.
+    code_mean, code_log_var: the codes' posterior; None in evaluation and
+      without category words.
+  """
+
+  prototypes: Float[Array, "b s=2 k d"] | None
+  distances: Float[Array, "b s=2 n"] | None
+  text_features: Float[Array, "b s=2 d"]
+  patch_probability: Float[Array, "b f n s=2"]
+  image_logits: Float[Array, "b s=2"]
+  category_bias: Float[Array, "b z d"] | None
+  code_mean: Float[Array, "b d"] | None = None
+  code_log_var: Float[Array, "b d"] | None = None
+
+
+class CoPS(nn.Module):
+  """Conditional prompt synthesis on a frozen CLIP; see `methods.Model`.
+
+  Without state words there is no prototype extractor, without category words no
+  VAE. CLIP computes in its own type; everything learned is float32.
+
+  Attributes:
+    config: the run's, frozen.
+    clip: the frozen towers.
+    prefix_tokens, suffix_tokens: ids before and after the learned words.
+  """
+
+  config: Any
+  clip: CLIP
+  prefix_tokens: tuple[int, ...]
+  suffix_tokens: tuple[int, ...]
+
+  needs_masks = False
+  upsampling = "nearest"
+
+  def setup(self):
+    settings, width = self.config.model, self.clip.config.projection_dim
+    num_words = settings.num_context_words
+    if settings.num_state_words:
+      self.prototype_extractor = PrototypeExtractor(
+        settings.num_state_words, settings.num_heads
+      )
+      num_words += settings.num_state_words
+    if settings.num_category_words:
+      self.category_vae = CategoryVAE(width)
+      num_words += settings.num_category_words
+    self.prompt_learner = LearnedPrompts(settings, width, num_words)
+
+  @nn.nowrap
+  def num_noise_samples(self, *, is_training: bool) -> int:
+    """Returns the number of category codes; one in training."""
+    if not self.config.model.num_category_words:
+      return 0
+    return 1 if is_training else self.config.evaluation.num_samples
+
+  @nn.nowrap
+  def num_prompt_tokens(self, *, is_training: bool) -> float:
+    """Returns the tokens that an image costs the text tower.
+
+    In evaluation the context counts once, state words once for each state, the
+    rest once for each state and code. In training every prompt is whole.
+    """
+    settings = self.config.model
+    suffix = settings.num_category_words + 2
+    num_tokens = 1 + settings.num_context_words + settings.num_state_words
+    codes = self.num_noise_samples(is_training=is_training) or 1
+    return float(2 * (num_tokens + codes * suffix))
+
+  @nn.nowrap
+  def init_trainable(
+    self, key: jax.Array, clip_params: Mapping[str, Any] | None = None
+  ) -> Mapping[str, Any]:
+    """Returns random trainable parameters, float32."""
+    return init_parts(self, key, CoPS._use_trained_parts)
+
+  def _use_trained_parts(self):
+    features = jnp.zeros((1, self.clip.config.projection_dim))
+    if self.config.model.num_state_words:
+      self.prototype_extractor(features[None])
+    if self.config.model.num_category_words:
+      self.category_vae.encode(features)
+      self.category_vae.decode(features)
+    self.prompt_learner()
+
+  def __call__(
+    self,
+    image_features: Float[Array, "b d"],
+    patch_features: Float[Array, "b f n d"],
+    noise: Float[Array, "b z d"] | None,
+    *,
+    is_training: bool,
+  ) -> Outputs:
+    """Synthesises each image's prompts and compares the image with them.
+
+    Args:
+      image_features, patch_features: from `encode_images`.
+      noise: standard normal. In training it perturbs the posterior's mean; in
+        evaluation it is the code itself, drawn from the prior. None without
+        category words.
+      is_training: which of the two.
+    """
+    settings = self.config.model
+    patch_features = scoring.smooth_patches(
+      patch_features, settings.smoothing_window_patches
+    )
+    fused = patch_features.mean(axis=1)
+    prototypes = distances = None
+    if settings.num_state_words:
+      prototypes = self.prototype_extractor(fused)
+      distances = scoring.prototype_distances(fused, prototypes)
+
+    category_bias = mean = log_var = None
+    if settings.num_category_words:
+      codes = noise
+      if is_training:
+        mean, log_var = self.category_vae.encode(image_features)
+        codes = mean[:, None] + jnp.exp(log_var / 2)[:, None] * noise
+      category_bias = self.category_vae.decode(codes)
+
+    prompts, deep_prompts = self.synthesise_prompts(prototypes, category_bias)
+    if is_training:
+      # What prompts share would get a gradient from all of them, to be summed
+      # over the devices in every layer.
+      prompts = [join_parts(prompts)]
+    text_features = self.clip.encode_prompts(prompts, deep_prompts)  # b s z d
+    text_features = scoring.normalize(
+      scoring.normalize(text_features.astype(jnp.float32)).mean(axis=2)
+    )
+    # Prompts with neither kind of conditional words are the same for all.
+    text_features = jnp.broadcast_to(
+      text_features, (image_features.shape[0], *text_features.shape[1:])
+    )
+    image_logits, patch_logits = scoring.text_logits(
+      image_features, patch_features, text_features, settings.temperature
+    )
+    return Outputs(
+      prototypes=prototypes,
+      distances=distances,
+      text_features=text_features,
+      patch_probability=jax.nn.softmax(patch_logits),
+      image_logits=image_logits,
+      category_bias=category_bias,
+      code_mean=mean,
+      code_log_var=log_var,
+    )
+
+  def synthesise_prompts(
+    self,
+    prototypes: Float[Array, "b s=2 k d"] | None,
+    category_bias: Float[Array, "b z d"] | None,
+  ) -> tuple[
+    tuple[Float[Array, "_b s=2 _z _l d"], ...], Float[Array, "depth t d"]
+  ]:
+    """Assembles the prompts' embeddings, without positions.
+
+    Args:
+      prototypes: one for each state word. Detached here: the text features do
+        not train the extractor. None without state words.
+      category_bias: added to every category word; None without any.
+
+    Returns:
+      The embeddings, in parts as `CLIP.encode_prompts` takes them, and the deep
+      prompts. Words that are the same for all images, or for all codes of an
+      image, are there once. The last part is of shape (b, s, z, l, d); without
+      category words z is 1, and without state words too, b is.
+    """
+    settings = self.config.model
+    words, deep_prompts = self.prompt_learner()
+    end = settings.num_context_words + settings.num_state_words
+    context, state, category = jnp.split(
+      words, (settings.num_context_words, end), axis=1
+    )  # each: s words d
+    prefix, suffix = (
+      self.clip.embed_tokens(jnp.array(tokens))[None, None, None]
+      for tokens in (self.prefix_tokens, self.suffix_tokens)
+    )
+    # Each broadcasts to b s z words d.
+    words = [prefix, context[None, :, None]]
+    if prototypes is not None:
+      order = PROTOTYPE_INJECTIONS[settings.prototype_injection]
+      injected = jax.lax.stop_gradient(prototypes)[:, order, :, :]
+      words.append((state[None] + injected)[:, :, None])
+    if category_bias is not None:
+      words.append(category[None, :, None] + category_bias[:, None, :, None])
+    words.append(suffix)
+    shape, parts = (1, 2, 1), []
+    for array in words:
+      wider = jnp.broadcast_shapes(shape, array.shape[:3])
+      if wider != shape or not parts:
+        parts.append([])
+      shape = wider
+      parts[-1].append(jnp.broadcast_to(array, shape + array.shape[3:]))
+    return tuple(jnp.concatenate(part, axis=3) for part in parts), deep_prompts
+
+  def loss_terms(
+    self,
+    features: tuple[Float[Array, "b d"], Float[Array, "b f n d"]],
+    batch: Mapping[str, jax.Array],
+  ) -> dict[str, jax.Array]:
+    """Returns the terms of the loss; see `methods.Model`.
+
+    Without state words there are no gather and scatter terms, without category
+    words no kl and reconstruction terms.
+    """
+    outputs = self(*features, batch.get("noise"), is_training=True)
+    padding_mask, counts = batch["padding_mask"], batch["mask_counts"]
+    patch_area = self.clip.config.vision_config.patch_size**2
+    terms = {
+      "image": losses.image_loss(
+        outputs.image_logits, batch["label"], padding_mask
+      ),
+      "patch": losses.patch_loss(
+        outputs.patch_probability, counts, patch_area, padding_mask
+      ),
+    }
+    if outputs.distances is not None:
+      arguments = (outputs.distances, counts, padding_mask)
+      terms["gather"] = losses.gather_loss(*arguments)
+      terms["scatter"] = losses.scatter_loss(*arguments)
+    if outputs.category_bias is not None:
+      terms["kl"] = losses.kl_loss(
+        outputs.code_mean, outputs.code_log_var, padding_mask
+      )
+      terms["reconstruction"] = losses.reconstruction_loss(
+        features[0],
+        outputs.category_bias[:, 0],
+        padding_mask,
+        self.config.train.reconstruction,
+      )
+    return terms
+
+  def score(
+    self,
+    features: tuple[Float[Array, "b d"], Float[Array, "b f n d"]],
+    batch: Mapping[str, jax.Array],
+  ) -> tuple[Float[Array, "b"], Float[Array, "b n"]]:
+    """Returns scores of images and patches; see `methods.Model`."""
+    settings = self.config.evaluation
+    outputs = self(*features, batch.get("noise"), is_training=False)
+    patch_scores = scoring.weighted_patch_scores(
+      outputs.patch_probability,
+      outputs.distances if settings.distance_weighting else None,
+      settings.alpha,
+    )
+    image_scores = scoring.image_scores(
+      outputs.image_logits, patch_scores, settings.beta
+    )
+    return image_scores, patch_scores
+
+
+def build_model(config: Any, tower: CLIP, clip: Any) -> CoPS:
+  """Returns the model; see `methods.Method`."""
+  suffix = (clip.tokens.period, clip.tokens.end)
   if not config.model.num_category_words:
-    return 0
-  return 1 if is_training else config.evaluation.num_samples
-
-
-def num_prompt_tokens(config: Any, *, is_training: bool) -> float:
-  """In evaluation the context counts once, state words once for each state.
-
-  The rest counts once for each state and code. In training every prompt is
-  whole.
-  """
-  model = config.model
-  suffix = model.num_category_words + 2
-  num_tokens = 2 * (1 + model.num_context_words + model.num_state_words)
-  if is_training:
-    return float(num_tokens + 2 * suffix)
-  codes = num_noise_samples(config, is_training=False) or 1
-  return float(num_tokens + 2 * codes * suffix)
-
-
-def loss_terms(
-  config: Any,
-  model: cops.CoPS,
-  variables: Mapping[str, Any],
-  features: tuple[Float[Array, "b d"], Float[Array, "b f n d"]],
-  batch: Mapping[str, jax.Array],
-) -> dict[str, jax.Array]:
-  """See `Method`.
-
-  Without state words there are no gather and scatter terms, without category
-  words no kl and reconstruction terms.
-  """
-  noise = batch.get("noise")
-  outputs = model.apply(variables, *features, noise, is_training=True)
-  padding_mask, counts = batch["padding_mask"], batch["mask_counts"]
-  patch_area = model.clip_config.vision_config.patch_size**2
-  terms = {
-    "image": losses.image_loss(
-      outputs.image_logits, batch["label"], padding_mask
-    ),
-    "patch": losses.patch_loss(
-      outputs.patch_probability, counts, patch_area, padding_mask
-    ),
-  }
-  if model.num_state_words:
-    distances = outputs.distances
-    terms["gather"] = losses.gather_loss(distances, counts, padding_mask)
-    terms["scatter"] = losses.scatter_loss(distances, counts, padding_mask)
-  if model.num_category_words:
-    terms["kl"] = losses.kl_loss(
-      outputs.code_mean, outputs.code_log_var, padding_mask
-    )
-    terms["reconstruction"] = losses.reconstruction_loss(
-      features[0],
-      outputs.category_bias[:, 0],
-      padding_mask,
-      config.train.reconstruction,
-    )
-  return terms
-
-
-def score(
-  config: Any,
-  model: cops.CoPS,
-  variables: Mapping[str, Any],
-  features: tuple[Float[Array, "b d"], Float[Array, "b f n d"]],
-  batch: Mapping[str, jax.Array],
-) -> tuple[Float[Array, "b"], Float[Array, "b n"]]:
-  """See `Method`."""
-  settings = config.evaluation
-  noise = batch.get("noise")
-  outputs = model.apply(variables, *features, noise, is_training=False)
-  patch_scores = scoring.weighted_patch_scores(
-    outputs.patch_probability,
-    outputs.distances if settings.distance_weighting else None,
-    settings.alpha,
-  )
-  image_scores = scoring.image_scores(
-    outputs.image_logits, patch_scores, settings.beta
-  )
-  return image_scores, patch_scores
+    suffix = (clip.tokens.object, *suffix)
+  return CoPS(config, tower, (clip.tokens.start,), suffix)

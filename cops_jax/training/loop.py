@@ -17,6 +17,11 @@ import optax
 from jax.sharding import Mesh
 
 from cops_jax import methods
+from cops_jax.clip.flops import (
+  PEAK_TERA_FLOPS,
+  prompt_flops,
+  vision_flops,
+)
 from cops_jax.config import max_pixels
 from cops_jax.digests import combine
 from cops_jax.errors import InputError
@@ -25,11 +30,6 @@ from cops_jax.inputs import pipeline
 from cops_jax.inputs.configured import (
   features_of,
   load_examples,
-)
-from cops_jax.models.flops import (
-  PEAK_TERA_FLOPS,
-  prompt_flops,
-  vision_flops,
 )
 from cops_jax.paths import AnyPath, to_path
 from cops_jax.runs import checkpoints, lock, metrics_log
@@ -102,7 +102,8 @@ def train(
     SystemExit: a signal came and was caught, see `signals`; what was
       trained until then is saved.
   """
-  if methods.find(config.method).loss_terms is None:
+  method = methods.find(config.method)
+  if not method.IS_TRAINED:
     raise InputError(
       f"the method {config.method!r} has nothing to train: evaluate it, cops"
       " evaluate --config=... --workdir=..."
@@ -139,8 +140,7 @@ def train(
     if jax.process_index() == 0 and run.schedule.num_steps:
       curves = metrics_log.plot_losses(
         run.workdir,
-        f"{methods.find(config.method).TITLE} on {run.examples.name}, seed"
-        f" {config.seed}",
+        f"{method.TITLE} on {run.examples.name}, seed {config.seed}",
         run.schedule.epoch_steps,
       )
       if curves:
@@ -189,8 +189,8 @@ def _open_run(config, workdir, account):
 
 def _initial_state(run, init_from, allow_other_clip):
   """The state before the first step."""
-  params = methods.find(run.config.method).init_trainable(
-    run.model, random_key(run.config.seed, INIT_KEY), run.clip.params
+  params = run.model.init_trainable(
+    random_key(run.config.seed, INIT_KEY), run.clip.params
   )
   state = replicate(create_train_state(params, run.optimizer), run.mesh)
   if init_from and not checkpoints.has_checkpoint(run.workdir):
@@ -218,9 +218,7 @@ def _train(run, position, saved, profile_steps):
   clip_params, shardings = place_clip(
     run.clip, run.model, run.mesh, run.config.clip.split_over_devices
   )
-  train_step = make_train_step(
-    run.config, run.model, run.optimizer, run.mesh, shardings
-  )
+  train_step = make_train_step(run.model, run.optimizer, run.mesh, shardings)
   evaluate = _make_evaluate(run, clip_params, shardings)
   _log_sizes(run, position.state, clip_params)
   errors = []
@@ -342,7 +340,7 @@ def _iterate_batches(run, first_step, errors):
     num_workers=config.input.num_workers,
     max_pixels=max_pixels(config),
     shuffle_seed=config.seed,
-    full_masks=methods.find(config.method).NEEDS_MASKS,
+    full_masks=run.model.needs_masks,
   )
   batches = pipeline.iterate_batches(
     run.examples, options, steps, skipped=found, features=features
@@ -415,8 +413,8 @@ def _make_hooks(run, position, saved, evaluate, profile_steps):
 
 
 def _make_speed(run, position):
-  clip, method = run.clip.config, methods.find(run.config.method)
-  num_tokens = method.num_prompt_tokens(run.config, is_training=True)
+  clip = run.clip.config
+  num_tokens = run.model.num_prompt_tokens(is_training=True)
   flops = prompt_flops(num_tokens, clip, is_training=True)
   if run.config.feature_cache.dtype == "none":
     flops += vision_flops(run.config, clip)

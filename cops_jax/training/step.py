@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, Sharding
 
-from cops_jax import losses, methods
-from cops_jax.models.encoding import ENCODE_FIELDS, encode_batch, join_params
+from cops_jax import losses
+from cops_jax.clip.features import ENCODE_FIELDS, encode_batch, join_params
 from cops_jax.runtime.mesh import jit_step
 from cops_jax.runtime.randomness import TRAIN_KEY, example_noise, random_key
 
@@ -79,7 +79,6 @@ def create_train_state(
 
 
 def loss_and_terms(
-  config: Any,
   model: nn.Module,
   params: Mapping[str, Any],
   clip_params: Mapping[str, Any],
@@ -88,8 +87,7 @@ def loss_and_terms(
   """The loss of a batch and, unweighted, the terms it is made of.
 
   Args:
-    config: a ConfigDict with the fields of `cops_jax.config`.
-    model: of the config's method.
+    model: a method's.
     params, clip_params: its two parameter trees.
     batch: what `encode_batch` takes; label and padding_mask (b,); mask_counts
       (b, n) or mask (b, h, w), and noise (b, z, d), standard normal, as the
@@ -100,15 +98,12 @@ def loss_and_terms(
   """
   variables = join_params(params, clip_params)
   features = encode_batch(model, variables, batch)
-  terms = methods.find(config.method).loss_terms(
-    config, model, variables, features, batch
-  )
+  terms = model.apply(variables, features, batch, method="loss_terms")
   loss = losses.total_loss(terms)
   return loss, {"loss": loss, **terms}
 
 
 def make_train_step(
-  config: Any,
   model: nn.Module,
   optimizer: optax.GradientTransformation,
   mesh: Mesh,
@@ -120,9 +115,8 @@ def make_train_step(
   """Compiles one optimizer step over a global batch.
 
   Args:
-    config: a ConfigDict with the fields of `cops_jax.config`; its seed is that
-      of the noise, which step and example key.
-    model: of the config's method.
+    model: a method's; its config's seed is that of the noise, which step and
+      example key.
     optimizer: see `make_optimizer`.
     mesh: to split batches over.
     clip_shardings: of CLIP's parameters; None if every device has a copy.
@@ -131,11 +125,9 @@ def make_train_step(
     `step(state, clip_params, batch)`, giving the next state and the loss with
     its terms and the gradient's norm. The given state's memory is reused.
   """
-  key = random_key(config.seed, TRAIN_KEY)
-  width = model.clip_config.projection_dim
-  num_samples = methods.find(config.method).num_noise_samples(
-    config, is_training=True
-  )
+  key = random_key(model.config.seed, TRAIN_KEY)
+  width = model.clip.config.projection_dim
+  num_samples = model.num_noise_samples(is_training=True)
 
   def train_step(state, clip_params, batch):
     if num_samples:
@@ -144,7 +136,7 @@ def make_train_step(
       batch = {**batch, "noise": noise}
 
     def loss(params):
-      return loss_and_terms(config, model, params, clip_params, batch)
+      return loss_and_terms(model, params, clip_params, batch)
 
     gradients, terms = jax.grad(loss, has_aux=True)(state.params)
     gradient_norm = optax.tree.norm(gradients)

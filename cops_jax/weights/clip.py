@@ -12,12 +12,12 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from cops_jax import copies
-from cops_jax.errors import InputError
-from cops_jax.models.flax_clip import (
+from cops_jax.clip.transformers_clip import (
   CLIPConfig,
   CLIPTokenizerFast,
   make_config,
 )
+from cops_jax.errors import InputError
 from cops_jax.paths import is_address
 from cops_jax.weights import clip_names, hub
 from cops_jax.weights.tensor_files import read_tensor_file

@@ -19,9 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cops_jax.clip.towers import CLIP
+from cops_jax.clip.transformers_clip import CLIPConfig, make_config
 from cops_jax.errors import InputError, shorten
-from cops_jax.models.clip import CLIP
-from cops_jax.models.flax_clip import CLIPConfig, make_config
 from cops_jax.weights import tensor_files
 
 # What files carry besides parameters. OpenAI's archives note three sizes.

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, Sharding
 
 from cops_jax import methods
+from cops_jax.clip.attention import require_implementation
+from cops_jax.clip.towers import CLIP, cast_matrices
 from cops_jax.config import check_values
-from cops_jax.models.attention import require_implementation
-from cops_jax.models.clip import cast_matrices
 from cops_jax.runs.record import Record
 from cops_jax.runtime.mesh import clip_shardings
 from cops_jax.weights import prompts
@@ -73,31 +73,34 @@ def build_model(config: Any, clip: PretrainedCLIP) -> nn.Module:
     InputError: a field's value does not fit CLIP, another field or this
       machine.
   """
+  import ml_collections  # No part of the core's requirements.
+
   check_values(config, clip.config)
   dtype = config.clip.dtype
   if dtype == "auto":
     dtype = _fast_dtype()
   require_implementation(config.clip.attention, dtype)
-  return methods.find(config.method).build_model(config, clip, jnp.dtype(dtype))
+  tower = CLIP(clip.config, jnp.dtype(dtype), attention=config.clip.attention)
+  return methods.find(config.method).build_model(
+    ml_collections.FrozenConfigDict(config), tower, clip
+  )
 
 
 def trainable_shapes(
-  config: Any, model: nn.Module, clip: PretrainedCLIP, sharding: Sharding
+  model: nn.Module, clip: PretrainedCLIP, sharding: Sharding
 ) -> Mapping[str, Any]:
-  """The trainable tree of the config's method, of shapes and types.
+  """Returns the shapes and types of a model's trainable tree.
 
   Args:
-    config: a ConfigDict with the fields of `cops_jax.config`.
     model, clip: from `build_model` and `clip_of`.
-    sharding: that all leaves get.
+    sharding: all leaves' sharding.
   """
-  init_trainable = methods.find(config.method).init_trainable
   return jax.tree.map(
     lambda leaf: jax.ShapeDtypeStruct(
       leaf.shape, leaf.dtype, sharding=sharding
     ),
     jax.eval_shape(
-      lambda params: init_trainable(model, jax.random.key(0), params),
+      lambda params: model.init_trainable(jax.random.key(0), params),
       clip.params,
     ),
   )
@@ -124,10 +127,10 @@ def load_trainable(
     InputError: see `prompts.load_prompts`.
   """
   method = methods.find(config.method)
-  if method.loss_terms is None:
-    tree = method.init_trainable(model, jax.random.key(0), clip.params)
+  if not method.IS_TRAINED:
+    tree = model.init_trainable(jax.random.key(0), clip.params)
     return tree, f"the {method.TITLE.lower()}, which is not trained"
-  template = trainable_shapes(config, model, clip, sharding)
+  template = trainable_shapes(model, clip, sharding)
   return prompts.load_prompts(path, template, config.method)
 
 
@@ -142,6 +145,6 @@ def place_clip(
     mesh: of the devices.
     is_split: see `mesh.clip_shardings`.
   """
-  params = cast_matrices(clip.params, model.dtype)
+  params = cast_matrices(clip.params, model.clip.dtype)
   shardings = clip_shardings(params, mesh, is_split)
   return jax.device_put(params, shardings), shardings

@@ -6,11 +6,9 @@ import numpy as np
 import pytest
 
 from benchmarks import input_pipeline, metrics, plain, vit_l
-from cops_jax.evaluation.step import make_configured_step
-from cops_jax.methods import cops
-from cops_jax.models.cops import init_trainable
-from cops_jax.models.encoding import join_params
-from cops_jax.models.flops import prompt_flops, vision_flops
+from cops_jax.clip.features import join_params
+from cops_jax.clip.flops import prompt_flops, vision_flops
+from cops_jax.evaluation.step import make_predict_step
 from cops_jax.runtime.mesh import make_mesh
 from cops_jax.runtime.randomness import (
   EVALUATION_KEY,
@@ -18,6 +16,7 @@ from cops_jax.runtime.randomness import (
   random_key,
 )
 from cops_jax.weights import build_model, clip_of
+from helpers import golden
 from helpers.scripts import environment, start_afresh
 
 
@@ -34,13 +33,13 @@ def test_the_evaluation_step_is_the_plain_one(config, fields):
   config.update_from_flattened_dict(fields)
   clip = clip_of(config)
   model, settings = build_model(config, clip), config.evaluation
-  trainable = init_trainable(model, jax.random.key(0))
+  trainable = model.init_trainable(jax.random.key(0))
   rng = np.random.default_rng(0)
   batch = {
     "image": rng.integers(0, 256, (2, 48, 48, 3), dtype=np.uint8),
     "example_id": np.arange(2, dtype=np.uint32),
   }
-  step = make_configured_step(config, model, make_mesh(jax.devices()[:1]))
+  step = make_predict_step(model, make_mesh(jax.devices()[:1]))
   found = step(trainable, clip.params, batch)
   noise = example_noise(
     random_key(config.seed, EVALUATION_KEY),
@@ -48,7 +47,7 @@ def test_the_evaluation_step_is_the_plain_one(config, fields):
     settings.num_samples,
     clip.config.projection_dim,
   )
-  want = plain.make_step(model, settings.alpha, settings.beta)(
+  want = plain.make_step(model)(
     join_params(trainable, clip.params), batch["image"], noise
   )
   for name, values in want.items():
@@ -59,7 +58,7 @@ def test_needed_flops_of_the_published_recipe():
   from cops_jax.config import recipe
 
   config, clip = recipe("visa"), vit_l.clip_config()
-  num_tokens = cops.num_prompt_tokens(config, is_training=False)
+  num_tokens = golden.model("visa").num_prompt_tokens(is_training=False)
   flops = vision_flops(config, clip)
   flops += prompt_flops(num_tokens, clip, is_training=False)
   assert flops == pytest.approx(1.25e12, rel=0.01)

@@ -9,7 +9,6 @@ from cops_jax.errors import InputError
 from cops_jax.evaluation import accumulate, results
 from cops_jax.images.decoding import decode_mask
 from cops_jax.inputs.pipeline import BatchOptions
-from cops_jax.models.cops import init_trainable
 from cops_jax.runtime.mesh import make_mesh, replicate
 
 
@@ -33,8 +32,7 @@ def batch_options(batch_size, num_devices=8):
 def evaluate(config, clip_folder):
   """Evaluates some examples with untrained prompts."""
   clip = weights.load_clip(str(clip_folder))
-  model = weights.build_model(config, clip)
-  trainable = init_trainable(model, jax.random.key(0))
+  config.evaluation.update(num_samples=3, alpha=0.3, beta=0.5)
 
   def run(
     examples,
@@ -45,9 +43,10 @@ def evaluate(config, clip_folder):
     maps_folder=None,
   ):
     mesh = make_mesh(jax.devices()[:num_devices])
-    step = evaluation.make_predict_step(
-      model, mesh, seed=seed, num_samples=3, alpha=0.3, beta=0.5
-    )
+    config.seed = seed
+    model = weights.build_model(config, clip)
+    trainable = model.init_trainable(jax.random.key(0))
+    step = evaluation.make_predict_step(model, mesh)
     on_devices = replicate((trainable, clip.params), mesh)
     return evaluation.evaluate_dataset(
       examples,

@@ -9,7 +9,6 @@ from cops_jax.evaluation import DatasetEvaluator
 from cops_jax.images import tiles
 from cops_jax.images.decoding import open_image
 from cops_jax.inputs import pipeline
-from cops_jax.models.cops import init_trainable
 from cops_jax.runtime.mesh import make_mesh, replicate, replicated_sharding
 from helpers.images import make_image, write_folder
 
@@ -34,7 +33,7 @@ def evaluator_of(config, clip_folder):
     config.evaluation.batch_size = batch_size
     model = weights.build_model(config, clip)
     mesh = make_mesh(jax.devices()[:num_devices])
-    trainable = init_trainable(model, jax.random.key(0))
+    trainable = model.init_trainable(jax.random.key(0))
     return (
       DatasetEvaluator(config, model, clip, mesh, replicated_sharding(mesh)),
       replicate((trainable, clip.params), mesh),

@@ -91,7 +91,7 @@ from cops_jax import export
 detector = export.load(sys.argv[1])
 outputs = detector(np.zeros((2, 48, 48, 3), np.uint8))
 print(outputs["anomaly_map"].shape)
-heavy = [name for name in sys.modules if name.startswith("cops_jax.models")]
+heavy = [name for name in sys.modules if name.startswith("cops_jax.clip")]
 assert not heavy and "transformers" not in sys.modules, heavy
 """
 

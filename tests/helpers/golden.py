@@ -9,22 +9,22 @@ outputs, losses and gradients of the authors' code in float32.
 import functools
 import json
 import pathlib
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 
-from cops_jax.models.cops import CoPS
-from cops_jax.models.encoding import join_params
+from cops_jax import config as configuration
+from cops_jax import methods
+from cops_jax.clip.features import join_params
+from cops_jax.clip.towers import CLIP
 from cops_jax.weights import clip_names, cops_names
+from cops_jax.weights.clip import PromptTokens
 
 DATA = pathlib.Path(__file__).parents[1] / "data"
-RECIPES = ("visa", "mvtec")
-# Window, alpha and beta of the two published recipes.
-SETTINGS = {
-  "visa": dict(window=5, alpha=0.26, beta=0.9),
-  "mvtec": dict(window=3, alpha=0.35, beta=1.0),
-}
+RECIPES = ("visa", "mvtec")  # Of CoPS.
 
 
 @functools.cache
@@ -70,24 +70,35 @@ def trainable(prefix, source):
   return jax.tree.map(jnp.asarray, cops_names.from_authors_names(tensors))
 
 
-def model(recipe):
-  sizes = json.loads(str(load(f"{recipe}_recipe")["config"]))
-  ids = list(load("weights")["clip.token_embedding.ids"])
-  return CoPS(
-    clip_config=clip_config(),
-    prefix_tokens=(ids.index(49406),),
-    suffix_tokens=(ids.index(269), ids.index(49407)),
-    feature_layers=tuple(sizes["features"]),
-    num_value_layers=sizes["dpam"],
-    smoothing_window=SETTINGS[recipe]["window"],
-    num_heads=sizes["heads"],
-    num_context_words=sizes["n_ctx"] - sizes["prt"],
-    num_state_words=sizes["prt"],
-    num_category_words=2,
-    deep_prompt_length=sizes["t_n_ctx"],
-    deep_prompt_depth=sizes["depth"],
-    prototype_injection="crossed",
-    temperature=0.07,
+def config(recipe, fields=None):
+  """The recipe at the stored sizes, with other fields."""
+  source = f"{recipe}_recipe" if recipe in RECIPES else "anomalyclip"
+  sizes = json.loads(str(load(source)["config"]))
+  config = configuration.recipe(recipe)
+  values = {
+    "model.image_size_pixels": sizes["image"],
+    "model.feature_layers": tuple(sizes["features"]),
+    "model.num_value_layers": sizes["dpam"],
+    "model.deep_prompt_depth": sizes["depth"],
+  }
+  config.update_from_flattened_dict(values | (fields or {}))
+  return ml_collections.FrozenConfigDict(config)
+
+
+def tower(source="weights"):
+  return CLIP(clip_config(source))
+
+
+def model(recipe, fields=None):
+  """A recipe's model, with other fields, on the stored CLIP."""
+  source = "weights" if recipe in RECIPES else "anomalyclip"
+  ids = list(load(source)["clip.token_embedding.ids"])
+  start, end, period, name = map(ids.index, (49406, 49407, 269, 14115))
+  damaged = (ids.index(13568),) if 13568 in ids else ()
+  tokens = PromptTokens(start, damaged, name, period, end)
+  made = config(recipe, fields)
+  return methods.find(made.method).build_model(
+    made, tower(source), SimpleNamespace(tokens=tokens)
   )
 
 

@@ -22,7 +22,6 @@ from cops_jax.inputs import feature_cache as features
 from cops_jax.inputs import feature_files
 from cops_jax.inputs import pipeline as input_pipeline
 from cops_jax.inputs.configured import features_of
-from cops_jax.models.cops import init_trainable
 from cops_jax.runs.metrics_log import read_metrics
 from cops_jax.runtime import mesh as sharding
 from helpers.compiled import AS_FOR_USERS
@@ -49,7 +48,7 @@ def forbid_vision_tower(monkeypatch):
   def fail(images):
     raise AssertionError("the vision tower was compiled")
 
-  monkeypatch.setattr("cops_jax.models.encoding.normalize_images", fail)
+  monkeypatch.setattr("cops_jax.clip.features.normalize_images", fail)
 
 
 def outcome(workdir, step=6):
@@ -299,8 +298,9 @@ def test_bfloat16_holds_all_that_a_bfloat16_clip_says(config):
 def test_evaluation_is_the_same(config, images, open_cache, monkeypatch):
   examples = load(images)
   clip = weights.load_clip(config.clip.weights)
+  config.evaluation.update(num_samples=2, alpha=0.3, beta=0.5)
   model = weights.build_model(config, clip)
-  trainable = init_trainable(model, jax.random.key(0))
+  trainable = model.init_trainable(jax.random.key(0))
   mesh = sharding.make_mesh()
   batches = input_pipeline.BatchOptions(
     image_size=48,
@@ -312,9 +312,7 @@ def test_evaluation_is_the_same(config, images, open_cache, monkeypatch):
   cache = open_cache(examples)
 
   def evaluate(cache):
-    step = evaluation.make_predict_step(
-      model, mesh, seed=0, num_samples=2, alpha=0.3, beta=0.5
-    )
+    step = evaluation.make_predict_step(model, mesh)
     return evaluation.evaluate_dataset(
       examples,
       lambda batch: step(trainable, clip.params, batch),

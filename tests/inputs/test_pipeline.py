@@ -9,6 +9,7 @@ from PIL import Image
 
 from cops_jax.errors import InputError
 from cops_jax.inputs import pipeline
+from cops_jax.losses import count_mask_pixels
 from cops_jax.runtime.randomness import hash_example_id
 
 
@@ -22,9 +23,7 @@ def test_mask_counts_are_row_major():
   mask = np.zeros((4, 6), np.uint8)[:, :4]
   mask[0, 2:] = 1
   mask[3, 0] = 1
-  np.testing.assert_array_equal(
-    pipeline.count_mask_pixels(mask, 2), [0, 2, 1, 0]
-  )
+  np.testing.assert_array_equal(count_mask_pixels(mask, 2), [0, 2, 1, 0])
 
 
 def make_examples(number):

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from cops_jax import calibrate, export, methods, reporting, training
+from cops_jax import calibrate, export, reporting, training
 from cops_jax.detector import AnomalyDetector
 from cops_jax.errors import InputError
 from cops_jax.evaluation import many
@@ -63,7 +63,6 @@ def test_devices_and_padding_do_not_matter(clip_folder, data_dir, folder):
   """6 images on one device, and on 8 devices with 2 of padding."""
   config = make(clip_folder, data_dir, folder)
   clip = clip_of(config)
-  model, adam = build_model(config, clip), make_adam()
   rng = np.random.default_rng(0)
   batch = {
     "image": rng.integers(0, 256, (8, 48, 48, 3), dtype=np.uint8),
@@ -74,15 +73,14 @@ def test_devices_and_padding_do_not_matter(clip_folder, data_dir, folder):
   }
   # Rounding to float16 would enlarge what rounding to float32 leaves.
   config.model.deep_prompt_cast = "none"
+  model, adam = build_model(config, clip), make_adam()
   few = {name: array[:6] for name, array in batch.items()}
-  start = methods.find("anomalyclip").init_trainable(
-    model, jax.random.key(0), clip.params
-  )
+  start = model.init_trainable(jax.random.key(0))
   start = jax.device_get(start)
   ends, losses = [], []
   for devices, rows in ((jax.devices()[:1], few), (jax.devices(), batch)):
     mesh = make_mesh(devices)
-    step = steps.make_train_step(config, model, adam, mesh)
+    step = steps.make_train_step(model, adam, mesh)
     state = replicate(steps.create_train_state(start, adam), mesh)
     placed = replicate(clip.params, mesh)
     for _ in range(3):

@@ -5,8 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cops_jax.config import recipe
-from cops_jax.models.cops import init_trainable
 from cops_jax.runtime.mesh import (
   make_mesh,
   num_device_bytes,
@@ -29,11 +27,10 @@ def compile_step(reconstruction="none", is_split=False):
     if is_split
     else replicated_sharding(mesh)
   )
-  model, optimizer = golden.model("visa"), make_adam()
-  config = recipe("visa")
-  config.train.reconstruction = reconstruction
-  step = make_train_step(config, model, optimizer, mesh, shardings)
-  params = init_trainable(model, jax.random.key(0))
+  fields = {"train.reconstruction": reconstruction}
+  model, optimizer = golden.model("visa", fields), make_adam()
+  step = make_train_step(model, optimizer, mesh, shardings)
+  params = model.init_trainable(jax.random.key(0))
   state = create_train_state(params, optimizer)
   arguments = (
     replicate(state, mesh),
@@ -54,7 +51,7 @@ def test_only_the_trainable_gradient_travels(reconstruction):
   assert gradient <= total
   # Scalars of the loss terms; where it compares every image with every bias,
   # the batch's image features or biases too.
-  width = golden.model("visa").clip_config.projection_dim
+  width = golden.model("visa").clip.config.projection_dim
   pairs = 0 if reconstruction == "none" else 4 * 8 * width * 4
   assert total <= gradient + pairs + 4096
   frozen = sum(leaf.nbytes for leaf in jax.tree.leaves(clip_params))

@@ -11,7 +11,6 @@ import pytest
 
 from cops_jax import training, weights
 from cops_jax.errors import InputError
-from cops_jax.models.cops import init_trainable
 from cops_jax.runs.checkpoints import Checkpoints, find_damage, find_steps
 from cops_jax.runs.metrics_log import read_metrics
 from cops_jax.runtime import processes as distributed
@@ -64,7 +63,7 @@ def one(steps, clip_folder, data_dir, tmp_path_factory):
   training.train(config, workdir, profile_steps=(2, 3))
   assert list((workdir / "profile").rglob("*.xplane.pb"))
   model = weights.build_model(config, weights.clip_of(config))
-  start = init_trainable(model, random_key(config.seed, INIT_KEY))
+  start = model.init_trainable(random_key(config.seed, INIT_KEY))
   return workdir, start
 
 

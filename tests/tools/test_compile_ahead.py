@@ -6,7 +6,6 @@ import jax
 import pytest
 
 from cops_jax.errors import InputError
-from cops_jax.models.cops import init_trainable
 from cops_jax.weights import build_model
 from tools import compile_ahead
 
@@ -31,7 +30,7 @@ def test_a_slice(config, topology, num_chips):
     leaf.size
     for leaf in jax.tree.leaves(
       jax.eval_shape(
-        lambda: init_trainable(build_model(config, clip), jax.random.key(0))
+        lambda: build_model(config, clip).init_trainable(jax.random.key(0))
       )
     )
   )

@@ -8,9 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-from cops_jax.config import recipe as recipe_config
-from cops_jax.inputs import pipeline as input_pipeline
-from cops_jax.models import cops, encoding
+from cops_jax.clip import features
+from cops_jax.losses import count_mask_pixels
 from cops_jax.runtime import mesh as sharding
 from cops_jax.training import step as train_steps
 from helpers import golden
@@ -27,11 +26,9 @@ def golden_batch(recipe):
   image_features, patch_features = golden.model(recipe).apply(
     golden.variables(),
     golden.images(recipe),
-    method=encoding.encode_images,
+    method=features.encode_images,
   )
-  counts = [
-    input_pipeline.count_mask_pixels(mask, 14) for mask in expected["in.mask"]
-  ]
+  counts = [count_mask_pixels(mask, 14) for mask in expected["in.mask"]]
   batch = {
     "image_features": image_features,
     "patch_features": patch_features,
@@ -47,9 +44,7 @@ def golden_loss(recipe, batch, noise):
   model, clip_params = golden.model(recipe), golden.clip_params()
 
   def loss(params):
-    return train_steps.loss_and_terms(
-      recipe_config(recipe), model, params, clip_params, batch
-    )
+    return train_steps.loss_and_terms(model, params, clip_params, batch)
 
   return loss
 
@@ -111,12 +106,14 @@ def test_padding_changes_nothing():
 def test_terms_of_absent_parts_are_absent():
   """Neither gathered nor sampled, and the rest has gradients of all it has."""
   batch, _ = golden_batch("mvtec")
-  model = golden.model("mvtec").clone(num_state_words=0, num_category_words=0)
+  model = golden.model(
+    "mvtec", {"model.num_state_words": 0, "model.num_category_words": 0}
+  )
 
   def gradients():
-    params = cops.init_trainable(model, jax.random.key(0))
-    return jax.grad(train_steps.loss_and_terms, argnums=2, has_aux=True)(
-      recipe_config("mvtec"), model, params, golden.clip_params(), batch
+    params = model.init_trainable(jax.random.key(0))
+    return jax.grad(train_steps.loss_and_terms, argnums=1, has_aux=True)(
+      model, params, golden.clip_params(), batch
     )
 
   gradients, terms = jax.eval_shape(gradients)
@@ -125,12 +122,12 @@ def test_terms_of_absent_parts_are_absent():
 
 
 def take_steps(mesh, batch, num_steps=3):
-  model = golden.model("visa")
+  # These losses compare all images.
+  model = golden.model("visa", {"train.reconstruction": "pairwise"})
   optimizer = make_adam()
-  params = cops.init_trainable(model, jax.random.key(0))
+  params = model.init_trainable(jax.random.key(0))
   state = train_steps.create_train_state(params, optimizer)
-  config = recipe_config("mvtec")  # Its losses compare all images.
-  step = train_steps.make_train_step(config, model, optimizer, mesh)
+  step = train_steps.make_train_step(model, optimizer, mesh)
   start = jax.device_get(state.params)
   losses = []
   for _ in range(num_steps):
@@ -170,10 +167,10 @@ def test_order_in_the_batch_does_not_matter():
 
 def test_initial_distributions():
   model = golden.model("visa")
-  params = cops.init_trainable(model, jax.random.key(0))
+  params = model.init_trainable(jax.random.key(0))
   flat = flax.traverse_util.flatten_dict(params, sep=".")
-  assert encoding.CLIP_PARAMS not in params
-  width = model.clip_config.projection_dim
+  assert features.CLIP_PARAMS not in params
+  width = model.clip.config.projection_dim
   limit = (6 / (4 * width)) ** 0.5
   for name, array in flat.items():
     if name.endswith(".bias"):
@@ -234,11 +231,9 @@ def test_steps_left_over_make_an_update_too(num_steps):
 def test_a_step_that_is_not_finite_leaves_the_state_alone():
   mesh = sharding.make_mesh()
   model, optimizer = golden.model("visa"), make_adam()
-  params = cops.init_trainable(model, jax.random.key(0))
+  params = model.init_trainable(jax.random.key(0))
   state = train_steps.create_train_state(params, optimizer)
-  step = train_steps.make_train_step(
-    recipe_config("visa"), model, optimizer, mesh
-  )
+  step = train_steps.make_train_step(model, optimizer, mesh)
   batch = sharding.shard_batch(tiny_batch(8, 8), mesh)
   clip_params = sharding.replicate(golden.clip_params(), mesh)
   damaged = jax.tree.map(lambda leaf: leaf * jnp.nan, clip_params)

@@ -17,7 +17,7 @@ def test_a_new_run_takes_the_platforms_type(config, caplog):
   settled = settle_dtype(config, None)
   assert settled.clip.dtype == "float32" and config.clip.dtype == "auto"
   assert "CLIP computes in float32, as is fast on cpu" in caplog.text
-  assert build_model(config, clip_of(config)).dtype == jnp.float32
+  assert build_model(config, clip_of(config)).clip.dtype == jnp.float32
 
 
 def test_what_is_asked_for_stays(config):

@@ -16,7 +16,7 @@ import numpy as np
 from absl import app, flags
 
 from cops_jax import weights
-from cops_jax.models.clip import CLIP
+from cops_jax.clip.towers import CLIP
 from tools.pretrain_demo_clip import batches, captions, loop, model, tokenizers
 
 _OUTPUT = flags.DEFINE_string("output", None, "Folder to write.", required=True)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cops_jax import weights
-from cops_jax.models.flax_clip import CLIPConfig
+from cops_jax.clip.transformers_clip import CLIPConfig
 from cops_jax.typing import Array, Float
 
 IMAGE_SIZE, PATCH_SIZE = 112, 8  # Sides in pixels.

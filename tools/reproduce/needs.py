@@ -15,12 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cops_jax import methods
+from cops_jax.clip.flops import prompt_flops, vision_flops
 from cops_jax.datasets import SPECIFICATIONS, preparation
 from cops_jax.errors import InputError
 from cops_jax.inputs.feature_cache import default_folder
 from cops_jax.inputs.feature_files import num_record_bytes
-from cops_jax.models.flops import prompt_flops, vision_flops
 from cops_jax.paths import is_address, require_local
 from cops_jax.progress import gigabytes
 from cops_jax.runtime.mesh import (
@@ -29,7 +28,7 @@ from cops_jax.runtime.mesh import (
   make_mesh,
 )
 from cops_jax.tables import align
-from cops_jax.weights import PretrainedCLIP
+from cops_jax.weights import PretrainedCLIP, build_model
 from tools.compile_ahead import (
   CACHED_TRAINING,
   EVALUATION,
@@ -281,7 +280,7 @@ def _flops(configs, to_do, found, clip):
     yield config.clip.dtype, number * vision_flops(config, clip.config)
   for name, _ in to_do:
     config = configs[name]
-    method = methods.find(config.method)
+    model = build_model(config, clip)
     passes = {
       False: sum(found[n].num_images for n in config.evaluation.datasets)
     }
@@ -290,7 +289,7 @@ def _flops(configs, to_do, found, clip):
         config.train.num_epochs * found[config.train.dataset].num_images
       )
     for is_training, number in passes.items():
-      tokens = method.num_prompt_tokens(config, is_training=is_training)
+      tokens = model.num_prompt_tokens(is_training=is_training)
       flops = prompt_flops(tokens, clip.config, is_training=is_training)
       if config.feature_cache.dtype == "none":
         flops += vision_flops(config, clip.config)

@@ -71,7 +71,7 @@ def make_configs(
 
 def is_trained(method: str) -> bool:
   """Whether a method has something to train."""
-  return methods.find(method).loss_terms is not None
+  return methods.find(method).IS_TRAINED
 
 
 def make_runs(

@@ -2,19 +2,16 @@
 
 import collections
 import itertools
-import json
 
 import jax
 import jax.numpy as jnp
 import pytest
 
-from cops_jax import config as configuration
+from cops_jax.clip.features import join_params
 from cops_jax.errors import InputError
 from cops_jax.evaluation.step import detect_anomalies
 from cops_jax.methods import prompt_ensemble
-from cops_jax.models.encoding import join_params
-from cops_jax.models.prompt_ensemble import PromptEnsemble
-from cops_jax.models.texts import read_texts
+from cops_jax.methods.prompt_ensemble import fill_templates, read_texts
 from helpers import golden
 from helpers.golden import assert_close
 
@@ -36,36 +33,26 @@ def sentences(expected):
   return rows
 
 
-@pytest.fixture(scope="module")
-def model(expected, sentences):
-  sizes = json.loads(str(expected["config"]))
+def test_scores(expected, sentences):
   ids = list(expected["clip.token_embedding.ids"])
   rows = [tuple(ids.index(number) for number in row) for row in sentences]
-  return PromptEnsemble(
-    clip_config=golden.clip_config(SOURCE),
-    tokens=(tuple(rows[:NUM_NORMAL]), tuple(rows[NUM_NORMAL:])),
-    feature_layers=tuple(sizes["features"]),
-    num_value_layers=sizes["dpam"],
-    temperature=0.07,
+  model = prompt_ensemble.PromptEnsemble(
+    golden.config("prompt_ensemble"),
+    golden.tower(SOURCE),
+    (tuple(rows[:NUM_NORMAL]), tuple(rows[NUM_NORMAL:])),
   )
-
-
-def test_scores(expected, model):
   clip_params = golden.clip_params(SOURCE)
-  tree = prompt_ensemble.init_trainable(model, jax.random.key(0), clip_params)
+  tree = model.init_trainable(jax.random.key(0), clip_params)
   text_features = tree["ensemble"]["text_features"]
   assert_close(text_features, expected["ens.text_features"])
   batch = {
     f"{name}_features": jnp.asarray(expected[f"enc.{name}_features"])
     for name in ("image", "patch")
   }
-  config = configuration.default()
-  config.method = "prompt_ensemble"
-  variables = join_params(tree, clip_params)
-  outputs = detect_anomalies(config, model, variables, batch)
+  outputs = detect_anomalies(model, join_params(tree, clip_params), batch)
   assert_close(outputs["image_score"], expected["ens.image_score"])
   # The stored map is a sum over feature layers.
-  num_layers = len(model.feature_layers)
+  num_layers = len(model.config.model.feature_layers)
   maps = num_layers * outputs["anomaly_map"]
   assert_close(maps[:1], expected["ens.anomaly_map"])
 
@@ -96,7 +83,8 @@ def test_the_sentences_are_the_stored_ones(sentences):
       for known, rows in groups
     )
 
-  texts = read_texts("photos").sentences("object")
+  *states, templates = read_texts("photos")
+  texts = [fill_templates(templates, names, "object") for names in states]
   for part, stored in zip(
     texts, (sentences[:NUM_NORMAL], sentences[NUM_NORMAL:]), strict=True
   ):
@@ -126,14 +114,18 @@ a photo of the {}.
 def test_a_users_own_texts(tmp_path):
   path = tmp_path / "mine.txt"
   path.write_text(FILE)
-  normal, anomalous = read_texts(str(path)).sentences("weld")
+  *states, templates = read_texts(str(path))
+  normal, anomalous = (
+    fill_templates(templates, names, "weld") for names in states
+  )
   assert normal == ["a photo of the weld.", "weld"]
   assert anomalous == [
     *("a photo of the weld with a crack.", "weld with a crack"),
     *("a photo of the broken weld.", "broken weld"),
   ]
-  texts = read_texts(str(path), ["a clean weld", "the {}"], [" An odd  one"])
-  assert (texts.normal, texts.anomalous) == (("clean weld", "{}"), ("odd one",))
+  own = ["a clean weld", "the {}"], [" An odd  one"]
+  normal, anomalous, _ = read_texts(str(path), *own)
+  assert (normal, anomalous) == (["clean weld", "{}"], ["odd one"])
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,8 @@
-"""What every method has in common: frozen CLIP's features of images.
+"""Frozen CLIP's features of images, for the model of any method.
 
-A method's model is a Flax module that has CLIP as its submodule `clip` and
-says, as attributes, which of CLIP's features it wants: `feature_layers` and
-`num_value_layers`. Its parameters are two trees: CLIP's under "clip", frozen,
-and the rest, trained.
+A model (`methods.Model`) has CLIP as its submodule `clip`; its config says
+which features it needs. Its parameters are two trees: CLIP's under "clip",
+frozen, and the rest, trained.
 """
 
 from __future__ import annotations
@@ -15,8 +14,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cops_jax.models.clip import normalize_images
-from cops_jax.models.devices import one_by_one_on_cpu
+from cops_jax.clip.devices import one_by_one_on_cpu
+from cops_jax.clip.towers import normalize_images
 from cops_jax.typing import Array, Float
 
 CLIP_PARAMS = "clip"  # The frozen subtree's name beside the trainable ones.
@@ -28,17 +27,18 @@ ENCODE_FIELDS = ("image", "image_features", "patch_features")
 def encode_images(
   model: nn.Module, images: Float[Array, "b h w 3"]
 ) -> tuple[Float[Array, "b d"], Float[Array, "b f n d"]]:
-  """CLIP's image and patch features, float32; see `CLIP.encode_images`.
+  """Returns CLIP's image and patch features, float32.
 
   Args:
-    model: bound to its variables, as by `model.apply(variables, images,
-      method=encode_images)`; of its parameters CLIP's alone are needed.
+    model: bound to variables, as by `model.apply(variables, images,
+      method=encode_images)`; only CLIP's parameters are needed.
     images: normalised.
   """
+  settings = model.config.model
   image_features, patch_features = model.clip.encode_images(
     images,
-    feature_layers=model.feature_layers,
-    num_value_layers=model.num_value_layers,
+    feature_layers=settings.feature_layers,
+    num_value_layers=settings.num_value_layers,
   )
   # The tower gives the same numbers, in its own type, whatever is compiled
   # around it.
@@ -54,12 +54,12 @@ def encode_images(
 def encode_batch(
   model: nn.Module, variables: Mapping[str, Any], batch: Mapping[str, Array]
 ) -> tuple[Float[Array, "b d"], Float[Array, "b f n d"]]:
-  """`encode_images`'s features of a batch.
+  """Returns `encode_images` of a batch, or the features that the batch holds.
 
   Args:
-    model, variables: a method's; of its parameters CLIP's alone are needed.
-    batch: image uint8 (b, h, w, 3); or, computed before, image_features (b, d)
-      and patch_features (b, f, n, d) in any floating-point type.
+    model, variables: a method's; only CLIP's parameters are needed.
+    batch: image uint8 (b, h, w, 3); or image_features (b, d) and patch_features
+      (b, f, n, d) in any floating-point type.
 
   Returns:
     image_features (b, d) and patch_features (b, f, n, d), float32.
@@ -71,7 +71,7 @@ def encode_batch(
         variables, normalize_images(images), method=encode_images
       )
 
-    if model.attention == "auto":  # Each platform computes in its own way.
+    if model.clip.attention == "auto":  # Each platform computes in its own way.
       encode = one_by_one_on_cpu(encode)
     return encode(batch["image"])
   return (
@@ -83,20 +83,20 @@ def encode_batch(
 def join_params(
   trainable: Mapping[str, Any], clip: Mapping[str, Any]
 ) -> Mapping[str, Any]:
-  """The variables of a method's model from its two parameter trees."""
+  """Returns a model's variables from its two parameter trees."""
   return {"params": {**trainable, CLIP_PARAMS: clip}}
 
 
 def init_parts(
   model: nn.Module, key: jax.Array, use_parts: Callable[[nn.Module], None]
 ) -> Mapping[str, Any]:
-  """Random parameters, float32, of what a function calls of a model.
+  """Returns random parameters, float32, of the parts that a function uses.
 
   Args:
     model: a method's.
-    key: of the random numbers.
-    use_parts: calls, of the bound model, what has trained parameters, and CLIP,
-      which takes long, not.
+    key: random key.
+    use_parts: calls the bound model's trained parts, but not CLIP, which is
+      slow.
   """
 
   @jax.jit  # Compiled, values that the parameters do not need are not computed.

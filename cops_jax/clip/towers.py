@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cops_jax.models.attention import self_attention
-from cops_jax.models.flax_clip import FlaxCLIPModule
-from cops_jax.models.prompts import join_parts
+from cops_jax.clip.attention import self_attention
+from cops_jax.clip.prompts import join_parts
+from cops_jax.clip.transformers_clip import FlaxCLIPModule
 from cops_jax.typing import Array, Float, Integer
 
 # Of the images CLIP was trained on, per RGB channel, in [0, 1].

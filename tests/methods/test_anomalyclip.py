@@ -1,7 +1,5 @@
 """AnomalyCLIP and its training against the authors' code, on random weights."""
 
-import json
-
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
@@ -9,11 +7,10 @@ import numpy as np
 import optax
 import pytest
 
-from cops_jax import config as configuration
 from cops_jax import metrics, scoring
+from cops_jax.clip.features import encode_images, join_params
 from cops_jax.evaluation.step import detect_anomalies
-from cops_jax.models import anomalyclip
-from cops_jax.models.encoding import encode_images, join_params
+from cops_jax.methods import anomalyclip
 from cops_jax.training import step as train_steps
 from cops_jax.weights import anomalyclip_names
 from helpers import golden
@@ -29,21 +26,8 @@ def expected():
 
 
 def make_model(deep_prompt_cast="float16"):
-  stored = golden.load(SOURCE)
-  sizes = json.loads(str(stored["config"]))
-  ids = list(stored["clip.token_embedding.ids"])
-  rest = [ids.index(number) for number in (14115, 269, 49407)]
-  return anomalyclip.AnomalyCLIP(
-    clip_config=golden.clip_config(SOURCE),
-    prefix_tokens=(ids.index(49406),),
-    suffix_tokens=(tuple(rest), (ids.index(13568), *rest)),
-    feature_layers=tuple(sizes["features"]),
-    num_value_layers=sizes["dpam"],
-    num_context_words=sizes["n_ctx"],
-    deep_prompt_length=sizes["t_n_ctx"],
-    deep_prompt_depth=sizes["depth"],
-    deep_prompt_cast=deep_prompt_cast,
-    temperature=0.07,
+  return golden.model(
+    "anomalyclip_visa", {"model.deep_prompt_cast": deep_prompt_cast}
   )
 
 
@@ -66,12 +50,6 @@ def variables():
 def features(expected):
   images = jnp.asarray(expected["in.image"], jnp.float32).transpose(0, 2, 3, 1)
   return make_model().apply(variables(), images, method=encode_images)
-
-
-def make_config():
-  config = configuration.default()
-  config.method = "anomalyclip"
-  return config
 
 
 def make_batch(expected, features):
@@ -112,7 +90,7 @@ def test_patch_probability(expected):
 @pytest.mark.parametrize("cast", ("float16", "none"))
 def test_gradients_and_five_adam_steps(expected, features, cast):
   suffix = "_nocast" if cast == "none" else ""
-  model, config = make_model(cast), make_config()
+  model = make_model(cast)
   clip_params = golden.clip_params(SOURCE)
   batch = make_batch(expected, features)
   params = trainable("prompt.")
@@ -120,7 +98,7 @@ def test_gradients_and_five_adam_steps(expected, features, cast):
   state = optimizer.init(params)
 
   def loss(params):
-    return train_steps.loss_and_terms(config, model, params, clip_params, batch)
+    return train_steps.loss_and_terms(model, params, clip_params, batch)
 
   gradient_step = jax.jit(jax.grad(loss, has_aux=True))
   rows = []
@@ -149,9 +127,9 @@ def test_evaluation(expected, features):
   """The authors' maps are sums over feature layers, ours their means."""
   batch = dict(zip(("image_features", "patch_features"), features, strict=True))
   model = make_model()
-  outputs = detect_anomalies(make_config(), model, variables(), batch)
+  outputs = detect_anomalies(model, variables(), batch)
   assert_close(outputs["image_score"], expected["eval.image_score"])
-  num_layers = len(model.feature_layers)
+  num_layers = len(model.config.model.feature_layers)
   maps = num_layers * outputs["anomaly_map"]
   assert_close(maps, expected["eval.anomaly_map"])
   probability = jnp.asarray(expected["eval.patch_probability"])

@@ -10,8 +10,8 @@ import pytest
 from jax import export as jax_export
 from jax.experimental.pallas import tpu as pltpu
 
+from cops_jax.clip import attention
 from cops_jax.errors import InputError
-from cops_jax.models import attention
 from cops_jax.runtime.mesh import jit_step, make_mesh
 from helpers.golden import assert_close
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cops_jax.models.flax_clip import CLIPConfig
+from cops_jax.clip.transformers_clip import CLIPConfig
 
 # Published peak rates of dense products in 16 bits, in TFLOP a second, by the
 # names that JAX gives to kinds of devices.

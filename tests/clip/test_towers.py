@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from transformers import CLIPConfig, FlaxCLIPModel
 
-from cops_jax.models.clip import (
+from cops_jax.clip.prompts import join_parts
+from cops_jax.clip.towers import (
   CLIP,
   cast_matrices,
   normalize_images,
   resize_position_embedding,
 )
-from cops_jax.models.prompts import join_parts
 from helpers import golden
 from helpers.golden import assert_close
 

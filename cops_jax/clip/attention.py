@@ -14,8 +14,8 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
+from cops_jax.clip.devices import on_each_device
 from cops_jax.errors import InputError
-from cops_jax.models.devices import on_each_device
 from cops_jax.typing import Array, Float
 
 # "auto" is the platform's own: "heads" on CPU, "splash" on TPU, "cudnn" on CUDA

@@ -1,0 +1,240 @@
+"""CoPS against the authors' code, on random weights."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cops_jax import config as configuration
+from cops_jax import scoring, weights
+from cops_jax.clip.features import encode_batch, encode_images, join_params
+from cops_jax.clip.transformers_clip import make_config
+from cops_jax.evaluation.step import detect_anomalies
+from cops_jax.weights.clip import OPENAI_TOKENS
+from helpers import golden
+from helpers.golden import assert_close
+
+
+@pytest.fixture(scope="module", params=golden.RECIPES)
+def recipe(request):
+  return request.param
+
+
+@pytest.fixture(scope="module")
+def expected(recipe):
+  return golden.load(f"{recipe}_recipe")
+
+
+@pytest.fixture(scope="module")
+def features(recipe):
+  return encode(golden.model(recipe), recipe)
+
+
+@pytest.fixture(scope="module")
+def visa_features():
+  return encode(golden.model("visa"), "visa")
+
+
+def encode(model, recipe):
+  variables, images = golden.variables(), golden.images(recipe)
+  return model.apply(variables, images, method=encode_images)
+
+
+def test_vision_features(expected, features):
+  assert_close(features[0], expected["enc.image_features"])
+  assert_close(features[1], expected["enc.patch_features"])
+
+
+def test_training_outputs(recipe, expected):
+  # The stored features: a cosine near 0 has ten times the relative error of
+  # the features it is made of.
+  features = [
+    jnp.asarray(expected[f"enc.{name}_features"]) for name in ("image", "patch")
+  ]
+  noise = jnp.asarray(expected["in.train_noise"])[:, None]
+  outputs = golden.model(recipe).apply(
+    golden.variables(), *features, noise, is_training=True
+  )
+  actual = {
+    "prototypes": outputs.prototypes,
+    "distance_normal": outputs.distances[:, scoring.NORMAL],
+    "distance_anomaly": outputs.distances[:, scoring.ANOMALY],
+    "text_features": outputs.text_features,
+    "patch_probability": outputs.patch_probability,
+    "image_logits": outputs.image_logits,
+    "vae_mean": outputs.code_mean,
+    "vae_log_var": outputs.code_log_var,
+    "category_bias": outputs.category_bias[:, 0],
+  }
+  for name, value in actual.items():
+    assert_close(value, expected[f"train.{name}"])
+
+
+def test_evaluation_outputs(recipe, expected, features):
+  model, noise = golden.model(recipe), jnp.asarray(expected["in.eval_noise"])
+  noise = noise.transpose(1, 0, 2)
+  outputs = model.apply(golden.variables(), *features, noise, is_training=False)
+  alpha = model.config.evaluation.alpha
+  patch_scores = scoring.weighted_patch_scores(
+    outputs.patch_probability, outputs.distances, alpha
+  )
+  probability = jax.nn.softmax(outputs.image_logits)[:, scoring.ANOMALY]
+  batch = dict(zip(("image_features", "patch_features"), features, strict=True))
+  detected = detect_anomalies(
+    model, golden.variables(), batch | {"noise": noise}
+  )
+  actual = {
+    "prototypes": outputs.prototypes,
+    "text_features": outputs.text_features,
+    "patch_probability": outputs.patch_probability[:, 0],
+    "distance_normal": outputs.distances[:, scoring.NORMAL],
+    "distance_anomaly": outputs.distances[:, scoring.ANOMALY],
+    "weight": scoring.distance_weight(outputs.distances, alpha),
+    "patch_score": patch_scores.max(axis=-1),
+    "image_probability": probability,
+    **detected,
+  }
+  for name, value in actual.items():
+    assert_close(value, expected[f"eval.{name}"])
+
+
+def test_half_precision_is_close(visa_features):
+  """CLIP computes in bfloat16 as on accelerators; its features are float32."""
+  model = golden.model("visa")
+  model = model.clone(clip=model.clip.clone(dtype=jnp.bfloat16))
+  for low, full in zip(encode(model, "visa"), visa_features, strict=True):
+    assert low.dtype == jnp.float32
+    assert_close(low, full, 0.03)
+
+
+def apply(features, fields=None, params=None, is_training=False):
+  params = params or golden.variables()["params"]
+  noise = jnp.ones((len(features[0]), 1, features[0].shape[-1]))
+  return golden.model("visa", fields).apply(
+    {"params": params}, *features, noise, is_training=is_training
+  )
+
+
+def test_injection_modes_swap_the_states(visa_features):
+  """ "matched" on swapped queries is "crossed" on the stored ones."""
+  params = dict(golden.variables()["params"])
+  extractor = dict(params["prototype_extractor"])
+  extractor["queries"] = extractor["queries"][::-1]
+  params["prototype_extractor"] = extractor
+  matched = {"model.prototype_injection": "matched"}
+  crossed = apply(visa_features).text_features
+  swapped = apply(visa_features, matched, params).text_features
+  assert_close(swapped, crossed, 1e-6)
+  other = apply(visa_features, matched).text_features
+  assert jnp.abs(other - crossed).max() > 1e-4
+
+
+def test_text_features_do_not_train_the_extractor(visa_features):
+  params = golden.variables()["params"]
+
+  def text(extractor):
+    changed = {**params, "prototype_extractor": extractor}
+    outputs = apply(visa_features, params=changed, is_training=True)
+    return outputs.text_features[..., 0].sum()
+
+  gradient = jax.grad(text)(params["prototype_extractor"])
+  assert all(not leaf.any() for leaf in jax.tree.leaves(gradient))
+
+
+@pytest.mark.parametrize("state", (True, False))
+@pytest.mark.parametrize("category", (True, False))
+def test_words_follow_their_features_alone(visa_features, state, category):
+  """State words follow the patches, category words the image, or are absent."""
+  params, fields = dict(golden.variables()["params"]), {}
+  context = params["prompt_learner"]["context"]
+  kept = [context[:, :6], context[:, 6:12], context[:, 12:]]
+  if not category:
+    fields["model.num_category_words"] = 0
+    del kept[2], params["category_vae"]
+  if not state:
+    fields["model.num_state_words"] = 0
+    del kept[1], params["prototype_extractor"]
+  words = {"context": jnp.concatenate(kept, axis=1)}
+  params["prompt_learner"] = params["prompt_learner"] | words
+  outputs = apply(visa_features, fields, params, is_training=True)
+  assert (outputs.prototypes is not None) == state
+  assert (outputs.distances is not None) == state
+  assert (outputs.category_bias is not None) == category
+  assert (outputs.code_mean is not None) == category
+  texts = outputs.text_features
+  assert texts.shape == (2, 2, 192)
+  assert jnp.abs(texts[:, 0] - texts[:, 1]).max() > 1e-4
+  for index, matters in enumerate((category, state)):
+    other = list(visa_features)
+    other[index] = jnp.roll(other[index], 1, axis=0)
+    other = apply(other, fields, params, is_training=True).text_features
+    assert (jnp.abs(other - texts).max() > 1e-4) == matters
+    assert matters or jnp.abs(other - texts).max() < 1e-6
+
+
+PUBLISHED_SIZES = {
+  # patch, image, vision width and layers, text width; CLIP's own parameters.
+  "ViT-B/16": (16, 224, 768, 12, 512, 149_620_737),
+  "ViT-L/14": (14, 224, 1024, 24, 768, 427_616_513),
+  "ViT-L/14@336": (14, 336, 1024, 24, 768, 427_944_193),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED_SIZES)
+def test_full_size_shapes(name):
+  """OpenAI's models at 37 x 37 patches, without computing anything."""
+  patch, image, width, layers, joint, num_parameters = PUBLISHED_SIZES[name]
+  sizes = make_config(
+    {
+      "text_config": {
+        "hidden_size": joint,
+        "intermediate_size": 4 * joint,
+        "num_attention_heads": joint // 64,
+      },
+      "vision_config": {
+        "hidden_size": width,
+        "intermediate_size": 4 * width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": width // 64,
+        "image_size": image,
+        "patch_size": patch,
+      },
+      "projection_dim": joint,
+    }
+  )
+  clip_params = weights.clip_param_shapes(sizes)
+  clip = weights.PretrainedCLIP(sizes, clip_params, OPENAI_TOKENS, "")
+  config = configuration.recipe("visa")
+  config.clip.dtype = "bfloat16"
+  config.model.image_size_pixels = 37 * patch
+  config.model.feature_layers = (layers // 2, layers)
+  config.model.num_value_layers = layers - 2
+  config.model.num_heads = 8 if joint == 512 else 12
+  model = weights.build_model(config, clip)
+  trainable = jax.eval_shape(lambda: model.init_trainable(jax.random.key(0)))
+
+  def forward(trainable, clip_params, image, noise):
+    variables = join_params(trainable, clip_params)
+    features = encode_batch(model, variables, {"image": image})
+    return model.apply(variables, *features, noise, is_training=False)
+
+  outputs = jax.eval_shape(
+    forward,
+    trainable,
+    clip_params,
+    jax.ShapeDtypeStruct((2, 37 * patch, 37 * patch, 3), np.uint8),
+    jax.ShapeDtypeStruct((2, 10, joint), jnp.float32),
+  )
+  assert outputs.patch_probability.shape == (2, 2, 1369, 2)
+  assert outputs.text_features.shape == (2, 2, joint)
+  assert outputs.prototypes.shape == (2, 2, 6, joint)
+  assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(outputs))
+
+  def size(tree):
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+  assert size(clip_params) == num_parameters
+  # Words; 6 dense layers and 2 norms of the extractor, 5 of the VAE.
+  words = 2 * 14 + 8 * 4 + 2 * 6
+  dense = joint * joint + joint
+  assert size(trainable) == words * joint + 11 * dense + 4 * joint
