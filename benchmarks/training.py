@@ -24,7 +24,7 @@ from benchmarks.timing import Row, row
 from benchmarks.vit_l import random_clip
 from cops_jax import datasets
 from cops_jax.config import recipe
-from cops_jax.inputs import feature_cache, pipeline
+from cops_jax.inputs import features, pipeline
 from cops_jax.runtime.mesh import make_mesh, replicate, shard_batch
 from cops_jax.training.step import (
   STEP_FIELDS,
@@ -60,21 +60,18 @@ def epoch_seconds(config, clip, examples, folder, dtype) -> np.ndarray:
   mesh = make_mesh()
   model = build_model(config, clip)
   settings = config.train
-  cache = None
-  if dtype != "none":
-    cache = feature_cache.open_features(
-      examples,
-      "test",
-      model,
-      clip,
-      mesh,
-      feature_cache.CacheOptions(
-        dtype=dtype,
-        folder=folder,
-        image_size=config.model.image_size_pixels,
-        batch_size=settings.batch_size,
-      ),
-    )
+  config = config.copy_and_resolve_references()
+  config.feature_cache.dtype = dtype
+  config.features_dir = str(folder)
+  cache = features.open_features(
+    config,
+    examples,
+    "test",
+    model,
+    clip,
+    mesh,
+    batch_size=settings.batch_size,
+  )
   optimizer = make_optimizer(settings, num_steps=1)
   params = model.init_trainable(jax.random.key(config.seed))
   state = replicate(create_train_state(params, optimizer), mesh)

@@ -12,7 +12,7 @@ import shutil
 import stat
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from cops_jax import buckets
@@ -161,6 +161,26 @@ def rename(path: AnyPath, to: AnyPath) -> None:
     OSError: it cannot be renamed.
   """
   (buckets.rename if is_address(path) else os.rename)(path, to)
+
+
+def digest_lines(lines: Iterable[str]) -> str:
+  """Returns one SHA-256 of lines of text, in hexadecimal."""
+  digest = hashlib.sha256()
+  for line in lines:
+    # Names of files may hold bytes that are not UTF-8.
+    digest.update(f"{line}\n".encode(errors="backslashreplace"))
+  return digest.hexdigest()
+
+
+def file_state(file: bytes | pathlib.Path) -> str:
+  """Returns a file's size and time; `digest_file` of bytes."""
+  if isinstance(file, bytes):
+    return digest_file(file)
+  try:
+    state = os.stat(file)
+  except OSError:
+    return "unreadable"
+  return f"{state.st_size} {state.st_mtime_ns}"
 
 
 def digest_file(file: bytes | pathlib.Path, may_remember: bool = False) -> str:

@@ -12,7 +12,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 # Within a layer, packages and modules do not import each other in circles.
 LAYERS = (
   ("", "typing", "errors", "progress", "tables"),
-  ("paths", "buckets", "files", "copies", "digests"),
+  ("paths", "buckets", "files", "copies"),
   ("clip", "losses", "scoring", "metrics", "images", "datasets"),
   ("methods",),
   ("config", "runs", "runtime"),

@@ -12,7 +12,6 @@ import numpy as np
 
 from cops_jax import methods
 from cops_jax.config import complete
-from cops_jax.digests import combine
 from cops_jax.errors import InputError
 from cops_jax.files import seal, unseal, write_file
 from cops_jax.reporting import write
@@ -79,7 +78,7 @@ def train_and_evaluate(
 def _all_that_decides(config):
   """Config, CLIP and data of a run, as JSON has them."""
   from cops_jax import weights
-  from cops_jax.inputs.configured import load_examples
+  from cops_jax.inputs.pipeline import load_examples
 
   names = [(config.train.dataset, config.train.split)]
   names += [
@@ -89,7 +88,7 @@ def _all_that_decides(config):
     "config": complete(config.to_dict()),
     "clip_sha256": weights.clip_of(config).sha256,
     "data": {
-      f"{name}, {split}": combine(load_examples(config, name, split).digests())
+      f"{name}, {split}": load_examples(config, name, split).fingerprint()
       for name, split in names
     },
   }

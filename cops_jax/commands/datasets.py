@@ -24,7 +24,7 @@ def _state(name, options):
   from cops_jax.datasets import preparation
 
   builder = preparation.make_builder(name, options.data_dir)
-  if preparation.is_prepared(builder, options.data_dir):
+  if builder.data_path.exists():
     return "prepared"
   if builder.find_original_files(options.manual_dir):
     return "original files found"

@@ -49,7 +49,7 @@ def load(
     data_dir: where TFDS keeps prepared data; None for TFDS's default.
     manual_dir: where the original files are, a folder of its name for each
       data set; None for downloads/manual in data_dir.
-    by_contents: whether `digests` of files that are read every time are of
+    by_contents: whether the fingerprint of files that are read every time is of
       their bytes, all of which are then read, instead of sizes and times.
 
   Returns:
@@ -57,7 +57,7 @@ def load(
     has_mask, label (0 normal, 1 anomaly), category, anomaly_kind, dataset, path
     and id. The sequence's `name` is the data set's, in examples and results;
     its `identity` tells it from others of that name: a version or a folder;
-    `digests()` changes, for each example's id, with all that it holds; `notes`
+    `fingerprint()` is a SHA-256 that changes with all that it holds; `notes`
     are what was left out or guessed when the files were listed; `is_published`
     says whether it is a prepared one of the thirteen.
 

@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from cops_jax.datasets import contents, custom, preparation
+from cops_jax.datasets import custom, preparation
+from cops_jax.datasets.prepared import read_contents
 from cops_jax.datasets.schema import file_example
 from cops_jax.datasets.specifications import (
   SPECIFICATIONS,
   count_differences,
 )
-from cops_jax.digests import describe_difference
+from cops_jax.errors import InputError
 from cops_jax.files import digest_file
 from cops_jax.images.decoding import open_image
 from cops_jax.progress import Progress
@@ -132,7 +133,7 @@ def check(
       return record.split, file_example(record, root, name)
 
     _inspect_all(result, load, len(records))
-  elif preparation.is_prepared(builder, data_dir):
+  elif builder.data_path.exists():
     result = Check(name, f"prepared copy in {builder.data_dir}")
     for split in sorted(builder.info.splits):
       examples = preparation.load_prepared(name, split, data_dir, manual_dir)
@@ -148,7 +149,7 @@ def check(
     )
     return result
   result.compare_with_known_counts()
-  if is_deep and not location and preparation.is_prepared(builder, data_dir):
+  if is_deep and not location and builder.data_path.exists():
     records = listing.images if listing else ()
     _compare_bytes(result, builder, root, records, data_dir, manual_dir)
   return result
@@ -156,27 +157,28 @@ def check(
 
 def _compare_bytes(result, builder, root, records, data_dir, manual_dir):
   """Adds how the prepared copy differs from what it was and is made of."""
-  images = {}
-  for split in sorted(builder.info.splits):
-    examples = preparation.load_prepared(
+  try:
+    read_contents(builder, is_deep=True)
+  except InputError as error:
+    result.problems.append(str(error))
+    return
+  originals = {
+    file_example(record, root, builder.name)["id"]: record.image
+    for record in records
+  }
+  others = [
+    row["id"]
+    for split in (builder.info.splits if originals else ())
+    for row in preparation.load_prepared(
       builder.name, split, data_dir, manual_dir
     )
-    now = contents.compute_digests(builder, split)
-    if difference := describe_difference(examples.digests(), now):
-      result.problems.append(
-        f"{builder.data_dir}, {split}: {difference} since it was prepared;"
-        " delete it, and prepare it again"
-      )
-    images |= {row["id"]: digest_file(row["image"]) for row in examples}
-  if records:
-    originals = {
-      file_example(record, root, builder.name)["id"]: digest_file(record.image)
-      for record in records
-    }
-    if difference := describe_difference(images, originals):
-      result.warnings.append(
-        f"the images in {root} are not those of the prepared copy: {difference}"
-      )
+    if digest_file(originals.pop(row["id"], b"")) != digest_file(row["image"])
+  ]
+  if others := [*others, *originals]:
+    result.warnings.append(
+      f"{len(others)} images in {root} are not those of the prepared copy,"
+      f" {others[0]} among them"
+    )
 
 
 def _inspect_all(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -15,9 +16,8 @@ from cops_jax.datasets.layouts import (
 )
 from cops_jax.datasets.lists import META_FILE, read_meta_json
 from cops_jax.datasets.schema import file_example
-from cops_jax.digests import digest_example, file_state
 from cops_jax.errors import InputError
-from cops_jax.files import digest_file
+from cops_jax.files import digest_file, digest_lines, file_state
 from cops_jax.paths import require_local
 
 _NORMAL_NAMES = (NORMAL_KIND, "normal", "ok")
@@ -46,19 +46,23 @@ class FileExamples(Sequence):
   def __getitem__(self, index: int) -> dict[str, Any]:
     return file_example(self._records[index], self._root, self.name)
 
-  def digests(self) -> dict[str, str]:
-    """By id, what changes with an example's files and what is known of it.
+  def fingerprint(self) -> str:
+    """Returns one SHA-256 of the listing: names, labels and files' states.
 
-    It depends on the files' sizes and times or, if asked for, their bytes, and
-    not on the folder's own place.
+    A file's state is its size and time or, if asked for, its bytes. The
+    folder's own place does not count.
     """
     look = digest_file if self._by_contents else file_state
-    digests = {}
-    for record in self._records:
-      example = file_example(record, self._root, self.name)
-      files = (look(example[name]) for name in ("image", "mask"))
-      digests[example["id"]] = digest_example(example, *files)
-    return digests
+    facts = ("id", "category", "anomaly_kind", "label", "has_mask")
+    return digest_lines(
+      json.dumps(
+        [
+          *(example[name] for name in facts),
+          *(look(example[name]) for name in ("image", "mask")),
+        ]
+      )
+      for example in self
+    )
 
 
 def read_tree(root: pathlib.Path) -> Listing:

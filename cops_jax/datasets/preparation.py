@@ -1,4 +1,4 @@
-"""Preparing data sets with TFDS, and loading them, here or from a bucket."""
+"""Preparing data sets with TFDS, and loading them."""
 
 from __future__ import annotations
 
@@ -12,16 +12,13 @@ import signal
 import filelock
 import tensorflow_datasets as tfds
 
-from cops_jax import copies
-from cops_jax.datasets.contents import (
-  CONTENTS,
+from cops_jax.datasets.prepared import (
+  PreparedExamples,
   read_contents,
   state_of_originals,
 )
-from cops_jax.datasets.prepared import PreparedExamples, open_split
 from cops_jax.errors import InputError, shorten
-from cops_jax.files import exists
-from cops_jax.paths import AnyPath, is_address, require_local, to_path
+from cops_jax.paths import require_local
 from cops_jax.progress import show_messages
 
 _logger = logging.getLogger(__name__)
@@ -30,14 +27,14 @@ _logger = logging.getLogger(__name__)
 def make_builder(
   name: str, data_dir: str | None = None
 ) -> tfds.core.DatasetBuilder:
-  """The builder of a registered data set; of a bucket's, for its copy here.
+  """Returns the builder of a registered data set.
 
   Raises:
-    InputError: what is said of its prepared copy is damaged.
+    InputError: TFDS's description of the prepared data set is damaged, or
+      data_dir is an address in object storage.
   """
-  if data_dir and is_address(data_dir):
-    to_path(data_dir)  # It may be of no known scheme.
-    data_dir = str(copies.place_of(data_dir))
+  if data_dir:
+    require_local(data_dir, "the folder of prepared data, data_dir,")
   try:
     return tfds.builder(name, data_dir=data_dir, file_format="array_record")
   except Exception as error:  # TFDS's parsers raise many kinds.
@@ -59,37 +56,16 @@ def _require_array_record(name):
     ) from error
 
 
-def is_prepared(
-  builder: tfds.core.DatasetBuilder, data_dir: str | None = None
-) -> bool:
-  """Whether its data are in a data_dir, by default where the builder has them.
-
-  TFDS moves a finished data set into place; in a bucket its contents.json comes
-  last.
-
-  Raises:
-    OSError: a bucket's server does not say.
-  """
-  if data_dir and is_address(data_dir):
-    return exists(_folder_in_bucket(builder, data_dir) / CONTENTS)
-  return builder.data_path.exists()
-
-
-def _folder_in_bucket(builder, data_dir) -> AnyPath:
-  place = pathlib.Path(builder.data_path).relative_to(builder.data_dir_root)
-  return to_path(data_dir) / place.as_posix()
-
-
 def why_unprepared(
   name: str, data_dir: str | None = None, manual_dir: str | None = None
 ) -> str:
-  """Why a published data set cannot be read at once; "" if it can.
+  """Returns why a published data set cannot be read; an empty string if it can.
 
   It can if it is prepared or its original files are there. Arguments as in
   `prepare`.
   """
   builder = make_builder(name, data_dir)
-  if is_prepared(builder, data_dir) or builder.find_original_files(manual_dir):
+  if builder.data_path.exists() or builder.find_original_files(manual_dir):
     return ""
   reason = _other_versions(builder)
   reason = reason or f"not prepared in {data_dir or builder.data_dir_root}"
@@ -116,9 +92,9 @@ def prepare(
 ) -> tfds.core.DatasetBuilder:
   """Prepares a data set, unless that has been done before.
 
-  Several processes may call it at once: one prepares and the others wait. What
-  an interrupted one left is removed. From a bucket a copy is taken, and what it
-  lacks is prepared here and sent there.
+  Several processes may call it at once: one prepares and the others wait. TFDS
+  moves a finished data set into place; the rest of an interrupted call is
+  removed.
 
   Args:
     name: of a registered data set.
@@ -137,34 +113,14 @@ def prepare(
   if manual_dir:
     require_local(manual_dir, "the folder of original files, manual_dir,")
   builder = make_builder(name, data_dir)
-  if not (data_dir and is_address(data_dir)):
-    return _prepare_here(builder, manual_dir)
-  folder = _folder_in_bucket(builder, data_dir)
-  if is_prepared(builder, data_dir):
-    copies.fetch(folder)
-    return make_builder(name, data_dir)
-  builder = _prepare_here(builder, manual_dir)
-  _logger.info("sending data set %s to %s", name, folder)
-  try:
-    copies.send(pathlib.Path(builder.data_dir), folder, last=[CONTENTS])
-  except OSError as error:
-    raise InputError(
-      f"data set {name!r} is prepared in {builder.data_dir}, and cannot be sent"
-      f" to {folder}: {error.strerror or error}"
-    ) from error
-  return builder
-
-
-def _prepare_here(builder, manual_dir):
-  name = builder.name
-  if is_prepared(builder):
+  if builder.data_path.exists():
     return builder
   home = pathlib.Path(builder.data_path).parent
   try:
     home.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(home / ".lock"):
-      if is_prepared(builder):
-        return make_builder(name, builder.data_dir_root)
+      if builder.data_path.exists():
+        return make_builder(name, data_dir)
       for leftover in home.glob("incomplete.*"):
         shutil.rmtree(leftover)
       if others := _other_versions(builder):
@@ -189,10 +145,7 @@ def _prepare_here(builder, manual_dir):
 
 
 def begin_worker() -> None:
-  """In a process that only calls `prepare_and_count`: leaves Ctrl-C to others.
-
-  A terminal tells it too, and the main process ends it.
-  """
+  """Begins a process that prepares; the main process ends it at Ctrl-C."""
   show_messages()
   signal.signal(signal.SIGINT, signal.SIG_IGN)
 
@@ -233,6 +186,4 @@ def load_prepared(
     )
     _logger.warning("data set %s: %s", name, note)
     contents["notes"].append(note)
-  return open_split(
-    builder, split, contents["splits"][split], contents["notes"]
-  )
+  return PreparedExamples(builder, split, contents)

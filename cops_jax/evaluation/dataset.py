@@ -26,8 +26,8 @@ from cops_jax.images.drawing import picture_tiles
 from cops_jax.images.maps import MapWriter
 from cops_jax.images.tiles import parse_grid
 from cops_jax.inputs import pipeline
-from cops_jax.inputs.configured import features_of
-from cops_jax.inputs.feature_files import FeatureCache
+from cops_jax.inputs.feature_cache import FeatureCache
+from cops_jax.inputs.features import open_features
 from cops_jax.paths import AnyPath
 from cops_jax.progress import Progress
 from cops_jax.runtime.mesh import (
@@ -129,10 +129,10 @@ class DatasetEvaluator:
       num_pictures, maps_folder: see `evaluate_dataset`.
 
     Raises:
-      InputError: see `evaluate_dataset` and `feature_cache.open_features`.
+      InputError: see `evaluate_dataset` and `features.open_features`.
     """
     settings = self._config.evaluation
-    features = features_of(
+    features = open_features(
       self._config,
       examples,
       settings.split,

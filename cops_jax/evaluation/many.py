@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from cops_jax import __version__, digests, methods
+from cops_jax import __version__, methods
 from cops_jax.config import Role, complete, decides
 from cops_jax.errors import InputError, WriteError
 from cops_jax.evaluation import results
@@ -28,7 +28,7 @@ from cops_jax.files import (
   write_file,
 )
 from cops_jax.images.maps import map_file_names
-from cops_jax.inputs.configured import load_examples
+from cops_jax.inputs.pipeline import load_examples
 from cops_jax.paths import to_path
 from cops_jax.runs import lock
 from cops_jax.runs.record import Record, check_clip, check_config, claim_workdir
@@ -221,7 +221,7 @@ class _Evaluation:
 
   def evaluate(self, examples):
     """The data set's kept result, or a new one."""
-    fingerprint = digests.combine(examples.digests())
+    fingerprint = examples.fingerprint()
     kept = _KeptResult(
       self._workdir, examples, fingerprint, self.provenance, self._save_maps
     )

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import itertools
 import logging
 import math
 import os
@@ -23,7 +22,6 @@ from collections.abc import (
   MutableMapping,
   Sequence,
 )
-from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -42,12 +40,32 @@ from cops_jax.runtime.randomness import hash_example_id
 from cops_jax.typing import Integer
 
 if TYPE_CHECKING:
-  from cops_jax.inputs.feature_files import FeatureCache
+  from cops_jax.inputs.feature_cache import FeatureCache
 
 _logger = logging.getLogger(__name__)
 
 _MAX_THREADS = 16
 _PREFETCH_BATCHES = 2
+_NO_EXAMPLE = {"has_mask": False, "label": 0, "category": "", "path": ""}
+
+
+def load_examples(
+  config: Any, name: str, split: str
+) -> Sequence[Mapping[str, Any]]:
+  """Calls `datasets.load` with the folders that a config names.
+
+  Raises:
+    InputError: see `datasets.load`.
+  """
+  from cops_jax import datasets  # With TFDS, which is slow to import.
+
+  return datasets.load(
+    name,
+    split,
+    config.data_dir or None,
+    config.manual_dir or None,
+    config.input.compare_bytes,
+  )
 
 
 def num_batches(num_examples: int, batch_size: int) -> int:
@@ -135,10 +153,12 @@ class _RowLoader:
     return self._load(place)
 
   def _load(self, place: int) -> dict[str, Any]:
-    example = self.examples[place]
-    features = None
+    example, features = self.examples[place], None
     if self.features is not None:
-      features = self.features.find(example)
+      index = place
+      if isinstance(self.examples, Subset):
+        index = self.examples.indices[place]
+      features = self.features.find(index)
     decoded = {}
     for field, decode in (("image", self._decode_image), ("mask", decode_mask)):
       if field == "image" and features is not None:
@@ -156,21 +176,14 @@ class _RowLoader:
       features = decoded["image"]
     elif features is None:
       raise InputError(
-        f"the cached features in {self.features.folder} are stale:"
-        f" {example['path']} has changed since. Delete that folder; they are"
-        " then computed again."
+        f"{self.features.folder} has no features of {example['path']}, which"
+        " could not be read when they were computed: give the same command"
+        " again"
       )
     return {
-      **features,
-      **self._targets(decoded["mask"]),
-      "index": np.int32(place),
-      "has_mask": np.bool_(example["has_mask"]),
-      "label": np.int32(example["label"]),
-      "category": np.str_(example["category"]),
-      "path": np.str_(example["path"]),
+      **self._make_row(features, decoded["mask"], place, example),
       "example_id": _noise_id(example),
       "padding_mask": np.bool_(True),
-      "error": np.str_(""),
     }
 
   def _decode_image(self, file, size, max_pixels):
@@ -189,23 +202,29 @@ class _RowLoader:
         features["tiles"] = np.zeros((number, *shape, 3), np.uint8)
     else:
       features = self.features.padding()
+    example = {**_NO_EXAMPLE, "path": path}
+    return self._make_row(
+      features, np.zeros(shape, np.uint8), 0, example, error
+    )
+
+  def _make_row(self, features, mask, index, example, error=""):
+    if self.options.full_masks:
+      targets = {"mask": mask}
+    else:
+      counts = count_mask_pixels(mask, self.options.patch_size)
+      targets = {"mask_counts": counts}
     return {
       **features,
-      **self._targets(np.zeros(shape, np.uint8)),
-      "index": np.int32(0),
-      "has_mask": np.bool_(False),
-      "label": np.int32(0),
-      "category": np.str_(""),
-      "path": np.str_(path),
+      **targets,
+      "index": np.int32(index),
+      "has_mask": np.bool_(example["has_mask"]),
+      "label": np.int32(example["label"]),
+      "category": np.str_(example["category"]),
+      "path": np.str_(example["path"]),
       "example_id": np.uint32(0),
       "padding_mask": np.bool_(False),
       "error": np.str_(error),
     }
-
-  def _targets(self, mask: Integer[np.ndarray, "h w"]) -> dict[str, Any]:
-    if self.options.full_masks:
-      return {"mask": mask}
-    return {"mask_counts": count_mask_pixels(mask, self.options.patch_size)}
 
 
 def _noise_id(example):
@@ -220,16 +239,20 @@ def _noise_id(example):
 
 
 class Subset(Sequence):
-  """Some of a data set's examples; can be passed to worker processes."""
+  """Some of a data set's examples; can be passed to worker processes.
+
+  Attributes:
+    indices: their positions in the data set.
+  """
 
   def __init__(self, examples: Sequence, indices: Sequence[int]):
-    self._examples, self._indices = examples, indices
+    self._examples, self.indices = examples, indices
 
   def __len__(self) -> int:
-    return len(self._indices)
+    return len(self.indices)
 
   def __getitem__(self, index: int) -> Mapping[str, Any]:
-    return self._examples[self._indices[index]]
+    return self._examples[self.indices[index]]
 
 
 def iterate_batches(
@@ -343,28 +366,11 @@ def _open_batches(load_row):
     rows = grain.experimental.WithOptionsIterDataset(
       rows, grain.experimental.DatasetOptions(min_shm_size=1 << 62)
     )
-  batches = iter(rows.batch(local_size))
-  return _start_workers(batches) if options.num_workers else batches
-
-
-def _start_workers(batches):
-  """The batches; Ctrl-C is held back from workers from their first moment."""
-  if os.name == "nt":  # Its processes inherit no signal mask.
-    yield from batches
-    return
-  # Otherwise it is started with the first worker, and lets Ctrl-C through.
-  resource_tracker.ensure_running()
-  try:
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    first = list(itertools.islice(batches, 1))
-  finally:
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-  yield from first
-  yield from batches
+  return iter(rows.batch(local_size))
 
 
 def _ignore_ctrl_c(*_):
-  """In a worker: a terminal tells it too, and the main process ends it."""
+  """Ignores Ctrl-C in a worker, which the main process ends."""
   signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from cops_jax import __version__
 from cops_jax.config import Role, complete, decides, restore
-from cops_jax.digests import describe_difference
 from cops_jax.errors import InputError, MissingRunError
 from cops_jax.files import exists, read_file, seal, unseal, write_file
 from cops_jax.paths import to_path
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
 _logger = logging.getLogger(__name__)
 
 _FILE = "run.json"
-_DATA_FILE = "train_data.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,8 +31,8 @@ class Record:
     clip_sha256: of the file with the CLIP weights that it was trained on.
     init_from: where its parameters began, "" for random ones.
     version: of this project.
-    data_sha256: of what it trains on, see `digests.combine`; "" if that is not
-      recorded, as by earlier versions.
+    data_sha256: fingerprint of the examples that it trains on; empty for a run
+      that trains nothing.
   """
 
   config: Mapping[str, Any]
@@ -129,7 +127,6 @@ def find_record(workdir: str | os.PathLike) -> Record | None:
 def claim_workdir(
   workdir: str | os.PathLike,
   record: Record,
-  digests: Mapping[str, str] | None = None,
   *,
   allow_other_clip: bool = False,
   allow_other_data: bool = False,
@@ -141,14 +138,12 @@ def claim_workdir(
   Args:
     workdir: of the run.
     record: what it is to be.
-    digests: of the examples that it trains on, by id; kept in `train_data.json`
-      so that a difference can be named.
     allow_other_clip, allow_other_data: whether to go on with other CLIP weights
       or examples than the run began with.
 
   Raises:
-    InputError: it holds a run with another config, CLIP, start or data, whose
-      differences are named; or it cannot be written.
+    InputError: it holds a run with another config, CLIP, start or data; or it
+      cannot be written.
   """
   workdir = to_path(workdir)
   saved = find_record(workdir)
@@ -161,26 +156,16 @@ def claim_workdir(
         f" init_from={saved.init_from!r}, not {record.init_from!r}. Use the"
         " same or another work directory."
       )
-    if saved.data_sha256 not in ("", record.data_sha256):
-      _handle_other_data(workdir, digests or {}, allow_other_data)
+    if saved.data_sha256 != record.data_sha256:
+      message = f"{workdir} holds a run that began with other images"
+      if not allow_other_data:
+        raise InputError(
+          f"{message}: restore them, use another work directory, or go on with"
+          " --allow_other_data"
+        )
+      _logger.warning("%s; going on with those that are here", message)
     return
-  write_file(workdir / _DATA_FILE, seal({"examples": digests or {}}))
   write_file(workdir / _FILE, record.to_json())
-
-
-def _handle_other_data(workdir, digests, allow_other_data):
-  try:
-    before = unseal(read_file(workdir / _DATA_FILE))["examples"]
-    difference = describe_difference(before, digests)
-  except (OSError, ValueError, KeyError, AttributeError) as error:
-    difference = f"{_DATA_FILE} would say how, but cannot be read: {error}"
-  message = f"{workdir} holds a run that began with other images: {difference}"
-  if not allow_other_data:
-    raise InputError(
-      f"{message}. Restore them, use another work directory, or go on all the"
-      " same with --allow_other_data."
-    )
-  _logger.warning("%s; going on with those that are here", message)
 
 
 def check_config(

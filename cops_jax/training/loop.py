@@ -23,13 +23,11 @@ from cops_jax.clip.flops import (
   vision_flops,
 )
 from cops_jax.config import max_pixels
-from cops_jax.digests import combine
 from cops_jax.errors import InputError
 from cops_jax.evaluation.dataset import DatasetEvaluator
 from cops_jax.inputs import pipeline
-from cops_jax.inputs.configured import (
-  features_of,
-  load_examples,
+from cops_jax.inputs.features import open_features
+from cops_jax.inputs.pipeline import load_examples
 )
 from cops_jax.paths import AnyPath, to_path
 from cops_jax.runs import checkpoints, lock, metrics_log
@@ -116,18 +114,16 @@ def train(
   run = in_all_processes(_open_run, config, to_path(workdir), account)
   state = _initial_state(run, init_from, allow_other_clip)
   with lock.hold(run.workdir, "training"):
-    digests = run.examples.digests()
     record = Record(
       config.to_dict(),
       run.clip.sha256,
       str(init_from),
-      data_sha256=combine(digests),
+      data_sha256=run.examples.fingerprint(),
     )
     in_first_process(
       lambda: claim_workdir(
         run.workdir,
         record,
-        digests,
         allow_other_clip=allow_other_clip,
         allow_other_data=allow_other_data,
       )
@@ -313,7 +309,7 @@ def _iterate_batches(run, first_step, errors):
   features = None
   if steps:
     with run.account.spend("features"):
-      features = features_of(
+      features = open_features(
         config,
         run.examples,
         config.train.split,

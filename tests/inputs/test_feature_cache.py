@@ -18,12 +18,9 @@ from cops_jax import datasets, evaluation, training, weights
 from cops_jax.config import Role
 from cops_jax.errors import InputError
 from cops_jax.evaluation import many
-from cops_jax.inputs import feature_cache as features
-from cops_jax.inputs import feature_files
-from cops_jax.inputs import pipeline as input_pipeline
-from cops_jax.inputs.configured import features_of
+from cops_jax.inputs import feature_cache, features, pipeline
 from cops_jax.runs.metrics_log import read_metrics
-from cops_jax.runtime import mesh as sharding
+from cops_jax.runtime.mesh import make_mesh
 from helpers.compiled import AS_FOR_USERS
 from helpers.images import write_folder
 
@@ -32,18 +29,18 @@ from helpers.images import write_folder
 def encoded(monkeypatch):
   """Counts the images that are encoded to be stored."""
   counts = collections.Counter()
-  store = feature_files.FeatureCache.to_record
+  encode = feature_cache.FeatureCache.encode
 
-  def to_record(self, *args):
+  def count(self, *args):
     counts["images"] += 1
-    return store(self, *args)
+    return encode(self, *args)
 
-  monkeypatch.setattr(feature_files.FeatureCache, "to_record", to_record)
+  monkeypatch.setattr(feature_cache.FeatureCache, "encode", count)
   return counts
 
 
 def forbid_vision_tower(monkeypatch):
-  """The one way to it normalises images first."""
+  """Fails where images are normalised, which all do that the tower reads."""
 
   def fail(images):
     raise AssertionError("the vision tower was compiled")
@@ -64,7 +61,7 @@ def outcome(workdir, step=6):
   return read_metrics(workdir), leaves
 
 
-def test_training_is_the_same_and_runs_share_a_cache(
+def test_training_and_evaluation_from_one_cache(
   config, tmp_path, encoded, monkeypatch, caplog
 ):
   """Two epochs in random order, the last batch of each padded."""
@@ -80,73 +77,83 @@ def test_training_is_the_same_and_runs_share_a_cache(
   config.feature_cache.dtype = "float32"
   training.train(config, tmp_path / "filling")
   assert encoded["images"] == 27
-  from_cache = outcome(tmp_path / "filling")
+  rows, leaves = outcome(tmp_path / "filling")
   if AS_FOR_USERS:
-    assert from_cache == (want_rows, want_leaves)
-    return  # The rest does not hang on how programs are compiled.
-  for row, want in zip(from_cache[0], want_rows, strict=True):
+    assert (rows, leaves) == (want_rows, want_leaves)
+    return  # The rest does not depend on how programs are compiled.
+  for row, want in zip(rows, want_rows, strict=True):
     assert row["loss"] == pytest.approx(want["loss"], rel=1e-4)
   # An image feature and 2 x 9 patch features of width 24.
   gigabytes = f"{27 * (1 + 2 * 9) * 24 * 4 / 1e9:.3g} GB"
   assert f"{gigabytes} as float32, of " in caplog.text
   assert "computing features of nuts: 27/27 images" in caplog.text
 
-  config.feature_cache.dtype = "bfloat16"
-  training.train(config, tmp_path / "rounded")
-  rows, leaves = outcome(tmp_path / "rounded")
-  assert encoded["images"] == 2 * 27
-  assert leaves != want_leaves
-  for row, want in zip(rows, want_rows, strict=True):
-    assert row["loss"] == pytest.approx(want["loss"], rel=1e-2)
-
   forbid_vision_tower(monkeypatch)
-  config.feature_cache.dtype = "float32"
-  training.train(config, tmp_path / "reading")
-  assert encoded["images"] == 2 * 27
-  assert outcome(tmp_path / "reading") == from_cache
-
   config.evaluation.datasets = (config.train.dataset,)
   config.evaluation.batch_size = 10  # As many for each device.
-  results = many.evaluate(config, tmp_path / "reading").results
+  results = many.evaluate(config, tmp_path / "filling").results
   assert len(results["nuts"].images) == 27
-  assert encoded["images"] == 2 * 27
+  assert encoded["images"] == 27
 
 
 @pytest.fixture
 def images(tmp_path):
-  """A folder of 12 images, and the data set in it."""
+  """A folder of 12 images, BMP files of one size."""
   rng = np.random.default_rng(0)
   root = tmp_path / "made"
   for index in range(12):
-    path = root / "test" / ("good", "bad")[index % 2] / f"{index:02}.png"
+    path = root / "test" / ("good", "bad")[index % 2] / f"{index:02}.bmp"
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(rng.integers(0, 256, (20, 20, 3), np.uint8)).save(path)
   return root
 
 
-def load(root):
-  return datasets.load(f"folder:{root}", "test")
+def load(root, **kwargs):
+  return datasets.load(f"folder:{root}", "test", **kwargs)
+
+
+@pytest.fixture(scope="module")
+def clip(clip_folder):
+  return weights.load_clip(str(clip_folder))
 
 
 @pytest.fixture
-def open_cache(config, tmp_path):
-  clip = weights.load_clip(config.clip.weights)
-  model = weights.build_model(config, clip)
+def cache_config(config, tmp_path):
+  config.feature_cache.dtype = "float32"
+  config.features_dir = str(tmp_path / "caches")
+  return config
 
-  options = features.CacheOptions(
-    dtype="float32", folder=tmp_path / "caches", image_size=48, batch_size=8
-  )
 
-  def open_cache(examples, skipped=None):
+@pytest.fixture
+def open_cache(cache_config, clip):
+  def open_cache(examples, config=cache_config, skipped=None):
     return features.open_features(
-      examples, "test", model, clip, sharding.make_mesh(), options, skipped
+      config,
+      examples,
+      "test",
+      weights.build_model(config, clip),
+      clip,
+      make_mesh(),
+      batch_size=8,
+      skipped=skipped,
     )
 
   return open_cache
 
 
+@pytest.fixture
+def fake_tower(monkeypatch):
+  """Encodes an image as its first pixels, which takes no compilation."""
+
+  def encode(batch):
+    flat = batch["image"].reshape(len(batch["image"]), -1).astype(np.float32)
+    return flat[:, :24], flat[:, 24 : 19 * 24].reshape(-1, 2, 9, 24)
+
+  monkeypatch.setattr(features, "_make_encode", lambda *_: encode)
+
+
 def iterate(examples, num_workers=0, **kwargs):
-  options = input_pipeline.BatchOptions(
+  options = pipeline.BatchOptions(
     image_size=48,
     patch_size=16,
     batch_size=5,
@@ -154,108 +161,174 @@ def iterate(examples, num_workers=0, **kwargs):
     num_workers=num_workers,
     shuffle_seed=0,
   )
-  return list(
-    input_pipeline.iterate_batches(examples, options, range(6), **kwargs)
-  )
+  return list(pipeline.iterate_batches(examples, options, range(6), **kwargs))
 
 
-def test_batches_differ_in_the_features_alone(images, open_cache):
+def test_batches_differ_in_the_features_alone(images, open_cache, fake_tower):
   """Order, padding, skipped files and worker processes."""
-  broken = images / "test" / "good" / "02.png"
+  broken = images / "test" / "good" / "02.bmp"
   broken.write_bytes(broken.read_bytes()[:40])
   examples = load(images)
-  with pytest.raises(InputError, match=r"02\.png.*its image cannot be read"):
+  with pytest.raises(InputError, match=r"02\.bmp.*its image cannot be read"):
     open_cache(examples)
   skipped, skipped_before = {}, {}
   plain = iterate(examples, skipped=skipped_before)
-  cache = open_cache(examples, skipped=skipped)
-  assert skipped == skipped_before and list(skipped) == ["test/good/02.png"]
+  for _ in range(2):  # It is known of a finished cache too.
+    cache = open_cache(examples, skipped=skipped)
+    assert skipped == skipped_before and list(skipped) == ["test/good/02.bmp"]
+    skipped.clear()
   for num_workers in (0, 1):
     batches = iterate(
       examples, features=cache, skipped={}, num_workers=num_workers
     )
     for batch, other in zip(batches, plain, strict=True):
       assert "image" not in batch
+      is_real = batch["padding_mask"]
+      pixels = other["image"][is_real].reshape(is_real.sum(), -1)
+      np.testing.assert_array_equal(
+        batch["image_features"][is_real], pixels[:, :24]
+      )
       assert batch["patch_features"].shape == (6, 2, 9, 24)
-      assert (batch["image_features"][~batch["padding_mask"]] == 1).all()
+      assert (batch["image_features"][~is_real] == 1).all()
       for name in other.keys() - {"image"}:
         np.testing.assert_array_equal(batch[name], other[name])
+  subset = pipeline.Subset(examples, [7, 1])
+  options = pipeline.BatchOptions(48, 16, batch_size=2)
+  (batch,) = pipeline.iterate_batches(subset, options, range(1), features=cache)
+  for row, index in enumerate(subset.indices):
+    np.testing.assert_array_equal(
+      batch["image_features"][row], cache.find(index)["image_features"]
+    )
 
 
-def test_an_interrupted_fill_goes_on(images, open_cache, encoded, monkeypatch):
+class Killed(BaseException):
+  pass
+
+
+def test_an_interrupted_fill_resumes(
+  images, open_cache, fake_tower, encoded, monkeypatch
+):
   examples = load(images)
-  monkeypatch.setattr(features, "_FILE_BYTES", 5 * 19 * 24 * 4)
-  count = encoded.__getitem__
-
-  class Killed(BaseException):
-    pass
-
+  monkeypatch.setattr(feature_cache, "_SHARD_IMAGES", 5)
   real = os.replace
 
   def replace(source, target):
-    if str(target).endswith("00002.array_record"):
+    if str(target).endswith("000001.npy"):
       raise Killed  # The file is written, and not in place.
     real(source, target)
 
-  monkeypatch.setattr(os, "replace", replace)
-  with pytest.raises(Killed):
-    open_cache(examples)
-  assert count("images") == 10
-  monkeypatch.setattr(os, "replace", real)
+  with monkeypatch.context() as context:
+    context.setattr(os, "replace", replace)
+    with pytest.raises(Killed):
+      open_cache(examples)
+  num_before = encoded["images"]
   cache = open_cache(examples)
-  assert count("images") == 10 + 7 and len(cache) == 12
-  whole = [cache.find(example) for example in examples]
+  assert encoded["images"] == num_before + 7 and not cache.missing()
+  names = sorted(path.name for path in cache.folder.glob("*.npy"))
+  assert names == ["000000.npy", "000001.npy", "000002.npy"]
+  shards = [(cache.folder / name).read_bytes() for name in names]
   shutil.rmtree(cache.folder)
-  again = open_cache(examples)
-  for example, values in zip(examples, whole, strict=True):
-    for name, array in again.find(example).items():
-      np.testing.assert_array_equal(array, values[name])
+  open_cache(examples)
+  assert shards == [(cache.folder / name).read_bytes() for name in names]
 
 
-def test_stale_and_damaged_caches(images, open_cache, encoded):
+def change(path, is_touched):
+  """Other bytes of equal length, with or without another time."""
+  stat = path.stat()
+  content = bytearray(path.read_bytes())
+  content[-1] ^= 1
+  path.write_bytes(content)
+  time = stat.st_mtime_ns + is_touched
+  os.utime(path, ns=(stat.st_atime_ns, time))
+
+
+def test_changed_bytes_of_equal_length_are_other_data(
+  images, open_cache, fake_tower, encoded
+):
+  """By the file's time or, with compare_bytes, by its bytes."""
+  by_times, by_bytes = (
+    open_cache(load(images, by_contents=flag)).folder for flag in (False, True)
+  )
+  assert by_times != by_bytes and encoded["images"] == 24
+  changed = images / "test" / "bad" / "03.bmp"
+  change(changed, is_touched=False)
+  assert open_cache(load(images)).folder == by_times
+  other = open_cache(load(images, by_contents=True))
+  assert other.folder != by_bytes and encoded["images"] == 36
+  change(changed, is_touched=True)
+  assert open_cache(load(images)).folder != by_times
+  assert encoded["images"] == 48
+  assert open_cache(load(images, by_contents=True)).folder == by_bytes
+  assert encoded["images"] == 48
+
+
+def test_an_image_that_changes_while_it_is_read_is_noticed(
+  images, open_cache, fake_tower, monkeypatch
+):
+  examples = load(images)
+  decode = pipeline.resize_image
+
+  def decode_and_change(*args):
+    change(images / "test" / "bad" / "03.bmp", is_touched=True)
+    return decode(*args)
+
+  with monkeypatch.context() as context:
+    context.setattr(pipeline, "resize_image", decode_and_change)
+    with pytest.raises(InputError, match="made changed while their features"):
+      open_cache(examples)
+  with pytest.raises(InputError, match="made changed while their features"):
+    change(images / "test" / "bad" / "03.bmp", is_touched=True)
+    features._fill(
+      open_cache(examples), examples, "0", 0, None, lambda: None, None
+    )
+
+
+def test_damage_is_noticed(images, open_cache, fake_tower, monkeypatch):
+  monkeypatch.setattr(feature_cache, "_SHARD_IMAGES", 6)
   examples = load(images)
   cache = open_cache(examples)
-  (path,) = cache.folder.glob("*.array_record")
-
-  # A changed file: known before the run, and where it changes during it.
-  changed = images / "test" / "bad" / "03.png"
-  Image.new("RGB", (20, 20), "red").save(changed)
-  with pytest.raises(InputError, match=r"stale.*03\.png has changed"):
-    iterate(examples, features=cache)
-  cache = open_cache(load(images))
-  assert encoded["images"] == 13
-  iterate(examples, features=cache)
-
+  whole = [cache.find(index) for index in range(12)]
+  path = cache.folder / "000000.npy"
   good = path.read_bytes()
-  stored = cache.find(examples[5])["patch_features"].tobytes()
-  for damaged in (
-    good[: len(good) // 2],
-    good[:100] + bytes([good[100] ^ 1]) + good[101:],
-    b"",
-  ):
+
+  def read_all():
+    assert not cache.missing()
+    for index, values in enumerate(whole):
+      for name, array in cache.find(index).items():
+        np.testing.assert_array_equal(array, values[name])
+
+  read_all()
+  num_noticed = 0
+  for place in range(0, len(good), 37):
+    path.write_bytes(
+      good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :]
+    )
+    try:
+      read_all()
+    except InputError as error:
+      assert f"{path} are damaged" in str(error) and "Delete" in str(error)
+      num_noticed += 1
+  # The rest is the padding of the header.
+  assert num_noticed >= (len(good) - 128) // 37
+  other = (cache.folder / "000001.npy").read_bytes()
+  for damaged in (good[: len(good) // 2], good[:100], b"", other):
     path.write_bytes(damaged)
     with pytest.raises(InputError, match=f"{path} are damaged.*Delete"):
-      open_cache(examples)
-  # In the features, not the index: noticed where they are read.
-  place = good.index(stored)
-  path.write_bytes(good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :])
-  with pytest.raises(InputError, match=f"{path} are damaged.*Delete"):
-    iterate(examples, features=open_cache(examples))
+      iterate(examples, features=open_cache(examples))
   path.unlink()
-  iterate(examples, features=open_cache(examples))
+  open_cache(examples)
+  read_all()
 
   manifest = cache.folder / "manifest.json"
   text = manifest.read_text()
-  manifest.write_text(text.replace('"float32"', '"float16"'))
-  with pytest.raises(InputError, match="stored_as is 'float16' there and"):
-    open_cache(examples)
-  manifest.write_text(text[:-20])
-  with pytest.raises(InputError, match="stale.*Delete that folder"):
-    open_cache(examples)
+  for damaged in (text.replace('"float32"', '"float16"', 1), text[:-20]):
+    manifest.write_text(damaged)
+    with pytest.raises(InputError, match="manifest.json.*Delete that folder"):
+      open_cache(examples)
 
 
 def test_a_full_disk_is_noticed_before_and_during(
-  images, open_cache, encoded, monkeypatch
+  images, open_cache, fake_tower, encoded, monkeypatch
 ):
   examples = load(images)
   with monkeypatch.context() as context:
@@ -265,55 +338,57 @@ def test_a_full_disk_is_noticed_before_and_during(
       open_cache(examples)
   assert not encoded
 
-  def replace(source, target):
+  def save(*_):
     raise OSError(28, "No space left on device")
 
   with monkeypatch.context() as context:
-    context.setattr(feature_files.os, "replace", replace)
+    context.setattr(np, "save", save)
     message = "No space left on device.*config.features_dir"
     with pytest.raises(InputError, match=message):
       open_cache(examples)
 
 
 def test_numbers_that_do_not_fit_are_refused(tmp_path):
-  cache = feature_files.FeatureCache(tmp_path, "float16", (1, 2, 3))
+  cache = feature_cache.FeatureCache(tmp_path, "float16", (1, 2, 3), 1)
   patches = np.ones((1, 2, 3), np.float32)
-  cache.to_record(np.full(3, 65504, np.float32), patches, "a.png")
+  cache.encode(np.full(3, 65504, np.float32), patches, "a.png")
   with pytest.raises(InputError, match="a.png reach 7e.04, more than float16"):
-    cache.to_record(np.full(3, 70000, np.float32), patches, "a.png")
+    cache.encode(np.full(3, 70000, np.float32), patches, "a.png")
   with pytest.raises(InputError, match="weights are damaged"):
-    cache.to_record(np.full(3, np.nan, np.float32), patches, "a.png")
+    cache.encode(np.full(3, np.nan, np.float32), patches, "a.png")
 
 
-def test_bfloat16_holds_all_that_a_bfloat16_clip_says(config):
-  config.clip.dtype = "bfloat16"
-  clip = weights.load_clip(config.clip.weights)
-  model = weights.build_model(config, clip)
-  encode = features.make_encode_step(model, sharding.make_mesh())
-  images = np.random.default_rng(0).integers(0, 256, (8, 48, 48, 3), np.uint8)
-  for array in encode(clip.params, {"image": images}):
-    np.testing.assert_array_equal(array, array.astype("bfloat16"))
-
-
-def test_evaluation_is_the_same(config, images, open_cache, monkeypatch):
+def test_bfloat16_holds_all_that_a_bfloat16_clip_computes(
+  images, open_cache, cache_config
+):
+  cache_config.clip.dtype = "bfloat16"
   examples = load(images)
-  clip = weights.load_clip(config.clip.weights)
-  config.evaluation.update(num_samples=2, alpha=0.3, beta=0.5)
-  model = weights.build_model(config, clip)
+  exact = open_cache(examples)
+  cache_config.feature_cache.dtype = "bfloat16"
+  half = open_cache(examples)
+  for index in range(12):
+    for name, array in exact.find(index).items():
+      stored = half.find(index)[name]
+      assert stored.nbytes == array.nbytes // 2
+      np.testing.assert_array_equal(array, stored.astype(np.float32))
+
+
+def test_evaluation_is_the_same(images, open_cache, cache_config, clip):
+  examples = load(images)
+  cache_config.evaluation.update(num_samples=2, alpha=0.3, beta=0.5)
+  model = weights.build_model(cache_config, clip)
   trainable = model.init_trainable(jax.random.key(0))
-  mesh = sharding.make_mesh()
-  batches = input_pipeline.BatchOptions(
+  mesh = make_mesh()
+  batches = pipeline.BatchOptions(
     image_size=48,
     patch_size=16,
     batch_size=8,
     num_devices=mesh.size,
     full_masks=True,
   )
-  cache = open_cache(examples)
-
-  def evaluate(cache):
-    step = evaluation.make_predict_step(model, mesh)
-    return evaluation.evaluate_dataset(
+  step = evaluation.make_predict_step(model, mesh)
+  want, result = (
+    evaluation.evaluate_dataset(
       examples,
       lambda batch: step(trainable, clip.params, batch),
       mesh,
@@ -321,33 +396,21 @@ def test_evaluation_is_the_same(config, images, open_cache, monkeypatch):
       name="made",
       features=cache,
     )
-
-  want = evaluate(None)
-  forbid_vision_tower(monkeypatch)
-  result = evaluate(cache)
+    for cache in (None, open_cache(examples))
+  )
   assert result.images == want.images
   assert len(want.pictures) == 6 and result.pictures == want.pictures
 
 
-def test_a_cache_depends_on_the_fields_that_say_so(config, images):
-  config.features_dir = str(images.parent / "features")
-  config.feature_cache.dtype = "float32"
-  clip, mesh = weights.clip_of(config), sharding.make_mesh()
+def test_a_cache_depends_on_the_fields_that_say_so(
+  images, open_cache, cache_config, monkeypatch
+):
+  monkeypatch.setattr(features, "_fill", lambda *_: None)
 
   def num_caches(name, value):
-    changed = config.copy_and_resolve_references()
+    changed = cache_config.copy_and_resolve_references()
     changed.update_from_flattened_dict({name: value})
-    model = weights.build_model(changed, clip)
-    folder = features_of(
-      changed,
-      load(images),
-      "test",
-      model,
-      clip,
-      mesh,
-      batch_size=8,
-      skipped=None,
-    ).folder
+    folder = open_cache(load(images), changed).folder
     return len(list(folder.parent.iterdir()))
 
   assert num_caches("seed", 1) == 1
@@ -376,10 +439,10 @@ def test_a_cache_depends_on_the_fields_that_say_so(config, images):
     assert num_caches(name, value) == number, name
 
 
-def test_one_fills_and_the_others_wait(images, open_cache, encoded):
+def test_one_fills_and_the_others_wait(images, open_cache, fake_tower, encoded):
   examples = load(images)
   with concurrent.futures.ThreadPoolExecutor(3) as pool:
     caches = list(pool.map(open_cache, [examples] * 3))
   assert encoded["images"] == 12
   for cache in caches:
-    assert not cache.missing(examples)
+    assert not cache.missing()

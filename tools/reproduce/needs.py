@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import os
-import pathlib
 import shutil
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -18,9 +17,9 @@ import numpy as np
 from cops_jax.clip.flops import prompt_flops, vision_flops
 from cops_jax.datasets import SPECIFICATIONS, preparation
 from cops_jax.errors import InputError
-from cops_jax.inputs.feature_cache import default_folder
-from cops_jax.inputs.feature_files import num_record_bytes
-from cops_jax.paths import is_address, require_local
+from cops_jax.inputs.feature_cache import FeatureCache
+from cops_jax.inputs.features import features_folder
+from cops_jax.paths import require_local
 from cops_jax.progress import gigabytes
 from cops_jax.runtime.mesh import (
   batch_sharding,
@@ -80,7 +79,7 @@ def inspect(
       )
     row = SPECIFICATIONS[name]
     builder = preparation.make_builder(name, data_dir)
-    if preparation.is_prepared(builder, data_dir):
+    if builder.data_path.exists():
       number = builder.info.splits["test"].num_examples
       found[name] = Data(number, 0, PREPARED)
     elif root := builder.find_original_files(manual_dir):
@@ -184,7 +183,8 @@ def _num_feature_bytes(config, clip):
   model = config.model
   side = model.image_size_pixels // clip.config.vision_config.patch_size
   shape = (len(model.feature_layers), side**2, clip.config.projection_dim)
-  return num_record_bytes(shape, config.feature_cache.dtype)
+  dtype = config.feature_cache.dtype
+  return FeatureCache(features_folder(config), dtype, shape, 1).num_bytes
 
 
 def _describe_disk(configs, found, clip, config):
@@ -193,14 +193,11 @@ def _describe_disk(configs, found, clip, config):
     number * _num_feature_bytes(config, clip)
     for config, number in _caches(configs, found)
   )
-  folder = config.features_dir or default_folder(config.data_dir or None)
+  folder = place = features_folder(config)
   text = (
     f"{gigabytes(prepared)} of prepared data and {gigabytes(features)} of"
     f" features in {folder}"
   )
-  if is_address(folder):
-    return text
-  place = pathlib.Path(folder).expanduser()
   there = sum(f.stat().st_size for f in place.rglob("*") if f.is_file())
   while not place.exists():
     place = place.parent

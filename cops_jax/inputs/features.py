@@ -1,0 +1,307 @@
+"""Frozen vision features, computed once and kept on disk.
+
+CLIP is frozen and training has no augmentation, so the vision features of an
+image never change. A cache is a folder: `manifest.json` holds all that the
+values depend on, and its hash is part of the folder's name. An image without
+features is computed at the next start.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+import logging
+import os
+import pathlib
+import shutil
+from collections.abc import Mapping, MutableMapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from cops_jax.config import max_pixels
+from cops_jax.errors import InputError, WriteError
+from cops_jax.files import file_state, write_file
+from cops_jax.inputs import pipeline
+from cops_jax.inputs.feature_cache import FeatureCache
+from cops_jax.clip.features import ENCODE_FIELDS, encode_batch, join_params
+from cops_jax.paths import require_local
+from cops_jax.progress import Progress, gigabytes
+from cops_jax.runtime.mesh import (
+  jit_step,
+  make_mesh,
+  run_ahead,
+  shard_batch,
+)
+from cops_jax.runtime.processes import in_all_processes
+from cops_jax.weights.clip import PretrainedCLIP
+from cops_jax.weights.model import place_clip
+
+_logger = logging.getLogger(__name__)
+
+# Increase it with any change to the stored values or their layout: in the
+# decoding of images, the vision tower or the shards.
+_VERSION = 2
+
+
+def features_folder(config: Any) -> pathlib.Path:
+  """Returns the folder of all caches, by default `features` in data_dir.
+
+  Raises:
+    InputError: it is an address in object storage.
+  """
+  folder = config.features_dir
+  if not folder:
+    import tensorflow_datasets as tfds
+
+    data_dir = config.data_dir or tfds.core.constants.DATA_DIR
+    folder = os.path.join(data_dir, "features")
+  require_local(folder, "the folder of cached features, config.features_dir,")
+  return pathlib.Path(folder).expanduser()
+
+
+def open_features(
+  config: Any,
+  examples: Sequence[Mapping[str, Any]],
+  split: str,
+  model: nn.Module,
+  clip: PretrainedCLIP,
+  mesh: Mesh,
+  *,
+  batch_size: int,
+  skipped: MutableMapping[str, str] | None = None,
+) -> FeatureCache | None:
+  """Opens the cache of a data set's features, and computes the missing ones.
+
+  All processes of a cluster call it. Those that share the folder share the
+  work: each computes its part on its own devices and then waits for the other
+  parts. Those that do not share it compute all. Separate runs wait for each
+  other.
+
+  Args:
+    config: a ConfigDict with the fields of `cops_jax.config`.
+    examples, split: from `cops_jax.datasets.load`.
+    model, clip: the vision tower.
+    mesh: of the run. Each of its devices gets as many images at a time as in
+      the run's own steps: the last bits depend on that number, so in float32
+      it is part of the cache's key.
+    batch_size: of the run's steps.
+    skipped: see `pipeline.iterate_batches`.
+
+  Returns:
+    None if the config wants no cache.
+
+  Raises:
+    InputError: an image cannot be read; the cache is damaged or does not fit
+      the disk; a feature is not a finite number of the stored type.
+  """
+  dtype = config.feature_cache.dtype
+  if dtype == "none":
+    return None
+  device_size = pipeline.num_batches(batch_size, mesh.size)
+  sha256 = examples.fingerprint()
+  manifest = _manifest(config, examples, sha256, split, model, clip)
+  if dtype == "float32":
+    manifest["images_per_device"] = device_size
+  text = json.dumps(manifest, indent=2, sort_keys=True) + "\n"
+  key = hashlib.sha256(text.encode()).hexdigest()[:16]
+  image_size = config.model.image_size_pixels
+  patch_size = clip.config.vision_config.patch_size
+  shape = (
+    len(config.model.feature_layers),
+    (image_size // patch_size) ** 2,
+    clip.config.projection_dim,
+  )
+  folder = features_folder(config) / f"{examples.name}-{key}"
+  cache = FeatureCache(folder, dtype, shape, len(examples))
+  options = pipeline.BatchOptions(
+    image_size,
+    patch_size,
+    batch_size=device_size * jax.local_device_count(),
+    num_devices=jax.local_device_count(),
+    num_workers=config.input.num_workers,
+    max_pixels=max_pixels(config),
+  )
+
+  @functools.cache  # Compiled once, and only if there is an image to encode.
+  def make_encode():
+    return _make_encode(model, clip, config.clip.split_over_devices)
+
+  def fill(turn):
+    part = (jax.process_index() + turn) % jax.process_count()
+    _fill(cache, examples, sha256, part, options, make_encode, skipped)
+
+  def begin():
+    _require_manifest(folder / "manifest.json", text)
+    if missing := cache.missing():
+      write_file(folder / "manifest.json", text)
+      _require_space(cache, len(missing), examples.name)
+      fill(0)
+    else:
+      _logger.info("features of %s are read from %s", examples.name, folder)
+
+  def end():
+    # Other processes' features are there by now, if they share the folder.
+    if cache.missing():
+      for turn in range(1, jax.process_count()):
+        fill(turn)
+
+  for stage in (begin, end):
+    try:
+      in_all_processes(stage)
+    except (OSError, WriteError) as error:
+      raise InputError(
+        f"features cannot be kept in {folder}: {error}. Finished ones are kept."
+        " Choose another place with config.features_dir, or set"
+        " config.feature_cache.dtype to none."
+      ) from error
+  return cache
+
+
+def _manifest(config, examples, sha256, split, model, clip):
+  """All that the stored values depend on, but for the images at a time."""
+  vision = clip.config.vision_config
+  return {
+    "version": _VERSION,
+    "dataset": {
+      "name": examples.name,
+      "identity": examples.identity,
+      "split": split,
+      "sha256": sha256,
+    },
+    "clip": {
+      "sha256": clip.sha256,
+      # The rest of the tower's architecture can be seen in the weights.
+      "patch_size": vision.patch_size,
+      "num_attention_heads": vision.num_attention_heads,
+      "hidden_act": vision.hidden_act,
+      "layer_norm_eps": vision.layer_norm_eps,
+      "dtype": jnp.dtype(model.clip.dtype).name,
+    },
+    "image_size_pixels": config.model.image_size_pixels,
+    "feature_layers": list(config.model.feature_layers),
+    "num_value_layers": config.model.num_value_layers,
+    "stored_as": config.feature_cache.dtype,
+    "backend": jax.default_backend(),
+    "matmul_precision": jax.config.jax_default_matmul_precision,
+  }
+
+
+def _require_manifest(path, text):
+  with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+    if path.read_bytes() != text.encode():
+      raise InputError(
+        f"the cached features in {path.parent} are of something else, or"
+        f" {path.name} is damaged. Delete that folder; they are then computed"
+        " again."
+      )
+
+
+def _require_space(cache, number, name):
+  needed = number * cache.num_bytes
+  free = shutil.disk_usage(cache.folder).free
+  _logger.info(
+    "caching the features of %d images of %s in %s: %s as %s, of %s free",
+    number,
+    name,
+    cache.folder,
+    gigabytes(needed),
+    cache.dtype,
+    gigabytes(free),
+  )
+  if needed > free:
+    raise InputError(
+      f"the features of {number} images of {name} need {gigabytes(needed)} as"
+      f" {cache.dtype}, and {cache.folder} has {gigabytes(free)} free. Make"
+      " room, or set config.features_dir to another place or"
+      " config.feature_cache.dtype to a smaller type or none."
+    )
+
+
+def _fill(cache, examples, sha256, part, options, make_encode, skipped):
+  """Computes the missing features of a process's shards, alone."""
+  count, size = jax.process_count(), cache.shard_size
+  writer = f"{part + 1}-of-{count}"
+  with _acquire(cache.folder, writer):
+    missing = [
+      index for index in cache.missing() if index // size % count == part
+    ]
+    if not missing:
+      return
+    states = _image_states(examples, missing)
+    if examples.fingerprint() != sha256:
+      raise _changed(examples)
+    batches = pipeline.iterate_batches(
+      pipeline.Subset(examples, missing),
+      options,
+      options.one_pass(len(missing)),
+      skipped=skipped,
+    )
+    message = f"computing features of {examples.name}"
+    if count > 1:
+      message += f", part {part + 1} of {count}"
+    progress = Progress(len(missing), "images")
+    ready, num_done = {}, 0
+    try:
+      for batch, outputs in run_ahead(batches, make_encode()):
+        for row in np.flatnonzero(batch["padding_mask"]):
+          index = missing[batch["index"][row]]
+          if _image_states(examples, [index])[index] != states[index]:
+            raise _changed(examples)
+          if ready and index // size > max(ready) // size:
+            cache.add(ready, writer)
+            ready = {}
+          ready[index] = cache.encode(
+            *(array[row] for array in outputs), str(batch["path"][row])
+          )
+          num_done += 1
+        progress.update(num_done, message)
+    finally:  # An image that cannot be read loses no finished work.
+      if ready:
+        cache.add(ready, writer)
+
+
+def _acquire(folder, writer):
+  """A lock on the shards of one part, to be used in a `with` statement."""
+  import filelock
+
+  lock = filelock.FileLock(folder / f".{writer}.lock")
+  try:
+    return lock.acquire(blocking=False)
+  except filelock.Timeout:
+    _logger.info("waiting for another process that fills %s", folder)
+    return lock.acquire()
+
+
+def _image_states(examples, indices):
+  """Sizes and times of image files by position; prepared images have none."""
+  if isinstance(examples[0]["image"], bytes):
+    return dict.fromkeys(indices)
+  return {index: file_state(examples[index]["image"]) for index in indices}
+
+
+def _changed(examples):
+  return InputError(
+    f"the images of {examples.name} changed while their features were computed:"
+    " give the same command again"
+  )
+
+
+def _make_encode(model, clip, split_clip):
+  """From a batch on the host to its features, on this process's devices."""
+  mesh = make_mesh(jax.local_devices())
+  clip_params, shardings = place_clip(clip, model, mesh, split_clip)
+
+  def encode(clip_params, batch):
+    return encode_batch(model, join_params({}, clip_params), batch)
+
+  step = jit_step(encode, mesh, shardings, num_replicated=0)
+  return lambda batch: step(
+    clip_params, shard_batch(batch, mesh, ENCODE_FIELDS)
+  )
