@@ -1,5 +1,6 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all; their digests and seals."""
 
+import os
 import pathlib
 
 import pytest
@@ -44,3 +45,44 @@ def test_a_failure_leaves_the_file_as_it_was(tmp_path):
       raise KeyError("made")
   assert path.read_text() == "before"
   assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_digest_of_a_file(tmp_path):
+  path = tmp_path / "a"
+  path.write_bytes(b"one")
+  assert files.digest_file(path) == files.digest_file(b"one")
+  path.write_bytes(b"two")
+  assert files.digest_file(path) == files.digest_file(b"two")
+  os.mkfifo(tmp_path / "pipe")
+  for name in ("pipe", "absent"):
+    assert files.digest_file(tmp_path / name) == "unreadable"
+  assert files.file_state(tmp_path / "absent") == "unreadable"
+
+
+def test_every_changed_byte_of_a_sealed_file_is_noticed():
+  values = {"score": 0.25, "list": [1, None, "x"], "tree": {"a": True}}
+  text = files.seal(values, indent=2).encode()
+  assert files.unseal(text) == values
+  same = 0
+  for place in range(len(text)):
+    for bit in (1, 2, 16):
+      changed = bytearray(text)
+      changed[place] ^= bit
+      try:
+        found = files.unseal(bytes(changed))
+      except ValueError:
+        continue
+      # White space, or the name of the digest, which readers do not know.
+      assert found == values or len(found) == len(values) + 1
+      same += found == values
+  assert same < 40
+
+
+@pytest.mark.parametrize("text", ("[]", "1", "{", "[" * 100_000, b"\xff"))
+def test_what_is_not_sealed_is_refused(text):
+  with pytest.raises(ValueError):
+    files.unseal(text)
+
+
+def test_text_of_earlier_versions_has_no_digest():
+  assert files.unseal('{"a": 1}') == {"a": 1}

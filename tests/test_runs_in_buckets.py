@@ -2,17 +2,14 @@
 
 import contextlib
 import os
-import pathlib
 import random
-import shutil
 import signal
 import time
 
 import pytest
 from PIL import Image
 
-from cops_jax import copies, datasets, files
-from cops_jax.errors import InputError
+from cops_jax import copies, files
 from cops_jax.paths import to_path
 from cops_jax.runs.metrics_log import read_metrics
 from helpers.cluster import end_cluster, free_port
@@ -21,17 +18,10 @@ from helpers.scripts import Program, run
 
 
 @pytest.fixture
-def in_bucket(arguments, bucket, data_dir, clip_folder):
-  """The session's arguments, with data and CLIP in the bucket."""
-  name = "demo_auxiliary"
-  datasets.load(name, "test", data_dir)
-  copies.send(pathlib.Path(data_dir, name), f"{bucket}/data/{name}")
+def in_bucket(arguments, bucket, clip_folder):
+  """The session's arguments, with CLIP in the bucket."""
   copies.send(clip_folder, f"{bucket}/clip")
-  return [
-    *arguments,
-    f"--config.data_dir={bucket}/data",
-    f"--config.clip.weights={bucket}/clip",
-  ]
+  return [*arguments, f"--config.clip.weights={bucket}/clip"]
 
 
 def assert_same_training(workdir, whole):
@@ -121,7 +111,7 @@ def test_damage_in_a_bucket(arguments, bucket, trained):
 def test_two_processes_of_two_hosts(
   in_bucket, bucket, trained, tmp_path, monkeypatch
 ):
-  """Each with copies of its own; one is killed, and both are started again."""
+  """Each has its own features; one is killed, and both are started again."""
   workdir = f"{bucket}/run"
 
   def start():
@@ -133,6 +123,7 @@ def test_two_processes_of_two_hosts(
         Program(
           *("train.py", *in_bucket, f"--workdir={workdir}"),
           "--config.feature_cache.dtype=float32",
+          f"--config.features_dir={tmp_path}/features-{index}",
           *(address, "--num_processes=2", f"--process_id={index}"),
           num_devices=4,
         )
@@ -151,17 +142,6 @@ def test_two_processes_of_two_hosts(
   rows, want = read_metrics(to_path(workdir)), read_metrics(trained[0])
   for row, one in zip(rows, want, strict=True):
     assert row["loss"] == pytest.approx(one["loss"], rel=1e-4)
-  # Each computed its half, sent it, and took the other's from there.
-  features = f"{bucket}/data/features"
-  names = [
-    name.rpartition("/")[2]
-    for name in files.find_files(features)
-    if name.endswith(".array_record")
-  ]
-  assert sorted(name[:7] for name in names) == ["1-of-2-", "2-of-2-"]
-  for index in range(2):
-    found = (tmp_path / f"host-{index}").rglob("*.array_record")
-    assert {path.name for path in found}.issuperset(names)
 
 
 def test_an_outage_is_waited_for(in_bucket, bucket, server, trained):
@@ -228,26 +208,6 @@ def test_what_cannot_be_used_is_one_sentence(
   assert code == 1 and "Traceback" not in err
   (message,) = [line for line in err.splitlines() if line.startswith("error:")]
   assert sentence in message and workdir in message
-
-
-def test_data_that_a_bucket_lacks_are_prepared_and_sent(bucket, monkeypatch):
-  from cops_jax.commands.datasets import main
-  from cops_jax.datasets import contents
-
-  data_dir = f"{bucket}/data"
-  assert main(["prepare", "demo_unseen", f"--data_dir={data_dir}"]) == 0
-  folder = f"{data_dir}/demo_unseen"
-  assert any(n.endswith("contents.json") for n in files.find_files(folder))
-  before = datasets.load("demo_unseen", "test", data_dir).digests()
-  # Another host takes a copy.
-  shutil.rmtree(copies.place_of(folder))
-  with monkeypatch.context() as patched:
-    patched.setattr(contents, "compute_digests", None)
-    assert datasets.load("demo_unseen", "test", data_dir).digests() == before
-  (record,) = [name for name in files.find_files(folder) if "record-0" in name]
-  flip(f"{folder}/{record}")
-  with pytest.raises(InputError, match="'demo_unseen' is damaged at record"):
-    datasets.load("demo_unseen", "test", data_dir)
 
 
 @pytest.mark.soak

@@ -1,7 +1,6 @@
 """A folder in MVTec's layout."""
 
 import errno
-import json
 import logging
 import os
 import shutil
@@ -9,7 +8,6 @@ import shutil
 import pytest
 
 from cops_jax import datasets
-from cops_jax.digests import describe_difference
 from cops_jax.errors import InputError
 from cops_jax.inputs import pipeline
 from helpers.listings import check_examples, plates
@@ -105,31 +103,34 @@ def test_names_of_any_bytes(tmp_path):
   found = datasets.load(f"folder:{tree.root}", "test")
   paths = sorted(example["path"] for example in found)
   assert "nut/test/good/\\xff\\xfe.png" in paths and len(set(paths)) == 5
-  assert json.loads(json.dumps(found.digests()).encode()).keys() == set(paths)
+  assert len(found.fingerprint()) == 64
 
 
-def test_digests_of_a_folder(tmp_path):
-  """They know each file's state, and nothing of the folder's place."""
+def test_the_fingerprint_of_a_folder(tmp_path):
+  """It changes with every file's state and label, not with the place."""
   tree = plates(tmp_path / "plates")
-  name = f"folder:{tree.root}"
-  before = datasets.load(name, "test").digests()
-  bytes_before = datasets.load(name, "test", by_contents=True).digests()
-  moved = tree.root.rename(tmp_path / "moved")
-  name = f"folder:{moved}"
-  assert datasets.load(name, "test").digests() == before
-  mask = moved / "nut/ground_truth/dent/1.png"
+
+  def find(root, by_contents=False):
+    return datasets.load(f"folder:{root}", "test", by_contents=by_contents)
+
+  by_times, by_bytes = (find(tree.root, flag) for flag in (False, True))
+  by_times, by_bytes = by_times.fingerprint(), by_bytes.fingerprint()
+  root = tree.root.rename(tmp_path / "moved")
+  assert find(root).fingerprint() == by_times
+  mask = root / "nut/ground_truth/dent/1.png"
   os.utime(mask, (0, 0))
-  after = datasets.load(name, "test").digests()
-  assert describe_difference(before, after) == "1 changed (nut/test/dent/1.png)"
-  bytes_after = datasets.load(name, "test", by_contents=True).digests()
-  assert bytes_after == bytes_before
+  touched = find(root).fingerprint()
+  assert touched != by_times
+  assert find(root, by_contents=True).fingerprint() == by_bytes
   content = bytearray(mask.read_bytes())
   content[-1] ^= 1
   mask.write_bytes(content)
   os.utime(mask, (0, 0))
-  assert datasets.load(name, "test").digests() == after
-  bytes_after = datasets.load(name, "test", by_contents=True).digests()
-  assert bytes_after != bytes_before
+  assert find(root).fingerprint() == touched
+  assert find(root, by_contents=True).fingerprint() != by_bytes
+  (root / "nut/test/dent").rename(root / "nut/test/hole")
+  (root / "nut/ground_truth/dent").rename(root / "nut/ground_truth/hole")
+  assert find(root).fingerprint() != touched
 
 
 def test_noise_is_keyed_by_path_and_content(tmp_path):

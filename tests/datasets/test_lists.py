@@ -82,10 +82,10 @@ def test_paths_as_scripts_write_them(tree, rewrite):
         entries.append({"img_path": "", "mask_path": "", "anomaly": 0})
 
   write_meta(tree)
-  want = datasets.load(f"meta_json:{tree.root}", "test").digests()
+  want = datasets.load(f"meta_json:{tree.root}", "test").fingerprint()
   write_meta(tree, change)
   found = datasets.load(f"meta_json:{tree.root}", "test")
-  assert found.digests() == want
+  assert found.fingerprint() == want
   assert any(
     "without an img_path were left out" in note for note in found.notes
   )

@@ -21,10 +21,14 @@ from PIL import Image, ImageOps
 
 from cops_jax import datasets
 from cops_jax.commands.datasets import main
-from cops_jax.datasets import builders, contents, preparation, specifications
+from cops_jax.datasets import (
+  builders,
+  preparation,
+  prepared,
+  specifications,
+)
 from cops_jax.datasets.download import Archive, download
 from cops_jax.errors import InputError
-from cops_jax.files import seal, unseal
 from helpers import original_layouts
 from helpers.original_layouts import write_tree
 
@@ -215,68 +219,78 @@ def test_unwritable_data_directory_is_reported(tmp_path):
     load(tree)
 
 
-def test_damaged_prepared_data_are_reported(tmp_path):
-  tree = write_tree("kvasir", tmp_path)
-  load(tree)
-  file = next((tmp_path / "prepared/kvasir/1.1.0").glob("*test*record*"))
-  data = bytearray(file.read_bytes())
-  data[len(data) // 2] ^= 0xFF
-  file.write_bytes(data)
-  with pytest.raises(InputError, match="is damaged at record .* Delete"):
-    list(load(tree))
-
-
 def test_inverted_masks_are_other_data(tmp_path):
-  """Of the same size; the same files give the same digests elsewhere."""
+  """The same files have the same fingerprint elsewhere."""
   tree = write_tree("kvasir", tmp_path)
-  before = load(tree).digests()
+  before = load(tree).fingerprint()
   shutil.rmtree(tmp_path / "prepared")
-  assert load(tree).digests() == before
+  assert load(tree).fingerprint() == before
   for mask in (tree.root / "masks").glob("[!.T]*.*"):
     with Image.open(mask) as image:
       inverted = ImageOps.invert(image.convert("L"))
     inverted.save(mask)
-  assert load(tree).digests() == before  # Of what is prepared.
+  assert load(tree).fingerprint() == before  # Of what is prepared.
   shutil.rmtree(tmp_path / "prepared")
-  after = load(tree).digests()
-  assert after.keys() == before.keys()
-  assert any(after[name] != before[name] for name in after)
+  assert load(tree).fingerprint() != before
 
 
-def test_digests_are_kept_with_the_data(tmp_path, monkeypatch, caplog):
+def test_shards_are_read_once_to_tell_them_from_others(
+  tmp_path, monkeypatch, caplog
+):
   monkeypatch.setattr(logging.getLogger("cops_jax"), "propagate", True)
   tree = write_tree("kvasir", tmp_path)
   before = load(tree)
-  computed = []
-  real = contents.compute_digests
+  read = []
+  real = prepared.digest_file
 
-  def compute(builder, split):
-    computed.append(split)
-    return real(builder, split)
+  def digest_file(path):
+    read.append(path.name)
+    return real(path)
 
-  monkeypatch.setattr(contents, "compute_digests", compute)
-  assert load(tree).digests() == before.digests() and not computed
-  assert load(tree).notes == before.notes != ()
+  def shards_read():
+    found = [name for name in read if "record" in name]
+    read.clear()
+    return len(found)
+
+  monkeypatch.setattr(prepared, "digest_file", digest_file)
+  assert load(tree).fingerprint() == before.fingerprint()
+  assert not shards_read() and load(tree).notes == before.notes != ()
   path = tmp_path / "prepared/kvasir/1.1.0/contents.json"
   text = path.read_text()
   for damage in (text.replace('": "', '": "0', 1), text[:-9], "[]"):
     path.write_text(damage)
-    assert load(tree).digests() == before.digests()
-    assert computed == ["test"] and f"{path} is damaged" in caplog.text
-    computed.clear()
-  # As after a copy, which is compared by bytes and is then as good.
-  records = next(path.parent.glob("*test*record*"))
-  written = records.stat().st_mtime_ns
-  os.utime(records, (0, 0))
-  assert load(tree).digests() == before.digests() and not computed
-  assert records.stat().st_mtime_ns == written
-  # Earlier versions knew no bytes.
-  content = unseal(path.read_text())
-  content["files"] = {n: row[:2] for n, row in content["files"].items()}
-  path.write_text(seal(content))
-  assert load(tree).digests() == before.digests() and not computed
-  os.utime(records, (0, 0))
-  assert load(tree).digests() == before.digests() and computed == ["test"]
+    assert load(tree).fingerprint() == before.fingerprint()
+    assert shards_read() == 1 and f"{path} is damaged" in caplog.text
+  # A copy has other times: it is read once.
+  shard = next(path.parent.glob("*test*record*"))
+  os.utime(shard, (0, 0))
+  for number in (1, 0):
+    assert load(tree).fingerprint() == before.fingerprint()
+    assert shards_read() == number
+
+
+@pytest.mark.parametrize(
+  "name", ("*test*record*", "dataset_info.json", "features.json")
+)
+def test_a_flipped_bit_in_prepared_data_is_noticed(name, tmp_path, capsys):
+  tree = write_tree("kvasir", tmp_path)
+  load(tree)
+  (path,) = (tmp_path / "prepared/kvasir/1.1.0").glob(name)
+  content = path.read_bytes()
+  stat = path.stat()
+  damaged = bytearray(content)
+  damaged[len(content) // 2] ^= 1
+  path.write_bytes(damaged)
+  # A shard is not read again where its size and time are as before.
+  os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+  with pytest.raises(InputError, match="kvasir.* is damaged .* Delete"):
+    list(load(tree))
+  os.utime(path, (0, 0))
+  with pytest.raises(InputError, match="kvasir.* is damaged .* Delete"):
+    load(tree)
+  path.unlink()
+  with pytest.raises(InputError, match="kvasir.* is damaged .* Delete"):
+    load(tree)
 
 
 def test_citations_are_bibtex():
@@ -301,7 +315,8 @@ def test_original_files_that_changed_are_noticed(tmp_path, capsys):
   os.utime(image, ns=(stat.st_atime_ns, stat.st_mtime_ns))
   assert not any("have changed" in note for note in load(tree).notes)
   main(["check", "kvasir", "--deep", *flags])
-  assert f"1 changed (images/{image.name})" in capsys.readouterr().out
+  expected = f"prepared copy, images/{image.name} among them"
+  assert expected in capsys.readouterr().out
   os.utime(image, (0, 0))
   assert any("have changed since" in note for note in load(tree).notes)
 

@@ -102,9 +102,6 @@ def test_a_run_is_not_resumed_on_other_images(workable, tmp_path):
   dent = tree.root / "nut/test/dent"
   for folder in (dent, tree.root / "nut/ground_truth/dent"):
     shutil.copy(folder / "1.png", folder / "9.png")
-  expected = (
-    r"other images: 1 added \(nut/test/dent/9.png\).*--allow_other_data"
-  )
-  with pytest.raises(InputError, match=expected):
+  with pytest.raises(InputError, match="other images: .*--allow_other_data"):
     training.train(config, workdir)
   training.train(config, workdir, allow_other_data=True)

@@ -78,7 +78,7 @@ def test_every_example_once(batch_size, num_devices):
     np.testing.assert_array_equal(batch["mask_counts"], want)
 
 
-def test_every_epoch_has_its_own_order_of_all_examples():
+def test_every_epoch_has_its_own_order_and_starts_at_any_step():
   examples = make_examples(10)
   batches = iterate(examples, 4, steps=range(6), shuffle_seed=1)
   epochs = [real(batches[:3]), real(batches[3:])]
@@ -88,13 +88,15 @@ def test_every_epoch_has_its_own_order_of_all_examples():
   assert epochs[0] != epochs[1]
   other = iterate(examples, 4, steps=range(3), shuffle_seed=2)
   assert real(other) != epochs[0]
+  rest = iterate(examples, 4, steps=range(4, 6), shuffle_seed=1)
+  assert real(rest) == real(batches[4:])
 
 
-def test_starting_later_gives_the_same_batches():
-  examples = make_examples(10)
-  whole = iterate(examples, 4, steps=range(7), shuffle_seed=1)
-  rest = iterate(examples, 4, steps=range(5, 7), shuffle_seed=1)
-  assert real(rest) == real(whole[5:])
+def assert_same(batches, others):
+  for batch, other in zip(batches, others, strict=True):
+    assert batch.keys() == other.keys()
+    for name, array in batch.items():
+      np.testing.assert_array_equal(array, other[name])
 
 
 def test_hosts_share_the_global_batches():
@@ -105,11 +107,14 @@ def test_hosts_share_the_global_batches():
     iterate(examples, 4, process_index=host, process_count=2, **kwargs)
     for host in range(2)
   ]
-  for batch, *halves in zip(whole, *parts, strict=True):
-    for name, array in batch.items():
-      np.testing.assert_array_equal(
-        array, np.concatenate([half[name] for half in halves])
-      )
+  halves = zip(*parts, strict=True)
+  assert_same(
+    whole,
+    [
+      {name: np.concatenate([one[name], two[name]]) for name in one}
+      for one, two in halves
+    ],
+  )
 
 
 def test_hosts_evaluate_every_example_once():
@@ -135,17 +140,17 @@ def test_hosts_evaluate_every_example_once():
 
 def test_worker_processes_change_nothing():
   examples = make_examples(10)
+  examples[7]["image"] = b"no image"
   kwargs = dict(steps=range(1, 6), shuffle_seed=3, full_masks=True)
-  alone = iterate(examples, 4, **kwargs)
-  for num_workers in (1, 3):
-    helped = iterate(examples, 4, num_workers=num_workers, **kwargs)
-    for batch, other in zip(alone, helped, strict=True):
-      assert batch.keys() == other.keys()
-      for name in batch:
-        np.testing.assert_array_equal(batch[name], other[name])
+  alone, helped = {}, {}
+  assert_same(
+    iterate(examples, 4, skipped=alone, **kwargs),
+    iterate(examples, 4, skipped=helped, num_workers=3, **kwargs),
+  )
+  assert alone == helped and list(alone) == ["7.png"]
 
 
-def test_masks_leave_as_counts_or_whole():
+def test_masks_are_counts_or_whole():
   examples = make_examples(2)
   (batch,) = iterate(examples, 2, steps=range(1))
   assert "mask" not in batch
@@ -156,38 +161,24 @@ def test_masks_leave_as_counts_or_whole():
   np.testing.assert_array_equal(batch["mask"].mean(axis=(1, 2)), [0, 1])
 
 
-@pytest.fixture(params=("image", "mask", "missing"))
-def unreadable(request, tmp_path):
-  """Four examples, the second of which cannot be read."""
-  examples = make_examples(4)
-  if request.param == "missing":
+@pytest.mark.parametrize("field", ("image", "mask", "missing"))
+def test_unreadable_files_are_named_or_skipped(field, tmp_path, caplog):
+  examples, reason = make_examples(4), ""
+  if field == "missing":
+    field, reason = "image", "No such file"
     examples[1]["image"] = tmp_path / "deleted.png"
-    return examples, "image", "No such file"
-  examples[1][request.param] = examples[1][request.param][:50]
-  return examples, request.param, ""
-
-
-def test_unreadable_files_are_named(unreadable):
-  examples, field, reason = unreadable
+  else:
+    examples[1][field] = examples[1][field][:50]
   with pytest.raises(InputError) as error:
     iterate(examples, 3, steps=range(2))
-  assert str(error.value).startswith(
-    f"1.png of data set 'made': its {field} cannot be read: "
-  )
+  message = f"its {field} cannot be read: "
+  assert str(error.value).startswith(f"1.png of data set 'made': {message}")
   assert reason in str(error.value)
   assert "unreadable_files=skip" in str(error.value)
-
-
-@pytest.mark.parametrize("num_workers", (0, 1))
-def test_unreadable_files_are_left_out(unreadable, num_workers, caplog):
-  examples, field, _ = unreadable
   skipped = {}
-  batches = iterate(
-    examples, 3, steps=range(4), num_workers=num_workers, skipped=skipped
-  )
+  batches = iterate(examples, 3, steps=range(4), skipped=skipped)
   assert real(batches) == [0, 2, 3] * 2
-  assert list(skipped) == ["1.png"]
-  assert skipped["1.png"].startswith(f"its {field} cannot be read: ")
+  assert list(skipped) == ["1.png"] and skipped["1.png"].startswith(message)
   # Reported once, though read in both epochs.
   assert caplog.text.count("left out 1.png") == 1
   assert not batches[0]["image"][1].any()

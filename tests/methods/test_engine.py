@@ -10,7 +10,7 @@ from cops_jax import calibrate, export, reporting, training
 from cops_jax.detector import AnomalyDetector
 from cops_jax.errors import InputError
 from cops_jax.evaluation import many
-from cops_jax.inputs.configured import load_examples
+from cops_jax.inputs.pipeline import load_examples
 from cops_jax.runs.metrics_log import read_metrics
 from cops_jax.runtime.mesh import make_mesh, replicate, shard_batch
 from cops_jax.training import step as steps

@@ -73,6 +73,16 @@ def test_another_clip_is_refused_unless_allowed(tmp_path):
   check_clip(RECORD, "ab" * 32, "run", False)
 
 
+def test_other_data_are_refused_unless_allowed(tmp_path):
+  record = dataclasses.replace(RECORD, data_sha256="ab" * 32)
+  claim_workdir(tmp_path, record)
+  other = dataclasses.replace(RECORD, data_sha256="cd" * 32)
+  with pytest.raises(InputError, match="other images: .*--allow_other_data"):
+    claim_workdir(tmp_path, other)
+  claim_workdir(tmp_path, other, allow_other_data=True)
+  assert read_record(tmp_path) == record
+
+
 def test_only_the_asked_sections_are_compared():
   other = changed("train", "learning_rate", 1e-4)
   check_config(RECORD, other.config, ("model",), "run")

@@ -305,8 +305,8 @@ def test_evaluation_of_a_run_and_of_a_file_gives_the_same_scores(
   class Few(list):
     name, identity, notes, is_published = "demo_unseen", "few", (), False
 
-    def digests(self):
-      return {}
+    def fingerprint(self):
+      return ""
 
   def load_few(*arguments):
     examples = load(*arguments)
