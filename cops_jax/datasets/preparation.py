@@ -171,12 +171,12 @@ def load_prepared(
     InputError: as `prepare`; or there is no such split.
   """
   builder = prepare(name, data_dir, manual_dir)
+  contents = read_contents(builder)
   if split not in builder.info.splits:
     raise InputError(
       f"data set {name!r} has no split {split!r}; it has:"
       f" {', '.join(sorted(builder.info.splits))}"
     )
-  contents = read_contents(builder)
   before = contents["originals"]
   now = before and state_of_originals(builder, manual_dir)
   if now and now != before:
