@@ -25,12 +25,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from cops_jax.clip.features import ENCODE_FIELDS, encode_batch, join_params
 from cops_jax.config import max_pixels
 from cops_jax.errors import InputError, WriteError
 from cops_jax.files import file_state, write_file
 from cops_jax.inputs import pipeline
 from cops_jax.inputs.feature_cache import FeatureCache
-from cops_jax.clip.features import ENCODE_FIELDS, encode_batch, join_params
 from cops_jax.paths import require_local
 from cops_jax.progress import Progress, gigabytes
 from cops_jax.runtime.mesh import (

@@ -28,7 +28,6 @@ from cops_jax.evaluation.dataset import DatasetEvaluator
 from cops_jax.inputs import pipeline
 from cops_jax.inputs.features import open_features
 from cops_jax.inputs.pipeline import load_examples
-)
 from cops_jax.paths import AnyPath, to_path
 from cops_jax.runs import checkpoints, lock, metrics_log
 from cops_jax.runs.record import Record, check_clip, claim_workdir, find_record
