@@ -1,6 +1,6 @@
 """The full model without one of its parts, each of them a config field.
 
-  python train.py --config=configs/ablations.py:no_prototypes --workdir=runs/...
+  cops train --config=ablations:no_prototypes --workdir=runs/no_prototypes
   python -m tools.ablate --workdir=runs/ablations
 
 The second command trains and evaluates all of them. The full model is that of
@@ -22,10 +22,10 @@ single run by up to a point:
 The demo's CLIP is a toy: this says little about the parts on real images.
 """
 
-from configs import demo
+from cops_jax.config import recipe
 from cops_jax.errors import InputError
 
-# Overrides by name. Where fields name alternatives, see cops_jax/config.py.
+# Overrides by name.
 ABLATIONS = {
   "full": {},
   "no_prototypes": {"model.num_state_words": 0},
@@ -58,7 +58,7 @@ def get_config(name="full"):
   Args:
     name: of `ABLATIONS`.
   """
-  config = demo.get_config()
+  config = recipe("demo")
   config.model.smoothing_window_patches = 3
   # All but no_value_path have the same vision features, for any seed.
   config.feature_cache.dtype = "float32"

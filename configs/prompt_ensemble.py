@@ -1,16 +1,28 @@
-r"""Hand-written prompts and no training, on all that is prepared.
+"""Hand-written prompts and no training, on all prepared data sets.
 
-  python eval.py --config=configs/prompt_ensemble.py --workdir=runs/ensemble \
-    --datasets=all
+  cops evaluate --config=prompt_ensemble --workdir=runs/ensemble --datasets=all
 
-There is no published result of exactly this: AnomalyCLIP's vision tower and
-maps with WinCLIP's kind of texts. No time is given here, as this code has not
-been run with the real data yet.
+No result of exactly this is published: AnomalyCLIP's vision tower and maps with
+WinCLIP's kind of texts. No time is given here, as this code has not been run
+with the real data yet.
 """
 
-from cops_jax.config import recipe
+from cops_jax.config import default
 
 
 def get_config():
-  """The default with the recipe's overrides."""
-  return recipe("prompt_ensemble")
+  """The vision tower and number format are those of AnomalyCLIP's code."""
+  config = default()
+  config.method = "prompt_ensemble"
+  config.clip.weights = "openai/clip-vit-large-patch14-336"
+  config.clip.dtype = "float32"
+
+  config.model.image_size_pixels = 518
+  config.model.feature_layers = (24,)
+  config.model.num_value_layers = 19
+  config.model.texts = "photos"
+  config.model.object_name = "object"
+  config.model.temperature = 0.07
+
+  config.evaluation.datasets = ("mvtec_ad", "visa")
+  return config

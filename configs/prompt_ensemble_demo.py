@@ -1,11 +1,28 @@
 """Hand-written prompts on the demo's data, in words that its toy CLIP knows.
 
-python eval.py --config=configs/prompt_ensemble_demo.py --workdir=runs/e_demo
+  cops evaluate --config=prompt_ensemble_demo --workdir=runs/e_demo
+
+Mean over six categories, in percent, on a processor with AVX-512: image AUROC
+84.9, pixel AUROC 95.1. The toy was pretrained with these sentences.
 """
 
-from cops_jax.config import recipe
+from cops_jax.config import default
 
 
 def get_config():
-  """The default at a tiny size."""
-  return recipe("prompt_ensemble_demo")
+  """The prompt ensemble at a tiny size."""
+  config = default()
+  config.method = "prompt_ensemble"
+  config.clip.weights = "demo"
+  config.clip.dtype = "float32"
+  config.feature_cache.dtype = "float32"
+
+  config.model.image_size_pixels = 112
+  config.model.feature_layers = (5,)
+  config.model.num_value_layers = 3
+  config.model.texts = "demo"
+
+  config.train.dataset = "demo_auxiliary"
+  config.evaluation.datasets = ("demo_unseen",)
+  config.evaluation.batch_size = 8
+  return config

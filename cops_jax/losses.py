@@ -17,7 +17,6 @@ import numpy as np
 from cops_jax.scoring import ANOMALY, NORMAL
 from cops_jax.typing import Array, Bool, Float, Integer
 
-RECONSTRUCTIONS = ("pairwise", "matched", "none")
 PATCH_LOSS_WEIGHT = 4.0
 
 _FOCAL_EPSILON = 1e-5

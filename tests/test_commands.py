@@ -11,8 +11,9 @@ import pytest
 
 from cops_jax.__main__ import COMMANDS
 from cops_jax.commands import command_line
-from cops_jax.config import FIELDS, RECIPES
+from cops_jax.config import recipe_names
 from cops_jax.errors import InputError, needs_extra
+from cops_jax.fields import FIELDS
 from cops_jax.runs.checkpoints import Checkpoints
 from cops_jax.runs.record import read_record
 from cops_jax.weights import DEMO_FOLDER
@@ -48,7 +49,7 @@ def test_help_is_shown_at_once_in_any_folder(name, tmp_path):
     for field, row in FIELDS.items():
       comment = " ".join(row.comment.split())
       assert f"--config.{field}={row.default} {comment}" in words
-    assert f"recipes: {', '.join(RECIPES)}" in words
+    assert f"recipes: {', '.join(recipe_names())}" in words
   if not name:
     assert all(
       f"{command} {text}" in words for command, text in COMMANDS.items()

@@ -102,7 +102,8 @@ def overrides(command, words, root, clip):
     (w[9:].partition(":")[0] for w in words if w.startswith("--config=")),
     "visa",
   )
-  recipe = recipe if recipe in configuration.RECIPES else "demo"
+  if recipe not in configuration.recipe_names() or recipe == "ablations":
+    recipe = "demo"
   values = {
     "clip.weights": clip,
     "clip.dtype": "float32",
@@ -127,7 +128,7 @@ def overrides(command, words, root, clip):
   has_data = any("datasets=" in word for word in words)
   if command == "evaluate" and not has_data:
     values["evaluation.datasets"] = f"('folder:{root}/screws',)"
-  method = configuration.RECIPES[recipe].get("method", "cops")
+  method = configuration.recipe(recipe).method
   if method == "prompt_ensemble":
     values["model.texts"] = "demo"
   unread = methods.unread_fields(method)

@@ -15,7 +15,7 @@ LAYERS = (
   ("paths", "buckets", "files", "copies"),
   ("clip", "losses", "scoring", "metrics", "images", "datasets"),
   ("methods",),
-  ("config", "runs", "runtime"),
+  ("fields", "config", "runs", "runtime"),
   ("inputs", "weights"),
   ("evaluation",),
   ("training",),

@@ -18,10 +18,6 @@ from cops_jax.clip.devices import on_each_device
 from cops_jax.errors import InputError
 from cops_jax.typing import Array, Float
 
-# "auto" is the platform's own: "heads" on CPU, "splash" on TPU, "cudnn" on CUDA
-# where it can be used; everywhere else "xla".
-IMPLEMENTATIONS = ("auto", "xla", "heads", "cudnn", "splash")
-
 # Faults of flash attention at lengths that 128 does not divide were reported
 # for cuDNN from the first of these versions to below the second.
 _FAULTY_CUDNN = (91300, 91600)
@@ -60,8 +56,9 @@ def self_attention(
     num_heads: that share the width.
     num_queries: how many of the first tokens attend; one or all.
     has_value_path: whether values are queries and keys of values too.
-    implementation: of `IMPLEMENTATIONS`: "xla" has all scores at once, "heads"
-      those of one image and head, "cudnn" and "splash" a block of them.
+    implementation: "xla" holds all scores at once, "heads" those of one image
+      and head, "cudnn" and "splash" a block of them; "auto" is "heads" on CPU,
+      "splash" on TPU, "cudnn" on CUDA if it can be used, else "xla".
 
   Returns:
     What the queries found; and the values, or None without a value path.

@@ -80,7 +80,7 @@ class CLIP(FlaxCLIPModule):
   Attributes:
     config: a transformers `CLIPConfig`.
     dtype: of the computation; parameters keep their own.
-    attention: of the vision tower's tokens, see `attention.IMPLEMENTATIONS`.
+    attention: of the vision tower's tokens; see `attention.self_attention`.
   """
 
   dtype: Any = jnp.float32

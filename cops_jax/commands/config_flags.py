@@ -132,7 +132,8 @@ def _root_cause(error):
 
 def _help(program, module, description):
   """The command's flags, and all fields of a config with their comments."""
-  from cops_jax.config import FIELDS, RECIPES
+  from cops_jax.config import recipe_names
+  from cops_jax.fields import FIELDS
 
   def entry(name, text):
     return f"  {name}\n{textwrap.fill(text, 79, **indent)}"
@@ -157,7 +158,7 @@ def _help(program, module, description):
   ]
   for name, field in FIELDS.items():
     lines.append(entry(f"--config.{name}={field.default}", field.comment))
-  lines += ["", textwrap.fill(f"recipes: {', '.join(RECIPES)}", 79)]
+  lines += ["", textwrap.fill(f"recipes: {', '.join(recipe_names())}", 79)]
   return "\n".join(lines)
 
 

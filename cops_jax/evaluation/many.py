@@ -15,10 +15,11 @@ from typing import Any
 import jax
 
 from cops_jax import __version__, methods
-from cops_jax.config import Role, complete, decides
+from cops_jax.config import complete, decides
 from cops_jax.errors import InputError, WriteError
 from cops_jax.evaluation import results
 from cops_jax.evaluation.dataset import DatasetEvaluator
+from cops_jax.fields import Role
 from cops_jax.files import (
   delete,
   find_files,

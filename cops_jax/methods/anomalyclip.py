@@ -28,8 +28,6 @@ FIELDS = (
 )
 IS_TRAINED = True
 
-DEEP_PROMPT_CASTS = ("float16", "none")
-
 
 @jax.custom_vjp
 def round_to_float16(x: Float[Array, "*s"]) -> Float[Array, "*s"]:

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cops_jax import __version__, methods
-from cops_jax.config import Role, complete, decides
+from cops_jax.config import complete, decides
+from cops_jax.fields import Role
 from cops_jax.metrics import METRICS
 from cops_jax.reporting.report import make_environment
 from cops_jax.reporting.tables import metric_title, percent

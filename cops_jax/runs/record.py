@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from cops_jax import __version__
-from cops_jax.config import Role, complete, decides, restore
+from cops_jax.config import complete, decides, restore
 from cops_jax.errors import InputError, MissingRunError
+from cops_jax.fields import Role
 from cops_jax.files import exists, read_file, seal, unseal, write_file
 from cops_jax.paths import to_path
 

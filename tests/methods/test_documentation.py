@@ -70,4 +70,4 @@ def test_what_the_document_names_is_there():
     exists = (ROOT / path).exists()
     assert exists or path == "cops_jax/methods/coop.py", path
   for name in re.findall(r"`((?:anomalyclip|prompt_ensemble)_\w+)`", TEXT):
-    assert name in configuration.RECIPES
+    assert name in configuration.recipe_names()

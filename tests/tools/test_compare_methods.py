@@ -45,4 +45,6 @@ def test_bad_input_is_reported(tmp_path):
       "-m", "tools.compare_methods", f"--workdir={tmp_path}", argument
     )
     assert code == 1 and expected in err and "Traceback" not in err
-  assert set(compare_methods._RECIPES.split(",")) <= set(configuration.RECIPES)
+  assert set(compare_methods._RECIPES.split(",")) <= set(
+    configuration.recipe_names()
+  )

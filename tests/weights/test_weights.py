@@ -16,7 +16,6 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import cops_jax
-from configs import recorded
 from cops_jax import reporting, training, weights
 from cops_jax.commands.weights import main
 from cops_jax.errors import InputError
@@ -79,7 +78,7 @@ def test_a_run_records_itself(untrained, clip_folder):
   assert record.clip_sha256 == hashlib.sha256(content).hexdigest()
   assert record.version == cops_jax.__version__
   assert record.init_from == ""
-  assert recorded.get_config(workdir).to_dict() == config.to_dict()
+  assert prompts.recorded_config(workdir).to_dict() == config.to_dict()
 
 
 def test_exports_hold_the_runs_prompts_and_its_record(untrained, exported):
@@ -89,7 +88,7 @@ def test_exports_hold_the_runs_prompts_and_its_record(untrained, exported):
     loaded, _ = prompts.load_prompts(path, expected)
     chex.assert_trees_all_equal(loaded, expected)
     assert prompts.find_record(path) == read_record(workdir)
-    assert recorded.get_config(path).to_dict() == config.to_dict()
+    assert prompts.recorded_config(path).to_dict() == config.to_dict()
 
 
 def test_the_command_line(untrained, tmp_path):
@@ -330,7 +329,7 @@ def test_a_recorded_config_of_another_version_is_refused(untrained, tmp_path):
   record["config"]["model"]["forgotten"] = 1
   (tmp_path / "run.json").write_text(seal(record))
   with pytest.raises(InputError, match="made by version .* 'forgotten'|forgo"):
-    recorded.get_config(tmp_path)
+    prompts.recorded_config(tmp_path)
   path = weight_files.DATA / "epoch_1.pth"
   with pytest.raises(InputError, match="with which config it was trained; add"):
-    recorded.get_config(path)
+    prompts.recorded_config(path)

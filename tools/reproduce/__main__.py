@@ -28,8 +28,9 @@ from absl import flags
 from ml_collections import config_flags as config_files
 
 from cops_jax.commands import config_flags
-from cops_jax.config import Role, decides, recipe
+from cops_jax.config import decides, recipe
 from cops_jax.errors import InputError
+from cops_jax.fields import Role
 from cops_jax.runtime import signals
 from tools.runs import parse_seeds, run_configs
 

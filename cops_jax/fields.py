@@ -1,0 +1,382 @@
+"""Every field of a config, once: default, comment, role and limits."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import math
+from typing import Any
+
+
+class Role(enum.Flag):
+  """What depends on a field.
+
+  Nothing depends on where CLIP's weights and the data are: their hashes are
+  compared.
+  """
+
+  # A run is resumed with the same value only.
+  TRAINING = enum.auto()
+  # An evaluation's kept results are used again with the same value only.
+  RESULTS = enum.auto()
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+  """A field of a config.
+
+  Attributes:
+    default: value where nothing sets it; every value has its type.
+    comment: description that --help shows.
+    role: what depends on it; neither role means only where, how fast and how
+      visibly something is done.
+    choices: the only values; empty if there are others.
+    low: smallest value.
+    high: largest value.
+    below: number that values are smaller than.
+  """
+
+  default: Any
+  comment: str
+  role: Role = Role(0)
+  choices: tuple[str, ...] = ()
+  low: int | float | None = None
+  high: int | float | None = None
+  below: int | float | None = None
+
+  def accepts(self, value: Any) -> bool:
+    """Whether a value of the field's type is within its limits."""
+    if self.choices:
+      return value in self.choices
+    return (
+      (self.low is None or value >= self.low)
+      and (self.high is None or value <= self.high)
+      and (self.below is None or value < self.below)
+    )
+
+  def describe_limits(self) -> str:
+    """Returns what a value must be, for messages."""
+    if self.choices:
+      return f"one of {', '.join(self.choices)}"
+    limits = {"at least": self.low, "at most": self.high, "below": self.below}
+    return " and ".join(
+      f"{words} {limit}" for words, limit in limits.items() if limit is not None
+    )
+
+
+_TRAINING, _RESULTS = Role.TRAINING, Role.RESULTS
+_BOTH = _TRAINING | _RESULTS
+
+FIELDS = {
+  "method": Field(
+    "cops",
+    "How prompts are trained and images scored: a module of cops_jax.methods.",
+    _BOTH,
+  ),
+  "seed": Field(
+    0,
+    "Seed of initial parameters, order of images, noise and samples.",
+    _BOTH,
+    low=0,
+    high=2**32 - 1,
+  ),
+  "data_dir": Field(
+    "",
+    "Folder of TFDS's prepared data sets; an empty string stands for"
+    " ~/tensorflow_datasets.",
+  ),
+  "manual_dir": Field(
+    "",
+    "Folder with a folder of original files for each data set; an empty string"
+    " stands for downloads/manual in data_dir.",
+  ),
+  "features_dir": Field(
+    "",
+    "Folder of cached vision features, shared by runs and evaluations; an empty"
+    " string stands for features in data_dir.",
+  ),
+  "compilation_cache": Field(
+    True,
+    "Keeps compiled programs in the user's cache folder, for the next start.",
+  ),
+  "feature_cache.dtype": Field(
+    "none",
+    "Type in which each image's vision features are kept on disk, so that the"
+    ' vision tower computes them once for all runs and evaluations: "float32",'
+    ' "bfloat16" (as exact if clip.dtype is bfloat16, half the size) or'
+    ' "float16". "none" computes them in every step.',
+    _BOTH,  # Rounded features change the last digits.
+    choices=("none", "float32", "bfloat16", "float16"),
+  ),
+  "input.num_workers": Field(
+    0,
+    "Processes that decode images. 0 decodes in threads of the main process,"
+    " which is enough for a few cores.",
+    low=0,
+  ),
+  "input.unreadable_files": Field(
+    "error",
+    'What happens if an image or mask cannot be decoded: "error" ends the run;'
+    ' "skip" warns, lists the file in the results and skips the example.',
+    _RESULTS,
+    choices=("error", "skip"),
+  ),
+  "input.compare_bytes": Field(
+    False,
+    "Compares a folder's files by all their bytes instead of sizes and times"
+    " before a run is resumed or a result used again.",
+    _TRAINING,
+  ),
+  "input.max_image_megapixels": Field(
+    80.0,
+    "Larger images are not decoded, as some small files ask for gigabytes.",
+    low=1e-6,
+    below=math.inf,
+  ),
+  "clip.weights": Field(
+    "openai/clip-vit-large-patch14-336",
+    "A Hugging Face name or folder, OpenAI's own .pt or a state dict with"
+    ' OpenAI\'s names, or "demo" for the toy in this package.',
+  ),
+  "clip.revision": Field(
+    "",
+    "Branch, tag or commit on the Hugging Face hub; an empty string stands for"
+    " the newest.",
+  ),
+  "clip.sha256": Field(
+    "",
+    "Required SHA-256 of the file with the weights; an empty string accepts"
+    " any.",
+  ),
+  "clip.dtype": Field(
+    "auto",
+    'Type of CLIP\'s computation: "float32", "bfloat16", or "auto": bfloat16 on'
+    " GPU and TPU, float32 on CPU, where it is faster. A run keeps the type it"
+    " began with. All else is computed in float32.",
+    _BOTH,
+    choices=("auto", "float32", "bfloat16"),
+  ),
+  "clip.attention": Field(
+    "auto",
+    'How the vision tower computes attention: "auto" as suits the platform, or'
+    ' "xla", "heads", "cudnn" (CUDA), "splash" (TPU).',
+    choices=("auto", "xla", "heads", "cudnn", "splash"),
+  ),
+  "clip.split_over_devices": Field(
+    False,
+    "Splits CLIP's parameters over the devices: saves memory, and costs their"
+    " exchange in every step.",
+  ),
+  "model.image_size_pixels": Field(
+    518,
+    "Side that images are resized to; a multiple of the patch size.",
+    _BOTH,
+    low=1,
+  ),
+  "model.feature_layers": Field(
+    (24,),
+    "Vision layers, counted from 1, whose patches are compared with prompts.",
+    _BOTH,
+  ),
+  "model.num_value_layers": Field(
+    24,
+    "Last vision layers that have a value path; 0 for none.",
+    _BOTH,
+    low=0,
+  ),
+  "model.smoothing_window_patches": Field(
+    5,
+    "Side of the neighbourhood average, in patches; odd. 1 for none.",
+    _BOTH,
+    low=1,
+  ),
+  "model.num_heads": Field(
+    12,
+    "Heads of the prototype extractor's attention; divides CLIP's joint width.",
+    _BOTH,
+    low=1,
+  ),
+  "model.num_context_words": Field(
+    6,
+    'A prompt is: start, context words, state words, category words, ".", end.',
+    _BOTH,
+    low=0,
+  ),
+  "model.num_state_words": Field(
+    6,
+    "Learned words for each state, and prototypes of it. 0 for no prototypes,"
+    " losses of them or distances to them.",
+    _BOTH,
+    low=0,
+  ),
+  "model.num_category_words": Field(
+    2,
+    "Words that the VAE samples. 0 for no VAE, losses of it or samples; the"
+    ' prompt then ends in "object.".',
+    _BOTH,
+    low=0,
+  ),
+  "model.deep_prompt_length": Field(
+    4, "Tokens that a layer of the text tower replaces.", _BOTH, low=0
+  ),
+  "model.deep_prompt_depth": Field(
+    8,
+    "Layers of the text tower that replace them; 0 for no deep prompts.",
+    _BOTH,
+    low=0,
+  ),
+  "model.prototype_injection": Field(
+    "crossed",
+    "Which prototypes a state's prompt gets: \"crossed\", the other state's, as"
+    ' in the authors\' released code; "matched", its own, as in the paper.',
+    _BOTH,
+    choices=("crossed", "matched"),
+  ),
+  "model.deep_prompt_cast": Field(
+    "float16",
+    'Type that deep prompts and their gradients are rounded to: "float16", as'
+    ' in AnomalyCLIP\'s released code, or "none".',
+    _BOTH,
+    choices=("float16", "none"),
+  ),
+  "model.texts": Field(
+    "photos",
+    "Hand-written texts of the prompt ensemble: a file, or one of this project"
+    ' by its name: "photos" or, in the words of the demo\'s CLIP, "demo".',
+    _BOTH,
+  ),
+  "model.normal_texts": Field(
+    (), "Texts for normal, in place of that file's states.", _BOTH
+  ),
+  "model.anomalous_texts": Field(
+    (), "Texts for anomalous, in place of that file's states.", _BOTH
+  ),
+  "model.object_name": Field(
+    "object", "Word for the object in those texts.", _BOTH
+  ),
+  "model.use_category_names": Field(
+    False, "In an evaluation, the category's name is that word.", _BOTH
+  ),
+  "model.temperature": Field(
+    0.07,
+    "Cosines are divided by it before the softmax.",
+    _BOTH,
+    low=1e-6,
+    below=math.inf,
+  ),
+  "train.dataset": Field(
+    "visa",
+    'Auxiliary data set: a name that "cops datasets list" shows, or your own'
+    " images: folder:PATH in MVTec's layout, meta_json:PATH with a meta.json.",
+    _TRAINING,
+  ),
+  "train.split": Field(
+    "test", "Split that is trained on; test has the anomalies.", _TRAINING
+  ),
+  "train.num_epochs": Field(
+    10,
+    "Passes over the data. 0 writes a checkpoint of the untrained prompts.",
+    _TRAINING,
+    low=0,
+  ),
+  "train.batch_size": Field(
+    8,
+    "Images in a step, over all devices. An epoch's last step may have fewer.",
+    _TRAINING,
+    low=1,
+  ),
+  "train.accumulate_steps": Field(
+    1,
+    "Steps whose mean gradient updates the parameters once.",
+    _TRAINING,
+    low=1,
+  ),
+  "train.learning_rate": Field(
+    1e-3, "Adam's learning rate; constant.", _TRAINING, low=0, below=math.inf
+  ),
+  "train.b1": Field(
+    0.5, "Adam's decay of the gradients' mean.", _TRAINING, low=0, below=1
+  ),
+  "train.b2": Field(
+    0.999, "Adam's decay of their squares' mean.", _TRAINING, low=0, below=1
+  ),
+  "train.eps": Field(
+    1e-8, "Adam's addend to the divisor.", _TRAINING, low=1e-30, below=1
+  ),
+  "train.reconstruction": Field(
+    "none",
+    'Loss between image features and category biases: "none", "pairwise" (every'
+    ' image with every bias, as in the released code) or "matched".',
+    _TRAINING,
+    choices=("none", "pairwise", "matched"),
+  ),
+  "train.log_every_steps": Field(20, "Steps between lines of metrics.", low=1),
+  "train.checkpoint_every_steps": Field(
+    500, "Steps between checkpoints.", low=1
+  ),
+  "train.evaluate_every_steps": Field(
+    0,
+    "Steps between evaluations, which save a checkpoint, follow the section"
+    " evaluation and write means into the metrics; 0 for none.",
+    low=0,
+  ),
+  "train.use_tensorboard": Field(
+    False,
+    "Writes the metrics for TensorBoard too; needs the extra [tensorboard].",
+  ),
+  "train.num_kept_checkpoints": Field(
+    3, "Newest checkpoints that are kept.", low=1
+  ),
+  "evaluation.datasets": Field(("mvtec_ad",), "Names as train.dataset's."),
+  "evaluation.split": Field(
+    "test", "Split of each data set that is scored.", _RESULTS
+  ),
+  "evaluation.batch_size": Field(
+    0,
+    "Images in a step, over all devices; 0 for 1 per CPU, 8 per GPU or TPU."
+    " No result depends on it.",
+    low=0,
+  ),
+  "evaluation.num_samples": Field(
+    10, "Category codes sampled for an image.", _RESULTS, low=1
+  ),
+  "evaluation.distance_weighting": Field(
+    True,
+    "Weights a patch's probability by its distances to the prototypes.",
+    _RESULTS,
+  ),
+  "evaluation.alpha": Field(
+    0.26,
+    "Share of the distance to normal prototypes in that weight.",
+    _RESULTS,
+    low=0,
+    high=1,
+  ),
+  "evaluation.beta": Field(
+    0.9,
+    "Share of the whole image's probability in its score.",
+    _RESULTS,
+    low=0,
+    high=1,
+  ),
+  "evaluation.tiles": Field(
+    "",
+    "Rows x columns of overlapping tiles that are scored beside the whole of"
+    " each image, such as 2x3, for small defects in large images; an empty"
+    " string scores the whole only. Maps and metrics keep the model's size.",
+    _RESULTS,
+  ),
+  "evaluation.pixel_metrics": Field(
+    "binned",
+    'How pixels are counted: "binned", in constant memory, or "exact", which'
+    " keeps them all: for small data.",
+    _RESULTS,
+    choices=("binned", "exact"),
+  ),
+  "evaluation.num_pictures": Field(
+    4,
+    "Images of each kind, best, worst and random, in a data set's report.",
+    _RESULTS,
+    low=0,
+  ),
+}
