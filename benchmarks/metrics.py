@@ -70,7 +70,7 @@ def gather(maps) -> metrics.PixelMetrics:
 def peak_megabytes(number: int, is_measured: bool) -> float:
   """Of a fresh process that generates maps and has metrics of them or not."""
   if is_measured:
-    gather(generate_maps(number)).compute()
+    gather(generate_maps(number)).count().compute()
   else:
     for _ in generate_maps(number):
       pass
@@ -101,7 +101,7 @@ def rows(is_quick: bool) -> Iterator[Row]:
 
   number = 10 if is_quick else _NUM_MAPS
   maps = list(generate_maps(number))
-  seconds = measure(lambda: gather(maps).compute(), 3)
+  seconds = measure(lambda: gather(maps).count().compute(), 3)
   scores, labels = (
     np.concatenate(arrays, axis=None) for arrays in zip(*maps, strict=True)
   )
@@ -167,7 +167,7 @@ def error_rows(kind: str, is_quick: bool) -> list[Row]:
   expected = sklearn_metrics(
     *(array.reshape(-1) for array in (scores, labels, weights))
   )
-  found = state.compute()
+  found = state.count().compute()
   return [
     Row(
       f"{name} of {scores.size:.2e} pixels, {kind}",

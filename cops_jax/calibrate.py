@@ -100,7 +100,7 @@ def from_labelled_data(
       f" {(~labels).sum()} normal images; to choose by their balanced accuracy"
       " both are needed. With normal images alone use --normal."
     )
-  pixel = pixels.best_threshold()
+  pixel = pixels.count().best_threshold()
   if np.isnan(pixel):
     pixel = thresholds.of_false_positive_rate(peaks[~labels], 0.0)
   return Thresholds(

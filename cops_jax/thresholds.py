@@ -178,7 +178,7 @@ def of_balanced_accuracy(
   Returns:
     NaN unless there are both kinds of images.
   """
-  best = metrics.balanced_image_threshold(scores, labels)
+  best = metrics.count_images(scores, labels).balanced_threshold()
   below = scores[scores < best]
   if not len(below):
     return max(best - _LEAST_MARGIN, 0.0)

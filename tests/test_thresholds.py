@@ -49,7 +49,7 @@ def test_the_ratio_of_both_kinds_does_not_matter():
       want = chosen
       assert (normal >= chosen).mean() < 0.5
     assert chosen == want
-  f1 = metrics.best_image_threshold(scores, labels)
+  f1 = metrics.count_images(scores, labels).best_threshold()
   assert (normal >= f1).mean() > 0.5
 
 

@@ -56,7 +56,8 @@ class Findings:
     )
     if row["has_mask"]:
       if image.category not in self.pixels:
-        self.pixels[image.category] = metrics.make_pixel_metrics(self.mode)
+        state = metrics.PIXEL_METRICS_MODES[self.mode]()
+        self.pixels[image.category] = state
       self.pixels[image.category].add(anomaly_map, row["mask"].astype(bool))
     return image
 
@@ -86,7 +87,7 @@ class Findings:
     return {
       name: _category_result(
         [image for image in self.images if image.category == name],
-        self.pixels.get(name, metrics.PixelMetrics()),
+        self.pixels.get(name, metrics.PixelMetrics()).count(),
       )
       for name in names
     }
@@ -172,11 +173,12 @@ def gather_pictures(
 def _category_result(images, pixels):
   scores = np.array([image.image_score for image in images])
   labels = np.array([image.label == scoring.ANOMALY for image in images])
-  values = metrics.image_metrics(scores, labels) | pixels.compute()
+  counts = metrics.count_images(scores, labels)
+  values = counts.compute() | pixels.compute()
   curves = {
     f"{level}_{name}": curve
     for level, found in (
-      ("image", metrics.image_curves(scores, labels)),
+      ("image", counts.curves()),
       ("pixel", pixels.curves()),
     )
     for name, curve in found.items()
@@ -184,8 +186,8 @@ def _category_result(images, pixels):
   }
   return CategoryResult(
     values,
-    undefined=metrics.undefined_reasons(values, labels, pixels),
-    image_threshold=metrics.best_image_threshold(scores, labels),
+    undefined=metrics.undefined_reasons(values, counts, pixels),
+    image_threshold=counts.best_threshold(),
     pixel_threshold=pixels.best_threshold(),
     curves={
       name: tuple(np.round(axis, 5).tolist() for axis in curve)

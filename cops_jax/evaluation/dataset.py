@@ -50,7 +50,7 @@ class EvaluationOptions:
   Attributes:
     batches: how examples become batches; no result depends on their size. Masks
       are to be full.
-    pixel_metrics: see `metrics.make_pixel_metrics`.
+    pixel_metrics: one of `metrics.PIXEL_METRICS_MODES`.
     skip_unreadable: whether to leave out examples that cannot be read.
     num_pictures: of each kind, see `results.Picture`.
   """

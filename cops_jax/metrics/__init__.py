@@ -2,33 +2,27 @@
 
 Image level: AUROC, average precision, F1-max. Pixel level: these, AUPRO and
 AUPRO from 200 thresholds, of the pixels of all masked images together.
-`metrics.curves` has the definitions.
+`metrics.counts` has the definitions.
 """
 
-from cops_jax.metrics.image import (
+from cops_jax.metrics.counts import (
   METRICS,
-  balanced_image_threshold,
-  best_image_threshold,
-  image_curves,
-  image_metrics,
+  Counts,
+  count_images,
   undefined_reasons,
 )
 from cops_jax.metrics.pixels import (
   PIXEL_METRICS_MODES,
   ExactPixelMetrics,
   PixelMetrics,
-  make_pixel_metrics,
 )
 
 __all__ = [
   "METRICS",
   "PIXEL_METRICS_MODES",
+  "Counts",
   "ExactPixelMetrics",
   "PixelMetrics",
-  "balanced_image_threshold",
-  "best_image_threshold",
-  "image_curves",
-  "image_metrics",
-  "make_pixel_metrics",
+  "count_images",
   "undefined_reasons",
 ]

@@ -1,15 +1,14 @@
-"""States that gather pixels, image by image, and the metrics of these."""
+"""States that gather pixels, image by image, and count them by score."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import numpy as np
 
-from cops_jax.metrics import curves
+from cops_jax.metrics.counts import Counts, count_scores
 from cops_jax.typing import Bool, Float, Integer
-
-PIXEL_METRICS_MODES = ("binned", "exact")
 
 # Bins of scores in [0, 1] are 2**-20 wide from 2**-8 to 1 - 2**-8. Towards both
 # ends, where probabilities saturate, a bin is the leading bits of the float32
@@ -54,93 +53,24 @@ def _end_bins(distances):
   return np.clip(bins, *_END_BINS, out=bins)
 
 
-def lowest_score(bin_index: int) -> float:
-  """The lowest float32 in [0, 1] whose bin is at least `bin_index`."""
-  low, high = (int(np.float32(end).view(np.int32)) for end in (0, 1))
-  while low < high:  # Positive floats are ordered as their bits are.
-    middle = (low + high) // 2
-    score = np.array([middle], np.int32).view(np.float32)
-    if score_bins(score)[0] < bin_index:
-      low = middle + 1
-    else:
-      high = middle
-  return float(np.int32(low).view(np.float32))
-
-
-class _PixelState:
-  """What both states compute from counts by ascending score."""
-
-  def _count(self):
-    """Distinct scores or bins; normal pixels, anomalous ones, region overlap.
-
-    See `curves`.
-    """
-    raise NotImplementedError
-
-  def _threshold(self, score):
-    """The threshold that divides as the score or bin does."""
-    raise NotImplementedError
-
-  def _keys(self, thresholds):
-    """The scores or bins that thresholds fall into."""
-    raise NotImplementedError
-
-  @property
-  def num_pixels(self) -> tuple[int, int]:
-    """How many pixels are normal and how many anomalous."""
-    _, normal, anomalous, _ = self._count()
-    return int(normal.sum()), int(anomalous.sum())
-
-  def compute(self) -> dict[str, float]:
-    """All pixel metrics of `METRICS`.
-
-    Returns:
-      Values in [0, 1], or NaN where there are not both kinds of pixels.
-    """
-    scores, normal, anomalous, overlap = self._count()
-    places = np.zeros(0, int)
-    if len(scores):
-      low, high = (self._threshold(scores[end]) for end in (0, -1))
-      steps = np.arange(curves.NUM_THRESHOLDS) / curves.NUM_THRESHOLDS
-      keys = self._keys(low + steps * (high - low))
-      places = np.searchsorted(scores, keys, side="right")
-    return {
-      "pixel_auroc": curves.auroc(normal, anomalous),
-      "pixel_ap": curves.average_precision(normal, anomalous),
-      "pixel_f1_max": curves.f1_max(normal, anomalous),
-      "pixel_aupro": curves.aupro(normal, overlap),
-      "pixel_aupro_200": curves.aupro_at_thresholds(normal, overlap, places),
-    }
-
-  def curves(
-    self,
-  ) -> dict[str, tuple[Float[np.ndarray, "_"], Float[np.ndarray, "_"]]]:
-    """Curves to draw, from the highest threshold to the lowest.
-
-    Returns:
-      "roc" (false-positive rate, true-positive rate), "pr" (recall, precision)
-      and "pro" (false-positive rate, per-region overlap), each of at most 300
-      points; empty where undefined.
-    """
-    _, normal, anomalous, overlap = self._count()
-    return {
-      "roc": curves.roc_curve(normal, anomalous),
-      "pr": curves.precision_recall_curve(normal, anomalous),
-      "pro": curves.roc_curve(normal, overlap),
-    }
-
-  def best_threshold(self) -> float:
-    """The highest threshold that has the F1-max; NaN if undefined.
-
-    What scores at least as high is called anomalous.
-    """
-    scores, normal, anomalous, _ = self._count()
-    best = curves.best_position(normal, anomalous)
-    return float("nan") if best is None else self._threshold(scores[best])
+@functools.cache
+def lowest_scores() -> Float[np.ndarray, "bins"]:
+  """Returns the lowest float32 score of each bin; NaN if there is none."""
+  ends = np.arange(_END_BINS[0], _END_BINS[1] + 1, dtype=np.int32)
+  low = (ends << _DROPPED_BITS).view(np.float32)
+  # The largest distance from 1 in each bin that a float32 score has.
+  high = ((ends[::-1] + 1) << _DROPPED_BITS).view(np.float32)
+  high = 1 - np.floor(np.nextafter(high, np.float32(0)) * 2**24) / 2**24
+  middle = np.arange(_MIDDLE_BINS[0], _MIDDLE_BINS[1] + 1) / _INVERSE_WIDTH
+  scores = np.concatenate([[0.0], low, middle, high]).astype(np.float32)
+  bins, first = np.unique(score_bins(scores), return_index=True)
+  lowest = np.full(NUM_BINS, np.nan)
+  lowest[bins] = scores[first]
+  return lowest
 
 
 @dataclasses.dataclass
-class PixelMetrics(_PixelState):
+class PixelMetrics:
   """Counts of pixels by ground truth and binned score, of any number of images.
 
   Its size is fixed, and counts are integers, so states merge exactly and in any
@@ -247,32 +177,25 @@ class PixelMetrics(_PixelState):
     merged.floor, merged.highest = merged._cut()
     return merged
 
-  def _count(self):
-    """The bins' keys are below 0; those of the highest scores are these."""
-    _, (scores, is_anomalous, weights) = self._cut()
+  def count(self) -> Counts:
+    """Returns the counts by bin and by each of the highest scores."""
+    floor, (scores, is_anomalous, weights) = self._cut()
     bins = score_bins(scores)
     counts, overlap = self.counts.copy(), self.overlap.copy()
     np.subtract.at(counts, (is_anomalous.astype(int), bins), 1)
     np.subtract.at(overlap, bins, weights)
     bins = np.flatnonzero(counts.any(axis=0))
-    distinct, positions = np.unique(scores, return_inverse=True)
-    highest = _count_distinct(positions, len(distinct), is_anomalous, weights)
-    binned = (*counts[:, bins], overlap[bins].astype(float))
-    return (
-      np.concatenate([bins - float(NUM_BINS), distinct]),
-      *map(np.concatenate, zip(binned, highest, strict=True)),
+    highest = count_scores(scores, is_anomalous, weights)
+    return Counts(
+      np.concatenate([lowest_scores()[bins], highest.scores]),
+      np.concatenate([counts[0, bins], highest.normal]),
+      np.concatenate([counts[1, bins], highest.anomalous]),
+      np.concatenate([overlap[bins].astype(float), highest.overlap]),
+      floor,
     )
 
-  def _threshold(self, score):
-    return lowest_score(int(score) + NUM_BINS) if score < 0 else float(score)
 
-  def _keys(self, thresholds):
-    floor, _ = self._cut()
-    bins = score_bins(thresholds) - float(NUM_BINS)
-    return np.where(thresholds < floor, bins, thresholds)
-
-
-class ExactPixelMetrics(_PixelState):
+class ExactPixelMetrics:
   """All pixels of some images, for small data; see `PixelMetrics`."""
 
   def __init__(self) -> None:
@@ -302,43 +225,15 @@ class ExactPixelMetrics(_PixelState):
     merged._images = self._images + other._images
     return merged
 
-  def _count(self):
+  def count(self) -> Counts:
+    """Returns the counts at each distinct score."""
     if not self._images:
-      return np.empty(0), *np.zeros((2, 0), np.int64), np.empty(0)
-    scores, is_anomalous, overlap = map(
-      np.concatenate, zip(*self._images, strict=True)
-    )
-    distinct, positions = np.unique(scores, return_inverse=True)
-    return (
-      distinct,
-      *_count_distinct(positions, len(distinct), is_anomalous, overlap),
-    )
-
-  def _threshold(self, score):
-    return float(score)
-
-  def _keys(self, thresholds):
-    return thresholds
+      return count_scores(np.empty(0), np.empty(0, bool), np.empty(0))
+    return count_scores(*map(np.concatenate, zip(*self._images, strict=True)))
 
 
-def _count_distinct(positions, length, is_anomalous, weights):
-  """Normal pixels, anomalous ones and their weights at distinct scores."""
-  return (
-    np.bincount(positions[~is_anomalous], minlength=length),
-    np.bincount(positions[is_anomalous], minlength=length),
-    np.bincount(positions, weights, length),
-  )
-
-
-def make_pixel_metrics(mode: str) -> PixelMetrics | ExactPixelMetrics:
-  """An empty state; `mode` is one of `PIXEL_METRICS_MODES`.
-
-  Raises:
-    ValueError: it is none of them.
-  """
-  if mode not in PIXEL_METRICS_MODES:
-    raise ValueError(f"{mode!r} is not one of {', '.join(PIXEL_METRICS_MODES)}")
-  return PixelMetrics() if mode == "binned" else ExactPixelMetrics()
+# By config.evaluation.pixel_metrics.
+PIXEL_METRICS_MODES = {"binned": PixelMetrics, "exact": ExactPixelMetrics}
 
 
 def _check(anomaly_map, mask):

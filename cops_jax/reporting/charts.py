@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from cops_jax.evaluation.results import CategoryResult, DatasetResult
-from cops_jax.metrics.curves import AUPRO_LIMIT
+from cops_jax.metrics.counts import AUPRO_LIMIT
 from cops_jax.reporting.tables import percent
 from cops_jax.scoring import ANOMALY
 

@@ -197,7 +197,7 @@ def test_saved_maps_are_those_that_were_measured(evaluate, examples, tmp_path):
       for path in maps.files:
         assert maps[path].dtype == np.float16
         state.add(maps[path].astype(np.float32), masks[path].astype(bool))
-    for name, value in state.compute().items():
+    for name, value in state.count().compute().items():
       assert value == pytest.approx(row.metrics[name], abs=0.01)
 
 

@@ -23,13 +23,13 @@ def make_result(*shifts):
       images.append(
         results.ImageResult("made", name, "a.png", int(label), float(score))
       )
-    curves = metrics.image_curves(scores, LABELS)
+    counts = metrics.count_images(scores, LABELS)
     categories[name] = results.CategoryResult(
       dict.fromkeys(METRICS, 0.5),
-      image_threshold=metrics.best_image_threshold(scores, LABELS),
+      image_threshold=counts.best_threshold(),
       curves={
         f"image_{name}": tuple(axis.tolist() for axis in curve)
-        for name, curve in curves.items()
+        for name, curve in counts.curves().items()
       },
     )
   return results.DatasetResult(categories, images)
