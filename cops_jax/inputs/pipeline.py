@@ -313,16 +313,16 @@ def keep_pace(
   padding: Callable[[], dict[str, np.ndarray]],
   errors: list[Exception],
 ) -> Iterator[dict[str, np.ndarray]]:
-  """As many batches as asked for, whatever happens.
+  """Yields batches up to the first error; in a cluster, padding after it.
 
-  Steps of a cluster need all processes. So one that fails goes on with padding,
-  until all of them know.
+  Steps of a cluster need all processes, so one without a batch takes part with
+  padding until all of them know.
 
   Args:
     batches: may end with an error.
     number: of the batches.
-    padding: makes a batch in place of those that are missing.
-    errors: receives the error. Nothing is done about one in a single process.
+    padding: makes a batch in place of a missing one.
+    errors: receives the error.
   """
   import jax
 
@@ -331,10 +331,9 @@ def keep_pace(
       yield batch
       number -= 1
   except Exception as error:  # Other processes would wait, whatever it is.
-    if jax.process_count() == 1:
-      raise
     errors.append(error)
-    yield from (padding() for _ in range(number))
+    if jax.process_count() > 1:
+      yield from (padding() for _ in range(number))
 
 
 def _open_batches(load_row):

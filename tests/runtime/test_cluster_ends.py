@@ -69,14 +69,14 @@ FAIL = """
 import sys
 from cops_jax import commands
 from cops_jax.commands import train
-from cops_jax.training import hooks
+from cops_jax.training import loop
 
 def fail(*_):
   raise KeyError("made")
 
 commands._EXIT_SECONDS = 2
 if "--process_id=1" in sys.argv:
-  hooks.Log.act = fail
+  loop.shard_batch = fail
 train.main()
 """
 

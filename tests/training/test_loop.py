@@ -1,21 +1,32 @@
-"""The training loop where something goes wrong."""
+"""The training loop in one process: three steps, each of two images."""
 
 import json
 
+import jax.numpy as jnp
+import numpy as np
+import optax
 import pytest
+from jax.lax import stop_gradient
 
-from cops_jax import training
+from cops_jax import datasets, training
 from cops_jax.errors import InputError
 from cops_jax.evaluation.dataset import DatasetEvaluator
+from cops_jax.images.decoding import decode_image
 from cops_jax.runs.checkpoints import Checkpoints
 from cops_jax.runs.metrics_log import read_metrics
+from cops_jax.runtime import signals
 from cops_jax.training import step as steps
 
 
-@pytest.mark.parametrize("feature_cache", ("none", "float32"))
-def test_the_step_is_compiled_once(tiny, tmp_path, monkeypatch, feature_cache):
+def newest_step(workdir):
+  with Checkpoints(workdir) as saved:
+    return saved.latest_step()
+
+
+def test_the_step_is_compiled_once_and_its_terms_are_averaged(
+  tiny, tmp_path, monkeypatch
+):
   """For whole batches, those with padding, and all epochs."""
-  tiny.feature_cache.dtype = feature_cache
   tiny.features_dir = str(tmp_path / "features")
   tiny.train.batch_size = 4
   tiny.train.num_epochs = 3
@@ -26,34 +37,70 @@ def test_the_step_is_compiled_once(tiny, tmp_path, monkeypatch, feature_cache):
     return real(*args)
 
   monkeypatch.setattr(steps, "loss_and_terms", count)
-  assert int(training.train(tiny, tmp_path / "run").step) == 6
-  assert len(traced) == 1
+  found = {}
+  for every, dtype in ((1, "none"), (4, "float32")):
+    tiny.feature_cache.dtype = dtype
+    tiny.train.log_every_steps = every
+    workdir = tmp_path / f"run{every}"
+    assert int(training.train(tiny, workdir).step) == 6
+    found[every] = read_metrics(workdir)
+    assert len(traced) == 1
+    traced.clear()
+  losses = [row["loss"] for row in found[1]]
+  assert [row["step"] for row in found[1]] == [1, 2, 3, 4, 5, 6]
+  assert [row["step"] for row in found[4]] == [4, 6]
+  want = [np.mean(losses[:4]), np.mean(losses[4:])]
+  np.testing.assert_allclose([row["loss"] for row in found[4]], want, rtol=1e-5)
 
 
-def test_losses_that_are_not_finite_stop_the_run(tiny, tmp_path):
-  tiny.train.learning_rate = 1e30
+@pytest.mark.parametrize(
+  "kind, names",
+  (("loss", ["gradient_norm", "loss"]), ("gradient", ["gradient_norm"])),
+)
+def test_a_step_that_is_not_finite_stops_the_run(
+  tiny, tmp_path, monkeypatch, kind, names
+):
+  """Also where the loss is finite and its gradient is not."""
+  examples = datasets.load(tiny.train.dataset, tiny.train.split)
+  place = int(np.random.default_rng((tiny.seed, 0)).permutation(6)[2])
+  size = tiny.model.image_size_pixels
+  bad = decode_image(examples[place]["image"], size)
+  real = steps.loss_and_terms
+
+  def spoil(model, params, clip_params, batch):
+    loss, terms = real(model, params, clip_params, batch)
+    is_bad = (batch["image"] == bad[None]).all((1, 2, 3)).any()
+    total = optax.tree.sum(params)
+    number = jnp.where(is_bad, 0.0, 1.0) + total - stop_gradient(total)
+    loss += {"loss": jnp.log, "gradient": jnp.sqrt}[kind](number)
+    return loss, {**terms, "loss": loss}
+
+  monkeypatch.setattr(steps, "loss_and_terms", spoil)
   workdir = tmp_path / "run"
   messages = []
-  for _ in range(2):  # The second time, from the checkpoint before.
-    with pytest.raises(InputError, match="step 2 is not finite in: ") as error:
+  for _ in range(2):  # The second time from the checkpoint before.
+    with pytest.raises(InputError) as error:
       training.train(tiny, workdir)
     messages.append(str(error.value))
+    assert newest_step(workdir) == 1
   assert messages[0] == messages[1]
-  assert "checkpoint 1 is the state before" in messages[0]
   report = json.loads((workdir / "non_finite.json").read_text())
   assert report["step"] == 2
-  assert "loss" in messages[0] and report["terms"]["loss"] in ("nan", "inf")
+  assert messages[0].startswith(
+    f"step 2 is not finite in: {', '.join(names)}. Its images are"
+    f" {', '.join(report['examples'])};"
+  )
   assert len(report["examples"]) == 2
-  assert all(path.startswith("nut/test/") for path in report["examples"])
-  assert report["not_finite_alone"] == report["examples"]
-  assert "the parameters are at fault" in messages[0]
-  with Checkpoints(workdir) as saved:
-    assert saved.latest_step() == 1
+  assert examples[place]["path"] in report["examples"]
+  assert report["terms"]["gradient_norm"] in ("inf", "nan")
+  assert (report["terms"]["loss"] == "-inf") == (kind == "loss")
 
 
-def test_an_evaluation_that_was_killed_is_repeated(tiny, tmp_path, monkeypatch):
-  """Killed in the second and in the last evaluation, of steps 2 and 3."""
-  tiny.train.evaluate_every_steps = 1
+def test_a_run_that_is_stopped_or_killed_loses_nothing(
+  tiny, tmp_path, monkeypatch
+):
+  """Killed in its evaluations; stopped before the last one and after step 1."""
+  tiny.train.evaluate_every_steps = 2
   tiny.evaluation.datasets = (tiny.train.dataset,)
   whole, workdir = tmp_path / "whole", tmp_path / "run"
   training.train(tiny, whole)
@@ -61,22 +108,31 @@ def test_an_evaluation_that_was_killed_is_repeated(tiny, tmp_path, monkeypatch):
   class Killed(BaseException):
     pass
 
-  real, counts = DatasetEvaluator.run, []
+  real, is_killed, evaluated = DatasetEvaluator.run, True, []
 
   def run(self, *args, **kwargs):
-    counts.append(None)
-    if len(counts) in (2, 4):
+    if is_killed:
       raise Killed
+    evaluated.append(None)
     return real(self, *args, **kwargs)
 
   monkeypatch.setattr(DatasetEvaluator, "run", run)
-  for step in (2, 3):
-    with pytest.raises(Killed):
-      training.train(tiny, workdir)
-    with Checkpoints(workdir) as saved:
-      assert saved.latest_step() == step
-  training.train(tiny, workdir)
-  assert len(counts) == 5
+  stops = [2]  # It asks first before the first step.
+  monkeypatch.setattr(signals, "is_due", lambda number: number in stops)
+  with pytest.raises(SystemExit) as ended:
+    training.train(tiny, workdir)
+  assert ended.value.code == 75 and newest_step(workdir) == 1
+  stops.clear()
+  with pytest.raises(Killed):
+    training.train(tiny, workdir)
+  assert newest_step(workdir) == 2  # Saved before it is evaluated.
+  is_killed, stops = False, [2]
+  monkeypatch.setattr(signals, "is_due", lambda number: number in stops)
+  with pytest.raises(SystemExit):
+    training.train(tiny, workdir)
+  assert newest_step(workdir) == 3 and len(evaluated) == 1
+  training.train(tiny, workdir)  # A signal after the last evaluation is late.
+  assert len(evaluated) == 2
   assert read_metrics(workdir) == read_metrics(whole)
   training.train(tiny, workdir)  # Nothing is left to do.
-  assert len(counts) == 5
+  assert len(evaluated) == 2

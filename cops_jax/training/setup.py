@@ -1,0 +1,248 @@
+"""What a training run begins with: model, start, sizes and batches."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cops_jax.clip.flops import PEAK_TERA_FLOPS, prompt_flops, vision_flops
+from cops_jax.config import max_pixels
+from cops_jax.errors import InputError
+from cops_jax.files import read_file, write_file
+from cops_jax.inputs import pipeline
+from cops_jax.inputs.features import open_features
+from cops_jax.paths import AnyPath
+from cops_jax.runs.record import check_clip
+from cops_jax.runtime.mesh import make_mesh, num_device_bytes, replicate
+from cops_jax.runtime.processes import in_all_processes
+from cops_jax.training.step import TrainState
+from cops_jax.weights import (
+  PretrainedCLIP,
+  build_model,
+  clip_of,
+  pretrained,
+  prompts,
+)
+
+_logger = logging.getLogger(__name__)
+
+
+def load(
+  config: Any,
+) -> tuple[PretrainedCLIP, nn.Module, Sequence[Mapping[str, Any]]]:
+  """Loads CLIP, the model on it and the examples to train on.
+
+  Raises:
+    InputError: one of them cannot be loaded, or the images have no masks.
+  """
+  clip = clip_of(config)
+  model = build_model(config, clip)
+  examples = pipeline.load_examples(config, config.train.dataset, config.train.split)
+  if not examples[0]["has_mask"]:  # Reported before features are computed.
+    raise _no_mask(examples.name, examples[0]["path"])
+  return clip, model, examples
+
+
+def read_start(
+  config: Any,
+  clip: PretrainedCLIP,
+  params: Mapping[str, Any],
+  init_from: str | os.PathLike,
+  allow_other_clip: bool,
+) -> Mapping[str, Any]:
+  """Returns trained parameters to begin from.
+
+  Args:
+    config: a ConfigDict with the fields of `cops_jax.config`.
+    clip: of the run.
+    params: random parameters; those of a VAE encoder stay if there is no
+      trained one.
+    init_from, allow_other_clip: see `loop.train`.
+
+  Raises:
+    InputError: they cannot be read, or belong to another CLIP or method.
+  """
+  path = in_all_processes(pretrained.find_start, init_from)
+  record = prompts.find_record(path)
+  if record is not None:
+    check_clip(record, clip.sha256, str(init_from), allow_other_clip)
+  template = replicate(params, make_mesh())
+  trained, source = prompts.load_prompts(path, template, config.method)
+  trained = flax.traverse_util.flatten_dict(jax.device_get(trained))
+  random = flax.traverse_util.flatten_dict(params)
+  _logger.info("beginning from %s", source)
+  absent = sorted(".".join(name) for name in random.keys() - trained.keys())
+  if absent:
+    _logger.info(
+      "%s has no VAE encoder, which begins with random parameters: %s",
+      init_from,
+      ", ".join(absent),
+    )
+  return flax.traverse_util.unflatten_dict({**random, **trained})
+
+
+def log_sizes(
+  config: Any,
+  examples: Sequence[Mapping[str, Any]],
+  num_steps: int,
+  state: TrainState,
+  clip_params: Mapping[str, Any],
+) -> None:
+  """Logs the sizes of the model, the data and the cluster."""
+  from clu import parameter_overview
+
+  overview = parameter_overview.get_parameter_overview(
+    state.params, include_stats=False
+  )
+  _logger.info("trainable parameters:\n%s", overview)
+  mesh = state.step.sharding.mesh
+  _logger.info(
+    "training on %d images of %s: %d steps of %d images; %d %s device(s) of"
+    " %d process(es), mesh %s; %s trainable parameters; %.1f MB of training"
+    " state and %.1f MB of CLIP on each device",
+    len(examples),
+    examples.name,
+    num_steps,
+    config.train.batch_size,
+    mesh.size,
+    jax.default_backend(),
+    jax.process_count(),
+    dict(mesh.shape),
+    f"{sum(leaf.size for leaf in jax.tree.leaves(state.params)):,}",
+    num_device_bytes(state) / 1e6,
+    num_device_bytes(clip_params) / 1e6,
+  )
+
+
+def peak_images_per_second(config: Any, model: nn.Module) -> float:
+  """Returns the images a second at the devices' peak rate; 0 if unknown."""
+  if jnp.dtype(config.clip.dtype).itemsize != 2:
+    return 0.0
+  clip = model.clip.config
+  num_tokens = model.num_prompt_tokens(is_training=True)
+  flops = prompt_flops(num_tokens, clip, is_training=True)
+  if config.feature_cache.dtype == "none":
+    flops += vision_flops(config, clip)
+  devices = jax.devices()
+  peak = 1e12 * PEAK_TERA_FLOPS.get(devices[0].device_kind, 0)
+  return len(devices) * peak / flops
+
+
+def open_batches(
+  config: Any,
+  workdir: AnyPath,
+  examples: Sequence[Mapping[str, Any]],
+  clip: PretrainedCLIP,
+  model: nn.Module,
+  steps: range,
+) -> tuple[Iterator[dict[str, np.ndarray]], list[Exception]]:
+  """Returns this process's part of each step's batch.
+
+  Cached features are computed first, if the config asks for them.
+
+  Args:
+    config: a ConfigDict with the fields of `cops_jax.config`.
+    workdir: receives skipped_files.json if files are left out.
+    examples: from `cops_jax.datasets.load`.
+    clip, model: from `clip_of` and `build_model`.
+    steps: numbers of the steps, from 0.
+
+  Returns:
+    The batches, see `pipeline.iterate_batches`, and a list that receives the
+    error where they end early, see `pipeline.keep_pace`.
+  """
+  mesh, skipped, features, errors = make_mesh(), {}, None, []
+  can_skip = config.input.unreadable_files == "skip"
+  if steps:
+    features = open_features(
+      config,
+      examples,
+      config.train.split,
+      model,
+      clip,
+      mesh,
+      batch_size=config.train.batch_size,
+      skipped=skipped if can_skip else None,
+    )
+  if features is not None:
+    _logger.info(
+      "training from cached features: the vision tower runs once for each of %d"
+      " images, instead of in all %d epochs",
+      len(examples),
+      config.train.num_epochs,
+    )
+  options = pipeline.BatchOptions(
+    image_size=config.model.image_size_pixels,
+    patch_size=clip.config.vision_config.patch_size,
+    batch_size=config.train.batch_size,
+    num_devices=mesh.size,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+    num_workers=config.input.num_workers,
+    max_pixels=max_pixels(config),
+    shuffle_seed=config.seed,
+    full_masks=model.needs_masks,
+  )
+  batches = pipeline.iterate_batches(
+    examples,
+    options,
+    steps,
+    skipped=skipped if can_skip else None,
+    features=features,
+  )
+  batches = pipeline.keep_pace(
+    _checked(batches, examples, skipped, workdir),
+    len(steps),
+    lambda: pipeline.padding_batch(options, features),
+    errors,
+  )
+  return batches, errors
+
+
+def _checked(batches, examples, skipped, workdir):
+  """The batches; skipped files are listed, and images without masks refused."""
+  # Each process reads, and so skips, its own part.
+  process = jax.process_index()
+  suffix = f"-{process}" if process else ""
+  path, num_listed = workdir / f"skipped_files{suffix}.json", 0
+  for batch in batches:
+    if len(skipped) > num_listed:
+      num_listed = len(skipped)
+      _list_skipped(path, skipped)
+      if num_listed == len(examples):
+        raise InputError(f"no image of {examples.name!r} can be read")
+    unmasked = batch["padding_mask"] & ~batch["has_mask"]
+    if unmasked.any():
+      raise _no_mask(examples.name, batch["path"][unmasked][0])
+    yield batch
+
+
+def _list_skipped(path, skipped):
+  """Adds to what the run skipped before it was interrupted."""
+  before = {}
+  try:
+    before = dict(json.loads(read_file(path)))
+  except FileNotFoundError:
+    pass
+  except (OSError, ValueError, TypeError) as error:
+    raise InputError(
+      f"{path} is damaged ({error}): delete it; it only lists what could not be"
+      " read"
+    ) from error
+  write_file(path, json.dumps({**before, **skipped}, indent=2) + "\n")
+
+
+def _no_mask(name, path):
+  return InputError(
+    f"data set {name!r} cannot be trained on: its images, such as {path}, come"
+    " without masks. Choose another config.train.dataset."
+  )
