@@ -215,7 +215,6 @@ def _train(
       is_stopping = signals.is_due(step - first_step + 1) and (
         step < num_steps or is_evaluating
       )
-      saved.check()
 
       # Unless the newest step is needed now, only the one before is fetched:
       # with a step left to compute, devices never wait for the host.
@@ -240,6 +239,7 @@ def _train(
           peak_rate,
         )
         logged_step, logged_seconds = step, watch.seconds.copy()
+        in_first_process(saved.check)  # The save under way may have failed.
         in_first_process(log.write, step, means | speed)
         progress.update(
           step,
