@@ -46,7 +46,9 @@ def load(
   """
   clip = clip_of(config)
   model = build_model(config, clip)
-  examples = pipeline.load_examples(config, config.train.dataset, config.train.split)
+  examples = pipeline.load_examples(
+    config, config.train.dataset, config.train.split
+  )
   if not examples[0]["has_mask"]:  # Reported before features are computed.
     raise _no_mask(examples.name, examples[0]["path"])
   return clip, model, examples
