@@ -8,7 +8,6 @@ features is computed at the next start.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import json
@@ -105,8 +104,10 @@ def open_features(
   if dtype == "none":
     return None
   device_size = pipeline.num_batches(batch_size, mesh.size)
-  sha256 = examples.fingerprint()
-  manifest = _manifest(config, examples, sha256, split, model, clip)
+  states = None  # Prepared data do not change while they are read.
+  if not isinstance(examples[0]["image"], bytes):
+    states = [file_state(example["image"]) for example in examples]
+  manifest = _manifest(config, examples, split, model, clip)
   if dtype == "float32":
     manifest["images_per_device"] = device_size
   text = json.dumps(manifest, indent=2, sort_keys=True) + "\n"
@@ -135,10 +136,9 @@ def open_features(
 
   def fill(turn):
     part = (jax.process_index() + turn) % jax.process_count()
-    _fill(cache, examples, sha256, part, options, make_encode, skipped)
+    _fill(cache, examples, states, part, options, make_encode, skipped)
 
   def begin():
-    _require_manifest(folder / "manifest.json", text)
     if missing := cache.missing():
       write_file(folder / "manifest.json", text)
       _require_space(cache, len(missing), examples.name)
@@ -164,8 +164,8 @@ def open_features(
   return cache
 
 
-def _manifest(config, examples, sha256, split, model, clip):
-  """All that the stored values depend on, but for the images at a time."""
+def _manifest(config, examples, split, model, clip):
+  """All that the stored values depend on, except for the images at a time."""
   vision = clip.config.vision_config
   return {
     "version": _VERSION,
@@ -173,7 +173,7 @@ def _manifest(config, examples, sha256, split, model, clip):
       "name": examples.name,
       "identity": examples.identity,
       "split": split,
-      "sha256": sha256,
+      "sha256": examples.fingerprint(),
     },
     "clip": {
       "sha256": clip.sha256,
@@ -191,16 +191,6 @@ def _manifest(config, examples, sha256, split, model, clip):
     "backend": jax.default_backend(),
     "matmul_precision": jax.config.jax_default_matmul_precision,
   }
-
-
-def _require_manifest(path, text):
-  with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-    if path.read_bytes() != text.encode():
-      raise InputError(
-        f"the cached features in {path.parent} are of something else, or"
-        f" {path.name} is damaged. Delete that folder; they are then computed"
-        " again."
-      )
 
 
 def _require_space(cache, number, name):
@@ -224,7 +214,7 @@ def _require_space(cache, number, name):
     )
 
 
-def _fill(cache, examples, sha256, part, options, make_encode, skipped):
+def _fill(cache, examples, states, part, options, make_encode, skipped):
   """Computes the missing features of a process's shards, alone."""
   count, size = jax.process_count(), cache.shard_size
   writer = f"{part + 1}-of-{count}"
@@ -234,9 +224,6 @@ def _fill(cache, examples, sha256, part, options, make_encode, skipped):
     ]
     if not missing:
       return
-    states = _image_states(examples, missing)
-    if examples.fingerprint() != sha256:
-      raise _changed(examples)
     batches = pipeline.iterate_batches(
       pipeline.Subset(examples, missing),
       options,
@@ -252,8 +239,11 @@ def _fill(cache, examples, sha256, part, options, make_encode, skipped):
       for batch, outputs in run_ahead(batches, make_encode()):
         for row in np.flatnonzero(batch["padding_mask"]):
           index = missing[batch["index"][row]]
-          if _image_states(examples, [index])[index] != states[index]:
-            raise _changed(examples)
+          if states and states[index] != file_state(examples[index]["image"]):
+            raise InputError(
+              f"{batch['path'][row]} of data set {examples.name!r} has changed"
+              " since the start: give the same command again"
+            )
           if ready and index // size > max(ready) // size:
             cache.add(ready, writer)
             ready = {}
@@ -277,20 +267,6 @@ def _acquire(folder, writer):
   except filelock.Timeout:
     _logger.info("waiting for another process that fills %s", folder)
     return lock.acquire()
-
-
-def _image_states(examples, indices):
-  """Sizes and times of image files by position; prepared images have none."""
-  if isinstance(examples[0]["image"], bytes):
-    return dict.fromkeys(indices)
-  return {index: file_state(examples[index]["image"]) for index in indices}
-
-
-def _changed(examples):
-  return InputError(
-    f"the images of {examples.name} changed while their features were computed:"
-    " give the same command again"
-  )
 
 
 def _make_encode(model, clip, split_clip):
