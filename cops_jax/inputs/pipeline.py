@@ -105,7 +105,7 @@ class BatchOptions:
 
   @property
   def num_tiles(self) -> int:
-    """Of an image, beside the whole."""
+    """Tiles of an image, without the whole."""
     return 0 if self.tile_grid == tiles.WHOLE else math.prod(self.tile_grid)
 
   @property
@@ -128,9 +128,9 @@ def _permutation(
 
 @dataclasses.dataclass(frozen=True)
 class _RowLoader:
-  """From a position in this process's sequence of rows to the row there.
+  """Loads the row at a position in this process's sequence of rows.
 
-  A class, not a closure, so that it can be passed to worker processes.
+  It is a class, not a closure, so that it can be passed to worker processes.
   """
 
   examples: Sequence[Mapping[str, Any]]
@@ -187,7 +187,7 @@ class _RowLoader:
     }
 
   def _decode_image(self, file, size, max_pixels):
-    """The fields of an image: itself and, where they are wanted, its tiles."""
+    """Returns the image's fields: the image and, with a grid, its tiles."""
     with open_image(file, max_pixels) as image:
       fields = {"image": resize_image(image, size)}
       if self.options.num_tiles:
@@ -228,9 +228,9 @@ class _RowLoader:
 
 
 def _noise_id(example):
-  """Of a prepared image its data set and id; of a file its path and content.
+  """Hashes a prepared image's data set and id, or a file's path and content.
 
-  So a folder gives the same results wherever it lies and whatever its name.
+  So a folder of any name and in any place has the same results.
   """
   scope = example["dataset"]
   if not isinstance(example["image"], bytes):
@@ -279,12 +279,11 @@ def iterate_batches(
     mask_counts int32 (b, n) or, with full masks,
     mask uint8 (b, h, w); index in the data set int32, has_mask bool, label
     int32, category and path str, example_id uint32 and padding_mask bool, all
-    (b,). What only pads the batch, or was skipped, has padding_mask False and
-    zeros, but features of ones.
+    (b,). Padding and skipped examples have padding_mask False and zeros, but
+    features of ones.
 
   Raises:
-    InputError: an example cannot be read, or its features are damaged or of
-      another version of the file.
+    InputError: an example cannot be read, or its features are damaged.
   """
   load_row = _RowLoader(examples, options, steps, features)
   with contextlib.closing(_open_batches(load_row)) as batches:
@@ -298,7 +297,7 @@ def iterate_batches(
 def padding_batch(
   options: BatchOptions, features: FeatureCache | None
 ) -> dict[str, np.ndarray]:
-  """A batch without examples, whose label is -1 throughout."""
+  """Returns a batch without examples, with labels of -1."""
   load_row = _RowLoader((), options, range(0), features)
   row = load_row._padding() | {"label": np.int32(-1)}
   del row["error"]
@@ -337,7 +336,7 @@ def keep_pace(
 
 
 def _open_batches(load_row):
-  """Grain's iterator, whose threads and processes already run ahead."""
+  """Returns Grain's iterator, whose threads or processes run ahead."""
   import grain
   from absl import flags
 

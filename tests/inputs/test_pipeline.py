@@ -59,14 +59,36 @@ def real(batches):
 
 
 @pytest.mark.parametrize("batch_size", (1, 3, 7, 16))
-@pytest.mark.parametrize("num_devices", (1, 4))
-def test_every_example_once(batch_size, num_devices):
-  examples = make_examples(7)
-  steps = range(pipeline.num_batches(7, batch_size))
-  batches = iterate(examples, batch_size, steps=steps, num_devices=num_devices)
-  assert real(batches) == list(range(7))
-  for batch in batches:
-    assert len(batch["path"]) % num_devices == 0
+@pytest.mark.parametrize("process_count, devices", ((1, 1), (1, 4), (3, 2)))
+@pytest.mark.parametrize("shuffle_seed", (None, 1))
+def test_every_example_once(batch_size, process_count, devices, shuffle_seed):
+  """For any batch size, number of hosts and of devices on each."""
+  examples = make_examples(11)
+  options = dict(
+    steps=range(pipeline.num_batches(11, batch_size)),
+    shuffle_seed=shuffle_seed,
+    num_devices=process_count * devices,
+  )
+  parts = [
+    iterate(
+      examples,
+      batch_size,
+      process_index=index,
+      process_count=process_count,
+      **options,
+    )
+    for index in range(process_count)
+  ]
+  whole = iterate(examples, batch_size, **options)
+  order = real(whole)
+  assert sorted(order) == list(range(11))
+  assert (order == sorted(order)) == (shuffle_seed is None)
+  for batch, *hosts in zip(whole, *parts, strict=True):
+    assert len(batch["path"]) % (process_count * devices) == 0
+    for name, array in batch.items():
+      rows = [host[name] for host in hosts]
+      assert len({row.shape for row in rows}) == 1
+      np.testing.assert_array_equal(array, np.concatenate(rows))
     is_real = batch["padding_mask"]
     np.testing.assert_array_equal(
       batch["image"][is_real, 0, 0, 0],
@@ -92,62 +114,20 @@ def test_every_epoch_has_its_own_order_and_starts_at_any_step():
   assert real(rest) == real(batches[4:])
 
 
-def assert_same(batches, others):
-  for batch, other in zip(batches, others, strict=True):
-    assert batch.keys() == other.keys()
-    for name, array in batch.items():
-      np.testing.assert_array_equal(array, other[name])
-
-
-def test_hosts_share_the_global_batches():
-  examples = make_examples(10)
-  kwargs = dict(steps=range(3), shuffle_seed=1, num_devices=2)
-  whole = iterate(examples, 4, **kwargs)
-  parts = [
-    iterate(examples, 4, process_index=host, process_count=2, **kwargs)
-    for host in range(2)
-  ]
-  halves = zip(*parts, strict=True)
-  assert_same(
-    whole,
-    [
-      {name: np.concatenate([one[name], two[name]]) for name in one}
-      for one, two in halves
-    ],
-  )
-
-
-def test_hosts_evaluate_every_example_once():
-  """For any batch size, number of hosts and of devices on each."""
-  examples = make_examples(11)
-  for batch_size in (1, 3, 4, 16):
-    for process_count, devices in ((1, 1), (2, 1), (3, 2)):
-      seen = []
-      for index in range(process_count):
-        batches = iterate(
-          examples,
-          batch_size,
-          steps=range(pipeline.num_batches(11, batch_size)),
-          num_devices=process_count * devices,
-          process_index=index,
-          process_count=process_count,
-          full_masks=True,
-        )
-        assert len({len(batch["path"]) for batch in batches}) == 1
-        seen += real(batches)
-      assert sorted(seen) == list(range(11))
-
-
 def test_worker_processes_change_nothing():
   examples = make_examples(10)
   examples[7]["image"] = b"no image"
   kwargs = dict(steps=range(1, 6), shuffle_seed=3, full_masks=True)
-  alone, helped = {}, {}
-  assert_same(
-    iterate(examples, 4, skipped=alone, **kwargs),
-    iterate(examples, 4, skipped=helped, num_workers=3, **kwargs),
-  )
-  assert alone == helped and list(alone) == ["7.png"]
+  skipped, skipped_before = {}, {}
+  for batch, other in zip(
+    iterate(examples, 4, skipped=skipped, num_workers=2, **kwargs),
+    iterate(examples, 4, skipped=skipped_before, **kwargs),
+    strict=True,
+  ):
+    assert batch.keys() == other.keys()
+    for name, array in batch.items():
+      np.testing.assert_array_equal(array, other[name])
+  assert skipped == skipped_before and list(skipped) == ["7.png"]
 
 
 def test_masks_are_counts_or_whole():
