@@ -2,6 +2,7 @@
 
 import collections
 import concurrent.futures
+import dataclasses
 import logging
 import os
 import shutil
@@ -120,7 +121,7 @@ def cache_config(config, tmp_path):
 
 @pytest.fixture
 def open_cache(cache_config, clip):
-  def open_cache(examples, config=cache_config, skipped=None):
+  def open_cache(examples, config=cache_config, skipped=None, clip=clip):
     return features.open_features(
       config,
       examples,
@@ -360,15 +361,15 @@ def test_bfloat16_holds_all_that_a_bfloat16_clip_computes(
       np.testing.assert_array_equal(array, stored.astype(np.float32))
 
 
-def test_a_cache_depends_on_the_fields_that_say_so(
-  images, open_cache, cache_config, monkeypatch
+def test_a_cache_depends_on_what_decides_its_values(
+  images, open_cache, cache_config, clip, monkeypatch
 ):
   monkeypatch.setattr(features, "_fill", lambda *_: None)
 
   def num_caches(name, value):
     changed = cache_config.copy_and_resolve_references()
     changed.update_from_flattened_dict({name: value})
-    folder = open_cache(load(images), changed).folder
+    folder = open_cache(load(images), changed, clip=clip).folder
     return len(list(folder.parent.iterdir()))
 
   for name, value in (
@@ -387,6 +388,10 @@ def test_a_cache_depends_on_the_fields_that_say_so(
   }
   for number, (name, value) in enumerate(changes.items(), start=2):
     assert num_caches(name, value) == number, name
+  monkeypatch.setattr(features, "_VERSION", 0)
+  assert num_caches("seed", 0) == number + 1
+  clip = dataclasses.replace(clip, sha256="0" * 64)
+  assert num_caches("seed", 0) == number + 2
 
 
 def test_one_fills_and_the_others_wait(images, open_cache, fake_tower, encoded):
