@@ -5,7 +5,7 @@ detection = detector("photo.jpg")
 print(detection.image_score, detection.anomaly_map.shape)
 for detection in detector(["a.png", "b.png"]):
   print(detection.is_anomaly)
-detection = detector("large.jpg", tiles="auto")  # Finds what is small.
+detection = detector("large.jpg", tiles="auto")  # Finds small defects.
 """
 
 from __future__ import annotations
@@ -14,58 +14,44 @@ import dataclasses
 import itertools
 import logging
 import os
-import pathlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 
 from cops_jax import thresholds
-from cops_jax.errors import InputError, shorten
+from cops_jax.errors import InputError
 from cops_jax.images import tiles as tiling
-from cops_jax.images.decoding import (
-  as_seen,
-  is_transparent,
-  open_image,
-  resize_image,
-  resize_map,
-)
+from cops_jax.images.decoded import AnyImage, DecodedImage, decode_any
 from cops_jax.runtime.compilation import keep_compiled_programs
 from cops_jax.runtime.mesh import make_mesh, replicate, shard_batch
-from cops_jax.runtime.randomness import content_ids
 from cops_jax.thresholds import Thresholds
 from cops_jax.typing import Float, Integer
 
-# The model's modules are imported where they are used: transformers takes long.
+# The model's modules are imported where they are used: transformers is slow.
 if TYPE_CHECKING:
-  import flax.linen as nn
-
   from cops_jax.weights.clip import PretrainedCLIP
 
 _logger = logging.getLogger(__name__)
 
-# Images on a device at once; a bucket is a power of two up to it.
+# Images on a device at once; batches are padded to powers of two up to it.
 _MAX_DEVICE_IMAGES = 8
-
-# A file's path or bytes, a PIL image, or an array (h, w), (h, w, 3) or
-# (h, w, 4) of uint8.
-AnyImage = Any
 
 
 @dataclasses.dataclass(frozen=True)
 class Detection:
-  """What was found in an image.
+  """The result of one image.
 
   Attributes:
-    image_score: of anomaly, in [0, 1].
-    anomaly_map: of anomaly by pixel, in [0, 1], at the size that the image has
-      upright.
+    image_score: anomaly score of the image, in [0, 1].
+    anomaly_map: anomaly score of each pixel, in [0, 1], at the upright image's
+      size.
     thresholds: used for verdicts; None without any.
-    is_transparent: whether parts of the image are, which were laid on white.
-    grid: rows and columns of the tiles that were looked at; (1, 1) for the
-      whole alone.
+    is_transparent: whether the image has transparent parts, which were laid on
+      white.
+    grid: rows and columns of the tiles; (1, 1) for the whole alone.
   """
 
   image_score: float
@@ -93,40 +79,11 @@ class Detection:
     return thresholds.find_boxes(self.anomaly_map, self.thresholds.pixel)
 
 
-def make_detect_step(
-  model: nn.Module,
-  mesh: jax.sharding.Mesh,
-  clip_shardings: Any = None,
-) -> Callable[[Any, Any, jax.Array], dict[str, jax.Array]]:
-  """Compiles the step from images alone to their scores and maps.
-
-  Args:
-    model: a method's.
-    mesh: to split batches over.
-    clip_shardings: see `make_predict_step`.
-
-  Returns:
-    `step(trainable, clip_params, images)`, of uint8 (b, h, w, 3); gives what
-    `make_predict_step`'s does.
-  """
-  from cops_jax.evaluation.step import make_predict_step
-
-  predict = make_predict_step(model, mesh, clip_shardings)
-
-  @jax.jit
-  def detect(trainable, clip_params, images):
-    batch = {"image": images, "example_id": content_ids(images)}
-    return predict(trainable, clip_params, batch)
-
-  return detect
-
-
 class AnomalyDetector:
   """Scores images with trained prompts; threads may share one.
 
-  It has one compiled step for each bucket of batch sizes: powers of two for
-  each device. An image's result depends on its pixels alone, not on its name
-  or the images beside it.
+  It compiles one step for each power of two of images on each device. An
+  image's result depends on its pixels alone, not on its name or batch.
   """
 
   def __init__(
@@ -148,6 +105,7 @@ class AnomalyDetector:
       InputError: the config does not fit CLIP.
     """
     from cops_jax.config import max_pixels
+    from cops_jax.evaluation.step import make_predict_step
     from cops_jax.weights import build_model, place_clip, settle_dtype
 
     config = settle_dtype(config, None)
@@ -161,8 +119,7 @@ class AnomalyDetector:
       clip, model, self._mesh, config.clip.split_over_devices
     )
     self._params = (replicate(trainable, self._mesh), clip_params)
-    self._step = make_detect_step(model, self._mesh, shardings)
-    self._compiled = {}
+    self._step = make_predict_step(model, self._mesh, shardings)
     self._lock = threading.Lock()
     self._warned = set()
 
@@ -170,7 +127,12 @@ class AnomalyDetector:
   def from_workdir(
     cls, workdir: str | os.PathLike, *, allow_other_clip: bool = False
   ) -> AnomalyDetector:
-    """The newest prompts of a training run, with thresholds chosen for them.
+    """Loads the newest prompts of a training run, and their thresholds.
+
+    Args:
+      workdir: run directory.
+      allow_other_clip: whether to accept CLIP weights other than those that the
+        prompts were trained with.
 
     Raises:
       InputError: there is no run, or its CLIP is not available.
@@ -179,7 +141,8 @@ class AnomalyDetector:
 
     record = read_record(workdir)
     config = record.to_config(str(workdir))
-    return cls._load_folder(workdir, workdir, config, record, allow_other_clip)
+    loaded = cls._load(config, workdir, record, allow_other_clip)
+    return loaded._use_thresholds(workdir)
 
   @classmethod
   def from_pretrained(
@@ -189,15 +152,14 @@ class AnomalyDetector:
     clip: str | os.PathLike | None = None,
     allow_other_clip: bool = False,
   ) -> AnomalyDetector:
-    """Published prompts, with thresholds chosen for them.
+    """Loads published prompts, and their thresholds.
 
     Args:
       name: OWNER/NAME or OWNER/NAME@REVISION on the Hugging Face hub, or a
         folder in that layout; see `weights.pretrained`.
-      clip: where its CLIP is; by default where the prompts' record says. See
-        config.clip.weights in `cops_jax.config`.
-      allow_other_clip: whether to accept other CLIP weights than those that the
-        prompts were trained with.
+      clip: location of the CLIP, see config.clip.weights in `cops_jax.config`;
+        by default the one in the prompts' record.
+      allow_other_clip: see `from_workdir`.
 
     Raises:
       InputError: there is no such repository or folder, it is damaged or of a
@@ -212,7 +174,8 @@ class AnomalyDetector:
     config = record.to_config(str(name))
     if clip is not None:
       config.clip.weights, config.clip.revision = str(clip), ""
-    return cls._load_folder(folder, prompts, config, record, allow_other_clip)
+    loaded = cls._load(config, prompts, record, allow_other_clip)
+    return loaded._use_thresholds(folder)
 
   @classmethod
   def from_files(
@@ -224,17 +187,15 @@ class AnomalyDetector:
     thresholds: Thresholds | None = None,
     allow_other_clip: bool = False,
   ) -> AnomalyDetector:
-    """A detector from a CLIP and trained prompts.
+    """Loads a CLIP and trained prompts.
 
     Args:
       clip: see config.clip.weights in `cops_jax.config`.
       prompts: see `prompts.load_prompts`.
       config: a ConfigDict with the fields of `cops_jax.config`; by default the
-        one that the prompts were trained with, which the authors' files do not
-        record.
+        one in the prompts' record. The authors' files have no record.
       thresholds: for verdicts.
-      allow_other_clip: whether to accept other CLIP weights than those that the
-        prompts were trained with.
+      allow_other_clip: see `from_workdir`.
 
     Raises:
       InputError: a file cannot be used, or there is no config.
@@ -252,7 +213,7 @@ class AnomalyDetector:
     config = config.copy_and_resolve_references()
     config.clip.weights = str(clip)
     config.clip.revision = config.clip.sha256 = ""
-    return cls._load(prompts, config, record, allow_other_clip, thresholds)
+    return cls._load(config, prompts, record, allow_other_clip, thresholds)
 
   @classmethod
   def from_clip(
@@ -264,15 +225,15 @@ class AnomalyDetector:
     config: Any = None,
     thresholds: Thresholds | None = None,
   ) -> AnomalyDetector:
-    """A detector from a CLIP alone, which nobody trained: a prompt ensemble.
+    """Loads a CLIP and compares images with hand-written texts, untrained.
 
     Args:
       clip: see config.clip.weights in `cops_jax.config`.
-      normal: what is normal, such as "a clean weld"; by default the normal
-        states of the config's texts.
-      anomalous: what is not, likewise.
+      normal: texts for normal images, such as "a clean weld"; by default the
+        normal states of the config's texts.
+      anomalous: texts for anomalous images, likewise.
       config: a ConfigDict with the fields of `cops_jax.config`; by default the
-        recipe prompt_ensemble, its sizes those that fit the CLIP.
+        recipe prompt_ensemble, with sizes that fit the CLIP.
       thresholds: for verdicts.
 
     Raises:
@@ -290,67 +251,66 @@ class AnomalyDetector:
     config.model.anomalous_texts = (
       tuple(anomalous) or config.model.anomalous_texts
     )
-    return cls._build(config, loaded, "", thresholds)
+    return cls._load(config, "", thresholds=thresholds, clip=loaded)
 
   @classmethod
-  def _load_folder(cls, folder, prompts, config, record, allow_other_clip):
-    """Prompts with the folder's thresholds, if these were chosen for them."""
+  def _load(
+    cls,
+    config,
+    prompts,
+    record=None,
+    allow_other_clip=False,
+    thresholds=None,
+    clip=None,
+  ):
+    from cops_jax import weights
+    from cops_jax.runs.record import check_clip
+
+    config = weights.settle_dtype(config, record)
+    clip = clip or weights.clip_of(config)
+    if record is not None:
+      check_clip(record, clip.sha256, str(prompts), allow_other_clip)
+    keep_compiled_programs(config)
+    model = weights.build_model(config, clip)
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    trainable, _ = weights.load_trainable(config, model, clip, prompts, device)
+    return cls(config, trainable, clip, thresholds)
+
+  def _use_thresholds(self, folder):
+    """Takes the folder's thresholds if they were chosen for these prompts."""
     found = thresholds.read_thresholds(folder)
-    detector = cls._load(prompts, config, record, allow_other_clip, found)
-    if found and found.prompts_sha256 not in ("", detector.prompts_sha256):
+    if found and found.prompts_sha256 not in ("", self.prompts_sha256):
       _logger.warning(
         "no verdicts: the thresholds of %s were chosen for other prompts than"
         " those that it has now; choose again: cops calibrate",
         folder,
       )
-      detector.thresholds = None
-    return detector
-
-  @classmethod
-  def _load(cls, prompts, config, record, allow_other_clip, thresholds):
-    from cops_jax.runs.record import check_clip
-    from cops_jax.weights import clip_of, settle_dtype
-
-    config = settle_dtype(config, record)
-    clip = clip_of(config)
-    if record is not None:
-      check_clip(record, clip.sha256, str(prompts), allow_other_clip)
-    return cls._build(config, clip, prompts, thresholds)
-
-  @classmethod
-  def _build(cls, config, clip, prompts, thresholds):
-    from cops_jax.weights import build_model, load_trainable
-
-    keep_compiled_programs(config)
-    model = build_model(config, clip)
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    trainable, _ = load_trainable(config, model, clip, prompts, device)
-    return cls(config, trainable, clip, thresholds)
+      found = None
+    self.thresholds = found
+    return self
 
   @property
   def max_batch_size(self) -> int:
-    """Images that are computed at once; more are split."""
+    """Images that are computed at once; larger batches are split."""
     return _MAX_DEVICE_IMAGES * self._mesh.size
 
   @property
   def prompts_sha256(self) -> str:
-    """Identifies its prompts, in hexadecimal."""
+    """SHA-256 of the prompts, in hexadecimal."""
     from cops_jax.weights.prompts import hash_prompts
 
     return hash_prompts(self.trainable)
 
   def thresholds_for(self, tiles: str) -> Thresholds | None:
-    """The thresholds, if they were chosen with these tiles.
+    """Returns the thresholds if they were chosen with these tiles.
 
-    Scores and maps with and without tiles differ. Where the thresholds do not
-    fit there is a warning, once.
+    Scores and maps with and without tiles differ. Thresholds that do not fit
+    cause one warning.
 
     Args:
-      tiles: what `tiles.normalize` gives.
+      tiles: from `tiles.normalize`.
     """
-    if self.thresholds is None:
-      return None
-    reason = self.thresholds.why_unfit(tiles)
+    reason = self.thresholds.why_unfit(tiles) if self.thresholds else ""
     if not reason:
       return self.thresholds
     if tiles not in self._warned:
@@ -365,15 +325,14 @@ class AnomalyDetector:
 
     Args:
       images: one or several: a file's path or bytes, a PIL image, or uint8
-        (h, w), (h, w, 3) or (h, w, 4). They may be of any size, each of its
-        own.
-      tiles: parts of large images to look at too, for small defects: rows x
-        columns such as "2x3", or "auto" for as many as an image's size takes,
-        see `tiles.choose_grid`. An image with t tiles costs as much as 1 + t.
+        (h, w), (h, w, 3) or (h, w, 4). Sizes may differ.
+      tiles: parts of large images to score too, for small defects: rows x
+        columns such as "2x3", or "auto" for a number by the image's size, see
+        `tiles.choose_grid`. An image with t tiles costs as much as 1 + t.
 
     Raises:
-      InputError: an image cannot be read; gives its path or place. Or the tiles
-        are none.
+      InputError: an image cannot be read; names its path or place. Or the tiles
+        are invalid.
     """
     if not isinstance(images, (list, tuple)):
       return self([images], tiles)[0]
@@ -391,44 +350,8 @@ class AnomalyDetector:
   def decode(
     self, image: AnyImage, name: str = "the image", tiles: str = ""
   ) -> DecodedImage:
-    """Reads an image as `decoding.as_seen` says and brings it to model size.
-
-    Args:
-      image: see `__call__`.
-      name: for errors, where the image is not a path.
-      tiles: see `__call__`.
-
-    Raises:
-      InputError: it cannot be read; names it. Or the tiles are none.
-    """
-    from PIL import Image
-
-    tiles = tiling.normalize(tiles)
-    try:
-      if isinstance(image, np.ndarray):
-        image = _from_array(image)
-      if isinstance(image, Image.Image):
-        return self._resize(image, tiles)
-      file = image if isinstance(image, bytes) else pathlib.Path(image)
-      with open_image(file, self.max_pixels) as opened:
-        return self._resize(opened, tiles)
-    except Exception as error:  # PIL raises many kinds of errors.
-      if isinstance(image, (str, os.PathLike)):
-        name = os.fspath(image)
-      raise InputError(f"{name} cannot be read: {shorten(error)}") from error
-
-  def _resize(self, image, tiles):
-    seen = as_seen(image)
-    decoded = DecodedImage(
-      resize_image(seen, self.image_size), seen.size, is_transparent(image)
-    )
-    if not tiles:
-      return decoded
-    grid = tiling.choose_grid(tiles, seen.size, self.image_size)
-    parts = None
-    if grid != tiling.WHOLE:
-      parts = tiling.cut(seen, grid, self.image_size)
-    return dataclasses.replace(decoded, tiles=tiles, grid=grid, parts=parts)
+    """Decodes an image for `detect`; see `decoded.decode_any`."""
+    return decode_any(image, self.image_size, self.max_pixels, name, tiles)
 
   def detect(self, images: Sequence[DecodedImage]) -> list[Detection]:
     """Scores decoded images, at most `max_batch_size`.
@@ -436,98 +359,42 @@ class AnomalyDetector:
     Raises:
       InputError: the model's parameters give no finite scores.
     """
-    outputs = self._run(
-      [
-        pixels
-        for image in images
-        for pixels in (
-          image.pixels,
-          *(() if image.parts is None else image.parts),
+    found = self._run(
+      [pixels for image in images for pixels in (image.pixels, *image.parts)]
+    )
+    detections = []
+    for image in images:
+      rows = list(itertools.islice(found, 1 + len(image.parts)))
+      score, anomaly_map = tiling.join(rows, image.grid, image.size)
+      detections.append(
+        Detection(
+          float(score),
+          anomaly_map,
+          self.thresholds_for(image.tiles),
+          image.is_transparent,
+          image.grid,
         )
-      ]
-    )
-    return [self._detection(image, outputs) for image in images]
-
-  def _detection(self, image, outputs):
-    """Of an image whose outputs, and its tiles', come next."""
-    score, anomaly_map = next(outputs)
-    anomaly_map = resize_map(anomaly_map, image.size)
-    if image.parts is not None:
-      scores, maps = zip(
-        *itertools.islice(outputs, len(image.parts)), strict=True
       )
-      score = tiling.combine(score, max(scores))
-      blended = tiling.blend(np.stack(maps), image.grid, image.size)
-      anomaly_map = tiling.combine(anomaly_map, blended)
-    return Detection(
-      float(score),
-      anomaly_map,
-      self.thresholds_for(image.tiles),
-      image.is_transparent,
-      image.grid,
-    )
+    return detections
 
   def _run(
     self, images: Sequence[Integer[np.ndarray, "h w 3"]]
   ) -> Iterator[tuple[float, Float[np.ndarray, "h w"]]]:
-    """Scores and maps of any number of images of the model's size."""
+    """Yields scores and maps of any number of images of the model's size."""
     for start in range(0, len(images), self.max_batch_size):
       batch = images[start : start + self.max_batch_size]
       size = self._mesh.size
       while size < len(batch):
         size *= 2
-      pixels = np.zeros((size, self.image_size, self.image_size, 3), np.uint8)
+      pixels = np.zeros((size, *batch[0].shape), np.uint8)
       pixels[: len(batch)] = batch
-      batch_on_devices = shard_batch({"image": pixels}, self._mesh)["image"]
-      step = self._compile(batch_on_devices)
-      outputs = jax.device_get(step(*self._params, batch_on_devices))
+      on_devices = shard_batch({"image": pixels}, self._mesh)
+      with self._lock:  # Threads that call at once compile once.
+        outputs = self._step(*self._params, on_devices)
+      outputs = jax.device_get(outputs)
       if not np.isfinite(outputs["image_score"]).all():
         raise InputError(
           "scores are not finite: the prompts, or CLIP, hold NaN or infinity"
         )
       rows = zip(outputs["image_score"], outputs["anomaly_map"], strict=True)
       yield from itertools.islice(rows, len(batch))
-
-  def _compile(self, batch):
-    size = len(batch)
-    with self._lock:  # Threads that call at once compile once.
-      if size not in self._compiled:
-        lowered = self._step.lower(*self._params, batch)
-        self._compiled[size] = lowered.compile()
-      return self._compiled[size]
-
-
-@dataclasses.dataclass(frozen=True)
-class DecodedImage:
-  """An image at the model's size.
-
-  Attributes:
-    pixels: RGB.
-    size: width and height that it had upright, in pixels.
-    is_transparent: whether parts of it were.
-    tiles: that were asked for; "" for none.
-    grid: their rows and columns.
-    parts: their pixels, row by row; None where the grid is the whole.
-  """
-
-  pixels: Integer[np.ndarray, "h w 3"]
-  size: tuple[int, int]
-  is_transparent: bool = False
-  tiles: str = ""
-  grid: tuple[int, int] = tiling.WHOLE
-  parts: Integer[np.ndarray, "t h w 3"] | None = None
-
-
-def _from_array(array):
-  from PIL import Image
-
-  if (
-    array.dtype != np.uint8
-    or not array.size
-    or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4)))
-  ):
-    raise ValueError(
-      f"expected uint8 (h, w), (h, w, 3) or (h, w, 4), not {array.dtype}"
-      f" {array.shape}"
-    )
-  return Image.fromarray(array)

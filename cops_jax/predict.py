@@ -1,11 +1,11 @@
-"""Anomalies in image files: lines of JSON, and pictures."""
+"""Predictions on image files as lines of JSON and as pictures."""
 
 from __future__ import annotations
 
 import collections
 import io
+import itertools
 import json
-import logging
 import os
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -23,19 +23,18 @@ from cops_jax.paths import AnyPath, is_address
 from cops_jax.progress import Progress
 from cops_jax.thresholds import full_heat
 
-_logger = logging.getLogger(__name__)
-_MAX_NAME_BYTES = 200  # Of 255, less a number and what is appended.
+_MAX_NAME_BYTES = 200  # Of 255: a number and a suffix are appended.
 
 
 def predict(
   detector: AnomalyDetector, paths: Sequence[pathlib.Path], tiles: str = ""
 ) -> Iterator[tuple[pathlib.Path, Detection | InputError]]:
-  """Detections by path, in order; or why an image cannot be read.
+  """Yields paths, in order, and detections or why an image cannot be read.
 
   Args:
     detector: scores the images.
     paths: of the images.
-    tiles: see `AnomalyDetector`; what `tiles.normalize` gives.
+    tiles: see `AnomalyDetector`.
   """
   size = detector.max_batch_size
   for start in range(0, len(paths), size):
@@ -55,7 +54,7 @@ def predict(
 def to_row(
   path: pathlib.Path, outcome: Detection | InputError
 ) -> dict[str, Any]:
-  """An image's line, of JSON's types."""
+  """Returns an image's line, of JSON's types."""
   if isinstance(outcome, InputError):
     return {"path": str(path), "error": str(outcome)}
   row = {"path": str(path), "image_score": round(outcome.image_score, 6)}
@@ -78,10 +77,10 @@ def to_row(
 def heatmap(
   path: pathlib.Path, detection: Detection, max_pixels: int = MAX_PIXELS
 ) -> bytes:
-  """The image, at its own size, under its anomaly map's colours, as a PNG.
+  """Returns an image at its own size under its anomaly map's colours, as PNG.
 
-  With boxes around anomalous regions, and score and verdict below it. For the
-  colours see `thresholds.full_heat`.
+  Boxes surround anomalous regions, and score and verdict are written below.
+  The colours end at `thresholds.full_heat`.
   """
   high = full_heat(detection.thresholds)
   with open_image(path, max_pixels) as image:
@@ -103,24 +102,22 @@ def _verdict(detection):
 
 
 def _names(paths):
-  """A file name for each path, unique: with the fewest folders that tell it."""
+  """Returns unique file names, each with as few of its folders as possible."""
   paths = [pathlib.Path(os.path.normpath(path.absolute())) for path in paths]
   parts = [path.with_suffix("").parts[1:] for path in paths]
-  told, waiting, depth = {}, set(parts), 0
+  short, waiting, depth = {}, set(parts), 0
   while waiting:
     depth += 1
     counts = collections.Counter(part[-depth:] for part in waiting)
     found = {part for part in waiting if counts[part[-depth:]] == 1}
-    told |= {part: "-".join(part[-depth:]) for part in found}
+    short |= {part: "-".join(part[-depth:]) for part in found}
     waiting -= found
   names = {}
-  for path, part in zip(paths, parts, strict=True):
-    stem = told[part].encode()[:_MAX_NAME_BYTES].decode(errors="ignore")
-    name, number = stem, 1
-    while name in names:
-      number += 1
-      name = f"{stem}-{number}"
-    names[name] = path
+  for part in parts:
+    stem = short[part].encode()[:_MAX_NAME_BYTES].decode(errors="ignore")
+    numbered = (f"{stem}-{number}" for number in itertools.count(2))
+    name = next(n for n in itertools.chain([stem], numbered) if n not in names)
+    names[name] = None
   return list(names)
 
 
@@ -131,18 +128,17 @@ def predict_files(
   save_maps: bool = False,
   tiles: str = "",
 ) -> int:
-  """Prints a line for each image, and writes what there is to look at.
+  """Prints a line for each image, and writes lines and pictures.
 
   Args:
     detector: scores the images.
     paths: of the images.
-    out: folder for the lines as predictions.jsonl, and for pictures; None for
-      neither.
+    out: folder for predictions.jsonl and pictures; None for no files.
     save_maps: whether to write the anomaly maps there too.
-    tiles: see `predict`.
+    tiles: see `AnomalyDetector`.
 
   Returns:
-    The number of images that cannot be read.
+    The number of unreadable images.
 
   Raises:
     InputError: the folder holds some of the images, or cannot be written.
@@ -162,7 +158,7 @@ def predict_files(
       rows.append(to_row(path, outcome))
       print(json.dumps(rows[-1]), flush=True)
       progress.update(len(rows), "predicting")
-  finally:  # Also what was found before an interruption.
+  finally:  # An interruption loses no line.
     if out:
       text = "".join(json.dumps(row) + "\n" for row in rows)
       write_file(out / "predictions.jsonl", text)
@@ -181,7 +177,7 @@ def _require_apart(out, paths):
 
 
 def _write_pictures(stem, path, detection, save_maps, max_pixels):
-  """Gives the detection, or why the image can no longer be read."""
+  """Returns the detection, or why the image can no longer be read."""
   try:
     picture = heatmap(path, detection, max_pixels)
   except Exception as error:  # PIL raises many kinds of errors.

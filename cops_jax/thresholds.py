@@ -1,11 +1,10 @@
-"""Thresholds that turn scores into verdicts: chosen, kept with a run, used."""
+"""Thresholds that turn scores into verdicts, kept with a run."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 import os
-from typing import Any
 
 import numpy as np
 
@@ -25,18 +24,18 @@ _LEAST_MARGIN = 1e-4
 
 @dataclasses.dataclass(frozen=True)
 class Thresholds:
-  """Scores from which on images and pixels count as anomalous.
+  """The lowest scores of images and pixels that count as anomalous.
 
   Attributes:
     image: for image scores.
     pixel: for anomaly maps.
     method: how they were chosen, in words.
-    prompts_sha256: of the prompts that they were chosen for, see
-      `prompts.hash_prompts`; "" for any.
-    false_alarms: normal images that reach the image threshold, of those that it
-      was chosen by; None where it is not known.
+    prompts_sha256: from `prompts.hash_prompts` of the prompts that they were
+      chosen for; an empty string fits any prompts.
+    false_alarms: normal images that reach the image threshold, among the images
+      that it was chosen by; None if unknown.
     misses: anomalous images that do not, likewise.
-    tiles: that the images were looked at by, see `tiles.normalize`.
+    tiles: tiles of these images, see `tiles.normalize`.
   """
 
   image: float
@@ -49,22 +48,19 @@ class Thresholds:
 
   @property
   def errors(self) -> dict[str, Proportion]:
-    """The false alarms and misses by these names, if they are known."""
+    """The known ones of "false alarms" and "misses", by these names."""
     both = {"false alarms": self.false_alarms, "misses": self.misses}
     return {name: errors for name, errors in both.items() if errors}
 
   def to_json(self) -> str:
-    """The thresholds as text."""
+    """Returns the thresholds as text."""
     return seal(dataclasses.asdict(self), indent=2)
 
   def why_unfit(self, tiles: str) -> str:
-    """Why there are no verdicts on images looked at by these tiles.
+    """Returns why these tiles allow no verdicts; "" if the thresholds fit.
 
     Args:
-      tiles: what `tiles.normalize` gives.
-
-    Returns:
-      A sentence; "" if the thresholds fit.
+      tiles: from `tiles.normalize`.
     """
     if self.tiles == tiles:
       return ""
@@ -80,12 +76,12 @@ class Thresholds:
 
 
 def full_heat(thresholds: Thresholds | None) -> float:
-  """The score that pictures show in full colour: twice the pixel threshold."""
+  """Returns the score that has the lightest colour: twice the threshold."""
   return 2 * thresholds.pixel if thresholds else 1.0
 
 
 def read_thresholds(workdir: str | os.PathLike) -> Thresholds | None:
-  """A run's thresholds; None if none were chosen.
+  """Returns a run's thresholds; None if none were chosen.
 
   Raises:
     InputError: the file is damaged.
@@ -93,40 +89,30 @@ def read_thresholds(workdir: str | os.PathLike) -> Thresholds | None:
   path = to_path(workdir) / _FILE
   try:
     values = unseal(read_file(path))
-    image, pixel = (float(values[name]) for name in ("image", "pixel"))
-    # One that nothing may reach is a little above 1.
-    if not all(0 <= value <= 1 + _LEAST_MARGIN for value in (image, pixel)):
-      raise ValueError(f"thresholds are from 0 to 1, not {image} and {pixel}")
-    if unknown := values.keys() - {
-      f.name for f in dataclasses.fields(Thresholds)
-    }:
-      raise ValueError(f"unknown fields: {', '.join(sorted(unknown))}")
-    return Thresholds(
-      image,
-      pixel,
-      str(values["method"]),
-      str(values.get("prompts_sha256", "")),
-      # Earlier versions did not keep these.
-      *(_proportion(values.get(name)) for name in ("false_alarms", "misses")),
-      normalize(str(values.get("tiles", ""))),
-    )
+    for name in ("false_alarms", "misses"):
+      if values.get(name) is not None:
+        values[name] = Proportion(**values[name])
+    found = Thresholds(**values)
+    # A threshold that no image may reach is a little above 1.
+    if not all(0 <= x <= 1 + _LEAST_MARGIN for x in (found.image, found.pixel)):
+      raise ValueError(
+        f"thresholds are from 0 to 1, not {found.image} and {found.pixel}"
+      )
+    normalize(found.tiles)
+    return found
   except FileNotFoundError:
     return None
-  except (OSError, ValueError, TypeError, KeyError) as error:
+  except (OSError, ValueError, TypeError) as error:
     raise InputError(
       f"{path} is damaged ({error}). Delete it, and choose thresholds again"
       " with cops calibrate."
     ) from error
 
 
-def _proportion(values: Any) -> Proportion | None:
-  return None if values is None else Proportion(**values)
-
-
 def write_thresholds(
   workdir: str | os.PathLike, thresholds: Thresholds
 ) -> AnyPath:
-  """Keeps thresholds with a run; gives the file's path.
+  """Keeps thresholds with a run and returns the file's path.
 
   Raises:
     InputError: it cannot be written.
@@ -139,10 +125,10 @@ def write_thresholds(
 def of_false_positive_rate(
   normal_scores: Float[np.ndarray, "n"], rate: float
 ) -> float:
-  """A threshold that no more than a share of normal scores reaches.
+  """Returns a threshold that at most a share of the normal scores reaches.
 
-  It lies half-way between two scores, or a little above the highest: the last
-  bits of a score depend on the images beside it.
+  It lies half-way between two scores, or a little above the highest, because
+  the last bits of a score depend on its batch.
 
   Args:
     normal_scores: at least one, of normal images or pixels.
@@ -166,10 +152,10 @@ def of_false_positive_rate(
 def of_balanced_accuracy(
   scores: Float[np.ndarray, "n"], labels: Bool[np.ndarray, "n"]
 ) -> float:
-  """A threshold of the largest balanced accuracy, half-way between two scores.
+  """Returns a threshold of the largest balanced accuracy, between two scores.
 
-  The largest F1 would take nearly all images for anomalous where most of those
-  that it is chosen by are: it does not count what is normal and called so.
+  The largest F1 ignores correct normal images. Where most images are anomalous,
+  it would call nearly all of them anomalous.
 
   Args:
     scores: of images.
@@ -188,15 +174,15 @@ def of_balanced_accuracy(
 def find_boxes(
   anomaly_map: Float[np.ndarray, "h w"], threshold: float
 ) -> list[tuple[int, int, int, int]]:
-  """Boxes around the map's regions at or above a threshold, largest first.
+  """Returns boxes around regions at or above a threshold, largest first.
 
-  Regions are 8-connected; those of less than a ten-thousandth of the map are
-  left out.
+  Regions are 8-connected. Regions below a ten-thousandth of the map's area are
+  ignored.
 
   Returns:
     (left, top, right, bottom) in pixels, the last two exclusive.
   """
-  from scipy import ndimage  # Takes long to import.
+  from scipy import ndimage  # Slow to import.
 
   labels, _ = ndimage.label(anomaly_map >= threshold, np.ones((3, 3)))
   areas = np.bincount(labels.ravel())

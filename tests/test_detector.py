@@ -11,8 +11,9 @@ from PIL import Image
 
 from cops_jax import detector as detector_module
 from cops_jax import thresholds
-from cops_jax.detector import AnomalyDetector
+from cops_jax.detector import AnomalyDetector, Detection
 from cops_jax.errors import InputError
+from cops_jax.evaluation import step as steps
 from cops_jax.files import seal, unseal
 from cops_jax.images import tiles as tiling
 from cops_jax.runs.checkpoints import Checkpoints
@@ -36,6 +37,14 @@ def detector(workdir):
   return AnomalyDetector.from_workdir(workdir)
 
 
+def assert_same(got, want, rtol=0.0):
+  assert got.grid == want.grid
+  assert got.image_score == pytest.approx(want.image_score, rel=rtol, abs=0)
+  np.testing.assert_allclose(
+    got.anomaly_map, want.anomaly_map, rtol=10 * rtol, atol=rtol / 10
+  )
+
+
 def test_every_form_of_an_image_is_the_same(detector, tmp_path):
   image = make_image(0)
   path = tmp_path / "a.png"
@@ -46,100 +55,93 @@ def test_every_form_of_an_image_is_the_same(detector, tmp_path):
   assert 0 <= want.image_score <= 1
   assert want.is_anomaly == (want.image_score >= 0.5)
   assert want.boxes == thresholds.find_boxes(want.anomaly_map, 0.25)
-  forms = [str(path), path.read_bytes(), image, np.asarray(image), path]
-  for form in forms:
-    got = detector(form)
-    assert got.image_score == want.image_score
-    np.testing.assert_array_equal(got.anomaly_map, want.anomaly_map)
-  grey = make_image(0, mode="L")
-  alpha = make_image(0, mode="RGBA")
+  for form in (str(path), path.read_bytes(), image, np.asarray(image), path):
+    assert_same(detector(form), want)
+  grey, alpha = make_image(0, mode="L"), make_image(0, mode="RGBA")
   for form in (grey, np.asarray(grey), alpha, np.asarray(alpha)):
     assert detector(form).anomaly_map.shape == (40, 70)
   deep = np.asarray(grey).astype(np.uint16) << 8
-  assert detector(Image.fromarray(deep)).image_score == (
-    detector(grey).image_score
-  )
+  assert_same(detector(Image.fromarray(deep)), detector(grey))
   want.anomaly_map[0] = 0  # It is the caller's.
 
 
-def test_photographs_are_turned_upright(detector, tmp_path):
-  upright = make_image(0)
+def test_a_verdict_at_exactly_the_threshold():
+  """A score, and pixels, equal to the threshold are anomalous."""
+  anomaly_map = np.zeros((8, 8), np.float32)
+  anomaly_map[2:5, 3:7] = 0.25
+  for image, pixel, is_anomaly, boxes in (
+    (0.5, 0.25, True, [(3, 2, 7, 5)]),
+    (np.nextafter(0.5, 1), np.nextafter(np.float32(0.25), 1), False, []),
+  ):
+    chosen = Thresholds(float(image), float(pixel), "by hand")
+    found = Detection(0.5, anomaly_map, chosen)
+    assert found.is_anomaly is is_anomaly and found.boxes == boxes
+
+
+@pytest.mark.parametrize("tiles, grid", (("", (1, 1)), ("auto", (2, 1))))
+def test_photographs_are_turned_upright(detector, tmp_path, tiles, grid):
+  upright = make_image(0, 60, 110)
   exif = Image.Exif()
   exif[0x112] = 6  # Turn it clockwise.
   path = tmp_path / "lying.png"
   upright.transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
-  want = detector(upright)
-  for lying in (path, path.read_bytes(), Image.open(path)):
-    got = detector(lying)
-    assert got.image_score == want.image_score
-    np.testing.assert_array_equal(got.anomaly_map, want.anomaly_map)
-    if isinstance(lying, Image.Image):
-      assert lying.size == (40, 70)  # The caller's is left as it was.
-      lying.close()
+  want = detector(upright, tiles)
+  assert want.grid == grid
+  with Image.open(path) as opened:
+    for lying in (path, path.read_bytes(), opened):
+      assert_same(detector(lying, tiles), want)
+    assert opened.size == (110, 60)  # The caller's image is left as it was.
 
 
-def test_results_do_not_depend_on_neighbours_or_batches(detector):
-  images = [make_image(seed, 30 + seed, 90 - seed) for seed in range(11)]
-  together = detector(images)
-  assert len(together) == 11
-  for image, want in zip(images, together, strict=True):
+@pytest.mark.parametrize("tiles", ("", "auto"))
+def test_results_do_not_depend_on_neighbours_or_batches(
+  workdir, detector, monkeypatch, tiles
+):
+  """A batch may hold tiles of several images, or some of one's."""
+  sizes = ((150, 100), (40, 40), (100, 200), (300, 90), (50, 170))
+  images = [make_image(seed, *size) for seed, size in enumerate(2 * sizes)]
+  monkeypatch.setattr(detector_module, "_MAX_DEVICE_IMAGES", 1)
+  few = AnomalyDetector.from_workdir(workdir)  # On each of eight devices.
+  together, split = detector(images, tiles), few(images, tiles)
+  assert len({found.image_score for found in together}) == len(images)
+  if tiles:
+    grids = [(2, 2), (1, 1), (3, 2), (1, 4), (3, 1)]
+    assert [found.grid for found in together] == 2 * grids
+  for image, want, got in zip(images, together, split, strict=True):
     assert want.anomaly_map.shape == image.size[::-1]
-    got = detector(image)
-    assert got.image_score == pytest.approx(want.image_score, rel=1e-5)
-    np.testing.assert_allclose(
-      got.anomaly_map, want.anomaly_map, rtol=1e-4, atol=1e-6
-    )
-  assert detector([]) == []
-  assert len({detection.image_score for detection in together}) == 11
+    assert_same(got, want, 1e-5)
+    assert_same(detector(image, tiles), want, 1e-5)
+  assert detector([], tiles) == []
+  with pytest.raises(InputError, match="image 9 of 9 cannot be read"):
+    few([*images[:8], b"no image"], tiles)
 
 
-def test_threads_compile_a_bucket_once(workdir, monkeypatch):
+def test_threads_compile_once_for_each_power_of_two(workdir, monkeypatch):
   fresh = AnomalyDetector.from_workdir(workdir)
-  compiled = []
-  lower = fresh._step.lower
+  compiled, content_ids = [], steps.content_ids
 
-  class Counting:
-    def lower(self, *args):
-      compiled.append(len(args[-1]))
-      return lower(*args)
+  def note(images):
+    compiled.append(len(images))
+    return content_ids(images)
 
-  monkeypatch.setattr(fresh, "_step", Counting())
+  monkeypatch.setattr(steps, "content_ids", note)
   images = [[make_image(seed)] * (1 + seed % 2 * 8) for seed in range(8)]
   with concurrent.futures.ThreadPoolExecutor(4) as pool:
     results = list(pool.map(fresh, images))
-  assert sorted(compiled) == [8, 16]  # Eight devices.
   for index, result in enumerate(results):
     one = fresh(images[index][0])
     for detection in result:
-      assert detection.image_score == pytest.approx(one.image_score, rel=1e-5)
+      assert_same(detection, one, 1e-5)
+  assert sorted(compiled) == [8, 16]  # Eight devices.
 
 
-def test_large_input_is_split(workdir, detector, monkeypatch):
-  images = [make_image(seed) for seed in range(9)]
-  want = [found.image_score for found in detector(images)]
-  monkeypatch.setattr(detector_module, "_MAX_DEVICE_IMAGES", 1)
-  fresh = AnomalyDetector.from_workdir(workdir)
-  got = [found.image_score for found in fresh(images)]
-  np.testing.assert_allclose(got, want, rtol=1e-5)
-  assert list(fresh._compiled) == [8]  # Eight devices: eight and one.
-  with pytest.raises(InputError, match="image 9 of 9 cannot be read"):
-    fresh([*images[:8], b"no image"])
-
-
-def test_no_tiles_are_the_whole_alone(detector):
-  image = make_image(0, 96, 90)  # Shrunk twice at most, "auto" needs none.
-  want = detector(image)
-  for tiles in ("", "1x1", "auto"):
-    got = detector(image, tiles)
-    assert got.image_score == want.image_score and got.grid == (1, 1)
-    np.testing.assert_array_equal(got.anomaly_map, want.anomaly_map)
-
-
-def test_tiles_are_scored_as_images_are(detector):
-  """And their maps lie where the tiles do."""
+def test_tiles(detector):
+  """They are scored as images are, and their maps lie where they do."""
+  small = make_image(0, 96, 90)  # "auto" takes tiles of larger images.
+  for tiles in ("1x1", "auto"):
+    assert_same(detector(small, tiles), detector(small))
   image = make_image(1, 150, 100)
-  found = detector(image, tiles="2x3")
-  whole = detector(image)
+  found, whole = detector(image, tiles="2x3"), detector(image)
   parts = tiling.cut(image, (2, 3), 48)
   seen = detector([Image.fromarray(part) for part in parts])
   assert found.grid == (2, 3)
@@ -147,63 +149,27 @@ def test_tiles_are_scored_as_images_are(detector):
   assert found.image_score == pytest.approx(
     (whole.image_score + highest) / 2, rel=1e-5
   )
+  blended = tiling.blend(
+    [part.anomaly_map for part in seen], (2, 3), (150, 100)
+  )
   assert found.anomaly_map.shape == (100, 150)
   assert found.anomaly_map.dtype == np.float32
-  maps = np.stack([part.anomaly_map for part in seen])
-  blended = tiling.blend(maps, (2, 3), (150, 100))
   np.testing.assert_allclose(
     found.anomaly_map, (whole.anomaly_map + blended) / 2, rtol=1e-4, atol=1e-6
   )
-
-
-def test_tiles_do_not_depend_on_neighbours_or_batches(workdir, monkeypatch):
-  """A batch may hold tiles of several images, or some of one."""
-  monkeypatch.setattr(detector_module, "_MAX_DEVICE_IMAGES", 2)
-  detector = AnomalyDetector.from_workdir(workdir)
-  sizes = ((150, 100), (40, 40), (100, 200), (300, 90), (50, 170))
-  images = [make_image(seed, *size) for seed, size in enumerate(sizes)]
-  together = detector(images, tiles="auto")
-  assert [found.grid for found in together] == [
-    *((2, 2), (1, 1), (3, 2), (1, 4), (3, 1))
-  ]
-  assert set(detector._compiled) <= {8, 16}  # Eight devices.
-  for image, want in zip(images, together, strict=True):
-    got = detector(image, "auto")
-    assert got.image_score == pytest.approx(want.image_score, rel=1e-5)
-    np.testing.assert_allclose(
-      got.anomaly_map, want.anomaly_map, rtol=1e-4, atol=1e-6
-    )
-
-
-def test_tiles_of_photographs_that_lie(detector, tmp_path):
-  upright = make_image(0, 60, 110)
-  exif = Image.Exif()
-  exif[0x112] = 6  # Turn it clockwise.
-  path = tmp_path / "lying.png"
-  upright.transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
-  want, got = detector(upright, "auto"), detector(path, "auto")
-  assert want.grid == got.grid == (2, 1)
-  assert got.image_score == want.image_score
-  np.testing.assert_array_equal(got.anomaly_map, want.anomaly_map)
-
-
-def test_tiles_that_are_none_are_refused(detector):
   for tiles in ("3", "0x2", "99x99"):
     with pytest.raises(InputError, match=f"tiles are '{tiles}', expected auto"):
-      detector(make_image(0), tiles)
+      detector(image, tiles)
 
 
 def test_thresholds_are_for_the_tiles_they_were_chosen_with(
-  workdir, tmp_path, caplog
+  detector, monkeypatch, caplog
 ):
-  run = shutil.copytree(workdir, tmp_path / "run")
-  thresholds.write_thresholds(
-    run, Thresholds(0.5, 0.25, "by hand", tiles="2x3")
-  )
-  detector = AnomalyDetector.from_workdir(run)
+  chosen = Thresholds(0.5, 0.25, "by hand", tiles="2x3")
+  monkeypatch.setattr(detector, "thresholds", chosen)
   image = make_image(0)
   found = detector(image, tiles="2x3")
-  assert found.thresholds == detector.thresholds
+  assert found.thresholds == chosen
   assert found.is_anomaly is not None and not caplog.records
   for tiles in ("", "3x2", ""):
     found = detector(image, tiles)
@@ -245,9 +211,15 @@ def test_from_files(workdir, detector, clip_folder, tmp_path):
     _, params = saved.restore_params()
   prompts.write_prompts(path, params, read_record(workdir))
   other = AnomalyDetector.from_files(clip_folder, path)
-  image = make_image(3)
-  assert other(image).image_score == detector(image).image_score
-  assert other(image).is_anomaly is None and other(image).boxes is None
+  found = other(make_image(3))
+  assert_same(found, detector(make_image(3)))
+  assert found.is_anomaly is None and found.boxes is None
+
+
+def truncated():
+  file = io.BytesIO()
+  make_image(0).save(file, "PNG")
+  return file.getvalue()[:300]
 
 
 @pytest.mark.parametrize(
@@ -255,25 +227,16 @@ def test_from_files(workdir, detector, clip_folder, tmp_path):
   (
     ("/nowhere.png", "/nowhere.png cannot be read: .*No such file"),
     (b"no image", "not an image in one of PNG"),
+    (truncated(), "image 1 of 1 cannot be read: .*truncated"),
     (np.zeros((4, 4, 3)), r"expected uint8 .* not float64 \(4, 4, 3\)"),
     (np.zeros((4, 4, 2), np.uint8), "expected uint8"),
     (np.zeros((0, 5), np.uint8), r"expected uint8 .* not uint8 \(0, 5\)"),
-    (np.zeros((4, 4), np.float32), "image 1 of 1 cannot be read"),
     (3, "image 1 of 1 cannot be read"),
   ),
 )
 def test_bad_images_are_refused(detector, image, expected):
   with pytest.raises(InputError, match=expected):
     detector(image)
-
-
-def test_a_truncated_image_is_named(detector, tmp_path):
-  file = io.BytesIO()
-  make_image(0).save(file, "PNG")
-  path = tmp_path / "half.png"
-  path.write_bytes(file.getvalue()[:300])
-  with pytest.raises(InputError, match="half.png cannot be read: .*truncated"):
-    detector([make_image(0), path])
 
 
 def test_runs_that_cannot_be_used_are_reported(workdir, tmp_path, clip_folder):
@@ -290,19 +253,6 @@ def test_runs_that_cannot_be_used_are_reported(workdir, tmp_path, clip_folder):
   released = ROOT / "tests" / "data" / "weights" / "epoch_1.pth"
   with pytest.raises(InputError, match="with which config.*recipe..visa"):
     AnomalyDetector.from_files(clip_folder, released)
-
-
-def test_a_run_of_an_earlier_version(workdir, tmp_path):
-  """The record lacks some of the current fields."""
-  old = shutil.copytree(workdir, tmp_path / "old")
-  record = unseal((old / "run.json").read_text())
-  del record["config"]["feature_cache"]
-  del record["config"]["evaluation"]["distance_weighting"]
-  (old / "run.json").write_text(seal(record))
-  detector = AnomalyDetector.from_workdir(old)
-  expected = AnomalyDetector.from_workdir(workdir)
-  image = make_image(0)
-  assert detector(image).image_score == expected(image).image_score
 
 
 def test_the_readmes_example(workdir, tmp_path, monkeypatch, capsys):

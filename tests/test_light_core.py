@@ -36,7 +36,7 @@ sys.meta_path = [
   Finder if finder is importlib.machinery.PathFinder else finder
   for finder in sys.meta_path
 ]
-import cops_jax.evaluation.dataset
+import cops_jax.evaluation.evaluator
 import cops_jax.evaluation.step
 import cops_jax.inputs.pipeline
 import cops_jax.losses

@@ -18,7 +18,6 @@ from cops_jax.images import decoding
 from cops_jax.images.drawing import overlay
 from cops_jax.metrics.proportions import estimate
 from helpers.images import make_image
-from helpers.scripts import run
 
 
 @pytest.fixture(scope="module")
@@ -31,16 +30,6 @@ def photos(tmp_path_factory):
   (root / "notes.txt").write_text("no image")
   (root / "broken.png").write_bytes(b"no image")
   return root
-
-
-@pytest.fixture(scope="module")
-def clear(tmp_path_factory):
-  """An image whose left half is transparent, over black."""
-  image = make_image(0).convert("RGBA")
-  image.paste((0, 0, 0, 0), (0, 0, image.width // 2, image.height))
-  path = tmp_path_factory.mktemp("clear") / "clear.png"
-  image.save(path)
-  return path
 
 
 @pytest.fixture
@@ -73,46 +62,46 @@ def test_find_images(photos):
       decoding.find_images([place])
 
 
-def test_a_broken_link_is_reported(tmp_path):
-  (tmp_path / "gone.png").symlink_to("nowhere")
-  assert decoding.find_images([str(tmp_path)]) == [tmp_path / "gone.png"]
+@pytest.fixture
+def predict_photos(photos, workdir, capsys):
+  """Runs the command, of whose images one is broken; rows and messages."""
+
+  def call(*flags):
+    capsys.readouterr()
+    with pytest.raises(SystemExit, match="1 of 5 images cannot be read"):
+      predict_command.main([str(photos), f"--workdir={workdir}", *flags])
+    lines, messages = capsys.readouterr()
+    return [json.loads(line) for line in lines.splitlines()], messages
+
+  return call
 
 
-def test_photos_in_a_folder(photos, workdir, tmp_path):
-  """Without thresholds, and with those of normal images; one is broken."""
-  out = tmp_path / "out"
-  command = ("-m", "cops_jax", "predict", photos, f"--workdir={workdir}")
-  code, lines, err = run(*command)
-  assert code == 1
-  assert "no thresholds were chosen" in err and "5/5 images" in err
-  assert f"cops calibrate --workdir={workdir} --normal" in err
-  assert err.endswith("1 of 5 images cannot be read\n")
-  before = {row["path"]: row for row in map(json.loads, lines.splitlines())}
-  assert all(row.get("verdict") is None for row in before.values())
+def test_photos_in_a_folder(photos, workdir, predict_photos, tmp_path, capsys):
+  """Without thresholds, and with thresholds of normal images."""
+  before, messages = predict_photos()
+  assert "no thresholds were chosen" in messages and "5/5 images" in messages
+  assert f"cops calibrate --workdir={workdir} --normal" in messages
+  assert all(row.get("verdict") is None for row in before)
 
-  normal = [photos / "a", photos / "c.PNG"]
-  code, text, err = run(
-    *("-m", "cops_jax", "calibrate", f"--workdir={workdir}"),
-    *("--normal", *normal),
-  )
-  assert code == 0, err
-  assert "3 normal images cannot show a rate of 1%" in err
+  normal = [str(photos / "a"), str(photos / "c.PNG")]
+  calibrate_command.main([f"--workdir={workdir}", "--normal", *normal])
+  text, messages = capsys.readouterr()
+  assert "3 normal images cannot show a rate of 1%" in messages
   assert "at most 70.8% of others with 95% confidence" in text
   assert "false alarms: 0 of 3, 0.0% (95% interval 0.0% to 70.8%)" in text
   assert "misses" not in text
   chosen = thresholds.read_thresholds(workdir)
   assert chosen.false_alarms == estimate(0, 3) and chosen.misses is None
 
-  code, lines, err = run(*command, f"--out={out}", "--save_maps")
-  assert code == 1 and "Traceback" not in err
-  assert (out / "predictions.jsonl").read_text() == lines
-  rows = [json.loads(line) for line in lines.splitlines()]
-  assert [row["path"] for row in rows] == list(before)
-  for row in rows:
+  out = tmp_path / "out"
+  rows, _ = predict_photos(f"--out={out}", "--save_maps")
+  assert rows == read_rows(out)
+  for row, earlier in zip(rows, before, strict=True):
+    assert row["path"] == earlier["path"]
     if row["path"].endswith("broken.png"):
       assert "not an image in one of PNG" in row["error"]
       continue
-    assert row["image_score"] == before[row["path"]]["image_score"]
+    assert row["image_score"] == earlier["image_score"]
     assert row["threshold"] == chosen.image
     assert row["threshold_method"] == chosen.method
     is_anomaly = row["image_score"] >= chosen.image
@@ -131,7 +120,7 @@ def test_photos_in_a_folder(photos, workdir, tmp_path):
     with Image.open(out / f"{name}.png") as picture:
       assert picture.height > len(shown)  # For the words below.
       got = np.asarray(picture)[: len(shown), : shown.shape[1]].astype(int)
-    # But for the boxes.
+    # Except for the boxes.
     assert (np.abs(got - shown).max(axis=-1) > 1).mean() < 0.1
   assert len(list(out.iterdir())) == 9
 
@@ -155,13 +144,12 @@ def read_rows(folder):
   return [json.loads(line) for line in text.splitlines()]
 
 
-def test_pictures_never_replace_images(command, tmp_path):
+def test_no_image_is_replaced_and_lost_ones_are_reported(
+  command, tmp_path, monkeypatch
+):
   with pytest.raises(SystemExit, match="photos holds images to look at"):
     command(tmp_path / "photos")
   assert len(list((tmp_path / "photos").iterdir())) == 4
-
-
-def test_an_image_that_disappears_is_reported(command, tmp_path, monkeypatch):
   decode = AnomalyDetector.decode
 
   def once(self, image, **options):
@@ -178,7 +166,7 @@ def test_an_image_that_disappears_is_reported(command, tmp_path, monkeypatch):
   assert sum("image_score" in row for row in rows) == 3
 
 
-def test_what_was_found_before_ctrl_c_is_kept(command, tmp_path, monkeypatch):
+def test_lines_before_ctrl_c_are_kept(command, tmp_path, monkeypatch):
   def interrupted(path, detection, max_pixels):
     if path.name == "2.png":
       raise KeyboardInterrupt
@@ -247,7 +235,6 @@ def test_thresholds_of_labelled_data(workdir, tmp_path, data_dir, capsys):
   candidates = np.quantile(maps, np.linspace(0, 1, 200))
   best = max(f1(value, maps, truth) for value in candidates)
   assert f1(chosen.pixel, maps, truth) >= best - 1e-3
-  chosen, _ = choose(f"--data=folder:{root}", "--false_alarms=0.2")
 
   broken = root / "test" / "good" / "broken.png"
   broken.write_bytes(b"no image")
@@ -308,7 +295,7 @@ def test_tiles(workdir, tmp_path, capsys):
 
 
 def test_names_of_pictures_are_unique(tmp_path):
-  """Each with the fewest folders that tell it from the others."""
+  """Each has as few of its folders as possible."""
   names = ("a/x.png", "a/x.jpg", "b/x.png", "deep/c/y.png")
   paths = [tmp_path / name for name in names]
   assert predict._names(paths) == ["a-x", "a-x-2", "b-x", "y"]
@@ -323,37 +310,30 @@ def test_names_of_pictures_are_unique(tmp_path):
   names = predict._names(paths)
   assert len(set(names)) == 2
   assert all(len(f"{name}.png".encode()) < 220 for name in names)
-
-
-def test_names_have_nothing_of_where_images_are(tmp_path):
-  """Of absolute paths that share nothing but the root."""
+  # Absolute paths that share only the root name no folder.
   paths = [tmp_path / "a.png", pathlib.Path("/elsewhere/photos/b.png")]
   assert predict._names(paths) == ["a", "b"]
 
 
-def test_what_is_laid_on_white_has_a_note(clear, workdir):
+def test_an_image_laid_on_white_has_a_note(workdir, tmp_path):
+  """Its left half is transparent, over black."""
+  image = make_image(0).convert("RGBA")
+  image.paste((0, 0, 0, 0), (0, 0, image.width // 2, image.height))
+  path = tmp_path / "clear.png"
+  image.save(path)
+  white = Image.new("RGBA", image.size, "white")
+  white.alpha_composite(image)
   detector = AnomalyDetector.from_workdir(workdir)
-  with Image.open(clear) as image:
-    white = Image.new("RGBA", image.size, "white")
-    white.alpha_composite(image)
-  found = dict(predict.predict(detector, [clear]))
-  row = predict.to_row(clear, found[clear])
+  ((_, found),) = predict.predict(detector, [path])
+  row = predict.to_row(path, found)
   assert row["note"] == "its transparent parts were laid on white"
   same = detector(white)
   assert row["image_score"] == round(same.image_score, 6)
-  assert "note" not in predict.to_row(clear, same)
-
-
-def test_an_empty_file_is_called_empty(workdir, tmp_path, capsys):
-  (tmp_path / "empty.png").touch()
-  with pytest.raises(SystemExit, match="1 of 1 images cannot be read"):
-    predict_command.main([str(tmp_path / "empty.png"), f"--workdir={workdir}"])
-  row = json.loads(capsys.readouterr().out)
-  assert row["error"].endswith("empty.png cannot be read: it is empty")
+  assert "note" not in predict.to_row(path, same)
 
 
 @pytest.mark.parametrize(
-  "score, verdict", ((0.874, "anomaly"), (0.1, "normal"))
+  "score, verdict", ((0.874, "anomaly"), (0.43, "anomaly"), (0.1, "normal"))
 )
 def test_pictures_tell_the_verdict(photos, score, verdict, monkeypatch):
   written = []

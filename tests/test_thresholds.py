@@ -1,4 +1,4 @@
-"""Thresholds: chosen, kept, and what they say of a map."""
+"""Thresholds: chosen, kept, and applied to a map."""
 
 import numpy as np
 import pytest
@@ -18,6 +18,10 @@ def test_no_more_normal_scores_than_allowed(rate, expected):
   # Ties are on the safe side; and the highest possible score is a score.
   ties = np.ones(8, np.float32)
   assert not (ties >= thresholds.of_false_positive_rate(ties, rate)).any()
+  for number in (29, 57, 58):  # Shares that are no binary fractions.
+    scores = np.arange(100) / 100
+    chosen = thresholds.of_false_positive_rate(scores, number / 100)
+    assert (scores >= chosen).sum() == number
 
 
 def test_largest_balanced_accuracy():
@@ -53,18 +57,6 @@ def test_the_ratio_of_both_kinds_does_not_matter():
   assert (normal >= f1).mean() > 0.5
 
 
-@pytest.mark.parametrize("rate, number", ((0.29, 29), (0.57, 57), (0.58, 58)))
-def test_shares_that_are_not_binary_fractions(rate, number):
-  scores = np.arange(100) / 100
-  threshold = thresholds.of_false_positive_rate(scores, rate)
-  assert (scores >= threshold).sum() == number
-
-
-def test_no_threshold_without_normal_scores():
-  with pytest.raises(ValueError, match="no normal scores"):
-    thresholds.of_false_positive_rate(np.array([]), 0.1)
-
-
 def test_round_trip(tmp_path):
   assert thresholds.read_thresholds(tmp_path) is None
   chosen = Thresholds(
@@ -86,16 +78,8 @@ def test_round_trip(tmp_path):
       thresholds.read_thresholds(tmp_path)
 
 
-def test_files_of_earlier_versions_are_read(tmp_path):
-  text = '{"image": 0.5, "pixel": 0.25, "method": "largest F1 on 9 images"}'
-  (tmp_path / "thresholds.json").write_text(text)
-  want = Thresholds(0.5, 0.25, "largest F1 on 9 images")
-  assert thresholds.read_thresholds(tmp_path) == want
-  assert want.false_alarms is want.misses is None
-
-
 def test_boxes():
-  """Two regions, touching at a corner is one; specks are none."""
+  """Regions that touch at a corner are one; specks are none."""
   anomaly_map = np.zeros((120, 200), np.float32)
   anomaly_map[10:20, 30:50] = 0.5
   anomaly_map[20:25, 50:55] = 0.9

@@ -1,21 +1,17 @@
-"""What an evaluation found: values, their means, and their form in a file."""
+"""Values that an evaluation returns, and their means."""
 
 from __future__ import annotations
 
-import base64
 import dataclasses
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from cops_jax.errors import InputError
-from cops_jax.files import seal, unseal
 from cops_jax.metrics import METRICS
 
-Curve = tuple[Sequence[float], Sequence[float]]
+Curve = Sequence[Sequence[float]]  # x and y.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,15 +27,15 @@ class ImageResult:
 
 @dataclasses.dataclass(frozen=True)
 class CategoryResult:
-  """A category's metrics, its images and pixels pooled.
+  """A category's metrics, with all its images and all its pixels pooled.
 
   Attributes:
     metrics: in [0, 1]; NaN where undefined.
-    undefined: why, by metric.
+    undefined: the reason, by undefined metric.
     image_threshold, pixel_threshold: the scores of the largest F1; NaN where
       that is undefined.
-    curves: x and y by name, of those that are defined: "image_roc",
-      "image_pr", "pixel_roc", "pixel_pr" and "pixel_pro".
+    curves: x and y of the defined ones among "image_roc", "image_pr",
+      "pixel_roc", "pixel_pr" and "pixel_pro".
   """
 
   metrics: Mapping[str, float]
@@ -51,11 +47,11 @@ class CategoryResult:
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-  """One image for the report.
+  """One image in the report.
 
   Attributes:
     kind: "best", "worst" or "random".
-    image: what was evaluated.
+    image: its result.
     tiles: see `drawing.picture_tiles`.
     low, high: the ends of the colour scale.
   """
@@ -74,15 +70,15 @@ class DatasetResult:
   Attributes:
     categories: by name, sorted.
     images: sorted by category and path.
-    pictures: some images.
-    skipped: files that could not be read, left out of everything, and why.
-    identity: tells the data from others of that name: a version or a folder.
-    data_sha256: of what tells these data's contents from others.
-    notes: on the data: what was left out or guessed, and how they differ from
-      the published ones.
-    is_published: whether they are one of the thirteen published data sets, with
-      the known numbers of images: others do not stand beside the paper's.
-    seconds: that the evaluation took, compilation included.
+    pictures: some of the images.
+    skipped: unreadable files, which count nowhere, and the reasons.
+    identity: version or folder of the data.
+    data_sha256: fingerprint of the data's contents.
+    notes: on the data: omissions, guesses and differences from the published
+      ones.
+    is_published: whether the data are one of the thirteen published data sets
+      with the known numbers of images. Only these are compared with the paper.
+    seconds: duration of the evaluation, compilation included.
     peak_memory_bytes: of the process until then.
   """
 
@@ -108,10 +104,10 @@ class Evaluated:
   """The outcome for each data set.
 
   Attributes:
-    results: of those that were evaluated, now or before.
-    skipped: those that are not prepared, and why.
-    failed: those that could not be evaluated, and why.
-    provenance: what was evaluated, with what, on what.
+    results: of the data sets that were evaluated, now or before.
+    skipped: the reasons, by data set that is not prepared.
+    failed: the reasons, by data set that could not be evaluated.
+    provenance: prompts, CLIP, config, versions and device of the evaluation.
   """
 
   results: Mapping[str, DatasetResult]
@@ -121,7 +117,7 @@ class Evaluated:
 
 
 def mean_metrics(rows: Iterable[Mapping[str, float]]) -> dict[str, float]:
-  """Mean of each metric over the rows where it is defined; else NaN."""
+  """Returns each metric's mean over the rows that define it, else NaN."""
   rows = list(rows)
   means = {}
   for name in METRICS:
@@ -133,15 +129,15 @@ def mean_metrics(rows: Iterable[Mapping[str, float]]) -> dict[str, float]:
 def group_means(
   results: Mapping[str, DatasetResult], domains: Mapping[str, str]
 ) -> dict[str, dict[str, float]]:
-  """Means over data sets, equally weighted, as the paper's tables have them.
+  """Returns means over data sets, equally weighted, as in the paper's tables.
 
   Args:
     results: by data set.
     domains: "industrial" or "medical" by data set; others may be absent.
 
   Returns:
-    By "industrial mean", "medical mean" and "overall mean"; groups of fewer
-    than two data sets are left out.
+    Means by "industrial mean", "medical mean" and "overall mean", except for
+    groups of fewer than two data sets.
   """
   groups = {
     "industrial mean": [n for n in results if domains.get(n) == "industrial"],
@@ -156,7 +152,7 @@ def group_means(
 
 
 def without_nan(value: Any) -> Any:
-  """A nest of dicts and sequences with None for NaN, which JSON lacks."""
+  """Returns nested dicts and sequences with None for NaN, which JSON lacks."""
   if isinstance(value, Mapping):
     return {name: without_nan(item) for name, item in value.items()}
   if isinstance(value, (list, tuple)):
@@ -164,74 +160,3 @@ def without_nan(value: Any) -> Any:
   if isinstance(value, float) and math.isnan(value):
     return None
   return value
-
-
-def _nan(value):
-  return math.nan if value is None else value
-
-
-def to_json(result: DatasetResult, key: Mapping[str, Any]) -> str:
-  """A result as text.
-
-  Args:
-    result: to write.
-    key: all that it depends on, of JSON's types.
-  """
-  values = dataclasses.asdict(result)
-  for picture in values["pictures"]:
-    picture["tiles"] = {
-      name: base64.b64encode(tile).decode()
-      for name, tile in picture["tiles"].items()
-    }
-  return seal({"key": key, "result": without_nan(values)})
-
-
-def from_json(
-  text: str | bytes, key: Mapping[str, Any]
-) -> DatasetResult | None:
-  """The inverse of `to_json`; None if the result has another key.
-
-  Raises:
-    InputError: the text is damaged.
-  """
-  try:
-    stored = unseal(text)
-    if stored["key"] != json.loads(json.dumps(key)):
-      return None
-    values = stored["result"]
-    categories = {
-      name: CategoryResult(
-        metrics={metric: _nan(row["metrics"][metric]) for metric in METRICS},
-        undefined=row["undefined"],
-        image_threshold=_nan(row["image_threshold"]),
-        pixel_threshold=_nan(row["pixel_threshold"]),
-        curves={name: tuple(curve) for name, curve in row["curves"].items()},
-      )
-      for name, row in values["categories"].items()
-    }
-    pictures = [
-      Picture(
-        kind=row["kind"],
-        image=ImageResult(**row["image"]),
-        tiles={
-          name: base64.b64decode(tile) for name, tile in row["tiles"].items()
-        },
-        low=row["low"],
-        high=row["high"],
-      )
-      for row in values["pictures"]
-    ]
-    return DatasetResult(
-      categories=categories,
-      images=[ImageResult(**row) for row in values["images"]],
-      pictures=pictures,
-      skipped=values["skipped"],
-      identity=values["identity"],
-      data_sha256=values["data_sha256"],
-      notes=values["notes"],
-      is_published=values["is_published"],
-      seconds=_nan(values["seconds"]),
-      peak_memory_bytes=values["peak_memory_bytes"],
-    )
-  except (ValueError, TypeError, KeyError, AttributeError) as error:
-    raise InputError(f"{type(error).__name__}: {error}") from error

@@ -114,12 +114,17 @@ def export(
 
 def _trace(detector):
   """The functions by their names, and the weights, as bytes."""
-  from cops_jax.detector import make_detect_step
+  from cops_jax.evaluation.step import make_predict_step
   from cops_jax.weights import build_model
 
   config, clip = detector.config, detector.clip
   mesh = make_mesh(jax.devices()[:1])
-  step = make_detect_step(build_model(config, clip), mesh)
+  predict = make_predict_step(build_model(config, clip), mesh)
+
+  @jax.jit
+  def step(trainable, clip_params, images):
+    return predict(trainable, clip_params, {"image": images})
+
   (batch,) = jax_export.symbolic_shape("batch")
   side = detector.image_size
   params = jax.device_get((detector.trainable, clip.params))

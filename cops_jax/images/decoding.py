@@ -1,4 +1,4 @@
-"""Image and mask files as arrays, exactly as the authors' code decodes them."""
+"""Reads image and mask files, exactly as the authors' code decodes them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _logger = logging.getLogger(__name__)
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 # PIL's other decoders start programs (EPS) or are little tested.
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
-# A few kilobytes can hold an image that takes gigabytes.
+# A file of a few kilobytes can need gigabytes when decoded.
 MAX_PIXELS = 80_000_000
 
 
@@ -44,14 +44,14 @@ def open_image(
 ) -> Iterator[Image.Image]:
   """Opens an image file, or its bytes, with PIL, and decodes all of it.
 
-  The one way to read an image: PIL itself gives what it has of a damaged one to
-  whoever asks twice.
+  Every image is read here: PIL returns the intact part of a damaged image at
+  the second attempt.
 
   Raises:
     UnknownFormatError: it is in none of `FORMATS`.
     TooManyPixelsError: it has more than `max_pixels`.
     ValueError: it is not a regular file, or empty. For a damaged file PIL
-      itself raises many kinds of errors.
+      raises many kinds of errors.
   """
   from PIL import Image, UnidentifiedImageError
 
@@ -90,13 +90,13 @@ def open_image(
 def decode_image(
   file: bytes | pathlib.Path, size: int, max_pixels: int = MAX_PIXELS
 ) -> Integer[np.ndarray, "h w 3"]:
-  """An image file, or its bytes, as uint8 RGB of side `size`."""
+  """Returns an image file, or its bytes, as uint8 RGB of side `size`."""
   with open_image(file, max_pixels) as image:
     return resize_image(image, size)
 
 
 def read_orientation(image: Image.Image) -> int:
-  """How an image is to be turned, by its EXIF data; 1, upright, without any."""
+  """Returns the EXIF orientation of an image; 1, upright, without any."""
   from PIL import ExifTags
 
   try:
@@ -107,10 +107,7 @@ def read_orientation(image: Image.Image) -> int:
 
 
 def turn_upright(image: Image.Image) -> Image.Image:
-  """An image turned as its EXIF data say, which many photographs have.
-
-  Without readable EXIF data it is returned as it is.
-  """
+  """Turns an image as its EXIF data say, if they can be read."""
   from PIL import ImageOps
 
   if read_orientation(image) == 1:
@@ -126,9 +123,9 @@ def is_transparent(image: Image.Image) -> bool:
 
 
 def as_seen(image: Image.Image) -> Image.Image:
-  """Any image, upright, on white, with grey values of 16 bits as 8.
+  """Returns any image upright, on white, with grey values of 16 bits as 8.
 
-  Of 16 bits the high byte is taken: PIL itself would clip values at 255, as the
+  The high byte of 16 bits is used. PIL would clip values at 255, as the
   authors' code does for data sets.
 
   Raises:
@@ -151,7 +148,7 @@ def as_seen(image: Image.Image) -> Image.Image:
 
 
 def to_picture(image: Image.Image) -> Image.Image:
-  """`as_seen` in RGB."""
+  """Returns `as_seen` in RGB."""
   return as_seen(image).convert("RGB")
 
 
@@ -160,16 +157,16 @@ def resize_image(
   size: int,
   box: tuple[float, float, float, float] | None = None,
 ) -> Integer[np.ndarray, "h w 3"]:
-  """An image as uint8 RGB of side `size`.
+  """Returns an image as uint8 RGB of side `size`.
 
-  Resized with PIL's bicubic filter in the mode that it has, its aspect ratio
-  not kept, then converted to RGB.
+  PIL's bicubic filter resizes it in its own mode, without keeping the aspect
+  ratio. Then it is converted to RGB.
 
   Args:
     image: of any size.
     size: in pixels.
-    box: left, top, right and bottom of the part to take, in pixels, which need
-      not be whole; by default all of it.
+    box: left, top, right and bottom of the part to use, in pixels, also
+      fractions; by default the whole.
   """
   from PIL import Image
 
@@ -180,7 +177,7 @@ def resize_image(
 def resize_map(
   anomaly_map: Float[np.ndarray, "h w"], size: tuple[int, int]
 ) -> Float[np.ndarray, "new_h new_w"]:
-  """A map at another width and height, bilinearly, float32: maps are smooth."""
+  """Returns a map at another width and height, resized bilinearly, float32."""
   from PIL import Image
 
   image = Image.fromarray(anomaly_map.astype(np.float32))
@@ -193,16 +190,16 @@ def decode_mask(
   orientation: int = 1,
   max_pixels: int = MAX_PIXELS,
 ) -> Integer[np.ndarray, "h w"]:
-  """A mask file, or its bytes, as 0 and 1, uint8, of side `size`.
+  """Returns a mask file, or its bytes, as 0 and 1, uint8, of side `size`.
 
-  Grey values above 0 become 255; resized with PIL's bilinear filter, a pixel
-  belongs to the mask from one half.
+  Grey values above 0 become 255, PIL's bilinear filter resizes them, and a
+  pixel above one half belongs to the mask.
 
   Args:
     file: the mask.
     size: of its sides, in pixels.
-    orientation: from `read_orientation`, of the image whose stored pixels the
-      mask is drawn over, where that image is turned upright.
+    orientation: from `read_orientation` of the image that the mask is drawn
+      over, if that image is turned upright.
     max_pixels: see `open_image`.
   """
   from PIL import ExifTags, Image
@@ -216,11 +213,11 @@ def decode_mask(
 
 
 def find_images(places: Iterable[str]) -> list[pathlib.Path]:
-  """Image files in the order of the places, each once.
+  """Returns image files in the order of the places, each once.
 
   Args:
-    places: files, folders, of which all files that are named as images are
-      taken, also in folders below, and patterns such as "photos/**/*.jpg".
+    places: files, folders and patterns such as "photos/**/*.jpg". Folders are
+      searched for image suffixes, with all folders below.
 
   Raises:
     InputError: there is no image in a place; names it.
@@ -251,7 +248,7 @@ def _find(path):
 
 
 def _walk(folder):
-  """Files named as images; a folder that cannot be read is an error."""
+  """Yields files with image suffixes; an unreadable folder is an error."""
 
   def fail(error):
     raise error

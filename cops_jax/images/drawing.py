@@ -1,4 +1,4 @@
-"""Pictures of evaluated images: what there was to find and what was found."""
+"""Pictures of images with their ground truth, anomaly maps and boxes."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 TILE_PIXELS = 224
 _OUTLINE_PIXELS = 2
-# Of outlines and boxes: the heat has no such colour, and few images have.
+# Colour of outlines and boxes, absent from heat maps and rare in images.
 LINE_COLOR = (0, 235, 255)
 _BAND_COLOR = (40, 44, 52)
 _LEAST_LETTER_PIXELS = 12
 _MAX_OPACITY = 0.7
-# From low to high; black to white through red, and grows lighter all the way.
+# From low to high: black, red, light yellow, ever lighter.
 _HEAT_COLORS = np.array(
   [(0, 0, 8), (60, 15, 110), (180, 40, 90), (245, 125, 20), (252, 255, 165)]
 )
@@ -38,7 +38,7 @@ _HEAT_TABLE = (
 
 
 def to_file(image: Image.Image, kind: str, **options: Any) -> bytes:
-  """An image as the bytes of a file, "PNG" or "JPEG", by PIL's options."""
+  """Returns an image as a file's bytes, "PNG" or "JPEG", by PIL's options."""
   file = io.BytesIO()
   image.save(file, kind, **options)
   return file.getvalue()
@@ -47,9 +47,9 @@ def to_file(image: Image.Image, kind: str, **options: Any) -> bytes:
 def heat_colors(
   anomaly_map: Float[np.ndarray, "h w"], low: float, high: float
 ) -> Integer[np.ndarray, "h w 3"]:
-  """Colours of a map's values, from low (dark) to high (light).
+  """Returns colours of a map's values, from low (dark) to high (light).
 
-  Square-rooted, so that weak responses show too.
+  The scale is square-rooted, so that weak responses are visible too.
   """
   return _HEAT_TABLE[_levels(anomaly_map, low, high, 255)]
 
@@ -66,7 +66,7 @@ def overlay(
   low: float,
   high: float,
 ) -> Integer[np.ndarray, "h w 3"]:
-  """The image under the map's colours, the more opaque the higher the value."""
+  """Lays a map's colours on an image; higher values are more opaque."""
   from PIL import Image
 
   # Bytes alone: photographs have many pixels.
@@ -80,17 +80,14 @@ def overlay(
 def outlines(
   regions: Bool[np.ndarray, "h w"], width: int
 ) -> Bool[np.ndarray, "h w"]:
-  """The regions' pixels that are at most `width` from what is outside.
+  """Returns the regions' pixels at most `width` from a pixel outside.
 
-  The border of the picture is outside.
+  Pixels beyond the picture's border are outside.
   """
-  inside = np.pad(regions, width)
-  height, across = regions.shape
-  is_inner = regions.copy()
-  for down in (0, width, 2 * width):
-    for right in (0, width, 2 * width):
-      is_inner &= inside[down : down + height, right : right + across]
-  return regions & ~is_inner
+  from scipy import ndimage  # Slow to import.
+
+  square = np.ones((2 * width + 1, 2 * width + 1))
+  return regions & ~ndimage.binary_erosion(regions, square)
 
 
 def annotate(
@@ -99,10 +96,10 @@ def annotate(
   words: Sequence[str],
   is_marked: bool,
 ) -> Image.Image:
-  """An image with boxes on it and words in a band below it.
+  """Returns an image with boxes on it and words in a band below it.
 
-  Lines and letters grow with the image; a narrow one gets a line for each of
-  the words, and room at its right.
+  Lines and letters grow with the image. A narrow image has one word a line, and
+  the picture is wide enough for it.
 
   Args:
     image: to draw on.
@@ -149,17 +146,17 @@ def picture_tiles(
   high: float,
   threshold: float,
 ) -> dict[str, bytes]:
-  """An evaluated image, its truth, and what was found, to look at.
+  """Returns pictures of an image, its ground truth and its anomaly map.
 
   Args:
     image, anomaly_map: of one size.
-    mask: 1 is anomalous.
+    mask: 1 is anomalous; None if there is none.
     low, high: the ends of the colour scale.
-    threshold: regions that reach it are outlined; NaN for none.
+    threshold: regions that reach it are outlined; NaN outlines none.
 
   Returns:
-    JPEG files of side `TILE_PIXELS`: "image", "truth" unless there is no mask,
-    "map" and "overlay".
+    JPEG files of side `TILE_PIXELS`: "image", "truth" if there is a mask, "map"
+    and "overlay".
   """
   from PIL import Image
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import urllib.parse
 import zipfile
-from collections.abc import Iterable
 
 import jax
 import numpy as np
@@ -16,26 +15,12 @@ from cops_jax.paths import AnyPath
 from cops_jax.typing import Float
 
 
-def map_file_names(categories: Iterable[str], num_processes: int) -> set[str]:
-  """Names of the files that a cluster's processes may write."""
-  return {
-    _file_name(category, process, num_processes)
-    for category in categories
-    for process in range(num_processes)
-  }
-
-
-def _file_name(category, process, num_processes):
-  suffix = f"-{process}" if num_processes > 1 else ""
-  return urllib.parse.quote(category, safe=" ") + f"{suffix}.npz"
-
-
 class MapWriter:
   """Writes CATEGORY.npz files; use as a context manager.
 
-  `numpy.load` reads them: float16 maps (h, w) by the image's path. They are
-  written one map at a time, and get their names when all are complete. Each
-  process of a cluster writes its own, CATEGORY-PROCESS.npz.
+  `numpy.load` reads them: float16 maps (h, w) by the image's path. Maps are
+  written one at a time, and the files get their names when all are complete.
+  Each process of a cluster writes its own files, CATEGORY-PROCESS.npz.
 
   Args:
     folder: created if missing; None writes nothing.
@@ -71,7 +56,8 @@ class MapWriter:
       ) from error
 
   def _open(self, category):
-    name = _file_name(category, jax.process_index(), jax.process_count())
+    process = f"-{jax.process_index()}" if jax.process_count() > 1 else ""
+    name = f"{urllib.parse.quote(category, safe=' ')}{process}.npz"
     partial = self._stack.enter_context(whole_file(self._folder / name))
     return self._stack.enter_context(
       zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED)

@@ -1,19 +1,20 @@
-"""Tiles: overlapping parts of an image, looked at beside the whole.
+"""Tiles: overlapping parts of an image, scored beside the whole.
 
-A grid has rows and columns; (1, 1) is the whole alone. Its tiles are equal
-parts of the image, and neighbours share a quarter of a tile: what is no wider
-than that is whole in one of them.
+A grid has rows and columns; (1, 1) is the whole image alone. All tiles of a
+grid are equal, and neighbours share a quarter of a tile, so a defect no wider
+than that is complete in one of them.
 """
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cops_jax.errors import InputError
-from cops_jax.images.decoding import resize_image
+from cops_jax.images.decoding import resize_image, resize_map
 from cops_jax.typing import Float, Integer
 
 if TYPE_CHECKING:
@@ -26,21 +27,19 @@ EXPECTED = f"rows x columns from 1x1 to {MAX_NUMBER}x{MAX_NUMBER}, such as 2x3"
 _OVERLAP = 0.25  # The share of a tile that its neighbour has too.
 _MAX_SHRINKAGE = 2.0  # Of a tile's sides with "auto".
 
-_Numbers = TypeVar("_Numbers")
-
 
 def parse_grid(text: str) -> tuple[int, int] | None:
-  """Rows and columns of a text such as "2x3", (1, 1) of ""; None of others."""
+  """Returns the rows and columns of "2x3", (1, 1) of "", None of other text."""
   found = re.fullmatch(r"([0-9]{1,2})x([0-9]{1,2})", text or "1x1")
   grid = tuple(map(int, found.groups())) if found else (0, 0)
   return grid if all(1 <= number <= MAX_NUMBER for number in grid) else None
 
 
 def normalize(text: str) -> str:
-  """What says which tiles: "auto", "2x3" or, for the whole alone, "".
+  """Returns "auto", a grid such as "2x3" or, for the whole alone, "".
 
   Raises:
-    InputError: it says nothing of the kind.
+    InputError: the text names no tiles.
   """
   if text == AUTO:
     return text
@@ -53,13 +52,13 @@ def normalize(text: str) -> str:
 def choose_grid(
   tiles: str, size: tuple[int, int], image_size: int
 ) -> tuple[int, int]:
-  """Rows and columns for an image.
+  """Returns rows and columns for an image.
 
   Args:
-    tiles: what `normalize` gives. "auto" is the fewest tiles that keep at least
-      half of the pixels of each side, and at most 8 rows and columns.
+    tiles: from `normalize`. "auto" is the fewest tiles that keep at least half
+      of the pixels of each side, and at most 8 rows and columns.
     size: the image's width and height, in pixels.
-    image_size: side of what the model sees, in pixels.
+    image_size: side of the model's input, in pixels.
   """
   if tiles != AUTO:
     return parse_grid(tiles)
@@ -76,12 +75,12 @@ def choose_grid(
 
 
 def _tile_share(number):
-  """A tile's length, as a share of what a number of them cover."""
+  """The length of one of several tiles, as a share of their image's."""
   return 1 / (number - (number - 1) * _OVERLAP)
 
 
 def _spans(number):
-  """Begin and end of each tile, as shares of what they cover, (number, 2)."""
+  """Begin and end of each tile, as shares of the image, (number, 2)."""
   share = _tile_share(number)
   starts = np.arange(number) * (1 - _OVERLAP) * share
   return np.stack([starts, np.minimum(starts + share, 1)], axis=1)
@@ -90,86 +89,67 @@ def _spans(number):
 def cut(
   image: Image.Image, grid: tuple[int, int], image_size: int
 ) -> Integer[np.ndarray, "t h w 3"]:
-  """An image's tiles, row by row, as `resize_image` gives them.
+  """Returns an image's tiles, row by row, each resized by `resize_image`.
 
   Args:
     image: of any size.
     grid: rows and columns.
-    image_size: side of each, in pixels.
+    image_size: side of each tile, in pixels.
   """
   rows, columns = (_spans(number) for number in grid)
-  return np.stack(
-    [
-      resize_image(
-        image,
-        image_size,
-        (
-          *(left * image.width, top * image.height),
-          *(right * image.width, bottom * image.height),
-        ),
-      )
-      for top, bottom in rows
-      for left, right in columns
-    ]
-  )
+  boxes = [
+    (
+      *(left * image.width, top * image.height),
+      *(right * image.width, bottom * image.height),
+    )
+    for top, bottom in rows
+    for left, right in columns
+  ]
+  return np.stack([resize_image(image, image_size, box) for box in boxes])
 
 
 def _bands(number, image_size, length):
-  """For each tile in a row, the pixels that it covers and a matrix to them.
+  """For each tile along an axis, its pixels in the blend and a matrix to them.
 
-  See `blending_matrices`.
+  The matrix resizes the tile's map bilinearly, as `resize_map` does, and
+  weights it by a raised cosine that is 1 in the tile's middle and 0 at its
+  edges. So there are no seams.
   """
   places = (np.arange(length) + 0.5) / length
   spans, share = _spans(number), _tile_share(number)
   within = (places - spans[:, :1]) / share
   weights = np.where(abs(within - 0.5) < 0.5, np.sin(np.pi * within) ** 2, 0)
   weights /= weights.sum(axis=0)
-  # Wider where a map shrinks, so that none of its pixels is left out.
+  # Wider where a map shrinks, so that each of its pixels counts.
   reach = max(image_size / (length * share), 1)
+  bands = []
   for span, weight, place in zip(spans, weights, within, strict=True):
     covered = slice(*np.searchsorted(places, span).tolist())
     distances = np.arange(image_size) + 0.5 - image_size * place[covered, None]
     matrix = np.maximum(1 - abs(distances) / reach, 0)
     matrix *= (weight[covered] / matrix.sum(axis=1))[:, None]
-    yield covered, matrix.astype(np.float32)
-
-
-def blending_matrices(
-  number: int, image_size: int, length: int
-) -> Float[np.ndarray, "t length s"]:
-  """One axis of the step from tiles' maps to their blend, as matrices.
-
-  The blend is the sum over rows r and columns c of `A_r m_rc B_c^T`. A pixel
-  is the mean of the tiles that it lies in, weighted by a raised cosine that is
-  1 in a tile's middle and falls to 0 at its edges, so that there are no seams.
-  Tiles' maps are resized bilinearly, as `resize_map` does it.
-
-  Args:
-    number: of tiles along the axis.
-    image_size: side of a tile's map, in pixels.
-    length: of the blend, in pixels.
-  """
-  matrices = np.zeros((number, length, image_size), np.float32)
-  for matrix, (covered, band) in zip(
-    matrices, _bands(number, image_size, length), strict=True
-  ):
-    matrix[covered] = band
-  return matrices
+    bands.append((covered, matrix.astype(np.float32)))
+  return bands
 
 
 def blend(
-  maps: Float[np.ndarray, "t s s"], grid: tuple[int, int], size: tuple[int, int]
+  maps: Sequence[Float[np.ndarray, "s s"]],
+  grid: tuple[int, int],
+  size: tuple[int, int],
 ) -> Float[np.ndarray, "h w"]:
-  """The blend of tiles' maps; see `blending_matrices`.
+  """Returns one map from the tiles' maps.
+
+  Each pixel is the mean of the tiles that contain it, weighted by a raised
+  cosine that is 1 in a tile's middle and falls to 0 at its edges.
 
   Args:
     maps: row by row.
     grid: rows and columns.
-    size: width and height of the blend, in pixels.
+    size: width and height of the result, in pixels.
   """
   width, height = size
-  down = list(_bands(grid[0], maps.shape[-1], height))
-  across = list(_bands(grid[1], maps.shape[-1], width))
+  down = _bands(grid[0], maps[0].shape[-1], height)
+  across = _bands(grid[1], maps[0].shape[-1], width)
   blended = np.zeros((height, width), np.float32)
   for place, tile in enumerate(maps):
     row, column = divmod(place, grid[1])
@@ -178,11 +158,26 @@ def blend(
   return blended
 
 
-def combine(whole: _Numbers, tiles: _Numbers) -> _Numbers:
-  """The mean of what the whole image and its tiles say.
+def join(
+  found: Sequence[tuple[Any, Float[np.ndarray, "s s"]]],
+  grid: tuple[int, int],
+  size: tuple[int, int],
+) -> tuple[Any, Float[np.ndarray, "h w"]]:
+  """Returns an image's score and map from those of the whole and of its tiles.
+
+  The score is the mean of the whole image's and of the largest of the tiles',
+  the map the mean of the whole image's and of the tiles' blend.
 
   Args:
-    whole: an image's score, or its map.
-    tiles: the largest of its tiles' scores, or the blend of their maps.
+    found: score and map of the whole, then of each tile, row by row; of the
+      whole alone where the grid is (1, 1).
+    grid: rows and columns.
+    size: width and height of the map to return, in pixels.
   """
-  return (whole + tiles) / 2
+  score, anomaly_map = found[0]
+  anomaly_map = resize_map(anomaly_map, size)
+  if grid == WHOLE:
+    return score, anomaly_map
+  scores, maps = zip(*found[1:], strict=True)
+  blended = blend(maps, grid, size)
+  return (score + max(scores)) / 2, (anomaly_map + blended) / 2

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from cops_jax import methods
 from cops_jax.errors import InputError
-from cops_jax.evaluation.dataset import DatasetEvaluator
+from cops_jax.evaluation.evaluator import Evaluator
 from cops_jax.files import find_files, read_file, write_file
 from cops_jax.inputs import pipeline
 from cops_jax.paths import AnyPath, is_address, to_path
@@ -357,7 +357,7 @@ def _profile(workdir, steps):
 
 def _make_evaluate(config, clip, model, clip_params, shardings):
   """A function from trainable parameters to the means on all data sets."""
-  evaluator = DatasetEvaluator(config, model, clip, make_mesh(), shardings)
+  evaluator = Evaluator(config, model, clip, make_mesh(), shardings)
   examples = []
   if config.train.evaluate_every_steps:  # Missing ones are reported now.
     examples = in_all_processes(

@@ -48,13 +48,17 @@ def test_images_are_resized_in_their_own_mode(mode, format):
   np.testing.assert_array_equal(actual, np.asarray(want))
 
 
-def test_files_are_decoded_as_their_bytes(tmp_path):
-  path = tmp_path / "image.png"
-  path.write_bytes(encode(noise_image("RGB")))
-  for decode in (decoding.decode_image, decoding.decode_mask):
-    np.testing.assert_array_equal(
-      decode(path, 16), decode(path.read_bytes(), 16)
-    )
+def test_large_photographs_are_decoded_at_full_size(tmp_path):
+  """JPEG can be decoded at an eighth of its size, with other pixels."""
+  path = tmp_path / "photograph.jpg"
+  noise_image("RGB", (640, 480)).save(path, quality=95)
+  with Image.open(path) as image:
+    want = image.resize((16, 16), Image.Resampling.BICUBIC)
+  for file in (path, path.read_bytes()):
+    np.testing.assert_array_equal(decoding.decode_image(file, 16), want)
+    with decoding.open_image(file) as opened:
+      assert opened.size == (640, 480)
+      np.testing.assert_array_equal(decoding.resize_image(opened, 16), want)
 
 
 @pytest.mark.parametrize("dtype", ("<u2", ">u2"))
@@ -70,11 +74,11 @@ def test_sixteen_bits_are_read_by_their_high_byte(dtype, format):
     np.testing.assert_array_equal(np.asarray(seen), values >> 8)
 
 
-@pytest.mark.parametrize("dtype", (np.int32, np.float32))
-def test_pixels_without_a_range_are_refused(dtype):
-  image = Image.fromarray(np.ones((4, 4), dtype))
-  with pytest.raises(ValueError, match="mode .; expected 8 or 16 bits"):
-    decoding.as_seen(image)
+def test_pixels_without_a_range_are_refused():
+  for dtype in (np.int32, np.float32):
+    image = Image.fromarray(np.ones((4, 4), dtype))
+    with pytest.raises(ValueError, match="mode .; expected 8 or 16 bits"):
+      decoding.as_seen(image)
 
 
 @pytest.mark.parametrize("mode", ("LA", "RGBA", "P"))
@@ -95,11 +99,8 @@ def test_transparent_images_are_laid_on_white(mode):
   assert (got[:, :10] == 255).all()
   want = np.asarray(image.convert("RGBA").convert("RGB"))
   np.testing.assert_array_equal(got[:, 10:], want[:, 10:])
-
-
-def test_half_transparent_pixels_are_mixed_with_white():
-  image = Image.new("RGBA", (2, 2), (0, 100, 200, 51))
-  mixed = np.asarray(decoding.as_seen(image))[0, 0]
+  half = Image.new("RGBA", (2, 2), (0, 100, 200, 51))
+  mixed = np.asarray(decoding.as_seen(half))[0, 0]
   np.testing.assert_allclose(mixed, (204, 224, 244), atol=1)
 
 
@@ -166,22 +167,9 @@ def test_masks_are_binary_before_and_after_resizing():
   assert 0 < actual.sum() < actual.size
 
 
-def test_what_is_not_an_image_is_refused(tmp_path):
-  (tmp_path / "x.png").write_bytes(b"text")
-  for file in (b"text", tmp_path / "x.png"):
-    for decode in (decoding.decode_image, decoding.decode_mask):
-      with pytest.raises(ValueError, match="it is not an image in one of PNG"):
-        decode(file, 8)
-
-
-def test_a_damaged_png_is_refused_by_all(tmp_path):
-  """One flipped bit; PIL gives the rest to whoever asks twice."""
-  image = Image.fromarray(
-    np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
-  )
-  file = io.BytesIO()
-  image.save(file, "PNG")
-  content = file.getvalue()
+def test_a_damaged_png_is_refused():
+  """One flipped bit; PIL returns the rest at the second attempt."""
+  content = encode(noise_image("RGB", (40, 40)))
   rng = np.random.default_rng(1)
   for _ in range(20):
     damaged = bytearray(content)
@@ -192,25 +180,24 @@ def test_a_damaged_png_is_refused_by_all(tmp_path):
           use(opened)
 
 
-def test_only_listed_formats_are_opened(tmp_path):
-  path = tmp_path / "postscript.png"
-  Image.new("RGB", (8, 8)).save(path, "EPS")
-  with pytest.raises(decoding.UnknownFormatError, match="in one of PNG, JPEG"):
-    decoding.decode_image(path, 8)
-
-
-def test_an_empty_file_is_called_empty(tmp_path):
-  (tmp_path / "empty.png").touch()
-  for file in (b"", tmp_path / "empty.png"):
-    with pytest.raises(ValueError, match="it is empty"):
-      decoding.decode_image(file, 8)
-
-
-def test_a_pipe_is_not_waited_for(tmp_path):
-  os.mkfifo(tmp_path / "pipe.png")
+def test_other_files_are_refused(tmp_path):
+  path = tmp_path / "x.png"
+  os.mkfifo(path)  # Reading it would wait.
   with pytest.raises(ValueError, match="not a regular file"):
-    decoding.decode_image(tmp_path / "pipe.png", 8)
-  assert decoding.find_images([str(tmp_path)]) == [tmp_path / "pipe.png"]
+    decoding.decode_image(path, 8)
+  assert decoding.find_images([str(tmp_path)]) == [path]
+  path.unlink()
+  postscript = encode(Image.new("RGB", (8, 8)), "EPS")
+  for content, error, expected in (
+    (b"text", decoding.UnknownFormatError, "it is not an image in one of PNG"),
+    (postscript, decoding.UnknownFormatError, "in one of PNG, JPEG"),
+    (b"", ValueError, "it is empty"),
+  ):
+    path.write_bytes(content)
+    for file in (content, path):
+      for decode in (decoding.decode_image, decoding.decode_mask):
+        with pytest.raises(error, match=expected):
+          decode(file, 8)
 
 
 def test_images_of_too_many_pixels_are_refused(tmp_path):
@@ -228,13 +215,14 @@ def test_images_of_too_many_pixels_are_refused(tmp_path):
     decoding.decode_image(path, 8)
 
 
-def test_links_in_circles(tmp_path):
+def test_finding_images(tmp_path, monkeypatch):
+  """Broken links are images that cannot be read; folders' are not followed."""
   (tmp_path / "loop.png").symlink_to("loop.png")
+  (tmp_path / "gone.png").symlink_to("nowhere")
   (tmp_path / "folder").symlink_to(tmp_path)
-  assert decoding.find_images([str(tmp_path)]) == [tmp_path / "loop.png"]
+  found = decoding.find_images([str(tmp_path)])
+  assert found == [tmp_path / "gone.png", tmp_path / "loop.png"]
 
-
-def test_a_folder_that_cannot_be_read_is_reported(tmp_path, monkeypatch):
   def scandir(path):
     raise PermissionError(13, "Permission denied", str(path))
 

@@ -16,11 +16,8 @@ def test_heat_grows_lighter_with_the_value():
   brightness = colors.sum(axis=-1)
   assert (np.diff(brightness) >= 0).all()
   assert tuple(colors[0]) == (0, 0, 8) and tuple(colors[-1]) == (252, 255, 165)
-
-
-def test_a_constant_map_is_dark():
-  colors = drawing.heat_colors(np.full((2, 2), 0.3), 0.3, 0.3)
-  assert (colors == (0, 0, 8)).all()
+  constant = drawing.heat_colors(np.full((2, 2), 0.3), 0.3, 0.3)
+  assert (constant == (0, 0, 8)).all()
 
 
 def pixels(file):
@@ -82,8 +79,10 @@ def test_outlines_are_inside_of_regions_and_of_the_picture():
   assert not drawing.outlines(np.zeros((3, 3), bool), 2).any()
 
 
-@pytest.mark.parametrize("width, height", ((3000, 2000), (120, 120), (40, 300)))
-@pytest.mark.parametrize("is_marked", (False, True))
+@pytest.mark.parametrize(
+  "width, height, is_marked",
+  ((3000, 2000, False), (120, 120, True), (40, 300, False)),
+)
 def test_words_stand_below_the_image_and_can_be_read(width, height, is_marked):
   image = np.full((height, width, 3), 128, np.uint8)
   picture = np.asarray(

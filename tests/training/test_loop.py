@@ -10,7 +10,7 @@ from jax.lax import stop_gradient
 
 from cops_jax import datasets, training
 from cops_jax.errors import InputError
-from cops_jax.evaluation.dataset import DatasetEvaluator
+from cops_jax.evaluation.evaluator import Evaluator
 from cops_jax.images.decoding import decode_image
 from cops_jax.runs.checkpoints import Checkpoints
 from cops_jax.runs.metrics_log import read_metrics
@@ -108,7 +108,7 @@ def test_a_run_that_is_stopped_or_killed_loses_nothing(
   class Killed(BaseException):
     pass
 
-  real, is_killed, evaluated = DatasetEvaluator.run, True, []
+  real, is_killed, evaluated = Evaluator.run, True, []
 
   def run(self, *args, **kwargs):
     if is_killed:
@@ -116,7 +116,7 @@ def test_a_run_that_is_stopped_or_killed_loses_nothing(
     evaluated.append(None)
     return real(self, *args, **kwargs)
 
-  monkeypatch.setattr(DatasetEvaluator, "run", run)
+  monkeypatch.setattr(Evaluator, "run", run)
   stops = [2]  # It asks first before the first step.
   monkeypatch.setattr(signals, "is_due", lambda number: number in stops)
   with pytest.raises(SystemExit) as ended:

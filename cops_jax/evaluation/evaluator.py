@@ -1,0 +1,267 @@
+"""The evaluator: scores every example of a data set once and takes metrics."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.sharding import Mesh, Sharding
+
+from cops_jax.config import max_pixels
+from cops_jax.errors import InputError
+from cops_jax.evaluation.findings import Findings, image_result
+from cops_jax.evaluation.results import DatasetResult, Picture
+from cops_jax.evaluation.step import STEP_FIELDS, make_predict_step
+from cops_jax.images import tiles
+from cops_jax.images.decoding import decode_image
+from cops_jax.images.drawing import picture_tiles
+from cops_jax.images.maps import MapWriter
+from cops_jax.inputs import pipeline
+from cops_jax.inputs.features import open_features
+from cops_jax.paths import AnyPath
+from cops_jax.progress import Progress
+from cops_jax.runtime.mesh import (
+  default_batch_size,
+  local_rows,
+  run_ahead,
+  shard_batch,
+)
+from cops_jax.runtime.processes import (
+  agree,
+  gather_objects,
+  peak_memory_bytes,
+)
+from cops_jax.weights import PretrainedCLIP
+
+
+class Evaluator:
+  """Evaluates prompts on data sets as a config says, with one compiled step.
+
+  In a cluster every process makes one and calls it in the same way. The
+  processes share the images, and each returns the whole result.
+  """
+
+  def __init__(
+    self,
+    config: Any,
+    model: nn.Module,
+    clip: PretrainedCLIP,
+    mesh: Mesh,
+    shardings: Sharding | Mapping[str, Any],
+  ):
+    """Makes the step, which is compiled at its first call.
+
+    Args:
+      config: a ConfigDict with the fields of `cops_jax.config`.
+      model: of the config's method.
+      clip: the CLIP of the model.
+      mesh: to split batches over.
+      shardings: see `mesh.clip_shardings`.
+
+    Raises:
+      InputError: the config does not work in a cluster.
+    """
+    settings = config.evaluation
+    if settings.pixel_metrics == "exact" and jax.process_count() > 1:
+      raise InputError(
+        "config.evaluation.pixel_metrics is 'exact', which works in one"
+        " process only: set it to binned in a cluster"
+      )
+    self._config, self._model, self._clip = config, model, clip
+    self._mesh = mesh
+    self._step = make_predict_step(model, mesh, shardings)
+    self._options = pipeline.BatchOptions(
+      image_size=config.model.image_size_pixels,
+      patch_size=model.clip.config.vision_config.patch_size,
+      batch_size=settings.batch_size or default_batch_size(mesh),
+      num_devices=mesh.size,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+      num_workers=config.input.num_workers,
+      max_pixels=max_pixels(config),
+      full_masks=True,
+      tile_grid=tiles.parse_grid(settings.tiles),
+    )
+
+  def run(
+    self,
+    trainable: Mapping[str, Any],
+    clip_params: Mapping[str, Any],
+    examples: Sequence[Mapping[str, Any]],
+    num_pictures: int = 0,
+    maps_folder: AnyPath | None = None,
+  ) -> DatasetResult:
+    """Scores every example of a data set once and computes the metrics.
+
+    Args:
+      trainable, clip_params: the model's two parameter trees, on the mesh.
+      examples: from `cops_jax.datasets.load`.
+      num_pictures: of each kind, see `results.Picture`.
+      maps_folder: receives the anomaly maps, see `maps.MapWriter`; None for no
+        maps.
+
+    Raises:
+      InputError: an image cannot be read, its score is not finite, or the
+        features' cache cannot be used; see `features.open_features`.
+    """
+    began = time.monotonic()
+    found, errors = Findings(self._config.evaluation.pixel_metrics), []
+    score = functools.partial(
+      self._score,
+      (trainable, clip_params),
+      self._open_features(examples),
+      self._find_texts(examples),
+      found.skipped,
+      errors,
+    )
+    with _note(errors), MapWriter(maps_folder) as maps:
+      for row in score(examples, f"evaluating {examples.name}"):
+        with _note(errors):
+          image = found.add(row, examples.name)
+          maps.write(image.category, image.path, row["anomaly_map"])
+    agree(errors)
+    found = found.gather()
+    num_images = len(found.images)
+    if num_images + len(found.skipped) != len(examples):
+      raise AssertionError(
+        f"{num_images} images of {examples.name} evaluated and"
+        f" {len(found.skipped)} skipped, of {len(examples)}"
+      )
+    if not num_images:
+      raise InputError(f"no image of {examples.name!r} can be read")
+    categories = found.categories()
+    chosen = found.choose(categories, num_pictures)
+    pictures = self._draw(score, examples, found, categories, chosen, errors)
+    return DatasetResult(
+      categories,
+      sorted(
+        (scored.image for scored in found.images),
+        key=lambda image: (image.category, image.path),
+      ),
+      pictures,
+      found.skipped,
+      seconds=time.monotonic() - began,
+      peak_memory_bytes=peak_memory_bytes(),
+    )
+
+  def _open_features(self, examples):
+    may_skip = self._config.input.unreadable_files == "skip"
+    return open_features(
+      self._config,
+      examples,
+      self._config.evaluation.split,
+      self._model,
+      self._clip,
+      self._mesh,
+      batch_size=self._options.batch_size,
+      skipped={} if may_skip else None,
+    )
+
+  def _find_texts(self, examples):
+    """Returns text features by category; None if the model needs none."""
+    if not self._config.model.use_category_names:
+      return None
+    categories = sorted({example["category"] for example in examples})
+    return self._model.category_text_features(self._clip, categories)
+
+  def _score(
+    self, params, features, texts, skipped, errors, examples, message=""
+  ):
+    """Yields the rows of this process, with their scores and maps."""
+    options = self._options
+    may_skip = self._config.input.unreadable_files == "skip"
+    progress = Progress(len(examples), "images")
+    steps = options.one_pass(len(examples))
+    batches = pipeline.keep_pace(
+      pipeline.iterate_batches(
+        examples,
+        options,
+        steps,
+        skipped=skipped if may_skip else None,
+        features=features,
+      ),
+      len(steps),
+      lambda: pipeline.padding_batch(options, features),
+      errors,
+    )
+
+    def start(batch):
+      if texts:
+        default = next(iter(texts.values()))  # Padding has no category.
+        rows = [texts.get(str(name), default) for name in batch["category"]]
+        batch = {**batch, "text_features": np.stack(rows)}
+      batch = shard_batch(batch, self._mesh, STEP_FIELDS)
+      return local_rows(self._step(*params, batch), self._mesh)
+
+    found = run_ahead(_with_tiles(batches, options.num_tiles), start)
+    for step, (batch, whole) in enumerate(found, start=1):
+      parts = [part for _, part in itertools.islice(found, options.num_tiles)]
+      for place in np.flatnonzero(batch["padding_mask"]):
+        row = {field: values[place] for field, values in batch.items()}
+        yield row | _join([whole, *parts], place, options.tile_grid)
+      if message:
+        done = min(step * options.batch_size, len(examples))
+        progress.update(done, message)
+
+  def _draw(self, score, examples, found, categories, chosen, errors):
+    """Scores the chosen images again, as no maps are kept, and draws them."""
+    if not chosen:
+      return []
+    ranges, pictures = found.ranges(), []
+    subset = pipeline.Subset(examples, [index for _, index in chosen])
+    with _note(errors):
+      for row in score(subset):
+        with _note(errors):
+          place, image = int(row["index"]), image_result(row, examples.name)
+          low, high = ranges[image.category]
+          drawn = picture_tiles(
+            # Cached features have no images.
+            decode_image(subset[place]["image"], self._options.image_size),
+            row["mask"] if row["has_mask"] else None,
+            row["anomaly_map"],
+            low=low,
+            high=high,
+            threshold=categories[image.category].pixel_threshold,
+          )
+          picture = Picture(chosen[place][0], image, drawn, low, high)
+          pictures.append((place, picture))
+    agree(errors)
+    rows = itertools.chain.from_iterable(gather_objects(pictures))
+    return [picture for _, picture in sorted(rows, key=lambda row: row[0])]
+
+
+@contextlib.contextmanager
+def _note(errors: list[Exception]) -> Iterator[None]:
+  """In a cluster appends an error to a list instead of raising it."""
+  try:
+    yield
+  except Exception as error:  # The other processes wait, whatever it is.
+    if jax.process_count() == 1:
+      raise
+    errors.append(error)
+
+
+def _with_tiles(batches, num_tiles):
+  """Yields each batch, then it again with each of the tiles as the image."""
+  for batch in batches:
+    yield batch
+    for tile in range(num_tiles):
+      yield {**batch, "image": batch["tiles"][:, tile]}
+
+
+def _join(outputs, place, grid):
+  """Score and map of a row from the outputs of the whole and of its tiles."""
+  found = [
+    (output["image_score"][place], output["anomaly_map"][place])
+    for output in outputs
+  ]
+  height, width = found[0][1].shape
+  score, anomaly_map = tiles.join(found, grid, (width, height))
+  return {"image_score": score, "anomaly_map": anomaly_map}

@@ -1,0 +1,181 @@
+"""Scored images and counted pixels, merged over processes into results."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cops_jax import metrics, scoring
+from cops_jax.errors import InputError
+from cops_jax.evaluation.results import CategoryResult, ImageResult
+from cops_jax.runtime.processes import gather_objects
+
+
+class Scored(NamedTuple):
+  """A scored image, its place in the data set, and the ends of its map."""
+
+  image: ImageResult
+  index: int
+  example_id: int
+  low: float
+  high: float
+
+
+@dataclasses.dataclass
+class Findings:
+  """The scored images and counted pixels of one process, or of all.
+
+  Attributes:
+    mode: one of `metrics.PIXEL_METRICS_MODES`.
+    images: in any order.
+    pixels: by category.
+    skipped: paths and reasons of unreadable examples.
+  """
+
+  mode: str
+  images: list[Scored] = dataclasses.field(default_factory=list)
+  pixels: dict[str, metrics.PixelMetrics | metrics.ExactPixelMetrics] = (
+    dataclasses.field(default_factory=dict)
+  )
+  skipped: dict[str, str] = dataclasses.field(default_factory=dict)
+
+  def add(self, row: Mapping[str, Any], dataset: str) -> ImageResult:
+    """Counts an image.
+
+    Raises:
+      InputError: its score or its map is not finite.
+    """
+    image, anomaly_map = image_result(row, dataset), row["anomaly_map"]
+    ends = float(anomaly_map.min()), float(anomaly_map.max())
+    scored = Scored(image, int(row["index"]), int(row["example_id"]), *ends)
+    self.images.append(scored)
+    if row["has_mask"]:
+      if image.category not in self.pixels:
+        state = metrics.PIXEL_METRICS_MODES[self.mode]()
+        self.pixels[image.category] = state
+      self.pixels[image.category].add(anomaly_map, row["mask"].astype(bool))
+    return image
+
+  def gather(self) -> Findings:
+    """Returns the findings of all processes, the same in each of them."""
+    whole = Findings(self.mode)
+    for part in gather_objects(self):
+      whole.images += part.images
+      for category, state in part.pixels.items():
+        if category in whole.pixels:
+          state = whole.pixels[category].merge(state)
+        whole.pixels[category] = state
+      whole.skipped |= part.skipped
+    return whole
+
+  def categories(self) -> dict[str, CategoryResult]:
+    """Returns results by category, sorted."""
+    images = collections.defaultdict(list)
+    for scored in self.images:
+      images[scored.image.category].append(scored.image)
+    return {
+      name: _category_result(
+        images[name], self.pixels.get(name, metrics.PixelMetrics()).count()
+      )
+      for name in sorted(images)
+    }
+
+  def ranges(self) -> dict[str, tuple[float, float]]:
+    """Returns the lowest and the highest value of each category's maps."""
+    found = {}
+    for image, _, _, low, high in self.images:
+      old = found.get(image.category, (low, high))
+      found[image.category] = min(low, old[0]), max(high, old[1])
+    return found
+
+  def choose(
+    self, categories: Mapping[str, CategoryResult], number: int
+  ) -> list[tuple[str, int]]:
+    """Returns kinds and indices of the images to show, `number` of each kind.
+
+    The best and the worst are those whose score is furthest on the right and
+    on the wrong side of their category's threshold, as a share of the possible
+    distance on that side; one of each category precedes a second of any. The
+    random ones are chosen by id. The choice does not depend on order or
+    batches.
+    """
+    rows = sorted(
+      self.images,
+      key=lambda row: (-_margin(row.image, categories), row.example_id),
+    )
+    kinds = {
+      "best": _one_of_each(rows),
+      "worst": _one_of_each(rows[::-1]),
+      "random": sorted(rows, key=lambda row: row.example_id),
+    }
+    return [(kind, row.index) for kind in kinds for row in kinds[kind][:number]]
+
+
+def _margin(image, categories):
+  threshold = categories[image.category].image_threshold
+  threshold = 0.5 if math.isnan(threshold) else threshold
+  side = 1 if image.label == scoring.ANOMALY else -1
+  distance = image.image_score - threshold
+  possible = 1 - threshold if distance > 0 else threshold
+  return side * distance / max(possible, 1e-12)
+
+
+def _one_of_each(rows):
+  """Orders the first row of each category before the second of any, etc."""
+  seen = collections.Counter()
+  ranks = []
+  for row in rows:
+    ranks.append(seen[row.image.category])
+    seen[row.image.category] += 1
+  return [rows[place] for place in np.argsort(ranks, kind="stable")]
+
+
+def image_result(row: Mapping[str, Any], dataset: str) -> ImageResult:
+  """Returns the result of a batch's row with its score and map.
+
+  Raises:
+    InputError: the score or the map is not finite.
+  """
+  path = str(row["path"])
+  if not (
+    np.isfinite(row["image_score"]) and np.isfinite(row["anomaly_map"]).all()
+  ):
+    raise InputError(
+      f"the score of {path} in data set {dataset!r} is not a number: the"
+      " checkpoint or the CLIP weights are damaged"
+    )
+  return ImageResult(
+    dataset,
+    str(row["category"]),
+    path,
+    int(row["label"]),
+    float(row["image_score"]),
+  )
+
+
+def _category_result(images, pixels):
+  scores = np.array([image.image_score for image in images])
+  labels = np.array([image.label == scoring.ANOMALY for image in images])
+  counts = metrics.count_images(scores, labels)
+  values = counts.compute() | pixels.compute()
+  curves = {
+    f"{level}_{name}": [np.round(axis, 5).tolist() for axis in curve]
+    for level, found in (
+      ("image", counts.curves()),
+      ("pixel", pixels.curves()),
+    )
+    for name, curve in found.items()
+    if len(curve[0])
+  }
+  return CategoryResult(
+    values,
+    undefined=metrics.undefined_reasons(values, counts, pixels),
+    image_threshold=counts.best_threshold(),
+    pixel_threshold=pixels.best_threshold(),
+    curves=curves,
+  )

@@ -1,0 +1,150 @@
+"""Results kept in a work directory, and used again only for the same inputs."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import dataclasses
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+from cops_jax.config import complete, decides
+from cops_jax.errors import InputError
+from cops_jax.evaluation.results import (
+  CategoryResult,
+  DatasetResult,
+  ImageResult,
+  Picture,
+)
+from cops_jax.fields import Role
+from cops_jax.files import (
+  delete,
+  find_files,
+  read_file,
+  seal,
+  unseal,
+  write_file,
+)
+from cops_jax.paths import AnyPath
+from cops_jax.runtime.processes import gather_objects
+
+_logger = logging.getLogger(__name__)
+
+
+class KeptResult:
+  """A data set's result in evaluation/NAME.json, with all that it depends on.
+
+  Attributes:
+    maps_folder: maps/NAME, or None if maps are not saved.
+  """
+
+  def __init__(
+    self,
+    workdir: AnyPath,
+    examples: Sequence[Mapping[str, Any]],
+    fingerprint: str,
+    provenance: Mapping[str, Any],
+    save_maps: bool,
+  ):
+    """Opens or reserves the place of a result; writes nothing.
+
+    Args:
+      workdir: of the run.
+      examples: from `cops_jax.datasets.load`.
+      fingerprint: of the examples.
+      provenance: see `results.Evaluated`.
+      save_maps: whether the anomaly maps are kept too.
+    """
+    names = ("version", "prompts_sha256", "clip_sha256")
+    config = complete(provenance["config"])
+    key = {name: provenance[name] for name in names} | {
+      "config": {
+        name: value
+        for name, value in config.items()
+        if decides(name, Role.RESULTS)
+      },
+      "dataset": examples.name,
+      "fingerprint": fingerprint,
+      "num_images": len(examples),
+    }
+    self._key = json.loads(json.dumps(key))  # As it will be read.
+    self._path = workdir / "evaluation" / f"{examples.name}.json"
+    self.maps_folder = workdir / "maps" / examples.name if save_maps else None
+
+  def read(self) -> DatasetResult | None:
+    """Returns the result of the same evaluation; None if it is to be repeated.
+
+    Damage is reported, and the evaluation repeated. So is one that skipped
+    files, which may be readable by now.
+    """
+    result = None
+    try:
+      stored = unseal(read_file(self._path))
+      if stored["key"] == self._key and (
+        not self.maps_folder or stored["maps"] == self._find_maps()
+      ):
+        result = _from_values(stored["result"])
+        result = None if result.skipped else result
+    except FileNotFoundError:
+      pass
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+      _logger.warning("%s cannot be used again: %s", self._path, error)
+    if result is None and self.maps_folder and jax.process_index() == 0:
+      with contextlib.suppress(OSError):  # Writing will fail too, and say why.
+        # A folder never holds maps of two evaluations.
+        delete(self._path)
+        for name in self._find_maps(".partial"):  # Of a killed process.
+          delete(self.maps_folder / name)
+    if not all(gather_objects(result is not None)):  # All evaluate, or none.
+      return None
+    _logger.info("the result of an earlier evaluation: %s", self._path)
+    return result
+
+  def _find_maps(self, *suffixes):
+    return {
+      name: size
+      for name, size in find_files(self.maps_folder).items()
+      if name.endswith((".npz", *suffixes))
+    }
+
+  def write(self, result: DatasetResult) -> None:
+    """Keeps the result; warns if it cannot be written."""
+    if jax.process_index() > 0:
+      return
+    values = dataclasses.asdict(result)
+    for picture in values["pictures"]:
+      picture["tiles"] = {
+        name: base64.b64encode(tile).decode()
+        for name, tile in picture["tiles"].items()
+      }
+    maps = self._find_maps() if self.maps_folder else None
+    content = {"key": self._key, "maps": maps, "result": values}
+    try:
+      write_file(self._path, seal(content))
+    except (InputError, OSError) as error:
+      _logger.warning("the result is not kept: %s", error)
+
+
+def _from_values(values):
+  pictures = [
+    Picture(
+      **row
+      | {
+        "image": ImageResult(**row["image"]),
+        "tiles": {
+          name: base64.b64decode(tile) for name, tile in row["tiles"].items()
+        },
+      }
+    )
+    for row in values["pictures"]
+  ]
+  categories = {
+    name: CategoryResult(**row) for name, row in values["categories"].items()
+  }
+  images = [ImageResult(**row) for row in values["images"]]
+  nested = dict(categories=categories, images=images, pictures=pictures)
+  return DatasetResult(**values | nested)

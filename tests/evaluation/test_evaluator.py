@@ -1,0 +1,223 @@
+"""Evaluation of one data set, with untrained prompts and a random CLIP."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from cops_jax import datasets, metrics, scoring, weights
+from cops_jax.detector import AnomalyDetector
+from cops_jax.errors import InputError
+from cops_jax.evaluation import findings, results
+from cops_jax.evaluation.evaluator import Evaluator
+from cops_jax.images.decoding import decode_mask
+from cops_jax.inputs.pipeline import Subset
+from cops_jax.runtime.mesh import make_mesh, replicate, replicated_sharding
+from helpers.config import make_config
+from helpers.images import make_image, write_folder
+
+
+class Chosen(Subset):
+  name = "demo_unseen"
+
+
+@pytest.fixture(scope="module")
+def unseen(data_dir):
+  return datasets.load("demo_unseen", "test", data_dir)
+
+
+@pytest.fixture(scope="module")
+def examples(unseen):
+  return Chosen(unseen, range(0, 612, 15))
+
+
+@pytest.fixture(scope="module")
+def evaluate(clip_folder, data_dir):
+  """Evaluates examples; settings are fields of config.evaluation."""
+  clip = weights.load_clip(str(clip_folder))
+
+  @functools.cache  # Equal ones compile one step.
+  def make(num_devices, seed, **settings):
+    config = make_config(clip_folder, data_dir)
+    config.seed = seed
+    config.evaluation.update({"num_samples": 3, **settings})
+    model = weights.build_model(config, clip)
+    mesh = make_mesh(jax.devices()[:num_devices])
+    evaluator = Evaluator(config, model, clip, mesh, replicated_sharding(mesh))
+    trainable = model.init_trainable(jax.random.key(0))
+    return evaluator, *replicate((trainable, clip.params), mesh)
+
+  def run(examples, num_devices=8, seed=0, scale=1.0, maps=None, **settings):
+    evaluator, trainable, clip_params = make(num_devices, seed, **settings)
+    trainable = jax.tree.map(lambda leaf: scale * leaf, trainable)
+    return evaluator.run(trainable, clip_params, examples, 2, maps)
+
+  return run
+
+
+@pytest.fixture(scope="module")
+def base(evaluate, examples):
+  return evaluate(examples, batch_size=8)
+
+
+def scores(result):
+  return np.array([image.image_score for image in result.images])
+
+
+@pytest.mark.parametrize("tiles, number", (("", 41), ("2x3", 14)))
+def test_results_do_not_depend_on_batches_devices_or_order(
+  evaluate, unseen, tiles, number
+):
+  indices = range(0, 612, 612 // number)[:number]
+  examples = Chosen(unseen, indices)
+  want = evaluate(examples, batch_size=8, tiles=tiles)
+  assert len(want.images) == number
+  for got in (
+    evaluate(examples, batch_size=number, tiles=tiles),
+    evaluate(examples, 1, batch_size=3, tiles=tiles),
+    # A grid of one is the whole.
+    evaluate(Chosen(unseen, indices[::-1]), batch_size=8, tiles=tiles or "1x1"),
+  ):
+    assert [row.path for row in got.images] == [r.path for r in want.images]
+    np.testing.assert_allclose(scores(got), scores(want), rtol=1e-5)
+    for category, row in want.categories.items():
+      found = got.categories[category].metrics
+      assert found == pytest.approx(row.metrics, abs=1e-3, nan_ok=True)
+    assert [(shown.kind, shown.image.path) for shown in got.pictures] == [
+      (shown.kind, shown.image.path) for shown in want.pictures
+    ]
+
+
+def test_noise_depends_on_the_seed(evaluate, examples, base):
+  other = evaluate(examples, batch_size=8, seed=1)
+  assert np.abs(scores(other) - scores(base)).max() > 0
+
+
+def test_every_example_is_scored_once(examples, base):
+  rows = {image.path: image for image in base.images}
+  assert len(rows) == len(base.images) == len(examples)
+  for example in examples:
+    image = rows[example["path"]]
+    assert image.label == example["label"]
+    assert image.category == example["category"]
+    is_anomaly = example["anomaly_kind"] != "good"
+    assert (image.label == scoring.ANOMALY) == is_anomaly
+  kinds = [picture.kind for picture in base.pictures]
+  assert kinds == ["best"] * 2 + ["worst"] * 2 + ["random"] * 2
+  for picture in base.pictures:
+    image = rows[picture.image.path]
+    assert picture.image.label == image.label
+    assert picture.image.image_score == pytest.approx(image.image_score)
+
+
+def test_scores_and_maps_are_the_detectors(clip_folder, data_dir, tmp_path):
+  """Without noise, which the detector keys by pixels, with tiles."""
+  root = tmp_path / "plates"
+  name = write_folder(root, 5)
+  for index, path in enumerate(sorted(root.glob("test/*/*.png"))):
+    make_image(index, *((48, 48) if index else (130, 80))).save(path)
+  examples = datasets.load(name, "test", None)
+  config = make_config(clip_folder, data_dir)
+  config.model.num_category_words = 0
+  config.evaluation.tiles = "2x3"
+  clip = weights.load_clip(str(clip_folder))
+  model, mesh = weights.build_model(config, clip), make_mesh()
+  trainable = model.init_trainable(jax.random.key(0))
+  evaluator = Evaluator(config, model, clip, mesh, replicated_sharding(mesh))
+  params = replicate((trainable, clip.params), mesh)
+  result = evaluator.run(*params, examples, maps_folder=tmp_path / "maps")
+  detector = AnomalyDetector(config, trainable, clip)
+  with np.load(tmp_path / "maps" / "plates.npz") as maps:
+    for image in result.images:
+      found = detector(root / image.path, tiles="2x3")
+      assert image.image_score == pytest.approx(found.image_score, rel=1e-5)
+      if found.anomaly_map.shape == (48, 48):
+        np.testing.assert_allclose(
+          maps[image.path], found.anomaly_map, atol=1e-3
+        )
+
+
+def choose(scores, threshold, number):
+  """Scores of the pictures by kind; given by category for each label."""
+  found = findings.Findings("binned")
+  for category, kinds in scores.items():
+    for label, values in enumerate(kinds):
+      for value in values:
+        image = results.ImageResult("made", category, "a.png", label, value)
+        index = len(found.images)
+        found.images.append(findings.Scored(image, index, index, 0.0, 1.0))
+  category = results.CategoryResult({}, image_threshold=threshold)
+  shown = {"best": [], "worst": [], "random": []}
+  for kind, index in found.choose(dict.fromkeys(scores, category), number):
+    shown[kind].append(found.images[index].image.image_score)
+  return shown
+
+
+def test_best_and_worst_come_from_as_many_categories_as_possible():
+  """Though one category has all of the largest distances."""
+  scores = {
+    "easy": ((0.0, 0.02, 0.9), (0.99, 0.95, 0.05)),
+    "hard": ((0.4, 0.45, 0.55), (0.65, 0.52, 0.48)),
+  }
+  shown = choose(scores, 0.5, 2)
+  assert shown["best"] == [0.0, 0.65] and shown["worst"] == [0.05, 0.55]
+  # A second one of a category only when each has one.
+  shown = choose(scores, 0.5, 3)
+  assert shown["best"] == [0.0, 0.65, 0.99]
+  assert shown["worst"] == [0.05, 0.55, 0.9]
+  shown = choose(scores, 0.5, 100)
+  assert all(len(set(values)) == 12 for values in shown.values())
+  # Below a low threshold no distance is large; its share counts.
+  assert choose({"part": ((0.0,), (0.9,))}, 0.1, 1)["best"] == [0.0]
+
+
+@pytest.mark.parametrize(
+  "level, reason", (("pixel", "no masks"), ("image", "no normal images"))
+)
+def test_undefined_metrics_have_a_reason(
+  evaluate, unseen, examples, level, reason
+):
+  if level == "image":
+    given = Chosen(unseen, [i for i in range(0, 612, 15) if unseen[i]["label"]])
+  else:
+    blind = [{**example, "has_mask": False} for example in examples]
+    given = Chosen(blind, range(len(blind)))
+  result = evaluate(given, batch_size=8)
+  for name, value in result.mean.items():
+    assert np.isnan(value) == name.startswith(level), name
+  assert len(result.pictures) == 6
+  for row in result.categories.values():
+    assert set(row.undefined.values()) == {reason}
+    assert set(row.undefined) == {
+      name for name in row.metrics if name.startswith(level)
+    }
+
+
+def test_saved_maps_are_the_measured_ones(evaluate, examples, base, tmp_path):
+  result = evaluate(
+    examples, batch_size=16, pixel_metrics="exact", maps=tmp_path
+  )
+  assert result.mean == pytest.approx(base.mean, abs=1e-3)
+  masks = {
+    example["path"]: decode_mask(example["mask"], 48) for example in examples
+  }
+  assert {path.name for path in tmp_path.iterdir()} == {
+    f"{category}.npz" for category in result.categories
+  }
+  for category, row in result.categories.items():
+    state = metrics.ExactPixelMetrics()
+    with np.load(tmp_path / f"{category}.npz") as maps:
+      assert set(maps.files) == {
+        image.path for image in result.images if image.category == category
+      }
+      for path in maps.files:
+        assert maps[path].dtype == np.float16
+        state.add(maps[path].astype(np.float32), masks[path].astype(bool))
+    for name, value in state.count().compute().items():
+      assert value == pytest.approx(row.metrics[name], abs=0.01)
+
+
+def test_a_score_that_is_not_finite_is_reported(evaluate, examples):
+  with pytest.raises(InputError, match=f"{examples[0]['path']} .* not a num"):
+    evaluate(examples, batch_size=8, scale=np.nan)
