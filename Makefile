@@ -3,9 +3,8 @@
 # make numbers: run the numerical tests, compiled as users' programs are.
 # make stacks: run them, and train, resume, evaluate, predict and export the demo,
 #   with four sets of versions: pinned, newest, newest with the extra onnx, oldest.
-# make soak: damage ten thousand weight files; kill training 48 times at random,
-#   other commands 100 times; flip bits, give bad input, crowd the page; train the
-#   demo, which must be worth it.
+# make soak: kill training 48 times at random, other commands 100 times; flip
+#   bits, give bad input, crowd the page; train the demo, which must be worth it.
 # make docs: the documentation as a site, in site/; a dead link fails.
 # All but stacks create and use .venv, with the versions of constraints.txt.
 
@@ -52,7 +51,6 @@ stack-%: .venv/stack-%/installed
 	  tests/test_version_set.py $(NUMBERS)
 
 soak: .venv/test
-	.venv/bin/python -m pytest --quiet --hypothesis-profile=soak -k fuzzed
 	.venv/bin/python -m pytest --quiet --capture=no -m soak
 
 .venv/core: pyproject.toml constraints.txt

@@ -1,4 +1,4 @@
-"""Writes a run's prompts as a folder for others, see `weights.pretrained`."""
+"""Writes a run's prompts as a folder that `weights.pretrained` reads."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from typing import Any
 
 from cops_jax import methods, thresholds
 from cops_jax.errors import InputError
-from cops_jax.files import delete, exists, find_files, read_file, whole_file
+from cops_jax.files import delete, exists, find_files, whole_file
 from cops_jax.paths import AnyPath, is_address, to_path
 from cops_jax.reporting import card
 from cops_jax.reporting.tables import read_results
 from cops_jax.runs.checkpoints import Checkpoints
 from cops_jax.runs.record import Record, check_clip, read_record
 from cops_jax.thresholds import Thresholds
-from cops_jax.weights import DEMO_CLIP, hub, load_clip, pretrained, prompts
+from cops_jax.weights import DEMO_CLIP, load_clip, pretrained, prompts
+from cops_jax.weights.locate import split_hub_name
 from cops_jax.weights.pretrained import CARD, CONFIG, PROMPTS, THRESHOLDS
 
 _logger = logging.getLogger(__name__)
@@ -27,20 +28,19 @@ _logger = logging.getLogger(__name__)
 def publish(
   workdir: str | os.PathLike, out: str | os.PathLike, clip: str = ""
 ) -> str:
-  """Writes a run's newest prompts, ready for `hf upload`.
+  """Writes a run's newest prompts as a folder, ready for `hf upload`.
 
-  With them go thresholds that were chosen for them, and a model card that is
-  made from the run and from the last evaluation of them in its directory. Where
-  data and other runs lie on this machine is left out.
+  The folder also has the thresholds that were chosen for them, and a model card
+  made from the run and its last evaluation of them. Paths of this machine are
+  left out.
 
   Args:
-    workdir: of a training run.
-    out: the folder, which may hold another such one, to be replaced.
-    clip: the name on the hub of the CLIP that the run was trained on, if the
-      run had it from elsewhere.
+    workdir: work directory of a training run.
+    out: the folder; pretrained prompts in it are replaced.
+    clip: name on the hub of the run's CLIP, if the run took it from elsewhere.
 
   Returns:
-    What was written, in words.
+    Two sentences: what was written, and what to do next.
 
   Raises:
     InputError: there is no checkpoint, the named CLIP is another or cannot be
@@ -67,7 +67,7 @@ def publish(
       name=out.name,
       step=step,
       prompts_sha256=digest,
-      hub_clip=weights if hub.split_name(weights) else "",
+      hub_clip=weights if split_hub_name(weights) else "",
       thresholds=chosen,
       results=_find_results(to_path(workdir), digest, record.clip_sha256),
     ),
@@ -87,12 +87,12 @@ def change_thresholds(
   """Writes pretrained prompts with other thresholds.
 
   Args:
-    name: of the prompts, see `pretrained.find`.
-    out: the folder, which may be theirs or hold others, to be replaced.
+    name: name of the prompts, see `pretrained.find`.
+    out: the folder, which may be their own; pretrained prompts are replaced.
     chosen: the thresholds.
 
   Returns:
-    The thresholds' path.
+    The path of the thresholds' file.
 
   Raises:
     InputError: the folder holds something else or cannot be written.
@@ -113,18 +113,18 @@ def change_thresholds(
 
 
 def require_replaceable(out: str | os.PathLike) -> None:
-  """Raises InputError unless a folder is new, empty or of published prompts."""
+  """Raises InputError unless a folder is new, empty or of such prompts."""
   out = to_path(out)
   try:
     if exists(out / CONFIG):
-      pretrained.read_config(out / CONFIG, read_file(out / CONFIG))
+      pretrained.read_config(out / CONFIG)
     elif find_files(out) if is_address(out) else os.listdir(out):
       raise InputError("it is not empty")
   except FileNotFoundError:
     return
   except InputError as error:
     raise InputError(
-      f"--out={out} holds something else than published prompts ({error}):"
+      f"--out={out} holds something else than pretrained prompts ({error}):"
       " choose another folder"
     ) from error
   except OSError as error:
@@ -134,7 +134,7 @@ def require_replaceable(out: str | os.PathLike) -> None:
 
 
 def _without_places(record: Record, workdir: Any, clip: str) -> Record:
-  """A record as others may read it: with names, and not where they lie."""
+  """Returns a record for others: names of data and runs without their paths."""
   config = record.to_config(str(workdir))
   config.data_dir = config.manual_dir = config.features_dir = ""
   config.train.dataset = _last_part(config.train.dataset)
@@ -145,7 +145,7 @@ def _without_places(record: Record, workdir: Any, clip: str) -> Record:
   if clip:
     check_clip(record, load_clip(clip).sha256, str(workdir), False)
     config.clip.weights, config.clip.revision = clip, ""
-  elif weights != DEMO_CLIP and not hub.split_name(weights):
+  elif weights != DEMO_CLIP and not split_hub_name(weights):
     _logger.warning(
       "the folder names the CLIP %s, which others do not have: name the one on"
       " the hub that has the same file, --clip=OWNER/NAME",
@@ -157,7 +157,7 @@ def _without_places(record: Record, workdir: Any, clip: str) -> Record:
 
 
 def _last_part(name):
-  """A place's last part, after the kind that it begins with; other names."""
+  """Returns a path's last part after its kind, and other names as given."""
   kind, _, path = name.rpartition(":")
   last = os.path.basename(path.rstrip("/"))
   if path.startswith("//") or os.path.isabs(name):  # gs://BUCKET/PATH is one.
@@ -166,7 +166,7 @@ def _last_part(name):
 
 
 def _find_thresholds(workdir, prompts_sha256):
-  """Those of the run, if they were chosen for its newest prompts."""
+  """Returns the run's thresholds if they were chosen for these prompts."""
   found = thresholds.read_thresholds(workdir)
   if found is None or found.prompts_sha256 in ("", prompts_sha256):
     return found
@@ -179,7 +179,7 @@ def _find_thresholds(workdir, prompts_sha256):
 
 
 def _find_results(workdir, prompts_sha256, clip_sha256):
-  """Those of the run, if they are of its newest prompts."""
+  """Returns the run's results if they were measured on these prompts."""
   reason = "there are none"
   if exists(workdir / "results.json"):
     found = read_results(workdir)
@@ -195,8 +195,8 @@ def _find_results(workdir, prompts_sha256, clip_sha256):
 
 
 def _write(out, contents: Mapping[str, str | bytes]):
-  """Writes a whole folder; config.json, which tells others, gets there last."""
-  with contextlib.ExitStack() as stack:  # They get their names at its end.
+  """Writes all files or none; the last is config.json."""
+  with contextlib.ExitStack() as stack:  # Renames them at its end, in reverse.
     for name in pretrained.FILES:
       if name in contents:
         content = contents[name]

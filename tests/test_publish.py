@@ -410,7 +410,7 @@ def test_training_begins_from_them(published, config, tmp_path, monkeypatch):
   shutil.rmtree(tmp_path / "models--some--tiny")  # It is not read again.
   training.train(config, tmp_path / "0", init_from="some/tiny")
   with pytest.raises(
-    InputError, match="'some/no' is neither a folder here nor"
+    InputError, match="'some/no' is neither a file or folder here nor"
   ):
     training.train(config, tmp_path / "new", init_from="some/no")
   assert not (tmp_path / "new").exists()

@@ -76,12 +76,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
   from cops_jax import calibrate, publish, thresholds
   from cops_jax.images.decoding import find_images
   from cops_jax.images.tiles import normalize
-  from cops_jax.weights import hub
+  from cops_jax.weights.locate import split_hub_name
 
   tiles = normalize(options.tiles)
   out = options.out or options.pretrained
   if options.pretrained:
-    if hub.split_name(out):
+    if split_hub_name(out):
       parser.error(f"{out} cannot be written: give a folder, --out=FOLDER")
     publish.require_replaceable(out)
   detector = open_detector(options)

@@ -40,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
   command.add_argument(
     "--out",
     required=True,
-    help="the folder: new, empty or of published prompts, which are replaced",
+    help="the folder: new, empty or of pretrained prompts, which are replaced",
   )
   command.add_argument(
     "--clip",
@@ -60,12 +60,13 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> None:
   """The command line."""
   options = _parser().parse_args(arguments)
-  from cops_jax import publish, weights
+  from cops_jax import publish
+  from cops_jax.weights import inspection, prompts
 
   if options.command == "export":
-    print(weights.export(options.workdir, options.out))
+    print(prompts.export(options.workdir, options.out))
   elif options.command == "publish":
     show_messages()
     print(publish.publish(options.workdir, options.out, options.clip))
   else:
-    print(weights.inspect(options.path))
+    print(inspection.inspect(options.path))

@@ -1,4 +1,4 @@
-"""CLIP models from the Hugging Face hub, folders and files; into folders."""
+"""CLIP models: from the Hugging Face hub, folders and files; into folders."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from cops_jax import copies
 from cops_jax.clip.transformers_clip import (
   CLIPConfig,
   CLIPTokenizerFast,
@@ -19,14 +18,15 @@ from cops_jax.clip.transformers_clip import (
 )
 from cops_jax.errors import InputError
 from cops_jax.paths import is_address
-from cops_jax.weights import clip_names, hub
+from cops_jax.weights import clip_names
+from cops_jax.weights.locate import locate, split_hub_name
 from cops_jax.weights.tensor_files import read_tensor_file
 
 DEMO_CLIP = "demo"
 DEMO_FOLDER = pathlib.Path(__file__).parent / "demo_clip"
 
 _TOKENIZER = ("vocab.json", "merges.txt")
-# A folder's tensors, by preference, and how they are named.
+# A folder's files of tensors, the preferred one first, and their names' form.
 _TENSOR_FILES = {
   "model.safetensors": clip_names.torch_place,
   "pytorch_model.bin": clip_names.torch_place,
@@ -56,11 +56,11 @@ class PretrainedCLIP:
 
   Attributes:
     config: sizes of both towers.
-    params: the parameter tree of `CLIP`, float32, on the host.
-    tokens: ids for prompt assembly.
-    sha256: of the file with the weights, in hexadecimal.
-    tokenizer: folder of vocab.json and merges.txt; None where there are none,
-      as beside OpenAI's own files.
+    params: parameter tree of `CLIP`, float32, on the host.
+    tokens: token ids around the learned words of a prompt.
+    sha256: hash of the file with the weights, in hexadecimal.
+    tokenizer: folder of vocab.json and merges.txt; None if there is none, as
+      beside OpenAI's own files.
   """
 
   config: CLIPConfig
@@ -70,11 +70,11 @@ class PretrainedCLIP:
   tokenizer: pathlib.Path | None = None
 
   def tokenize(self, sentences: Sequence[str]) -> list[tuple[int, ...]]:
-    """Token ids of each sentence, from start to end token.
+    """Returns each sentence's token ids, from the start to the end token.
 
     Raises:
-      InputError: there is no tokenizer; a sentence is too long, or has a word
-        of which this CLIP has seen nothing.
+      InputError: there is no tokenizer, or a sentence is too long or has a word
+        outside the vocabulary of a CLIP with a small one.
     """
     if self.tokenizer is None:
       raise InputError(
@@ -84,7 +84,7 @@ class PretrainedCLIP:
       )
     tokenizer = _read_tokenizer(self.tokenizer)
     known = tokenizer.get_vocab()
-    if len(known) <= OPENAI_TOKENS.end:  # Of whole words; others are spelt out.
+    if len(known) <= OPENAI_TOKENS.end:  # It has whole words alone.
       for sentence in sentences:
         for word in sentence.lower().split():
           word = word.rstrip(".,;:!?") or word
@@ -109,29 +109,26 @@ def load_clip(
   """Loads a CLIP model from the Hugging Face hub, a folder or a file.
 
   Args:
-    weights: the name of a model on the hub, which is downloaded once; or a
-      folder in its format (config.json, vocab.json, merges.txt and one of
+    weights: name of a model on the hub, which is downloaded once; or a folder
+      in its format (config.json, vocab.json, merges.txt and one of
       model.safetensors, pytorch_model.bin, flax_model.msgpack); or a file in
-      OpenAI's names: OpenAI's own .pt or a state dict made from it; or "demo"
-      for the toy in this package. Folder and file may be addresses.
+      OpenAI's names, their own .pt or a state dict made from it; or "demo" for
+      the toy in this package. Folder and file may be addresses.
     revision: branch, tag or commit on the hub; "" for the newest.
-    sha256: that the file with the weights must have; "" accepts any.
+    sha256: expected hash of the file with the weights; "" accepts any.
 
   Raises:
     InputError: there is no such model, or a file is missing, damaged, not the
       pinned one, or does not fit its config.json.
   """
-  path = DEMO_FOLDER if weights == DEMO_CLIP else pathlib.Path(weights)
-  is_on_hub = not is_address(weights) and not path.exists()
-  if revision and not is_on_hub:
+  if weights == DEMO_CLIP:
+    weights = str(DEMO_FOLDER)
+  if revision and (is_address(weights) or not split_hub_name(weights)):
     raise InputError(
       f"config.clip.revision is {revision!r}, but {weights!r} is not a"
       " model on the hub; leave the field empty"
     )
-  if is_on_hub:
-    path = _download(weights, revision)
-  elif is_address(weights):
-    path = copies.fetch(weights, _needed_files)
+  path = locate(weights, _needed_files, revision)
   return (_load_file if path.is_file() else _load_folder)(path, sha256)
 
 
@@ -199,22 +196,8 @@ def _load_folder(folder, sha256):
   return PretrainedCLIP(config, params, tokens, file.sha256, folder)
 
 
-def _download(name, revision):
-  try:
-    return hub.download(name, revision, _needed_files)
-  except Exception as error:
-    at = f" at revision {revision!r}" if revision else ""
-    raise InputError(
-      f"CLIP weights {name!r}{at} are neither a file or folder here nor a"
-      f" model that can be downloaded ({type(error).__name__}). Give"
-      " config.clip.weights a Hugging Face model folder, a file in OpenAI's"
-      " format, or, with network access, a hub name such as"
-      " openai/clip-vit-large-patch14-336."
-    ) from error
-
-
 def _needed_files(names):
-  """Of a folder's files those that are read, or the one file."""
+  """Returns the files of a folder that are read, or the one file, ""."""
   tensors = [name for name in _TENSOR_FILES if name in names][:1]
   needed = ("config.json", "vocab.json", "merges.txt", *tensors, "")
   return [name for name in needed if name in names]

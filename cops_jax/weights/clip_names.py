@@ -1,8 +1,8 @@
-"""CLIP's parameters under the names that different weight files give them.
+"""CLIP's parameters under the names of each kind of weight file.
 
-transformers' Flax names are the project's own. transformers' torch names come
-with torch's memory order. OpenAI's names also stack the projections of queries,
-keys and values into one tensor.
+This project uses the names of transformers' Flax CLIP. Files in the names of
+its torch CLIP have torch's memory order. OpenAI's files also stack the
+projections of queries, keys and values into one tensor.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ import numpy as np
 from cops_jax.clip.towers import CLIP
 from cops_jax.clip.transformers_clip import CLIPConfig, make_config
 from cops_jax.errors import InputError, shorten
-from cops_jax.weights import tensor_files
+from cops_jax.weights.tensor_files import check_tensors
 
-# What files carry besides parameters. OpenAI's archives note three sizes.
+# Entries besides parameters; OpenAI's archives note three sizes.
 _EXCUSED_NAMES = ("input_resolution", "context_length", "vocab_size")
 _EXCUSED_SUFFIXES = (".position_ids", ".attn_mask")
 
@@ -57,61 +57,65 @@ _OPENAI_HEAD_WIDTH = 64
 
 
 class Place(NamedTuple):
-  """Where a file has a parameter, and in which form.
+  """Name and form of a parameter in a file.
 
   Attributes:
-    name, shape: of the file's tensor.
-    convert: from the file's tensor to the parameter.
+    name: name of the file's tensor.
+    axes: axes of the file's tensor in the order of the parameter's.
+    part: index of the parameter among three stacked ones; None if alone.
   """
 
   name: str
-  shape: tuple[int, ...]
-  convert: Callable[[np.ndarray], np.ndarray]
+  axes: tuple[int, ...]
+  part: int | None = None
+
+  def file_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Returns the shape of the file's tensor for a parameter's shape."""
+    shape = tuple(shape[axis] for axis in np.argsort(self.axes))
+    return shape if self.part is None else (3 * shape[0], *shape[1:])
+
+  def from_file(self, tensor: np.ndarray) -> np.ndarray:
+    """Returns the parameter, float32, from the file's tensor."""
+    if self.part is not None:
+      tensor = np.split(tensor, 3)[self.part]
+    return np.asarray(np.transpose(tensor, self.axes), np.float32)
 
 
-def flax_place(name: str, shape: tuple[int, ...]) -> Place:
-  """In a file of transformers' Flax CLIP."""
-  return Place(name, shape, lambda array: array)
+def flax_place(name: str, num_axes: int) -> Place:
+  """Returns a parameter's place in a file of transformers' Flax CLIP."""
+  return Place(name, tuple(range(num_axes)))
 
 
-def torch_place(name: str, shape: tuple[int, ...]) -> Place:
-  """In a file of transformers' torch CLIP."""
+def torch_place(name: str, num_axes: int) -> Place:
+  """Returns a parameter's place in a file of transformers' torch CLIP."""
   stem, _, leaf = name.rpartition(".")
   if leaf == "kernel":
     # Dense: out in -> in out. Convolution: out in h w -> h w in out.
-    axes = (1, 0) if len(shape) == 2 else (2, 3, 1, 0)
-    torch_shape = tuple(shape[axes.index(axis)] for axis in range(len(axes)))
-    return Place(
-      f"{stem}.weight", torch_shape, lambda array: np.transpose(array, axes)
-    )
+    return Place(f"{stem}.weight", (1, 0) if num_axes == 2 else (2, 3, 1, 0))
   if leaf in ("scale", "embedding"):
     name = f"{stem}.weight"
-  return Place(name, shape, lambda array: array)
+  return flax_place(name, num_axes)
 
 
-def openai_place(name: str, shape: tuple[int, ...]) -> Place:
-  """In a file of OpenAI's CLIP."""
+def openai_place(name: str, num_axes: int) -> Place:
+  """Returns a parameter's place in a file of OpenAI's CLIP."""
   if name in _OPENAI_PROJECTIONS:  # Kept as (in, out), as in flax.
-    return flax_place(_OPENAI_PROJECTIONS[name], shape)
-  name, torch_shape, convert = torch_place(name, shape)
+    return flax_place(_OPENAI_PROJECTIONS[name], num_axes)
+  name, axes, _ = torch_place(name, num_axes)
   for ours, theirs in _OPENAI_PARTS:
     name = name.replace(ours, theirs)
   if stacked := _OPENAI_STACKED.search(name):
-    part = "qkv".index(stacked[1])
-    return Place(
-      name.replace(stacked[0], "attn.in_proj_"),
-      (3 * torch_shape[0], *torch_shape[1:]),
-      lambda array: convert(np.split(array, 3)[part]),
-    )
-  return Place(name, torch_shape, convert)
+    name = name.replace(stacked[0], "attn.in_proj_")
+    return Place(name, axes, "qkv".index(stacked[1]))
+  return Place(name, axes)
 
 
 def clip_param_shapes(config: CLIPConfig) -> Mapping[str, Any]:
-  """The parameter tree of `CLIP(config)` as `jax.ShapeDtypeStruct`s."""
+  """Returns the tree of `CLIP(config)` as `jax.ShapeDtypeStruct`s."""
   return _param_shapes(config.to_json_string(use_diff=False))
 
 
-@functools.lru_cache(maxsize=4)  # Tracing all layers takes long.
+@functools.lru_cache(maxsize=4)  # Tracing is slow.
 def _param_shapes(config_json):
   config = make_config(json.loads(config_json))
   side = config.vision_config.image_size
@@ -129,22 +133,22 @@ def _param_shapes(config_json):
 def params_from_tensors(
   tensors: Mapping[str, np.ndarray],
   config: CLIPConfig,
-  place: Callable[[str, tuple[int, ...]], Place],
+  place: Callable[[str, int], Place],
   source: str,
 ) -> Mapping[str, Any]:
   """Builds CLIP's parameter tree from all tensors of a file.
 
   Args:
-    tensors: by the file's names.
+    tensors: arrays by the file's names.
     config: sizes to check them against.
-    place: which names these are: `flax_place`, `torch_place` or `openai_place`.
-    source: what to call the tensors in an error.
+    place: `flax_place`, `torch_place` or `openai_place`, by the file's names.
+    source: what an error's message begins with.
 
   Returns:
     The parameters of `CLIP(config)`, float32.
 
   Raises:
-    InputError: naming every missing, unexpected and misshapen tensor at once.
+    InputError: names every missing, unexpected and misshapen tensor at once.
   """
   try:
     shapes = flax.traverse_util.flatten_dict(clip_param_shapes(config), sep=".")
@@ -153,51 +157,51 @@ def params_from_tensors(
       f"{source}: its sizes describe no CLIP that can be built"
       f" ({type(error).__name__}: {shorten(error)})"
     ) from error
-  places = {name: place(name, leaf.shape) for name, leaf in shapes.items()}
+  places = {name: place(name, leaf.ndim) for name, leaf in shapes.items()}
   tensors = {
     name: array
     for name, array in tensors.items()
     if name not in _EXCUSED_NAMES and not name.endswith(_EXCUSED_SUFFIXES)
   }
-  tensor_files.check_tensors(
-    tensors,
-    {file_name: shape for file_name, shape, _ in places.values()},
-    source,
-  )
+  expected = {
+    place.name: place.file_shape(shapes[name].shape)
+    for name, place in places.items()
+  }
+  check_tensors(tensors, expected, source)
   params = {
-    name: np.asarray(convert(tensors[file_name]), np.float32)
-    for name, (file_name, _, convert) in places.items()
+    name: place.from_file(tensors[place.name]) for name, place in places.items()
   }
   return flax.traverse_util.unflatten_dict(params, sep=".")
 
 
 def params_to_torch_names(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
-  """CLIP's parameter tree in transformers' torch names and memory order."""
+  """Returns CLIP's parameters in transformers' torch names and memory order."""
   tensors = {}
   for name, array in flax.traverse_util.flatten_dict(params, sep=".").items():
-    array = np.asarray(array)
-    place = torch_place(name, array.shape)
-    if name.endswith(".kernel"):  # The transposes' inverses.
-      array = np.transpose(array, (1, 0) if array.ndim == 2 else (3, 2, 0, 1))
-    tensors[place.name] = array
+    place = torch_place(name, np.ndim(array))
+    tensors[place.name] = np.transpose(array, np.argsort(place.axes))
   return tensors
 
 
 def is_openai(tensors: Mapping[str, np.ndarray]) -> bool:
-  """Whether the names are those of OpenAI's CLIP."""
+  """Whether tensors have the names of OpenAI's CLIP."""
   return any(name.startswith("visual.") for name in tensors)
 
 
 def config_from_openai(
   tensors: Mapping[str, np.ndarray], source: str
 ) -> CLIPConfig:
-  """The sizes of OpenAI's CLIP, from the shapes of its tensors.
+  """Returns the sizes of OpenAI's CLIP, from the shapes of its tensors.
 
   Heads are 64 wide, as in all of OpenAI's models; a tower of at most that width
-  has one.
+  has one head.
+
+  Args:
+    tensors: arrays by name.
+    source: name of the file, for errors.
 
   Raises:
-    InputError: the tensors are of another kind of model, or sizes are unclear.
+    InputError: the tensors are another model's, or sizes are unclear.
   """
   if any(name.startswith("visual.layer1.") for name in tensors):
     raise InputError(

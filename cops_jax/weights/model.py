@@ -25,12 +25,12 @@ _logger = logging.getLogger(__name__)
 
 
 def settle_dtype(config: Any, record: Record | None) -> Any:
-  """A copy of a config whose clip.dtype is a type.
+  """Returns a copy of a config whose clip.dtype is not "auto".
 
   Args:
     config: a ConfigDict with the fields of `cops_jax.config`.
-    record: of the run, whose type "auto" becomes; None for a new run, where it
-      becomes bfloat16, or on CPU float32.
+    record: record of the run, whose type replaces "auto"; None for a new run,
+      which takes bfloat16, or float32 on CPU.
   """
   config = config.copy_and_resolve_references()
   if config.clip.dtype == "auto":
@@ -50,7 +50,7 @@ def _fast_dtype():
 
 
 def clip_of(config: Any) -> PretrainedCLIP:
-  """`load_clip` of what a config names.
+  """Loads the CLIP that a config names.
 
   Args:
     config: a ConfigDict with the fields of `cops_jax.config`.
@@ -63,7 +63,7 @@ def clip_of(config: Any) -> PretrainedCLIP:
 
 
 def build_model(config: Any, clip: PretrainedCLIP) -> nn.Module:
-  """The model that a config describes, on a loaded CLIP.
+  """Builds the model that a config describes, on a loaded CLIP.
 
   Args:
     config: a ConfigDict with the fields of `cops_jax.config`.
@@ -77,8 +77,7 @@ def build_model(config: Any, clip: PretrainedCLIP) -> nn.Module:
 
   check_values(config, clip.config)
   dtype = config.clip.dtype
-  if dtype == "auto":
-    dtype = _fast_dtype()
+  dtype = _fast_dtype() if dtype == "auto" else dtype
   require_implementation(config.clip.attention, dtype)
   tower = CLIP(clip.config, jnp.dtype(dtype), attention=config.clip.attention)
   return methods.find(config.method).build_model(
@@ -93,7 +92,7 @@ def trainable_shapes(
 
   Args:
     model, clip: from `build_model` and `clip_of`.
-    sharding: all leaves' sharding.
+    sharding: sharding of all leaves.
   """
   return jax.tree.map(
     lambda leaf: jax.ShapeDtypeStruct(
@@ -113,7 +112,7 @@ def load_trainable(
   path: str | os.PathLike,
   sharding: Sharding,
 ) -> tuple[Mapping[str, Any], str]:
-  """The trainable tree of a run and where it is from, in words.
+  """Loads trained parameters; returns them and their source, in words.
 
   A method that trains nothing computes its own.
 
@@ -121,7 +120,7 @@ def load_trainable(
     config: a ConfigDict with the fields of `cops_jax.config`.
     model, clip: from `build_model` and `clip_of`.
     path: see `prompts.load_prompts`.
-    sharding: that a checkpoint's leaves get.
+    sharding: sharding of a checkpoint's leaves.
 
   Raises:
     InputError: see `prompts.load_prompts`.
@@ -137,12 +136,12 @@ def load_trainable(
 def place_clip(
   clip: PretrainedCLIP, model: nn.Module, mesh: Mesh, is_split: bool
 ) -> tuple[Mapping[str, Any], Sharding | Mapping[str, Any]]:
-  """CLIP's parameters on the devices, and how these hold them.
+  """Puts CLIP's parameters on the devices; returns them and their shardings.
 
   Args:
-    clip: that the model is built on.
-    model: whose type the matrices get, see `cast_matrices`.
-    mesh: of the devices.
+    clip: CLIP that the model is built on.
+    model: its type is that of the matrices, see `cast_matrices`.
+    mesh: mesh of the devices.
     is_split: see `mesh.clip_shardings`.
   """
   params = cast_matrices(clip.params, model.clip.dtype)

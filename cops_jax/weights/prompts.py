@@ -1,8 +1,8 @@
 """Trained prompts, read from runs and files and written to single files.
 
-They are in the checkpoints of a work directory, in a file of the code of their
-method's authors (`epoch_N.pth`), or in safetensors under this project's own
-names. Files written here carry the record of the run that trained them.
+They are in the checkpoints of a work directory, in a file of their method's
+authors (`epoch_N.pth`), or in safetensors under this project's own names. Files
+written here carry the record of the run that trained them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import flax.traverse_util
 import jax
@@ -22,32 +22,28 @@ from cops_jax.files import exists, is_file, write_file
 from cops_jax.paths import to_path
 from cops_jax.runs import record as records
 from cops_jax.runs.checkpoints import Checkpoints
-from cops_jax.runs.record import Record, from_json, read_record
-from cops_jax.weights import (
-  anomalyclip_names,
-  cops_names,
-  tensor_files,
-  torch_files,
-)
+from cops_jax.runs.record import Record, check_clip, from_json, read_record
+from cops_jax.weights import authors_names, tensor_files, torch_files
+from cops_jax.weights.clip import PretrainedCLIP, load_clip
 from cops_jax.weights.tensor_files import check_tensors, read_tensor_file
-
-if TYPE_CHECKING:
-  from cops_jax.weights.clip import PretrainedCLIP
 
 # The one key of the authors' files.
 _ROOT = "prompt_learner"
-# By the method that they belong to; others have none.
-_AUTHORS_FORMATS = {"cops": cops_names, "anomalyclip": anomalyclip_names}
+# Parts that CoPS's authors' files always have, and the words that they serve.
+_CONDITIONAL_WORDS = {
+  "prototype_extractor": "state",
+  "category_vae": "category",
+}
 
 
 def find_record(path: str | os.PathLike) -> Record | None:
-  """The record of the run that trained a checkpoint.
+  """Returns the record of the run that trained prompts.
 
   Args:
     path: a work directory or a file; see `load_prompts`.
 
   Returns:
-    None for a file that has none, as the authors' own.
+    None for a file without a record, such as the authors' own.
 
   Raises:
     InputError: there is nothing at the path, or its record is damaged.
@@ -65,7 +61,7 @@ def find_record(path: str | os.PathLike) -> Record | None:
 
 
 def recorded_config(path: str | os.PathLike) -> Any:
-  """The config of the run that trained a checkpoint, as one of this version.
+  """Returns the config of the run that trained prompts, as this version's.
 
   Args:
     path: a work directory or a file; see `load_prompts`.
@@ -84,16 +80,16 @@ def recorded_config(path: str | os.PathLike) -> Any:
 def load_prompts(
   path: str | os.PathLike, template: Mapping[str, Any], method: str = "cops"
 ) -> tuple[dict[str, Any], str]:
-  """Trained prompts and where they are from, in words.
+  """Loads trained prompts; returns them and their source, in words.
 
   Args:
     path: a work directory, whose newest checkpoint is read, or a file.
     template: the trainable tree that a model needs; arrays or their shapes.
-    method: that the prompts are for, see `cops_jax.methods`.
+    method: method that needs them, see `cops_jax.methods`.
 
   Returns:
-    The trainable parameters, float32. A file may lack the VAE's encoder: then
-    they do too.
+    The trainable parameters, float32. The VAE's encoder is absent if a file has
+    none.
 
   Raises:
     InputError: there is no checkpoint, it is damaged, of another method or of
@@ -124,34 +120,36 @@ def _read_file(path, template, method):
   file = read_tensor_file(path)
   if file.record:
     require_method(from_json(file.record, str(path)), method, path)
-  tensors, names = file.tensors, None
-  if file.format != "safetensors":
+  tensors = file.tensors
+  is_authors = file.format != "safetensors"
+  if is_authors:
     tensors = _strip_root(tensors, path)
-    names = _authors_format(tensors, method, path)
-    tensors = names.select(tensors)
-    _require_representable(names, template, path)
+    found = authors_names.find_method(tensors) or method
+    if found != method:
+      raise _other_method(path, found, method)
+    _require_authors_format(template, method, path)
+    tensors = authors_names.select(tensors)
   wanted = flax.traverse_util.flatten_dict(template, sep=".")
-  if not any(name.startswith(cops_names.ENCODER) for name in tensors):
+  if not any(name.startswith(authors_names.ENCODER) for name in tensors):
     wanted = {
       name: leaf
       for name, leaf in wanted.items()
-      if not name.startswith(cops_names.ENCODER)
+      if not name.startswith(authors_names.ENCODER)
     }
-  shapes = {name: leaf.shape for name, leaf in wanted.items()}
-  if names:
-    zeros = {name: np.zeros(shape) for name, shape in shapes.items()}
-    zeros = flax.traverse_util.unflatten_dict(zeros, sep=".")
-    shapes = {
-      name: array.shape for name, array in names.to_authors_names(zeros).items()
-    }
+  expected = {name: np.empty(leaf.shape) for name, leaf in wanted.items()}
+  if is_authors:
+    expected = authors_names.to_authors_names(_unflatten(expected), method)
   check_tensors(
-    tensors, shapes, f"{path} does not hold the prompts of this config's model"
+    tensors,
+    {name: array.shape for name, array in expected.items()},
+    f"{path} does not hold the prompts of this config's model",
   )
-  if names:
-    tensors = names.from_authors_names(tensors)
+  if is_authors:
+    tensors = authors_names.from_authors_names(tensors, method)
     tensors = flax.traverse_util.flatten_dict(tensors, sep=".")
-  params = {name: np.asarray(tensors[name], np.float32) for name in wanted}
-  params = flax.traverse_util.unflatten_dict(params, sep=".")
+  params = _unflatten(
+    {name: np.asarray(tensors[name], np.float32) for name in wanted}
+  )
   if file.content_sha256 not in ("", hash_prompts(params)):
     raise InputError(
       f"{path} is damaged: its tensors are not those that were written. Export"
@@ -160,18 +158,22 @@ def _read_file(path, template, method):
   return params
 
 
+def _unflatten(tensors):
+  return flax.traverse_util.unflatten_dict(tensors, sep=".")
+
+
 def require_method(
   record: Record | None, method: str, path: str | os.PathLike
 ) -> None:
-  """Checks that prompts are of the method that they are wanted for.
+  """Checks that prompts belong to the method that needs them.
 
   Args:
-    record: of their run; None if there is none.
-    method: wanted.
-    path: of the prompts, for errors.
+    record: record of their run; None if there is none.
+    method: method that needs them.
+    path: path of the prompts, for errors.
 
   Raises:
-    InputError: they are of another; names both.
+    InputError: they belong to another method; names both.
   """
   recorded = record.config.get("method", "cops") if record else method
   if recorded != method:
@@ -185,31 +187,25 @@ def _other_method(path, found, wanted):
   )
 
 
-def _authors_format(tensors, method, path):
-  """The names of the method's authors, if they are the file's."""
-  for name, names in _AUTHORS_FORMATS.items():
-    if name != method and names.is_own(tensors):
-      raise _other_method(path, name, method)
-  if method not in _AUTHORS_FORMATS:
-    raise _no_format(path, method)
-  return _AUTHORS_FORMATS[method]
-
-
-def _no_format(path, method):
-  return InputError(
-    f"{path}: the method {method!r} has no authors' format, only"
-    f" {' and '.join(_AUTHORS_FORMATS)} have; .safetensors holds any"
-  )
-
-
-def _require_representable(names, trainable, path):
-  reason = names.why_not(trainable)
-  if reason:
-    raise InputError(f"{path}: the authors' format {reason}; .safetensors has")
+def _require_authors_format(trainable, method, path):
+  """Raises InputError unless the authors' format can hold the prompts."""
+  if method not in authors_names.METHODS:
+    raise InputError(
+      f"{path}: the method {method!r} has no authors' format, only"
+      f" {' and '.join(authors_names.METHODS)} have; .safetensors holds any"
+    )
+  absent = [
+    words for part, words in _CONDITIONAL_WORDS.items() if part not in trainable
+  ]
+  if method == "cops" and absent:
+    raise InputError(
+      f"{path}: the authors' format has no prompts without"
+      f" {' and '.join(absent)} words; .safetensors has"
+    )
 
 
 def _strip_root(tensors, path):
-  """The authors' state dict."""
+  """Returns the authors' state dict."""
   prefix = f"{_ROOT}."
   if not any(name.startswith(prefix) for name in tensors):
     raise InputError(
@@ -221,7 +217,7 @@ def _strip_root(tensors, path):
 
 
 def hash_prompts(trainable: Mapping[str, Any]) -> str:
-  """SHA-256 of the parameters' names and values, in hexadecimal."""
+  """Returns the SHA-256 of the parameters' names and values, in hexadecimal."""
   digest = hashlib.sha256()
   for path, leaf in jax.tree_util.tree_leaves_with_path(trainable):
     digest.update(jax.tree_util.keystr(path).encode())
@@ -230,7 +226,7 @@ def hash_prompts(trainable: Mapping[str, Any]) -> str:
 
 
 def to_safetensors(trainable: Mapping[str, Any], record: Record) -> bytes:
-  """A file of trained prompts, under this project's names, and their record.
+  """Returns a file of trained prompts, in this project's names, and a record.
 
   The same input gives the same bytes.
   """
@@ -238,7 +234,7 @@ def to_safetensors(trainable: Mapping[str, Any], record: Record) -> bytes:
   digest = hash_prompts(trainable)
   return safetensors.numpy.save(
     {name: np.asarray(array, order="C") for name, array in flat.items()},
-    # One entry: of several the order is random, and so the file's bytes.
+    # One entry: the order of several is random, and so are the file's bytes.
     metadata={"record": tensor_files.add_hash(record.to_json(), digest)},
   )
 
@@ -257,28 +253,51 @@ def write_prompts(
     path: ends in .safetensors, for this project's names, or in .pth, for the
       authors' format.
     trainable: the parameters.
-    record: of the run that trained them.
-    clip: that they were trained on; with it an authors' file has all that their
-      module wants to find.
+    record: record of the run that trained them.
+    clip: CLIP that AnomalyCLIP's were trained on; with it, an authors' file has
+      all that their module wants to find.
 
   Raises:
-    InputError: another ending, the file cannot be written, or the authors'
-      format has no such prompts.
+    InputError: the path has another ending or cannot be written, or the
+      authors' format has no such prompts.
   """
   path = to_path(path)
   if path.suffix == ".pth":
     method = record.config.get("method", "cops")
-    if method not in _AUTHORS_FORMATS:
-      raise _no_format(path, method)
-    names = _AUTHORS_FORMATS[method]
-    _require_representable(names, trainable, path)
-    tensors = names.to_authors_names(trainable)
+    _require_authors_format(trainable, method, path)
+    tensors = authors_names.to_authors_names(trainable, method)
     if clip:
-      tensors |= names.unused_tensors(trainable, clip)
-    torch_files.write_tensors(path, tensors, _ROOT, record.to_json())
+      tensors |= authors_names.unused_tensors(trainable, clip)
+    torch_files.write(path, tensors, _ROOT, record.to_json())
   elif path.suffix == ".safetensors":
     write_file(path, to_safetensors(trainable, record))
   else:
     raise InputError(
       f"{path} must end in .safetensors or .pth, which choose the format"
     )
+
+
+def export(workdir: str, out: str) -> str:
+  """Writes the newest prompts of a work directory as one file.
+
+  Args:
+    workdir: work directory of a training run.
+    out: path that ends in .safetensors or .pth; see `write_prompts`.
+
+  Returns:
+    A sentence about what was written.
+
+  Raises:
+    InputError: there is no checkpoint, or the file cannot be written; or its
+      format needs the run's CLIP, which is not available.
+  """
+  record = read_record(workdir)
+  with Checkpoints(workdir) as saved:
+    step, trainable = saved.restore_params()
+  clip = None
+  if out.endswith(".pth") and record.config.get("method") == "anomalyclip":
+    source = record.to_config(workdir).clip
+    clip = load_clip(source.weights, source.revision, source.sha256)
+    check_clip(record, clip.sha256, workdir, allow_other_clip=False)
+  write_prompts(out, trainable, record, clip)
+  return f"{out}: the prompts of step {step} of {workdir}"

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import ml_dtypes
 import msgpack
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from cops_jax import copies
 from cops_jax.errors import InputError, shorten
@@ -20,18 +20,20 @@ from cops_jax.weights import torch_files
 
 _HASH = "tensors' SHA-256: "  # Follows the record's text.
 _FLAX_ARRAY = 1  # flax.serialization's extension type of arrays.
+_MAX_NAME_LENGTH = 256
 
 
 class TensorFile(NamedTuple):
-  """What a file holds.
+  """Contents of a file.
 
   Attributes:
-    path: the file.
-    format: a few words.
-    tensors: by dotted name; read-only.
-    record: text that this project wrote beside them, or "".
-    sha256: of the file, in hexadecimal.
-    content_sha256: of the tensors, as this project wrote it beside them, or "".
+    path: path of the file.
+    format: its format, in a few words.
+    tensors: read-only arrays by dotted name.
+    record: text that this project wrote beside them; "" if none.
+    sha256: hash of the file, in hexadecimal.
+    content_sha256: hash of the tensors that this project wrote beside them; ""
+      if none.
   """
 
   path: pathlib.Path
@@ -39,7 +41,7 @@ class TensorFile(NamedTuple):
   tensors: Mapping[str, np.ndarray]
   record: str
   sha256: str
-  content_sha256: str = ""
+  content_sha256: str
 
 
 def read_tensor_file(
@@ -48,12 +50,12 @@ def read_tensor_file(
   """Reads safetensors, torch's zip format or flax's msgpack, by content.
 
   Args:
-    path: of the file; of one at an address a copy is read.
-    expected_sha256: checked before anything is read; "" accepts any.
+    path: path of the file, or its address.
+    expected_sha256: checked before the file is parsed; "" accepts any.
 
   Raises:
-    InputError: the file cannot be read, has another hash, is of no such format
-      or damaged, or asks for more than tensors and plain containers.
+    InputError: the file cannot be read, has another hash, is damaged or of
+      another format, or asks for more than tensors and plain containers.
   """
   path = copies.fetch(path) if is_address(path) else pathlib.Path(path)
   try:
@@ -69,25 +71,42 @@ def read_tensor_file(
       f" {expected_sha256}. Get the right file, or change the field if this is"
       " the one you want."
     )
+  name, read = _find_format(head, path)
+  try:
+    root, text = read(path)
+    tensors = _flatten(root)
+  except Exception as error:  # Damaged files fail in many ways.
+    reason = str(error)
+    if type(error) is not ValueError:  # Messages of ours and of NumPy's.
+      reason = f"it is damaged or incomplete ({type(error).__name__}: {error})"
+    raise InputError(
+      f"{path} cannot be read as a {name} file: {shorten(reason)}"
+    ) from error
+  if isinstance(root, torch_files.Module):
+    name = "TorchScript archive"
+  record, _, content_sha256 = text.partition(_HASH)
+  return TensorFile(path, name, tensors, record, sha256, content_sha256)
+
+
+def _find_format(head, path):
+  """Returns a format's name, and its function from a path to tree and text."""
   # Safetensors begins with the length of the JSON that follows. Its first bytes
   # may look like a zip file's or a pickle's; its last are 0, unlike theirs.
-  is_torch = head.startswith((b"PK", b"\x80")) and head[4:9] != b"\0\0\0\0{"
-  if is_torch:
-    tensors, is_script, record = torch_files.read_tensors(path)
-    name = "TorchScript archive" if is_script else "torch"
-    return TensorFile(path, name, tensors, record, sha256)
-  if head[8:9] == b"{":
-    tensors, text = _read_safetensors(path)
-    record, _, content_sha256 = text.partition(_HASH)
-    return TensorFile(
-      path, "safetensors", tensors, record, sha256, content_sha256
-    )
+  if head[8:9] == b"{" and head[4:8] == bytes(4):
+    return "safetensors", _read_safetensors
+  if head.startswith(b"PK"):
+    return "torch", torch_files.read
   # A msgpack map: a flax tree of parameters.
-  if head[:1] and (0x80 <= head[0] <= 0x8F or head[0] in (0xDE, 0xDF)):
-    return TensorFile(path, "flax msgpack", _read_msgpack(path), "", sha256)
-  pointer = b"version https://git-lfs"
+  if head[:1] > b"\x80" and (head[0] <= 0x8F or head[0] in (0xDE, 0xDF)):
+    return "flax msgpack", _read_msgpack
   reason = "it is cut off or of another format"
-  if head.startswith(pointer):
+  if head.startswith(b"\x80"):
+    reason = (
+      "it is a bare pickle, as torch before 1.6 wrote it. Convert it once where"
+      " torch is installed: torch.save(torch.load(FILE, map_location='cpu',"
+      " weights_only=True), NEW_FILE)"
+    )
+  if head.startswith(b"version https://git-lfs"):
     reason = "it is a Git LFS pointer; fetch the file itself: git lfs pull"
   raise InputError(
     f"{path} is neither safetensors nor torch's zip format nor flax's msgpack:"
@@ -96,7 +115,7 @@ def read_tensor_file(
 
 
 def add_hash(record: str, content_sha256: str) -> str:
-  """A record's text with the hash of the tensors that it is beside."""
+  """Returns a record's text with the hash of the tensors beside it."""
   return f"{record}{_HASH}{content_sha256}"
 
 
@@ -107,9 +126,13 @@ def check_tensors(
 ) -> None:
   """Checks that tensors are floats of just these names and shapes.
 
+  Args:
+    tensors: arrays by name.
+    shapes: expected shapes by name.
+    source: what an error's message begins with.
+
   Raises:
-    InputError: naming every missing, unexpected and misshapen tensor at once;
-      begins with `source`.
+    InputError: names every missing, unexpected and misshapen tensor at once.
   """
   problems = []
   for name, shape in shapes.items():
@@ -129,44 +152,48 @@ def check_tensors(
     )
 
 
+def _flatten(root):
+  """Returns the arrays in nested containers by dotted name.
+
+  A container met twice counts once.
+  """
+  tensors, seen = {}, set()
+
+  def visit(value, name):
+    if len(name) > _MAX_NAME_LENGTH:
+      raise ValueError(f"a tensor's name is too long: {name[:80]}...")
+    if isinstance(value, np.ndarray):
+      if name in tensors:
+        raise ValueError(f"it holds two tensors of the name {name}")
+      tensors[name] = value
+    if not isinstance(value, dict | list | tuple) or id(value) in seen:
+      return
+    seen.add(id(value))
+    is_dict = isinstance(value, dict)
+    for key, child in value.items() if is_dict else enumerate(value):
+      if not isinstance(key, str | int):
+        raise ValueError(f"a dictionary has a {type(key).__name__} for a key")
+      visit(child, f"{name}.{key}" if name else str(key))
+
+  if not isinstance(root, dict):
+    raise ValueError("it holds no dictionary of tensors")
+  visit(root, "")
+  return tensors
+
+
 def _read_safetensors(path):
-  try:
-    with safe_open(path, framework="numpy") as file:
-      tensors = {name: file.get_tensor(name) for name in file.keys()}
-      return tensors, (file.metadata() or {}).get("record", "")
-  except (
-    SafetensorError,
-    OSError,
-    TypeError,
-    ValueError,
-    LookupError,
-  ) as error:
-    raise InputError(
-      f"{path} is not a whole safetensors file: {shorten(error)}"
-    ) from error
+  with safe_open(path, framework="numpy") as file:
+    tensors = {name: file.get_tensor(name) for name in file.keys()}
+    return tensors, (file.metadata() or {}).get("record", "")
 
 
 def _read_msgpack(path):
-  try:
-    tree = msgpack.unpackb(
-      path.read_bytes(),
-      ext_hook=_decode_array,
-      # A list is allocated before it is read. flax has only that of an array's
-      # three parts.
-      max_array_len=64,
-    )
-    return torch_files.flatten_tensors(tree)
-  except (
-    msgpack.UnpackException,
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    TypeError,
-    ValueError,
-  ) as error:
-    raise InputError(
-      f"{path} is not a whole file of flax parameters: {shorten(error)}"
-    ) from error
+  # A list is allocated before it is read; flax has only that of an array's
+  # three parts.
+  tree = msgpack.unpackb(
+    path.read_bytes(), ext_hook=_decode_array, max_array_len=64
+  )
+  return tree, ""
 
 
 def _decode_array(code, content):

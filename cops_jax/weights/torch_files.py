@@ -1,203 +1,200 @@
-"""Files in torch's zip format, in and out, without torch.
+"""Files of `torch.save` and `torch.jit.save`, read and written without torch.
 
-Such a file is a zip archive: `data.pkl`, a pickle of the containers, and one
-entry for the bytes of each tensor storage.
+They are zip archives. `data.pkl` is a pickle of containers, in which a tensor
+refers to a storage; each storage's bytes are an entry of their own.
 """
 
 from __future__ import annotations
 
+import functools
 import io
+import math
 import os
+import pathlib
+import pickle
+import pickletools
 import struct
 import zipfile
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import ml_dtypes
 import numpy as np
 
-from cops_jax.errors import InputError, shorten
 from cops_jax.files import write_file
-from cops_jax.weights import torch_pickles
-from cops_jax.weights.torch_pickles import Module
 
-# What the standard library and NumPy raise for malformed files.
-_MALFORMED = (
-  zipfile.BadZipFile,
-  ArithmeticError,
-  AttributeError,
-  EOFError,
-  LookupError,
-  NotImplementedError,
-  OSError,
-  RuntimeError,
-  TypeError,
-  ValueError,
-  struct.error,
+_DTYPES = {
+  "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
+  "BoolStorage": np.dtype(np.bool_),
+  "ByteStorage": np.dtype(np.uint8),
+  "CharStorage": np.dtype(np.int8),
+  "DoubleStorage": np.dtype(np.float64),
+  "FloatStorage": np.dtype(np.float32),
+  "HalfStorage": np.dtype(np.float16),
+  "IntStorage": np.dtype(np.int32),
+  "LongStorage": np.dtype(np.int64),
+  "ShortStorage": np.dtype(np.int16),
+}
+_STORAGES = {dtype: name for name, dtype in _DTYPES.items()}
+# Functions whose value is their first argument: parameters, typed lists.
+_FIRST_ARGUMENT = (
+  "torch._utils._rebuild_parameter",
+  "torch.jit._pickle.build_boollist",
+  "torch.jit._pickle.build_doublelist",
+  "torch.jit._pickle.build_intlist",
+  "torch.jit._pickle.build_tensorlist",
+  "torch.jit._pickle.restore_type_tag",
 )
-
-# The pickle of the largest CLIP has some 300 kB.
+# Instructions of the pickles that torch writes.
+_OPCODES = set(
+  "PROTO FRAME STOP MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1"
+  " BINFLOAT BINUNICODE SHORT_BINUNICODE EMPTY_DICT EMPTY_LIST EMPTY_TUPLE"
+  " TUPLE TUPLE1 TUPLE2 TUPLE3 APPEND APPENDS SETITEM SETITEMS BINPUT"
+  " LONG_BINPUT MEMOIZE BINGET LONG_BINGET GLOBAL STACK_GLOBAL REDUCE NEWOBJ"
+  " BUILD BINPERSID".split()
+)
+# The pickle of the largest CLIP has 300 kB and 6,500 tuples.
 _MAX_PICKLE_BYTES = 16 << 20
-_MAX_NAME_LENGTH = 256
-
+_MAX_TUPLES = 20_000
 _RECORD = "record.json"
 
 
-class TorchFile(NamedTuple):
-  """What a file holds.
+def read(path: pathlib.Path) -> tuple[Any, str]:
+  """Returns the containers and arrays of a file, and the text beside them.
 
-  Attributes:
-    tensors: by dotted name; read-only.
-    is_script: whether it is a TorchScript archive.
-    record: of `write_tensors`, "" if there is none.
-  """
+  No code of the file is run. An array is a read-only view of its storage.
 
-  tensors: dict[str, np.ndarray]
-  is_script: bool
-  record: str
-
-
-def read_tensors(path: str | os.PathLike) -> TorchFile:
-  """Reads every tensor of a file from `torch.save` or `torch.jit.save`.
-
-  Memory stays within a small multiple of the file's size, whatever the file
-  claims.
+  Args:
+    path: path of the file.
 
   Raises:
-    InputError: the file is damaged, in the format of torch before 1.6, or asks
-      for anything but tensors and plain containers; nothing of it was run.
+    Exception: of many kinds; the file is damaged, of another format, or asks
+      for anything but tensors and plain containers.
   """
-  try:
-    with open(path, "rb") as file:
-      head = file.read(16)
-      if not head.startswith(b"PK"):
-        raise ValueError(_explain_head(head))
-      with zipfile.ZipFile(file) as archive:
-        return _read_archive(_Entries(archive, os.path.getsize(path)))
-  except _MALFORMED as error:
-    reason = str(error)
-    # All but the messages of this module and of the operating system.
-    if type(error) is not ValueError and not isinstance(error, OSError):
-      reason = f"it is damaged or incomplete ({type(error).__name__}: {error})"
-    raise InputError(
-      f"{path} cannot be read as a torch file: {shorten(reason)}"
-    ) from error
+  with zipfile.ZipFile(path) as archive:
+    entries = archive.infolist()
+    claimed = sum(entry.compress_size for entry in entries)
+    if claimed > os.path.getsize(path):
+      raise ValueError(f"its entries claim {claimed} bytes, more than it has")
+    names = {entry.filename.partition("/")[2]: entry for entry in entries}
+
+    def read_entry(name, limit=math.inf):
+      if name not in names:
+        raise ValueError(f"its entry {name} is missing")
+      entry = names[name]
+      if entry.compress_type != zipfile.ZIP_STORED:
+        raise ValueError(f"its entry {name} is compressed; torch stores it")
+      if entry.file_size > limit:
+        raise ValueError(f"its entry {name} has more than {limit} bytes")
+      return archive.read(entry)
+
+    is_big = "byteorder" in names and read_entry("byteorder") == b"big"
+    stream = read_entry("data.pkl", _MAX_PICKLE_BYTES)
+    _check_instructions(stream)
+    root = _Unpickler(stream, read_entry, ">" if is_big else "<").load()
+    record = read_entry(_RECORD).decode() if _RECORD in names else ""
+  return root, record
 
 
-def _explain_head(head):
-  if not head.startswith(b"\x80"):
-    return "it is not a zip archive"
-  return (
-    "it is a bare pickle, as torch before 1.6 wrote it. Convert it once where"
-    " torch is installed: torch.save(torch.load(FILE, map_location='cpu',"
-    " weights_only=True), NEW_FILE)"
-  )
+def _check_instructions(stream):
+  """Raises ValueError for what pickle's C code does without a check.
+
+  It allocates by the index of a memo entry and hashes tuples within tuples by
+  recursion, which ends the process.
+  """
+  num_tuples = 0
+  for opcode, argument, position in pickletools.genops(stream):
+    if opcode.name not in _OPCODES:
+      raise ValueError(f"its pickle has the instruction {opcode.name}")
+    num_tuples += opcode.name.startswith("TUPLE")
+    if num_tuples > _MAX_TUPLES:
+      raise ValueError(f"its pickle has more than {_MAX_TUPLES} tuples")
+    if opcode.name in ("BINPUT", "LONG_BINPUT") and argument > position:
+      raise ValueError(f"its pickle has the memo index {argument}")
 
 
-class _Entries:
-  """The entries of one archive, checked before any is read."""
+class Module(dict):
+  """The attributes of a TorchScript object."""
 
-  def __init__(self, archive, file_size):
-    self._archive = archive
-    # Entries of a hostile archive can share their bytes.
-    self.num_bytes = sum(entry.compress_size for entry in archive.infolist())
-    if self.num_bytes > file_size:
-      raise ValueError(
-        f"its entries claim {self.num_bytes} bytes, the file has {file_size}"
-      )
-    self._folder = next(
-      (
-        name.removesuffix("data.pkl")
-        for name in archive.namelist()
-        if name.count("/") == 1 and name.endswith("/data.pkl")
-      ),
-      None,
+  def __setstate__(self, state):
+    self.update(state)
+
+
+class _OrderedDict(dict):
+  """A state dict; its attributes are torch's notes on versions."""
+
+  def __setstate__(self, state):
+    pass
+
+
+class _Storage(NamedTuple):
+  dtype: np.dtype
+  content: memoryview
+
+
+class _Unpickler(pickle.Unpickler):
+  """Admits tensors and plain containers.
+
+  A name stands for a function made for it here, never for what it names.
+  """
+
+  def __init__(self, stream, read_entry, byte_order):
+    super().__init__(io.BytesIO(stream))
+    self._read_entry = functools.cache(read_entry)
+    self._byte_order = byte_order
+
+  def find_class(self, module, name):
+    full_name = f"{module}.{name}"
+    if full_name == "torch._utils._rebuild_tensor_v2":
+      return lambda *arguments: _make_array(*arguments[:4])
+    if full_name in _FIRST_ARGUMENT:
+      return lambda first, *_: first
+    if full_name == "collections.OrderedDict":
+      return lambda: _OrderedDict()
+    if module == "torch" and name in _DTYPES:
+      return name
+    if module.startswith("__torch__"):  # A TorchScript class.
+      return Module
+    raise ValueError(
+      f"it asks for {full_name[:200]}. Only tensors and plain containers are"
+      " read; nothing of it was run. Get a file that holds nothing else, such"
+      " as safetensors"
     )
-    if self._folder is None:
-      raise ValueError("it is a zip archive without a data.pkl")
 
-  def find(self, name):
-    try:
-      return self._archive.getinfo(self._folder + name)
-    except KeyError:
-      return None
-
-  def read(self, name, limit=None):
-    entry = self.find(name)
-    if entry is None:
-      raise ValueError(f"its entry {name} is missing")
-    # TorchScript compresses its code, which is not read, and nothing else.
-    if entry.compress_type != zipfile.ZIP_STORED:
-      raise ValueError(f"its entry {name} is compressed; torch stores it plain")
-    if entry.file_size != entry.compress_size:
-      raise ValueError(f"its entry {name} states two sizes")
-    if limit is not None and entry.file_size > limit:
+  def persistent_load(self, pid):
+    tag, storage, key, _, size = pid
+    dtype = _DTYPES[storage].newbyteorder(self._byte_order)
+    if tag != "storage" or not isinstance(key, str) or size < 0:
+      raise ValueError("it refers to something else than a storage")
+    content = memoryview(self._read_entry(f"data/{key}"))
+    num_bytes = size * dtype.itemsize
+    if len(content) < num_bytes:
       raise ValueError(
-        f"its entry {name} has {entry.file_size} bytes, more than {limit}"
+        f"its storage {key} has {len(content)} bytes instead of {num_bytes}"
       )
-    return self._archive.read(entry)
+    return _Storage(dtype, content[:num_bytes])
 
 
-def _read_archive(entries):
-  byte_order = "<"
-  if entries.find("byteorder"):
-    byte_order = {b"little": "<", b"big": ">"}[entries.read("byteorder", 16)]
-  root = torch_pickles.load(
-    entries.read("data.pkl", _MAX_PICKLE_BYTES),
-    lambda key: entries.read(f"data/{key}"),
-    byte_order,
-    # Tied weights are stored once and named twice.
-    max_tensor_bytes=2 * entries.num_bytes,
+def _make_array(storage, offset, shape, strides):
+  if not isinstance(storage, _Storage):
+    raise ValueError("it makes a tensor from something else than a storage")
+  dtype, content = storage
+  # NumPy checks that all elements are within the buffer.
+  array = np.ndarray(
+    shape,
+    dtype,
+    content,
+    offset * dtype.itemsize,
+    [stride * dtype.itemsize for stride in strides],
   )
-  record = ""
-  if entries.find(_RECORD):
-    record = entries.read(_RECORD, _MAX_PICKLE_BYTES).decode()
-  return TorchFile(flatten_tensors(root), isinstance(root, Module), record)
+  if array.nbytes > len(content):  # Strides of zero make much out of little.
+    raise ValueError(
+      f"a tensor of shape {array.shape} does not fit its storage"
+    )
+  return array
 
 
-def flatten_tensors(root):
-  """Tensors by dotted name, from nested dictionaries, lists and modules.
-
-  What is not a tensor is left out. A container met twice counts once.
-
-  Raises:
-    ValueError: two tensors share a name, or a name is too long.
-  """
-  if not isinstance(root, dict | Module):
-    raise ValueError("it holds no dictionary of tensors")
-  tensors, seen, waiting = {}, set(), [("", root)]
-  while waiting:
-    name, value = waiting.pop()
-    if isinstance(value, np.ndarray):
-      if name in tensors:
-        raise ValueError(f"it holds two tensors of the name {name}")
-      tensors[name] = value
-      continue
-    if isinstance(value, Module):
-      value = value.attributes
-    if isinstance(value, dict):
-      items = value.items()
-    elif isinstance(value, list | tuple):
-      items = enumerate(value)
-    else:
-      continue
-    if id(value) in seen:
-      continue
-    seen.add(id(value))
-    children = []
-    for key, child in items:
-      if isinstance(child, np.ndarray | Module | dict | list | tuple):
-        path = f"{name}.{key}" if name else str(key)
-        if len(path) > _MAX_NAME_LENGTH:
-          raise ValueError(
-            f"a tensor's name is too long, above {_MAX_NAME_LENGTH} characters:"
-            f" {path[:80]}..."
-          )
-        children.append((path, child))
-    waiting += reversed(children)
-  return tensors
-
-
-def write_tensors(
+def write(
   path: str | os.PathLike,
   tensors: Mapping[str, np.ndarray],
   root: str,
@@ -208,26 +205,50 @@ def write_tensors(
   The same input gives the same bytes.
 
   Args:
-    path: of the file.
-    tensors: by name.
+    path: path of the file.
+    tensors: arrays by name.
     root: the one key of the outer dictionary.
-    record: any text, in an entry that torch does not look at.
+    record: any text, in an entry that torch ignores.
+
+  Raises:
+    WriteError: the file cannot be written.
   """
+  entries = {"data.pkl": _dump(tensors, root), "byteorder": b"little"}
+  for key, array in enumerate(tensors.values()):
+    little = array.dtype.newbyteorder("<")
+    entries[f"data/{key}"] = np.asarray(array, little, order="C").tobytes()
+  entries["version"] = b"3\n"
+  if record:
+    entries[_RECORD] = record.encode()
   file = io.BytesIO()
   with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-
-    def add(name, content):
-      # A fixed date; the folder's name is torch's own default.
+    for name, content in entries.items():
+      # The date and the system are fixed; the folder's name is torch's default.
       entry = zipfile.ZipInfo(f"archive/{name}", (1980, 1, 1, 0, 0, 0))
       entry.create_system = 3
       archive.writestr(entry, content)
-
-    add("data.pkl", torch_pickles.dump(tensors, root))
-    add("byteorder", b"little")
-    for key, array in enumerate(tensors.values()):
-      little = array.dtype.newbyteorder("<")
-      add(f"data/{key}", np.asarray(array, little, order="C").tobytes())
-    add("version", b"3\n")
-    if record:
-      add(_RECORD, record.encode())
   write_file(path, file.getvalue())
+
+
+def _dump(tensors, root):
+  """Returns the pickle of `{root: tensors}`; storages are "0", "1", ..."""
+  parts = [b"\x80\x02}", _text(root), b"}("]
+  for key, (name, array) in enumerate(tensors.items()):
+    storage = _STORAGES[array.dtype.newbyteorder("=")]
+    # In elements, of the C order that storages are written in.
+    strides = [math.prod(array.shape[axis + 1 :]) for axis in range(array.ndim)]
+    parts += [_text(name), b"ctorch._utils\n_rebuild_tensor_v2\n(("]
+    parts += [_text("storage"), f"ctorch\n{storage}\n".encode()]
+    parts += [_text(str(key)), _text("cpu"), _integers([array.size]), b"tQ"]
+    parts += [_integers([0]), b"(", _integers(array.shape), b"t("]
+    parts += [_integers(strides), b"t\x89ccollections\nOrderedDict\n)RtR"]
+  return b"".join([*parts, b"us."])
+
+
+def _text(value):
+  encoded = value.encode()
+  return b"X" + struct.pack("<I", len(encoded)) + encoded
+
+
+def _integers(values):
+  return b"".join(b"J" + struct.pack("<i", value) for value in values)

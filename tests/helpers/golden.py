@@ -20,7 +20,7 @@ from cops_jax import config as configuration
 from cops_jax import methods
 from cops_jax.clip.features import join_params
 from cops_jax.clip.towers import CLIP
-from cops_jax.weights import clip_names, cops_names
+from cops_jax.weights import authors_names, clip_names
 from cops_jax.weights.clip import PromptTokens
 
 DATA = pathlib.Path(__file__).parents[1] / "data"
@@ -67,7 +67,8 @@ def trainable(prefix, source):
     for name, array in source.items()
     if name.startswith(prefix)
   }
-  return jax.tree.map(jnp.asarray, cops_names.from_authors_names(tensors))
+  tree = authors_names.from_authors_names(tensors, "cops")
+  return jax.tree.map(jnp.asarray, tree)
 
 
 def config(recipe, fields=None):

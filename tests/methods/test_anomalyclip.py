@@ -12,7 +12,7 @@ from cops_jax.clip.features import encode_images, join_params
 from cops_jax.evaluation.step import detect_anomalies
 from cops_jax.methods import anomalyclip
 from cops_jax.training import step as train_steps
-from cops_jax.weights import anomalyclip_names
+from cops_jax.weights import authors_names
 from helpers import golden
 from helpers.anomaly_maps import gather
 from helpers.golden import assert_close
@@ -37,8 +37,8 @@ def trainable(prefix):
     for name, array in golden.load(SOURCE).items()
     if name.startswith(prefix)
   }
-  tensors = anomalyclip_names.select(tensors)
-  tree = anomalyclip_names.from_authors_names(tensors)
+  tensors = authors_names.select(tensors)
+  tree = authors_names.from_authors_names(tensors, "anomalyclip")
   return jax.tree.map(jnp.asarray, tree)
 
 

@@ -13,12 +13,12 @@ import pytest
 from matplotlib.figure import Figure
 
 from configs import ablations
-from cops_jax import reporting, training, weights
+from cops_jax import reporting, training
 from cops_jax.errors import InputError
 from cops_jax.evaluation import many
 from cops_jax.runs import metrics_log
 from cops_jax.runs.checkpoints import Checkpoints
-from cops_jax.weights import prompts
+from cops_jax.weights import inspection, prompts
 from helpers.images import write_folder
 from helpers.scripts import run
 from tools import ablate
@@ -141,8 +141,10 @@ def test_features_are_computed_once_for_all_but_the_value_path(base, ablated):
 def test_prompts_go_into_files_and_back(ablated, tmp_path, name):
   workdir = ablated[0] / name / "seed-0"
   path = tmp_path / "prompts.safetensors"
-  weights.export(str(workdir), str(path))
-  assert "trained prompts in this project's names" in weights.inspect(str(path))
+  prompts.export(str(workdir), str(path))
+  assert "trained prompts in this project's names" in inspection.inspect(
+    str(path)
+  )
   with Checkpoints(workdir) as saved:
     params = jax.device_get(saved.restore_params()[1])
   actual, _ = prompts.load_prompts(path, params)
@@ -150,16 +152,16 @@ def test_prompts_go_into_files_and_back(ablated, tmp_path, name):
 
   theirs = tmp_path / "prompts.pth"
   if name == "no_deep_prompts":
-    weights.export(str(workdir), str(theirs))
+    prompts.export(str(workdir), str(theirs))
     actual, _ = prompts.load_prompts(theirs, params)
     chex.assert_trees_all_equal(actual, params)
     return
   with pytest.raises(
     InputError, match="authors' format has no prompts without"
   ):
-    weights.export(str(workdir), str(theirs))
+    prompts.export(str(workdir), str(theirs))
   assert not theirs.exists()
-  weights.export(str(ablated[0] / "full" / "seed-0"), str(theirs))
+  prompts.export(str(ablated[0] / "full" / "seed-0"), str(theirs))
   with pytest.raises(
     InputError, match="authors' format has no prompts without"
   ):
@@ -173,11 +175,11 @@ def test_another_model_is_refused(base, ablated, tmp_path):
   with pytest.raises(InputError, match="num_category_words is 2 there and 0"):
     training.train(config, full)
   path = tmp_path / "prompts.safetensors"
-  weights.export(str(full), str(path))
+  prompts.export(str(full), str(path))
   with pytest.raises(InputError, match="(?s)unexpected.*category_vae.decoder"):
     training.train(config, tmp_path / "run", init_from=path)
   config = ablations.ablate(base, "full")
-  weights.export(str(ablated[0] / "no_vae" / "seed-0"), str(path))
+  prompts.export(str(ablated[0] / "no_vae" / "seed-0"), str(path))
   with pytest.raises(InputError, match="(?s)missing.*category_vae.decoder"):
     training.train(config, tmp_path / "run", init_from=path)
 

@@ -133,7 +133,9 @@ def test_damaged_prompts(folder):
   "name", ("nowhere", "/no/where", "a/b/c", "../a/b", "owner/", "a/b@", "")
 )
 def test_what_is_no_name(name):
-  expected = "is neither a folder here nor OWNER/NAME or OWNER/NAME@REVISION"
+  expected = (
+    "is neither a file or folder here nor OWNER/NAME or OWNER/NAME@REVISION"
+  )
   with pytest.raises(InputError, match=expected):
     pretrained.find(name)
 
@@ -145,7 +147,7 @@ def test_a_repository_that_is_not_in_the_cache(
   for name in ("some/others", "some/prompts@v3"):
     with pytest.raises(
       InputError,
-      match=f"'{name}' is neither a folder here nor .* downloaded .* cache",
+      match=f"'{name}' is neither a file or folder .* downloaded .* cache",
     ):
       pretrained.find(name)
 

@@ -1,6 +1,6 @@
 """Trained prompts between this project's files and the authors'."""
 
-import warnings
+import dataclasses
 
 import chex
 import jax
@@ -11,28 +11,54 @@ from safetensors.numpy import load_file, save_file
 from cops_jax.errors import InputError
 from cops_jax.runs.checkpoints import Checkpoints
 from cops_jax.runs.record import Record, claim_workdir
-from cops_jax.weights import cops_names, prompts
+from cops_jax.weights import authors_names, prompts, torch_files
+from cops_jax.weights.clip import OPENAI_TOKENS, load_clip
 from cops_jax.weights.tensor_files import read_tensor_file
-from cops_jax.weights.torch_files import write_tensors
 from helpers import golden, weight_files
 
-RECORD = Record({"seed": 3, "model": {"feature_layers": (4,)}}, "ab" * 32)
+SOURCES = {"cops": "weights", "anomalyclip": "anomalyclip"}
 ENCODER = ("encoder", "mean", "log_var")
 
 
-@pytest.fixture(scope="module")
-def trained():
-  """The authors' parameters at the golden size, encoder and all."""
-  return jax.device_get(golden.trainable("prompt.", golden.load("weights")))
+def record_of(method):
+  model = {"feature_layers": (4,)}
+  return Record({"seed": 3, "method": method, "model": model}, "ab" * 32)
 
 
-def without_encoder(tree):
-  tree = dict(tree)
-  tree["category_vae"] = {
-    name: leaf
-    for name, leaf in tree["category_vae"].items()
-    if name not in ENCODER
+def stored(method):
+  """The state dict of the authors' own module, at the golden size."""
+  return {
+    name.removeprefix("prompt."): array.astype(np.float32)
+    for name, array in golden.load(SOURCES[method]).items()
+    if name.startswith("prompt.")
   }
+
+
+def trained(method):
+  tensors = authors_names.select(stored(method))
+  return authors_names.from_authors_names(tensors, method)
+
+
+def whole_module():
+  """All that AnomalyCLIP's module has, as its released files."""
+  tensors = stored("anomalyclip")
+  for state in ("pos", "neg"):
+    tensors[f"token_prefix_{state}"] = np.zeros((1, 1, 1, 128), np.float32)
+    tensors[f"token_suffix_{state}"] = np.zeros((1, 1, 64, 128), np.float32)
+    name = f"tokenized_prompts_{state}"
+    tensors[name] = golden.load("anomalyclip")[f"prompt.{name}"]
+  for index in range(2):
+    name = f"compound_prompt_projections.{index}"
+    tensors[f"{name}.weight"] = np.zeros((896, 128), np.float32)
+    tensors[f"{name}.bias"] = np.zeros(896, np.float32)
+  return tensors
+
+
+def without_deep_prompts(method):
+  tree = trained(method)
+  del tree["prompt_learner" if method == "cops" else "object_prompts"][
+    "deep_prompts"
+  ]
   return tree
 
 
@@ -42,131 +68,148 @@ def tiny_template():
   for name in ("net.0", "mean", "log_var"):
     tensors[f"vae_encoder.{name}.weight"] = np.zeros((8, 8))
     tensors[f"vae_encoder.{name}.bias"] = np.zeros(8)
-  return cops_names.from_authors_names(tensors)
+  return authors_names.from_authors_names(tensors, "cops")
 
 
-def test_names_and_shapes_are_the_authors(trained):
-  """The golden file holds the state of the authors' own module."""
-  stored = {
-    name.removeprefix("prompt."): array
-    for name, array in golden.load("weights").items()
-    if name.startswith("prompt.")
-  }
-  actual = cops_names.to_authors_names(trained)
-  assert actual.keys() == stored.keys()
-  for name, array in stored.items():
-    expected = array.astype(np.float32)
-    np.testing.assert_array_equal(actual[name], expected, strict=True)
-  assert actual["ctx_pos"].shape == (1, 1, 14, actual["t_n"].shape[1])
-  # Many deep prompts: their order is of numbers, not of words.
-  width = actual["t_n"].shape[1]
+def authors_file(path, tensors):
+  torch_files.write(path, tensors, "prompt_learner")
+  return path
+
+
+@pytest.mark.parametrize("method", SOURCES)
+def test_names_and_shapes_are_the_authors(method):
+  expected = authors_names.select(stored(method))
+  actual = authors_names.to_authors_names(trained(method), method)
+  assert actual.keys() == expected.keys()
+  for name, array in expected.items():
+    np.testing.assert_array_equal(actual[name], array, strict=True)
+
+
+def test_deep_prompts_are_in_the_order_of_numbers():
+  tree = trained("cops")
+  width = tree["prototype_extractor"]["queries"].shape[-1]
   deep = np.arange(11.0, dtype=np.float32)[:, None, None]
-  deep = np.broadcast_to(deep, (11, 4, width))
-  tree = {**trained, "prompt_learner": {**trained["prompt_learner"]}}
-  tree["prompt_learner"]["deep_prompts"] = deep
-  tensors = cops_names.to_authors_names(tree)
+  tree["prompt_learner"]["deep_prompts"] = np.broadcast_to(deep, (11, 4, width))
+  tensors = authors_names.to_authors_names(tree, "cops")
   assert tensors["compound_prompts_text.10"][0, 0] == 10
-  chex.assert_trees_all_equal(cops_names.from_authors_names(tensors), tree)
+  found = authors_names.from_authors_names(tensors, "cops")
+  chex.assert_trees_all_equal(found, tree)
 
 
-@pytest.mark.parametrize("name", ("prompts.pth", "prompts.safetensors"))
-def test_round_trips_are_exact(tmp_path, trained, name):
-  path = tmp_path / name
-  prompts.write_prompts(path, trained, RECORD)
-  loaded, source = prompts.load_prompts(path, trained)
-  chex.assert_trees_all_equal(loaded, trained)
-  assert source == str(path)
-  assert prompts.find_record(path) == RECORD
-  first = path.read_bytes()
-  prompts.write_prompts(path, loaded, RECORD)
-  assert path.read_bytes() == first
+@pytest.mark.parametrize("method", SOURCES)
+@pytest.mark.parametrize("name", ("epoch_15.pth", "prompts.safetensors"))
+def test_round_trips_are_exact(tmp_path, method, name):
+  path, record = tmp_path / name, record_of(method)
+  for tree in (trained(method), without_deep_prompts(method)):
+    prompts.write_prompts(path, tree, record)
+    loaded, source = prompts.load_prompts(path, tree, method)
+    chex.assert_trees_all_equal(loaded, tree)
+    assert source == str(path)
+    assert prompts.find_record(path) == record
+    first = path.read_bytes()
+    prompts.write_prompts(path, loaded, record)
+    assert path.read_bytes() == first
 
 
-def test_a_work_directory(tmp_path, trained):
-  claim_workdir(tmp_path, RECORD)
-  with Checkpoints(tmp_path, num_kept=1) as saved:
-    saved.save(7, *jax.device_put((trained, {"count": np.int32(7)})))
-  loaded, source = prompts.load_prompts(tmp_path, trained)
-  chex.assert_trees_all_equal(jax.device_get(loaded), trained)
-  assert source == f"step 7 of {tmp_path}"
-  assert prompts.find_record(tmp_path) == RECORD
-  with Checkpoints(tmp_path) as saved:
-    step, loaded = saved.restore_params()
-  assert step == 7
-  chex.assert_trees_all_equal(jax.device_get(loaded), trained)
-
-
-def test_torch_loads_what_is_written(tmp_path, trained):
+@pytest.mark.parametrize("method", SOURCES)
+def test_torch_loads_what_is_written(tmp_path, method):
   torch = pytest.importorskip("torch")
-  path = tmp_path / "epoch_9.pth"
-  prompts.write_prompts(path, trained, RECORD)
+  path, tree = tmp_path / "epoch_9.pth", trained(method)
+  prompts.write_prompts(path, tree, record_of(method))
   loaded = torch.load(path, weights_only=True)
   assert list(loaded) == ["prompt_learner"]
-  expected = cops_names.to_authors_names(trained)
+  expected = authors_names.select(stored(method))
   assert loaded["prompt_learner"].keys() == expected.keys()
   for name, array in expected.items():
     actual = loaded["prompt_learner"][name].numpy()
     np.testing.assert_array_equal(actual, array, strict=True)
   # And back, through torch's own writer.
   torch.save(loaded, path)
-  again, _ = prompts.load_prompts(path, trained)
-  chex.assert_trees_all_equal(again, trained)
+  again, _ = prompts.load_prompts(path, tree, method)
+  chex.assert_trees_all_equal(again, tree)
   assert prompts.find_record(path) is None
+
+
+def test_a_work_directory(tmp_path):
+  tree, record = trained("cops"), record_of("cops")
+  claim_workdir(tmp_path, record)
+  with Checkpoints(tmp_path, num_kept=1) as saved:
+    saved.save(7, *jax.device_put((tree, {"count": np.int32(7)})))
+  loaded, source = prompts.load_prompts(tmp_path, tree)
+  chex.assert_trees_all_equal(jax.device_get(loaded), tree)
+  assert source == f"step 7 of {tmp_path}"
+  assert prompts.find_record(tmp_path) == record
 
 
 def test_the_authors_released_file():
   """Written by torch: half precision, no encoder, no record."""
   path = weight_files.DATA / "epoch_1.pth"
   loaded, _ = prompts.load_prompts(path, tiny_template())
-  halves = weight_files.authors_tensors()
-  expected = cops_names.from_authors_names(
-    {name: array.astype(np.float32) for name, array in halves.items()}
-  )
+  singles = {
+    name: array.astype(np.float32)
+    for name, array in weight_files.authors_tensors().items()
+  }
+  expected = authors_names.from_authors_names(singles, "cops")
   chex.assert_trees_all_equal(loaded, expected)
   assert not set(ENCODER) & set(loaded["category_vae"])
   assert prompts.find_record(path) is None
 
 
-def authors_file(tmp_path, **changes):
-  tensors = {**weight_files.authors_tensors(), **changes}
-  path = tmp_path / "epoch_2.pth"
-  kept = {name: v for name, v in tensors.items() if v is not None}
-  write_tensors(path, kept, "prompt_learner")
-  return path
-
-
-def test_unused_entries_are_skipped(tmp_path):
+def test_entries_that_nothing_reads(tmp_path, monkeypatch):
+  """Those of either authors; AnomalyCLIP's tensors were on a GPU."""
   surplus = np.zeros((2, 2), np.float32)
-  path = authors_file(
-    tmp_path,
-    **{
-      "projector.weight": surplus,
-      "projector_2.0.bias": surplus,
-      "extractor_.attn.in_proj_weight": surplus,
-      "token_prefix_pos": surplus,
-      "tokenized_prompts_neg": surplus.astype(np.int64),
-    },
-  )
+  names = ("projector.weight", "extractor_.attn.bias", "token_prefix_pos")
+  tensors = weight_files.authors_tensors() | dict.fromkeys(names, surplus)
+  path = authors_file(tmp_path / "epoch_2.pth", tensors)
   loaded, _ = prompts.load_prompts(path, tiny_template())
-  expected, _ = prompts.load_prompts(
-    weight_files.DATA / "epoch_1.pth", tiny_template()
+  assert "queries" in loaded["prototype_extractor"]
+  real = torch_files._text
+  monkeypatch.setattr(
+    torch_files, "_text", lambda text: real(text.replace("cpu", "cuda:0"))
   )
-  chex.assert_trees_all_equal(loaded, expected)
+  authors_file(path, whole_module())
+  assert b"cuda:0" in path.read_bytes()
+  tree = trained("anomalyclip")
+  loaded, _ = prompts.load_prompts(path, tree, "anomalyclip")
+  chex.assert_trees_all_equal(loaded, tree)
+
+
+def test_with_clip_the_file_has_all_of_the_authors_module(tmp_path):
+  """So that it loads strictly, there too."""
+  clip, tree = load_clip("demo"), trained("anomalyclip")
+  path = tmp_path / "epoch_15.pth"
+  prompts.write_prompts(path, tree, record_of("anomalyclip"), clip)
+  loaded, _ = prompts.load_prompts(path, tree, "anomalyclip")
+  chex.assert_trees_all_equal(loaded, tree)
+  tensors = {
+    name.removeprefix("prompt_learner."): array
+    for name, array in read_tensor_file(path).tensors.items()
+  }
+  found, expected = (
+    {name: (array.shape, array.dtype.kind) for name, array in rows.items()}
+    for rows in (tensors, whole_module())
+  )
+  assert found == expected
+  # In OpenAI's vocabulary the ids are the stored ones.
+  embedding = {"embedding": np.zeros((49408, 128), np.float32)}
+  params = {"text_model": {"embeddings": {"token_embedding": embedding}}}
+  clip = dataclasses.replace(clip, tokens=OPENAI_TOKENS, params=params)
+  unused = authors_names.unused_tensors(tree, clip)
+  for name in ("tokenized_prompts_pos", "tokenized_prompts_neg"):
+    np.testing.assert_array_equal(unused[name], whole_module()[name])
 
 
 def test_every_wrong_entry_is_listed_at_once(tmp_path):
-  path = authors_file(
-    tmp_path,
-    **{
-      "t_n": None,
-      "ctx_pos": np.zeros((1, 14, 8), np.float32),
-      "compound_prompts_text.2": np.zeros((4, 8), np.float32),
-      "surplus": np.zeros(1, np.float32),
-      # A part of the encoder: the rest of it is missing.
-      "vae_encoder.mean.bias": np.zeros(8, np.float32),
-      "t_a": np.zeros((6, 8), np.int64),
-    },
-  )
+  tensors = weight_files.authors_tensors() | {
+    "ctx_pos": np.zeros((1, 14, 8), np.float32),
+    "compound_prompts_text.2": np.zeros((4, 8), np.float32),
+    "surplus": np.zeros(1, np.float32),
+    # A part of the encoder: the rest of it is missing.
+    "vae_encoder.mean.bias": np.zeros(8, np.float32),
+    "t_a": np.zeros((6, 8), np.int64),
+  }
+  del tensors["t_n"]
+  path = authors_file(tmp_path / "epoch_2.pth", tensors)
   with pytest.raises(InputError) as caught:
     prompts.load_prompts(path, tiny_template())
   assert sorted(str(caught.value).splitlines()[1:]) == [
@@ -183,27 +226,41 @@ def test_every_wrong_entry_is_listed_at_once(tmp_path):
   ]
 
 
-def test_wrong_safetensors_are_refused(tmp_path, trained):
+def test_prompts_of_another_method_are_refused(tmp_path):
+  """A file of either authors, an export and a run."""
+  tree, record = trained("anomalyclip"), record_of("anomalyclip")
+  theirs = authors_file(tmp_path / "epoch_15.pth", stored("anomalyclip"))
+  export, workdir = tmp_path / "prompts.safetensors", tmp_path / "run"
+  prompts.write_prompts(export, tree, record)
+  claim_workdir(workdir, record)
+  for path, method, other in (
+    (theirs, "cops", "anomalyclip"),
+    (export, "cops", "anomalyclip"),
+    (workdir, "cops", "anomalyclip"),
+    (weight_files.DATA / "epoch_1.pth", "anomalyclip", "cops"),
+  ):
+    with pytest.raises(InputError) as caught:
+      prompts.load_prompts(path, tree, method)
+    assert str(caught.value) == (
+      f"{path} holds prompts of the method {other!r}, and config.method is"
+      f" {method!r}"
+    )
+
+
+def test_files_that_hold_no_such_prompts(tmp_path):
+  tree = trained("cops")
   path = tmp_path / "prompts.safetensors"
-  prompts.write_prompts(path, trained, RECORD)
+  prompts.write_prompts(path, tree, record_of("cops"))
   tensors = load_file(path)
-  del tensors["prompt_learner.context"]
-  tensors["surplus"] = np.zeros(1)
+  context = tensors.pop("prompt_learner.context")
   save_file(tensors, path)
-  with pytest.raises(InputError, match="(?s)missing: prompt_learner.context.*"):
-    prompts.load_prompts(path, trained)
-
-
-def test_prompts_without_deep_ones(tmp_path, trained):
-  tree = {**trained, "prompt_learner": {**trained["prompt_learner"]}}
-  del tree["prompt_learner"]["deep_prompts"]
-  for name in ("prompts.pth", "prompts.safetensors"):
-    prompts.write_prompts(tmp_path / name, tree, RECORD)
-    loaded, _ = prompts.load_prompts(tmp_path / name, tree)
-    chex.assert_trees_all_equal(loaded, tree)
-
-
-def test_a_file_without_prompts_is_refused(tmp_path):
+  with pytest.raises(InputError, match="missing: prompt_learner.context"):
+    prompts.load_prompts(path, tree)
+  save_file(
+    {**tensors, "prompt_learner.context": context}, path, {"record": "{"}
+  )
+  with pytest.raises(InputError, match="prompts.safetensors is damaged"):
+    prompts.find_record(path)
   path = weight_files.DATA / "pytorch_model.bin"
   with pytest.raises(InputError, match="holds no trained prompts: .* It has"):
     prompts.load_prompts(path, tiny_template())
@@ -211,36 +268,16 @@ def test_a_file_without_prompts_is_refused(tmp_path):
     prompts.find_record(tmp_path / "nowhere.pth")
 
 
-def test_a_file_that_cannot_be_written_is_reported(tmp_path, trained):
+def test_files_that_cannot_be_written(tmp_path):
+  tree, record = trained("cops"), record_of("cops")
   with pytest.raises(InputError, match=r"must end in .safetensors or .pth"):
-    prompts.write_prompts(tmp_path / "prompts.bin", trained, RECORD)
+    prompts.write_prompts(tmp_path / "prompts.bin", tree, record)
   (tmp_path / "file").write_text("")
   with pytest.raises(InputError, match="file/a.pth cannot be written: "):
-    prompts.write_prompts(tmp_path / "file" / "a.pth", trained, RECORD)
+    prompts.write_prompts(tmp_path / "file" / "a.pth", tree, record)
+  with pytest.raises(InputError, match="'coop' has no authors' format, only"):
+    prompts.write_prompts(tmp_path / "a.pth", tree, record_of("coop"))
   assert [path.name for path in tmp_path.iterdir()] == ["file"]
-
-
-def test_a_damaged_record_is_refused(tmp_path, trained):
-  for name in ("prompts.pth", "prompts.safetensors"):
-    path = tmp_path / name
-    prompts.write_prompts(path, trained, RECORD)
-    file = read_tensor_file(path)
-    assert file.record == RECORD.to_json()
-  flat = {name: np.array(array) for name, array in file.tensors.items()}
-  save_file(flat, path, {"record": "{"})
-  with pytest.raises(InputError, match="prompts.safetensors is damaged"):
-    prompts.find_record(path)
-
-
-def test_fixtures_are_what_their_writer_writes(tmp_path):
-  """The stored files hold what today's torch and transformers write."""
-  pytest.importorskip("torch")
-  with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    weight_files.write_all(tmp_path)
-  for name in weight_files.FILES:
-    stored = read_tensor_file(weight_files.DATA / name).tensors
-    fresh = read_tensor_file(tmp_path / name).tensors
-    assert stored.keys() == fresh.keys()
-    for key, array in stored.items():
-      np.testing.assert_array_equal(fresh[key], array, strict=True)
+  path = tmp_path / "prompts.safetensors"
+  prompts.write_prompts(path, tree, record_of("coop"))
+  assert prompts.find_record(path) == record_of("coop")

@@ -16,15 +16,14 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import cops_jax
-from cops_jax import reporting, training, weights
+from cops_jax import reporting, training
 from cops_jax.commands.weights import main
 from cops_jax.errors import InputError
 from cops_jax.evaluation import many
 from cops_jax.files import seal, unseal
 from cops_jax.runs.checkpoints import Checkpoints
 from cops_jax.runs.record import read_record
-from cops_jax.weights import cops_names, prompts
-from cops_jax.weights.torch_files import write_tensors
+from cops_jax.weights import authors_names, inspection, prompts, torch_files
 from helpers import weight_files
 
 
@@ -51,7 +50,7 @@ def exported(untrained, tmp_path_factory):
   folder = tmp_path_factory.mktemp("exported")
   paths = [folder / "prompts.pth", folder / "prompts.safetensors"]
   for path in paths:
-    weights.export(str(untrained[0]), str(path))
+    prompts.export(str(untrained[0]), str(path))
   return paths
 
 
@@ -153,20 +152,20 @@ def test_the_command_reports_errors(untrained, arguments, expected):
 )
 def test_inspect(name, expected):
   path = weight_files.DATA / name
-  text = weights.inspect(str(path))
+  text = inspection.inspect(str(path))
   for part in (*expected, hashlib.sha256(path.read_bytes()).hexdigest()):
     assert part in text
 
 
 def test_inspect_shows_the_run_of_exported_prompts(exported, untrained):
   for path in exported:
-    text = weights.inspect(str(path))
+    text = inspection.inspect(str(path))
     assert "trained on demo_auxiliary with CLIP" in text
     assert read_record(untrained[0]).clip_sha256 in text
 
 
 def test_inspect_shows_the_newest_checkpoint_of_a_run(untrained):
-  text = weights.inspect(str(untrained[0]))
+  text = inspection.inspect(str(untrained[0]))
   record = read_record(untrained[0])
   assert "newest:  the prompts of step 0; checkpoints of: 0\n" in text
   assert "trained on demo_auxiliary with CLIP" in text
@@ -177,12 +176,12 @@ def test_inspect_shows_the_newest_checkpoint_of_a_run(untrained):
 
 
 def test_inspect_of_something_else(tmp_path):
-  write_tensors(tmp_path / "file", {"x": np.zeros(3)}, "root")
-  text = weights.inspect(str(tmp_path / "file"))
+  torch_files.write(tmp_path / "file", {"x": np.zeros(3)}, "root")
+  text = inspection.inspect(str(tmp_path / "file"))
   assert "neither a CLIP nor prompts that are known here" in text
   path = tmp_path / "resnet.safetensors"
   save_file({"visual.layer1.0.conv1.weight": np.zeros((2, 2))}, path)
-  assert "holds a CLIP with a ResNet" in weights.inspect(str(path))
+  assert "holds a CLIP with a ResNet" in inspection.inspect(str(path))
 
 
 def test_training_begins_from_a_file_or_a_run(
@@ -206,14 +205,14 @@ def test_training_begins_from_the_authors_file_without_an_encoder(
 ):
   monkeypatch.setattr(logging.getLogger("cops_jax"), "propagate", True)
   start = jax.tree.map(lambda leaf: leaf + 1, parameters(untrained[0]))
-  tensors = cops_names.to_authors_names(start)
+  tensors = authors_names.to_authors_names(start, "cops")
   halves = {
     name: array.astype(np.float16)
     for name, array in tensors.items()
     if not name.startswith("vae_encoder")
   }
   path = tmp_path / "epoch_3.pth"
-  write_tensors(path, halves, "prompt_learner")
+  torch_files.write(path, halves, "prompt_learner")
   with caplog.at_level(logging.INFO, "cops_jax"):
     training.train(untrained_config, tmp_path / "run", init_from=path)
   assert "epoch_3.pth has no VAE encoder, which begins with random" in (

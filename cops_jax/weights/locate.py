@@ -1,0 +1,84 @@
+"""Finds weights on this host, in a bucket or on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import re
+from collections.abc import Callable, Collection
+
+from cops_jax import copies
+from cops_jax.errors import InputError
+from cops_jax.paths import is_address
+
+# From the names of all files to those that are needed.
+Choose = Callable[[Collection[str]], Collection[str]]
+
+
+def split_hub_name(text: str | os.PathLike) -> tuple[str, str] | None:
+  """Splits OWNER/NAME or OWNER/NAME@REVISION; the revision may be "".
+
+  Returns None if the text is no such name, or a file or folder here has it.
+  """
+  text = os.fspath(text)
+  found = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@(.+))?", text)
+  if not found or os.path.exists(text):
+    return None
+  return found[1], found[2] or ""
+
+
+def locate(
+  name: str | os.PathLike, choose: Choose, revision: str = ""
+) -> pathlib.Path:
+  """Returns a file or folder on this host; copies or downloads it if needed.
+
+  A repository is downloaded into the hub client's own cache. Without a network,
+  or with HF_HUB_OFFLINE=1, an earlier download is used.
+
+  Args:
+    name: path or address of a file or folder, or OWNER/NAME or
+      OWNER/NAME@REVISION on the Hugging Face hub.
+    choose: chooses the files to copy or download.
+    revision: branch, tag or commit on the hub; "" for the newest.
+
+  Raises:
+    InputError: there is nothing, or it cannot be copied or downloaded.
+  """
+  name = os.fspath(name)
+  if is_address(name):
+    return copies.fetch(name, choose)
+  if os.path.exists(name):
+    return pathlib.Path(name)
+  repository = split_hub_name(name)
+  if repository is None:
+    raise InputError(
+      f"{name!r} is neither a file or folder here nor OWNER/NAME or"
+      " OWNER/NAME@REVISION on the Hugging Face hub"
+    )
+  try:
+    return _download(repository[0], revision or repository[1] or None, choose)
+  except Exception as error:  # The hub's client has many kinds.
+    at = f" at revision {revision!r}" if revision else ""
+    raise InputError(
+      f"{name!r}{at} is neither a file or folder here nor a repository that can"
+      f" be downloaded from the Hugging Face hub ({type(error).__name__}), and"
+      " the hub's cache does not have it"
+    ) from error
+
+
+def _download(name, revision, choose):
+  import huggingface_hub
+
+  try:
+    available = huggingface_hub.HfApi().list_repo_files(name, revision=revision)
+    folder = huggingface_hub.snapshot_download(
+      name, revision=revision, allow_patterns=choose(available)
+    )
+  except Exception as error:
+    try:
+      folder = huggingface_hub.snapshot_download(
+        name, revision=revision, local_files_only=True
+      )
+    except Exception:
+      raise error from None
+  return pathlib.Path(folder)
