@@ -19,7 +19,7 @@ from cops_jax.errors import InputError, shorten
 
 # A shard holds at most so much, and an interruption loses no more.
 _SHARD_BYTES = 64 << 20
-_SHARD_IMAGES = 32  # Few, so that processes can share a small data set.
+_SHARD_IMAGES = 16  # Few, so that processes can share a small data set.
 _IS_STORED = 1 << 32  # Above the bits of a CRC-32.
 
 

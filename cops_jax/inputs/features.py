@@ -32,12 +32,7 @@ from cops_jax.inputs import pipeline
 from cops_jax.inputs.feature_cache import FeatureCache
 from cops_jax.paths import require_local
 from cops_jax.progress import Progress, gigabytes
-from cops_jax.runtime.mesh import (
-  jit_step,
-  make_mesh,
-  run_ahead,
-  shard_batch,
-)
+from cops_jax.runtime.mesh import jit_step, make_mesh, run_ahead, shard_batch
 from cops_jax.runtime.processes import in_all_processes
 from cops_jax.weights.clip import PretrainedCLIP
 from cops_jax.weights.model import place_clip
@@ -196,20 +191,14 @@ def _manifest(config, examples, split, model, clip):
 def _require_space(cache, number, name):
   needed = number * cache.num_bytes
   free = shutil.disk_usage(cache.folder).free
-  _logger.info(
-    "caching the features of %d images of %s in %s: %s as %s, of %s free",
-    number,
-    name,
-    cache.folder,
-    gigabytes(needed),
-    cache.dtype,
-    gigabytes(free),
+  text = (
+    f"the features of {number} images of {name} need {gigabytes(needed)} as"
+    f" {cache.dtype}, and {cache.folder} has {gigabytes(free)} free"
   )
+  _logger.info("%s", text)
   if needed > free:
     raise InputError(
-      f"the features of {number} images of {name} need {gigabytes(needed)} as"
-      f" {cache.dtype}, and {cache.folder} has {gigabytes(free)} free. Make"
-      " room, or set config.features_dir to another place or"
+      f"{text}. Make room, or set config.features_dir to another place or"
       " config.feature_cache.dtype to a smaller type or none."
     )
 

@@ -77,7 +77,7 @@ def test_training_and_evaluation_share_a_cache(
     assert row["loss"] == pytest.approx(other["loss"], rel=1e-4)
   # An image feature and 2 x 9 patch features of width 24.
   gigabytes = f"{27 * (1 + 2 * 9) * 24 * 4 / 1e9:.3g} GB"
-  assert f"{gigabytes} as float32, of " in caplog.text
+  assert f"{gigabytes} as float32, and " in caplog.text
   assert "computing features of nuts: 27/27 images" in caplog.text
 
   def fail(images):

@@ -127,9 +127,9 @@ def test_a_signal_to_one_process_stops_all(one, steps, tmp_path):
   for log in logs:
     assert f"stopped after step {step} of 20, which is saved" in log
     assert "Traceback" not in log
-  assert "computing features of nuts, part 1 of 2: 15/15" in logs[0]
-  names = [path.name for path in (tmp_path / "features").glob("*/*.array*")]
-  assert sorted(names) == [f"{part}-of-2-00001.array_record" for part in (1, 2)]
+  assert "computing features of nuts, part 1 of 2: 16/16" in logs[0]
+  shards = (tmp_path / "features").glob("*/*.npy")
+  assert sorted(path.name for path in shards) == ["000000.npy", "000001.npy"]
 
   codes, logs = end_cluster(start_cluster(2, 1, "train.py", *arguments))
   assert codes == [0, 0], logs
