@@ -34,44 +34,24 @@ def folder(published, tmp_path):
   return shutil.copytree(published, tmp_path / "folder")
 
 
-def edit_config(folder, **changes):
-  path = folder / "config.json"
-  path.write_text(seal(unseal(path.read_bytes()) | changes))
-
-
-def test_a_folder_is_found_as_it_is(published, caplog):
+def test_folders_and_other_starts(published, trained, folder, caplog):
   assert pretrained.find(published) == published
   assert pretrained.find_start(published) == published / "prompts.safetensors"
-  assert not caplog.text
-
-
-def test_what_begins_a_run_may_be_something_else(trained, published):
-  for path in (
-    trained[0],
-    published / "prompts.safetensors",
-    "gs://bucket/run",
-  ):
+  for path in (trained[0], folder / "prompts.safetensors", "gs://bucket/run"):
     assert pretrained.find_start(path) == path
-
-
-@pytest.mark.parametrize("name", ("config.json", "prompts.safetensors"))
-def test_a_folder_without_a_file(folder, name):
-  (folder / name).unlink()
-  with pytest.raises(
-    InputError, match=f"folder holds no pretrained prompts, as it has no {name}"
-  ):
-    pretrained.find(folder)
-
-
-def test_a_file_is_no_folder(folder):
-  with pytest.raises(InputError, match="safetensors holds no pretrained"):
-    pretrained.find(folder / "prompts.safetensors")
-
-
-def test_a_missing_card_is_said(folder, caplog):
+  assert not caplog.text
   (folder / "README.md").unlink()
   assert pretrained.find(folder) == folder
   assert f"{folder} has no model card, README.md, to say" in caplog.text
+
+
+def test_folders_that_hold_no_prompts(folder):
+  with pytest.raises(InputError, match="safetensors holds no pretrained"):
+    pretrained.find(folder / "prompts.safetensors")
+  for name in ("prompts.safetensors", "config.json"):
+    (folder / name).unlink()
+    with pytest.raises(InputError, match=f"prompts, as it has no {name}: expe"):
+      pretrained.find(folder)
 
 
 @pytest.mark.parametrize(
@@ -92,31 +72,26 @@ def test_a_config_of_something_else(folder, content, reason):
   assert reason in str(caught.value)
 
 
-def test_a_config_that_was_changed(folder):
+def test_prompts_and_config_of_two_runs(folder):
+  """A new config.json beside old prompts, the reverse, and no record."""
   path = folder / "config.json"
-  path.write_text(path.read_text().replace('"seed": 0', '"seed": 1'))
-  with pytest.raises(InputError, match="changed since it was written"):
-    pretrained.find(folder)
-
-
-def test_prompts_of_another_config(folder):
-  """A new config.json of a run beside the old one's prompts, or the reverse."""
-  record = unseal((folder / "config.json").read_bytes())["record"]
-  digest = unseal((folder / "config.json").read_bytes())["prompts_sha256"]
+  whole = path.read_bytes()
+  values = unseal(whole)
   expected = "safetensors does not hold the prompts that .*config.json describ"
   for changes in (
     {"prompts_sha256": "0" * 64},
-    {"record": record | {"clip_sha256": "0" * 64}, "prompts_sha256": digest},
+    {"record": values["record"] | {"clip_sha256": "0" * 64}},
   ):
-    edit_config(folder, **changes)
+    path.write_text(seal(values | changes))
     with pytest.raises(InputError, match=expected):
       pretrained.find(folder)
-
-
-def test_prompts_without_a_record(folder):
-  path = folder / "prompts.safetensors"
-  save_file(load_file(path), path)
-  with pytest.raises(InputError, match="does not hold the prompts that"):
+  path.write_bytes(whole.replace(b'"seed": 0', b'"seed": 1'))
+  with pytest.raises(InputError, match="changed since it was written"):
+    pretrained.find(folder)
+  path.write_bytes(whole)
+  prompts = folder / "prompts.safetensors"
+  save_file(load_file(prompts), prompts)
+  with pytest.raises(InputError, match=expected):
     pretrained.find(folder)
 
 
@@ -129,34 +104,16 @@ def test_damaged_prompts(folder):
     pretrained.find(folder)
 
 
-@pytest.mark.parametrize(
-  "name", ("nowhere", "/no/where", "a/b/c", "../a/b", "owner/", "a/b@", "")
-)
-def test_what_is_no_name(name):
-  expected = (
-    "is neither a file or folder here nor OWNER/NAME or OWNER/NAME@REVISION"
-  )
-  with pytest.raises(InputError, match=expected):
-    pretrained.find(name)
-
-
-def test_a_repository_that_is_not_in_the_cache(
-  published, tmp_path, monkeypatch
-):
-  hub.fill_cache(tmp_path, "some/prompts", {"main": published}, monkeypatch)
-  for name in ("some/others", "some/prompts@v3"):
-    with pytest.raises(
-      InputError,
-      match=f"'{name}' is neither a file or folder .* downloaded .* cache",
-    ):
+def test_names_of_nothing(published, clip_folder, tmp_path, monkeypatch):
+  for name, folder in (("some/prompts", published), ("some/clip", clip_folder)):
+    hub.fill_cache(tmp_path, name, {"main": folder}, monkeypatch)
+  for name in ("nowhere", "/no/where", "a/b/c", "../a/b", "owner/", "a/b@", ""):
+    with pytest.raises(InputError, match="nor OWNER/NAME or OWNER/NAME@REVIS"):
       pretrained.find(name)
-
-
-def test_a_repository_of_something_else(clip_folder, tmp_path, monkeypatch):
-  hub.fill_cache(tmp_path, "some/clip", {"main": clip_folder}, monkeypatch)
-  with pytest.raises(
-    InputError, match="^some/clip holds no .* it has no prompts.safetensors"
-  ):
+  for name in ("some/others", "some/prompts@v3"):
+    with pytest.raises(InputError, match=f"'{name}' is .* downloaded .* cache"):
+      pretrained.find(name)
+  with pytest.raises(InputError, match="^some/clip holds no .* no prompts.saf"):
     pretrained.find("some/clip")
 
 

@@ -13,6 +13,7 @@ from safetensors.numpy import save, save_file
 from cops_jax.errors import InputError
 from cops_jax.weights import torch_files
 from cops_jax.weights.tensor_files import check_tensors, read_tensor_file
+from helpers import weight_files
 
 DTYPES = (
   *(np.float16, np.float32, np.float64, ml_dtypes.bfloat16),
@@ -145,6 +146,16 @@ def test_files_of_torch_save(path, protocol):
   assert tensors["parameter"].dtype == ml_dtypes.bfloat16
   assert tensors["parameter"].tolist() == [1, 1]
   assert len(tensors) == 11
+
+
+def test_stored_files_are_what_their_writer_writes(tmp_path):
+  pytest.importorskip("torch")
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    weight_files.write_all(tmp_path)
+  for name in (*weight_files.FOLDER_FILES, "epoch_1.pth"):
+    stored = read_tensor_file(weight_files.DATA / name).tensors
+    assert_equal(read_tensor_file(tmp_path / name).tensors, stored)
 
 
 def test_the_format_before_zip_and_the_advice_for_it(path):
