@@ -14,7 +14,7 @@ from huggingface_hub import ModelCard
 from cops_jax import publish, reporting, thresholds, training
 from cops_jax.detector import AnomalyDetector
 from cops_jax.errors import InputError
-from cops_jax.evaluation.results import mean_metrics
+from cops_jax.evaluation.results import Evaluated, mean_metrics
 from cops_jax.metrics.proportions import estimate
 from cops_jax.reporting.card import make_card, replace_thresholds
 from cops_jax.reporting.tables import results_json
@@ -69,8 +69,9 @@ def provenance(workdir):
 def write_results(workdir, names=("made",), **changes):
   results = {name: make_result(FIRST, SECOND) for name in names}
   values = provenance(workdir) | changes
+  failed = {"folder:/secret/x": "broken"}
   reporting.write_results(
-    workdir, results, values, {"btad": "absent"}, {"folder:/secret/x": "broken"}
+    workdir, Evaluated(results, {"btad": "absent"}, failed, values)
   )
 
 
@@ -281,7 +282,7 @@ def test_the_licence_is_that_of_the_data(workdir, dataset, licence, text):
       step=3,
       prompts_sha256="0" * 64,
       hub_clip="openai/clip",
-      results=results_json(results, values, {}, {}),
+      results=results_json(Evaluated(results, {}, {}, values)),
     )
   )
   assert (card.data.license, card.data.datasets) == (licence, [dataset])

@@ -1,33 +1,28 @@
-"""Runs, each trained and evaluated unless it is finished already."""
+"""Trains and evaluates many runs, and writes a table of their results."""
 
 from __future__ import annotations
 
 import json
 import logging
 import pathlib
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from cops_jax import methods
-from cops_jax.config import complete
+from cops_jax import __version__, methods, reporting
 from cops_jax.errors import InputError
-from cops_jax.files import seal, unseal, write_file
-from cops_jax.reporting import write
+from cops_jax.evaluation.results import Evaluated, without_nan
+from cops_jax.files import write_file
+from cops_jax.reporting.comparison import Row, Runs, write_rows
+from cops_jax.reporting.tables import results_json
 from cops_jax.runtime import signals
 
 # Shown as the package's own messages are.
 _logger = logging.getLogger("cops_jax.runs")
 
-_FINISHED_FILE = "finished.json"
-
-# Mean of each metric by data set.
-Means = Mapping[str, Mapping[str, float]]
-
 
 def parse_seeds(texts: Sequence[str]) -> list[int]:
-  """The seeds that a command line names.
+  """Returns the seeds that a command line names.
 
   Raises:
     InputError: one is no whole number.
@@ -38,104 +33,124 @@ def parse_seeds(texts: Sequence[str]) -> list[int]:
     raise InputError(f"--seeds={','.join(texts)}: {error}") from error
 
 
+def is_trained(config: Any) -> bool:
+  """Whether a config's method has something to train."""
+  return methods.find(config.method).IS_TRAINED
+
+
+def list_runs(
+  configs: Mapping[str, Any], seeds: Sequence[int]
+) -> list[tuple[str, int]]:
+  """Returns names and seeds; one seed for a method that is not trained."""
+  return [
+    (name, seed)
+    for seed in seeds
+    for name, config in configs.items()
+    if seed == seeds[0] or is_trained(config)
+  ]
+
+
 def train_and_evaluate(
   config: Any, workdir: pathlib.Path, *, allow_other_clip: bool = False
-) -> Means:
-  """A run's means, undefined ones left out; read if it is finished already."""
+) -> Evaluated:
+  """Returns a run's results; finished work is not repeated."""
   from cops_jax import training
   from cops_jax.evaluation import many
 
-  path = workdir / _FINISHED_FILE
-  asked = _all_that_decides(config)
-  try:
-    finished = unseal(path.read_bytes())
-    if finished["asked"] == json.loads(json.dumps(asked)):
-      return finished["means"]
-  except FileNotFoundError:
-    pass
-  except (OSError, ValueError, KeyError) as error:
-    _logger.warning("%s cannot be used: %s", path, error)
-  if methods.find(config.method).IS_TRAINED:
+  if is_trained(config):
     training.train(config, workdir, allow_other_clip=allow_other_clip)
     signals.release()  # An evaluation may be ended at any time.
   evaluated = many.evaluate(config, workdir, allow_other_clip=allow_other_clip)
   if evaluated.results:
-    write(workdir, evaluated)
-  if evaluated.failed:
-    raise InputError("; ".join(evaluated.failed.values()))
-  means = {
-    dataset: {
-      metric: value
-      for metric, value in result.mean.items()
-      if np.isfinite(value)
-    }
-    for dataset, result in evaluated.results.items()
-  }
-  write_file(path, seal({"asked": asked, "means": means}, indent=2))
-  return means
+    reporting.write(workdir, evaluated)
+  return evaluated
 
 
-def _all_that_decides(config):
-  """Config, CLIP and data of a run, as JSON has them."""
-  from cops_jax import weights
-  from cops_jax.inputs.pipeline import load_examples
-
-  names = [(config.train.dataset, config.train.split)]
-  names += [
-    (name, config.evaluation.split) for name in config.evaluation.datasets
-  ]
-  return {
-    "config": complete(config.to_dict()),
-    "clip_sha256": weights.clip_of(config).sha256,
-    "data": {
-      f"{name}, {split}": load_examples(config, name, split).fingerprint()
-      for name, split in names
-    },
-  }
-
-
-def run_configs(
+def run_all(
   configs: Mapping[str, Any],
   workdir: pathlib.Path,
-  runs: Sequence[tuple[str, int]],
+  seeds: Sequence[int],
   *,
   allow_other_clip: bool = False,
-) -> tuple[dict[str, dict[int, Means]], dict[str, str]]:
-  """Trains and evaluates what is not finished; goes on after a failure.
+) -> tuple[Runs, dict[str, str]]:
+  """Trains and evaluates what is not finished; continues after a failure.
 
   Args:
     configs: by name.
     workdir: receives a folder for each name and seed.
-    runs: names and seeds.
+    seeds: to train each config with.
     allow_other_clip: see `training.train`.
 
   Returns:
-    Means by name and seed; and of what failed, the reason by name.
+    The content of results.json by name and seed; and reasons by failed run.
+
+  Raises:
+    InputError: this process is one of a cluster.
   """
-  means = {name: {} for name in configs}
-  failures = {}
+  import jax
+
+  if jax.process_count() > 1:
+    raise InputError("runs are compared in one process, not in a cluster")
+  found, failures = {}, {}
+  runs = list_runs(configs, seeds)
   for number, (name, seed) in enumerate(runs, start=1):
-    if signals.is_due(number):
-      signals.stop(
-        f"stopped before {name} with seed {seed}: the same command goes on"
-        f" from there (exit code {signals.EXIT_CODE})"
-      )
     _logger.info("run %d of %d: %s with seed %d", number, len(runs), name, seed)
-    run = configs[name].copy_and_resolve_references()
-    run.seed = seed
+    config = configs[name].copy_and_resolve_references()
+    config.seed = seed
+    folder, label = workdir / name / f"seed-{seed}", f"{name} with seed {seed}"
     try:
-      means[name][seed] = train_and_evaluate(
-        run,
-        workdir / name / f"seed-{seed}",
-        allow_other_clip=allow_other_clip,
+      evaluated = train_and_evaluate(
+        config, folder, allow_other_clip=allow_other_clip
       )
+      if evaluated.results:
+        found.setdefault(name, {})[seed] = results_json(evaluated)
+      if evaluated.failed:
+        failures[label] = "; ".join(evaluated.failed.values())
     except Exception as error:  # The other runs are still useful.
-      failures[f"{name} with seed {seed}"] = f"{error}"
-      _logger.warning(
-        "%s with seed %d failed: %s",
-        name,
-        seed,
-        error,
-        exc_info=not isinstance(error, InputError),
-      )
-  return means, failures
+      signals.release()
+      failures[label] = str(error)
+      is_known = isinstance(error, InputError)
+      _logger.warning("%s failed: %s", label, error, exc_info=not is_known)
+  return found, failures
+
+
+def write_table(
+  workdir: pathlib.Path,
+  rows: Sequence[Row],
+  text: str,
+  runs: Runs,
+  failures: Mapping[str, str],
+  **facts: Any,
+) -> None:
+  """Prints a table and writes table.txt, table.csv and table.json.
+
+  Args:
+    workdir: receives the files.
+    rows: from `comparison.compare`.
+    text: the table.
+    runs, failures: from `run_all`.
+    **facts: more for table.json.
+  """
+  write_file(workdir / "table.txt", text + "\n")
+  write_rows(workdir / "table.csv", rows)
+  content = {
+    "version": __version__,
+    **facts,
+    "rows": [
+      {**vars(row), "mean": row.mean, "deviation": row.deviation}
+      for row in rows
+    ],
+    "runs": runs,
+    "failures": failures,
+  }
+  text_of_json = json.dumps(without_nan(content), indent=2)
+  write_file(workdir / "table.json", text_of_json + "\n")
+  print(text)
+
+
+def exit_on_failures(failures: Mapping[str, str]) -> None:
+  """Ends the program with exit code 1 if runs have failed."""
+  if failures:
+    sys.exit(
+      "\n".join(f"failed: {name}: {why}" for name, why in failures.items())
+    )

@@ -2,7 +2,7 @@
 
   cops compare runs/seed0 runs/seed1 runs/seed2
 
-shows each run's, their mean and their standard deviation.
+shows each run, and mean and standard deviation of each method's runs.
 """
 
 from __future__ import annotations
@@ -25,10 +25,19 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> None:
   """The command line."""
   options = _parser().parse_args(arguments)
-  from cops_jax.reporting.tables import compare, write_csv
-  from cops_jax.tables import align
+  from cops_jax.reporting import comparison, tables
 
-  rows = compare(options.workdirs)
+  runs, methods = {}, {}
+  for workdir in dict.fromkeys(options.workdirs):
+    content = tables.read_results(workdir)
+    runs[str(workdir)] = {workdir: content}
+    method = content.get("config", {}).get("method", "")
+    methods.setdefault(method, {})[workdir] = content
+  for method, contents in methods.items():
+    if len(contents) > 1:
+      name = f"mean of {method}" if len(methods) > 1 else "mean"
+      runs[name] = contents
+  rows = comparison.compare(runs)
   if options.csv:
-    write_csv(options.csv, rows[0], rows[1:])
-  print("\n".join(align(rows, num_text_columns=2)))
+    comparison.write_rows(options.csv, rows)
+  print(comparison.format_rows(rows, "run"))

@@ -4,10 +4,10 @@
   cops evaluate --workdir=runs/visa --datasets=all
   cops evaluate --pretrained=OWNER/visa --workdir=runs/published
 
-Prints a table; writes report.html, report.md, results.json, results.csv,
-scores.csv and pictures/ into the work directory. The config is the run's own,
-and fields can be set: --config.evaluation.batch_size=4. The same command again
-resumes an interrupted evaluation.
+Prints a table; writes report.html, results.json and scores.csv into the work
+directory. The config is the run's own, and fields can be set:
+--config.evaluation.batch_size=4. The same command again resumes an interrupted
+evaluation.
 """
 
 from __future__ import annotations

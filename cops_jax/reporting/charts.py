@@ -1,10 +1,10 @@
-"""A data set's histogram and curves, as shapes that the page draws as SVG."""
+"""A data set's histogram and curves, drawn by matplotlib as SVG."""
 
 from __future__ import annotations
 
+import io
 import math
-from collections.abc import Mapping
-from typing import Any
+import re
 
 import numpy as np
 
@@ -12,10 +12,6 @@ from cops_jax.evaluation.results import CategoryResult, DatasetResult
 from cops_jax.metrics.counts import AUPRO_LIMIT
 from cops_jax.reporting.tables import percent
 from cops_jax.scoring import ANOMALY
-
-# In the drawing's units; its other two numbers are where the axes end.
-WIDTH, HEIGHT = 340, 260
-LEFT, RIGHT, TOP, BOTTOM = 46, 330, 34, 216
 
 _RATE, _RECALL = "false-positive rate", "recall"
 # By curve: title, axes, and the metric that sums it up.
@@ -27,20 +23,43 @@ _CURVES = {
   "pixel_pro": ("Per-region overlap", _RATE, "overlap", "AUPRO"),
 }
 _NUM_BINS = 30
-_NO_SHAPES = {
-  **dict.fromkeys(("bars", "thresholds", "categories", "dots"), ()),
-  **dict.fromkeys(("chance", "mean", "limit")),
+_POINTS = 340, 250  # Width and height.
+_NAMED = "named "  # Begins the id of what gets a tooltip.
+# Drawn in these colors, which become the page's: it is light or dark.
+_COLORS = {
+  name: f"#fe01{number:02x}"
+  for number, name in enumerate(
+    ("card", "ink", "soft", "line", "mean", "category", "normal", "anomalous")
+  )
+}
+_STYLE = {
+  "svg.fonttype": "none",
+  "svg.hashsalt": "cops_jax",  # The same results give the same page.
+  "font.size": 11.5,
+  "axes.titlesize": 13,
+  "axes.titleweight": "bold",
+  "axes.titlecolor": _COLORS["ink"],
+  "axes.labelcolor": _COLORS["soft"],
+  "axes.formatter.useoffset": False,
+  "axes.grid": True,
+  "axes.axisbelow": True,
+  "grid.color": _COLORS["line"],
+  **{f"{axis}tick.color": _COLORS["soft"] for axis in "xy"},
+  **{f"{axis}tick.major.size": 0 for axis in "xy"},
+  **{f"{axis}tick.major.pad": 7 for axis in "xy"},
 }
 
 
-def draw_charts(result: DatasetResult) -> list[dict[str, Any]]:
-  """The histogram of image scores, and each curve that is defined.
+def draw_charts(result: DatasetResult) -> list[str]:
+  """Returns SVG elements: the histogram of image scores and defined curves.
 
-  Returns:
-    Of each its title, its metric as text, its axes' labels and ticks, and its
-    shapes: places and paths in the drawing's units.
+  Their colors are CSS variables of the page. A curve and a threshold have the
+  name of their category as tooltip.
   """
-  charts = [_histogram(result)]
+  labels = ("Image scores", "score", "images", "AUROC")
+  charts = [
+    _draw(labels, result.mean["image_auroc"], _plot_histogram, (result,))
+  ]
   for name, labels in _CURVES.items():
     rows = {
       category: row
@@ -48,49 +67,96 @@ def draw_charts(result: DatasetResult) -> list[dict[str, Any]]:
       if name in row.curves
     }
     if rows:
-      charts.append(_curves(name, rows, result.mean, *labels))
+      value = result.mean[f"{name.split('_')[0]}_{labels[-1].lower()}"]
+      charts.append(_draw(labels, value, _plot_curves, (name, rows)))
   return charts
 
 
-def _curves(name, rows, mean, title, x_label, y_label, metric):
-  level = name.split("_")[0]
+def _draw(labels, value, plot, arguments):
+  """Returns an SVG element for a page that has others."""
+  import matplotlib
+  from matplotlib.figure import Figure
+
+  title, x_label, y_label, metric = labels
+  value = f"{metric} {percent(value)}"
+  with matplotlib.rc_context(_STYLE):
+    figure = Figure([number / 72 for number in _POINTS])
+    axes = figure.add_axes((0.14, 0.19, 0.83, 0.7), frame_on=False)
+    axes.set(xlabel=x_label, ylabel=y_label)
+    axes.set_title(title, loc="left")
+    axes.set_title(value, loc="right")
+    plot(axes, *arguments)
+    file = io.StringIO()
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    figure.savefig(file, format="svg", transparent=True, metadata=nothing)
+  svg = file.getvalue()
+  for name, color in _COLORS.items():
+    svg = svg.replace(color, f"var(--{name})")
+  start = (
+    f'<svg class="chart" viewBox="0 0 {_POINTS[0]} {_POINTS[1]}" role="img"'
+    f' aria-label="{title}: {value}">'
+  )
+  svg = re.sub("^.*?<svg.*?>", start, svg, flags=re.S)
+  svg = re.sub("<style.*?</style>", "", svg, flags=re.S)
+  svg = re.sub(f'<g id="{_NAMED}([^"]*)">', r"<g><title>\1</title>", svg)
+  return re.sub('<g id="[^"]*">', "<g>", svg)
+
+
+def _line(color, style="-", width=1.0):
+  return dict(color=_COLORS[color], linestyle=style, linewidth=width)
+
+
+def _plot_histogram(axes, result):
+  scores = {"normal": [], "anomalous": []}
+  for image in result.images:
+    kind = "anomalous" if image.label == ANOMALY else "normal"
+    scores[kind].append(image.image_score)
+  edges = np.histogram_bin_edges(sum(scores.values(), []), _NUM_BINS)
+  for kind, values in scores.items():
+    color = _COLORS[kind]
+    colors = dict(fill=True, facecolor=(color, 0.45), edgecolor=color)
+    axes.stairs(*np.histogram(values, edges), linewidth=1.5, **colors)
+  for category, row in result.categories.items():
+    place = row.image_threshold
+    if not math.isnan(place):
+      gid = f"{_NAMED}{category}: {place:.3f}"
+      axes.axvline(place, gid=gid, **_line("ink", "--"))
+  axes.set_ylim(bottom=0)
+  axes.yaxis.get_major_locator().set_params(integer=True)
+
+
+def _plot_curves(axes, name, rows):
+  level, kind = name.split("_")
   grid = np.linspace(0, 1, 201)
-  heights, chances, lines, dots = [], [], [], []
+  heights, chances = [], []
   for category, row in rows.items():
     x, y = (np.asarray(axis) for axis in row.curves[name])
     order = np.argsort(x, kind="stable")
     heights.append(np.interp(grid, x[order], y[order]))
-    lines.append((category, _path(_across(x), _up(y))))
+    named = dict(gid=f"{_NAMED}{category}", clip_on=False)
+    if len(rows) > 1:
+      axes.plot(x, y, **_line("category"), **named)
     false_rate, recall, precision, share = _at_threshold(row, level)
-    if x_label == _RECALL:
-      place, height = recall, precision
-      chances.append((share, share))
-    else:
-      place, height = false_rate, y[x <= false_rate + 1e-4].max()
-      chances.append((0, 1))
-    dots.append((category, _across(place), _up(height)))
-  ticks = np.linspace(0, 1, 6)
-  value = mean[f"{level}_{metric.lower()}"]
-  return {
-    **_NO_SHAPES,
-    "title": title,
-    "value": f"{metric} {percent(value)}",
-    "x_label": x_label,
-    "y_label": y_label,
-    "x_ticks": [(_across(tick), f"{tick:g}") for tick in ticks],
-    "y_ticks": [(_up(tick), f"{tick:g}") for tick in ticks],
-    "chance": _path(_across(np.arange(2)), _up(np.mean(chances, axis=0))),
-    "categories": lines if len(lines) > 1 else [],
-    "mean": _path(_across(grid), _up(np.mean(heights, axis=0))),
-    "dots": dots,
-    "limit": _across(AUPRO_LIMIT) if metric == "AUPRO" else None,
-  }
+    place, chance = (recall, precision), (share, share)
+    if kind != "pr":
+      place, chance = (false_rate, y[x <= false_rate + 1e-4].max()), (0, 1)
+    chances.append(chance)
+    colors = dict(color=_COLORS["card"], markeredgecolor=_COLORS["ink"])
+    size = dict(markersize=6, markeredgewidth=1.5, zorder=3)
+    axes.plot(*place, "o", **colors, **size, **named)
+  axes.plot(grid, np.mean(heights, 0), clip_on=False, **_line("mean", "-", 2.5))
+  axes.plot((0, 1), np.mean(chances, 0), **_line("soft", "--"))
+  if kind == "pro":
+    axes.axvline(AUPRO_LIMIT, **_line("ink", ":"))
+  axes.set(xlim=(0, 1), ylim=(0, 1))
 
 
 def _at_threshold(row: CategoryResult, level: str):
-  """False-positive rate, recall and precision at the threshold of largest F1.
+  """Returns rates at the threshold of the largest F1.
 
-  And the share of anomalous items, which is the precision of calling all so.
+  Returns:
+    False-positive rate, recall, precision, and the share of anomalous items,
+    which is the precision of chance.
   """
   recall, precision = (np.asarray(axis) for axis in row.curves[f"{level}_pr"])
   share = precision[-1]
@@ -98,70 +164,3 @@ def _at_threshold(row: CategoryResult, level: str):
   false_alarms = recall[best] * share * (1 / max(precision[best], 1e-12) - 1)
   rate = min(false_alarms / max(1 - share, 1e-12), 1)
   return rate, recall[best], precision[best], share
-
-
-def _histogram(result):
-  kinds: Mapping[str, list[float]] = {"normal": [], "anomalous": []}
-  for image in result.images:
-    kind = "anomalous" if image.label == ANOMALY else "normal"
-    kinds[kind].append(image.image_score)
-  thresholds = {
-    category: row.image_threshold
-    for category, row in result.categories.items()
-    if not math.isnan(row.image_threshold)
-  }
-  scores = [*kinds["normal"], *kinds["anomalous"], *thresholds.values()]
-  x_ticks = _ticks(min(scores), max(scores))
-  edges = np.linspace(x_ticks[0], x_ticks[-1], _NUM_BINS + 1)
-  counts = {kind: np.histogram(kinds[kind], edges)[0] for kind in kinds}
-  y_ticks = _ticks(0, max(found.max() for found in counts.values()), least=1)
-
-  def up(value):
-    return _up(value / y_ticks[-1])
-
-  def across(value):
-    return _across((value - edges[0]) / (edges[-1] - edges[0]))
-
-  places = across(np.repeat(edges, 2))
-  return {
-    **_NO_SHAPES,
-    "title": "Image scores",
-    "value": f"AUROC {percent(result.mean['image_auroc'])}",
-    "x_label": "score",
-    "y_label": "images",
-    "x_ticks": [(across(tick), f"{tick:g}") for tick in x_ticks],
-    "y_ticks": [(up(tick), f"{tick:g}") for tick in y_ticks],
-    "bars": [
-      (kind, _path(places, up(np.pad(np.repeat(found, 2), 1))))
-      for kind, found in counts.items()
-    ],
-    "thresholds": [
-      (f"{category}: {value:.3f}", across(value))
-      for category, value in thresholds.items()
-    ],
-  }
-
-
-def _across(value):
-  return np.round(LEFT + (RIGHT - LEFT) * value, 1)
-
-
-def _up(value):
-  return np.round(BOTTOM + (TOP - BOTTOM) * value, 1)
-
-
-def _path(x, y):
-  """An SVG path; neighbours that round to the same place are one point."""
-  points = list(dict.fromkeys(zip(x.tolist(), y.tolist(), strict=True)))
-  return "M" + " ".join(f"{across:g},{up:g}" for across, up in points)
-
-
-def _ticks(low, high, least=1e-6, most=6):
-  """Round numbers at equal distances, from at most `low` to at least `high`."""
-  size = 10.0 ** math.floor(math.log10(max((high - low) / most, least)))
-  for step in (size, 2 * size, 5 * size, 10 * size, 20 * size):
-    first, last = math.floor(low / step), math.ceil(high / step)
-    if last - first <= most:
-      break
-  last = max(last, first + 1)
-  return [round(place * step, 12) for place in range(first, last + 1)]

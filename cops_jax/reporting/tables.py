@@ -1,4 +1,4 @@
-"""Results as tables and files."""
+"""An evaluation's results as a table to read and as files."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import csv
 import dataclasses
 import io
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
-
-import numpy as np
 
 from cops_jax.errors import InputError
 from cops_jax.evaluation.results import (
   DatasetResult,
+  Evaluated,
   ImageResult,
   group_means,
   without_nan,
@@ -25,80 +24,67 @@ from cops_jax.tables import align, one_line, shorten_list
 
 # To be increased when a field of results.json changes meaning or is removed.
 SCHEMA_VERSION = 1
+_TITLES = {
+  "auroc": "AUROC",
+  "ap": "AP",
+  "f1_max": "F1-max",
+  "aupro": "AUPRO",
+  "aupro_200": "AUPRO-200",
+}
 
 
 def metric_title(name: str) -> str:
-  """What a metric is called in tables: "image AUROC" for image_auroc."""
+  """Returns a metric's name in tables: "image AUROC" for image_auroc."""
   level, _, rest = name.partition("_")
-  titles = {
-    "auroc": "AUROC",
-    "ap": "AP",
-    "f1_max": "F1-max",
-    "aupro": "AUPRO",
-    "aupro_200": "AUPRO-200",
-  }
-  return f"{level} {titles[rest]}"
+  return f"{level} {_TITLES[rest]}"
 
 
-def percent(value: float) -> str:
-  """A metric for tables; `n/a` where it is undefined."""
-  return "n/a" if math.isnan(value) else f"{100 * value:.1f}"
+def percent(value: float, form: str = ".1f") -> str:
+  """Returns a metric for tables; `n/a` if it is undefined."""
+  return "n/a" if math.isnan(value) else f"{100 * value:{form}}"
 
 
 def domains() -> dict[str, str]:
-  """The published data sets' domains, by name."""
+  """Returns the domain of each published data set, by name."""
   from cops_jax.datasets.specifications import SPECIFICATIONS
 
   return {name: row.domain for name, row in SPECIFICATIONS.items()}
 
 
-def table_rows(
-  results: Mapping[str, DatasetResult],
-) -> Iterator[tuple[str, str, Mapping[str, float]]]:
-  """Data set, category and metrics: categories, their means, groups' means."""
+def format_table(results: Mapping[str, DatasetResult]) -> str:
+  """Returns a table to read, in percent; `n/a` if a metric is undefined."""
+
+  def line(name, category, row):
+    cells = (percent(row[metric]) for metric in METRICS)
+    return one_line(name), one_line(category), *cells
+
+  lines = [("data set", "category", *map(metric_title, METRICS))]
+  rules = [1]  # Where a rule stands above a line.
   for name, result in results.items():
     for category, row in result.categories.items():
-      yield name, category, row.metrics
-    yield name, "mean", result.mean
+      lines.append(line(name, category, row.metrics))
+    rules += [len(lines), len(lines) + 1]
+    lines.append(line(name, "mean", result.mean))
   for group, means in group_means(results, domains()).items():
-    yield group, "mean", means
-
-
-def format_table(results: Mapping[str, DatasetResult]) -> str:
-  """A table to read, in percent; `n/a` where a metric is undefined."""
-  lines = [("data set", "category", *map(metric_title, METRICS))]
-  for name, category, row in table_rows(results):
-    cells = (percent(row[m]) for m in METRICS)
-    lines.append((one_line(name), one_line(category), *cells))
+    lines.append(line(group, "mean", means))
   texts = align(lines, num_text_columns=2)
-  rule = "-" * max(map(len, texts))
-  ruled, rest = [texts[0], rule], iter(texts[1:])
-  for result in results.values():  # A category may be called "mean" too.
-    ruled += [next(rest) for _ in result.categories]
-    ruled += [rule, next(rest), rule]
-  ruled += rest
-  ruled += [
-    f"{name}: {len(result.skipped)} of"
-    f" {len(result.images) + len(result.skipped)} images left out, as they"
-    " could not be read: see results.json"
-    for name, result in results.items()
-    if result.skipped
-  ]
+  for place in reversed(rules):
+    texts.insert(place, "-" * max(map(len, texts)))
   for name, result in results.items():
-    ruled += [f"{name}: {note}" for note in shorten_list(result.notes)]
-  return "\n".join(ruled)
+    if result.skipped:
+      number = len(result.images) + len(result.skipped)
+      texts.append(
+        f"{name}: {len(result.skipped)} of {number} images left out, as they"
+        " could not be read: see results.json"
+      )
+    texts += [f"{name}: {note}" for note in shorten_list(result.notes)]
+  return "\n".join(texts)
 
 
-def results_json(
-  results: Mapping[str, DatasetResult],
-  provenance: Mapping[str, Any],
-  skipped: Mapping[str, str],
-  failed: Mapping[str, str],
-) -> dict[str, Any]:
-  """The content of results.json, see docs/results.md; NaN becomes None."""
+def results_json(evaluated: Evaluated) -> dict[str, Any]:
+  """Returns the content of results.json, see docs/results.md; None for NaN."""
   data = {}
-  for name, result in results.items():
-    labels = [image.label for image in result.images]
+  for name, result in evaluated.results.items():
     data[name] = {
       "mean": result.mean,
       "categories": {
@@ -114,62 +100,39 @@ def results_json(
       "data_sha256": result.data_sha256,
       "notes": result.notes,
       "is_published": result.is_published,
-      "num_images": len(labels),
-      "num_anomalous_images": sum(labels),
+      "num_images": len(result.images),
+      "num_anomalous_images": sum(image.label for image in result.images),
       "seconds": result.seconds,
-      "images_per_second": len(labels) / result.seconds,
+      "images_per_second": len(result.images) / result.seconds,
       "peak_memory_bytes": result.peak_memory_bytes,
       "skipped_files": result.skipped,
     }
   return without_nan(
     {
       "schema_version": SCHEMA_VERSION,
-      **provenance,
+      **evaluated.provenance,
       "datasets": data,
-      "means": group_means(results, domains()),
-      "not_prepared": skipped,
-      "failed": failed,
+      "means": group_means(evaluated.results, domains()),
+      "not_prepared": evaluated.skipped,
+      "failed": evaluated.failed,
     }
   )
 
 
-def write_results(
-  workdir: AnyPath,
-  results: Mapping[str, DatasetResult],
-  provenance: Mapping[str, Any],
-  skipped: Mapping[str, str],
-  failed: Mapping[str, str],
-) -> None:
-  """Writes results.json, results.csv and scores.csv.
+def write_results(workdir: AnyPath, evaluated: Evaluated) -> None:
+  """Writes results.json and scores.csv into a work directory.
 
-  In the files metrics are in [0, 1]; undefined ones are null or empty.
-
-  Args:
-    workdir: receives them.
-    results: by data set.
-    provenance: what was evaluated, for results.json.
-    skipped, failed: other data sets, and why they have no results.
+  Raises:
+    InputError: they cannot be written.
   """
-  content = results_json(results, provenance, skipped, failed)
+  content = results_json(evaluated)
   write_file(workdir / "results.json", seal(content, indent=2))
-  write_csv(
-    workdir / "results.csv",
-    ("dataset", "category", *METRICS),
-    (
-      (
-        name,
-        category,
-        *("" if math.isnan(row[m]) else row[m] for m in METRICS),
-      )
-      for name, category, row in table_rows(results)
-    ),
-  )
   write_csv(
     workdir / "scores.csv",
     [field.name for field in dataclasses.fields(ImageResult)],
     (
       dataclasses.astuple(image)
-      for result in results.values()
+      for result in evaluated.results.values()
       for image in result.images
     ),
   )
@@ -178,7 +141,7 @@ def write_results(
 def write_csv(
   path: AnyPath, header: Sequence[str], rows: Iterable[Sequence[Any]]
 ) -> None:
-  """Writes a table as a file of comma-separated values.
+  """Writes a table as a file of comma-separated values; NaN becomes empty.
 
   Raises:
     InputError: it cannot be written.
@@ -186,12 +149,13 @@ def write_csv(
   file = io.StringIO()
   writer = csv.writer(file, lineterminator="\n")
   writer.writerow(header)
-  writer.writerows(rows)
+  for row in rows:
+    writer.writerow(["" if value != value else value for value in row])
   write_file(path, file.getvalue())
 
 
 def read_results(workdir: AnyPath) -> dict[str, Any]:
-  """The content of a work directory's results.json.
+  """Returns the content of a work directory's results.json.
 
   Raises:
     InputError: there is none, it is damaged or of another version.
@@ -205,7 +169,10 @@ def read_results(workdir: AnyPath) -> dict[str, Any]:
         f"{path} has the schema version {version}, and this program reads"
         f" {SCHEMA_VERSION}: evaluate again, cops evaluate --workdir={workdir}"
       )
-    _means(content)
+    for name, means in means_of(content).items():
+      for metric, value in means.items():
+        if not (math.isnan(value) or 0 <= value <= 1):
+          raise ValueError(f"{metric} of {name} is {value}, not from 0 to 1")
     return content
   except OSError as error:
     raise InputError(
@@ -218,86 +185,25 @@ def read_results(workdir: AnyPath) -> dict[str, Any]:
     raise InputError(f"{path} is damaged: {error!r}") from error
 
 
-def read_means(workdir: AnyPath) -> dict[str, dict[str, float]]:
-  """Means by data set and by group from a work directory's results.json.
+def means_of(content: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+  """Returns each data set's metrics from the content of results.json.
 
-  Raises:
-    InputError: see `read_results`.
+  Metrics that are undefined, or that an earlier version did not have, are NaN.
   """
-  return _means(read_results(workdir))
-
-
-def _means(content):
-  rows = {name: row["mean"] for name, row in content["datasets"].items()}
-  rows |= content["means"]
-  means = {
+  return {
     name: {
-      metric: math.nan if row.get(metric) is None else float(row[metric])
+      metric: math.nan if value is None else float(value)
       for metric in METRICS
+      for value in [row["mean"].get(metric)]
     }
-    for name, row in rows.items()
+    for name, row in content["datasets"].items()
   }
-  for name, row in means.items():
-    for metric, value in row.items():
-      if not (math.isnan(value) or 0 <= value <= 1):
-        raise ValueError(f"{metric} of {name} is {value}, not from 0 to 1")
-  return means
 
 
-def _find_unlike(contents):
-  """Data sets of one name whose contents differ from run to run."""
-  hashes = {}
-  for content in contents:
-    for name, row in content["datasets"].items():
-      hashes.setdefault(name, set()).add(row["data_sha256"])
-  return [name for name, found in hashes.items() if len(found) > 1]
-
-
-def compare(workdirs: Sequence[AnyPath]) -> list[list[str]]:
-  """Rows of a table of several runs, in percent.
-
-  A data set's metric is a row: each run's value and, for each method, the mean
-  and the sample standard deviation of its runs that have it. Runs on unlike
-  data have neither.
+def read_means(workdir: AnyPath) -> dict[str, dict[str, float]]:
+  """Returns each data set's metrics from a work directory's results.json.
 
   Raises:
     InputError: see `read_results`.
   """
-  contents = [read_results(workdir) for workdir in workdirs]
-  runs = [_means(content) for content in contents]
-  unlike = _find_unlike(contents)
-  if unlike:  # Groups' means are over them too.
-    unlike += [name for run in runs for name in run if name.endswith(" mean")]
-  methods = [  # Earlier versions had one, and did not name it.
-    content.get("config", {}).get("method", "cops") for content in contents
-  ]
-  header = ["data set", "metric", *map(str, workdirs)]
-  for method in dict.fromkeys(methods):
-    name = f"{method} " if len(set(methods)) > 1 else ""
-    header += [f"{name}mean", f"{name}std"]
-  rows = [header]
-  for name in dict.fromkeys(name for run in runs for name in run):
-    for metric in METRICS:
-      values = [run.get(name, {}).get(metric, math.nan) for run in runs]
-      if all(map(math.isnan, values)):
-        continue
-      row = [name, metric_title(metric), *map(percent, values)]
-      for method in dict.fromkeys(methods):
-        own = zip(values, methods, strict=True)
-        own = [value for value, other in own if other == method]
-        row += _mean_and_deviation(own, name in unlike)
-      rows.append(row)
-  return rows
-
-
-def _mean_and_deviation(values, are_unlike):
-  if are_unlike:
-    return ["unlike data", ""]
-  defined = [value for value in values if not math.isnan(value)]
-  if not defined:
-    return ["n/a", "n/a"]
-  deviation = np.std(defined, ddof=1) if len(defined) > 1 else math.nan
-  return [
-    percent(float(np.mean(defined))),
-    "n/a" if math.isnan(deviation) else f"{100 * deviation:.2f}",
-  ]
+  return means_of(read_results(workdir))

@@ -2,6 +2,7 @@
 
 import shutil
 
+from cops_jax.reporting.tables import read_results
 from helpers.cluster import end_cluster, start_cluster
 from helpers.images import write_folder
 
@@ -21,9 +22,8 @@ def test_two_processes_give_the_scores_of_one(trained, tmp_path):
     )
     codes, logs = end_cluster(cluster)
     assert codes == num_processes * [0], logs
-    found[num_processes] = {
-      name: (workdir / name).read_text()
-      for name in ("scores.csv", "results.csv")
-    }
+    (results,) = read_results(workdir)["datasets"].values()
+    scores = (workdir / "scores.csv").read_text()
+    found[num_processes] = scores, results["categories"]
   assert found[2] == found[1]
-  assert len(found[1]["scores.csv"].splitlines()) == 1 + 7
+  assert len(found[1][0].splitlines()) == 1 + 7

@@ -97,8 +97,7 @@ def test_the_report_and_the_table(run, tmp_path):
   assert "AnomalyCLIP: zero-shot" in page.read_text()
   stored = json.loads((workdir / "results.json").read_text())
   assert stored["config"]["method"] == "anomalyclip"
-  rows = reporting.compare([workdir, workdir])
-  assert ["parts", "pixel AUPRO-200"] in [row[:2] for row in rows]
+  assert 0 <= reporting.read_means(workdir)["parts"]["pixel_aupro_200"] <= 1
 
 
 def test_the_detector_scores_as_the_evaluation(run, folder, data_dir):

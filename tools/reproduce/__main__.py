@@ -7,20 +7,19 @@ each. What is missing is said first, with where to get it; then what disk,
 memory and time it takes, which is all that --dry_run does. Then the data sets
 are prepared, vision features computed once, both recipes of each method trained
 with every seed, and each data set evaluated with prompts that were not trained
-on it: by CoPS all with VisA's, and VisA with MVTec AD's. Interrupted anywhere,
-the same command goes on.
+on it: by CoPS all with VisA's, and VisA with MVTec AD's. After an interruption
+the same command resumes.
 
 Writes report.html, table.txt, table.csv and table.json into the work directory,
 beside a run's directory for each recipe and seed: the papers' numbers, ours as
 mean and standard deviation over the seeds, and the difference. After a failure
-the other runs go on; failures are reported at the end, with exit code 1.
+the other runs continue; failures are reported at the end, with exit code 1.
 
 Fields can be set for all recipes: --config.clip.weights=ViT-L-14-336px.pt.
 """
 
 from __future__ import annotations
 
-import logging
 import pathlib
 import sys
 
@@ -32,7 +31,7 @@ from cops_jax.config import decides, recipe
 from cops_jax.errors import InputError
 from cops_jax.fields import Role
 from cops_jax.runtime import signals
-from tools.runs import parse_seeds, run_configs
+from tools import runs
 
 flags.adopt_module_key_flags(config_flags)
 
@@ -50,59 +49,43 @@ _DRY_RUN = flags.DEFINE_bool(
   "dry_run", False, "Only say what is missing and what it takes."
 )
 
-# Shown as the package's own messages are.
-_logger = logging.getLogger("cops_jax.reproduce")
-
 
 def main(config, workdir, allow_other_clip):
-  import jax
-
   from cops_jax import weights
   from cops_jax.datasets import SPECIFICATIONS
   from tools.reproduce import needs, plan, report
 
-  if jax.process_count() > 1:
-    raise InputError("tables are made in one process, not in a cluster")
   overrides = _overrides(config)
-  configs = plan.make_configs(
-    _METHODS.value, _DATASETS.value or list(SPECIFICATIONS), overrides
-  )
-  runs = plan.make_runs(configs, parse_seeds(_SEEDS.value))
+  names = _DATASETS.value or list(SPECIFICATIONS)
+  configs = plan.make_configs(_METHODS.value, names, overrides)
+  seeds = runs.parse_seeds(_SEEDS.value)
   places = config.data_dir or None, config.manual_dir or None
-  found = needs.inspect(plan.needed_datasets(configs), *places)
-  needs.require_all(found)
+  found = needs.find_data(plan.needed_datasets(configs), *places)
   clip = weights.clip_of(config)
   workdir = pathlib.Path(workdir)
-  finished = report.read_runs(configs, runs, workdir)
-  is_begun = any((workdir / name).exists() for name in configs)
-  text = needs.describe(configs, runs, finished, found, clip, is_begun=is_begun)
-  print(text, flush=True)
+  if _DRY_RUN.value or not any((workdir / name).exists() for name in configs):
+    planned = runs.list_runs(configs, seeds)
+    print(needs.describe(configs, planned, found, clip), flush=True)
   if _DRY_RUN.value:
     return
   unprepared = [name for name in found if found[name].state != needs.PREPARED]
   if unprepared:
     _prepare(unprepared, *places)
-  _, failures = run_configs(
-    configs, workdir, runs, allow_other_clip=allow_other_clip
+  results, failures = runs.run_all(
+    configs, workdir, seeds, allow_other_clip=allow_other_clip
   )
-  results = report.read_runs(configs, runs, workdir)
   if results:
     changed = {
       name: value
       for name, value in overrides.items()
       if decides(name, Role.TRAINING) or decides(name, Role.RESULTS)
     }
-    page = report.write(workdir, configs, changed, results, failures)
-    print((workdir / "table.txt").read_text(), end="")
-    print(f"report: {page}")
-  if failures:
-    sys.exit(
-      "\n".join(f"failed: {name}: {why}" for name, why in failures.items())
-    )
+    report.write(workdir, configs, changed, results, failures)
+  runs.exit_on_failures(failures)
 
 
 def _overrides(config):
-  """The fields that were set on the command line, by name."""
+  """Returns the fields that were set on the command line, by name."""
   overrides = config_files.get_override_values(flags.FLAGS["config"])
   expected = recipe("visa")
   expected.update_from_flattened_dict(overrides)

@@ -1,4 +1,4 @@
-"""What a table takes: data sets, disk, memory of a device, and time."""
+"""What the papers' tables take: data sets, disk, memory and time."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import datetime
 import os
 import shutil
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -21,20 +21,11 @@ from cops_jax.inputs.feature_cache import FeatureCache
 from cops_jax.inputs.features import features_folder
 from cops_jax.paths import require_local
 from cops_jax.progress import gigabytes
-from cops_jax.runtime.mesh import (
-  batch_sharding,
-  default_batch_size,
-  make_mesh,
-)
+from cops_jax.runtime.mesh import batch_sharding, default_batch_size, make_mesh
 from cops_jax.tables import align
 from cops_jax.weights import PretrainedCLIP, build_model
-from tools.compile_ahead import (
-  CACHED_TRAINING,
-  EVALUATION,
-  TRAINING,
-  compile_steps,
-)
-from tools.reproduce.plan import is_trained, needed_datasets
+from tools import compile_ahead
+from tools.runs import is_trained
 
 PREPARED = "prepared"
 
@@ -47,7 +38,7 @@ class Data:
     num_images: of the test split, which is trained on too.
     num_bytes: that preparing it writes; 0 if it is prepared or if that is not
       known, as it is downloaded.
-    state: in words; "" if it is missing.
+    state: in words.
   """
 
   num_images: int
@@ -55,22 +46,22 @@ class Data:
   state: str
 
 
-def inspect(
+def find_data(
   names: Sequence[str], data_dir: str | None, manual_dir: str | None
 ) -> dict[str, Data]:
-  """The state of published data sets, by name.
+  """Returns the state of published data sets, by name.
 
   Args:
     names: of the data sets.
     data_dir, manual_dir: see `preparation.prepare`.
 
   Raises:
-    InputError: a name is not one of the thirteen, or original files are there
-      and not as expected.
+    InputError: a name is not one of the thirteen, data sets are missing, or
+      original files are not as expected.
   """
   if manual_dir:
     require_local(manual_dir, "the folder of original files, --manual_dir,")
-  found = {}
+  found, missing = {}, []
   for name in names:
     if name not in SPECIFICATIONS:
       raise InputError(
@@ -84,126 +75,97 @@ def inspect(
       found[name] = Data(number, 0, PREPARED)
     elif root := builder.find_original_files(manual_dir):
       listing = row.read(root, row.categories)
-      number = sum(record.split == "test" for record in listing.images)
-      size = sum(f.stat().st_size for f in root.rglob("*") if f.is_file())
-      found[name] = Data(number, size, "to be prepared")
+      number = sum(image.split == "test" for image in listing.images)
+      found[name] = Data(number, _num_bytes(root), "to be prepared")
+    elif row.archive:
+      number = row.num_test_images or 0
+      found[name] = Data(number, 0, "to be downloaded and prepared")
     else:
-      state = "to be downloaded and prepared" if row.archive else ""
-      found[name] = Data(row.num_test_images or 0, 0, state)
+      missing.append((name, row.homepage, row.layout))
+  if missing:
+    table = align([("name", "where to get it", "files"), *missing], 3)
+    raise InputError(
+      f"{len(missing)} of {len(names)} data sets are missing. Unpack each as"
+      " the folder of its name in --manual_dir, as `cops datasets list` says;"
+      " or evaluate others, with --datasets=NAMES\n" + "\n".join(table)
+    )
   return found
 
 
-def require_all(found: Mapping[str, Data]) -> None:
-  """Raises InputError, with where to get them, if data sets are missing."""
-  missing = [name for name, data in found.items() if not data.state]
-  if not missing:
-    return
-  rows = [
-    (name, SPECIFICATIONS[name].homepage, SPECIFICATIONS[name].layout)
-    for name in missing
-  ]
-  table = "\n".join(align([("name", "where to get it", "files"), *rows], 3))
-  raise InputError(
-    f"{len(missing)} of {len(found)} data sets are missing. Unpack each as the"
-    " folder of its name in --manual_dir, as `cops datasets list` says; or"
-    f" evaluate others, with --datasets=NAMES\n{table}"
-  )
+def _num_bytes(folder):
+  return sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
 
 
 def describe(
   configs: Mapping[str, Any],
   runs: Sequence[tuple[str, int]],
-  finished: Collection[tuple[str, int]],
   found: Mapping[str, Data],
   clip: PretrainedCLIP,
-  *,
-  is_begun: bool,
 ) -> str:
-  """Disk, memory and time of all runs that are not finished, as text.
+  """Returns disk, memory and time of all runs, as text.
 
   Args:
     configs: by recipe.
     runs: recipes and seeds.
-    finished: those of them that are.
-    found: see `inspect`.
+    found: see `find_data`.
     clip: of all configs.
-    is_begun: whether a run is: what fits memory is known then, and not found
-      out again.
 
   Raises:
     InputError: the disk, or a device's memory, is too small.
   """
-  to_do = [run for run in runs if run not in finished]
-  any_config = next(iter(configs.values()))
-  lines = [("data", _describe_data(needed_datasets(configs), found))]
+  states = [data.state for data in found.values()]
+  counts = [f"{states.count(state)} {state}" for state in dict.fromkeys(states)]
+  number = sum(data.num_images for data in found.values())
   recipes = ", ".join(f"{name} ({seed})" for name, seed in runs)
-  lines.append(
-    ("runs", f"{len(runs)}, {len(runs) - len(to_do)} finished: {recipes}")
-  )
-  if to_do:
-    used = {name: configs[name] for name, _ in to_do}
-    lines.append(("disk", _describe_disk(used, found, clip, any_config)))
-    if not is_begun:
-      lines.append(("memory", _describe_memory(used, clip)))
-    lines.append(("time", _describe_time(configs, to_do, found, clip)))
+  lines = [
+    ("data", f"{len(found)} sets, {number:,} images: {', '.join(counts)}"),
+    ("runs", f"{len(runs)}: {recipes}"),
+    ("disk", _describe_disk(configs, found, clip)),
+    ("memory", _describe_memory(configs, clip)),
+    ("time", _describe_time(configs, runs, found, clip)),
+  ]
   return "\n".join(align(lines, 2))
 
 
-def _describe_data(names, found):
-  number = sum(found[name].num_images for name in names)
-  states = [found[name].state for name in names]
-  counts = ", ".join(
-    f"{states.count(state)} {state}" for state in dict.fromkeys(states)
-  )
-  return f"{len(names)} sets, {number:,} images: {counts}"
-
-
 def _caches(configs, found):
-  """Images of each cache of features, by all that tells caches apart."""
+  """Returns config and number of images of each cache of features."""
   caches = {}
   for config in configs.values():
     model, dtype = config.model, config.feature_cache.dtype
-    if dtype == "none":
-      continue
     uses = [(name, 0) for name in config.evaluation.datasets]
-    if is_trained(config.method):
+    if is_trained(config):
       # In float32 the number of images at a time is part of a cache's key.
       batch_size = config.train.batch_size if dtype == "float32" else 0
       uses.append((config.train.dataset, batch_size))
-    for name, batch_size in uses:
+    for name, batch_size in uses if dtype != "none" else ():
       key = (
         *(name, batch_size, dtype, model.image_size_pixels),
         *(model.feature_layers, model.num_value_layers),
       )
-      caches[key] = (config, found[name].num_images)
+      caches[key] = config, found[name].num_images
   return list(caches.values())
 
 
-def _num_feature_bytes(config, clip):
-  model = config.model
-  side = model.image_size_pixels // clip.config.vision_config.patch_size
-  shape = (len(model.feature_layers), side**2, clip.config.projection_dim)
-  dtype = config.feature_cache.dtype
-  return FeatureCache(features_folder(config), dtype, shape, 1).num_bytes
-
-
-def _describe_disk(configs, found, clip, config):
-  prepared = sum(data.num_bytes for data in found.values())
-  features = sum(
-    number * _num_feature_bytes(config, clip)
-    for config, number in _caches(configs, found)
-  )
-  folder = place = features_folder(config)
-  text = (
-    f"{gigabytes(prepared)} of prepared data and {gigabytes(features)} of"
-    f" features in {folder}"
-  )
-  there = sum(f.stat().st_size for f in place.rglob("*") if f.is_file())
+def _describe_disk(configs, found, clip):
+  needed = sum(data.num_bytes for data in found.values())
+  text = f"{gigabytes(needed)} of prepared data"
+  folder = place = features_folder(next(iter(configs.values())))
+  for config, number in _caches(configs, found):
+    size = config.model.image_size_pixels
+    num_patches = (size // clip.config.vision_config.patch_size) ** 2
+    num_layers = len(config.model.feature_layers)
+    shape = num_layers, num_patches, clip.config.projection_dim
+    dtype = config.feature_cache.dtype
+    needed += number * FeatureCache(folder, dtype, shape, 1).num_bytes
+  there = _num_bytes(place)
   while not place.exists():
     place = place.parent
   free = shutil.disk_usage(place).free
-  text += f", {gigabytes(there)} of them there, {gigabytes(free)} free"
-  if prepared + features - there > free:
+  text += (
+    f", {gigabytes(needed)} with features in {folder}, {gigabytes(there)} of"
+    f" them there, {gigabytes(free)} free"
+  )
+  if needed - there > free:
     raise InputError(
       f"the disk is too small: {text}. Set --config.data_dir or"
       " --config.features_dir to another place, or"
@@ -214,33 +176,38 @@ def _describe_disk(configs, found, clip, config):
 
 
 def _describe_memory(configs, clip):
-  """The compiler's count; these programs are kept and not compiled again."""
+  """Compiles the steps; the compiled programs are kept for the runs."""
   mesh = make_mesh()
-  needed = 4 * sum(leaf.size for leaf in jax.tree.leaves(clip.params))
-  what = "CLIP alone"
-  # A method's recipes differ little; every program takes a while to compile.
+  sizes = {
+    "CLIP alone": 4 * sum(leaf.size for leaf in jax.tree.leaves(clip.params))
+  }
+  # A method's recipes differ little, and compiling takes a while.
   for config in {config.method: config for config in configs.values()}.values():
-    if not is_trained(config.method):
+    if not is_trained(config):
       continue
     is_cached = config.feature_cache.dtype != "none"
-    images = {
-      CACHED_TRAINING if is_cached else TRAINING: config.train.batch_size,
-      EVALUATION: default_batch_size(mesh),
-    }
-    for step, number in images.items():
+    training = (
+      compile_ahead.CACHED_TRAINING if is_cached else compile_ahead.TRAINING
+    )
+    for step, number in (
+      (training, config.train.batch_size),
+      (compile_ahead.EVALUATION, default_batch_size(mesh)),
+    ):
       number = -(-number // mesh.size)
-      (report,) = compile_steps(config, clip, mesh, number, [step])
-      size = report.argument_bytes + report.temporary_bytes
-      if size > needed:
-        needed = size
-        what = f"{step} by {config.method}, {number} images at a time"
+      (report,) = compile_ahead.compile_steps(
+        config, clip, mesh, number, [step]
+      )
+      name = f"{step} by {config.method}, {number} images at a time"
+      sizes[name] = report.argument_bytes + report.temporary_bytes
+  largest = max(sizes, key=sizes.get)
+  host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
   statistics = mesh.devices.flat[0].memory_stats() or {}
-  limit = statistics.get("bytes_limit", _host_memory() // mesh.size)
+  limit = statistics.get("bytes_limit", host // mesh.size)
   text = (
-    f"{gigabytes(needed)} of {gigabytes(limit)} on each of {mesh.size}"
-    f" devices ({what})"
+    f"{gigabytes(sizes[largest])} of {gigabytes(limit)} on each of {mesh.size}"
+    f" devices ({largest})"
   )
-  if needed > limit:
+  if sizes[largest] > limit:
     raise InputError(
       f"a device's memory is too small: {text}. Set"
       " --config.clip.split_over_devices=True where there are several devices"
@@ -248,53 +215,39 @@ def _describe_memory(configs, clip):
   return text
 
 
-def _host_memory():
-  return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def _describe_time(configs, to_do, found, clip):
-  seconds = tera_flops = 0.0
-  rates = {}
-  for dtype, flops in _flops(configs, to_do, found, clip):
-    if dtype not in rates:
-      rates[dtype] = measure_rate(dtype)
-    seconds += flops / rates[dtype]
-    tera_flops += flops / 1e12
+def _describe_time(configs, runs, found, clip):
+  flops = {}  # By type.
+  for config, number in _caches(configs, found):
+    dtype = config.clip.dtype
+    work = number * vision_flops(config, clip.config)
+    flops[dtype] = flops.get(dtype, 0) + work
+  for name, _ in runs:
+    config = configs[name]
+    model, names = build_model(config, clip), config.evaluation.datasets
+    passes = {False: sum(found[dataset].num_images for dataset in names)}
+    if is_trained(config):
+      number = found[config.train.dataset].num_images
+      passes[True] = config.train.num_epochs * number
+    for is_training, number in passes.items():
+      tokens = model.num_prompt_tokens(is_training=is_training)
+      work = prompt_flops(tokens, clip.config, is_training=is_training)
+      if config.feature_cache.dtype == "none":
+        work += vision_flops(config, clip.config)
+      flops[config.clip.dtype] = flops.get(config.clip.dtype, 0) + number * work
+  rates = {dtype: measure_rate(dtype) for dtype in flops}
+  seconds = sum(flops[dtype] / rates[dtype] for dtype in flops)
   measured = ", ".join(
     f"{rate / 1e12:.3g} TFLOP/s in {dtype}" for dtype, rate in rates.items()
   )
-  duration = datetime.timedelta(seconds=round(seconds))
   return (
-    f"at least {duration}: {tera_flops:,.3g} TFLOP, where products of matrices"
-    f" reach {measured}; an earlier call's work is not done again"
+    f"at least {datetime.timedelta(seconds=round(seconds))}:"
+    f" {sum(flops.values()) / 1e12:,.3g} TFLOP, where products of matrices"
+    f" reach {measured}; work of an earlier call is not done again"
   )
 
 
-def _flops(configs, to_do, found, clip):
-  """Types and operations: of features once, of prompts in every run."""
-  used = {name: configs[name] for name, _ in to_do}
-  for config, number in _caches(used, found):
-    yield config.clip.dtype, number * vision_flops(config, clip.config)
-  for name, _ in to_do:
-    config = configs[name]
-    model = build_model(config, clip)
-    passes = {
-      False: sum(found[n].num_images for n in config.evaluation.datasets)
-    }
-    if is_trained(config.method):
-      passes[True] = (
-        config.train.num_epochs * found[config.train.dataset].num_images
-      )
-    for is_training, number in passes.items():
-      tokens = model.num_prompt_tokens(is_training=is_training)
-      flops = prompt_flops(tokens, clip.config, is_training=is_training)
-      if config.feature_cache.dtype == "none":
-        flops += vision_flops(config, clip.config)
-      yield config.clip.dtype, number * flops
-
-
 def measure_rate(dtype: str) -> float:
-  """FLOP a second of all devices at products as in ViT-L's MLP.
+  """Returns FLOP a second of all devices at products as in ViT-L's MLP.
 
   Args:
     dtype: of the matrices.
@@ -311,11 +264,9 @@ def measure_rate(dtype: str) -> float:
   def multiply(x, up, down):
     return jax.lax.fori_loop(0, repeats, lambda _, y: (y @ up) @ down, x)
 
-  multiply(x, up, down).block_until_ready()
   seconds = []
-  for _ in range(3):
+  for _ in range(4):  # The first compiles.
     start = time.perf_counter()
     multiply(x, up, down).block_until_ready()
     seconds.append(time.perf_counter() - start)
-  flops = 4 * shape[0] * tokens * width * hidden * repeats
-  return flops / float(np.min(seconds))
+  return 4 * np.prod(shape) * hidden * repeats / min(seconds)

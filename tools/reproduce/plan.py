@@ -1,4 +1,4 @@
-"""Which recipes a table of a paper is made of, and on which data sets."""
+"""The recipes of the papers' tables, and the data sets that each needs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from cops_jax import methods
 from cops_jax.config import recipe
 from cops_jax.errors import InputError
 from cops_jax.weights import settle_dtype
+from tools.runs import is_trained
 
 # By method. The first is evaluated on all data sets but the one that it was
 # trained on, and the second on that.
@@ -22,7 +23,7 @@ RECIPES = {
 def make_configs(
   names: Sequence[str], datasets: Sequence[str], overrides: Mapping[str, Any]
 ) -> dict[str, Any]:
-  """The recipes with the data sets that each is evaluated on.
+  """Returns recipes with the data sets that each is evaluated on.
 
   Vision features are cached, in the type that they are computed in: as exact,
   and computed once for all seeds.
@@ -34,7 +35,7 @@ def make_configs(
       method reads them.
 
   Returns:
-    ConfigDicts by recipe; none of a recipe that has nothing to evaluate.
+    ConfigDicts by recipe, without recipes that have nothing to evaluate.
 
   Raises:
     InputError: there is no table of a method.
@@ -50,15 +51,14 @@ def make_configs(
     own = {
       name: value for name, value in overrides.items() if name not in unread
     }
-    auxiliary = None
-    if is_trained(method):
-      auxiliary = recipe(RECIPES[method][0]).train.dataset
-    for place, name in enumerate(RECIPES[method]):
+    first = recipe(RECIPES[method][0])
+    seen = first.train.dataset if is_trained(first) else None
+    for name in RECIPES[method]:
       config = recipe(name)
       config.evaluation.datasets = tuple(
         dataset
         for dataset in datasets
-        if (dataset == auxiliary) == (place == 1)
+        if (dataset == seen) == (name != RECIPES[method][0])
       )
       config.update_from_flattened_dict(own)
       config = settle_dtype(config, None)
@@ -69,27 +69,11 @@ def make_configs(
   return configs
 
 
-def is_trained(method: str) -> bool:
-  """Whether a method has something to train."""
-  return methods.find(method).IS_TRAINED
-
-
-def make_runs(
-  configs: Mapping[str, Any], seeds: Sequence[int]
-) -> list[tuple[str, int]]:
-  """Recipes and seeds; of what is not trained one, as seeds change nothing."""
-  return [
-    (name, seed)
-    for name, config in configs.items()
-    for seed in (seeds if is_trained(config.method) else seeds[:1])
-  ]
-
-
 def needed_datasets(configs: Mapping[str, Any]) -> list[str]:
-  """All that is trained on or evaluated, each once."""
+  """Returns all data sets that are trained on or evaluated, each once."""
   names = {}
   for config in configs.values():
-    if is_trained(config.method):
+    if is_trained(config):
       names[config.train.dataset] = None
     names |= dict.fromkeys(config.evaluation.datasets)
   return list(names)

@@ -1,0 +1,84 @@
+"""Tables over runs; training and evaluation have tests of their own."""
+
+import csv
+import json
+import types
+
+import pytest
+
+from configs import ablations
+from cops_jax.evaluation.results import Evaluated
+from helpers.made_results import FIRST, SECOND, make_result
+from tools import ablate, compare_methods, runs
+
+BROKEN = "no_vae/seed-0"
+
+
+@pytest.fixture
+def made(monkeypatch):
+  """Runs take no time; one fails. The folders of all that are asked for."""
+  asked = []
+
+  def train_and_evaluate(config, workdir, **_):
+    asked.append(f"{workdir.parent.name}/{workdir.name}")
+    if asked[-1] == BROKEN:
+      raise OSError("the disk is full")
+    result = make_result(SECOND if config.seed else FIRST)
+    provenance = {"config": config.to_dict()}
+    return Evaluated({"made": result}, {}, {}, provenance)
+
+  monkeypatch.setattr(runs, "train_and_evaluate", train_and_evaluate)
+  return asked
+
+
+def test_ablations(made, tmp_path, monkeypatch, capsys):
+  names = ["full", "no_vae", "no_deep_prompts"]
+  for name, values in (("_SEEDS", ["0", "1"]), ("_ONLY", names)):
+    monkeypatch.setattr(ablate, name, types.SimpleNamespace(value=values))
+  reason = "^failed: no_vae with seed 0: the disk is full$"
+  with pytest.raises(SystemExit, match=reason):
+    ablate.main(ablations.get_config(), tmp_path, False)
+  assert made == [f"{name}/seed-{seed}" for seed in (0, 1) for name in names]
+  table = capsys.readouterr().out
+  assert (tmp_path / "table.txt").read_text() == table
+  lines = [line.split() for line in table.splitlines()]
+  assert lines[0][:4] == ["data", "set", "ablation", "runs"]
+  assert lines[1][:6] == ["made", "full", "2", "80.0", "±", "14.1"]
+  assert lines[2][:7] == [
+    *("made", "no_deep_prompts", "2", "80.0", "±", "14.1", "(+0.0)"),
+  ]
+  assert lines[3][:5] == ["made", "no_vae", "1", "70.0", "(+0.0)"]
+  with (tmp_path / "table.csv").open() as file:
+    assert len(list(csv.DictReader(file))) == 8 + 8 + 3
+  content = json.loads((tmp_path / "table.json").read_text())
+  assert content["overrides"] == {
+    name: ablations.ABLATIONS[name] for name in names
+  }
+  assert content["runs"]["full"]["1"]["datasets"]["made"]["num_images"] == 1
+  assert list(content["failures"]) == ["no_vae with seed 0"]
+  assert (tmp_path / "table.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_methods(made, tmp_path, capsys):
+  """What is not trained comes once."""
+  compare_methods.main([f"--workdir={tmp_path}", "--seeds=0,1"])
+  rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+  assert rows[0][:4] == ["data", "set", "recipe", "runs"]
+  assert [row[:3] for row in rows[1:]] == [
+    ["made", "demo", "2"],
+    ["made", "anomalyclip_demo", "2"],
+    ["made", "prompt_ensemble_demo", "1"],
+  ]
+  assert made.count("prompt_ensemble_demo/seed-0") == 1
+
+
+@pytest.mark.parametrize(
+  "argument, expected",
+  (
+    ("--recipes=vsia", "'vsia' is not a recipe"),
+    ("--seeds=a", "--seeds=a: invalid literal"),
+  ),
+)
+def test_bad_input_is_reported(tmp_path, argument, expected):
+  with pytest.raises(SystemExit, match=f"^error: .*{expected}"):
+    compare_methods.main([f"--workdir={tmp_path}", argument])
