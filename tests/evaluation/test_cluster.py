@@ -2,15 +2,25 @@
 
 import shutil
 
-from cops_jax.reporting.tables import read_results
+import numpy as np
+
+from cops_jax.files import unseal
 from helpers.cluster import end_cluster, start_cluster
 from helpers.images import write_folder
 
 
-def test_two_processes_give_the_scores_of_one(trained, tmp_path):
+def read_maps(folder):
+  maps = {}
+  for path in folder.glob("*.npz"):
+    with np.load(path) as file:
+      maps |= {name: file[name] for name in file.files}
+  return maps
+
+
+def test_two_processes_find_what_one_finds(trained, tmp_path):
   """Seven images in threes: batches, and the last one, are not full."""
   data = write_folder(tmp_path / "plates", 7)
-  found = {}
+  tables, results, maps = [], [], []
   for num_processes in (1, 2):
     workdir = tmp_path / str(num_processes)
     shutil.copytree(trained[0], workdir, ignore=shutil.ignore_patterns("*.csv"))
@@ -22,8 +32,21 @@ def test_two_processes_give_the_scores_of_one(trained, tmp_path):
     )
     codes, logs = end_cluster(cluster)
     assert codes == num_processes * [0], logs
-    (results,) = read_results(workdir)["datasets"].values()
-    scores = (workdir / "scores.csv").read_text()
-    found[num_processes] = scores, results["categories"]
-  assert found[2] == found[1]
-  assert len(found[1][0].splitlines()) == 1 + 7
+    tables.append((workdir / "scores.csv").read_text())
+    kept = unseal((workdir / "evaluation" / "plates.json").read_text())
+    results.append(kept["result"])
+    maps.append(read_maps(workdir / "maps" / "plates"))
+  assert tables[1] == tables[0]
+  assert len(tables[0].splitlines()) == 1 + 7
+  # Pixels and pictures of both processes count.
+  assert not np.isnan(results[0]["categories"]["plates"]["metrics"]["pixel_ap"])
+  for field in ("categories", "images"):
+    assert results[1][field] == results[0][field]
+  shown = [
+    [(picture["kind"], picture["image"]["path"]) for picture in one["pictures"]]
+    for one in results
+  ]
+  assert shown[1] == shown[0] and len(shown[0]) > 3
+  assert maps[1].keys() == maps[0].keys() and len(maps[0]) == 7
+  for name, anomaly_map in maps[0].items():
+    np.testing.assert_allclose(maps[1][name], anomaly_map, atol=1e-3)

@@ -26,7 +26,7 @@ def pixels(file):
 
 @pytest.fixture
 def tiles():
-  """Of an image of one colour whose upper half is anomalous, and found."""
+  """Draws an image of one colour whose upper half is anomalous, and found."""
   image = np.full((40, 40, 3), (200, 100, 50), np.uint8)
   mask = np.zeros((40, 40), np.uint8)
   mask[:20] = 1
