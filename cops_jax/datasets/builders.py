@@ -95,11 +95,11 @@ class Published(dataset_builder.ShardBasedBuilder, skip_registration=True):
     progress = Progress(len(listing.images), "images")
     num_done = 0
 
-    def generate(records):
+    def generate(images):
       nonlocal num_done
-      for record in records:
-        example = file_example(record, root, self.name)
-        example["mask"] = _stored_mask(record)
+      for image in images:
+        example = file_example(image, root, self.name)
+        example["mask"] = _stored_mask(image)
         yield example["id"], example
         num_done += 1
         progress.update(num_done, f"preparing {self.name}")
@@ -145,42 +145,42 @@ class Published(dataset_builder.ShardBasedBuilder, skip_registration=True):
     )
 
 
-def _stored_mask(record: ListedImage) -> pathlib.Path | bytes:
+def _stored_mask(listed: ListedImage) -> pathlib.Path | bytes:
   """A mask's file where it is plain to see; else a PNG of 0 and 255."""
-  path = record.image if record.mask is None else record.mask
+  path = listed.image if listed.mask is None else listed.mask
   try:
-    if record.mask is None:
-      with open_image(record.image) as image:
+    if listed.mask is None:
+      with open_image(listed.image) as image:
         mask = Image.new("L", image.size)
     else:
-      with open_image(record.mask) as image:
+      with open_image(listed.mask) as image:
         values = np.asarray(image.convert("L"))
       if values.max() >= _VISIBLE:
-        return record.mask
+        return listed.mask
       mask = Image.fromarray((values > 0).astype(np.uint8) * 255)
   except Exception as error:  # PIL raises many kinds of errors.
     # Whoever decodes it says so, or leaves it out if that is wanted.
     _logger.warning("%s cannot be read: %s", path, shorten(error))
-    return EMPTY_MASK if record.mask is None else record.mask
+    return EMPTY_MASK if listed.mask is None else listed.mask
   file = io.BytesIO()
   mask.save(file, "PNG")
   return file.getvalue()
 
 
 def _shards(
-  records: Sequence[ListedImage],
+  images: Sequence[ListedImage],
 ) -> dict[str, list[Sequence[ListedImage]]]:
-  """Records by split, cut where a shard's files have reached its size."""
+  """Images by split, cut where a shard's files have reached its size."""
   shards = {}
-  for split in sorted({record.split for record in records}):
+  for split in sorted({image.split for image in images}):
     shards[split] = [[]]
     num_bytes = 0
-    for record in (record for record in records if record.split == split):
+    for image in (image for image in images if image.split == split):
       if num_bytes > _SHARD_BYTES:
         shards[split].append([])
         num_bytes = 0
-      shards[split][-1].append(record)
-      num_bytes += record.image.stat().st_size
+      shards[split][-1].append(image)
+      num_bytes += image.image.stat().st_size
   return shards
 
 

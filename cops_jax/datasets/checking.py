@@ -126,13 +126,12 @@ def check(
     result = Check(name, f"original files in {root}")
     result.problems += listing.problems
     result.oddities += listing.oddities
-    records = listing.images
 
     def load(index):
-      record = records[index]
-      return record.split, file_example(record, root, name)
+      image = listing.images[index]
+      return image.split, file_example(image, root, name)
 
-    _inspect_all(result, load, len(records))
+    _inspect_all(result, load, len(listing.images))
   elif builder.data_path.exists():
     result = Check(name, f"prepared copy in {builder.data_dir}")
     for split in sorted(builder.info.splits):
@@ -150,12 +149,12 @@ def check(
     return result
   result.compare_with_known_counts()
   if is_deep and not location and builder.data_path.exists():
-    records = listing.images if listing else ()
-    _compare_bytes(result, builder, root, records, data_dir, manual_dir)
+    images = listing.images if listing else ()
+    _compare_bytes(result, builder, root, images, data_dir, manual_dir)
   return result
 
 
-def _compare_bytes(result, builder, root, records, data_dir, manual_dir):
+def _compare_bytes(result, builder, root, images, data_dir, manual_dir):
   """Adds how the prepared copy differs from what it was and is made of."""
   try:
     read_contents(builder, is_deep=True)
@@ -163,8 +162,8 @@ def _compare_bytes(result, builder, root, records, data_dir, manual_dir):
     result.problems.append(str(error))
     return
   originals = {
-    file_example(record, root, builder.name)["id"]: record.image
-    for record in records
+    file_example(image, root, builder.name)["id"]: image.image
+    for image in images
   }
   others = [
     row["id"]

@@ -32,19 +32,19 @@ class FileExamples(Sequence):
     self,
     name: str,
     root: pathlib.Path,
-    records: Sequence[ListedImage],
+    images: Sequence[ListedImage],
     notes: Sequence[str] = (),
     by_contents: bool = False,
   ):
-    self.name, self._root, self._records = name, root, records
+    self.name, self._root, self._images = name, root, images
     self.identity, self.notes = str(root), tuple(notes)
     self._by_contents = by_contents
 
   def __len__(self) -> int:
-    return len(self._records)
+    return len(self._images)
 
   def __getitem__(self, index: int) -> dict[str, Any]:
-    return file_example(self._records[index], self._root, self.name)
+    return file_example(self._images[index], self._root, self.name)
 
   def fingerprint(self) -> str:
     """Returns one SHA-256 of the listing: names, labels and files' states.
@@ -149,5 +149,5 @@ def load_custom(
   listing = read_listing(reader, root)
   listing.require_sound(root.name)
   listing.warn(root.name)
-  records = [record for record in listing.images if record.split == split]
-  return FileExamples(root.name, root, records, listing.oddities, by_contents)
+  images = [image for image in listing.images if image.split == split]
+  return FileExamples(root.name, root, images, listing.oddities, by_contents)
