@@ -87,6 +87,18 @@ def test_a_constant_stays_constant(grid, size):
   np.testing.assert_allclose(blended, 0.3, atol=1e-6)
 
 
+def test_neighbours_are_weighted_by_raised_cosines():
+  """Two tiles of 4/7 of the width share 1/7, from 3/7 on."""
+  maps = [np.full((48, 48), value, np.float32) for value in (0, 1)]
+  blended = tiles.blend(maps, (1, 2), (700, 1))[0]
+  x = (np.arange(300, 400) + 0.5) / 400
+  left, right = np.sin(np.pi * x) ** 2, np.sin(np.pi * (x - 0.75)) ** 2
+  np.testing.assert_allclose(
+    blended[300:400], right / (left + right), atol=1e-6
+  )
+  assert not blended[:300].any() and (blended[400:] == 1).all()
+
+
 def test_there_are_no_seams():
   """Between tiles that disagree as much as possible."""
   maps = np.zeros((6, 48, 48), np.float32)

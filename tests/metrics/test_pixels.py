@@ -27,6 +27,20 @@ def test_large_regions_weigh_as_much_as_small_ones():
   np.testing.assert_allclose(shares, [0.5, 0.5], rtol=0, atol=1e-6)
 
 
+def test_a_merged_state_has_the_higher_floor(monkeypatch):
+  """Below it, one state does not have all scores."""
+  monkeypatch.setattr(pixels, "_NUM_HIGHEST", 100)
+  first = np.repeat(np.float32([0.5, 0.8, 0.9]), (690, 150, 60)).reshape(30, 30)
+  second = np.full((5, 8), 0.6, np.float32)
+  maps = [first, second]
+  masks = [
+    np.arange(array.size).reshape(array.shape) % 3 == 0 for array in maps
+  ]
+  merged = gather(maps[:1], masks[:1]).merge(gather(maps[1:], masks[1:]))
+  exact = gather(maps, masks, "exact")
+  assert merged.count().auroc() == pytest.approx(exact.count().auroc())
+
+
 def test_states_merge_exactly_in_any_order():
   maps, masks = random_maps(number=9, side=40)
   together = gather(maps, masks)
