@@ -1,30 +1,37 @@
-"""Files, on local disks and in buckets: whole or not at all, and sealed."""
+"""Files on local disks and in buckets: written whole or not at all, sealed.
+
+A bucket has no folders, only names with slashes: a folder exists as long as a
+file is below it. Every error is an OSError with a reason and the path.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import hashlib
 import json
+import logging
 import os
 import pathlib
 import shutil
 import stat
 import tempfile
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
-from cops_jax import buckets
-from cops_jax.errors import WriteError
-from cops_jax.paths import AnyPath, is_address, to_path
+from cops_jax.errors import InputError, WriteError, shorten
+from cops_jax.paths import is_address, to_path
+
+_logger = logging.getLogger(__name__)
 
 _SEAL = "sha256"
 
 
 @contextlib.contextmanager
 def whole_file(path: str | os.PathLike) -> Iterator[pathlib.Path]:
-  """Gives a local path to write to, which becomes the file once all is written.
+  """Yields a local path to write to; at the end the file gets its name.
 
   Makes the folders above it. If processes, on any hosts, write one path at the
   same time, the last one wins.
@@ -32,20 +39,20 @@ def whole_file(path: str | os.PathLike) -> Iterator[pathlib.Path]:
   Raises:
     WriteError: it cannot be written.
   """
+  path = to_path(path)
   try:
     with contextlib.ExitStack() as stack:
       if is_address(path):
-        to_path(path)  # It may be none that can be used.
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         partial = pathlib.Path(folder, "file")
       else:
-        path = pathlib.Path(path)
         partial = path.parent / f".{uuid.uuid4().hex}.partial"
         path.parent.mkdir(parents=True, exist_ok=True)
         stack.callback(partial.unlink, missing_ok=True)
       yield partial
       if is_address(path):
-        buckets.upload(partial, path)
+        with _open_bucket(path, is_writing=True) as (bucket, name):
+          bucket.put_file(os.fspath(partial), name)
       else:
         sync(partial)
         os.replace(partial, path)
@@ -56,16 +63,9 @@ def whole_file(path: str | os.PathLike) -> Iterator[pathlib.Path]:
 
 
 def sync(path: pathlib.Path) -> None:
-  """Waits until a file, or a folder's list of files, is on the disk."""
-  if os.name == "nt" and path.is_dir():
-    return  # Windows opens no folders.
-  # Windows syncs only what is open for writing.
-  flags = os.O_RDONLY if path.is_dir() else os.O_RDWR
-  descriptor = os.open(path, flags)
-  try:
-    os.fsync(descriptor)
-  finally:
-    os.close(descriptor)
+  """Waits until a file is on the disk."""
+  with path.open("r+b") as file:  # Windows syncs only what is open for writing.
+    os.fsync(file.fileno())
 
 
 def write_file(path: str | os.PathLike, content: str | bytes) -> None:
@@ -79,65 +79,114 @@ def write_file(path: str | os.PathLike, content: str | bytes) -> None:
     partial.write_bytes(content)
 
 
+def create_file(path: str | os.PathLike, content: bytes) -> None:
+  """Writes a new file, however many processes try at once.
+
+  Raises:
+    FileExistsError: it exists.
+    OSError: it cannot be written.
+  """
+  if not is_address(path):
+    with open(path, "xb") as file:
+      file.write(content)
+    return
+  with _open_bucket(path, is_writing=True) as (bucket, name):
+    bucket.pipe_file(name, content, mode="create")
+
+
 def read_file(path: str | os.PathLike) -> bytes:
-  """A file's content.
+  """Returns a file's content.
 
   Raises:
     OSError: it cannot be read.
   """
-  if is_address(path):
-    return buckets.read(path)
-  return pathlib.Path(path).read_bytes()
+  if not is_address(path):
+    return pathlib.Path(path).read_bytes()
+  with _open_bucket(path) as (bucket, name):
+    return bucket.cat_file(name)
 
 
 def exists(path: str | os.PathLike) -> bool:
-  """Whether there is a file or a folder.
+  """Returns whether there is a file or a folder.
 
   Raises:
-    OSError: a bucket's server does not say.
+    OSError: a bucket's server does not answer.
   """
-  return bool(buckets.kind(path)) if is_address(path) else os.path.exists(path)
+  return bool(_find_kind(path)) if is_address(path) else os.path.exists(path)
 
 
 def is_file(path: str | os.PathLike) -> bool:
-  """Whether there is a file.
+  """Returns whether there is a file.
 
   Raises:
-    OSError: a bucket's server does not say.
+    OSError: a bucket's server does not answer.
   """
   if is_address(path):
-    return buckets.kind(path) == "file"
+    return _find_kind(path) == "file"
   return os.path.isfile(path)
 
 
+def _find_kind(address):
+  try:
+    with _open_bucket(address) as (bucket, name):
+      return bucket.info(name)["type"]
+  except FileNotFoundError:
+    return ""
+
+
 def size_of(path: str | os.PathLike) -> int:
-  """Bytes of a file.
+  """Returns the number of bytes of a file.
 
   Raises:
-    OSError: there is none, or a bucket's server does not say.
+    OSError: there is none, or a bucket's server does not answer.
   """
   if is_address(path):
-    return buckets.find_files(path)[""].size
+    return find_files(path)[""]
   return os.path.getsize(path)
 
 
 def find_files(path: str | os.PathLike) -> dict[str, int]:
-  """All files below a folder, sorted: sizes by names from it on.
+  """Returns the sizes of all files below a folder, by relative name, sorted.
 
-  None if there is no folder.
+  The result is empty if there is no folder. A bucket's file has the name "".
 
   Raises:
-    OSError: a bucket's server does not say.
+    OSError: a bucket's server does not answer.
   """
   if is_address(path):
-    found = buckets.find_files(path)
-    return {name: file.size for name, file in found.items()}
-  root = pathlib.Path(path)
-  return {
-    file.relative_to(root).as_posix(): file.stat().st_size
-    for file in sorted(root.rglob("*"))
-    if file.is_file()
-  }
+    return {name: info["size"] for name, info in _find_in_bucket(path).items()}
+  found = {}
+  for folder, _, names in os.walk(path):
+    for name in names:
+      file = pathlib.Path(folder, name)
+      with contextlib.suppress(FileNotFoundError):  # Deleted meanwhile.
+        found[file.relative_to(path).as_posix()] = file.stat().st_size
+  return dict(sorted(found.items()))
+
+
+def _find_in_bucket(address):
+  with _open_bucket(address) as (bucket, root):
+    found = sorted(bucket.find(root, detail=True).items())
+    return {
+      name.removeprefix(root).removeprefix("/"): info
+      for name, info in found
+      if not name.endswith("/")  # Empty files that stand for folders.
+    }
+
+
+def rename(path: str | os.PathLike, to: str | os.PathLike) -> None:
+  """Renames a folder; in a bucket its files are copied and deleted.
+
+  Raises:
+    OSError: it cannot be renamed.
+  """
+  if not is_address(path):
+    os.rename(path, to)
+    return
+  with _open_bucket(path) as (bucket, root):
+    for name in _find_in_bucket(path):
+      bucket.cp_file(f"{root}/{name}", f"{os.fspath(to)}/{name}")
+  delete(path)
 
 
 def delete(path: str | os.PathLike) -> None:
@@ -146,21 +195,93 @@ def delete(path: str | os.PathLike) -> None:
   Raises:
     OSError: it cannot be deleted.
   """
-  if is_address(path):
-    buckets.delete(path)
-  elif os.path.isdir(path):
-    shutil.rmtree(path)
-  else:
-    pathlib.Path(path).unlink(missing_ok=True)
+  with contextlib.suppress(FileNotFoundError):
+    if is_address(path):
+      with _open_bucket(path) as (bucket, name):
+        bucket.rm(name, recursive=True)
+    elif os.path.isdir(path):
+      shutil.rmtree(path)
+    else:
+      os.unlink(path)
 
 
-def rename(path: AnyPath, to: AnyPath) -> None:
-  """Renames a folder; in a bucket its files are copied and deleted.
+def fetch(
+  address: str | os.PathLike,
+  choose: Callable[[Collection[str]], Collection[str]] | None = None,
+) -> pathlib.Path:
+  """Returns a local copy of a file or folder in a bucket.
+
+  The copy is kept in the user's cache (XDG_CACHE_HOME moves it), by the files'
+  sizes and checksums: they are copied again when one of them changes.
+
+  Args:
+    address: gs:// address of the file or folder.
+    choose: returns the names of a folder's files to copy; by default all.
 
   Raises:
-    OSError: it cannot be renamed.
+    InputError: there is nothing, or it cannot be copied.
   """
-  (buckets.rename if is_address(path) else os.rename)(path, to)
+  import filelock
+  import pooch
+
+  try:
+    found = _find_in_bucket(address)
+    if not found:
+      raise InputError(f"{address} does not exist")
+    names = choose(found) if choose and "" not in found else list(found)
+    state = [(name, found[name]["size"], found[name]["etag"]) for name in names]
+    key = hashlib.sha256(f"{address} {sorted(state)}".encode()).hexdigest()[:16]
+    place = pathlib.Path(pooch.os_cache("cops_jax"), "copies", key)
+    copy = place / pathlib.PurePosixPath(address).name
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(f"{place}.lock"):  # Of this host's processes.
+      if not place.exists():
+        size = sum(found[name]["size"] for name in names)
+        _logger.info("copying %s, %.3g MB, to %s", address, size / 1e6, copy)
+        partial = pathlib.Path(f"{place}.partial", copy.name)
+        with _open_bucket(address) as (bucket, root):
+          for name in names:
+            (partial / name).parent.mkdir(parents=True, exist_ok=True)
+            source = f"{root}/{name}" if name else root
+            bucket.get_file(source, os.fspath(partial / name))
+        partial.parent.rename(place)
+  except OSError as error:
+    raise InputError(
+      f"{address} cannot be copied to this host: {error.strerror or error}"
+    ) from error
+  return copy
+
+
+@contextlib.contextmanager
+def _open_bucket(address, is_writing=False):
+  """Yields gcsfs and a name in it; turns gcsfs's errors into the system's."""
+  to_path(address)  # Checks it.
+  import fsspec
+
+  try:
+    yield fsspec.core.url_to_fs(os.fspath(address))
+  except Exception as error:  # gcsfs raises many kinds.
+    code, reason = errno.EIO, _explain(error)
+    if isinstance(error, FileExistsError):
+      code, reason = errno.EEXIST, os.strerror(errno.EEXIST)
+    elif isinstance(error, FileNotFoundError) and is_writing:
+      reason = "the bucket does not exist"
+    elif isinstance(error, FileNotFoundError):
+      code, reason = errno.ENOENT, os.strerror(errno.ENOENT)
+    raise OSError(code, reason, os.fspath(address)) from error
+
+
+def _explain(error):
+  text, code = " ".join(str(error).split()), str(getattr(error, "code", ""))
+  if code == "401" or type(error).__module__.startswith("google.auth"):
+    return (
+      "there are no valid credentials: run gcloud auth application-default"
+      " login, or name a service account's key file in"
+      f" GOOGLE_APPLICATION_CREDENTIALS ({shorten(text)})"
+    )
+  if code == "403" or text.startswith("Forbidden"):
+    return f"this account may not do that in this bucket ({shorten(text)})"
+  return shorten(text or error)
 
 
 def digest_lines(lines: Iterable[str]) -> str:
@@ -184,7 +305,7 @@ def file_state(file: bytes | pathlib.Path) -> str:
 
 
 def digest_file(file: bytes | pathlib.Path, may_remember: bool = False) -> str:
-  """SHA-256 of a file's bytes, in hexadecimal; "unreadable" if it is that.
+  """Returns the SHA-256 of a file's bytes in hexadecimal, or "unreadable".
 
   Args:
     file: its path, or its bytes.
@@ -197,7 +318,7 @@ def digest_file(file: bytes | pathlib.Path, may_remember: bool = False) -> str:
     if stat.S_ISREG(state.st_mode):  # A pipe would be waited for.
       digest = _remember_digest if may_remember else _digest_path
       return digest(file, state.st_size, state.st_mtime_ns)
-  except OSError:  # Whoever needs its content says what is wrong.
+  except OSError:  # The reader of its content says what is wrong.
     pass
   return "unreadable"
 
@@ -211,16 +332,16 @@ _remember_digest = functools.lru_cache(2**17)(_digest_path)
 
 
 def seal(values: Mapping[str, Any], indent: int | None = None) -> str:
-  """A dictionary of JSON's types as text that has its own SHA-256 in it."""
+  """Returns a dictionary as JSON that holds its own SHA-256."""
   sealed = {**values, _SEAL: _digest(values)}
   return json.dumps(sealed, indent=indent) + "\n"
 
 
 def unseal(text: str | bytes) -> dict[str, Any]:
-  """The inverse of `seal`; text of earlier versions may have no SHA-256.
+  """Returns the dictionary that `seal` was given.
 
   Raises:
-    ValueError: it is not the text of a dictionary, or it was changed since.
+    ValueError: the text is not sealed, or was changed since.
   """
   try:
     values = json.loads(text)
@@ -228,8 +349,7 @@ def unseal(text: str | bytes) -> dict[str, Any]:
     raise ValueError("it is nested too deeply") from error
   if not isinstance(values, dict):
     raise ValueError(f"it holds a {type(values).__name__}, not a dictionary")
-  digest = values.pop(_SEAL, None)
-  if digest is not None and digest != _digest(values):
+  if values.pop(_SEAL, None) != _digest(values):
     raise ValueError("it was changed since it was written: its SHA-256 differs")
   return values
 

@@ -1,56 +1,69 @@
-"""Paths on local disks, and addresses in object storage: gs://bucket/run."""
+"""Paths on local disks, and gs:// addresses in Google Cloud Storage."""
 
 from __future__ import annotations
 
+import functools
+import logging
 import os
 import pathlib
 import re
 from typing import Any
 
-from cops_jax.errors import InputError
+from cops_jax.errors import InputError, needs_extra
 
 # pathlib.Path, or etils' epath.Path, which takes long to import.
 AnyPath = Any
 
-# By scheme: the extra of pyproject.toml that it needs, and its package.
-SCHEMES = {"gs": ("gcs", "gcsfs"), "s3": ("s3", "s3fs")}
-
 
 def is_address(path: str | os.PathLike) -> bool:
-  """Whether a path begins with a scheme, known or not."""
-  return _scheme(path) is not None
+  """Returns whether a path begins with a scheme, supported or not."""
+  return re.match(r"[a-z][a-z0-9+.-]+:/", os.fspath(path)) is not None
 
 
 def to_path(path: str | os.PathLike) -> AnyPath:
-  """A local path or, of an address, etils' path, which joins as pathlib's do.
+  """Returns a local path or, for an address, a path of etils.
 
   Files at either are read and written by `cops_jax.files`.
 
   Raises:
-    InputError: an address has no bucket, or a scheme that is not known.
+    InputError: the address is not gs://BUCKET/PATH, or gcsfs is not installed.
   """
   if not is_address(path):
     return pathlib.Path(path)
-  text, scheme = os.fspath(path), _scheme(path)
-  if scheme not in SCHEMES or not re.match(r"\w+://[^/]", text):
+  text = os.fspath(path)
+  if not re.match("gs://[^/]", text):
     raise InputError(
       f"{text} is no address that can be used: expected gs://BUCKET/PATH or a"
       " local path"
     )
+  _prepare_gcsfs()
   from etils import epath
 
   return epath.Path(text)
 
 
+@functools.cache
+def _prepare_gcsfs():
+  """Sets how etils and Orbax use gcsfs."""
+  with needs_extra("a gs:// address", "gcs", "gcsfs"):
+    import gcsfs  # noqa: F401
+  import fsspec
+
+  fsspec.config.conf.setdefault("gcs", {}).update(
+    use_listings_cache=False,  # Other processes write too.
+    consistency="md5",  # Compares what has arrived.
+  )
+  # Otherwise gcsfs reports at every start that it looks for a rare kind of
+  # bucket. It logs errors besides raising them.
+  os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+  for name in ("gcsfs", "google.auth"):
+    logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
 def require_local(path: str | os.PathLike, what: str) -> None:
-  """Raises InputError for an address, where files must be on local disks."""
+  """Raises InputError for an address, where files must be on a local disk."""
   if is_address(path):
     raise InputError(
-      f"{what} is {os.fspath(path)}, and addresses cannot be used there: give a"
-      " local path"
+      f"{what} is {os.fspath(path)}, and must be a local path: mount the bucket"
+      " with gcsfuse, or copy the folder with gcloud storage rsync --recursive"
     )
-
-
-def _scheme(path):
-  found = re.match(r"([a-z][a-z0-9+.-]+):/", os.fspath(path))
-  return found and found[1]

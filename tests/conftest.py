@@ -27,7 +27,6 @@ import hypothesis
 import jax
 import numpy as np
 import pytest
-from gcsfs import GCSFileSystem
 from jaxtyping import install_import_hook
 
 from helpers.bucket import BUCKET, Server
@@ -52,7 +51,6 @@ for _name in (
 ):
   importlib.import_module(_name)
 install_import_hook("cops_jax", "beartype.beartype")
-from cops_jax import buckets  # noqa: E402
 
 # `--hypothesis-profile=soak` tries more examples, and others each time.
 hypothesis.settings.register_profile(
@@ -236,19 +234,23 @@ def published(trained, tmp_path_factory):
   return folder / "tiny"
 
 
-@pytest.fixture
-def server(monkeypatch, tmp_path):
-  """Of a bucket; copies of what is in it are kept for the test alone."""
+@pytest.fixture(scope="session")
+def _server():
+  """The only server of buckets, as etils keeps its first client."""
   server = Server()
-  for name, value in server.environment().items():
+  yield server
+  server.stop()
+
+
+@pytest.fixture
+def server(_server, monkeypatch, tmp_path):
+  """The server of an empty bucket, of which this test has copies of its own."""
+  _server.reset()
+  for name, value in _server.environment().items():
     monkeypatch.setenv(name, value)
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
   monkeypatch.setenv("NO_GCE_CHECK", "true")  # It asks the network, and waits.
-  # The clients that earlier tests made know the address of another server.
-  buckets._filesystem.cache_clear()
-  GCSFileSystem.clear_instance_cache()
-  yield server
-  server.stop()
+  return _server
 
 
 @pytest.fixture

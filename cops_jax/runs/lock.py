@@ -4,95 +4,156 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import json
+import logging
 import os
+import pathlib
 import socket
 from collections.abc import Iterator
 
 import filelock
 
 from cops_jax.errors import InputError, WriteError
-from cops_jax.files import write_file
+from cops_jax.files import create_file, delete, read_file, write_file
 from cops_jax.paths import is_address, to_path
-from cops_jax.runs import lease
 from cops_jax.runtime.processes import in_first_process
+
+_logger = logging.getLogger(__name__)
+
+# Names the job that launch files start again, on this host or another.
+_JOB = "COPS_JAX_JOB"
 
 
 @contextlib.contextmanager
 def hold(workdir: str | os.PathLike, purpose: str) -> Iterator[None]:
-  """Holds a work directory's lock, which the system takes from dead processes.
+  """Holds a work directory's lock; in a cluster the first process does.
 
-  In a cluster the first process holds it. It also works on network file systems
-  that have locks; on others a file stands for it, which a process that was
-  killed leaves behind. In buckets it is a `lease.Lease`.
+  On a local disk, or a network file system with locks, the system takes the
+  lock from a dead process. Elsewhere, and in buckets, the lock is a file, which
+  a killed process leaves behind. It is taken over if it is of the same job (the
+  environment variable COPS_JAX_JOB) or of a dead process of this machine.
 
   Args:
-    workdir: of the run; created if missing.
+    workdir: run directory; created if missing.
     purpose: such as "training"; each has a lock of its own.
 
   Raises:
     InputError: another process, which is named, holds it.
     WriteError: the work directory cannot be written.
   """
-  held = []
-  workdir = to_path(workdir)
-  acquire = _acquire_lease if is_address(workdir) else _acquire
-  in_first_process(lambda: held.append(acquire(workdir, purpose)))
-  try:
+  held = contextlib.ExitStack()
+
+  def acquire():
+    held.callback(_acquire(to_path(workdir), purpose))
+
+  in_first_process(acquire)
+  with held:
     yield
-  finally:
-    for lock in held:
-      lock.release()
-
-
-def _facts():
-  now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-  return {"process": os.getpid(), "host": socket.gethostname(), "since": now}
-
-
-def _acquire_lease(workdir, purpose):
-  lock = lease.Lease(workdir / f".{purpose}.lease", _facts())
-  try:
-    lock.acquire()
-  except InputError as error:
-    raise _in_use(workdir, purpose, str(error)) from error
-  except OSError as error:
-    raise _not_writable(workdir, error) from error
-  return lock
 
 
 def _acquire(workdir, purpose):
-  path = workdir / f".{purpose}.lock"
-  holder = workdir / f".{purpose}.json"
+  """Returns a function that releases the lock."""
   try:
+    if is_address(workdir):
+      return _create(workdir, purpose)
     workdir.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(path)
-    advice = "Wait for it or end it."
+    holder = workdir / f".{purpose}.json"
+    lock = filelock.FileLock(workdir / f".{purpose}.lock")
     try:
       lock.acquire(blocking=False)
+    except filelock.Timeout as error:
+      advice = "Wait for it or end it."
+      raise _in_use(workdir, purpose, _read(holder), advice) from error
     except NotImplementedError:  # The file system has no locks.
-      lock = filelock.SoftFileLock(path)
-      advice = f"If it is no longer running, delete {path}."
-      lock.acquire(blocking=False)
-  except filelock.Timeout as error:
-    raise _in_use(workdir, purpose, _describe(holder), advice) from error
+      return _create(workdir, purpose)
+    write_file(holder, json.dumps(_describe_self()) + "\n")
+    return lock.release
   except OSError as error:
-    raise _not_writable(workdir, error) from error
-  write_file(holder, json.dumps(_facts()) + "\n")
-  return lock
+    raise WriteError(
+      f"{workdir} cannot be written: {error.strerror or error}"
+    ) from error
 
 
-def _in_use(workdir, purpose, who, advice="Wait for it or end it."):
-  return InputError(f"{workdir} is in use for {purpose} by {who}. {advice}")
+def _create(workdir, purpose):
+  """Creates the file that stands for a lock, for which it must be absent."""
+  path = workdir / f".{purpose}.held"
+  while True:
+    try:
+      create_file(path, json.dumps(_describe_self()).encode())
+      return functools.partial(_delete, path)
+    except FileExistsError:
+      holder = _read(path)
+    if not _is_over(holder):
+      remove = "gcloud storage rm" if is_address(path) else "rm"
+      advice = f"If it is no longer running, remove its lock: {remove} {path}"
+      raise _in_use(workdir, purpose, holder, advice)
+    _logger.info("%s is taken over from %s", path, _name(holder))
+    delete(path)
 
 
-def _not_writable(workdir, error):
-  return WriteError(f"{workdir} cannot be written: {error.strerror or error}")
-
-
-def _describe(path):
-  """Who holds the lock, as far as that is known."""
+def _delete(path):
   try:
-    return lease.describe(json.loads(path.read_text("utf-8")))
-  except (OSError, ValueError, TypeError):
+    delete(path)
+  except OSError as error:
+    _logger.warning("%s is left behind: %s", path, error.strerror)
+
+
+def _describe_self():
+  now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+  return {
+    "process": os.getpid(),
+    "host": socket.gethostname(),
+    "since": now,
+    "machine": _machine(),
+    "job": os.environ.get(_JOB, ""),
+  }
+
+
+def _machine():
+  """Returns an id of the system in which process numbers are unique, or ""."""
+  try:
+    boot = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return f"{boot} {os.stat('/proc/self/ns/pid').st_ino}"
+  except OSError:
+    return ""
+
+
+def _read(path):
+  """Returns what a process wrote of itself; empty if that cannot be read."""
+  try:
+    found = json.loads(read_file(path))
+    return found if isinstance(found, dict) else {}
+  except (FileNotFoundError, ValueError):
+    return {}
+
+
+def _is_over(holder):
+  here = _describe_self()
+  if here["job"] and holder.get("job") == here["job"]:
+    return True
+  if not here["machine"] or holder.get("machine") != here["machine"]:
+    return False
+  try:
+    os.kill(holder["process"], 0)
+  except ProcessLookupError:
+    return True
+  except OSError:
+    pass
+  return False
+
+
+def _in_use(workdir, purpose, holder, advice):
+  return InputError(
+    f"{workdir} is in use for {purpose} by {_name(holder)}. {advice}"
+  )
+
+
+def _name(holder):
+  try:
+    return (
+      f"process {holder['process']} on host {holder['host']}, since"
+      f" {holder['since']}"
+    )
+  except KeyError:
     return "another process"

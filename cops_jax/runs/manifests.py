@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Mapping
-from typing import Any
 
-from cops_jax.files import find_files, read_file, sync, write_file
+from cops_jax.files import find_files, read_file, seal, sync, unseal, write_file
 from cops_jax.paths import AnyPath, is_address
 
 MANIFEST = "manifest.json"
@@ -20,35 +17,26 @@ def write_manifest(directory: AnyPath) -> None:
     InputError: the manifest cannot be written.
     OSError: a file cannot be read.
   """
+  names = [name for name in find_files(directory) if name != MANIFEST]
   if not is_address(directory):
-    for path in directory.rglob("*"):
-      sync(path)  # What the manifest promises is on the disk before it.
-  files = {
-    name: _describe(directory / name)
-    for name in find_files(directory)
-    if name != MANIFEST
-  }
-  write_file(directory / MANIFEST, _to_text(files))
+    for name in names:  # They are on the disk before the manifest says so.
+      sync(directory / name)
+  files = {name: _describe(directory / name) for name in names}
+  write_file(directory / MANIFEST, seal({"files": files}, indent=2))
 
 
 def find_damage(directory: AnyPath) -> list[str]:
-  """What is wrong with a directory that has a manifest.
+  """Compares a directory with its manifest.
 
   Args:
-    directory: anything; files that the manifest does not name are ignored.
+    directory: any directory; files that the manifest does not name are ignored.
 
   Returns:
-    A sentence for every file that is not as it was, naming it, what was
-    expected and what was found; empty if all are.
+    A sentence for every file that has changed, with its name, what was expected
+    and what was found; empty if none has.
   """
-  path = directory / MANIFEST
   try:
-    text = read_file(path)
-    files = json.loads(text)["files"]
-    # Every byte of the manifest is checked: it is what its content is written
-    # as, and its content has its digest in it.
-    if _to_text(files).encode() != text:
-      raise ValueError("its own SHA-256 does not fit its content")
+    files = unseal(read_file(directory / MANIFEST))["files"]
     expected = {
       name: (entry["bytes"], entry["sha256"]) for name, entry in files.items()
     }
@@ -56,8 +44,6 @@ def find_damage(directory: AnyPath) -> list[str]:
     return [f"{MANIFEST} cannot be read: {error.strerror}"]
   except (ValueError, TypeError, KeyError, AttributeError) as error:
     return [f"{MANIFEST} is damaged: {error}"]
-  except RecursionError:
-    return [f"{MANIFEST} is damaged: it is nested too deeply"]
   damage = []
   for name, (size, digest) in expected.items():
     try:
@@ -75,15 +61,8 @@ def find_damage(directory: AnyPath) -> list[str]:
 
 
 def _describe(path):
-  if is_address(path):
-    content = read_file(path)
-    digest = hashlib.sha256(content).hexdigest()
-    return {"bytes": len(content), "sha256": digest}
-  with path.open("rb") as file:
-    digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"bytes": file.tell(), "sha256": digest}
-
-
-def _to_text(files: Mapping[str, Any]) -> str:
-  digest = hashlib.sha256(json.dumps(files).encode()).hexdigest()
-  return json.dumps({"files": files, "sha256": digest}, indent=2) + "\n"
+  content = read_file(path)
+  return {
+    "bytes": len(content),
+    "sha256": hashlib.sha256(content).hexdigest(),
+  }

@@ -108,21 +108,19 @@ class Server:
   """
 
   def __init__(self):
+    self.reset()
+    handler = functools.partial(_Handler, self)
+    self._server = http.HTTPServer(("127.0.0.1", 0), handler)
+    self.url = f"http://127.0.0.1:{self._server.server_port}"
+    threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+  def reset(self):
+    """Begins with an empty bucket and without faults."""
     self.storage = Storage(use_memory_fs=True)
     buckets.create_bucket(BUCKET, self.storage)
     self.requests = []
     self.fault = lambda method, path, body: None
     self.change = lambda content: content
-    self._port = 0
-    self.start()
-    self.url = f"http://127.0.0.1:{self._port}"
-
-  def start(self):
-    """Also after `stop`, at the same port and with the same files."""
-    handler = functools.partial(_Handler, self)
-    self._server = http.HTTPServer(("127.0.0.1", self._port), handler)
-    self._port = self._server.server_port
-    threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
   def stop(self):
     self._server.shutdown()

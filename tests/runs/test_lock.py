@@ -1,57 +1,96 @@
 """One process at a time in a work directory."""
 
-import signal
+import json
+import os
+import subprocess
 import sys
 
 import filelock
 import pytest
 
+from cops_jax import files
 from cops_jax.errors import InputError, WriteError
 from cops_jax.runs import lock
-from helpers.scripts import start_afresh
+from helpers.scripts import environment
 
-HOLD = """
-import sys, time
+HOLD_AND_DIE = """
+import os, signal, sys
+import filelock
 from cops_jax.runs import lock
+
+def refuse(self):
+  raise NotImplementedError
+
+if "without-locks" in sys.argv[1]:
+  filelock.FileLock._acquire = refuse
 with lock.hold(sys.argv[1], "training"):
-  print("held", flush=True)
-  time.sleep(600)
+  os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def test_the_holder_is_named_and_its_death_frees_the_lock(tmp_path):
-  with start_afresh("-c", HOLD, tmp_path) as process:
-    assert process.stdout.readline() == "held\n"
-    expected = f"in use for training by process {process.pid} on host"
-    with pytest.raises(InputError, match=expected):
-      with lock.hold(tmp_path, "training"):
-        pass
-    with lock.hold(tmp_path, "evaluation"):  # Another purpose.
+@pytest.fixture(params=("disk", "without-locks", "bucket"))
+def workdir(request, tmp_path, monkeypatch):
+  """A work directory on a disk, on one without locks, and in a bucket."""
+  if request.param == "bucket":
+    return f"{request.getfixturevalue('bucket')}/run"
+  if request.param == "without-locks":
+    if sys.platform == "win32":
+      pytest.skip("has no flock")
+
+    def refuse(self):
+      raise NotImplementedError
+
+    monkeypatch.setattr(filelock.FileLock, "_acquire", refuse)
+  return str(tmp_path / request.param)
+
+
+def test_the_second_is_refused_until_the_first_ends(workdir):
+  expected = f"in use for training by process {os.getpid()} on host"
+  with lock.hold(workdir, "training"):
+    for _ in range(2):
+      with pytest.raises(InputError, match=expected) as caught:
+        with lock.hold(workdir, "training"):
+          pass
+    with lock.hold(workdir, "evaluation"):  # Another purpose.
       pass
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-  with lock.hold(tmp_path, "training"):
-    pass
-  with lock.hold(tmp_path, "training"):  # It was given back.
-    pass
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="has no flock")
-def test_a_file_system_without_locks(tmp_path, monkeypatch):
-  def refuse(self):
-    raise NotImplementedError
-
-  monkeypatch.setattr(filelock.FileLock, "_acquire", refuse)
-  with lock.hold(tmp_path, "training"):
-    with pytest.raises(InputError, match=r"delete .*/\.training\.lock"):
-      with lock.hold(tmp_path, "training"):
-        pass
-  with lock.hold(tmp_path, "training"):
+  is_system_lock = workdir.endswith("disk")
+  advice = "Wait for it" if is_system_lock else f"rm {workdir}/.training.held"
+  assert advice in str(caught.value)
+  with lock.hold(workdir, "training"):
     pass
 
 
-def test_a_file_as_workdir_is_reported(tmp_path):
+def test_a_killed_process_gives_it_back(workdir):
+  command = [sys.executable, "-c", HOLD_AND_DIE, workdir]
+  code = subprocess.run(command, env=environment(), timeout=120).returncode
+  assert code == -9
+  with lock.hold(workdir, "training"):
+    pass
+
+
+def test_a_killed_process_of_another_machine(bucket, monkeypatch):
+  """Its job takes over; for others it may still be running."""
+  holder = {"process": 1, "host": "a", "since": "then", "machine": "a"}
+  held = f"{bucket}/run/.training.held"
+  for content in (b"", b"[]", json.dumps({**holder, "job": "x"}).encode()):
+    files.write_file(held, content)
+    for job in ("", "y"):
+      monkeypatch.setenv("COPS_JAX_JOB", job)
+      with pytest.raises(InputError, match="in use for training by"):
+        with lock.hold(f"{bucket}/run", "training"):
+          pass
+  monkeypatch.setenv("COPS_JAX_JOB", "x")
+  with lock.hold(f"{bucket}/run", "training"):
+    assert json.loads(files.read_file(held))["process"] == os.getpid()
+  assert not files.exists(held)
+
+
+def test_a_workdir_that_cannot_be_written(tmp_path, server):
   (tmp_path / "file").write_text("")
-  with pytest.raises(WriteError, match="file cannot be written"):
-    with lock.hold(tmp_path / "file", "training"):
-      pass
+  for workdir, reason in (
+    (tmp_path / "file", "File exists"),
+    ("gs://no-such-bucket/run", "the bucket does not exist"),
+  ):
+    with pytest.raises(WriteError, match=f"cannot be written: {reason}"):
+      with lock.hold(workdir, "training"):
+        pass
