@@ -349,7 +349,9 @@ def unseal(text: str | bytes) -> dict[str, Any]:
     raise ValueError("it is nested too deeply") from error
   if not isinstance(values, dict):
     raise ValueError(f"it holds a {type(values).__name__}, not a dictionary")
-  if values.pop(_SEAL, None) != _digest(values):
+  if _SEAL not in values:
+    raise ValueError("it does not hold its own SHA-256")
+  if values.pop(_SEAL) != _digest(values):
     raise ValueError("it was changed since it was written: its SHA-256 differs")
   return values
 

@@ -12,7 +12,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 # Within a layer, packages and modules do not import each other in circles.
 LAYERS = (
   ("", "typing", "errors", "progress", "tables"),
-  ("paths", "buckets", "files", "copies"),
+  ("paths", "files"),
   ("clip", "losses", "scoring", "metrics", "images", "datasets"),
   ("methods",),
   ("fields", "config", "runs", "runtime"),

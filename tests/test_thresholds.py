@@ -5,6 +5,7 @@ import pytest
 
 from cops_jax import metrics, thresholds
 from cops_jax.errors import InputError
+from cops_jax.files import seal
 from cops_jax.metrics.proportions import estimate
 from cops_jax.thresholds import Thresholds
 
@@ -64,14 +65,16 @@ def test_round_trip(tmp_path):
   )
   path = thresholds.write_thresholds(tmp_path, chosen)
   assert thresholds.read_thresholds(tmp_path) == chosen
+  values = {"image": 0.5, "pixel": 0.5, "method": ""}
   for text in (
     "{",
     "[]",
-    '{"image": 1}',
+    seal({"image": 1}),
     path.read_text().replace("0.25", "-1"),
-    '{"image": 0.5, "pixel": 0.5, "method": "", "misses": {"count": 1}}',
-    '{"image": 0.5, "pixel": 0.5, "method": "", "misses": 3}',
-    '{"image": 0.5, "pixel": 0.5, "method": "", "tiles": "3"}',
+    '{"image": 0.5, "pixel": 0.5, "method": ""}',
+    seal({**values, "misses": {"count": 1}}),
+    seal({**values, "misses": 3}),
+    seal({**values, "tiles": "3"}),
   ):
     path.write_text(text)
     with pytest.raises(InputError, match="damaged.*calibrate"):

@@ -26,9 +26,9 @@ import numpy as np
 import safetensors.numpy
 from jax import export as jax_export
 
-from cops_jax import __version__, copies
+from cops_jax import __version__
 from cops_jax.errors import InputError, shorten
-from cops_jax.files import whole_file
+from cops_jax.files import fetch, whole_file
 from cops_jax.paths import is_address, to_path
 from cops_jax.runtime.mesh import make_mesh
 from cops_jax.typing import Array, Float
@@ -217,7 +217,7 @@ def load(path: str | os.PathLike) -> ExportedDetector:
     InputError: there is no such file, it is damaged, or this version of JAX no
       longer reads it.
   """
-  path = copies.fetch(path) if is_address(path) else pathlib.Path(path)
+  path = fetch(path) if is_address(path) else pathlib.Path(path)
   try:
     with zipfile.ZipFile(path) as archive:
       metadata = json.loads(archive.read(_METADATA))

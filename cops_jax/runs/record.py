@@ -58,14 +58,32 @@ class Record:
     return seal(dataclasses.asdict(self), indent=2)
 
 
-def from_json(text: str, source: str) -> Record:
-  """The inverse of `Record.to_json`; lists become tuples.
+def from_json(text: str | bytes, source: str) -> Record:
+  """Returns the record that `Record.to_json` wrote.
 
   Raises:
     InputError: the text is not a record; names the source.
   """
   try:
     values = unseal(text)
+  except ValueError as error:
+    raise _damaged(source, error) from error
+  return from_values(values, source)
+
+
+def _damaged(source, error):
+  return InputError(
+    f"{source} is damaged ({error}); restore it, or begin anew elsewhere"
+  )
+
+
+def from_values(values: Any, source: str) -> Record:
+  """Returns the record of a dictionary of its fields; lists become tuples.
+
+  Raises:
+    InputError: it is not a record's; names the source.
+  """
+  try:
     record = Record(**values)
     if not isinstance(record.config, dict) or not all(
       isinstance(value, str)
@@ -73,10 +91,8 @@ def from_json(text: str, source: str) -> Record:
       if name != "config"
     ):
       raise TypeError("a field has another type")
-  except (ValueError, TypeError) as error:
-    raise InputError(
-      f"{source} is damaged ({error}); restore it, or begin anew elsewhere"
-    ) from error
+  except TypeError as error:
+    raise _damaged(source, error) from error
   return dataclasses.replace(record, config=_with_tuples(record.config))
 
 
@@ -87,24 +103,20 @@ def _with_tuples(value):
 
 
 def read_record(workdir: str | os.PathLike) -> Record:
-  """The record of a work directory.
+  """Returns the record of a work directory.
 
   Raises:
-    InputError: there is no run, its record is damaged, or it is too old to have
-      one.
+    InputError: there is no run, or its record is damaged or lost.
   """
   workdir = to_path(workdir)
   path = workdir / _FILE
   try:
-    return from_json(read_file(path).decode(), str(path))
-  except UnicodeDecodeError as error:
-    raise InputError(f"{path} is damaged ({error}); restore it") from error
+    return from_json(read_file(path), str(path))
   except (FileNotFoundError, NotADirectoryError) as error:
     if exists(workdir / "checkpoints"):
       raise InputError(
-        f"{path} does not exist: the run was made by an older version, which"
-        " did not record the CLIP it was trained on. Train it again in another"
-        " directory."
+        f"{path} does not exist, and {workdir} holds checkpoints: restore it,"
+        " or use another work directory"
       ) from error
     raise MissingRunError(
       f"{workdir} holds no training run: {path} does not exist.", str(workdir)
@@ -114,7 +126,7 @@ def read_record(workdir: str | os.PathLike) -> Record:
 
 
 def find_record(workdir: str | os.PathLike) -> Record | None:
-  """The record of a work directory; None before its run began.
+  """Returns the record of a work directory; None before its run began.
 
   Raises:
     InputError: it is damaged or cannot be read.
@@ -133,8 +145,6 @@ def claim_workdir(
   allow_other_data: bool = False,
 ) -> None:
   """Makes a work directory this run's, or checks that it is.
-
-  In a cluster the first process does.
 
   Args:
     workdir: of the run.

@@ -7,8 +7,8 @@ import pathlib
 import re
 from collections.abc import Callable, Collection
 
-from cops_jax import copies
 from cops_jax.errors import InputError
+from cops_jax.files import fetch
 from cops_jax.paths import is_address
 
 # From the names of all files to those that are needed.
@@ -46,7 +46,7 @@ def locate(
   """
   name = os.fspath(name)
   if is_address(name):
-    return copies.fetch(name, choose)
+    return fetch(name, choose)
   if os.path.exists(name):
     return pathlib.Path(name)
   repository = split_hub_name(name)

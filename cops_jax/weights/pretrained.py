@@ -9,7 +9,6 @@ It holds `prompts.safetensors`, with the record of the run that trained them;
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import os
 import pathlib
@@ -17,7 +16,7 @@ import pathlib
 from cops_jax.errors import InputError
 from cops_jax.files import read_file, seal, unseal
 from cops_jax.paths import is_address
-from cops_jax.runs.record import Record, from_json
+from cops_jax.runs.record import Record, from_json, from_values
 from cops_jax.weights.locate import locate, split_hub_name
 from cops_jax.weights.tensor_files import read_tensor_file
 
@@ -101,7 +100,7 @@ def read_config(path: os.PathLike) -> tuple[Record, str]:
   """
   try:
     values = unseal(read_file(path))
-    text, digest = json.dumps(values["record"]), str(values["prompts_sha256"])
+    record, digest = values["record"], str(values["prompts_sha256"])
   except OSError as error:
     raise InputError(f"{path} cannot be read: {error.strerror}") from error
   except (ValueError, KeyError) as error:
@@ -109,4 +108,4 @@ def read_config(path: os.PathLike) -> tuple[Record, str]:
     raise InputError(
       f"{path} is damaged or was not written by cops weights publish ({reason})"
     ) from error
-  return from_json(text, str(path)), digest
+  return from_values(record, str(path)), digest

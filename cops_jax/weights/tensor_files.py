@@ -13,8 +13,8 @@ import msgpack
 import numpy as np
 from safetensors import safe_open
 
-from cops_jax import copies
 from cops_jax.errors import InputError, shorten
+from cops_jax.files import fetch
 from cops_jax.paths import is_address
 from cops_jax.weights import torch_files
 
@@ -57,7 +57,7 @@ def read_tensor_file(
     InputError: the file cannot be read, has another hash, is damaged or of
       another format, or asks for more than tensors and plain containers.
   """
-  path = copies.fetch(path) if is_address(path) else pathlib.Path(path)
+  path = fetch(path) if is_address(path) else pathlib.Path(path)
   try:
     with path.open("rb") as file:
       head = file.read(32)

@@ -13,7 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cops_jax import files
 from cops_jax.errors import InputError
+from cops_jax.paths import to_path
 from cops_jax.runs.checkpoints import (
   Checkpoints,
   find_damage,
@@ -129,7 +131,7 @@ def saved_dir(tmp_path_factory):
 
 
 def truncate(path):
-  os.truncate(path, path.stat().st_size - 1)
+  os.truncate(path, path.stat().st_size // 2)
 
 
 @pytest.mark.parametrize("harm", (flip, truncate, os.remove))
@@ -152,10 +154,22 @@ def test_damage_to_any_file_is_found(saved_dir, tmp_path, harm):
   assert find_damage(workdir) == {1: [], 2: []}
 
 
-def test_the_newest_good_step_is_used(saved_dir, tmp_path, messages):
-  workdir = shutil.copytree(saved_dir, tmp_path / "run")
+@pytest.mark.parametrize("place", ("disk", "bucket"))
+def test_the_newest_good_step_is_used(
+  saved_dir, tmp_path, messages, place, request
+):
+  """The work directory is a copy; what an interrupted process left goes."""
+  workdir = tmp_path / "run"
+  if place == "bucket":
+    workdir = to_path(f"{request.getfixturevalue('bucket')}/run")
   directory = workdir / "checkpoints"
-  truncate(directory / "2" / "params" / "_METADATA")
+  for name in files.find_files(saved_dir):
+    files.write_file(workdir / name, (saved_dir / name).read_bytes())
+
+  def names():
+    return {name.split("/")[0] for name in files.find_files(directory)}
+
+  flip(directory / "2" / "params" / "_METADATA")
   with Checkpoints(workdir) as saved:  # As eval.py and export do.
     step, params = saved.restore_params()
     assert step == 1
@@ -163,19 +177,19 @@ def test_the_newest_good_step_is_used(saved_dir, tmp_path, messages):
   assert f"{directory}/2 is damaged and not used: params/_METADATA has" in (
     messages.text
   )
-  assert sorted(os.listdir(directory)) == ["1", "2"]
-  # Interrupted: a save, and a deletion or a save without its manifest.
-  shutil.copytree(directory / "1", directory / "3.orbax-checkpoint-tmp")
-  shutil.copytree(directory / "1", directory / "0")
-  (directory / "0" / "manifest.json").unlink()
-  (directory / "2.damaged").mkdir()
+  assert names() == {"1", "2"}
+  # A deletion, a save and a save without its manifest were interrupted.
+  for name in ("0/_METADATA", "3.orbax-checkpoint-tmp/a", "4/_METADATA"):
+    files.write_file(directory / name, "{}")
+  files.write_file(directory / "2.damaged" / "a", "")
   with Checkpoints(workdir, num_kept=2) as saved:  # As training does.
-    assert sorted(os.listdir(directory)) == ["1", "2", "2.damaged"]
+    assert names() == {"1", "2", "2.damaged"}
     assert saved.restore(PARAMS, OPT_STATE)[0] == 1
     assert "/2 to 2.damaged" in messages.text
-    saved.save(2, PARAMS, OPT_STATE)
-  assert sorted(os.listdir(directory)) == ["1", "2", "2.damaged"]
-  assert find_damage(workdir) == {1: [], 2: []}
+    for step in (2, 3):
+      saved.save(step, PARAMS, OPT_STATE)
+  assert names() == {"2", "3", "2.damaged"}
+  assert find_damage(workdir) == {2: [], 3: []}
 
 
 def test_no_good_step_is_an_error(saved_dir, tmp_path):

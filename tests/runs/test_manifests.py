@@ -2,6 +2,7 @@
 
 import pytest
 
+from cops_jax.files import seal
 from cops_jax.runs import manifests
 
 
@@ -13,30 +14,6 @@ def folder(tmp_path):
   manifests.write_manifest(tmp_path)
   assert manifests.find_damage(tmp_path) == []
   return tmp_path
-
-
-def test_every_byte_of_the_manifest_counts(folder):
-  path = folder / manifests.MANIFEST
-  whole = path.read_bytes()
-  for place in range(len(whole)):
-    changed = bytearray(whole)
-    changed[place] ^= 1 << place % 8
-    path.write_bytes(changed)
-    (damage,) = manifests.find_damage(folder)
-    assert damage.startswith("manifest.json is damaged: ")
-  for length in range(len(whole)):
-    path.write_bytes(whole[:length])
-    assert len(manifests.find_damage(folder)) == 1
-
-
-@pytest.mark.parametrize(
-  "content",
-  ("[]", "null", '{"files": 1}', "[" * 100_000, '{"files": {"a": 1}}'),
-)
-def test_any_json_is_refused(folder, content):
-  (folder / manifests.MANIFEST).write_text(content)
-  (damage,) = manifests.find_damage(folder)
-  assert damage.startswith("manifest.json is damaged: ")
 
 
 def test_what_is_wrong_is_named(folder):
@@ -57,3 +34,13 @@ def test_what_is_wrong_is_named(folder):
   path.mkdir()
   (damage,) = manifests.find_damage(folder)
   assert damage == "a/b cannot be read: Is a directory"
+
+
+@pytest.mark.parametrize(
+  "content",
+  ("{", "[" * 100_000, seal({}), seal({"files": 1}), seal({"files": {"a": 1}})),
+)
+def test_a_damaged_manifest_is_refused(folder, content):
+  (folder / manifests.MANIFEST).write_text(content)
+  (damage,) = manifests.find_damage(folder)
+  assert damage.startswith("manifest.json is damaged: ")

@@ -6,6 +6,7 @@ import pytest
 
 import cops_jax
 from cops_jax.errors import InputError
+from cops_jax.files import seal
 from cops_jax.runs.record import (
   Record,
   check_clip,
@@ -107,10 +108,10 @@ def test_a_missing_run_is_reported(tmp_path):
   assert not (tmp_path / "nowhere").exists()
 
 
-def test_a_run_of_an_older_version_is_refused(tmp_path):
+def test_a_lost_record_is_not_replaced(tmp_path):
   (tmp_path / "checkpoints").mkdir()
   for use in (read_record, lambda folder: claim_workdir(folder, RECORD)):
-    with pytest.raises(InputError, match="made by an older version"):
+    with pytest.raises(InputError, match="does not exist, and .* checkpoints"):
       use(tmp_path)
 
 
@@ -124,12 +125,12 @@ def test_a_file_as_workdir_is_refused(tmp_path):
   "text",
   (
     '{"config": 0',
-    "[]",
-    '{"config": {}}',
-    '{"config": {}, "clip_sha256": 1}',
-    '{"config": [], "clip_sha256": ""}',
-    '{"config": {}, "clip_sha256": "", "surplus": ""}',
     "[" * 100000,
+    '{"config": {}, "clip_sha256": ""}',
+    seal({"config": {}}),
+    seal({"config": {}, "clip_sha256": 1}),
+    seal({"config": [], "clip_sha256": ""}),
+    seal({"config": {}, "clip_sha256": "", "surplus": ""}),
   ),
 )
 def test_damaged_record_is_refused(tmp_path, text):

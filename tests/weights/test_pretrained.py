@@ -59,13 +59,15 @@ def test_folders_that_hold_no_prompts(folder):
   (
     (b"{", "Expecting property name"),
     (b"[]", "it holds a list, not a dictionary"),
-    (b'{"model_type": "clip"}', "no 'record'"),
-    (b'{"record": {}}', "no 'prompts_sha256'"),
-    (b'{"record": {}, "prompts_sha256": ""}', "is damaged (missing"),
-    (b'{"record": 3, "prompts_sha256": ""}', "holds a int, not a dictionary"),
+    (b'{"model_type": "clip"}', "it does not hold its own SHA-256"),
+    ({"record": {}}, "no 'prompts_sha256'"),
+    ({"record": {}, "prompts_sha256": ""}, "missing"),
+    ({"record": 3, "prompts_sha256": ""}, "config.json is damaged ("),
   ),
 )
 def test_a_config_of_something_else(folder, content, reason):
+  if isinstance(content, dict):
+    content = seal(content).encode()
   (folder / "config.json").write_bytes(content)
   with pytest.raises(InputError, match="config.json is damaged .*") as caught:
     pretrained.find(folder)
