@@ -61,8 +61,7 @@ def test_a_whole_run(train, bucket, server, trained, tmp_path):
   assert f"report: {workdir}/report.html" in out
   found = files.find_files(workdir)
   assert {"results.json", "scores.csv", "losses.png"} <= found.keys()
-  # Of six categories, and what they depend on.
-  assert sum(name.startswith("maps/") for name in found) == 7
+  assert sum(name.startswith("maps/") for name in found) == 6  # Categories.
   assert not any(name.endswith(".held") for name in found)
 
   photo = tmp_path / "photo.png"
