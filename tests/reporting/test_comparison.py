@@ -163,7 +163,7 @@ def test_the_command(tmp_path, capsys):
     ("{", "is damaged"),
     ('{"schema_version": 1}', "is damaged"),
     ("[]", "is damaged"),
-    ('{"schema_version": 9}', "has the schema version 9"),
+    (seal({"schema_version": 9}), "has the schema version 9"),
   ),
 )
 def test_runs_that_cannot_be_compared_are_reported(tmp_path, text, expected):
