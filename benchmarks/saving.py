@@ -1,11 +1,8 @@
-"""What a training step loses to a checkpoint.
+"""How long a training step waits for a checkpoint.
 
-  python -m benchmarks.saving
-
-Of the published recipe's parameters and optimizer, 79 MB, or with --quick the
-demo's. Measured in turns: how long `save` keeps training from its next step,
-and how long it takes until the checkpoint is complete, which is what it kept
-training for before it went on in the background.
+The published recipe's parameters and optimizer state have 79 MB. Measured in
+turns: how long `save` keeps training from its next step, and how long it takes
+until the checkpoint is complete.
 """
 
 from __future__ import annotations
@@ -17,27 +14,22 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
-from benchmarks.timing import Row, row
-from benchmarks.vit_l import random_clip
-from cops_jax.config import recipe
+from benchmarks.common import Row, load
 from cops_jax.runs.checkpoints import Checkpoints
 from cops_jax.runtime.mesh import make_mesh, replicate
-from cops_jax.runtime.randomness import INIT_KEY, random_key
 from cops_jax.training.step import create_train_state, make_optimizer
-from cops_jax.weights import build_model, load_clip, settle_dtype
+from cops_jax.weights import build_model
 
 
 def rows(is_quick: bool) -> Iterator[Row]:
-  """Times in a folder of the system for temporary files."""
-  config = settle_dtype(recipe("demo" if is_quick else "visa"), None)
-  clip = load_clip("demo") if is_quick else random_clip()
+  """Measures in a folder of the system for temporary files."""
+  config, clip = load(is_quick)
   optimizer = make_optimizer(config.train, num_steps=1)
-  params = build_model(config, clip).init_trainable(random_key(0, INIT_KEY))
+  params = build_model(config, clip).init_trainable(jax.random.key(0))
   # As in training: a copy on every device.
   state = replicate(create_train_state(params, optimizer), make_mesh())
-  num_bytes = sum(
-    leaf.nbytes for leaf in jax.tree.leaves((state.params, state.opt_state))
-  )
+  leaves = jax.tree.leaves((state.params, state.opt_state))
+  num_bytes = sum(leaf.nbytes for leaf in leaves)
   begun, complete = [], []
   with tempfile.TemporaryDirectory() as workdir:
     with Checkpoints(workdir, num_kept=1) as saved:
@@ -49,11 +41,5 @@ def rows(is_quick: bool) -> Iterator[Row]:
         complete.append(time.perf_counter() - start)
   begun, complete = np.array(begun[1:]), np.array(complete[1:])
   ratio = np.median(begun) / np.median(complete)
-  yield row(f"until {num_bytes / 1e6:.1f} MB are saved", complete)
-  yield row("until training goes on", begun, f"{ratio:.2f} of that")
-
-
-if __name__ == "__main__":
-  from benchmarks.table import run
-
-  run({"saving": rows})
+  yield Row(f"until {num_bytes / 1e6:.1f} MB are saved", complete)
+  yield Row("until training continues", begun, f"{ratio:.2f} of that")

@@ -33,7 +33,7 @@ NOT_RUN = {
   " and tests/test_demo_run.py",
   "import numpy as np": "needs the extra onnx: tests/export/test_onnx.py",
   "python -m tools.compare_methods --workdir=runs/methods --seeds=0,1,2": (
-    "tests/tools/test_compare_methods.py"
+    "tests/tools/test_runs.py"
   ),
   "python -m tools.reproduce --manual_dir=DIR --workdir=runs/paper"
   " --seeds=0,1,2": "tests/tools/test_reproduce.py",
@@ -47,7 +47,7 @@ NOT_RUN = {
 # Slurm, gcloud, kubectl, several hosts and buckets: tests/tools/test_launch.py,
 # tests/runtime and tests/test_runs_in_buckets.py.
 NOT_RUN_PAGES = ("docs/scaling.md",)
-# In blocks that are run: what takes minutes, tests/tools/test_ablate.py, and
+# In blocks that are run: what takes minutes, tests/tools/test_runs.py, and
 # what needs the extra onnx, tests/export/test_onnx.py.
 NOT_RUN_LINES = (
   "python -m tools.ablate",

@@ -30,7 +30,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 from ml_collections import config_flags
 
-from benchmarks import vit_l
+from benchmarks.common import clip_config
 from cops_jax.clip.attention import padded_length
 from cops_jax.clip.flops import PEAK_TERA_FLOPS
 from cops_jax.clip.towers import cast_matrices
@@ -158,7 +158,7 @@ def read_clip(name: str) -> PretrainedCLIP:
   """CLIP's sizes and tokens; of OpenAI's published one without its weights."""
   if name != _OPENAI_CLIP:
     return load_clip(name)
-  config = vit_l.clip_config()
+  config = clip_config()
   return PretrainedCLIP(config, clip_param_shapes(config), OPENAI_TOKENS, "")
 
 
