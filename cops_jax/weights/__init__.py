@@ -5,13 +5,13 @@ from cops_jax.weights.clip import (
   DEMO_FOLDER,
   PretrainedCLIP,
   PromptTokens,
+  clip_of,
   load_clip,
   save_clip,
 )
 from cops_jax.weights.clip_names import clip_param_shapes
 from cops_jax.weights.model import (
   build_model,
-  clip_of,
   load_trainable,
   place_clip,
   settle_dtype,

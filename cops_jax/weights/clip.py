@@ -132,6 +132,19 @@ def load_clip(
   return (_load_file if path.is_file() else _load_folder)(path, sha256)
 
 
+def clip_of(config: Any) -> PretrainedCLIP:
+  """Loads the CLIP that a config names.
+
+  Args:
+    config: a ConfigDict with the fields of `cops_jax.config`.
+
+  Raises:
+    InputError: see `load_clip`.
+  """
+  clip = config.clip
+  return load_clip(clip.weights, clip.revision, clip.sha256)
+
+
 def _load_file(path, sha256):
   file = read_tensor_file(path, sha256)
   if not clip_names.is_openai(file.tensors):

@@ -19,7 +19,7 @@ from cops_jax.config import check_values
 from cops_jax.runs.record import Record
 from cops_jax.runtime.mesh import clip_shardings
 from cops_jax.weights import prompts
-from cops_jax.weights.clip import PretrainedCLIP, load_clip
+from cops_jax.weights.clip import PretrainedCLIP
 
 _logger = logging.getLogger(__name__)
 
@@ -47,19 +47,6 @@ def settle_dtype(config: Any, record: Record | None) -> Any:
 def _fast_dtype():
   # x86 without AMX emulates bfloat16.
   return "float32" if jax.default_backend() == "cpu" else "bfloat16"
-
-
-def clip_of(config: Any) -> PretrainedCLIP:
-  """Loads the CLIP that a config names.
-
-  Args:
-    config: a ConfigDict with the fields of `cops_jax.config`.
-
-  Raises:
-    InputError: see `load_clip`.
-  """
-  clip = config.clip
-  return load_clip(clip.weights, clip.revision, clip.sha256)
 
 
 def build_model(config: Any, clip: PretrainedCLIP) -> nn.Module:

@@ -24,7 +24,7 @@ from cops_jax.runs import record as records
 from cops_jax.runs.checkpoints import Checkpoints
 from cops_jax.runs.record import Record, check_clip, from_json, read_record
 from cops_jax.weights import authors_names, tensor_files, torch_files
-from cops_jax.weights.clip import PretrainedCLIP, load_clip
+from cops_jax.weights.clip import PretrainedCLIP, clip_of
 from cops_jax.weights.tensor_files import check_tensors, read_tensor_file
 
 # The one key of the authors' files.
@@ -296,8 +296,7 @@ def export(workdir: str, out: str) -> str:
     step, trainable = saved.restore_params()
   clip = None
   if out.endswith(".pth") and record.config.get("method") == "anomalyclip":
-    source = record.to_config(workdir).clip
-    clip = load_clip(source.weights, source.revision, source.sha256)
+    clip = clip_of(record.to_config(workdir))
     check_clip(record, clip.sha256, workdir, allow_other_clip=False)
   write_prompts(out, trainable, record, clip)
   return f"{out}: the prompts of step {step} of {workdir}"

@@ -78,7 +78,8 @@ def read_tensor_file(
   except Exception as error:  # Damaged files fail in many ways.
     reason = str(error)
     if type(error) is not ValueError:  # Messages of ours and of NumPy's.
-      reason = f"it is damaged or incomplete ({type(error).__name__}: {error})"
+      kind = type(error).__name__
+      reason = f"it is damaged or incomplete ({kind}: {error}); get it again"
     raise InputError(
       f"{path} cannot be read as a {name} file: {shorten(reason)}"
     ) from error

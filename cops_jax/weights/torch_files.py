@@ -54,7 +54,7 @@ _OPCODES = set(
   " BUILD BINPERSID".split()
 )
 # The pickle of the largest CLIP has 300 kB and 6,500 tuples.
-_MAX_PICKLE_BYTES = 16 << 20
+_MAX_PICKLE_BYTES = 4 << 20
 _MAX_TUPLES = 20_000
 _RECORD = "record.json"
 
