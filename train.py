@@ -6,4 +6,4 @@ python train.py --config=configs/demo.py --workdir=runs/demo
 from cops_jax.commands.train import main
 
 if __name__ == "__main__":
-  main()
+  raise SystemExit(main())

@@ -48,8 +48,9 @@ def test_help_is_shown_at_once_in_any_folder(name, tmp_path):
   if name in ("train", "evaluate"):
     for field, row in FIELDS.items():
       comment = " ".join(row.comment.split())
-      assert f"--config.{field}={row.default} {comment}" in words
-    assert f"recipes: {', '.join(recipe_names())}" in words
+      assert f"--config.{field} " in words
+      assert f"{comment} Default: {row.default!r}." in words
+    assert f"recipes: {', '.join(recipe_names())} " in words
   if not name:
     assert all(
       f"{command} {text}" in words for command, text in COMMANDS.items()

@@ -7,8 +7,9 @@ import re
 import pytest
 from PIL import Image
 
+from cops_jax.commands import flags, make_parser
 from cops_jax.runs.checkpoints import Checkpoints
-from helpers.scripts import ROOT, run
+from helpers.scripts import ROOT, call, run
 
 
 def test_training_shows_progress_and_writes_its_files(trained):
@@ -70,62 +71,85 @@ def test_evaluation_needs_no_config_and_writes_its_files(trained):
     assert len(list(csv.DictReader(file))) == 612
 
 
-def test_no_epochs_is_a_checkpoint_of_untrained_prompts(arguments, tmp_path):
-  code, _, err = run(
-    "train.py",
-    *arguments,
-    f"--workdir={tmp_path}",
+@pytest.mark.parametrize(
+  "name, extra, code, expected",
+  (
+    ("train", "--config.train.epochs=3", 2, " or --config.train.num_epochs"),
+    ("train", "--config.train.batch_size=x", 2, "batch_size: invalid int va"),
+    ("train", "--config.train.use_tensorboard=2", 2, "neither true nor false"),
+    ("train", "--config.evaluation.datasets=('a", 2, "is no list such as (12,"),
+    ("train", "--config.data_dir=--", 1, "--config.data_dir=--: expected a va"),
+    ("train", "--profile_steps=2,1", 2, "numbers of the first and the last st"),
+    ("train", "--config=configs/none.py", 1, "configs/none.py cannot be read"),
+    ("train", "--config=vsia", 1, "'vsia' is not a recipe; the recipes are ab"),
+    ("train", "--config.model.image_size_pixels=50", 1, "patch size 16"),
+    ("train", "--config.clip.weights=/nowhere", 1, "'/nowhere' are neither"),
+    ("train", "--config.train.dataset=mvtec", 1, "unknown data set 'mvtec'"),
+    ("train", "--config.train.dataset=folder:x", 1, "x is not a folder"),
+    ("train", "surplus", 2, "unrecognized arguments: surplus"),
+    ("evaluate", "--config.seed=0", 1, "holds no training run"),
+    ("evaluate", "--datasets=visa,mvtec", 1, "unknown data set 'mvtec'; known"),
+  ),
+)
+def test_bad_input_is_one_sentence_and_writes_nothing(
+  arguments, tmp_path, name, extra, code, expected
+):
+  workdir = tmp_path / "run"
+  found, out, err = call(name, *arguments, f"--workdir={workdir}", extra)
+  assert (found, out) == (code, "") and expected in err.splitlines()[-1]
+  assert not workdir.exists()
+
+
+def test_fields_are_set_by_flags():
+  parser = make_parser("train", "")
+  flags.add_config(parser)
+  config = flags.read_config(
+    flags.parse(
+      parser,
+      [
+        *("--config=ablations:no_vae", "--config.train.b1=0.25"),
+        *("--config.evaluation.datasets=folder:/a", "--config.seed", "1"),
+        *("--config.model.feature_layers=(2,3)", "--config.clip.dtype=auto"),
+        *("--config.train.use_tensorboard", "--config.compilation_cache=False"),
+      ],
+    )
+  )
+  assert config.model.num_category_words == 0
+  assert config.train.b1 == 0.25 and config.seed == 1
+  assert config.evaluation.datasets == ("folder:/a",)
+  assert config.model.feature_layers == (2, 3)
+  assert config.clip.dtype == "auto"
+  assert config.train.use_tensorboard is True
+  assert config.compilation_cache is False
+
+
+def test_a_config_is_that_of_a_run(trained, tmp_path):
+  """Of the one in the work directory, or another as --config."""
+  workdir, _ = trained
+  released = ROOT / "tests" / "data" / "weights" / "epoch_1.pth"
+  _, _, err = call(
+    "evaluate", f"--workdir={workdir}", f"--checkpoint={released}"
+  )
+  assert "does not say with which config it was trained" in err
+  code, out, err = call(
+    *("train", f"--config={workdir}", f"--workdir={workdir}"), "--process_id=0"
+  )
+  assert (code, out) == (1, "") and "--num_processes must be given too" in err
+  code, _, err = call(
+    *("train", f"--config={workdir}", f"--workdir={tmp_path}"),
     "--config.train.num_epochs=0",
   )
   assert code == 0, err
   with Checkpoints(tmp_path) as saved:
-    assert saved.latest_step() == 0
-
-
-@pytest.mark.parametrize(
-  "script, extra, expected",
-  (
-    ("train.py", "--config.train.epochs=3", 'Did you mean "num_epochs"'),
-    ("train.py", "--config.train.batch_size=x", "train.batch_size=x: invalid"),
-    ("train.py", "--config=configs/none.py", "configs/none.py"),
-    ("train.py", "--config.model.image_size_pixels=50", "patch size 16"),
-    ("train.py", "--config.clip.weights=/nowhere", "'/nowhere' are neither"),
-    ("train.py", "--config.train.dataset=mvtec", "unknown data set 'mvtec'"),
-    ("train.py", "surplus", "unexpected argument 'surplus'"),
-    ("eval.py", "--config.seed=0", "holds no training run"),
-    ("eval.py", "--datasets=visa,mvtec", "unknown data set 'mvtec'; known are"),
-  ),
-)
-def test_bad_input_is_one_sentence_and_writes_nothing(
-  arguments, tmp_path, script, extra, expected
-):
-  workdir = tmp_path / "run"
-  code, out, err = run(script, *arguments, f"--workdir={workdir}", extra)
-  assert code != 0
-  assert expected in err
-  assert "Traceback" not in err and out == ""
-  assert not workdir.exists()
-
-
-def test_evaluation_without_a_config_reports_what_it_needs(trained):
-  workdir, _ = trained
-  released = ROOT / "tests" / "data" / "weights" / "epoch_1.pth"
-  for extra, expected in (
-    (f"--checkpoint={released}", "does not say with which config it was"),
-    ("--config.seeds=1", 'Did you mean "seed"'),
-  ):
-    code, out, err = run("eval.py", f"--workdir={workdir}", extra)
-    assert code == 1 and out == ""
-    assert expected in err and "Traceback" not in err
+    assert saved.latest_step() == 0  # Of untrained prompts.
 
 
 def test_another_config_is_refused(trained, arguments):
   workdir, _ = trained
   before = sorted(path.name for path in workdir.iterdir())
   changed = "--config.model.temperature=0.1"
-  for script in ("train.py", "eval.py"):
-    code, _, err = run(script, *arguments, f"--workdir={workdir}", changed)
+  for name in ("train", "evaluate"):
+    code, _, err = call(name, *arguments, f"--workdir={workdir}", changed)
     assert code == 1
     assert "model.temperature is 0.07 there and 0.1 here" in err
-    assert "Traceback" not in err
   assert sorted(path.name for path in workdir.iterdir()) == before

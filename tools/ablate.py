@@ -14,26 +14,19 @@ from __future__ import annotations
 
 import io
 import pathlib
-import sys
 from collections.abc import Sequence
 
 import numpy as np
-from absl import flags
 
 from configs import ablations
-from cops_jax.commands import config_flags
+from cops_jax.commands import command_line, flags, make_parser
 from cops_jax.files import write_file
+from cops_jax.progress import show_messages
 from cops_jax.reporting.comparison import Row, compare, format_rows
 from cops_jax.reporting.tables import metric_title
 from cops_jax.runtime import signals
 from tools import runs
 
-flags.adopt_module_key_flags(config_flags)
-
-_SEEDS = flags.DEFINE_list("seeds", ["0"], "Seeds to train each one with.")
-_ONLY = flags.DEFINE_list(
-  "only", list(ablations.ABLATIONS), "Names of the ablations to compare."
-)
 _BASE = "full"  # The others are compared with it.
 
 
@@ -74,12 +67,39 @@ def plot(rows: Sequence[Row]) -> bytes:
   return file.getvalue()
 
 
-def main(config, workdir, allow_other_clip):
-  seeds = runs.parse_seeds(_SEEDS.value)
-  workdir = pathlib.Path(workdir)
-  configs = {name: ablations.ablate(config, name) for name in _ONLY.value}
+def _parser():
+  parser = make_parser("ablate", __doc__)
+  parser.prog = "python -m tools.ablate"
+  flags.add(parser, "--workdir", required=True)
+  flags.add(parser, "--allow_other_clip")
+  parser.add_argument(
+    "--seeds",
+    type=flags.comma_list,
+    default=["0"],
+    help="seeds to train each one with",
+  )
+  parser.add_argument(
+    "--only",
+    type=flags.comma_list,
+    default=list(ablations.ABLATIONS),
+    help="names of the ablations to compare",
+  )
+  flags.add_config(parser)
+  return parser
+
+
+@command_line
+def main(arguments: Sequence[str] | None = None) -> None:
+  """The command line."""
+  signals.catch_signals()
+  options = flags.parse(_parser(), arguments)
+  show_messages()
+  config = flags.read_config(options, ablations.get_config)
+  seeds = runs.parse_seeds(options.seeds)
+  workdir = pathlib.Path(options.workdir)
+  configs = {name: ablations.ablate(config, name) for name in options.only}
   found, failures = runs.run_all(
-    configs, workdir, seeds, allow_other_clip=allow_other_clip
+    configs, workdir, seeds, allow_other_clip=options.allow_other_clip
   )
   if found:
     rows = compare(found, base=_BASE)
@@ -91,8 +111,4 @@ def main(config, workdir, allow_other_clip):
 
 
 if __name__ == "__main__":
-  signals.catch_signals()
-  config_flags.run(
-    *(main, "python -m tools.ablate", sys.argv[0], __doc__),
-    ablations.get_config,
-  )
+  main()

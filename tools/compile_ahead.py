@@ -24,17 +24,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
 from jax.experimental import topologies
 from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
-from ml_collections import config_flags
 
 from benchmarks.common import clip_config
 from cops_jax.clip.attention import padded_length
 from cops_jax.clip.flops import PEAK_TERA_FLOPS
 from cops_jax.clip.towers import cast_matrices
-from cops_jax.commands import command_line
+from cops_jax.commands import command_line, flags, make_parser
 from cops_jax.errors import InputError, shorten
 from cops_jax.evaluation.step import make_predict_step
 from cops_jax.progress import show_messages
@@ -361,24 +359,32 @@ def _memory_ms(report, chip):
   return report.accessed_bytes / chip.bandwidth / 1e6
 
 
-def _define_flags():
-  """Only where this is the program: others have a --config too."""
-  config_flags.DEFINE_config_file("config", None, "Config file, see configs/.")
-  flags.DEFINE_string(
-    "topology", "v5e:4x4", "The slice: a kind of TPU and its chips' grid."
+def _parser():
+  parser = make_parser("compile_ahead", __doc__)
+  parser.prog = "python -m tools.compile_ahead"
+  parser.add_argument(
+    "--topology",
+    default="v5e:4x4",
+    help="slice: a kind of TPU and its chips' grid; default %(default)s",
   )
-  flags.DEFINE_integer(
-    "images_per_chip", 8, "Images in a step for each chip.", lower_bound=1
+  parser.add_argument(
+    "--images_per_chip",
+    type=int,
+    default=8,
+    help="images in a step for each chip; default %(default)s",
   )
-  flags.mark_flag_as_required("config")
+  flags.add_config(parser)
+  return parser
 
 
 @command_line
-def main(_) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
   """The command line."""
+  options = flags.parse(_parser(), arguments)
+  show_messages()
   jax.config.update("jax_platforms", "cpu")  # No TPU is looked for here.
-  config, topology = flags.FLAGS.config, flags.FLAGS.topology
-  images_per_chip = flags.FLAGS.images_per_chip
+  config, topology = flags.read_config(options), options.topology
+  images_per_chip = max(options.images_per_chip, 1)
   mesh = tpu_mesh(topology)
   clip = read_clip(config.clip.weights)
   kind = mesh.devices.flat[0].device_kind
@@ -395,6 +401,4 @@ def main(_) -> None:
 
 
 if __name__ == "__main__":
-  show_messages()
-  _define_flags()
-  app.run(main)
+  main()

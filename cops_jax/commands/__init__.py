@@ -1,7 +1,7 @@
-"""The commands, a module each; here what they share: flags, and how they end.
+"""The commands, a module each, and how they end.
 
-A command's module loads JAX, data sets and models only where it uses them,
-after it has read its arguments: help and mistakes are shown at once.
+A command's module imports JAX, data sets and models after it has read its
+arguments, so that help and mistakes are shown at once.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import re
 import sys
 import threading
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
 
 from cops_jax.errors import (
   DamagedRunError,
@@ -22,9 +21,6 @@ from cops_jax.errors import (
   MissingRunError,
   shorten,
 )
-
-if TYPE_CHECKING:
-  from cops_jax.detector import AnomalyDetector
 
 _EXIT_SECONDS = 20
 _ADVICE = {
@@ -54,110 +50,11 @@ def make_parser(name: str, description: str) -> argparse.ArgumentParser:
   )
 
 
-def add_allow_other_clip(parser: argparse.ArgumentParser) -> None:
-  """Adds the flag of the commands that open a run."""
-  parser.add_argument(
-    "--allow_other_clip",
-    action="store_true",
-    help="accept other CLIP weights than the run's own",
-  )
-
-
-def add_prompts(parser: argparse.ArgumentParser) -> None:
-  """Adds the flags that name trained prompts; one of them is to be given."""
-  group = parser.add_mutually_exclusive_group(required=True)
-  group.add_argument("--workdir", help="of a training run")
-  add_pretrained(group)
-
-
-def add_pretrained(parser: Any, **options: Any) -> None:
-  """Adds the flag of published prompts to a parser or a group of its flags.
-
-  Args:
-    parser: an `argparse.ArgumentParser` or a group of one.
-    **options: of its `add_argument`.
-  """
-  parser.add_argument(
-    "--pretrained",
-    metavar="NAME",
-    help="published prompts: OWNER/NAME or OWNER/NAME@REVISION on the Hugging"
-    " Face hub, or a folder that `cops weights publish` wrote",
-    **options,
-  )
-
-
-def open_detector(options: argparse.Namespace) -> AnomalyDetector:
-  """The detector that --workdir or --pretrained names.
-
-  Raises:
-    InputError: it cannot be loaded.
-  """
-  from cops_jax.detector import AnomalyDetector
-
-  if options.pretrained:
-    return AnomalyDetector.from_pretrained(
-      options.pretrained, allow_other_clip=options.allow_other_clip
-    )
-  return AnomalyDetector.from_workdir(
-    options.workdir, allow_other_clip=options.allow_other_clip
-  )
-
-
-def add_tiles(parser: argparse.ArgumentParser) -> None:
-  """Adds the flag of the commands that look at large photographs."""
-  parser.add_argument(
-    "--tiles",
-    default="",
-    help='look at overlapping tiles too, for small defects: "auto" for as many'
-    " as an image's size takes, or rows x columns such as 2x3; t tiles take t"
-    " times as long as the whole image, which alone is looked at by default",
-  )
-
-
 def end_soon() -> None:
   """Ends the program even if its threads wait for a server that is gone."""
   ending = threading.Timer(_EXIT_SECONDS, os._exit, [1])
   ending.daemon = True
   ending.start()
-
-
-def add_clip(parser: argparse.ArgumentParser) -> None:
-  """Adds the flags of a CLIP and texts, which take the place of training."""
-  parser.add_argument(
-    "--clip",
-    help="use this CLIP with hand-written texts, without training: a Hugging"
-    ' Face name or folder, OpenAI\'s own .pt, or "demo"',
-  )
-  for name, example in (
-    ("normal", "a clean weld"),
-    ("anomalous", "a weld with a crack"),
-  ):
-    parser.add_argument(
-      f"--{name}",
-      action="append",
-      default=[],
-      metavar="TEXT",
-      help=f'with --clip, what is {name}, such as "{example}"; may be repeated',
-    )
-
-
-def load_clip_detector(
-  options: argparse.Namespace, parser: argparse.ArgumentParser
-) -> AnomalyDetector | None:
-  """The detector that the flags of `add_clip` name; None without --clip.
-
-  Raises:
-    InputError: it cannot be loaded.
-  """
-  if options.clip:
-    from cops_jax.detector import AnomalyDetector
-
-    return AnomalyDetector.from_clip(
-      options.clip, normal=options.normal, anomalous=options.anomalous
-    )
-  if options.normal or options.anomalous:
-    parser.error("--normal and --anomalous need --clip")
-  return None
 
 
 def command_line(
@@ -174,7 +71,9 @@ def command_line(
   def run(arguments: Sequence[str] | None = None) -> int | None:
     try:
       for text in sys.argv[1:] if arguments is None else arguments:
-        if re.fullmatch(r"--\w+=--", str(text)):  # argparse makes a list of it.
+        if re.fullmatch(
+          r"--[\w.]+=--", str(text)
+        ):  # argparse makes a list of it.
           raise InputError(f"{text}: expected a value")
       status = main(arguments)
       sys.stdout.flush()

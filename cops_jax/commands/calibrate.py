@@ -21,14 +21,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from cops_jax.commands import (
-  add_allow_other_clip,
-  add_prompts,
-  add_tiles,
-  command_line,
-  make_parser,
-  open_detector,
-)
+from cops_jax.commands import command_line, flags, make_parser
 from cops_jax.errors import InputError
 from cops_jax.progress import show_messages
 
@@ -37,7 +30,7 @@ _FALSE_ALARMS = 0.01
 
 def _parser() -> argparse.ArgumentParser:
   parser = make_parser("calibrate", __doc__)
-  add_prompts(parser)
+  flags.add_prompts(parser)
   parser.add_argument(
     "--out",
     help="with --pretrained, the folder that becomes a copy of it with the"
@@ -57,8 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     f" balanced accuracy decides, and with --normal {_FALSE_ALARMS}",
   )
   parser.add_argument("--data_dir", help="where TFDS keeps prepared data sets")
-  add_tiles(parser)
-  add_allow_other_clip(parser)
+  flags.add(parser, "--tiles")
   return parser
 
 
@@ -84,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if split_hub_name(out):
       parser.error(f"{out} cannot be written: give a folder, --out=FOLDER")
     publish.require_replaceable(out)
-  detector = open_detector(options)
+  detector = flags.open_detector(options)
   if options.normal:
     rate = _FALSE_ALARMS if rate is None else rate
     paths = find_images(options.normal)

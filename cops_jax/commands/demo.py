@@ -16,14 +16,13 @@ from __future__ import annotations
 import socket
 from collections.abc import Sequence
 
-from cops_jax import commands
-from cops_jax.commands import command_line, make_parser
+from cops_jax.commands import command_line, flags, make_parser
 from cops_jax.errors import InputError, needs_extra
 
 _LOCAL_HOSTS = ("127.0.0.1", "localhost", "[::1]")
 
 
-def _load_models(options, parser):
+def _load_models(options):
   """Detectors and what the page says about each."""
   from cops_jax.demo import load_detector
   from cops_jax.detector import AnomalyDetector
@@ -40,11 +39,14 @@ def _load_models(options, parser):
     )
     for name in names
   ]
-  by_hand = commands.load_clip_detector(options, parser)
-  if not models and by_hand is None:
+  clip = options.clip
+  if not models and not clip:
     models.append((load_detector(), "The embedded prompts"))
-    by_hand = AnomalyDetector.from_clip(DEMO_CLIP)
-  if by_hand is not None:
+    clip = DEMO_CLIP
+  if clip:
+    by_hand = AnomalyDetector.from_clip(
+      clip, normal=options.normal, anomalous=options.anomalous
+    )
     models.append((by_hand, "Hand-written prompts"))
   return [(detector, _describe(detector, text)) for detector, text in models]
 
@@ -86,7 +88,7 @@ def _listen(host, port):
     ) from error
 
 
-def _serve(options, parser):
+def _serve(options):
   with needs_extra("the page", "demo", "starlette", "uvicorn"):
     import uvicorn  # noqa: F401
 
@@ -94,7 +96,7 @@ def _serve(options, parser):
   import numpy as np
 
   with _listen(options.host, options.port) as listener:
-    (detector, about), *others = _load_models(options, parser)
+    (detector, about), *others = _load_models(options)
     # Compiles now, so that the first upload does not wait for it.
     detector(np.zeros((8, 8), np.uint8))
     host, port = listener.getsockname()[:2]
@@ -111,16 +113,9 @@ def _serve(options, parser):
 
 def _parser():
   parser = make_parser("demo", __doc__)
-  parser.add_argument(
-    "--workdir",
-    action="append",
-    default=[],
-    help="of a training run; repeated, the page has a choice; by default the"
-    " embedded prompts",
-  )
-  commands.add_pretrained(parser, action="append", default=[])
-  commands.add_clip(parser)
-  commands.add_allow_other_clip(parser)
+  repeated = dict(action="append", default=[])
+  flags.add(parser, "--workdir", "--pretrained", **repeated)
+  flags.add(parser, "--clip", "--normal", "--anomalous", "--allow_other_clip")
   parser.add_argument(
     "--host",
     default="127.0.0.1",
@@ -135,6 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
   """The command line."""
   parser = _parser()
   options = parser.parse_args(arguments)
+  flags.require_clip_for_texts(parser, options)
   if not 0 <= options.port < 2**16:
     parser.error(f"--port is {options.port}, expected from 0 to {2**16 - 1}")
-  _serve(options, parser)
+  _serve(options)

@@ -12,60 +12,63 @@ evaluation.
 
 from __future__ import annotations
 
-import functools
+import argparse
 import logging
 import sys
+from collections.abc import Sequence
 
-from absl import flags
-
-from cops_jax.commands import config_flags
-from cops_jax.errors import InputError
+from cops_jax.commands import command_line, flags, make_parser
+from cops_jax.progress import show_messages
 
 _logger = logging.getLogger(__name__)
 
-_CHECKPOINT = flags.DEFINE_string(
-  "checkpoint",
-  None,
-  "Trained prompts: a work directory, the authors' epoch_N.pth, which needs a"
-  " --config, or exported prompts. By default the work directory's own.",
-)
-_PRETRAINED = flags.DEFINE_string(
-  "pretrained",
-  None,
-  "Published prompts, in place of --checkpoint: OWNER/NAME or"
-  " OWNER/NAME@REVISION on the Hugging Face hub, or a folder that `cops weights"
-  " publish` wrote.",
-)
-_DATASETS = flags.DEFINE_list(
-  "datasets",
-  [],
-  "Names, separated by commas; all for those of the thirteen published ones"
-  " that are prepared. By default config.evaluation.datasets.",
-)
-_SAVE_MAPS = flags.DEFINE_bool(
-  "save_maps", False, "Write the anomaly maps too: maps/DATASET/CATEGORY.npz."
-)
+
+def _parser() -> argparse.ArgumentParser:
+  parser = make_parser("evaluate", __doc__)
+  flags.add(parser, "--workdir", required=True)
+  flags.add(parser, "--allow_other_clip")
+  group = parser.add_mutually_exclusive_group()
+  group.add_argument(
+    "--checkpoint",
+    help="trained prompts: a work directory, the authors' epoch_N.pth, which"
+    " needs --config, or exported prompts; default: those in --workdir",
+  )
+  flags.add(group, "--pretrained")
+  parser.add_argument(
+    "--datasets",
+    type=flags.comma_list,
+    default=[],
+    help="names, separated by commas; all stands for the prepared ones of the"
+    " thirteen published; default: config.evaluation.datasets",
+  )
+  parser.add_argument(
+    "--save_maps",
+    action="store_true",
+    help="write the anomaly maps too: maps/DATASET/CATEGORY.npz",
+  )
+  flags.add_cluster(parser)
+  flags.add_config(parser)
+  return parser
 
 
-@functools.cache
-def _find_checkpoint():
-  """The prompts that the flags name; None for the work directory's own."""
-  if _PRETRAINED.value is None:
-    return _CHECKPOINT.value
-  if _CHECKPOINT.value is not None:
-    raise InputError("give --pretrained or --checkpoint, not both")
-  from cops_jax.weights import pretrained
+@command_line
+def main(arguments: Sequence[str] | None = None) -> int:
+  """The command line; returns its exit status."""
+  options = flags.parse(_parser(), arguments)
+  show_messages()
+  from cops_jax.weights import pretrained, prompts
 
-  return pretrained.find(_PRETRAINED.value) / pretrained.PROMPTS
+  checkpoint = options.checkpoint
+  if options.pretrained:
+    checkpoint = pretrained.find(options.pretrained) / pretrained.PROMPTS
+  config = flags.read_config(
+    options, lambda: prompts.recorded_config(checkpoint or options.workdir)
+  )
+  with flags.cluster(options):
+    return _evaluate(config, options, checkpoint)
 
 
-def _recorded_config():
-  from cops_jax.weights import prompts
-
-  return prompts.recorded_config(_find_checkpoint() or flags.FLAGS.workdir)
-
-
-def _evaluate(config, workdir, allow_other_clip):
+def _evaluate(config, options, checkpoint):
   import jax
 
   from cops_jax import reporting
@@ -73,16 +76,16 @@ def _evaluate(config, workdir, allow_other_clip):
 
   found = many.evaluate(
     config,
-    workdir,
-    names=_DATASETS.value,
-    checkpoint=_find_checkpoint(),
-    save_maps=_SAVE_MAPS.value,
-    allow_other_clip=allow_other_clip,
+    options.workdir,
+    names=options.datasets,
+    checkpoint=checkpoint,
+    save_maps=options.save_maps,
+    allow_other_clip=options.allow_other_clip,
   )
   is_written = True
   if jax.process_index() == 0:
     if found.results:
-      page = reporting.write(workdir, found)
+      page = reporting.write(options.workdir, found)
       is_written = page is not None
       print(reporting.format_table(found.results))
       if page:
@@ -91,13 +94,7 @@ def _evaluate(config, workdir, allow_other_clip):
       print(f"{name} failed: {reason}", file=sys.stderr)
   if not found.results:
     sys.exit("error: no data set was evaluated")
-  if found.failed or (found.results and not is_written):
-    sys.exit(1)
+  if found.failed or not is_written:
+    return 1
   _logger.info("the evaluation is finished: %s", ", ".join(found.results))
-
-
-def main() -> None:
-  """The command line."""
-  config_flags.run(
-    _evaluate, "cops evaluate", __name__, __doc__, _recorded_config
-  )
+  return 0

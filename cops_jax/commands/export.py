@@ -10,22 +10,15 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from cops_jax.commands import (
-  add_allow_other_clip,
-  add_prompts,
-  command_line,
-  make_parser,
-  open_detector,
-)
+from cops_jax.commands import command_line, flags, make_parser
 
 
 def _parser() -> argparse.ArgumentParser:
   parser = make_parser("export", __doc__)
-  add_prompts(parser)
+  flags.add_prompts(parser)
   parser.add_argument(
     "--out", required=True, help="the file to write; NAME.onnx is an ONNX file"
   )
-  add_allow_other_clip(parser)
   return parser
 
 
@@ -36,11 +29,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
   from cops_jax.export import export
   from cops_jax.files import size_of
 
-  detector = open_detector(options)
+  detector = flags.open_detector(options)
   metadata = export(detector, options.out)
-  size = size_of(options.out)
   text = (
-    f"{options.out}: {size / 1e6:,.1f} MB, images of"
+    f"{options.out}: {size_of(options.out) / 1e6:,.1f} MB, images of"
     f" {metadata['image_size_pixels']} pixels"
   )
   if "platforms" in metadata:

@@ -30,16 +30,7 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from cops_jax.commands import (
-  add_allow_other_clip,
-  add_clip,
-  add_pretrained,
-  add_tiles,
-  command_line,
-  load_clip_detector,
-  make_parser,
-  open_detector,
-)
+from cops_jax.commands import command_line, flags, make_parser
 from cops_jax.paths import to_path
 from cops_jax.progress import show_messages
 
@@ -61,11 +52,8 @@ def _parser() -> argparse.ArgumentParser:
     help="larger images are not decoded; by default the limit of the run's"
     " config, input.max_image_megapixels",
   )
-  add_tiles(parser)
-  parser.add_argument("--workdir", help="of a training run")
-  add_pretrained(parser)
-  add_clip(parser)
-  add_allow_other_clip(parser)
+  flags.add_prompts(parser, "--clip")
+  flags.add(parser, "--normal", "--anomalous", "--tiles")
   return parser
 
 
@@ -76,6 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
   options = parser.parse_args(arguments)
   if options.save_maps and not options.out:
     parser.error("--save_maps needs --out")
+  flags.require_clip_for_texts(parser, options)
   show_messages()
   from cops_jax.images.decoding import find_images
   from cops_jax.images.tiles import normalize
@@ -83,14 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
   tiles = normalize(options.tiles)
   paths = find_images(options.images)
-  given = (options.workdir, options.pretrained, options.clip)
-  advice = "give one of --workdir, --pretrained and --clip"
-  if sum(map(bool, given)) > 1:
-    parser.error(advice)
-  detector = load_clip_detector(options, parser)
-  if not any(given):
-    parser.error(advice)
-  detector = detector or open_detector(options)
+  detector = flags.open_detector(options)
   if detector.thresholds is None:
     flag = "--pretrained" if options.pretrained else "--workdir"
     prompts = options.pretrained or options.workdir

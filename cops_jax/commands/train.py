@@ -9,59 +9,100 @@ interrupted run. --verify checks the checkpoints of a work directory instead.
 
 from __future__ import annotations
 
+import argparse
 import logging
+from collections.abc import Sequence
 
-from absl import flags
-
-from cops_jax.commands import config_flags
+from cops_jax.commands import command_line, describe, flags, make_parser
+from cops_jax.errors import InputError
+from cops_jax.progress import show_messages
 from cops_jax.runtime import signals
 
 _logger = logging.getLogger(__name__)
 
-_INIT_FROM = flags.DEFINE_string(
-  "init_from",
-  "",
-  "Trained prompts to begin from: a work directory, the authors' epoch_N.pth,"
-  " exported prompts, or published ones: a folder, or OWNER/NAME[@REVISION] on"
-  " the Hugging Face hub. The optimizer starts fresh.",
-)
-_ALLOW_OTHER_DATA = flags.DEFINE_bool(
-  "allow_other_data", False, "Go on with other images than the run began with."
-)
-_PROFILE_STEPS = flags.DEFINE_list(
-  "profile_steps", [], "First and last step to profile, such as 10,12."
-)
+
+def _parser() -> argparse.ArgumentParser:
+  parser = make_parser("train", __doc__)
+  flags.add(parser, "--workdir", required=True)
+  flags.add(parser, "--allow_other_clip")
+  parser.add_argument(
+    "--init_from",
+    default="",
+    help="trained prompts to begin from: a work directory, the authors'"
+    " epoch_N.pth, exported prompts, or published ones: a folder, or OWNER/NAME"
+    " or OWNER/NAME@REVISION on the Hugging Face hub; the optimizer starts"
+    " fresh",
+  )
+  parser.add_argument(
+    "--allow_other_data",
+    action="store_true",
+    help="resume with other images than the run began with",
+  )
+  parser.add_argument(
+    "--profile_steps",
+    type=_parse_steps,
+    default=(),
+    help="first and last step to profile, such as 10,12",
+  )
+  parser.add_argument(
+    "--verify",
+    action="store_true",
+    help="only check the work directory's files; needs no --config",
+  )
+  flags.add_cluster(parser)
+  flags.add_config(parser)
+  return parser
 
 
-def _train(config, workdir, allow_other_clip):
-  from cops_jax import training
-  from cops_jax.errors import InputError
-
+def _parse_steps(text):
   try:
-    profile_steps = [int(step) for step in _PROFILE_STEPS.value]
-    if profile_steps:
-      first, last = profile_steps
-      if not 0 < first <= last:
-        raise ValueError
-  except ValueError as error:
-    raise InputError(
-      f"--profile_steps={','.join(_PROFILE_STEPS.value)}: expected the numbers"
-      " of the first and the last step"
-    ) from error
-  training.train(
-    config,
-    workdir,
-    init_from=_INIT_FROM.value,
-    allow_other_clip=allow_other_clip,
-    allow_other_data=_ALLOW_OTHER_DATA.value,
-    profile_steps=profile_steps,
-  )
-  _logger.info(
-    "training is finished; to evaluate it: cops evaluate --workdir=%s", workdir
+    first, last = map(int, text.split(","))
+    if 0 < first <= last:
+      return first, last
+  except ValueError:
+    pass
+  raise argparse.ArgumentTypeError(
+    f"{text!r}: expected the numbers of the first and the last step"
   )
 
 
-def main() -> None:
-  """The command line."""
+def _verify(workdir):
+  """Prints what is wrong in a work directory; returns the exit status."""
+  from cops_jax.runs import checkpoints
+  from cops_jax.runs.record import read_record
+
+  damage_of_steps = checkpoints.find_damage(workdir)
+  for step, damage in damage_of_steps.items():
+    print(f"step {step}: {'; '.join(damage) or 'good'}")
+  try:
+    read_record(workdir)
+  except InputError as error:
+    print(describe(error))
+    return 1
+  return 1 if any(damage_of_steps.values()) else 0
+
+
+@command_line
+def main(arguments: Sequence[str] | None = None) -> int | None:
+  """The command line; returns its exit status."""
   signals.catch_signals()
-  config_flags.run(_train, "cops train", __name__, __doc__)
+  options = flags.parse(_parser(), arguments)
+  show_messages()
+  if options.verify:
+    return _verify(options.workdir)
+  config = flags.read_config(options)
+  with flags.cluster(options):
+    from cops_jax import training
+
+    training.train(
+      config,
+      options.workdir,
+      init_from=options.init_from,
+      allow_other_clip=options.allow_other_clip,
+      allow_other_data=options.allow_other_data,
+      profile_steps=options.profile_steps,
+    )
+    _logger.info(
+      "training is finished; to evaluate it: cops evaluate --workdir=%s",
+      options.workdir,
+    )

@@ -5,8 +5,12 @@ imported what they all do. It is otherwise a process of its own.
 """
 
 import atexit
+import contextlib
 import functools
 import gc
+import importlib
+import io
+import logging
 import multiprocessing
 import os
 import pathlib
@@ -156,6 +160,32 @@ def run(*arguments, **options):
   program = Program(*arguments, **options)
   out, err = program.communicate()
   return program.returncode, out, err
+
+
+def call(name, *arguments):
+  """Exit status, output and errors of `cops NAME ARGUMENTS`, in this process.
+
+  Signals and log messages are handled as before when it has ended.
+  """
+  module = importlib.import_module(f"cops_jax.commands.{name}")
+  logger = logging.getLogger("cops_jax")
+  before = logger.handlers, logger.level, logger.propagate
+  out, err, code = io.StringIO(), io.StringIO(), 0
+  with (
+    contextlib.redirect_stdout(out),
+    contextlib.redirect_stderr(err),
+    mock.patch("cops_jax.runtime.signals.catch_signals"),
+  ):
+    try:
+      code = module.main([str(argument) for argument in arguments]) or 0
+    except SystemExit as ended:
+      code = ended.code or 0
+      if isinstance(code, str):
+        print(code, file=sys.stderr)
+        code = 1
+    finally:
+      logger.handlers, logger.level, logger.propagate = before
+  return code, out.getvalue(), err.getvalue()
 
 
 def start_afresh(*arguments, **options):

@@ -153,10 +153,10 @@ def test_sizes_fit_any_clip(clip_folder):
     ),
     (
       ["--clip=demo", "--workdir=run"],
-      "give one of --workdir, --pretrained and",
+      "argument --workdir: not allowed with argument --clip",
     ),
-    (["--normal=good"], "--normal and --anomalous need --clip"),
-    ([], "give one of --workdir, --pretrained and"),
+    (["--workdir=run", "--normal=good"], "--anomalous need --clip"),
+    ([], "one of the arguments --workdir --pretrained --clip is required"),
   ),
 )
 def test_bad_input_is_reported(arguments, expected, tmp_path):

@@ -21,58 +21,71 @@ Fields can be set for all recipes: --config.clip.weights=ViT-L-14-336px.pt.
 from __future__ import annotations
 
 import pathlib
-import sys
+from collections.abc import Sequence
 
-from absl import flags
-from ml_collections import config_flags as config_files
-
-from cops_jax.commands import config_flags
+from cops_jax.commands import command_line, flags, make_parser
 from cops_jax.config import decides, recipe
 from cops_jax.errors import InputError
 from cops_jax.fields import Role
+from cops_jax.progress import show_messages
 from cops_jax.runtime import signals
 from tools import runs
 
-flags.adopt_module_key_flags(config_flags)
 
-_MANUAL_DIR = flags.DEFINE_string(
-  "manual_dir", None, "Original files, a folder of its name for each data set."
-)
-_SEEDS = flags.DEFINE_list("seeds", ["0"], "Seeds to train each recipe with.")
-_METHODS = flags.DEFINE_list(
-  "methods", ["cops"], "Of cops, anomalyclip and prompt_ensemble."
-)
-_DATASETS = flags.DEFINE_list(
-  "datasets", [], "To evaluate; by default all thirteen."
-)
-_DRY_RUN = flags.DEFINE_bool(
-  "dry_run", False, "Only say what is missing and what it takes."
-)
+def _parser():
+  parser = make_parser("reproduce", __doc__)
+  parser.prog = "python -m tools.reproduce"
+  flags.add(parser, "--workdir", required=True)
+  flags.add(parser, "--allow_other_clip")
+  parser.add_argument(
+    "--manual_dir",
+    help="original files, a folder of its name for each data set",
+  )
+  for name, default, text in (
+    ("seeds", ["0"], "seeds to train each recipe with"),
+    ("methods", ["cops"], "of cops, anomalyclip and prompt_ensemble"),
+    ("datasets", [], "to evaluate; by default all thirteen"),
+  ):
+    parser.add_argument(
+      f"--{name}", type=flags.comma_list, default=default, help=text
+    )
+  parser.add_argument(
+    "--dry_run",
+    action="store_true",
+    help="only say what is missing and what it takes",
+  )
+  flags.add_config(parser)
+  return parser
 
 
-def main(config, workdir, allow_other_clip):
+@command_line
+def main(arguments: Sequence[str] | None = None) -> None:
+  """The command line."""
+  signals.catch_signals()
+  options = flags.parse(_parser(), arguments)
+  show_messages()
+  config, overrides = _read_config(options)
   from cops_jax import weights
   from cops_jax.datasets import SPECIFICATIONS
   from tools.reproduce import needs, plan, report
 
-  overrides = _overrides(config)
-  names = _DATASETS.value or list(SPECIFICATIONS)
-  configs = plan.make_configs(_METHODS.value, names, overrides)
-  seeds = runs.parse_seeds(_SEEDS.value)
+  names = options.datasets or list(SPECIFICATIONS)
+  configs = plan.make_configs(options.methods, names, overrides)
+  seeds = runs.parse_seeds(options.seeds)
   places = config.data_dir or None, config.manual_dir or None
   found = needs.find_data(plan.needed_datasets(configs), *places)
   clip = weights.clip_of(config)
-  workdir = pathlib.Path(workdir)
-  if _DRY_RUN.value or not any((workdir / name).exists() for name in configs):
+  workdir = pathlib.Path(options.workdir)
+  if options.dry_run or not any((workdir / name).exists() for name in configs):
     planned = runs.list_runs(configs, seeds)
     print(needs.describe(configs, planned, found, clip), flush=True)
-  if _DRY_RUN.value:
+  if options.dry_run:
     return
   unprepared = [name for name in found if found[name].state != needs.PREPARED]
   if unprepared:
     _prepare(unprepared, *places)
   results, failures = runs.run_all(
-    configs, workdir, seeds, allow_other_clip=allow_other_clip
+    configs, workdir, seeds, allow_other_clip=options.allow_other_clip
   )
   if results:
     changed = {
@@ -84,19 +97,19 @@ def main(config, workdir, allow_other_clip):
   runs.exit_on_failures(failures)
 
 
-def _overrides(config):
-  """Returns the fields that were set on the command line, by name."""
-  overrides = config_files.get_override_values(flags.FLAGS["config"])
-  expected = recipe("visa")
-  expected.update_from_flattened_dict(overrides)
-  if config.to_dict() != expected.to_dict():
+def _read_config(options):
+  """Returns a config, and the fields that flags set by dotted name."""
+  if options.config:
     raise InputError(
       "--config is not read here: the recipes are those of the papers. Set"
       " fields with --config.FIELD=VALUE"
     )
-  if _MANUAL_DIR.value:
-    config.manual_dir = overrides["manual_dir"] = _MANUAL_DIR.value
-  return overrides
+  overrides = flags.set_fields(options)
+  if options.manual_dir:
+    overrides["manual_dir"] = options.manual_dir
+  config = recipe("visa")
+  config.update_from_flattened_dict(overrides)
+  return config, overrides
 
 
 def _prepare(names, data_dir, manual_dir):
@@ -109,8 +122,4 @@ def _prepare(names, data_dir, manual_dir):
 
 
 if __name__ == "__main__":
-  signals.catch_signals()
-  config_flags.run(
-    *(main, "python -m tools.reproduce", sys.argv[0], __doc__),
-    lambda: recipe("visa"),
-  )
+  main()

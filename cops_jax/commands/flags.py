@@ -1,0 +1,257 @@
+"""Flags that several commands have, and what they stand for."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import contextlib
+import difflib
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from cops_jax.commands import end_soon
+from cops_jax.config import recipe, recipe_names
+from cops_jax.errors import InputError
+from cops_jax.fields import FIELDS
+
+if TYPE_CHECKING:
+  from cops_jax.detector import AnomalyDetector
+
+_SHARED = {
+  "--workdir": dict(
+    help="work directory of a run: its checkpoints, logs and results"
+  ),
+  "--pretrained": dict(
+    metavar="NAME",
+    help="published prompts: OWNER/NAME or OWNER/NAME@REVISION on the Hugging"
+    " Face hub, or a folder that `cops weights publish` wrote",
+  ),
+  "--clip": dict(
+    help="use this CLIP with hand-written texts, without training: a Hugging"
+    ' Face name or folder, OpenAI\'s own .pt, or "demo"',
+  ),
+  "--normal": dict(
+    action="append",
+    default=[],
+    metavar="TEXT",
+    help='with --clip, a text for normal, such as "a clean weld"; may be'
+    " repeated",
+  ),
+  "--anomalous": dict(
+    action="append",
+    default=[],
+    metavar="TEXT",
+    help='with --clip, a text for anomalous, such as "a weld with a crack"; may'
+    " be repeated",
+  ),
+  "--allow_other_clip": dict(
+    action="store_true", help="accept other CLIP weights than the run's own"
+  ),
+  "--tiles": dict(
+    default="",
+    help='look at overlapping tiles too, for small defects: "auto" for as many'
+    " as an image's size takes, or rows x columns such as 2x3; t tiles take t"
+    " times as long as the whole image, which alone is looked at by default",
+  ),
+  "--distributed": dict(
+    action="store_true",
+    help="join the other processes of a cluster that JAX recognises: a TPU pod,"
+    " Slurm, Open MPI; for others give the next three flags instead",
+  ),
+  "--coordinator_address": dict(help="host and port of the first process"),
+  "--num_processes": dict(type=int, help="processes in the cluster"),
+  "--process_id": dict(type=int, help="this process's number, from 0"),
+  "--heartbeat_timeout_seconds": dict(
+    type=int,
+    default=30,
+    help="silence after which a process of a cluster counts as dead; default"
+    " %(default)s",
+  ),
+}
+
+
+def add(parser: Any, *names: str, **options: Any) -> None:
+  """Adds shared flags to a parser or a group of its flags.
+
+  Args:
+    parser: an `argparse.ArgumentParser` or a group of one.
+    *names: of the flags.
+    **options: of `add_argument`, in place of the flags' own.
+  """
+  for name in names:
+    parser.add_argument(name, **{**_SHARED[name], **options})
+
+
+def add_prompts(parser: argparse.ArgumentParser, *others: str) -> None:
+  """Adds the flags that name a detector; exactly one of them is required."""
+  group = parser.add_mutually_exclusive_group(required=True)
+  add(group, "--workdir", "--pretrained", *others)
+  add(parser, "--allow_other_clip")
+
+
+def open_detector(options: argparse.Namespace) -> AnomalyDetector:
+  """Returns the detector that --workdir, --pretrained or --clip names.
+
+  Raises:
+    InputError: it cannot be loaded.
+  """
+  from cops_jax.detector import AnomalyDetector
+
+  if options.pretrained:
+    return AnomalyDetector.from_pretrained(
+      options.pretrained, allow_other_clip=options.allow_other_clip
+    )
+  if options.workdir:
+    return AnomalyDetector.from_workdir(
+      options.workdir, allow_other_clip=options.allow_other_clip
+    )
+  return AnomalyDetector.from_clip(
+    options.clip, normal=options.normal, anomalous=options.anomalous
+  )
+
+
+def require_clip_for_texts(
+  parser: argparse.ArgumentParser, options: argparse.Namespace
+) -> None:
+  """Reports --normal and --anomalous without --clip."""
+  if (options.normal or options.anomalous) and not options.clip:
+    parser.error("--normal and --anomalous need --clip")
+
+
+def add_cluster(parser: argparse.ArgumentParser) -> None:
+  """Adds the flags of a program that may run in several processes."""
+  add(parser, "--distributed", "--coordinator_address", "--num_processes")
+  add(parser, "--process_id", "--heartbeat_timeout_seconds")
+
+
+@contextlib.contextmanager
+def cluster(options: argparse.Namespace) -> Iterator[None]:
+  """Joins the cluster that the flags name, if any, and ends with it."""
+  from cops_jax.runtime import processes, signals
+
+  place = options.coordinator_address, options.num_processes, options.process_id
+  if not options.distributed and place == (None, None, None):
+    yield
+    return
+  processes.start(*place, options.heartbeat_timeout_seconds)
+  try:
+    yield
+  except Exception as error:
+    if reason := processes.find_lost_peer(error):
+      processes.end_process(
+        "the processes cannot compute together any more, as when one of them"
+        f" has ended ({reason}). This one ends too; the same command resumes"
+        f" from the newest checkpoint (exit code {signals.EXIT_CODE})"
+      )
+    end_soon()  # An orderly exit waits for the other processes.
+    raise
+
+
+def comma_list(text: str) -> list[str]:
+  """Returns the values of a flag that are separated by commas."""
+  return text.split(",") if text else []
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+  """Adds --config and a flag for each field, and shortens the usage."""
+  parser.usage = "%(prog)s [--FLAG=VALUE ...]"
+  parser.formatter_class = lambda prog: argparse.RawDescriptionHelpFormatter(
+    prog, max_help_position=8
+  )
+  parser.add_argument(
+    "--config",
+    help="a recipe's name, a Python file with a function get_config, or a run,"
+    f" for its config; recipes: {', '.join(recipe_names())}",
+  )
+  group = parser.add_argument_group(
+    "fields of the config", "They override what --config says."
+  )
+  for name, field in FIELDS.items():
+    kind = type(field.default)
+    comment = field.comment.replace("%", "%%")
+    group.add_argument(
+      f"--config.{name}",
+      default=argparse.SUPPRESS,
+      type={bool: _parse_bool, tuple: _parse_tuple}.get(kind, kind),
+      metavar=kind.__name__.upper(),
+      help=f"{comment} Default: {field.default!r}.",
+      **({"nargs": "?", "const": True} if kind is bool else {}),
+    )
+
+
+def _parse_bool(text):
+  values = {"true": True, "1": True, "false": False, "0": False}
+  if text.lower() not in values:
+    raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+  return values[text.lower()]
+
+
+def _parse_tuple(text):
+  """(24,) and 24 are the same, and so are ('visa',) and visa."""
+  try:
+    value = ast.literal_eval(text)
+  except (ValueError, SyntaxError) as error:
+    if text.startswith(("(", "[")):
+      message = f"{text!r} is no list such as (12, 24) or ('visa', 'btad')"
+      raise argparse.ArgumentTypeError(message) from error
+    value = text
+  return tuple(value) if isinstance(value, list | tuple) else (value,)
+
+
+def parse(
+  parser: argparse.ArgumentParser, arguments: Sequence[str] | None
+) -> argparse.Namespace:
+  """Returns a command's options; suggests fields if one is misspelt."""
+  options, rest = parser.parse_known_args(arguments)
+  if rest:
+    names = [f"--config.{name}" for name in FIELDS]
+    near = difflib.get_close_matches(rest[0].partition("=")[0], names)
+    advice = f"; did you mean {' or '.join(near)}?" if near else ""
+    parser.error(f"unrecognized arguments: {' '.join(rest)}{advice}")
+  return options
+
+
+def set_fields(options: argparse.Namespace) -> dict[str, Any]:
+  """Returns the values of the fields that flags set, by dotted name."""
+  return {
+    name: getattr(options, f"config.{name}")
+    for name in FIELDS
+    if hasattr(options, f"config.{name}")
+  }
+
+
+def read_config(
+  options: argparse.Namespace, default: Callable[[], Any] | None = None
+) -> Any:
+  """Returns the ConfigDict that --config names, with the fields that are set.
+
+  Args:
+    options: of a parser with `add_config`.
+    default: makes the config without --config, which is required otherwise.
+
+  Raises:
+    InputError: there is no such config.
+  """
+  source = options.config
+  if source is None:
+    if default is None:
+      raise InputError(
+        f"--config is missing; the recipes are {', '.join(recipe_names())}"
+      )
+    config = default()
+  elif _names_recipe(source):
+    config = recipe(source)
+  else:
+    from cops_jax.weights import prompts
+
+    config = prompts.recorded_config(source)
+  config.update_from_flattened_dict(set_fields(options))
+  return config
+
+
+def _names_recipe(source):
+  from cops_jax.files import exists
+
+  name = re.sub(r":\w+$", "", source)
+  return name in recipe_names() or name.endswith(".py") or not exists(source)
