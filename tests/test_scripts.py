@@ -83,7 +83,7 @@ def test_evaluation_needs_no_config_and_writes_its_files(trained):
     ("train", "--config=configs/none.py", 1, "configs/none.py cannot be read"),
     ("train", "--config=vsia", 1, "'vsia' is not a recipe; the recipes are ab"),
     ("train", "--config.model.image_size_pixels=50", 1, "patch size 16"),
-    ("train", "--config.clip.weights=/nowhere", 1, "'/nowhere' are neither"),
+    ("train", "--config.clip.weights=/nowhere", 1, "'/nowhere' is neither"),
     ("train", "--config.train.dataset=mvtec", 1, "unknown data set 'mvtec'"),
     ("train", "--config.train.dataset=folder:x", 1, "x is not a folder"),
     ("train", "surplus", 2, "unrecognized arguments: surplus"),
