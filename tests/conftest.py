@@ -30,6 +30,7 @@ import pytest
 from jaxtyping import install_import_hook
 
 from helpers.bucket import BUCKET, Server
+from helpers.clip_config import make_clip_config
 from helpers.config import make_config
 from helpers.scripts import (
   run,
@@ -143,24 +144,8 @@ def _write_clip(folder):
   for name in ("vocab.json", "merges.txt"):
     shutil.copy(demo / name, folder)
   vocab_size = CLIPConfig.from_pretrained(demo).text_config.vocab_size
-  config = CLIPConfig(
-    text_config=dict(
-      vocab_size=vocab_size,
-      hidden_size=24,
-      intermediate_size=48,
-      num_hidden_layers=3,
-      num_attention_heads=2,
-      max_position_embeddings=77,
-    ),
-    vision_config=dict(
-      hidden_size=32,
-      intermediate_size=64,
-      num_hidden_layers=3,
-      num_attention_heads=2,
-      image_size=64,
-      patch_size=16,
-    ),
-    projection_dim=24,
+  config = make_clip_config(
+    *((24, 3, 2), (32, 3, 2), 24, 64, 16), vocab_size=vocab_size
   )
   rng = np.random.default_rng(0)
   params = jax.tree.map(

@@ -90,23 +90,17 @@ def _listen(host, port):
 
 def _serve(options):
   with needs_extra("the page", "demo", "starlette", "uvicorn"):
-    import uvicorn  # noqa: F401
-
-    from cops_jax.demo import make_server, server
+    from cops_jax.demo.server import make_app, make_server
   import numpy as np
 
   with _listen(options.host, options.port) as listener:
-    (detector, about), *others = _load_models(options)
+    models = _load_models(options)
     # Compiles now, so that the first upload does not wait for it.
-    detector(np.zeros((8, 8), np.uint8))
+    models[0][0](np.zeros((8, 8), np.uint8))
     host, port = listener.getsockname()[:2]
     host = f"[{host}]" if ":" in host else host
-    app = server.make_app(
-      detector,
-      about,
-      others=others,
-      hosts=_LOCAL_HOSTS if host in _LOCAL_HOSTS else ("*",),
-    )
+    hosts = _LOCAL_HOSTS if host in _LOCAL_HOSTS else ("*",)
+    app = make_app(models, hosts=hosts)
     print(f"http://{host}:{port}  (Ctrl-C ends it)", flush=True)
     make_server(app).run(sockets=[listener])
 

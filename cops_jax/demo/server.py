@@ -1,9 +1,9 @@
 """The web page's server: images in, scores and maps out.
 
-`POST /api/detect?name=photo.jpg` takes a file as its body and answers with what
-`cops_jax.predict` prints for an image and, for the page, the image and its map.
-With `tiles`, as `predict` has it, the image is looked at in tiles too. An error
-is answered with {"error": a message} and a matching status.
+`POST /api/detect?name=photo.jpg` takes a file as its body and answers with the
+row that `cops predict` prints for an image and, for the page, the image and its
+map. With `tiles`, as for `cops predict`, tiles of the image are scored too. An
+error is answered with {"error": a message} and a matching status.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import uvicorn
 from PIL import Image
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -50,7 +51,7 @@ from cops_jax.predict import to_row
 from cops_jax.weights.clip import DEMO_CLIP
 
 _PAGE = pathlib.Path(__file__).parent / "page"
-# Of a refused upload that much is read, in sizes of the largest one allowed.
+# How much of a refused upload is read, in sizes of the largest one allowed.
 _MAX_DRAINED = 8
 _SHOWN_SIDE, _MAP_SIDE = 1024, 512
 _HEADERS = {
@@ -64,61 +65,47 @@ _HEADERS = {
   "Cache-Control": "no-cache",
 }
 # Category and defect. No category was trained on; not every defect is found.
-_EXAMPLES = (
-  ("wood", None),
-  ("wood", "crack"),
-  ("brick", "droplet"),
-  ("knit", "cut"),
-  ("hex_nut", None),
-  ("hex_nut", "cut"),
-  ("gear", "wrong_patch"),
-  ("biscuit", "stain"),
-)
+_EXAMPLES = {
+  "wood_good.png": ("wood", None),
+  "wood_crack.png": ("wood", "crack"),
+  "brick_droplet.png": ("brick", "droplet"),
+  "knit_cut.png": ("knit", "cut"),
+  "hex_nut_good.png": ("hex_nut", None),
+  "hex_nut_cut.png": ("hex_nut", "cut"),
+  "gear_wrong_patch.png": ("gear", "wrong_patch"),
+  "biscuit_stain.png": ("biscuit", "stain"),
+}
 _EXAMPLE_SIDE = 224
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-  """What is refused.
+  """Limits above which the server refuses a request."""
 
-  Attributes:
-    max_bytes: of an upload.
-    max_pixels: of an image, compared before it is decoded.
-    max_images: on the page.
-    max_requests: uploads that wait or are computed at a time.
-    max_uploads: that arrive at a time.
-    max_seconds: for an upload to arrive.
-    max_pause_seconds: in which nothing of an upload arrives.
-  """
-
-  max_bytes: int = 20 * 2**20
-  max_pixels: int = 40_000_000
-  max_images: int = 50
-  max_requests: int = 8
-  max_uploads: int = 32
-  max_seconds: float = 60.0
-  max_pause_seconds: float = 5.0
+  max_bytes: int = 20 * 2**20  # An upload's.
+  max_pixels: int = 40_000_000  # An image's, compared before it is decoded.
+  max_images: int = 50  # On the page.
+  max_requests: int = 8  # Uploads that wait or are computed at a time.
+  max_uploads: int = 32  # Uploads that arrive at a time.
+  max_seconds: float = 60.0  # For an upload to arrive.
+  max_pause_seconds: float = 5.0  # Without a byte of an upload.
 
 
 def make_app(
-  detector: AnomalyDetector,
-  about: str,
+  models: Sequence[tuple[AnomalyDetector, str]],
   limits: Limits | None = None,
   hosts: Sequence[str] = ("*",),
-  others: Sequence[tuple[AnomalyDetector, str]] = (),
 ) -> ASGIApp:
-  """The page and what it calls, for any ASGI server.
+  """Returns the page and its API, for any ASGI server.
 
   Args:
-    detector: what scores the images.
-    about: the model, in words, for the page.
-    limits: what is refused.
+    models: detectors to choose from on the page, each with a description; the
+      first is the default.
+    limits: see `Limits`.
     hosts: names by which requests may call the server. Restricting them keeps
       out web sites whose own names are made to point to this server.
-    others: further models to choose from on the page, as `detector` and
-      `about`.
   """
-  server = _Server([(detector, about), *others], limits or Limits())
+  server = _Server(models, limits or Limits())
   app = Starlette(
     routes=[
       Mount(
@@ -144,6 +131,18 @@ def make_app(
   return _with_headers(app)  # Also around the answer to a failure.
 
 
+def make_server(app: ASGIApp) -> uvicorn.Server:
+  """Returns a server of an ASGI app, for its `run`."""
+  config = uvicorn.Config(
+    app,
+    lifespan="off",
+    log_level="warning",
+    timeout_graceful_shutdown=5,
+    ws="none",
+  )
+  return uvicorn.Server(config)
+
+
 class _Server:
   def __init__(self, models, limits):
     self._models, self._limits = models, limits
@@ -153,7 +152,7 @@ class _Server:
     self._lock = threading.Lock()
 
   def _choose(self, request):
-    """The number of the model that a request is for."""
+    """The number of the request's model."""
     number = request.query_params.get("model", "0")
     if not number.isdecimal() or int(number) >= len(self._models):
       raise HTTPException(404, f"there is no model {number}")
@@ -173,7 +172,10 @@ class _Server:
         "thresholds": thresholds and dataclasses.asdict(thresholds),
         "unfit": chosen.why_unfit(tiles) if chosen else "",
         "limits": dataclasses.asdict(self._limits),
-        "examples": _truths(),
+        "examples": {
+          name: "anomaly" if defect else "normal"
+          for name, (_, defect) in _EXAMPLES.items()
+        },
         "colors": colors[0].tolist(),
       }
     )
@@ -198,7 +200,7 @@ class _Server:
         )
       return JSONResponse(found)
     except HTTPException as error:
-      # Who is still sending would see a broken connection, and no sentence.
+      # A client that still sends would see a broken connection, no message.
       if error.status_code != 408:
         await self._drain(request)
       raise
@@ -219,7 +221,7 @@ class _Server:
       self._num[what] -= 1
 
   async def _drain(self, request):
-    """Discards what is left of an upload, within limits."""
+    """Discards the rest of an upload, within limits."""
     num_bytes = 0
     with contextlib.suppress(TimeoutError, ClientDisconnect, RuntimeError):
       async with asyncio.timeout(self._limits.max_pause_seconds):
@@ -279,10 +281,8 @@ class _Server:
         "width": width,
         "height": height,
         "image": _data_url(shown, "jpeg", quality=90),
-        "map": _data_url(
-          Image.fromarray(levels), "png"
-        ),  # 255 stands for map_max.
-        "map_max": highest,
+        "map": _data_url(Image.fromarray(levels), "png"),
+        "map_max": highest,  # Level 255 of the map stands for it.
       }
 
   def _open(self, name, content):
@@ -305,7 +305,7 @@ class _Server:
 
 
 def _tiles(request):
-  """The tiles that a request is for."""
+  """The tiles of a request."""
   try:
     return normalize(request.query_params.get("tiles", ""))
   except InputError as error:
@@ -313,7 +313,7 @@ def _tiles(request):
 
 
 def _titles(detectors):
-  """Methods, numbered where there are several of one."""
+  """The methods' names, numbered if several models are of one method."""
   names = [methods.find(one.config.method).TITLE for one in detectors]
   return [
     name
@@ -324,7 +324,7 @@ def _titles(detectors):
 
 
 def _require_same_origin(request):
-  """Refuses what other web sites' pages send."""
+  """Refuses requests of other web sites' pages."""
   origin = request.headers.get("Origin")
   if origin and urllib.parse.urlsplit(origin).netloc != request.url.netloc:
     raise HTTPException(403, f"{origin} may not send images here")
@@ -335,22 +335,9 @@ def _data_url(image: Image.Image, kind: str, **options: Any) -> str:
   return f"data:image/{kind};base64,{text}"
 
 
-def _example_name(category, defect):
-  return f"{category}_{defect or 'good'}.png"
-
-
-def _truths():
-  """What the verdict on each example should be."""
-  return {
-    _example_name(category, defect): "anomaly" if defect else "normal"
-    for category, defect in _EXAMPLES
-  }
-
-
 def _draw_examples():
   examples = {}
-  for category, defect in _EXAMPLES:
-    name = _example_name(category, defect)
+  for name, (category, defect) in _EXAMPLES.items():
     rng = np.random.default_rng(zlib.crc32(name.encode()))
     pixels, _ = generated.generate(category, defect, rng, _EXAMPLE_SIDE)
     examples[name] = to_file(Image.fromarray(pixels), "PNG")

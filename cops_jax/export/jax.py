@@ -1,8 +1,8 @@
 """A whole detector as one file, by jax.export.
 
-A .cops file is a zip archive: `function-cpu`, `function-cuda` and
-`function-tpu`, what jax.export makes for each of the way from images to scores
-and maps, for any number of images of one size; `weights.safetensors`;
+A .cops file is a zip archive of `function-cpu`, `function-cuda` and
+`function-tpu`, which jax.export makes from the way from images to scores and
+maps, for any number of images of one size; `weights.safetensors`; and
 `metadata.json`. `load` runs it.
 """
 
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import hashlib
 import json
 import os
 import pathlib
@@ -38,14 +37,10 @@ if TYPE_CHECKING:  # Reading a file needs none of the model's code.
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 _FORMAT = 2
-# What JAX promises; it counts from when jaxlib was built, which no installed
-# file says, so there is no date to write down.
+# JAX promises this from the day that jaxlib was built, which no installed file
+# says, so there is no date to write down.
 _READABLE_BY = "jaxlib up to six months newer than {}"
-_FUNCTION, _WEIGHTS, _METADATA = (
-  "function",
-  "weights.safetensors",
-  "metadata.json",
-)
+_WEIGHTS, _METADATA = "weights.safetensors", "metadata.json"
 
 
 def export(
@@ -58,7 +53,7 @@ def export(
 
   Args:
     detector: what to write.
-    out: the file; one named .onnx is as `onnx.write_onnx` says.
+    out: the file; one named .onnx is written by `onnx.write_onnx`.
     today: the date to stamp it with, for tests.
 
   Returns:
@@ -70,7 +65,6 @@ def export(
   out = to_path(out)
   if not is_address(out) and out.is_dir():
     raise InputError(f"{out} is a folder: name a file, such as model.cops")
-  today = today or datetime.date.today()
   # The file's function sees whole images.
   config, thresholds = detector.config, detector.thresholds_for("")
   metadata = {
@@ -79,7 +73,7 @@ def export(
     "jax": jax.__version__,
     "jaxlib": jaxlib.__version__,
     "image_size_pixels": detector.image_size,
-    "exported_on": today.isoformat(),
+    "exported_on": (today or datetime.date.today()).isoformat(),
     "clip_sha256": detector.clip.sha256,
     "thresholds": thresholds and dataclasses.asdict(thresholds),
   }
@@ -90,7 +84,6 @@ def export(
     return metadata
   from cops_jax.clip.attention import cuda_implementation
 
-  functions, weights = _trace(detector)
   metadata |= {
     "format": _FORMAT,
     "platforms": list(PLATFORMS),
@@ -98,61 +91,49 @@ def export(
       config.clip.attention, config.clip.dtype
     ),
     "readable_by": _READABLE_BY.format(jaxlib.__version__),
-    **{
-      f"{name}_sha256": hashlib.sha256(function).hexdigest()
-      for name, function in functions.items()
-    },
-    "weights_sha256": hashlib.sha256(weights).hexdigest(),
   }
+  contents = _trace(detector)
+  contents[_METADATA] = json.dumps(metadata, indent=2) + "\n"
   with whole_file(out) as partial, zipfile.ZipFile(partial, "w") as archive:
-    archive.writestr(_METADATA, json.dumps(metadata, indent=2) + "\n")
-    for name, function in functions.items():
-      archive.writestr(name, function)
-    archive.writestr(_WEIGHTS, weights)
+    for name, content in contents.items():
+      archive.writestr(name, content)
   return metadata
 
 
 def _trace(detector):
-  """The functions by their names, and the weights, as bytes."""
+  """The functions and the weights, as bytes by name."""
   from cops_jax.evaluation.step import make_predict_step
   from cops_jax.weights import build_model
 
-  config, clip = detector.config, detector.clip
-  mesh = make_mesh(jax.devices()[:1])
-  predict = make_predict_step(build_model(config, clip), mesh)
+  model = build_model(detector.config, detector.clip)
+  predict = make_predict_step(model, make_mesh(jax.devices()[:1]))
 
   @jax.jit
   def step(trainable, clip_params, images):
     return predict(trainable, clip_params, {"image": images})
 
   (batch,) = jax_export.symbolic_shape("batch")
-  side = detector.image_size
-  params = jax.device_get((detector.trainable, clip.params))
+  shape = (batch, detector.image_size, detector.image_size, 3)
+  params = jax.device_get((detector.trainable, detector.clip.params))
   arguments = (
     *jax.tree.map(
       lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params
     ),
-    jax.ShapeDtypeStruct((batch, side, side, 3), np.uint8),
+    jax.ShapeDtypeStruct(shape, np.uint8),
   )
   # Each on its own: the TPU's kernels cannot be lowered beside others'.
-  functions = {
-    _function_name(platform): bytes(
+  contents = {
+    f"function-{platform}": bytes(
       jax_export.export(step, platforms=[platform])(*arguments).serialize()
     )
     for platform in PLATFORMS
   }
   trees = dict(zip(("trainable", "clip"), params, strict=True))
-  weights = safetensors.numpy.save(
-    {
-      name: np.asarray(array, order="C")
-      for name, array in flax.traverse_util.flatten_dict(trees, sep="/").items()
-    }
+  tensors = flax.traverse_util.flatten_dict(trees, sep="/")
+  contents[_WEIGHTS] = safetensors.numpy.save(
+    {name: np.asarray(array, order="C") for name, array in tensors.items()}
   )
-  return functions, weights
-
-
-def _function_name(platform):
-  return f"{_FUNCTION}-{platform}"
+  return contents
 
 
 class ExportedDetector:
@@ -198,27 +179,18 @@ class ExportedDetector:
     return self._call(*self._params, images)
 
 
-def _platform(path, metadata):
-  """What JAX computes on here, in the file's words."""
-  backend = jax.default_backend()
-  platform = "cuda" if backend == "gpu" else backend
-  if platform not in metadata["platforms"]:
-    raise InputError(
-      f"{path} was made for {', '.join(metadata['platforms'])}, and JAX"
-      f" computes on {platform} here"
-    )
-  return platform
-
-
 def load(path: str | os.PathLike) -> ExportedDetector:
-  """Reads what `export` wrote.
+  """Reads a file that `export` wrote.
 
   Raises:
     InputError: there is no such file, it is damaged, or this version of JAX no
       longer reads it.
   """
   path = fetch(path) if is_address(path) else pathlib.Path(path)
+  backend = jax.default_backend()
+  platform = "cuda" if backend == "gpu" else backend
   try:
+    # The archive's checksums are compared as its parts are read.
     with zipfile.ZipFile(path) as archive:
       metadata = json.loads(archive.read(_METADATA))
       if metadata["format"] != _FORMAT:
@@ -226,15 +198,19 @@ def load(path: str | os.PathLike) -> ExportedDetector:
           f"{path} has format {metadata['format']}, and this program reads"
           f" {_FORMAT}: export the run again"
         )
-      function_name = _function_name(_platform(path, metadata))
-      function, weights = archive.read(function_name), archive.read(_WEIGHTS)
-    for name, content in ((function_name, function), ("weights", weights)):
-      if hashlib.sha256(content).hexdigest() != metadata[f"{name}_sha256"]:
-        raise ValueError(f"its {name} changed after it was written")
-    tensors = safetensors.numpy.load(weights)
+      if platform not in metadata["platforms"]:
+        raise InputError(
+          f"{path} was made for {', '.join(metadata['platforms'])}, and JAX"
+          f" computes on {platform} here"
+        )
+      function = archive.read(f"function-{platform}")
+      tensors = safetensors.numpy.load(archive.read(_WEIGHTS))
     trees = flax.traverse_util.unflatten_dict(tensors, sep="/")
+  except InputError:
+    raise
   except OSError as error:
-    raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    reason = error.strerror or shorten(error)
+    raise InputError(f"{path} cannot be read: {reason}") from error
   except (
     *(ValueError, KeyError, TypeError, RuntimeError, EOFError),
     *(zipfile.BadZipFile, zlib.error),

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from transformers import CLIPConfig, FlaxCLIPModel
+from transformers import FlaxCLIPModel
 
 from cops_jax.clip.prompts import join_parts
 from cops_jax.clip.towers import (
@@ -15,30 +15,15 @@ from cops_jax.clip.towers import (
   resize_position_embedding,
 )
 from helpers import golden
+from helpers.clip_config import make_clip_config
 from helpers.golden import assert_close
 
 
 @pytest.fixture(scope="module")
 def stock():
   """A stock model with random parameters, and its config."""
-  config = CLIPConfig(
-    text_config=dict(
-      vocab_size=50,
-      hidden_size=32,
-      intermediate_size=64,
-      num_hidden_layers=3,
-      num_attention_heads=4,
-      eos_token_id=49,
-    ),
-    vision_config=dict(
-      hidden_size=48,
-      intermediate_size=96,
-      num_hidden_layers=4,
-      num_attention_heads=4,
-      image_size=32,
-      patch_size=8,
-    ),
-    projection_dim=32,
+  config = make_clip_config(
+    *((32, 3, 4), (48, 4, 4), 32, 32, 8), vocab_size=50, eos_token_id=49
   )
   return FlaxCLIPModel(config, seed=1)
 
@@ -175,7 +160,7 @@ def test_prompts_in_parts_are_whole_prompts(stock):
   )
 
 
-@pytest.mark.parametrize("num_value_layers", (0, 2, 4))
+@pytest.mark.parametrize("num_value_layers", (0, 2))
 def test_the_last_layer_is_computed_where_it_is_read(stock, num_value_layers):
   """The same whether other layers are read, or the last one's patches are."""
   images = random_images()
@@ -239,12 +224,3 @@ def test_normalize_images():
     (1 - 0.40821073) / 0.27577711,
   ]
   np.testing.assert_allclose(actual.reshape(3), expected, rtol=1e-6)
-
-
-@pytest.mark.parametrize("side", (48, 80))
-def test_other_image_sizes(stock, side):
-  features, patches = encode(
-    stock, random_images(side=side), feature_layers=(4,), num_value_layers=4
-  )
-  chex.assert_shape(features, (2, 32))
-  chex.assert_shape(patches, (2, 1, (side // 8) ** 2, 32))

@@ -130,8 +130,10 @@ def images(detector, tmp_path_factory):
 
 def test_the_command_refuses_foreign_hosts(address):
   port = int(address.rpartition(":")[2])
-  hosts = {"127.0.0.1": 200, "localhost": 200, "elsewhere.example": 400}
-  for host, status in hosts.items():
+  for host, status in (
+    *(("127.0.0.1", 200), ("localhost", 200), ("[::1]", 200)),
+    *(("elsewhere.example", 400), ("127.0.0.1.elsewhere.example", 400)),
+  ):
     response, _ = ask(
       port, "GET", "/api/info", headers={"Host": f"{host}:{port}"}
     )

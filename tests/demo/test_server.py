@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cops_jax.commands.demo import _LOCAL_HOSTS, _tell, main
+from cops_jax.commands.demo import _tell, main
 from cops_jax.datasets import generated
 from cops_jax.demo.server import _EXAMPLES
 from cops_jax.detector import AnomalyDetector
@@ -65,7 +65,8 @@ def test_a_choice_of_models(detector):
     assert [info["model"] for info in found] == [0, 1, 2]
     for info in found:
       assert info["models"] == [
-        *("CoPS", "Prompt ensemble 1", "Prompt ensemble 2")
+        "CoPS",
+        *(f"Prompt ensemble {n}" for n in (1, 2)),
       ]
     assert found[0]["thresholds"] and found[1]["thresholds"] is None
     assert (found[0]["about"], found[1]["about"]) == ("a <model>", "by hand")
@@ -100,40 +101,22 @@ def test_tiles(detector, port):
   assert status == 400 and "expected auto" in answer["error"]
 
 
-def test_photographs_are_turned_upright(detector, port):
-  upright = make_image(0, 60, 90)
-  exif = Image.Exif()
-  exif[0x112] = 6  # Turn it clockwise.
-  lying = to_bytes(upright.transpose(Image.Transpose.ROTATE_90), exif=exif)
-  status, answer = post(port, lying)
-  assert status == 200 and (answer["width"], answer["height"]) == (60, 90)
-  assert answer["image_score"] == round(detector(upright).image_score, 6)
-
-
-def test_a_name_that_is_not_the_servers_is_refused(detector):
-  with serve(detector, hosts=_LOCAL_HOSTS) as port:
-    for host, status in (
-      (f"127.0.0.1:{port}", 200),
-      (f"localhost:{port}", 200),
-      (f"[::1]:{port}", 200),
-      ("elsewhere.example", 400),
-      (f"127.0.0.1.elsewhere.example:{port}", 400),
-    ):
-      response, _ = ask(port, "GET", "/api/info", headers={"Host": host})
-      assert response.status == status, host
-
-
 def test_the_shown_image_is_what_the_detector_scored(detector, port):
+  """16 bits, a transparent image, and a photograph that lies on its side."""
   grey = make_image(0, mode="L")
   deep = Image.fromarray(np.asarray(grey).astype(np.uint16) << 8)
   clear = make_image(0, mode="RGBA")
   clear.putalpha(0)
-  for image, seen in (
-    (deep, grey),
-    (clear, Image.new("RGB", clear.size, "white")),
+  upright, exif = make_image(0, 60, 90), Image.Exif()
+  exif[0x112] = 6  # Turn it clockwise.
+  lying = upright.transpose(Image.Transpose.ROTATE_90)
+  for content, seen in (
+    (to_bytes(deep), grey),
+    (to_bytes(clear), Image.new("RGB", clear.size, "white")),
+    (to_bytes(lying, exif=exif), upright),
   ):
-    status, answer = post(port, to_bytes(image))
-    assert status == 200
+    status, answer = post(port, content)
+    assert status == 200 and (answer["width"], answer["height"]) == seen.size
     assert answer["image_score"] == round(detector(seen).image_score, 6)
     with from_data_url(answer["image"]) as shown:
       np.testing.assert_allclose(
@@ -154,20 +137,9 @@ def test_the_shown_image_is_what_the_detector_scored(detector, port):
       *(422, "photo.png cannot be read: .*expected 8 or 16 bits"),
     ),
     (black(8000, 5001), 413, "photo.png has too many pixels: at most 40 mil"),
-    (black(10_000, 9000), 413, "photo.png has too many pixels"),
     (black(20_000, 10_000), 413, "photo.png has too many pixels"),
   ),
-  ids=(
-    "empty",
-    "text",
-    "eps",
-    "half",
-    "large",
-    "32 bits",
-    "40",
-    "warning",
-    "error",
-  ),
+  ids=("empty", "text", "eps", "half", "large", "32 bits", "40", "200"),
 )
 def test_bad_uploads_get_an_error_message(port, content, status, expected):
   got, answer = post(port, content)
@@ -185,24 +157,19 @@ def test_uploads_of_unknown_length_are_cut_off(port):
   assert status == 413 and "too large" in answer["error"]
 
 
-@pytest.mark.parametrize(
-  "method, path, status",
-  (
+def test_statuses_of_other_requests(port):
+  for method, path, status in (
     ("GET", "/api/detect", 405),
     ("POST", "/api/info", 405),
     ("GET", "/api/examples/none.png", 404),
-    ("GET", "/none", 404),
-    ("GET", "/../demo_server.py", 404),
-  ),
-)
-def test_statuses_of_other_requests(port, method, path, status):
-  response, content = ask(port, method, path)
-  assert response.status == status and list(json.loads(content)) == ["error"]
+    ("GET", "/../server.py", 404),
+  ):
+    response, content = ask(port, method, path)
+    assert response.status == status and list(json.loads(content)) == ["error"]
 
 
 def test_the_page_comes_with_a_policy(port):
-  scripts = ("/page.js", "/drawing.js")
-  for path in ("/", "/page.css", *scripts, "/api/info"):
+  for path in ("/", "/page.css", "/page.js", "/drawing.js", "/api/info"):
     response, content = ask(port, "GET", path)
     assert response.status == 200 and content
     policy = response.headers["Content-Security-Policy"]
@@ -214,14 +181,11 @@ def test_the_page_comes_with_a_policy(port):
 
 def test_the_examples_truths_are_those_of_their_masks(port):
   truths = json.loads(ask(port, "GET", "/api/info")[1])["examples"]
-  assert set(truths.values()) == {"anomaly", "normal"}
-  assert len(truths) == len(_EXAMPLES)
-  for (category, defect), (name, truth) in zip(
-    _EXAMPLES, truths.items(), strict=True
-  ):
+  assert list(truths) == list(_EXAMPLES)
+  for name, (category, defect) in _EXAMPLES.items():
     rng = np.random.default_rng(zlib.crc32(name.encode()))
     pixels, mask = generated.generate(category, defect, rng, 224)
-    assert truth == ("anomaly" if mask.any() else "normal")
+    assert truths[name] == ("anomaly" if mask.any() else "normal")
     _, content = ask(port, "GET", f"/api/examples/{name}")
     with Image.open(io.BytesIO(content)) as image:
       np.testing.assert_array_equal(image, pixels)
@@ -335,6 +299,7 @@ def test_bad_arguments_end_the_command(port, tmp_path, arguments, expected):
 
 
 def test_a_missing_extra_is_reported(monkeypatch):
+  monkeypatch.delitem(sys.modules, "cops_jax.demo.server")
   monkeypatch.setitem(sys.modules, "uvicorn", None)
   with pytest.raises(SystemExit, match=r"error: .*cops-jax\[demo\]"):
     main(["--port=0"])

@@ -2,7 +2,6 @@
 
 import contextlib
 import datetime
-import hashlib
 import json
 import subprocess
 import sys
@@ -36,10 +35,10 @@ def path(detector, tmp_path_factory):
 
 def test_the_file_is_the_detector_for_any_number_of_images(detector, path):
   loaded = export.load(path)
-  decoded = [detector.decode(make_image(seed, 48, 48)) for seed in range(5)]
+  decoded = [detector.decode(make_image(seed, 48, 48)) for seed in range(3)]
   want = detector.detect(decoded)
-  assert len({detection.image_score for detection in want}) == 5
-  for number in range(1, 6):
+  assert len({detection.image_score for detection in want}) == 3
+  for number in (1, 3):
     outputs = loaded(np.stack([image.pixels for image in decoded[:number]]))
     for row in range(number):
       assert outputs["image_score"][row] == pytest.approx(
@@ -69,7 +68,6 @@ def test_metadata(path):
       assert exported.platforms == (platform,)
       kernel = "tpu_custom_call" in exported.mlir_module()
       assert kernel == (platform == "tpu")
-      assert len(metadata[f"function-{platform}_sha256"]) == 64
   assert metadata["platforms"] == ["cpu", "cuda", "tpu"]
   assert metadata["cuda_attention"] == "xla"  # Made without a GPU.
   assert metadata["exported_on"] == "2026-01-31"
@@ -78,8 +76,7 @@ def test_metadata(path):
   )
   assert metadata["image_size_pixels"] == 48
   assert metadata["thresholds"]["image"] == 0.5
-  for name in ("clip_sha256", "weights_sha256"):
-    assert len(metadata[name]) == 64
+  assert len(metadata["clip_sha256"]) == 64
   assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
@@ -105,27 +102,24 @@ def test_it_runs_without_the_models_code(path):
   assert result.stdout == "(2, 48, 48)\n", result.stderr
 
 
-@pytest.mark.parametrize(
-  "images",
-  (
-    np.zeros((1, 32, 48, 3), np.uint8),
-    np.zeros((48, 48, 3), np.uint8),
-    np.zeros((1, 48, 48, 3), np.float32),
-    np.zeros((0, 48, 48, 3), np.uint8),
-  ),
-)
-def test_bad_images_are_refused(path, images):
-  with pytest.raises(InputError, match=r"expected uint8 \(batch, 48, 48, 3\)"):
-    export.load(path)(images)
+def test_bad_images_are_refused(path):
+  loaded = export.load(path)
+  for shape, dtype in (
+    ((1, 32, 48, 3), np.uint8),
+    ((48, 48, 3), np.uint8),
+    ((1, 48, 48, 3), np.float32),
+    ((0, 48, 48, 3), np.uint8),
+  ):
+    with pytest.raises(InputError, match=r"expected uint8 \(batch, 48, 48, 3"):
+      loaded(np.zeros(shape, dtype))
 
 
-def rewrite(path, target, **changes):
+def rewrite(path, target, metadata=None, **changes):
   """A copy with other metadata or contents."""
   with zipfile.ZipFile(path) as archive:
     contents = {name: archive.read(name) for name in archive.namelist()}
-  metadata = json.loads(contents["metadata.json"])
-  metadata |= changes.pop("metadata", {})
-  contents["metadata.json"] = json.dumps(metadata).encode()
+  changed = json.loads(contents["metadata.json"]) | (metadata or {})
+  contents["metadata.json"] = json.dumps(changed).encode()
   with zipfile.ZipFile(target, "w") as archive:
     for name, content in (contents | changes).items():
       archive.writestr(name, content)
@@ -136,9 +130,13 @@ def test_bad_files_are_refused(path, tmp_path):
   with pytest.raises(InputError, match="bad.cops cannot be read: No such"):
     export.load(bad)
   content = path.read_bytes()
-  flipped = bytearray(content)
-  flipped[len(content) // 2] ^= 1
-  for damaged in (b"", b"no zip", content[:-100], bytes(flipped)):
+
+  def flip(place, bit):
+    flipped = bytearray(content)
+    flipped[place] ^= bit
+    return bytes(flipped)
+
+  for damaged in (b"", b"no zip", content[:-100], flip(len(content) // 2, 1)):
     bad.write_bytes(damaged)
     with pytest.raises(
       InputError, match="bad.cops is damaged, or not an exported"
@@ -148,26 +146,18 @@ def test_bad_files_are_refused(path, tmp_path):
   with zipfile.ZipFile(path) as archive:
     starts = [part.header_offset for part in archive.infolist()]
     starts += [archive.start_dir]
-  places = [start + index for start in starts for index in range(64)]
-  for place in (*places, *range(len(content) - 200, len(content))):
-    for bit in (1, 64):
-      flipped = bytearray(content)
-      flipped[place] ^= bit
-      bad.write_bytes(flipped)
-      with contextlib.suppress(InputError):  # Some bits mean nothing.
-        export.load(bad)
-  rewrite(path, bad, metadata={"format": 9})
-  with pytest.raises(InputError, match="has format 9, and .* reads 2"):
+  places = [start + index for start in starts for index in range(0, 64, 3)]
+  for place in (*places, *range(len(content) - 200, len(content), 3)):
+    bad.write_bytes(flip(place, 1 << place % 8))
+    with contextlib.suppress(InputError):  # Some bits mean nothing.
+      export.load(bad)
+  rewrite(path, bad, {"format": 9})
+  with pytest.raises(InputError, match="bad.cops has format 9, and .* reads 2"):
     export.load(bad)
-  rewrite(path, bad, metadata={"platforms": ["tpu"]})
-  with pytest.raises(InputError, match="was made for tpu, and .* on cpu here"):
+  rewrite(path, bad, {"platforms": ["tpu"]})
+  with pytest.raises(InputError, match="bad.cops was made for tpu, .* on cpu "):
     export.load(bad)
-  other = {"function-cpu": b"other"}
-  rewrite(path, bad, **other)
-  with pytest.raises(InputError, match="its function-cpu changed after"):
-    export.load(bad)
-  digest = hashlib.sha256(b"other").hexdigest()
-  rewrite(path, bad, **other, metadata={"function-cpu_sha256": digest})
+  rewrite(path, bad, **{"function-cpu": b"other"})
   with pytest.raises(InputError, match="six months .* JAX .* does not read"):
     export.load(bad)
 
@@ -178,11 +168,10 @@ def test_command(trained, tmp_path, capsys):
   text = capsys.readouterr().out
   assert text.startswith(f"{out}: ") and "for cpu, cuda, tpu" in text
   assert export.load(out).metadata["thresholds"] is None
-  for place, expected in (
-    (tmp_path, "is a folder: name a file"),
-    (out / "made.cops", "made.cops cannot be written: "),
+  for workdir, place, expected in (
+    (trained[0], tmp_path, "is a folder: name a file"),
+    (trained[0], out / "made.cops", "made.cops cannot be written: "),
+    (tmp_path, out, "holds no training run"),
   ):
     with pytest.raises(SystemExit, match=f"^error: .*{expected}"):
-      main([f"--workdir={trained[0]}", f"--out={place}"])
-  with pytest.raises(SystemExit, match="^error: .*holds no training run"):
-    main([f"--workdir={tmp_path}", f"--out={out}"])
+      main([f"--workdir={workdir}", f"--out={place}"])

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from cops_jax import demo
-from cops_jax.demo.server import Limits, make_app
+from cops_jax.demo.server import Limits, make_app, make_server
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +28,8 @@ def detector():
 @contextlib.contextmanager
 def serve(detector, hosts=("*",), others=(), **limits):
   """Gives the port."""
-  app = make_app(detector, "a <model>", Limits(**limits), hosts, others)
-  server = demo.make_server(app)
+  models = [(detector, "a <model>"), *others]
+  server = make_server(make_app(models, Limits(**limits), hosts))
   with socket.create_server(("127.0.0.1", 0)) as listener:
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()

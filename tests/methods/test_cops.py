@@ -8,10 +8,10 @@ import pytest
 from cops_jax import config as configuration
 from cops_jax import scoring, weights
 from cops_jax.clip.features import encode_batch, encode_images, join_params
-from cops_jax.clip.transformers_clip import make_config
 from cops_jax.evaluation.step import detect_anomalies
 from cops_jax.weights.clip import OPENAI_TOKENS
 from helpers import golden
+from helpers.clip_config import make_clip_config
 from helpers.golden import assert_close
 
 
@@ -184,23 +184,11 @@ PUBLISHED_SIZES = {
 def test_full_size_shapes(name):
   """OpenAI's models at 37 x 37 patches, without computing anything."""
   patch, image, width, layers, joint, num_parameters = PUBLISHED_SIZES[name]
-  sizes = make_config(
-    {
-      "text_config": {
-        "hidden_size": joint,
-        "intermediate_size": 4 * joint,
-        "num_attention_heads": joint // 64,
-      },
-      "vision_config": {
-        "hidden_size": width,
-        "intermediate_size": 4 * width,
-        "num_hidden_layers": layers,
-        "num_attention_heads": width // 64,
-        "image_size": image,
-        "patch_size": patch,
-      },
-      "projection_dim": joint,
-    }
+  sizes = make_clip_config(
+    (joint, 12, joint // 64),
+    (width, layers, width // 64),
+    *(joint, image, patch),
+    mlp_ratio=4,
   )
   clip_params = weights.clip_param_shapes(sizes)
   clip = weights.PretrainedCLIP(sizes, clip_params, OPENAI_TOKENS, "")

@@ -1,82 +1,187 @@
-"""Detection with a CLIP alone: no training, no file of prompts."""
+"""The prompt ensemble: the authors' numbers, its texts, and a CLIP alone."""
 
+import collections
+import itertools
 import json
 
-import numpy as np
+import jax
+import jax.numpy as jnp
 import pytest
 
-from cops_jax import export, reporting, training, weights
-from cops_jax.commands import calibrate, predict
+from cops_jax import training, weights
+from cops_jax.clip.features import join_params
+from cops_jax.commands import predict
 from cops_jax.detector import AnomalyDetector
 from cops_jax.errors import InputError
 from cops_jax.evaluation import many
+from cops_jax.evaluation.step import detect_anomalies
+from cops_jax.methods import prompt_ensemble
+from cops_jax.methods.prompt_ensemble import fill_templates, read_texts
+from helpers import golden
 from helpers.config import make_config
+from helpers.golden import assert_close
 from helpers.images import make_image, write_folder
-from helpers.scripts import run
+
+SOURCE = "anomalyclip"
+NUM_NORMAL = 245
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-  return write_folder(tmp_path_factory.mktemp("data") / "parts", 6)
+def expected():
+  return golden.load(SOURCE)
+
+
+@pytest.fixture(scope="module")
+def sentences(expected):
+  """Token ids in OpenAI's vocabulary, from start to end."""
+  rows = []
+  for row in expected["ens.tokens"]:
+    rows.append(row[: list(row).index(49407) + 1].tolist())
+  return rows
+
+
+def test_scores(expected, sentences):
+  ids = list(expected["clip.token_embedding.ids"])
+  rows = [tuple(ids.index(number) for number in row) for row in sentences]
+  model = prompt_ensemble.PromptEnsemble(
+    golden.config("prompt_ensemble"),
+    golden.tower(SOURCE),
+    (tuple(rows[:NUM_NORMAL]), tuple(rows[NUM_NORMAL:])),
+  )
+  clip_params = golden.clip_params(SOURCE)
+  tree = model.init_trainable(jax.random.key(0), clip_params)
+  text_features = tree["ensemble"]["text_features"]
+  assert_close(text_features, expected["ens.text_features"])
+  batch = {
+    f"{name}_features": jnp.asarray(expected[f"enc.{name}_features"])
+    for name in ("image", "patch")
+  }
+  outputs = detect_anomalies(model, join_params(tree, clip_params), batch)
+  assert_close(outputs["image_score"], expected["ens.image_score"])
+  # The stored map is a sum over feature layers.
+  num_layers = len(model.config.model.feature_layers)
+  maps = num_layers * outputs["anomaly_map"]
+  assert_close(maps[:1], expected["ens.anomaly_map"])
+
+
+# Of OpenAI's vocabulary.
+IDS = {
+  **{"a": [320], "the": [518], "one": [637], "my": [607], ".": [269]},
+  **{"photo": [1125], "of": [539], "object": [14115], "bad": [2103]},
+  **{"low": [1042], "resolution": [9977], "close-up": [2660, 268, 705]},
+  **{"there": [997], "this": [589], "is": [533], "in": [530], "scene": [3562]},
+  **{"flawless": [15531], "perfect": [1878], "damaged": [13568]},
+  **{"unblemished": [569, 1447, 714, 1492], "broken": [5107]},
+  **{"with": [593], "without": [2193], "flaw": [34978], "defect": [44013]},
+  "damage": [6822],
+}
+
+
+def test_the_sentences_are_the_stored_ones(sentences):
+  """In any order; words that say the same of an image are interchangeable."""
+
+  def pattern(ids):
+    is_known = [id_ in itertools.chain(*IDS.values()) for id_ in ids]
+    groups = itertools.groupby(
+      zip(ids, is_known, strict=True), lambda row: row[1]
+    )
+    return tuple(
+      tuple(id_ for id_, _ in rows) if known else "other words"
+      for known, rows in groups
+    )
+
+  *states, templates = read_texts("photos")
+  texts = [fill_templates(templates, names, "object") for names in states]
+  for part, stored in zip(
+    texts, (sentences[:NUM_NORMAL], sentences[NUM_NORMAL:]), strict=True
+  ):
+    rows = []
+    for text in part:
+      words = [*text.removesuffix(".").split(), "."]
+      rows.append([id_ for word in words for id_ in IDS.get(word, [-1])])
+    want = collections.Counter(pattern(row[1:-1]) for row in stored)
+    assert collections.Counter(map(pattern, rows)) == want
+  words = {word for text in texts[0] for word in text.split()}
+  assert {"cropped", "bright", "dark", "blurry", "good", "cool"} <= words
+  assert {"large", "small", "black", "white", "jpeg", "corrupted"} <= words
+
+
+FILE = """# My parts.
+[normal]
+{}
+[anomalous]
+{} with a crack
+broken {}
+[templates]
+a photo of the {}.
+{}
+"""
+
+
+def test_a_users_own_texts(tmp_path):
+  path = tmp_path / "mine.txt"
+  path.write_text(FILE)
+  *states, templates = read_texts(str(path))
+  normal, anomalous = (
+    fill_templates(templates, names, "weld") for names in states
+  )
+  assert normal == ["a photo of the weld.", "weld"]
+  assert anomalous == [
+    *("a photo of the weld with a crack.", "weld with a crack"),
+    *("a photo of the broken weld.", "broken weld"),
+  ]
+  own = ["a clean weld", "the {}"], [" An odd  one"]
+  normal, anomalous, _ = read_texts(str(path), *own)
+  assert (normal, anomalous) == (["clean weld", "{}"], ["odd one"])
+  with pytest.raises(InputError, match="normal_texts has an empty text: "):
+    read_texts("photos", ["  "])
+
+
+@pytest.mark.parametrize(
+  "text, expected",
+  (
+    (FILE.replace("a photo of the {}.\n{}\n", ""), "no texts under .templates"),
+    (FILE.replace("a photo of the {}.", "a photo."), "line 8 of .* 'a photo.'"),
+    (FILE.replace("[normal]", "[good]"), r"line 2 of .* is '\[good\]': exp"),
+    ("a photo", "line 1 of"),
+    (None, "no file of texts can be read there .*: give a path, or one of de"),
+  ),
+  ids=("section", "blank", "heading", "first", "absent"),
+)
+def test_wrong_texts_are_refused(tmp_path, text, expected):
+  path = tmp_path / "mine.txt"
+  if text is not None:
+    path.write_text(text)
+  with pytest.raises(InputError, match=expected):
+    read_texts(str(path))
 
 
 @pytest.fixture
-def config(clip_folder, data_dir, folder):
+def config(clip_folder, data_dir, tmp_path):
   config = make_config(clip_folder, data_dir, "prompt_ensemble_demo")
-  config.evaluation.datasets = (folder,)
+  config.evaluation.datasets = (write_folder(tmp_path / "data", 4),)
   return config
 
 
-def evaluate(config, workdir):
-  found = many.evaluate(config, workdir)
-  assert not found.failed
-  return found
-
-
-def test_an_evaluation_makes_a_run(config, folder, tmp_path):
-  """Which detector, calibration and export take as any other."""
-  workdir = tmp_path / "run"
-  found = evaluate(config, workdir)
-  assert found.provenance["checkpoint"] == (
-    "the prompt ensemble, which is not trained"
-  )
-  page = reporting.write(workdir, found)
-  assert "Prompt ensemble: zero-shot" in page.read_text()
-  root = folder.removeprefix("folder:")
-  calibrate.main([f"--workdir={workdir}", "--normal", f"{root}/test/good"])
-  detector = AnomalyDetector.from_workdir(workdir)
-  assert detector.thresholds.prompts_sha256 == detector.prompts_sha256
-  for image in found.results["parts"].images:
-    detection = detector(f"{root}/{image.path}")
-    assert detection.image_score == pytest.approx(image.image_score, abs=1e-5)
-  decoded = [detector.decode(make_image(seed, 48, 48)) for seed in range(2)]
-  export.export(detector, tmp_path / "made.cops")
-  outputs = export.load(tmp_path / "made.cops")(
-    np.stack([image.pixels for image in decoded])
-  )
-  want = [detection.image_score for detection in detector.detect(decoded)]
-  np.testing.assert_allclose(outputs["image_score"], want, atol=1e-5)
-  # A result is kept for the same texts only.
-  assert evaluate(config, workdir).results == found.results
-  config.model.normal_texts = ("a clean object",)
-  with pytest.raises(InputError, match="another config: model.normal_texts is"):
-    many.evaluate(config, workdir)
-
-
-def test_edited_texts_are_other_prompts(config, tmp_path):
+def test_results_are_of_the_texts(config, tmp_path):
+  """A run keeps its texts; an edited file of texts is another one's."""
   path = tmp_path / "mine.txt"
   path.write_text("[normal]\n{}\n[anomalous]\nbroken {}\n[templates]\na {}.\n")
   config.model.texts = str(path)
-  first = evaluate(config, tmp_path / "run")
-  path.write_text(path.read_text().replace("broken", "faulty"))
-  second = evaluate(config, tmp_path / "run")
-  hashes = [row.provenance["prompts_sha256"] for row in (first, second)]
-  assert hashes[0] != hashes[1]
-  scores = [
-    [image.image_score for image in found.results["parts"].images]
-    for found in (first, second)
-  ]
-  assert scores[0] != scores[1]
+  found = []
+  for word in ("broken", "faulty"):
+    path.write_text(path.read_text().replace("broken", word))
+    found.append(many.evaluate(config, tmp_path / "run"))
+  source = "the prompt ensemble, which is not trained"
+  assert {row.provenance["checkpoint"] for row in found} == {source}
+  first, second = found
+  hashes = {row.provenance["prompts_sha256"] for row in found}
+  assert len(hashes) == 2 and first.results != second.results
+  again = many.evaluate(config, tmp_path / "run")
+  assert again.results == second.results
+  config.model.normal_texts = ("a clean object",)
+  with pytest.raises(InputError, match="another config: model.normal_texts is"):
+    many.evaluate(config, tmp_path / "run")
 
 
 def test_categories_have_their_names_in_the_texts(config, tmp_path):
@@ -88,9 +193,9 @@ def test_categories_have_their_names_in_the_texts(config, tmp_path):
 
   def scores(**fields):
     config.model.update(fields)
-    images = evaluate(config, tmp_path / f"{fields}").results["parts"].images
+    found = many.evaluate(config, tmp_path / f"{fields}")
     rows = {"tile": [], "metal_plate": []}
-    for image in images:
+    for image in found.results["parts"].images:
       rows[image.category].append(image.image_score)
     return rows
 
@@ -117,10 +222,8 @@ def test_the_demos_clip_needs_no_more_than_its_name(tmp_path, capsys):
   make_image(0).save(tmp_path / "photo.png")
   arguments = [str(tmp_path), "--clip=demo"]
   predict.main(arguments)
-  own = [f"--{name}" for name in ("normal", "anomalous")]
-  predict.main(
-    [*arguments, own[0], "a clean tile", own[1], "a tile with a hole"]
-  )
+  own = ("--normal", "a clean tile", "--anomalous", "a tile with a hole")
+  predict.main([*arguments, *own])
   rows = [json.loads(row) for row in capsys.readouterr().out.splitlines()]
   assert rows[0]["image_score"] != rows[1]["image_score"]
   detector = AnomalyDetector.from_clip(
@@ -128,7 +231,6 @@ def test_the_demos_clip_needs_no_more_than_its_name(tmp_path, capsys):
   )
   score = detector(tmp_path / "photo.png").image_score
   assert rows[1]["image_score"] == pytest.approx(score, abs=1e-6)
-  assert AnomalyDetector.from_clip("demo").config.model.texts == "demo"
 
 
 def test_sizes_fit_any_clip(clip_folder):
@@ -159,13 +261,14 @@ def test_sizes_fit_any_clip(clip_folder):
     ([], "one of the arguments --workdir --pretrained --clip is required"),
   ),
 )
-def test_bad_input_is_reported(arguments, expected, tmp_path):
+def test_bad_input_is_reported(arguments, expected, tmp_path, capsys):
   make_image(0).save(tmp_path / "photo.png")
-  code, _, err = run("-m", "cops_jax", "predict", tmp_path, *arguments)
-  assert code and expected in err and "Traceback" not in err
+  with pytest.raises(SystemExit) as caught:
+    predict.main([str(tmp_path), *arguments])
+  assert expected in f"{caught.value} {capsys.readouterr().err}"
 
 
-def test_texts_need_a_tokenizer_and_room(tmp_path):
+def test_texts_need_a_tokenizer_and_room():
   clip = weights.load_clip("demo")
   with pytest.raises(InputError, match="'a a.* has 82 tokens; CLIP reads at"):
     clip.tokenize(["a " * 80])
