@@ -41,7 +41,7 @@ _logger = logging.getLogger(__name__)
 
 # Increase it with any change to the stored values or their layout: in the
 # decoding of images, the vision tower or the shards.
-_VERSION = 2
+_VERSION = 3
 
 
 def features_folder(config: Any) -> pathlib.Path:
