@@ -16,7 +16,7 @@ from jax.sharding import Mesh, Sharding
 
 from cops_jax.config import max_pixels
 from cops_jax.errors import InputError
-from cops_jax.evaluation.findings import Findings, image_result
+from cops_jax.evaluation.findings import Findings
 from cops_jax.evaluation.results import DatasetResult, Picture
 from cops_jax.evaluation.step import STEP_FIELDS, make_predict_step
 from cops_jax.images import tiles
@@ -215,11 +215,12 @@ class Evaluator:
     if not chosen:
       return []
     ranges, pictures = found.ranges(), []
-    subset = pipeline.Subset(examples, [index for _, index in chosen])
+    subset = pipeline.Subset(examples, [image.index for _, image in chosen])
     with _note(errors):
       for row in score(subset):
         with _note(errors):
-          place, image = int(row["index"]), image_result(row, examples.name)
+          place = int(row["index"])
+          kind, (image, *_) = chosen[place]
           low, high = ranges[image.category]
           drawn = picture_tiles(
             # Cached features have no images.
@@ -230,8 +231,7 @@ class Evaluator:
             high=high,
             threshold=categories[image.category].pixel_threshold,
           )
-          picture = Picture(chosen[place][0], image, drawn, low, high)
-          pictures.append((place, picture))
+          pictures.append((place, Picture(kind, image, drawn, low, high)))
     agree(errors)
     rows = itertools.chain.from_iterable(gather_objects(pictures))
     return [picture for _, picture in sorted(rows, key=lambda row: row[0])]

@@ -50,15 +50,21 @@ class Findings:
     Raises:
       InputError: its score or its map is not finite.
     """
-    image, anomaly_map = image_result(row, dataset), row["anomaly_map"]
+    path, category = str(row["path"]), str(row["category"])
+    score, anomaly_map = float(row["image_score"]), row["anomaly_map"]
+    if not (np.isfinite(score) and np.isfinite(anomaly_map).all()):
+      raise InputError(
+        f"the score of {path} in data set {dataset!r} is not a number: the"
+        " checkpoint or the CLIP weights are damaged"
+      )
+    image = ImageResult(dataset, category, path, int(row["label"]), score)
     ends = float(anomaly_map.min()), float(anomaly_map.max())
     scored = Scored(image, int(row["index"]), int(row["example_id"]), *ends)
     self.images.append(scored)
     if row["has_mask"]:
-      if image.category not in self.pixels:
-        state = metrics.PIXEL_METRICS_MODES[self.mode]()
-        self.pixels[image.category] = state
-      self.pixels[image.category].add(anomaly_map, row["mask"].astype(bool))
+      if category not in self.pixels:
+        self.pixels[category] = metrics.PIXEL_METRICS_MODES[self.mode]()
+      self.pixels[category].add(anomaly_map, row["mask"].astype(bool))
     return image
 
   def gather(self) -> Findings:
@@ -95,8 +101,8 @@ class Findings:
 
   def choose(
     self, categories: Mapping[str, CategoryResult], number: int
-  ) -> list[tuple[str, int]]:
-    """Returns kinds and indices of the images to show, `number` of each kind.
+  ) -> list[tuple[str, Scored]]:
+    """Returns kinds and images to show, `number` of each kind.
 
     The best and the worst are those whose score is furthest on the right and
     on the wrong side of their category's threshold, as a share of the possible
@@ -113,7 +119,7 @@ class Findings:
       "worst": _one_of_each(rows[::-1]),
       "random": sorted(rows, key=lambda row: row.example_id),
     }
-    return [(kind, row.index) for kind in kinds for row in kinds[kind][:number]]
+    return [(kind, row) for kind in kinds for row in kinds[kind][:number]]
 
 
 def _margin(image, categories):
@@ -133,29 +139,6 @@ def _one_of_each(rows):
     ranks.append(seen[row.image.category])
     seen[row.image.category] += 1
   return [rows[place] for place in np.argsort(ranks, kind="stable")]
-
-
-def image_result(row: Mapping[str, Any], dataset: str) -> ImageResult:
-  """Returns the result of a batch's row with its score and map.
-
-  Raises:
-    InputError: the score or the map is not finite.
-  """
-  path = str(row["path"])
-  if not (
-    np.isfinite(row["image_score"]) and np.isfinite(row["anomaly_map"]).all()
-  ):
-    raise InputError(
-      f"the score of {path} in data set {dataset!r} is not a number: the"
-      " checkpoint or the CLIP weights are damaged"
-    )
-  return ImageResult(
-    dataset,
-    str(row["category"]),
-    path,
-    int(row["label"]),
-    float(row["image_score"]),
-  )
 
 
 def _category_result(images, pixels):

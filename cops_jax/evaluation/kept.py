@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import dataclasses
 import json
@@ -115,14 +114,11 @@ class KeptResult:
     """Keeps the result; warns if it cannot be written."""
     if jax.process_index() > 0:
       return
-    values = dataclasses.asdict(result)
-    for picture in values["pictures"]:
-      picture["tiles"] = {
-        name: base64.b64encode(tile).decode()
-        for name, tile in picture["tiles"].items()
-      }
-    maps = self._find_maps() if self.maps_folder else None
-    content = {"key": self._key, "maps": maps, "result": values}
+    content = {
+      "key": self._key,
+      "maps": self._find_maps() if self.maps_folder else None,
+      "result": dataclasses.asdict(result),
+    }
     try:
       write_file(self._path, seal(content))
     except (InputError, OSError) as error:
@@ -131,15 +127,7 @@ class KeptResult:
 
 def _from_values(values):
   pictures = [
-    Picture(
-      **row
-      | {
-        "image": ImageResult(**row["image"]),
-        "tiles": {
-          name: base64.b64decode(tile) for name, tile in row["tiles"].items()
-        },
-      }
-    )
+    Picture(**{**row, "image": ImageResult(**row["image"])})
     for row in values["pictures"]
   ]
   categories = {

@@ -58,7 +58,7 @@ class Picture:
 
   kind: str
   image: ImageResult
-  tiles: Mapping[str, bytes]
+  tiles: Mapping[str, str]
   low: float
   high: float
 

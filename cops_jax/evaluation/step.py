@@ -22,12 +22,6 @@ from cops_jax.runtime.randomness import (
 # Fields of a batch that the step reads.
 STEP_FIELDS = (*ENCODE_FIELDS, "example_id", "text_features")
 
-# From trainable parameters, CLIP's and a batch to scores and maps.
-PredictStep = Callable[
-  [Mapping[str, Any], Mapping[str, Any], Mapping[str, jax.Array]],
-  dict[str, jax.Array],
-]
-
 
 def detect_anomalies(
   model: nn.Module,
@@ -62,7 +56,7 @@ def make_predict_step(
   model: nn.Module,
   mesh: Mesh,
   clip_shardings: Sharding | Mapping[str, Any] | None = None,
-) -> PredictStep:
+) -> Callable[..., dict[str, jax.Array]]:
   """Compiles the step from a batch to its scores and maps.
 
   Args:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -145,7 +146,7 @@ def picture_tiles(
   low: float,
   high: float,
   threshold: float,
-) -> dict[str, bytes]:
+) -> dict[str, str]:
   """Returns pictures of an image, its ground truth and its anomaly map.
 
   Args:
@@ -155,8 +156,8 @@ def picture_tiles(
     threshold: regions that reach it are outlined; NaN outlines none.
 
   Returns:
-    JPEG files of side `TILE_PIXELS`: "image", "truth" if there is a mask, "map"
-    and "overlay".
+    JPEG files of side `TILE_PIXELS` in base64, as pages embed them: "image",
+    "truth" if there is a mask, "map" and "overlay".
   """
   from PIL import Image
 
@@ -173,7 +174,8 @@ def picture_tiles(
   mixed = overlay(tiles["image"], shown, low, high).copy()
   mixed[outlines(shown >= threshold, _OUTLINE_PIXELS)] = LINE_COLOR
   tiles["overlay"] = mixed
-  return {
+  files = {
     name: to_file(Image.fromarray(tile), "JPEG", quality=88)
     for name, tile in tiles.items()
   }
+  return {name: base64.b64encode(file).decode() for name, file in files.items()}

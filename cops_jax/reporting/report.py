@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import collections
 import datetime
 import json
@@ -257,7 +256,7 @@ def _picture(picture, category):
       f" {_number(threshold)}"
     ),
     "tiles": {
-      title: base64.b64encode(picture.tiles.get(title, b"")).decode()
+      title: picture.tiles.get(title, "")
       for title in ("image", "truth", "map", "overlay")
     },
     "low": f"{picture.low:.2f}",

@@ -245,7 +245,7 @@ def test_all_thirteen_data_sets(evaluate, config, folder, workdir, caplog):
 
 
 def test_bad_names_and_a_second_evaluation_are_refused(
-  evaluate, evaluated, folder, workdir, tmp_path
+  quick, evaluate, evaluated, folder, workdir, tmp_path
 ):
   for name, expected in (
     ("mvtec", "unknown data set 'mvtec'; known are mvtec_ad, visa"),

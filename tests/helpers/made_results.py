@@ -27,7 +27,7 @@ def make_result(*rows):
       for index, metrics in enumerate(rows)
     },
     images=[image],
-    pictures=[results.Picture("best", image, {"image": b"\xff\xd8"}, 0.0, 1.0)],
+    pictures=[results.Picture("best", image, {"image": "/9g="}, 0.0, 1.0)],
     skipped={"c0/b.png": "truncated"},
     identity="1.0.0",
     data_sha256="cc" * 32,

@@ -1,5 +1,6 @@
 """Pictures of images and maps."""
 
+import base64
 import io
 import math
 
@@ -21,7 +22,8 @@ def test_heat_grows_lighter_with_the_value():
 
 
 def pixels(file):
-  return np.asarray(Image.open(io.BytesIO(file)).convert("RGB")).astype(int)
+  file = io.BytesIO(base64.b64decode(file))
+  return np.asarray(Image.open(file).convert("RGB")).astype(int)
 
 
 @pytest.fixture
@@ -66,17 +68,6 @@ def test_the_overlay_outlines_what_reaches_the_threshold(tiles):
   assert not line[half + 8 :].any() and not line[10 : half - 8, 10:-10].any()
   for threshold in (math.nan, 1.1):
     assert not is_line(tiles(threshold=threshold)["overlay"]).any()
-
-
-def test_outlines_are_inside_of_regions_and_of_the_picture():
-  regions = np.zeros((12, 12), bool)
-  regions[:, :6] = True
-  regions[9, 9] = True
-  line = drawing.outlines(regions, 2)
-  inner = np.zeros_like(line)
-  inner[2:-2, 2:4] = True
-  np.testing.assert_array_equal(line, regions & ~inner)
-  assert not drawing.outlines(np.zeros((3, 3), bool), 2).any()
 
 
 @pytest.mark.parametrize(
