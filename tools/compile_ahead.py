@@ -18,7 +18,7 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -317,46 +317,43 @@ def exchanges(text: str) -> collections.Counter[tuple[str, str]]:
   return found
 
 
-def table(reports: list[Report], chip: Chip | None) -> str:
-  """The reports as text, a column for each step."""
+# Lines of the table: what a report says, and what it takes on a chip.
+_OF_REPORT = {
+  "compiled in, s": lambda report: f"{report.compile_seconds:.0f}",
+  "arguments, GB": lambda report: f"{report.argument_bytes / 1e9:.2f}",
+  "temporary, GB": lambda report: f"{report.temporary_bytes / 1e9:.2f}",
+  "TFLOP": lambda report: f"{report.flops / 1e12:.2f}",
+  "GB accessed": lambda report: f"{report.accessed_bytes / 1e9:.1f}",
+  "FLOP a byte": lambda report: f"{report.flops / report.accessed_bytes:.0f}",
+}
+_ON_CHIP = {
+  "fits the chip": lambda report, chip: (
+    "yes"
+    if report.argument_bytes + report.temporary_bytes < chip.giga_bytes * 1e9
+    else "NO"
+  ),
+  "compute, ms": lambda report, chip: (
+    f"{report.flops / chip.tera_flops / 1e9:.1f}"
+  ),
+  "memory, ms": lambda report, chip: (
+    f"{report.accessed_bytes / chip.bandwidth / 1e6:.1f}"
+  ),
+}
+
+
+def table(reports: Sequence[Report], chip: Chip | None) -> str:
+  """Returns the reports as text, a column for each step."""
   rows = [["", *(report.step for report in reports)]]
-
-  def add(title, value: Callable[[Report], str]):
-    rows.append([title, *map(value, reports)])
-
-  add("compiled in, s", lambda report: f"{report.compile_seconds:.0f}")
-  add("arguments, GB", lambda report: f"{report.argument_bytes / 1e9:.2f}")
-  add("temporary, GB", lambda report: f"{report.temporary_bytes / 1e9:.2f}")
-  if chip:
-    add("fits the chip", lambda report: "yes" if _fits(report, chip) else "NO")
-  add("TFLOP", lambda report: f"{report.flops / 1e12:.2f}")
-  add("GB accessed", lambda report: f"{report.accessed_bytes / 1e9:.1f}")
-  add(
-    "FLOP a byte",
-    lambda report: f"{report.flops / report.accessed_bytes:.0f}",
-  )
-  if chip:
-    add("compute, ms", lambda report: f"{_compute_ms(report, chip):.1f}")
-    add("memory, ms", lambda report: f"{_memory_ms(report, chip):.1f}")
-  kinds = sorted({kind for report in reports for kind in report.collectives})
-  for kind in kinds:
-    add(
-      f"{' '.join(kind)}, MB",
-      lambda report, kind=kind: f"{report.collectives.get(kind, 0) / 1e6:.2f}",
-    )
+  for title, text in _OF_REPORT.items():
+    rows.append([title, *map(text, reports)])
+  for title, text in _ON_CHIP.items() if chip else ():
+    rows.append([title, *(text(report, chip) for report in reports)])
+  for kind in sorted(
+    {kind for report in reports for kind in report.collectives}
+  ):
+    sizes = (report.collectives.get(kind, 0) for report in reports)
+    rows.append([f"{' '.join(kind)}, MB", *(f"{n / 1e6:.2f}" for n in sizes)])
   return "\n".join(align(rows, 1))
-
-
-def _fits(report, chip):
-  return report.argument_bytes + report.temporary_bytes < chip.giga_bytes * 1e9
-
-
-def _compute_ms(report, chip):
-  return report.flops / chip.tera_flops / 1e9
-
-
-def _memory_ms(report, chip):
-  return report.accessed_bytes / chip.bandwidth / 1e6
 
 
 def _parser():
