@@ -1,4 +1,4 @@
-"""Messages of long work: how far, how fast, how much longer."""
+"""Log messages, and the progress of long work."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def show_messages() -> None:
 
 
 def gigabytes(number: int) -> str:
-  """A number of bytes for messages."""
+  """Formats a number of bytes."""
   return f"{number / 1e9:.3g} GB"
 
 
@@ -31,27 +31,22 @@ class Progress:
   """Logs progress towards a known total.
 
   Args:
-    total: units of work.
+    total: number of units of work.
     unit: their name, in the plural.
-    start: units already done.
+    start: number of units already done.
   """
 
   def __init__(self, total: int, unit: str, start: int = 0):
     self._total, self._unit, self._start = total, unit, start
     self._began = self._logged = time.monotonic()
 
-  def rate(self, done: int) -> float:
-    """Units per second since the start."""
-    elapsed = time.monotonic() - self._began
-    return (done - self._start) / max(elapsed, 1e-9)
-
   def update(self, done: int, message: str) -> None:
-    """Logs, but not more often than every few seconds, and at the end."""
+    """Logs a message at the end, and every few seconds before."""
     now = time.monotonic()
     if done < self._total and now - self._logged < _INTERVAL_SECONDS:
       return
     self._logged = now
-    rate = self.rate(done)
+    rate = (done - self._start) / max(now - self._began, 1e-9)
     left = (self._total - done) / max(rate, 1e-9)
     _logger.info(
       "%s: %d/%d %s, %.1f %s/s, %s left",

@@ -16,26 +16,34 @@ DATA_AXIS = "data"
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-  """Devices along one data axis; by default all, of all processes."""
+  """Returns a mesh of devices, by default of all processes' devices."""
   devices = jax.devices() if devices is None else devices
   return Mesh(np.array(devices), (DATA_AXIS,))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """First axis split over the devices."""
+  """Returns a sharding that splits the first axis over the devices."""
   return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
 
 
 def replicated_sharding(mesh: Mesh) -> NamedSharding:
-  """A whole copy on every device."""
+  """Returns a sharding that gives every device a copy."""
   return NamedSharding(mesh, PartitionSpec())
 
 
-def split_shardings(tree: Any, mesh: Mesh) -> Any:
-  """A sharding for each array that leaves every device an equal part of it.
+def clip_shardings(
+  clip_params: Mapping[str, Any], mesh: Mesh, is_split: bool
+) -> Sharding | Mapping[str, Any]:
+  """Returns how the devices hold CLIP's parameters.
 
-  The longest axis that the number of devices divides is split; an array without
-  one is replicated.
+  Args:
+    clip_params: a tree of arrays.
+    mesh: the devices.
+    is_split: whether each device holds an equal part of each array, cut along
+      its longest axis that the number of devices divides, instead of a copy.
+
+  Returns:
+    One sharding, or a tree with one for each array if they are split.
   """
 
   def split(leaf):
@@ -47,21 +55,8 @@ def split_shardings(tree: Any, mesh: Mesh) -> Any:
     axis = max(axes, key=lambda axis: leaf.shape[axis])
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, DATA_AXIS))
 
-  return jax.tree.map(split, tree)
-
-
-def clip_shardings(
-  clip_params: Mapping[str, Any], mesh: Mesh, is_split: bool
-) -> Sharding | Mapping[str, Any]:
-  """How the devices hold CLIP's parameters: one sharding, or one for each.
-
-  Args:
-    clip_params: a tree of arrays.
-    mesh: of the devices.
-    is_split: whether each device holds a part instead of a copy.
-  """
   if is_split:
-    return split_shardings(clip_params, mesh)
+    return jax.tree.map(split, clip_params)
   return replicated_sharding(mesh)
 
 
@@ -76,19 +71,18 @@ def jit_step(
   """Compiles a step over a global batch.
 
   Args:
-    step: its last arguments are CLIP's parameters and a batch, whose rows are
-      split over the devices.
-    mesh: of the devices.
+    step: function whose last arguments are CLIP's parameters and a batch, whose
+      rows are split over the devices.
+    mesh: the devices.
     clip_shardings: see `clip_shardings`; None if every device has a copy.
-    num_replicated: arguments before these, of which every device has a copy.
-    updates_state: whether the step makes a new first argument: its memory is
-      then reused, and every device gets a copy of the results. Otherwise they
-      are split as the batch is.
+    num_replicated: number of arguments before these; every device has a copy.
+    updates_state: whether the step returns a new first argument. Its memory is
+      then donated and the results are replicated, not split as the batch is.
   """
 
   @functools.wraps(step)
   def step_on_mesh(*arguments):
-    # What has to know the mesh inside, such as a kernel, asks JAX for it.
+    # A kernel asks JAX for the mesh.
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
       return step(*arguments)
 
@@ -114,9 +108,8 @@ def shard_batch(
 
   Args:
     batch: this process's rows, by field.
-    mesh: of the devices.
-    fields: that a step reads, of which the batch may lack some; by default
-      all.
+    mesh: the devices.
+    fields: names of the fields to put, if the batch has them; None puts all.
   """
   sharding = batch_sharding(mesh)
   return {
@@ -127,7 +120,7 @@ def shard_batch(
 
 
 def local_rows(tree: Any, mesh: Mesh) -> Any:
-  """This process's rows of arrays that are split over the mesh."""
+  """Returns this process's rows of arrays that are split over the mesh."""
   if jax.process_count() == 1:
     return tree
   return multihost_utils.global_array_to_host_local_array(
@@ -138,7 +131,7 @@ def local_rows(tree: Any, mesh: Mesh) -> Any:
 def run_ahead(
   batches: Iterable[Any], step: Callable[[Any], Any]
 ) -> Iterator[tuple[Any, Any]]:
-  """Batches and a step's outputs, on the host; devices run one batch ahead."""
+  """Yields batches with a step's outputs; devices run one batch ahead."""
   ready = None
   for batch in batches:
     running = batch, step(batch)
@@ -155,14 +148,13 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
 
 
 def default_batch_size(mesh: Mesh) -> int:
-  """Images in a step of evaluation, over all devices."""
+  """Returns the number of images in a step of evaluation."""
   # More than one image at a time makes a CPU no faster.
-  of_a_device = 1 if jax.default_backend() == "cpu" else 8
-  return of_a_device * mesh.size
+  return mesh.size * (1 if jax.default_backend() == "cpu" else 8)
 
 
 def num_device_bytes(tree: Any) -> int:
-  """Bytes of the arrays on one device."""
+  """Returns the bytes that arrays take on one device."""
   return sum(
     math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
     for leaf in jax.tree.leaves(tree)

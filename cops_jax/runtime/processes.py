@@ -32,44 +32,31 @@ def start(
   """Joins the cluster; to be called before anything else uses JAX's devices.
 
   Without arguments JAX recognises the cluster by its environment: a TPU pod,
-  Slurm, Open MPI, Kubernetes. Only the first process goes on showing messages
-  below warnings.
+  Slurm, Open MPI, Kubernetes. Messages below warnings are shown by the first
+  process only.
 
   Args:
     coordinator_address: host:port of the first process.
-    num_processes: in the cluster.
-    process_id: this one's number, from 0.
-    heartbeat_timeout_seconds: after which JAX takes a silent process for dead.
+    num_processes: number of processes in the cluster.
+    process_id: number of this process, from 0.
+    heartbeat_timeout_seconds: silence after which JAX counts a process as dead.
 
   Raises:
-    InputError: some arguments but not all are given, or the cluster does not
-      come together.
+    InputError: the arguments do not fit, or the cluster does not come together.
   """
   import jax
 
-  arguments = dict(
-    coordinator_address=coordinator_address,
-    num_processes=num_processes,
-    process_id=process_id,
-  )
-  absent = [name for name, value in arguments.items() if value is None]
-  if 0 < len(absent) < len(arguments):
-    raise InputError(
-      f"--{' and --'.join(absent)} must be given too: the address of the first"
-      " process, the number of processes and this one's number belong together"
-    )
-  if not absent and not 0 <= process_id < num_processes:
-    raise InputError(
-      f"--process_id is {process_id}; with {num_processes} processes it must be"
-      f" from 0 to {num_processes - 1}"
-    )
   try:
     jax.distributed.initialize(
-      **arguments, heartbeat_timeout_seconds=heartbeat_timeout_seconds
+      coordinator_address,
+      num_processes,
+      process_id,
+      heartbeat_timeout_seconds=heartbeat_timeout_seconds,
     )
   except (RuntimeError, ValueError) as error:
     raise InputError(
-      "the processes did not come together as one cluster:"
+      "the processes did not come together as one cluster, see"
+      " --coordinator_address, --num_processes and --process_id:"
       f" {' '.join(str(error).split())}"
     ) from error
   if jax.process_index() > 0:
@@ -118,10 +105,9 @@ def peak_memory_bytes() -> int:
 
 
 def gather_objects(value: Any) -> list[Any]:
-  """What each process gives, in the order of processes, the same in all.
+  """Returns every process's value, in the order of processes; all call it.
 
-  All call it. The processes of one job trust each other, so the value may be
-  anything that can be pickled.
+  The processes of a job trust each other: values are pickled.
   """
   import jax
   from jax.experimental import multihost_utils
@@ -141,12 +127,12 @@ def gather_objects(value: Any) -> list[Any]:
 
 
 def in_all_processes(function: Callable[..., Any], *args: Any) -> Any:
-  """Calls a function in every process; where it fails in one, it fails in all.
+  """Calls a function in every process; if it fails in one, it fails in all.
 
-  The function may not need the other processes. All call this.
+  All processes call this; the function must not need the others.
 
   Returns:
-    What the function returns in this process.
+    The function's result in this process.
 
   Raises:
     InputError: in every process, if the function raised anything in one.
@@ -161,52 +147,47 @@ def in_all_processes(function: Callable[..., Any], *args: Any) -> Any:
 
 
 def agree(errors: Sequence[Exception]) -> None:
-  """Raises an error in all processes if there is one in any of them.
-
-  All call it.
+  """Raises an error in all processes if any of them has one; all call it.
 
   Args:
-    errors: of this process, in their order.
+    errors: this process's errors, in their order.
 
   Raises:
-    InputError: the first process's with errors; or in that process itself, what
-      it was.
+    InputError: the first error; its own process raises it unchanged.
   """
-  first = errors[0] if errors else None
-  for process, text in enumerate(gather_objects(first and _describe(first))):
-    if first is not None:
-      raise first
+  text = None
+  if errors:
+    text = str(errors[0])
+    if not isinstance(errors[0], InputError):
+      text = f"{type(errors[0]).__name__}: {text}"
+  texts = gather_objects(text)
+  if errors:
+    raise errors[0]
+  for process, text in enumerate(texts):
     if text is not None:
       raise InputError(f"process {process}: {text}")
 
 
-def _describe(error):
-  if isinstance(error, InputError):
-    return str(error)
-  return f"{type(error).__name__}: {error}"
-
-
 def in_first_process(function: Callable[..., Any], *args: Any) -> Any:
-  """Calls a function in the first process; gives all processes what it returns.
+  """Calls a function in the first process and returns its result in all.
 
-  Where it fails, all do, so that none waits for one that has ended.
+  If it fails, it fails in all, so that none waits for one that has ended.
 
   Raises:
     InputError: the function's own, in all processes.
-    OSError: in the other processes, for anything else that it raised.
+    OSError: in the other processes, for any other error.
   """
   import jax
 
-  result = error = None
+  result = error = shared = None
   if jax.process_index() == 0:
     try:
       result = function(*args)
     except Exception as caught:  # The others wait, whatever it is.
-      error = caught
-  told = error
-  if error is not None and not isinstance(error, InputError):
-    told = OSError("the first process says why")
-  told, result = gather_objects((told, result))[0]
-  if told is not None:
-    raise error or told
+      error = shared = caught
+      if not isinstance(error, InputError):
+        shared = OSError("the first process says why")
+  shared, result = gather_objects((shared, result))[0]
+  if shared is not None:
+    raise error or shared
   return result

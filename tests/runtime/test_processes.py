@@ -1,5 +1,8 @@
 """Real processes that form one cluster on this host."""
 
+import collections
+import os
+import random
 import resource
 import shutil
 import signal
@@ -13,206 +16,222 @@ from cops_jax import training, weights
 from cops_jax.errors import InputError
 from cops_jax.runs.checkpoints import Checkpoints, find_damage, find_steps
 from cops_jax.runs.metrics_log import read_metrics
-from cops_jax.runtime import processes as distributed
+from cops_jax.runtime import processes
 from cops_jax.runtime.randomness import INIT_KEY, random_key
 from helpers.cluster import end_cluster, free_port, start_cluster
 from helpers.config import make_config
 from helpers.images import write_folder
-from helpers.scripts import start_afresh
+from helpers.runs import leaves
+from helpers.scripts import Program, run
 from helpers.steps import SMOOTH, assert_same_way
 
-
-def params(workdir):
-  with Checkpoints(workdir) as saved:
-    step, tree = saved.restore_params()
-  assert step == 20
-  return jax.device_get(tree)
-
-
 # Four epochs of five steps; the last one of each is not full.
-SETTINGS = {"batch_size": 6, "num_epochs": 4, **SMOOTH}
-STEPS = (
-  *(f"--config.train.{name}={value}" for name, value in SETTINGS.items()),
-  "--config.train.log_every_steps=1",
-)
+SETTINGS = {
+  **{"batch_size": 6, "num_epochs": 4, "log_every_steps": 1},
+  **{"evaluate_every_steps": 20, **SMOOTH},
+}
 
 
 @pytest.fixture(scope="module")
-def steps(arguments, tmp_path_factory):
-  """Flags: 20 steps on a folder of images, evaluated on another."""
+def folders(tmp_path_factory):
+  """Images to train on, and others to evaluate on."""
   folder = tmp_path_factory.mktemp("images")
+  return write_folder(folder / "nuts", 29), write_folder(folder / "bolts", 15)
+
+
+@pytest.fixture(scope="module")
+def flags(arguments, folders):
   return (
     *arguments,
-    *STEPS,
-    f"--config.train.dataset={write_folder(folder / 'nuts', 29)}",
-    f"--config.evaluation.datasets=('{write_folder(folder / 'bolts', 15)}',)",
+    *(f"--config.train.{name}={value}" for name, value in SETTINGS.items()),
+    f"--config.train.dataset={folders[0]}",
+    f"--config.evaluation.datasets=('{folders[1]}',)",
+    "--heartbeat_timeout_seconds=5",
   )
 
 
 @pytest.fixture(scope="module")
-def one(steps, clip_folder, data_dir, tmp_path_factory):
-  """The steps in this process, on 8 devices; and where they began."""
+def whole(flags, tmp_path_factory):
+  """An uninterrupted run of two processes with four devices each."""
+  workdir = tmp_path_factory.mktemp("two")
+  cluster = start_cluster(2, 4, "train.py", *flags, f"--workdir={workdir}")
+  codes, logs = end_cluster(cluster)
+  assert codes == [0, 0], logs
+  assert "8 cpu device(s) of 2 process(es)" in logs[0]
+  assert "cpu device(s)" not in logs[1]
+  return workdir
+
+
+def test_two_processes_train_and_evaluate_as_one(
+  whole, folders, clip_folder, data_dir, tmp_path
+):
+  """This process, on eight devices: losses, metrics, parameters and files."""
   config = make_config(clip_folder, data_dir)
   config.train.update(SETTINGS)
-  config.train.dataset = steps[-2].partition("=")[2]
-  config.evaluation.datasets = (steps[-1].split("'")[1],)
-  config.train.log_every_steps = 1
-  config.train.checkpoint_every_steps = 20
-  config.train.evaluate_every_steps = 20
-  workdir = tmp_path_factory.mktemp("one")
-  training.train(config, workdir, profile_steps=(2, 3))
-  assert list((workdir / "profile").rglob("*.xplane.pb"))
-  model = weights.build_model(config, weights.clip_of(config))
-  start = model.init_trainable(random_key(config.seed, INIT_KEY))
-  return workdir, start
-
-
-def assert_same_numbers(workdir, one):
-  """Every loss term, the gradient's norm, and the way that parameters took."""
-  whole, start = one
-  rows, other_rows = read_metrics(whole), read_metrics(workdir)
+  config.train.dataset = folders[0]
+  config.evaluation.datasets = folders[1:]
+  training.train(config, tmp_path, profile_steps=(2, 3))
+  assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+  rows, other_rows = read_metrics(tmp_path), read_metrics(whole)
   assert [row["step"] for row in rows] == [*range(1, 21), 20]
-  # The last is what was evaluated, which not all do.
-  assert len(other_rows) >= 20
-  for row, other in zip(rows, other_rows, strict=False):
+  assert "bolts/pixel_auroc" in rows[-1]
+  for row, other in zip(rows, other_rows, strict=True):
     assert row.keys() == other.keys()
     for name in row:
       # What was evaluated counts ranks, which change one at a time.
       tolerance = 1e-3 if "/" in name else 1e-5
       want = pytest.approx(row[name], rel=tolerance, abs=1e-5)
       assert other[name] == want, name
-  assert "bolts/pixel_auroc" in rows[-1]
-  assert_same_way(start, params(whole), params(workdir))
+  model = weights.build_model(config, weights.clip_of(config))
+  start = model.init_trainable(random_key(config.seed, INIT_KEY))
+  ends = []
+  for workdir in (tmp_path, whole):
+    with Checkpoints(workdir) as saved:
+      ends.append(jax.device_get(saved.restore_params()[1]))
+  assert_same_way(start, *ends)
+  names = {path.name for path in tmp_path.iterdir()} - {"profile"}
+  assert {path.name for path in whole.iterdir()} == names
 
 
-def test_two_processes_train_and_evaluate_as_one(one, steps, tmp_path):
-  """2 processes of 4 devices."""
-  two = tmp_path / "two"
-  arguments = (
-    *steps,
-    "--config.train.checkpoint_every_steps=20",
-    "--config.train.evaluate_every_steps=20",
-  )
-  cluster = start_cluster(2, 4, "train.py", *arguments, f"--workdir={two}")
-  codes, (log, others) = end_cluster(cluster)
-  assert codes == [0, 0], log + others
-  assert "8 cpu device(s) of 2 process(es)" in log
-  assert "cpu device(s)" not in others
-  assert_same_numbers(two, one)
-  whole, _ = one
-  assert read_metrics(two)[-1].keys() == read_metrics(whole)[-1].keys()
-  names = {path.name for path in whole.iterdir()} - {"profile"}
-  assert {path.name for path in two.iterdir()} == names
+FAIL = """
+import sys
+from cops_jax import commands
+from cops_jax.commands import train
+from cops_jax.training import loop
+
+def fail(*_):
+  print("made an error", file=sys.stderr, flush=True)
+  raise KeyError
+
+commands._EXIT_SECONDS = 2
+if "--process_id=1" in sys.argv:
+  loop.shard_batch = fail
+train.main()
+"""
 
 
-def test_a_signal_to_one_process_stops_all(one, steps, tmp_path):
-  """After the same step; then they go on. On features that both computed."""
+def test_a_cluster_ends_together_and_resumes(whole, flags, folders, tmp_path):
+  """However one process ends; in the end all is as if it never had, bit by bit.
+
+  A process that cannot go on ends the others: by an error that they share, or
+  by the loss of their connection.
+  """
   workdir = tmp_path / "run"
-  arguments = (
-    *steps,
-    "--config.train.checkpoint_every_steps=3",
-    "--config.feature_cache.dtype=float32",
-    f"--config.features_dir={tmp_path}/features",
-    f"--workdir={workdir}",
-  )
-  cluster = start_cluster(2, 1, "train.py", *arguments)
-  while not (workdir / "checkpoints/3/manifest.json").exists():
-    assert all(process.poll() is None for process in cluster)
-    time.sleep(0.05)
+  lost = {75, -signal.SIGABRT}  # What JAX computes fails, or it aborts.
+
+  def start(script="train.py"):
+    return start_cluster(
+      *(2, 4, script, *flags, f"--workdir={workdir}"),
+      "--config.train.checkpoint_every_steps=2",
+    )
+
+  def start_and_save():
+    """Waits until a checkpoint more is complete."""
+    before = find_steps(workdir)
+    cluster = start()
+    while find_steps(workdir) == before:
+      assert all(process.poll() is None for process in cluster)
+      time.sleep(0.02)
+    return cluster
+
+  def newest():
+    steps = find_steps(workdir)
+    assert not steps or not find_damage(workdir)[steps[-1]]
+    return max(steps, default=0)
+
+  # One process has a bug.
+  script = tmp_path / "fail.py"
+  script.write_text(FAIL)
+  codes, logs = end_cluster(start(script))
+  assert codes[1] == 1 and "made an error" in logs[1], logs
+  assert codes[0] in lost, logs
+
+  # One process cannot read a file of an unchanged size and time.
+  root = folders[0].removeprefix("folder:")
+  path = f"{root}/ground_truth/bad/07.png"
+  with open(path, "rb") as file:
+    content, stat = file.read(), os.stat(path)
+
+  def write(content):
+    with open(path, "wb") as file:
+      file.write(content)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+  write(bytes(len(content)))
+  codes, logs = end_cluster(start())
+  write(content)
+  assert codes == [1, 1], logs
+  for log in logs:
+    assert "test/bad/07.png of data set 'nuts': its mask cannot" in log
+    assert "Traceback" not in log
+  assert not (workdir / "non_finite.json").exists()
+  assert newest() < 5
+
+  # The first process's disk is full.
+  cluster = start_and_save()
+  limits = (5_000, 5_000)
+  resource.prlimit(cluster[0].pid, resource.RLIMIT_FSIZE, limits)
+  codes, logs = end_cluster(cluster)
+  assert codes == [1, 1], logs
+  assert "File too large" in logs[0] and "Traceback" not in "".join(logs)
+  assert "resume from the newest with the same command" in logs[0]
+
+  # A process is killed, and another time stopped.
+  cluster = start_and_save()
+  cluster[0].kill()
+  codes, logs = end_cluster(cluster)
+  assert codes[0] == -signal.SIGKILL and codes[1] in lost, logs
+  if codes[1] == 75:
+    sentence = logs[1].splitlines()[-1]
+    assert sentence.startswith("the processes cannot compute together any more")
+    assert "the same command resumes from the newest checkpoint" in sentence
+    assert "Traceback" not in logs[1]
+  cluster = start_and_save()
+  cluster[1].send_signal(signal.SIGSTOP)
+  try:
+    assert cluster[0].wait(timeout=60) in lost
+  finally:
+    cluster[1].send_signal(signal.SIGCONT)
+  codes, logs = end_cluster(cluster)
+  assert codes[1] in lost, logs
+
+  # A signal to one process stops both, after the same step.
+  cluster = start_and_save()
   cluster[1].send_signal(signal.SIGTERM)
   codes, logs = end_cluster(cluster)
   assert codes == [75, 75], logs
-  step = find_steps(workdir)[-1]
+  step = newest()
   assert step < 20
   for log in logs:
     assert f"stopped after step {step} of 20, which is saved" in log
     assert "Traceback" not in log
-  assert "computing features of nuts, part 1 of 2: 16/16" in logs[0]
-  shards = (tmp_path / "features").glob("*/*.npy")
-  assert sorted(path.name for path in shards) == ["000000.npy", "000001.npy"]
 
-  codes, logs = end_cluster(start_cluster(2, 1, "train.py", *arguments))
+  codes, logs = end_cluster(start())
   assert codes == [0, 0], logs
   assert f"from step {step}" in logs[0]
-  assert "features of nuts are read from" in logs[0]
-  assert_same_numbers(workdir, one)
+  assert read_metrics(workdir) == read_metrics(whole)
+  for item in ("params", "opt_state"):
+    assert leaves(workdir, 20, item) == leaves(whole, 20, item)
 
 
-def test_a_file_that_one_process_cannot_read_stops_all(
-  trained, steps, tmp_path
-):
-  """Training is saved by all; evaluation goes on with the next data set."""
-  good = write_folder(tmp_path / "good", 8)
-  bad = write_folder(tmp_path / "bad", 8)
-  (tmp_path / "bad/test/good/06.png").write_bytes(b"not an image")
-  workdir = tmp_path / "run"
-  cluster = start_cluster(
-    *(2, 1, "train.py", *steps, f"--workdir={workdir}"),
-    *(f"--config.train.dataset={bad}", "--config.train.batch_size=2"),
+def test_bad_arguments_are_refused(arguments, tmp_path):
+  code, _, err = run(
+    "train.py", *arguments, f"--workdir={tmp_path}", "--num_processes=2"
   )
-  began = time.monotonic()
-  codes, logs = end_cluster(cluster)
-  assert time.monotonic() - began < 60
-  assert codes == [1, 1], logs
-  for log in logs:
-    assert "test/good/06.png of data set 'bad': its image cannot" in log
-    assert "Traceback" not in log
-  last = find_steps(workdir)[-1]
-  assert last < 4 and not find_damage(workdir)[last]
-  assert not (workdir / "non_finite.json").exists()
-
-  workdir = tmp_path / "evaluated"
-  shutil.copytree(trained[0], workdir)
-  cluster = start_cluster(
-    *(2, 1, "eval.py", f"--workdir={workdir}", f"--datasets={bad},{good}"),
-    "--config.evaluation.batch_size=2",
+  assert code == 1 and "Traceback" not in err
+  assert (
+    "did not come together as one cluster, see --coordinator_address" in err
   )
-  codes, logs = end_cluster(cluster)
-  assert codes == [1, 1], logs
-  assert all("06.png of data set 'bad'" in log for log in logs)
-  assert "process 1: " in logs[0] or "process 0: " in logs[1]
-  rows = (workdir / "scores.csv").read_text().splitlines()
-  assert len(rows) == 9 and all(row.startswith("good,") for row in rows[1:])
-
-
-def test_a_full_disk_stops_all(steps, tmp_path):
-  """Only the first process notices."""
-  workdir = tmp_path / "run"
-  arguments = (*steps, "--config.train.checkpoint_every_steps=3")
-  cluster = start_cluster(2, 1, "train.py", *arguments, f"--workdir={workdir}")
-  while not (workdir / "checkpoints/3/manifest.json").exists():
-    assert all(process.poll() is None for process in cluster)
-    time.sleep(0.05)
-  resource.prlimit(cluster[0].pid, resource.RLIMIT_FSIZE, (5_000, 5_000))
-  codes, logs = end_cluster(cluster)
-  assert codes == [1, 1], logs
-  for log in logs:
-    assert f"written in {workdir}/checkpoints: File too large. Earlier" in log
-    assert "Traceback" not in log
-  assert find_steps(workdir) == [3]
-
-
-@pytest.mark.parametrize(
-  "arguments, expected",
-  (
-    (("host:1", None, 0), "^--num_processes must be given too"),
-    ((None, 2, None), "^--coordinator_address and --process_id must be"),
-    (("host:1", 2, 2), "--process_id is 2; with 2 processes it must be from 0"),
-    ((None, None, None), "did not come together as one cluster"),
-  ),
-)
-def test_bad_arguments_are_refused(arguments, expected):
-  with pytest.raises(InputError, match=expected):
-    distributed.start(*arguments)
+  assert "coordinator_address should be defined" in err
 
 
 def test_one_process_alone():
   """What it gives comes back as it is, and what it raises."""
   value = {"array": np.arange(3)}
-  assert distributed.gather_objects(value)[0] is value
-  assert distributed.in_first_process(divmod, 7, 2) == (3, 1)
+  assert processes.gather_objects(value)[0] is value
+  assert processes.in_first_process(divmod, 7, 2) == (3, 1)
   with pytest.raises(ZeroDivisionError):
-    distributed.in_first_process(divmod, 7, 0)
+    processes.in_first_process(divmod, 7, 0)
 
 
 @pytest.mark.parametrize(
@@ -230,9 +249,9 @@ def test_lost_processes_are_told_from_other_errors(monkeypatch, error, is_lost):
   wrapped = InputError("the checkpoint cannot be written")
   wrapped.__cause__ = error
   for found in (error, wrapped):
-    assert bool(distributed.find_lost_peer(found)) == is_lost
+    assert bool(processes.find_lost_peer(found)) == is_lost
   monkeypatch.setattr(jax.distributed, "is_initialized", lambda: False)
-  assert not distributed.find_lost_peer(error)
+  assert not processes.find_lost_peer(error)
 
 
 ASK_EACH_OTHER = """
@@ -263,14 +282,88 @@ for error in (KeyError("secret"), DamagedRunError("all is lost", "runs/a")):
 """
 
 
-def test_processes_exchange_objects_and_errors():
+def test_processes_exchange_objects_and_errors(tmp_path):
   """Objects with arrays; and what the first one's failure is in the other."""
+  script = tmp_path / "ask.py"
+  script.write_text(ASK_EACH_OTHER)
   address = f"127.0.0.1:{free_port()}"
-  pair = [
-    start_afresh("-c", ASK_EACH_OTHER, address, index) for index in range(2)
-  ]
+  pair = [Program(script, address, index) for index in range(2)]
   outputs = [process.communicate(timeout=120) for process in pair]
   reasons = ("KeyError('secret') ", "OSError('the first process says why') ")
   for (out, err), reason in zip(outputs, reasons, strict=True):
     lines = [reason, "DamagedRunError('all is lost') runs/a"]
     assert out.splitlines()[-2:] == lines, out + err  # Gloo's come before.
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("script", ("train.py", "eval.py"))
+def test_any_process_killed_at_any_time(arguments, tmp_path, script):
+  """From when they have met; then the same command does what is left."""
+  rng = random.Random(time.time_ns())
+  nuts, bolts = (
+    write_folder(tmp_path / name, 29) for name in ("nuts", "bolts")
+  )
+  features, workdir = tmp_path / "features", tmp_path / "run"
+  flags = (
+    f"--workdir={workdir}",
+    f"--config.features_dir={features}",
+    f"--config.evaluation.datasets=('{nuts}','{bolts}')",
+    "--config.feature_cache.dtype=float32",
+  )
+  training = (
+    *(*arguments, *flags, f"--config.train.dataset={nuts}"),
+    *("--config.train.batch_size=2", "--config.train.num_epochs=10"),
+    "--config.train.evaluate_every_steps=50",
+  )
+  if script == "eval.py":
+    code, _, err = run("train.py", *training)
+    assert code == 0, err
+  command = (script, *(training if script == "train.py" else flags))
+  start = tmp_path / "start"
+  if workdir.exists():
+    shutil.copytree(workdir, start)
+
+  def begin_again():
+    for folder in (workdir, features):
+      shutil.rmtree(folder, ignore_errors=True)
+    if start.exists():
+      shutil.copytree(start, workdir)
+
+  def outcome():
+    paths = [workdir / name for name in ("scores.csv", "results.csv")]
+    written = [path.read_bytes() for path in paths if path.exists()]
+    return read_metrics(workdir), written
+
+  begin_again()
+  began = time.monotonic()
+  codes, logs = end_cluster(start_cluster(2, 1, *command))
+  assert codes == [0, 0], logs
+  duration, whole = time.monotonic() - began, outcome()
+  begin_again()
+  num_kills, ends = 0, collections.Counter()
+  while num_kills < 20:
+    cluster = start_cluster(2, 1, *command)
+    time.sleep(rng.uniform(0.4, 1) * duration)
+    killed = rng.choice((0, 1))
+    if any(process.poll() is not None for process in cluster):
+      assert end_cluster(cluster)[0] == [0, 0]
+      assert outcome() == whole
+      begin_again()
+      continue
+    cluster[killed].kill()
+    began = time.monotonic()
+    codes, logs = end_cluster(cluster)
+    seconds = time.monotonic() - began
+    log = logs[1 - killed]
+    assert seconds < 120, logs
+    assert codes[1 - killed] in (0, 75, -signal.SIGABRT), logs
+    if codes[1 - killed] == 75:
+      assert "cannot compute together" in log and "Traceback" not in log, log
+    num_kills += 1
+    if script == "eval.py" and num_kills % 2:  # It keeps what it has done.
+      begin_again()
+    ends[codes[1 - killed]] += 1
+    print(f"killed {killed}, the other ended after {seconds:.1f} s", ends)
+  codes, logs = end_cluster(start_cluster(2, 1, *command))
+  assert codes == [0, 0], logs
+  assert outcome() == whole

@@ -1,4 +1,6 @@
-"""Training steps against the authors' code, on any number of devices."""
+"""Training steps against the authors' code, and on any number of devices."""
+
+import functools
 
 import chex
 import flax.traverse_util
@@ -10,11 +12,18 @@ import pytest
 
 from cops_jax.clip import features
 from cops_jax.losses import count_mask_pixels
-from cops_jax.runtime import mesh as sharding
+from cops_jax.runtime.mesh import (
+  clip_shardings,
+  make_mesh,
+  num_device_bytes,
+  replicate,
+  shard_batch,
+)
 from cops_jax.training import step as train_steps
 from helpers import golden
 from helpers.golden import assert_close
 from helpers.steps import assert_same_way, make_adam, tiny_batch
+from tools.compile_ahead import exchanges
 
 # The columns of the stored losses.
 TERMS = ("loss", "image", "patch", "gather", "scatter", "kl", "reconstruction")
@@ -84,25 +93,6 @@ def test_gradients_and_five_adam_steps(recipe):
     assert_close(actual[name], want[name], 5e-5)
 
 
-def test_padding_changes_nothing():
-  """A batch padded with garbage has the loss and gradients of the batch."""
-  batch, noise = golden_batch("mvtec")
-  params = golden.trainable("prompt.", golden.load("weights"))
-
-  def pad(array):
-    return jnp.concatenate([array, array[:2]])
-
-  padded = {name: pad(array) for name, array in batch.items()}
-  padded["padding_mask"] = jnp.arange(5) < 3
-  plain_loss = golden_loss("mvtec", batch, noise)
-  padded_loss = golden_loss("mvtec", padded, pad(noise))
-  plain, _ = jax.jit(jax.grad(plain_loss, has_aux=True))(params)
-  other, _ = jax.jit(jax.grad(padded_loss, has_aux=True))(params)
-  # Relative to the whole gradient: the key bias's is rounding error alone.
-  scale = max(jnp.abs(leaf).max() for leaf in jax.tree.leaves(plain))
-  chex.assert_trees_all_close(plain, other, rtol=1e-4, atol=1e-6 * scale)
-
-
 def test_terms_of_absent_parts_are_absent():
   """Neither gathered nor sampled, and the rest has gradients of all it has."""
   batch, _ = golden_batch("mvtec")
@@ -121,48 +111,80 @@ def test_terms_of_absent_parts_are_absent():
   assert gradients.keys() == {"prompt_learner"}
 
 
-def take_steps(mesh, batch, num_steps=3):
-  # These losses compare all images.
+@functools.cache
+def compiled(num_devices, is_split=False):
+  """A step, with losses that compare all images, and what it begins with."""
+  mesh = make_mesh(jax.devices()[:num_devices])
   model = golden.model("visa", {"train.reconstruction": "pairwise"})
   optimizer = make_adam()
+  shardings = clip_shardings(golden.clip_params(), mesh, is_split)
+  clip_params = jax.device_put(golden.clip_params(), shardings)
   params = model.init_trainable(jax.random.key(0))
-  state = train_steps.create_train_state(params, optimizer)
-  step = train_steps.make_train_step(model, optimizer, mesh)
-  start = jax.device_get(state.params)
-  losses = []
+  start = train_steps.create_train_state(params, optimizer)
+  start = jax.device_get(start)
+  step = train_steps.make_train_step(model, optimizer, mesh, shardings)
+  state, batch = replicate(start, mesh), shard_batch(BATCHES[num_devices], mesh)
+  step = step.lower(state, clip_params, batch).compile()
+  return step, start, clip_params, mesh
+
+
+PADDED = tiny_batch(6, 8)  # The last two rows are noise, and padding.
+BATCHES = {
+  1: {name: array[:6] for name, array in PADDED.items()},
+  8: {name: np.roll(array, 3, axis=0) for name, array in PADDED.items()},
+}
+
+
+def take_steps(num_devices, num_steps, is_split=False, first_step=0):
+  step, start, clip_params, mesh = compiled(num_devices, is_split)
+  state = replicate(start.replace(step=np.int32(first_step)), mesh)
+  batch, found = shard_batch(BATCHES[num_devices], mesh), []
   for _ in range(num_steps):
-    state, terms = step(
-      sharding.replicate(state, mesh),
-      sharding.replicate(golden.clip_params(), mesh),
-      sharding.shard_batch(batch, mesh),
-    )
-    losses.append(float(terms["loss"]))
-  return losses, start, jax.device_get(state.params)
+    state, terms = step(state, clip_params, batch)
+    found.append(jax.device_get(terms))
+  return found, jax.device_get(state.params)
 
 
-def test_devices_do_not_matter():
-  """6 images on one device, and on 8 devices with 2 of padding."""
-  assert len(jax.devices()) == 8
-  one = sharding.make_mesh(jax.devices()[:1])
-  losses, start, params = take_steps(one, tiny_batch(6, 6), 20)
-  batch = tiny_batch(6, 6)
-  batch = {
-    name: np.concatenate([array, np.zeros_like(array[:2])])
-    for name, array in batch.items()
-  }
-  many_losses, _, many_params = take_steps(sharding.make_mesh(), batch, 20)
-  np.testing.assert_allclose(losses, many_losses, rtol=1e-5)
-  assert losses[0] != losses[1]
-  assert_same_way(start, params, many_params)
+def test_devices_order_and_padding_do_not_matter():
+  """Six images on one device; turned, on eight devices with two of padding."""
+  one, params = take_steps(1, 20)
+  many, many_params = take_steps(8, 20)
+  for name in one[0]:
+    losses, want = ([terms[name] for terms in run] for run in (many, one))
+    np.testing.assert_allclose(losses, want, rtol=1e-4, err_msg=name)
+  assert_same_way(compiled(1)[1].params, params, many_params)
 
 
-def test_order_in_the_batch_does_not_matter():
-  mesh = sharding.make_mesh()
-  batch = tiny_batch(8, 8)
-  turned = {name: np.roll(array, 3, axis=0) for name, array in batch.items()}
-  losses, *_ = take_steps(mesh, batch, 2)
-  turned_losses, *_ = take_steps(mesh, turned, 2)
-  np.testing.assert_allclose(losses, turned_losses, rtol=1e-5)
+def test_noise_is_keyed_by_the_step():
+  """The same parameters and images have another loss at another step."""
+  (first,), _ = take_steps(8, 1)
+  (again,), _ = take_steps(8, 1)
+  (other,), _ = take_steps(8, 1, first_step=1)
+  assert first == again
+  for name in ("loss", "image", "reconstruction"):
+    assert first[name] != other[name], name
+
+
+def test_only_the_trainable_gradient_travels():
+  """Losses are means over the global batch: a few numbers travel for them."""
+  step, start, clip_params, _ = compiled(8)
+  total = sum(exchanges(step.as_text()).values())
+  gradient = sum(leaf.nbytes for leaf in jax.tree.leaves(start.params))
+  # The loss terms, and for the comparison of all images their features.
+  width = golden.model("visa").clip.config.projection_dim
+  assert gradient <= total <= gradient + 4 * 8 * width * 4 + 4096
+  assert total < sum(leaf.nbytes for leaf in jax.tree.leaves(clip_params))
+
+
+def test_split_clip_takes_a_part_of_the_memory_and_gives_the_same_loss():
+  whole, part = (
+    num_device_bytes(compiled(8, is_split)[2]) for is_split in (False, True)
+  )
+  assert part < 0.2 * whole
+  (want,), _ = take_steps(8, 1)
+  (found,), _ = take_steps(8, 1, is_split=True)
+  for name, term in want.items():
+    np.testing.assert_allclose(found[name], term, rtol=1e-5)
 
 
 def test_initial_distributions():
@@ -183,68 +205,28 @@ def test_initial_distributions():
       assert 0.018 < array.std() < 0.022, name
 
 
-def test_accumulated_gradients_make_one_update():
+@pytest.mark.parametrize("num_steps", (1, 2, 4, 5, 6))
+def test_accumulated_gradients_make_one_update(num_steps):
+  """Groups of three, and of those left over at the end."""
   params = {"x": jnp.array([1.0, -2.0]), "y": jnp.array(3.0)}
   gradients = [
-    {"x": jnp.array([0.5, 0.25]) * (k + 1), "y": jnp.array(-0.1) * k}
-    for k in range(4)
+    {"x": jnp.array([0.5, 0.25]) * k, "y": jnp.array(-0.1) * k}
+    for k in range(1, num_steps + 1)
   ]
-  adam, accumulating = make_adam(), make_adam(accumulate_steps=2)
-  state, accumulating_state = adam.init(params), accumulating.init(params)
-  for first, second in (gradients[:2], gradients[2:]):
-    updates, accumulating_state = accumulating.update(
-      first, accumulating_state, params
-    )
-    assert not any(leaf.any() for leaf in jax.tree.leaves(updates))
-    updates, accumulating_state = accumulating.update(
-      second, accumulating_state, params
-    )
-    mean = jax.tree.map(lambda a, b: (a + b) / 2, first, second)
-    want, state = adam.update(mean, state, params)
-    chex.assert_trees_all_close(updates, want, rtol=1e-6)
-    params = optax.apply_updates(params, updates)
-
-
-@pytest.mark.parametrize("num_steps", (1, 2, 4, 5))
-def test_steps_left_over_make_an_update_too(num_steps):
-  """Groups of three, and of what is left."""
-  params = {"x": jnp.array([1.0, -2.0])}
-  gradients = [{"x": jnp.array([0.5, 0.25]) * k} for k in range(1, 6)]
   adam = make_adam()
   accumulating = make_adam(accumulate_steps=3, num_steps=num_steps)
   state, accumulating_state = adam.init(params), accumulating.init(params)
   got = want = params
   for start in range(0, num_steps, 3):
-    group = gradients[start : min(start + 3, num_steps)]
-    for gradient in group:
+    group = gradients[start : start + 3]
+    for place, gradient in enumerate(group, 1):
       updates, accumulating_state = accumulating.update(
         gradient, accumulating_state, got
       )
+      is_last = place == len(group)
+      assert is_last == any(leaf.any() for leaf in jax.tree.leaves(updates))
       got = optax.apply_updates(got, updates)
     mean = jax.tree.map(lambda *rows: sum(rows) / len(rows), *group)
     updates, state = adam.update(mean, state, want)
     want = optax.apply_updates(want, updates)
   chex.assert_trees_all_close(got, want, rtol=1e-6)
-  assert (got["x"] != params["x"]).all()
-
-
-def test_a_step_that_is_not_finite_leaves_the_state_alone():
-  mesh = sharding.make_mesh()
-  model, optimizer = golden.model("visa"), make_adam()
-  params = model.init_trainable(jax.random.key(0))
-  state = train_steps.create_train_state(params, optimizer)
-  step = train_steps.make_train_step(model, optimizer, mesh)
-  batch = sharding.shard_batch(tiny_batch(8, 8), mesh)
-  clip_params = sharding.replicate(golden.clip_params(), mesh)
-  damaged = jax.tree.map(lambda leaf: leaf * jnp.nan, clip_params)
-  state, _ = step(sharding.replicate(state, mesh), clip_params, batch)
-  before = jax.device_get(state)
-  assert before.is_finite and before.step == 1
-  state, terms = step(state, damaged, batch)
-  assert np.isnan(terms["loss"])
-  # Later, sound steps do not go on from there.
-  state, terms = step(state, clip_params, batch)
-  assert np.isfinite(terms["loss"])
-  after = jax.device_get(state)
-  assert not after.is_finite
-  chex.assert_trees_all_equal(after.replace(is_finite=before.is_finite), before)
