@@ -111,10 +111,9 @@ train.main()
 
 
 def test_a_cluster_ends_together_and_resumes(whole, flags, folders, tmp_path):
-  """However one process ends; in the end all is as if it never had, bit by bit.
+  """One process ends, in six ways; the result is that of a whole run.
 
-  A process that cannot go on ends the others: by an error that they share, or
-  by the loss of their connection.
+  Both train from features that both computed.
   """
   workdir = tmp_path / "run"
   lost = {75, -signal.SIGABRT}  # What JAX computes fails, or it aborts.
@@ -123,6 +122,8 @@ def test_a_cluster_ends_together_and_resumes(whole, flags, folders, tmp_path):
     return start_cluster(
       *(2, 4, script, *flags, f"--workdir={workdir}"),
       "--config.train.checkpoint_every_steps=2",
+      "--config.feature_cache.dtype=float32",
+      f"--config.features_dir={tmp_path}/features",
     )
 
   def start_and_save():
@@ -145,6 +146,9 @@ def test_a_cluster_ends_together_and_resumes(whole, flags, folders, tmp_path):
   codes, logs = end_cluster(start(script))
   assert codes[1] == 1 and "made an error" in logs[1], logs
   assert codes[0] in lost, logs
+  assert "computing features of nuts, part 1 of 2: 16/16" in logs[0]
+  shards = (tmp_path / "features").glob("*/*.npy")
+  assert sorted(path.name for path in shards) == ["000000.npy", "000001.npy"]
 
   # One process cannot read a file of an unchanged size and time.
   root = folders[0].removeprefix("folder:")
@@ -209,6 +213,7 @@ def test_a_cluster_ends_together_and_resumes(whole, flags, folders, tmp_path):
   codes, logs = end_cluster(start())
   assert codes == [0, 0], logs
   assert f"from step {step}" in logs[0]
+  assert "features of nuts are read from" in logs[0]
   assert read_metrics(workdir) == read_metrics(whole)
   for item in ("params", "opt_state"):
     assert leaves(workdir, 20, item) == leaves(whole, 20, item)
