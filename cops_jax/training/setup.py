@@ -65,9 +65,9 @@ def read_start(
 
   Args:
     config: a ConfigDict with the fields of `cops_jax.config`.
-    clip: of the run.
-    params: random parameters; those of a VAE encoder stay if there is no
-      trained one.
+    clip: the run's.
+    params: random parameters; a VAE encoder's are kept if the trained prompts
+      have none.
     init_from, allow_other_clip: see `loop.train`.
 
   Raises:
@@ -162,8 +162,8 @@ def open_batches(
     The batches, see `pipeline.iterate_batches`, and a list that receives the
     error where they end early, see `pipeline.keep_pace`.
   """
-  mesh, skipped, features, errors = make_mesh(), {}, None, []
-  can_skip = config.input.unreadable_files == "skip"
+  mesh, features, errors = make_mesh(), None, []
+  skipped = {} if config.input.unreadable_files == "skip" else None
   if steps:
     features = open_features(
       config,
@@ -173,14 +173,7 @@ def open_batches(
       clip,
       mesh,
       batch_size=config.train.batch_size,
-      skipped=skipped if can_skip else None,
-    )
-  if features is not None:
-    _logger.info(
-      "training from cached features: the vision tower runs once for each of %d"
-      " images, instead of in all %d epochs",
-      len(examples),
-      config.train.num_epochs,
+      skipped=skipped,
     )
   options = pipeline.BatchOptions(
     image_size=config.model.image_size_pixels,
@@ -195,11 +188,7 @@ def open_batches(
     full_masks=model.needs_masks,
   )
   batches = pipeline.iterate_batches(
-    examples,
-    options,
-    steps,
-    skipped=skipped if can_skip else None,
-    features=features,
+    examples, options, steps, skipped=skipped, features=features
   )
   batches = pipeline.keep_pace(
     _checked(batches, examples, skipped, workdir),
@@ -211,13 +200,13 @@ def open_batches(
 
 
 def _checked(batches, examples, skipped, workdir):
-  """The batches; skipped files are listed, and images without masks refused."""
+  """Yields batches; lists skipped files and refuses images without masks."""
   # Each process reads, and so skips, its own part.
   process = jax.process_index()
   suffix = f"-{process}" if process else ""
   path, num_listed = workdir / f"skipped_files{suffix}.json", 0
   for batch in batches:
-    if len(skipped) > num_listed:
+    if skipped and len(skipped) > num_listed:
       num_listed = len(skipped)
       _list_skipped(path, skipped)
       if num_listed == len(examples):
@@ -229,7 +218,7 @@ def _checked(batches, examples, skipped, workdir):
 
 
 def _list_skipped(path, skipped):
-  """Adds to what the run skipped before it was interrupted."""
+  """Adds to the files that the run skipped before it was interrupted."""
   before = {}
   try:
     before = dict(json.loads(read_file(path)))

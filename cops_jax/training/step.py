@@ -26,17 +26,17 @@ STEP_FIELDS = (
 
 @flax.struct.dataclass
 class TrainState:
-  """All that training changes. CLIP's parameters are not part of it.
+  """What training changes, without CLIP's frozen parameters.
 
   Attributes:
-    step: steps taken.
+    step: number of steps taken.
     params: trainable parameters.
-    opt_state: the optimizer's.
-    is_finite: whether all losses and gradients so far were. The step that they
-      first are not, and all that follow, leave the rest of the state as it was.
+    opt_state: the optimizer's state.
+    is_finite: whether all losses and gradients so far were finite. The first
+      step with one that is not, and all later steps, change nothing else.
   """
 
-  step: Any  # An array; JAX puts shapes and other things in its place too.
+  step: Any  # An array, or what JAX puts in its place.
   params: Mapping[str, Any]
   opt_state: optax.OptState
   is_finite: Any
@@ -45,15 +45,14 @@ class TrainState:
 def make_optimizer(
   settings: Any, num_steps: int
 ) -> optax.GradientTransformation:
-  """Adam as the fields of config.train say.
+  """Returns Adam with the values of config.train.
 
-  With accumulate_steps above 1 it takes the mean gradient of that many steps at
-  the last of them, and leaves the parameters alone at the others. What is left
-  at the end makes one update more.
+  With accumulate_steps above 1, the last of so many steps updates parameters
+  with their mean gradient. Steps left over at the end make one more update.
 
   Args:
     settings: config.train.
-    num_steps: of the whole training.
+    num_steps: number of steps of the whole training.
   """
   adam = optax.adam(
     settings.learning_rate, b1=settings.b1, b2=settings.b2, eps=settings.eps
@@ -72,7 +71,7 @@ def make_optimizer(
 def create_train_state(
   params: Mapping[str, Any], optimizer: optax.GradientTransformation
 ) -> TrainState:
-  """The state before the first step."""
+  """Returns the state before the first step."""
   return TrainState(
     jnp.zeros((), jnp.int32), params, optimizer.init(params), jnp.array(True)
   )
@@ -84,14 +83,14 @@ def loss_and_terms(
   clip_params: Mapping[str, Any],
   batch: Mapping[str, jax.Array],
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-  """The loss of a batch and, unweighted, the terms it is made of.
+  """Returns a batch's loss and its unweighted terms.
 
   Args:
-    model: a method's.
+    model: a method's model.
     params, clip_params: its two parameter trees.
-    batch: what `encode_batch` takes; label and padding_mask (b,); mask_counts
-      (b, n) or mask (b, h, w), and noise (b, z, d), standard normal, as the
-      method needs.
+    batch: what `encode_batch` takes; label and padding_mask (b,); as the method
+      needs them, mask_counts (b, n) or mask (b, h, w), and standard normal
+      noise (b, z, d).
 
   Returns:
     The loss and the terms by name, the loss among them, all of shape ().
@@ -115,15 +114,15 @@ def make_train_step(
   """Compiles one optimizer step over a global batch.
 
   Args:
-    model: a method's; its config's seed is that of the noise, which step and
-      example key.
+    model: a method's model. The noise is keyed by its config's seed, the step
+      and the example.
     optimizer: see `make_optimizer`.
-    mesh: to split batches over.
-    clip_shardings: of CLIP's parameters; None if every device has a copy.
+    mesh: the devices.
+    clip_shardings: see `mesh.clip_shardings`; None if every device has a copy.
 
   Returns:
-    `step(state, clip_params, batch)`, giving the next state and the loss with
-    its terms and the gradient's norm. The given state's memory is reused.
+    `step(state, clip_params, batch)`, which donates the state and returns the
+    next one, and the loss with its terms and the gradient's norm.
   """
   key = random_key(model.config.seed, TRAIN_KEY)
   width = model.clip.config.projection_dim
@@ -144,7 +143,7 @@ def make_train_step(
       gradients, state.opt_state, state.params
     )
     params = optax.apply_updates(state.params, updates)
-    # Some process has no batch, see `pipeline.keep_pace`.
+    # A process without a batch pads it with labels of -1.
     is_missing = (batch["label"] < 0).any()
     terms["loss"] = jnp.where(is_missing, jnp.nan, terms["loss"])
     is_finite = jnp.isfinite(terms["loss"]) & jnp.isfinite(gradient_norm)
