@@ -61,7 +61,6 @@ _logger = logging.getLogger("cops_jax.compile_ahead")
 
 _OPENAI_CLIP = "openai/clip-vit-large-patch14-336"
 
-
 TRAINING, CACHED_TRAINING = "training", "training, cached features"
 EVALUATION = "evaluation"
 STEPS = (TRAINING, CACHED_TRAINING, EVALUATION)
@@ -233,7 +232,7 @@ def compile_steps(
 
 
 def _kernel_flops(model, side):
-  """Of an image's attention: products of padded queries, keys and values."""
+  """Returns an image's: products of padded queries, keys and values."""
   if model.clip.attention not in ("auto", "splash"):
     return 0
   vision = model.clip.config.vision_config

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import types
 
 import pytest
 
@@ -33,11 +32,12 @@ def made(monkeypatch):
 
 def test_ablations(made, tmp_path, monkeypatch, capsys):
   names = ["full", "no_vae", "no_deep_prompts"]
-  for name, values in (("_SEEDS", ["0", "1"]), ("_ONLY", names)):
-    monkeypatch.setattr(ablate, name, types.SimpleNamespace(value=values))
+  monkeypatch.setattr(ablate.signals, "catch_signals", lambda: None)
   reason = "^failed: no_vae with seed 0: the disk is full$"
   with pytest.raises(SystemExit, match=reason):
-    ablate.main(ablations.get_config(), tmp_path, False)
+    ablate.main(
+      [f"--workdir={tmp_path}", "--seeds=0,1", f"--only={','.join(names)}"]
+    )
   assert made == [f"{name}/seed-{seed}" for seed in (0, 1) for name in names]
   table = capsys.readouterr().out
   assert (tmp_path / "table.txt").read_text() == table
