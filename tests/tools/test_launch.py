@@ -218,7 +218,12 @@ def test_gke_manifest():
   assert set(values) - set(fields) == {"workdir", "distributed"}
   assert int(values["config.train.batch_size"]) % num_chips == 0
   assert values["workdir"].startswith("gs://BUCKET/")
-  assert values["config.data_dir"].startswith("gs://BUCKET/")
+  # The data are a mount, and a killed pod's lock is its own job's.
+  (mount,), (volume,) = container["volumeMounts"], pod["volumes"]
+  assert values["config.data_dir"] == mount["mountPath"]
+  assert volume["name"] == mount["name"]
+  assert volume["csi"]["volumeAttributes"]["bucketName"] == "BUCKET"
+  assert [entry["name"] for entry in container["env"]] == ["COPS_JAX_JOB"]
 
 
 def test_commands_of_the_documents():

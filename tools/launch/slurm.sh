@@ -33,6 +33,8 @@ arguments=("$@")
 if (( ${SLURM_NTASKS:-1} > 1 )); then
   arguments+=(--distributed)
 fi
+# Where file systems have no locks, the job takes over that of its killed process.
+export COPS_JAX_JOB=${SLURM_JOB_ID:+slurm/$SLURM_JOB_ID}
 run srun --kill-on-bad-exit=0 python train.py "${arguments[@]}"
 status=$?
 
