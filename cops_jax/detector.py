@@ -152,7 +152,7 @@ class AnomalyDetector:
     clip: str | os.PathLike | None = None,
     allow_other_clip: bool = False,
   ) -> AnomalyDetector:
-    """Loads published prompts, and their thresholds.
+    """Loads pretrained prompts, and their thresholds.
 
     Args:
       name: OWNER/NAME or OWNER/NAME@REVISION on the Hugging Face hub, or a

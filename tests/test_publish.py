@@ -1,4 +1,4 @@
-"""Published prompts: the folder, its card, and the commands that take it."""
+"""Pretrained prompts: the folder, its card, and the commands that take it."""
 
 import dataclasses
 import importlib

@@ -10,7 +10,7 @@ which weighs normal and anomalous images equally however many there are of each,
 and the pixel threshold that of the largest F1. With --false_alarms, or with
 normal images alone, both are those that no more than this share of the normal
 images reaches. The errors that the images show are printed and kept, with their
-confidence intervals. Published prompts of the Hugging Face hub get them in a
+confidence intervals. Pretrained prompts of the Hugging Face hub get them in a
 copy, the folder --out, which `--pretrained` then takes. Thresholds are for
 images looked at in the same way: give --tiles here and to predict, or to
 neither.

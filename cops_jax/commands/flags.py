@@ -24,7 +24,7 @@ _SHARED = {
   ),
   "--pretrained": dict(
     metavar="NAME",
-    help="published prompts: OWNER/NAME or OWNER/NAME@REVISION on the Hugging"
+    help="pretrained prompts: OWNER/NAME or OWNER/NAME@REVISION on the Hugging"
     " Face hub, or a folder that `cops weights publish` wrote",
   ),
   "--clip": dict(

@@ -1,4 +1,4 @@
-"""The model card of published prompts: README.md, as the hub reads it."""
+"""The model card of pretrained prompts: README.md, as the hub reads it."""
 
 from __future__ import annotations
 
