@@ -27,7 +27,6 @@ from cops_jax.datasets.schema import (
 from cops_jax.datasets.specifications import (
   SPECIFICATIONS,
   Specification,
-  bibtex,
   count_differences,
 )
 from cops_jax.errors import InputError, shorten
@@ -73,7 +72,7 @@ class Published(dataset_builder.ShardBasedBuilder, skip_registration=True):
         " is 0 throughout, of its size."
       ),
       homepage=row.homepage,
-      citation=bibtex(row),
+      citation=row.citation,
       features=example_features(),
       license=row.licence,
     )

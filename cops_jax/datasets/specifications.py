@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pathlib
-import re
 from collections.abc import Callable, Sequence
 
 from cops_jax.datasets.download import Archive
@@ -345,20 +344,6 @@ _ROWS = (
 )
 
 SPECIFICATIONS = {row.name: row for row in _ROWS}
-
-
-def bibtex(row: Specification) -> str:
-  """The entry of a data set's paper, from "AUTHORS: TITLE. VENUE YEAR."."""
-  authors, _, rest = row.citation.partition(": ")
-  title, venue, year = re.fullmatch(r"(.+)\. (.+?),? (\d{4})\.", rest).groups()
-  fields = {
-    "author": authors.replace(", ", " and "),
-    "title": f"{{{title}}}",
-    "howpublished": venue,
-    "year": year,
-  }
-  lines = "".join(f"  {name} = {{{text}}},\n" for name, text in fields.items())
-  return f"@misc{{{row.name},\n{lines}}}"
 
 
 def count_differences(

@@ -9,7 +9,6 @@ import io
 import logging
 import multiprocessing
 import os
-import re
 import shutil
 import tarfile
 import threading
@@ -25,7 +24,6 @@ from cops_jax.datasets import (
   builders,
   preparation,
   prepared,
-  specifications,
 )
 from cops_jax.datasets.download import Archive, download
 from cops_jax.errors import InputError
@@ -91,7 +89,7 @@ def test_the_table_is_complete():
     assert row.title in builder.info.description
     assert row.homepage.startswith("http")
     assert builder.info.homepage == row.homepage
-    assert builder.info.citation == specifications.bibtex(row)
+    assert builder.info.citation == row.citation
 
 
 def test_tfds_gives_pixels_without_a_given_format(tmp_path, capsys):
@@ -270,14 +268,6 @@ def test_a_flipped_bit_in_prepared_data_is_noticed(name, tmp_path, capsys):
   path.unlink()
   with pytest.raises(InputError, match="kvasir.* is damaged .* Delete"):
     load(tree)
-
-
-def test_citations_are_bibtex():
-  for row in specifications.SPECIFICATIONS.values():
-    entry = specifications.bibtex(row)
-    assert entry.startswith(f"@misc{{{row.name},\n  author = {{")
-    assert re.search(r"  year = \{(19|20)\d\d\},\n\}$", entry)
-    assert entry.count("{") == entry.count("}")
 
 
 def test_original_files_that_changed_are_noticed(tmp_path, capsys):
