@@ -21,12 +21,12 @@ from cops_jax.errors import (
 from cops_jax.files import delete, find_files, rename
 from cops_jax.paths import is_address, to_path
 from cops_jax.runs import manifests
+from cops_jax.runs.manager import open_manager, restore_as
 from cops_jax.runtime.processes import in_first_process
 
 _logger = logging.getLogger(__name__)
 
 _DAMAGED = ".damaged"  # Ends the name of a checkpoint that is set aside.
-_SAVE_SECONDS = 300  # After which a save that makes no progress fails.
 
 
 def find_steps(workdir: str | os.PathLike) -> list[int]:
@@ -112,17 +112,7 @@ class Checkpoints:
     absl_logging.set_verbosity(absl_logging.FATAL)
     if num_kept is not None:
       in_first_process(self._delete_incomplete)
-    self._manager = _Manager(
-      self._directory,
-      options=_make_options(self._complete, is_address(self._directory)),
-      item_handlers={
-        "params": _make_arrays_handler(),
-        "opt_state": _make_arrays_handler(),
-        "recent_terms": ocp.JsonCheckpointHandler(
-          multiprocessing_options=_alone()
-        ),
-      },
-    )
+    self._manager = open_manager(self._directory, self._complete)
 
   def __enter__(self) -> Checkpoints:
     return self
@@ -226,8 +216,8 @@ class Checkpoints:
     restored = self._restore(
       step,
       recent_terms=ocp.args.JsonRestore(),
-      params=_restore_as(params),
-      opt_state=_restore_as(opt_state),
+      params=restore_as(params),
+      opt_state=restore_as(opt_state),
     )
     return step, restored.params, restored.opt_state, restored.recent_terms
 
@@ -250,7 +240,7 @@ class Checkpoints:
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
         self._manager.item_metadata(step)["params"].tree,
       )
-    return step, self._restore(step, params=_restore_as(params)).params
+    return step, self._restore(step, params=restore_as(params)).params
 
   def _find_good_step(self):
     """Returns the newest undamaged step; sets newer ones aside."""
@@ -341,88 +331,6 @@ class Checkpoints:
       raise InputError(
         f"{self._directory} cannot be written: {error.strerror or error}"
       ) from error
-
-
-class _Manager(ocp.CheckpointManager):
-  """Orbax's manager, but the training loop looks for preemption."""
-
-  def reached_preemption(self, step: int) -> bool:
-    # JAX counts the steps that it is asked about. Orbax would ask from its
-    # threads, about earlier steps, and in the first process only.
-    return False
-
-
-def _alone():
-  """Orbax's options for a process that does not wait for the others."""
-  index = jax.process_index()
-  return ocp.options.MultiprocessingOptions(
-    primary_host=index,
-    active_processes={index},
-    barrier_sync_key_prefix=str(index),
-  )
-
-
-def _make_options(complete, is_in_bucket):
-  atomicity = ocp.path.atomicity
-  way = (
-    atomicity.CommitFileTemporaryPath
-    if is_in_bucket
-    else atomicity.AtomicRenameTemporaryPath
-  )
-
-  class Completed(way):
-    """Orbax's way of finishing a checkpoint, and one more step."""
-
-    async def finalize(self):
-      await super().finalize()
-      complete(to_path(os.fspath(self.get_final())))
-
-  return ocp.CheckpointManagerOptions(
-    create=False,
-    multiprocessing_options=_alone(),
-    async_options=ocp.AsyncOptions(
-      timeout_secs=_SAVE_SECONDS,
-      # Otherwise Orbax's other threads wait for a directory that never comes.
-      create_directories_asynchronously=False,
-    ),
-    temporary_path_class=Completed,
-  )
-
-
-def _make_arrays_handler():
-  """Returns a handler that writes whole arrays.
-
-  By default Orbax has each device cut its part off every array, which takes
-  longer than to write arrays as small as these.
-  """
-  arrays = ocp.type_handlers.ArrayHandler(
-    primary_host=jax.process_index(), use_replica_parallel=False
-  )
-  return ocp.PyTreeCheckpointHandler(
-    multiprocessing_options=_alone(),
-    type_handler_registry=ocp.type_handlers.create_type_handler_registry(
-      (jax.Array, arrays)
-    ),
-  )
-
-
-def _restore_as(tree):
-  """Asks for a tree's shapes and shardings, by default all on one device.
-
-  Orbax would ask for the devices that saved, and refuse others.
-  """
-  device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-
-  def describe(leaf):
-    struct = ocp.utils.to_shape_dtype_struct(leaf)
-    return jax.ShapeDtypeStruct(
-      struct.shape, struct.dtype, sharding=struct.sharding or device
-    )
-
-  tree = jax.tree.map(describe, tree)
-  return ocp.args.PyTreeRestore(
-    tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree)
-  )
 
 
 def _reason(error):

@@ -1,0 +1,119 @@
+"""Orbax's CheckpointManager as runs use it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from cops_jax.paths import AnyPath, is_address, to_path
+
+_SAVE_SECONDS = 300  # After which a save that makes no progress fails.
+
+
+class Manager(ocp.CheckpointManager):
+  """Orbax's manager, but the training loop looks for preemption."""
+
+  def reached_preemption(self, step: int) -> bool:
+    # JAX counts the steps that it is asked about. Orbax would ask from its
+    # threads, about earlier steps, and in the first process only.
+    return False
+
+
+def open_manager(
+  directory: AnyPath, complete: Callable[[AnyPath], None]
+) -> Manager:
+  """Returns a manager of checkpoints that this process saves alone.
+
+  Args:
+    directory: holds the checkpoints; need not exist.
+    complete: called in the background, in a process that saves, with a
+      checkpoint's folder once Orbax has finished it.
+  """
+  return Manager(
+    directory,
+    options=_make_options(complete, is_address(directory)),
+    item_handlers={
+      "params": _make_arrays_handler(),
+      "opt_state": _make_arrays_handler(),
+      "recent_terms": ocp.JsonCheckpointHandler(
+        multiprocessing_options=_alone()
+      ),
+    },
+  )
+
+
+def _alone():
+  """Orbax's options for a process that does not wait for the others."""
+  index = jax.process_index()
+  return ocp.options.MultiprocessingOptions(
+    primary_host=index,
+    active_processes={index},
+    barrier_sync_key_prefix=str(index),
+  )
+
+
+def _make_options(complete, is_in_bucket):
+  atomicity = ocp.path.atomicity
+  way = (
+    atomicity.CommitFileTemporaryPath
+    if is_in_bucket
+    else atomicity.AtomicRenameTemporaryPath
+  )
+
+  class Completed(way):
+    """Orbax's way of finishing a checkpoint, and one more step."""
+
+    async def finalize(self):
+      await super().finalize()
+      complete(to_path(os.fspath(self.get_final())))
+
+  return ocp.CheckpointManagerOptions(
+    create=False,
+    multiprocessing_options=_alone(),
+    async_options=ocp.AsyncOptions(
+      timeout_secs=_SAVE_SECONDS,
+      # Otherwise Orbax's other threads wait for a directory that never comes.
+      create_directories_asynchronously=False,
+    ),
+    temporary_path_class=Completed,
+  )
+
+
+def _make_arrays_handler():
+  """Returns a handler that writes whole arrays.
+
+  By default Orbax has each device cut its part off every array, which takes
+  longer than to write arrays as small as these.
+  """
+  arrays = ocp.type_handlers.ArrayHandler(
+    primary_host=jax.process_index(), use_replica_parallel=False
+  )
+  return ocp.PyTreeCheckpointHandler(
+    multiprocessing_options=_alone(),
+    type_handler_registry=ocp.type_handlers.create_type_handler_registry(
+      (jax.Array, arrays)
+    ),
+  )
+
+
+def restore_as(tree: Any) -> ocp.args.PyTreeRestore:
+  """Asks for a tree's shapes and shardings, by default all on one device.
+
+  Orbax would ask for the devices that saved, and refuse others.
+  """
+  device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+
+  def describe(leaf):
+    struct = ocp.utils.to_shape_dtype_struct(leaf)
+    return jax.ShapeDtypeStruct(
+      struct.shape, struct.dtype, sharding=struct.sharding or device
+    )
+
+  tree = jax.tree.map(describe, tree)
+  return ocp.args.PyTreeRestore(
+    tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree)
+  )
