@@ -3,7 +3,6 @@
 import collections
 import os
 import random
-import resource
 import shutil
 import signal
 import time
@@ -25,10 +24,10 @@ from helpers.runs import leaves
 from helpers.scripts import Program, run
 from helpers.steps import SMOOTH, assert_same_way
 
-# Four epochs of five steps; the last one of each is not full.
+# Three epochs of five steps; the last one of each is not full.
 SETTINGS = {
-  **{"batch_size": 6, "num_epochs": 4, "log_every_steps": 1},
-  **{"evaluate_every_steps": 20, **SMOOTH},
+  **{"batch_size": 6, "num_epochs": 3, "log_every_steps": 1},
+  **{"evaluate_every_steps": 15, **SMOOTH},
 }
 
 
@@ -52,12 +51,12 @@ def flags(arguments, folders):
 
 @pytest.fixture(scope="module")
 def whole(flags, tmp_path_factory):
-  """An uninterrupted run of two processes with four devices each."""
+  """An uninterrupted run of two processes with two devices each."""
   workdir = tmp_path_factory.mktemp("two")
-  cluster = start_cluster(2, 4, "train.py", *flags, f"--workdir={workdir}")
+  cluster = start_cluster(2, 2, "train.py", *flags, f"--workdir={workdir}")
   codes, logs = end_cluster(cluster)
   assert codes == [0, 0], logs
-  assert "8 cpu device(s) of 2 process(es)" in logs[0]
+  assert "4 cpu device(s) of 2 process(es)" in logs[0]
   assert "cpu device(s)" not in logs[1]
   return workdir
 
@@ -73,7 +72,7 @@ def test_two_processes_train_and_evaluate_as_one(
   training.train(config, tmp_path, profile_steps=(2, 3))
   assert list((tmp_path / "profile").rglob("*.xplane.pb"))
   rows, other_rows = read_metrics(tmp_path), read_metrics(whole)
-  assert [row["step"] for row in rows] == [*range(1, 21), 20]
+  assert [row["step"] for row in rows] == [*range(1, 16), 15]
   assert "bolts/pixel_auroc" in rows[-1]
   for row, other in zip(rows, other_rows, strict=True):
     assert row.keys() == other.keys()
@@ -93,66 +92,23 @@ def test_two_processes_train_and_evaluate_as_one(
   assert {path.name for path in whole.iterdir()} == names
 
 
-FAIL = """
-import sys
-from cops_jax import commands
-from cops_jax.commands import train
-from cops_jax.training import loop
-
-def fail(*_):
-  print("made an error", file=sys.stderr, flush=True)
-  raise KeyError
-
-commands._EXIT_SECONDS = 2
-if "--process_id=1" in sys.argv:
-  loop.shard_batch = fail
-train.main()
-"""
-
-
 def test_a_cluster_ends_together_and_resumes(whole, flags, folders, tmp_path):
-  """One process ends, in six ways; the result is that of a whole run.
+  """An error in one process, then SIGKILL; the result is that of a whole run.
 
   Both train from features that both computed.
   """
   workdir = tmp_path / "run"
-  lost = {75, -signal.SIGABRT}  # What JAX computes fails, or it aborts.
 
-  def start(script="train.py"):
+  def start():
     return start_cluster(
-      *(2, 4, script, *flags, f"--workdir={workdir}"),
+      *(2, 2, "train.py", *flags, f"--workdir={workdir}"),
       "--config.train.checkpoint_every_steps=2",
       "--config.feature_cache.dtype=float32",
       f"--config.features_dir={tmp_path}/features",
     )
 
-  def start_and_save():
-    """Waits until a checkpoint more is complete."""
-    before = find_steps(workdir)
-    cluster = start()
-    while find_steps(workdir) == before:
-      assert all(process.poll() is None for process in cluster)
-      time.sleep(0.02)
-    return cluster
-
-  def newest():
-    steps = find_steps(workdir)
-    assert not steps or not find_damage(workdir)[steps[-1]]
-    return max(steps, default=0)
-
-  # One process has a bug.
-  script = tmp_path / "fail.py"
-  script.write_text(FAIL)
-  codes, logs = end_cluster(start(script))
-  assert codes[1] == 1 and "made an error" in logs[1], logs
-  assert codes[0] in lost, logs
-  assert "computing features of nuts, part 1 of 2: 16/16" in logs[0]
-  shards = (tmp_path / "features").glob("*/*.npy")
-  assert sorted(path.name for path in shards) == ["000000.npy", "000001.npy"]
-
   # One process cannot read a file of an unchanged size and time.
-  root = folders[0].removeprefix("folder:")
-  path = f"{root}/ground_truth/bad/07.png"
+  path = f"{folders[0].removeprefix('folder:')}/ground_truth/bad/07.png"
   with open(path, "rb") as file:
     content, stat = file.read(), os.stat(path)
 
@@ -162,53 +118,32 @@ def test_a_cluster_ends_together_and_resumes(whole, flags, folders, tmp_path):
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
   write(bytes(len(content)))
-  codes, logs = end_cluster(start())
+  cluster = start()
+  codes, logs = end_cluster(cluster)
   write(content)
   assert codes == [1, 1], logs
   for log in logs:
     assert "test/bad/07.png of data set 'nuts': its mask cannot" in log
     assert "Traceback" not in log
   assert not (workdir / "non_finite.json").exists()
-  assert newest() < 5
 
-  # The first process's disk is full.
-  cluster = start_and_save()
-  limits = (5_000, 5_000)
-  resource.prlimit(cluster[0].pid, resource.RLIMIT_FSIZE, limits)
+  before = find_steps(workdir)
+  cluster = start()
+  while find_steps(workdir) == before:
+    assert all(process.poll() is None for process in cluster)
+    time.sleep(0.02)
+  cluster[1].kill()
   codes, logs = end_cluster(cluster)
-  assert codes == [1, 1], logs
-  assert "File too large" in logs[0] and "Traceback" not in "".join(logs)
-  assert "resume from the newest with the same command" in logs[0]
-
-  # A process is killed, and another time stopped.
-  cluster = start_and_save()
-  cluster[0].kill()
-  codes, logs = end_cluster(cluster)
-  assert codes[0] == -signal.SIGKILL and codes[1] in lost, logs
-  if codes[1] == 75:
-    sentence = logs[1].splitlines()[-1]
+  # What JAX computes fails, or JAX aborts the process.
+  assert codes[0] in (75, -signal.SIGABRT), logs
+  assert codes[1] == -signal.SIGKILL
+  if codes[0] == 75:
+    sentence = logs[0].splitlines()[-1]
     assert sentence.startswith("the processes cannot compute together any more")
     assert "the same command resumes from the newest checkpoint" in sentence
-    assert "Traceback" not in logs[1]
-  cluster = start_and_save()
-  cluster[1].send_signal(signal.SIGSTOP)
-  try:
-    assert cluster[0].wait(timeout=60) in lost
-  finally:
-    cluster[1].send_signal(signal.SIGCONT)
-  codes, logs = end_cluster(cluster)
-  assert codes[1] in lost, logs
-
-  # A signal to one process stops both, after the same step.
-  cluster = start_and_save()
-  cluster[1].send_signal(signal.SIGTERM)
-  codes, logs = end_cluster(cluster)
-  assert codes == [75, 75], logs
-  step = newest()
-  assert step < 20
-  for log in logs:
-    assert f"stopped after step {step} of 20, which is saved" in log
-    assert "Traceback" not in log
+    assert "Traceback" not in logs[0]
+  step = find_steps(workdir)[-1]
+  assert step < 15 and not find_damage(workdir)[step]
 
   codes, logs = end_cluster(start())
   assert codes == [0, 0], logs
@@ -216,7 +151,7 @@ def test_a_cluster_ends_together_and_resumes(whole, flags, folders, tmp_path):
   assert "features of nuts are read from" in logs[0]
   assert read_metrics(workdir) == read_metrics(whole)
   for item in ("params", "opt_state"):
-    assert leaves(workdir, 20, item) == leaves(whole, 20, item)
+    assert leaves(workdir, 15, item) == leaves(whole, 15, item)
 
 
 def test_bad_arguments_are_refused(arguments, tmp_path):
@@ -302,7 +237,7 @@ def test_processes_exchange_objects_and_errors(tmp_path):
 
 @pytest.mark.soak
 @pytest.mark.parametrize("script", ("train.py", "eval.py"))
-def test_any_process_killed_at_any_time(arguments, tmp_path, script):
+def test_any_process_killed_or_stopped_at_any_time(arguments, tmp_path, script):
   """From when they have met; then the same command does what is left."""
   rng = random.Random(time.time_ns())
   nuts, bolts = (
@@ -355,12 +290,15 @@ def test_any_process_killed_at_any_time(arguments, tmp_path, script):
       assert outcome() == whole
       begin_again()
       continue
-    cluster[killed].kill()
+    end = rng.choice((signal.SIGKILL, signal.SIGSTOP))
+    cluster[killed].send_signal(end)
     began = time.monotonic()
-    codes, logs = end_cluster(cluster)
+    cluster[1 - killed].wait(timeout=120)
     seconds = time.monotonic() - began
+    if end == signal.SIGSTOP:
+      cluster[killed].kill()
+    codes, logs = end_cluster(cluster)
     log = logs[1 - killed]
-    assert seconds < 120, logs
     assert codes[1 - killed] in (0, 75, -signal.SIGABRT), logs
     if codes[1 - killed] == 75:
       assert "cannot compute together" in log and "Traceback" not in log, log
@@ -368,7 +306,7 @@ def test_any_process_killed_at_any_time(arguments, tmp_path, script):
     if script == "eval.py" and num_kills % 2:  # It keeps what it has done.
       begin_again()
     ends[codes[1 - killed]] += 1
-    print(f"killed {killed}, the other ended after {seconds:.1f} s", ends)
+    print(f"{end.name} to {killed}, the other ended after {seconds:.1f} s", ends)
   codes, logs = end_cluster(start_cluster(2, 1, *command))
   assert codes == [0, 0], logs
   assert outcome() == whole
