@@ -34,9 +34,11 @@ class DamagedRunError(RunError):
 
 
 def shorten(reason: object) -> str:
-  """A library's error as text; some quote whole files."""
+  """A library's error as one line of text; some quote whole files."""
   text = str(reason) or type(reason).__name__
-  return text if len(text) <= 400 else f"{text[:400]}..."
+  # Of files' own words; a terminal would obey some characters.
+  line = "".join(c if c.isprintable() else " " for c in text[:400])
+  return line if len(text) <= 400 else f"{line}..."
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ from cops_jax.weights import torch_files
 _HASH = "tensors' SHA-256: "  # Follows the record's text.
 _FLAX_ARRAY = 1  # flax.serialization's extension type of arrays.
 _MAX_NAME_LENGTH = 256
+_MAX_TENSORS = 100_000
 
 
 class TensorFile(NamedTuple):
@@ -162,10 +163,16 @@ def _flatten(root):
 
   def visit(value, name):
     if len(name) > _MAX_NAME_LENGTH:
-      raise ValueError(f"a tensor's name is too long: {name[:80]}...")
+      raise ValueError(f"a tensor's name is too long: {name[:80]!r}...")
+    if isinstance(value, torch_files.Module):
+      value = value.attributes
     if isinstance(value, np.ndarray):
+      if not name.isprintable():  # Terminals would obey it.
+        raise ValueError(f"a tensor's name is {name!r}")
       if name in tensors:
         raise ValueError(f"it holds two tensors of the name {name}")
+      if len(tensors) == _MAX_TENSORS:
+        raise ValueError(f"it holds more than {_MAX_TENSORS} tensors")
       tensors[name] = value
     if not isinstance(value, dict | list | tuple) or id(value) in seen:
       return
@@ -176,7 +183,7 @@ def _flatten(root):
         raise ValueError(f"a dictionary has a {type(key).__name__} for a key")
       visit(child, f"{name}.{key}" if name else str(key))
 
-  if not isinstance(root, dict):
+  if not isinstance(root, dict | torch_files.Module):
     raise ValueError("it holds no dictionary of tensors")
   visit(root, "")
   return tensors

@@ -45,17 +45,23 @@ _FIRST_ARGUMENT = (
   "torch.jit._pickle.build_tensorlist",
   "torch.jit._pickle.restore_type_tag",
 )
-# Instructions of the pickles that torch writes.
-_OPCODES = set(
-  "PROTO FRAME STOP MARK NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1"
-  " BINFLOAT BINUNICODE SHORT_BINUNICODE EMPTY_DICT EMPTY_LIST EMPTY_TUPLE"
-  " TUPLE TUPLE1 TUPLE2 TUPLE3 APPEND APPENDS SETITEM SETITEMS BINPUT"
-  " LONG_BINPUT MEMOIZE BINGET LONG_BINGET GLOBAL STACK_GLOBAL REDUCE NEWOBJ"
-  " BUILD BINPERSID".split()
+# Instructions of the pickles that torch writes, by what they do with the stack.
+_PUT = ("BINPUT", "LONG_BINPUT", "MEMOIZE")
+_GET = ("BINGET", "LONG_BINGET")
+_KEYS = set(
+  "NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINUNICODE"
+  " SHORT_BINUNICODE".split()
 )
-# The pickle of the largest CLIP has 300 kB and 6,500 tuples.
-_MAX_PICKLE_BYTES = 4 << 20
-_MAX_TUPLES = 20_000
+_TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "TUPLE": 0}
+# How many values they take, or take below the last mark, to make one of them.
+_TAKEN = dict.fromkeys(_KEYS, 0) | _TUPLES
+_TAKEN |= {"NONE": 0, "BINFLOAT": 0, "EMPTY_DICT": 0, "EMPTY_LIST": 0}
+_TAKEN |= {"GLOBAL": 0, "STACK_GLOBAL": 2, "BINPERSID": 1, "REDUCE": 2}
+_TAKEN |= {"NEWOBJ": 2, "BUILD": 2, "APPEND": 2, "SETITEM": 3}
+_TAKEN |= {"APPENDS": 1, "SETITEMS": 1}
+_TO_MARK = ("TUPLE", "APPENDS", "SETITEMS")
+_MAX_PICKLE_BYTES = 4 << 20  # That of the largest CLIP has 300 kB.
+_MAX_AXES = 64  # NumPy's.
 _RECORD = "record.json"
 
 
@@ -99,25 +105,54 @@ def read(path: pathlib.Path) -> tuple[Any, str]:
 def _check_instructions(stream):
   """Raises ValueError for what pickle's C code does without a check.
 
-  It allocates by the index of a memo entry and hashes tuples within tuples by
-  recursion, which ends the process.
+  It allocates by the index of a memo entry. It hashes tuples within tuples by
+  recursion, as often as they are met. It takes any tuple for arguments, such as
+  a storage, which would give its parts away.
   """
-  num_tuples = 0
+  stack, outer, memo = [], [], {}  # Names of the instructions that made values.
   for opcode, argument, position in pickletools.genops(stream):
-    if opcode.name not in _OPCODES:
-      raise ValueError(f"its pickle has the instruction {opcode.name}")
-    num_tuples += opcode.name.startswith("TUPLE")
-    if num_tuples > _MAX_TUPLES:
-      raise ValueError(f"its pickle has more than {_MAX_TUPLES} tuples")
-    if opcode.name in ("BINPUT", "LONG_BINPUT") and argument > position:
-      raise ValueError(f"its pickle has the memo index {argument}")
+    name = opcode.name
+    if name == "MARK":
+      outer.append(stack)
+      stack = []
+    elif name in _PUT:
+      index = len(memo) if name == "MEMOIZE" else argument
+      if index > position:
+        raise ValueError(f"its pickle has the memo index {index}")
+      memo[index] = stack[-1]
+    elif name in _GET:
+      stack.append(memo[argument])
+    elif name in _TAKEN:
+      keys = stack[-2:-1] if name == "SETITEM" else ()
+      if name in _TO_MARK:
+        keys = stack[::2] if name == "SETITEMS" else ()
+        stack = outer.pop()
+      if not _KEYS.issuperset(keys):
+        raise ValueError(
+          "a dictionary has a key that is neither text nor a short integer"
+        )
+      if name in ("REDUCE", "NEWOBJ") and stack[-1] not in _TUPLES:
+        raise ValueError("its pickle calls something without a tuple")
+      kept = len(stack) - _TAKEN[name]
+      if kept < 0:
+        raise ValueError(f"its pickle has no values for {name}")
+      is_long = name == "LONG1" and abs(argument) >> 60  # May share its hash.
+      stack[kept:] = ["" if is_long else name]
+    elif name not in ("PROTO", "FRAME", "STOP"):
+      raise ValueError(f"its pickle has the instruction {name}")
 
 
-class Module(dict):
-  """The attributes of a TorchScript object."""
+class Module:
+  """A TorchScript object.
+
+  Its attributes are not copied: many objects may be given the same.
+  """
+
+  def __init__(self):
+    self.attributes = {}
 
   def __setstate__(self, state):
-    self.update(state)
+    self.attributes = state
 
 
 class _OrderedDict(dict):
@@ -146,9 +181,11 @@ class _Unpickler(pickle.Unpickler):
   def find_class(self, module, name):
     full_name = f"{module}.{name}"
     if full_name == "torch._utils._rebuild_tensor_v2":
-      return lambda *arguments: _make_array(*arguments[:4])
+      # New functions each time, as a pickle may set a function's attributes,
+      # without *arguments, which copy theirs.
+      return lambda a, b, c, d, e=None, f=None, g=None: _make_array(a, b, c, d)
     if full_name in _FIRST_ARGUMENT:
-      return lambda first, *_: first
+      return lambda first, second=None, third=None: first
     if full_name == "collections.OrderedDict":
       return lambda: _OrderedDict()
     if module == "torch" and name in _DTYPES:
@@ -163,9 +200,10 @@ class _Unpickler(pickle.Unpickler):
 
   def persistent_load(self, pid):
     tag, storage, key, _, size = pid
-    dtype = _DTYPES[storage].newbyteorder(self._byte_order)
-    if tag != "storage" or not isinstance(key, str) or size < 0:
+    types = (type(tag), type(storage), type(key), type(size))
+    if types != (str, str, str, int) or tag != "storage" or size < 0:
       raise ValueError("it refers to something else than a storage")
+    dtype = _DTYPES[storage].newbyteorder(self._byte_order)
     content = memoryview(self._read_entry(f"data/{key}"))
     num_bytes = size * dtype.itemsize
     if len(content) < num_bytes:
@@ -179,19 +217,24 @@ def _make_array(storage, offset, shape, strides):
   if not isinstance(storage, _Storage):
     raise ValueError("it makes a tensor from something else than a storage")
   dtype, content = storage
-  # NumPy checks that all elements are within the buffer.
-  array = np.ndarray(
-    shape,
-    dtype,
-    content,
-    offset * dtype.itemsize,
-    [stride * dtype.itemsize for stride in strides],
+  if not (
+    isinstance(shape, tuple)
+    and isinstance(strides, tuple)
+    and len(shape) == len(strides) <= _MAX_AXES
+    and all(type(x) is int and x >= 0 for x in (offset, *shape, *strides))
+  ):
+    raise ValueError("a tensor's offset, shape or strides make no sense")
+  # NumPy's own check overflows. Strides of zero make much out of little.
+  capacity = len(content) // dtype.itemsize
+  last = offset + sum(
+    (size - 1) * stride for size, stride in zip(shape, strides, strict=True)
   )
-  if array.nbytes > len(content):  # Strides of zero make much out of little.
-    raise ValueError(
-      f"a tensor of shape {array.shape} does not fit its storage"
-    )
-  return array
+  if 0 in shape:
+    return np.ndarray(shape, dtype, content)
+  if max(math.prod(shape), last + 1) > capacity:
+    raise ValueError(f"a tensor of shape {shape} does not fit its storage")
+  steps = [stride * dtype.itemsize for stride in strides]
+  return np.ndarray(shape, dtype, content, offset * dtype.itemsize, steps)
 
 
 def write(

@@ -29,8 +29,10 @@ def archive(stream, *storages, compression=zipfile.ZIP_STORED):
   return file.getvalue()
 
 
-def pickled(shape, strides, size=4, offset=0, key="0", kind="FloatStorage"):
-  """A pickle of {"x": a tensor} with any numbers, valid or not."""
+def pickled(
+  shape, strides, size=4, offset=0, key="0", kind="FloatStorage", name=b"x"
+):
+  """A pickle of {name: a tensor} with any numbers, valid or not."""
 
   def number(value):
     return b"\x8a\x09" + value.to_bytes(9, "little", signed=True)
@@ -40,7 +42,8 @@ def pickled(shape, strides, size=4, offset=0, key="0", kind="FloatStorage"):
 
   return b"".join(
     (
-      b"\x80\x02}X\x01\0\0\0xctorch._utils\n_rebuild_tensor_v2\n((",
+      b"\x80\x02}X" + struct.pack("<I", len(name)) + name,
+      b"ctorch._utils\n_rebuild_tensor_v2\n((",
       b"X\x07\0\0\0storagectorch\n" + kind.encode() + b"\n",
       b"X" + struct.pack("<I", len(key)) + key.encode() + b"X\x03\0\0\0cpu",
       *(number(size), b"tQ", number(offset), numbers(shape), numbers(strides)),
@@ -104,6 +107,7 @@ def hostile(target):
   # Names put together on the stack, plain and from the memo.
   strings = b"\x8c\x02os\x94\x8c\x06system\x94"
   yield "os.system", b"\x80\x04" + strings + b"\x93."
+  yield "for os . s. Only", b"\x80\x04\x8c\x03os\n\x8c\x02\x1bs\x93."
   yield "os.system", b"\x80\x04](" + strings + b"eh\x00h\x01\x93."
   # The admitted names do not call their arguments.
   admitted = b"\x80\x02ccollections\nOrderedDict\n"
@@ -140,6 +144,25 @@ def test_hostile_pickles_are_refused_by_name_and_nothing_runs(
   with pytest.raises(AttributeError):
     pickle.loads(b"cevil_module\nEvil\n.")
   assert target.exists()
+
+
+def doubled():
+  """The instructions for a tuple with 2^60 paths through it."""
+  levels = (b"q" + bytes([i]) + b"h" + bytes([i]) + b"\x86" for i in range(60))
+  return b")" + b"".join(levels)
+
+
+_STORAGE = pickled((1,), (1,)).partition(b"((")[2].partition(b"Q")[0] + b"Q"
+STORAGE_AS_ARGUMENTS = (
+  b"\x80\x02ctorch.jit._pickle\nbuild_intlist\n(" + _STORAGE + b"R."
+)
+LONG_STRIDES = b"".join(
+  (
+    b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n((" + _STORAGE,
+    b"K\x00(K\x01t](X\x00\x00\x10\x00" + bytes(2**20),
+    b"q\x05" + b"h\x05" * 1000 + b"e\x89NtR.",
+  )
+)
 
 
 def bomb():
@@ -203,6 +226,15 @@ def flipped():
     (tensor((2,), (1,), offset=2**50), "cannot be read as a torch file"),
     (tensor((2,), (-1,)), "cannot be read as a torch file"),
     (tensor((-2,), (1,)), "read as a torch file"),
+    # A sum that is 0 in 64 bits, and 4 MB for each of many strides.
+    (
+      archive(pickled((5,), (2**60,), 8), bytes(32)),
+      "does not fit its storage",
+    ),
+    (
+      archive(LONG_STRIDES, bytes(16)),
+      "offset, shape or strides make no sense",
+    ),
     (tensor((1,) * 70, (1,) * 70), "cannot be read as a torch file"),
     (tensor((1, 2), (1,)), "cannot be read as a torch file"),
     (tensor((2,), (1,), size=-1), "something else than a storage"),
@@ -215,7 +247,11 @@ def flipped():
     (claim(24), "cannot be read as a torch file"),
     (shared_entries(), "its entries claim|Overlapped"),
     # What pickle's C code does without a check.
-    (archive(b"\x80\x02})" + b"\x85" * 10**6 + b"Ns."), "more than 20000 tup"),
+    (archive(b"\x80\x02})" + b"\x85" * 10**5 + b"Ns."), "key that is neither"),
+    (archive(b"\x80\x02}(" + doubled() + b"Nu."), "key that is neither text"),
+    (archive(b"\x80\x02}\x8a\x08" + b"\x7f" * 8 + b"Ns."), "a short integer"),
+    (archive(b"\x80\x02(N" + doubled() + b"NNNtQ."), "else than a storage"),
+    (archive(STORAGE_AS_ARGUMENTS, bytes(16)), "calls something without a tu"),
     (archive(b"\x80\x02}r\0\0\0\x7f."), "memo index 2130706432"),
     (
       archive(b"\x80\x02}X\xff\xff\xff\x7fa."),
@@ -236,10 +272,11 @@ def flipped():
     (archive(b"\x80\x02K\x01."), "holds no dictionary of tensors"),
     (archive(b"\x80\x02}"), "exhausted before seeing STOP"),
     (archive(b"\x80\x02h\x05."), "damaged or incomplete"),
-    (archive(b"\x80\x02s."), "damaged or incomplete"),
+    (archive(b"\x80\x02s."), "has no values for SETITEM"),
     (archive(b"\x80\x02}(K\x01u."), "damaged or incomplete"),
-    (archive(b"\x80\x02}]K\x01s."), "unhashable type: 'list'"),
-    (archive(b"\x80\x02})Ns."), "has a tuple for a key"),
+    (archive(b"\x80\x02}]K\x01s."), "key that is neither text nor"),
+    (archive(b"\x80\x02})Ns."), "key that is neither text nor"),
+    (archive(pickled((1,), (1,), name=b"\x1b[m"), bytes(16)), r"is '\\x1b\[m'"),
     (archive(b""), "exhausted before seeing STOP"),
     # Damaged archives and other formats.
     (flipped(), "damaged or incomplete"),
@@ -255,9 +292,14 @@ def test_malformed_torch_files(tmp_path, content, expected):
   refuse(tmp_path / "file.pth", content, expected)
 
 
-def test_dictionaries_that_hold_each_other(tmp_path):
+# The state of a TorchScript object is not looked at, nor copied.
+_STATE = b"\x80\x02c__torch__\nA\n)\x81](" + doubled() + b"N\x86eb."
+
+
+@pytest.mark.parametrize("content", (circle(), archive(_STATE)))
+def test_containers_that_hold_each_other(tmp_path, content):
   path = tmp_path / "file.pth"
-  path.write_bytes(circle())
+  path.write_bytes(content)
   assert read_tensor_file(path).tensors == {}
 
 
