@@ -6,4 +6,4 @@ python eval.py --workdir=runs/demo
 from cops_jax.commands.evaluate import main
 
 if __name__ == "__main__":
-  main()
+  raise SystemExit(main())

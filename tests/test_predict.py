@@ -289,9 +289,12 @@ def test_tiles(workdir, tmp_path, capsys):
   assert [row["verdict"] for row in rows[:2]] == ["normal", "normal"]
   assert rows[2]["threshold"] == chosen.image
 
-  for main in (predict_command.main, calibrate_command.main):
+  for main, images in (
+    (predict_command.main, [f"{tmp_path}/0.png"]),
+    (calibrate_command.main, normal),
+  ):
     with pytest.raises(SystemExit, match="error: tiles are '3', expected auto"):
-      main([f"--workdir={workdir}", "--tiles=3", *normal])
+      main([f"--workdir={workdir}", "--tiles=3", *images])
 
 
 def test_names_of_pictures_are_unique(tmp_path):

@@ -355,7 +355,7 @@ def test_the_pages_choice_of_models(published):
   from cops_jax.commands import demo
 
   options = demo._parser().parse_args([f"--pretrained={published}"])
-  ((detector, about),) = demo._load_models(options, demo._parser())
+  ((detector, about),) = demo._load_models(options)
   assert detector.thresholds.method == "by hand"
   assert about.startswith(f"Prompts of {published}, on CLIP")
 
