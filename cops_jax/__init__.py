@@ -1,3 +1,3 @@
 """CoPS: conditional prompt synthesis for zero-shot anomaly detection."""
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
