@@ -8,9 +8,6 @@ cops datasets prepare visa mvtec_ad --manual_dir=DIR
 from __future__ import annotations
 
 import argparse
-import concurrent.futures
-import multiprocessing
-import os
 import sys
 from collections.abc import Sequence
 
@@ -85,35 +82,22 @@ def _prepare(options):
       print(f"{name}: no original files, see the list command")
     names = [name for name in SPECIFICATIONS if name not in absent]
   rows, errors = [("name", "train images", "test images")], []
-  # Copying a data set keeps one core busy.
-  with concurrent.futures.ProcessPoolExecutor(
-    max_workers=max(1, min(len(names), os.cpu_count() or 1)),
-    mp_context=multiprocessing.get_context("spawn"),
-    initializer=preparation.begin_worker,
-  ) as pool:
-    running = {
-      name: pool.submit(
-        preparation.prepare_and_count,
-        name,
-        options.data_dir,
-        options.manual_dir,
-      )
-      for name in names
-    }
+  for name in names:
     try:
-      for name, future in running.items():
-        try:
-          counts = future.result()
-        except InputError as error:
-          errors.append(f"error: {error}")
-        else:
-          cells = (str(counts.get(split, "-")) for split in ("train", "test"))
-          rows.append((name, *cells))
-    except (KeyboardInterrupt, SystemExit):
-      for process in multiprocessing.active_children():
-        process.terminate()
-      print("the data sets finished so far are kept", file=sys.stderr)
-      raise
+      builder = preparation.prepare(name, options.data_dir, options.manual_dir)
+    except InputError as error:
+      errors.append(f"error: {error}")
+      continue
+    splits = builder.info.splits
+    rows.append(
+      (
+        name,
+        *(
+          str(splits[split].num_examples) if split in splits else "-"
+          for split in ("train", "test")
+        ),
+      )
+    )
   print("\n".join(align(rows, num_text_columns=1)))
   if errors:
     sys.exit("\n".join(errors))

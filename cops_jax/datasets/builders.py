@@ -47,13 +47,6 @@ class Published(dataset_builder.ShardBasedBuilder, skip_registration=True):
   """
 
   VERSION = tfds.core.Version("1.1.0")
-  RELEASE_NOTES = {
-    "1.0.0": "The first one.",
-    "1.1.0": (
-      "Masks of normal images have their image's size, and VisA's masks are 0"
-      " and 255. Prepare the data set again, from its original files."
-    ),
-  }
 
   specification: Specification
 
@@ -133,14 +126,10 @@ class Published(dataset_builder.ShardBasedBuilder, skip_registration=True):
     if self.specification.archive:
       downloads = pathlib.Path(dl_manager.download_dir)
       return download(self.specification.archive, downloads / self.name)
-    # Ends tfds.data_source too: all that is to be done, in one sentence.
-    row = self.specification
-    place = pathlib.Path(self.data_dir_root) / "downloads/manual" / self.name
+    # Ends tfds.data_source too.
     raise InputError(
       f"data set {self.name!r} is not prepared in {self.data_dir_root}, and its"
-      f" original files are not there: get {row.title} from {row.homepage} and"
-      f" unpack it as {place}, or as {self.name} in another manual_dir, so that"
-      f" the folder holds {row.layout}"
+      f" original files are not there: {self.MANUAL_DOWNLOAD_INSTRUCTIONS}"
     )
 
 
@@ -271,10 +260,9 @@ BUILDERS = {
       "name": row.name,
       "specification": row,
       "MANUAL_DOWNLOAD_INSTRUCTIONS": (
-        f"Get {row.title} from {row.homepage} and unpack it as the folder"
-        f" {row.name} of the manual directory (manual_dir of the command or"
-        " the config), so that the folder holds"
-        f" {row.layout}."
+        f"get {row.title} from {row.homepage} and unpack it as the folder"
+        f" {row.name} of manual_dir, by default downloads/manual in data_dir,"
+        f" so that the folder holds {row.layout}"
       ),
       "__module__": __name__,
       "__doc__": f"{row.title}. {row.description}",

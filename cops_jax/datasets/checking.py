@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
-import dataclasses
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -28,31 +27,26 @@ from cops_jax.tables import align, shorten_list
 _WIDE_MODES = ("I", "I;16", "I;16B", "I;16L", "F")
 
 
-@dataclasses.dataclass
 class Check:
-  """What a check found.
+  """The result of a check; as text, a report.
 
   Attributes:
-    name: of the data set.
+    name: the data set's name.
     source: what was checked, in words.
-    counts: of images by category, split and "normal", "anomalous" or "masks".
-    formats: of image files by format and mode.
-    problems: what must be fixed before the data set can be used.
-    warnings: what is unlike the published data set.
-    oddities: what may well be right.
+    counts: images by category, split and "normal", "anomalous" or "masks".
+    formats: image files by format and mode.
+    problems: faults to mend before the data set can be used.
+    warnings: differences from the published data set.
+    oddities: facts that may well be right.
   """
 
-  name: str
-  source: str
-  counts: collections.Counter = dataclasses.field(
-    default_factory=collections.Counter
-  )
-  formats: collections.Counter = dataclasses.field(
-    default_factory=collections.Counter
-  )
-  problems: list[str] = dataclasses.field(default_factory=list)
-  warnings: list[str] = dataclasses.field(default_factory=list)
-  oddities: list[str] = dataclasses.field(default_factory=list)
+  def __init__(self, name: str, source: str):
+    self.name, self.source = name, source
+    self.counts: collections.Counter = collections.Counter()
+    self.formats: collections.Counter = collections.Counter()
+    self.problems: list[str] = []
+    self.warnings: list[str] = []
+    self.oddities: list[str] = []
 
   def __str__(self) -> str:
     lines = [f"{self.name}: {self.source}"]
@@ -74,22 +68,17 @@ class Check:
       numbers = (self.counts[category, split, kind] for kind in kinds)
       rows.append((category, split, *map(str, numbers)))
     for split in sorted({split for _, split in places}):
-      numbers = (self._total(split, kind) for kind in kinds)
+      numbers = (self.total(split, kind) for kind in kinds)
       rows.append(("total", split, *map(str, numbers)))
     return align(rows, num_text_columns=2)
 
-  def _total(self, split, kind):
+  def total(self, split: str, kind: str) -> int:
+    """Returns the number of a split's images or masks of a kind."""
     return sum(
       number
       for (_, *place), number in self.counts.items()
       if place == [split, kind]
     )
-
-  def compare_with_known_counts(self) -> None:
-    """Warns where the test split has other numbers of images than known."""
-    anomalous = self._total("test", "anomalous")
-    number = anomalous + self._total("test", "normal")
-    self.warnings += count_differences(self.name, number, anomalous)
 
 
 def check(
@@ -147,7 +136,9 @@ def check(
       builder.MANUAL_DOWNLOAD_INSTRUCTIONS or "prepare it first"
     )
     return result
-  result.compare_with_known_counts()
+  anomalous = result.total("test", "anomalous")
+  number = anomalous + result.total("test", "normal")
+  result.warnings += count_differences(name, number, anomalous)
   if is_deep and not location and builder.data_path.exists():
     images = listing.images if listing else ()
     _compare_bytes(result, builder, root, images, data_dir, manual_dir)

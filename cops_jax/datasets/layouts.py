@@ -99,7 +99,7 @@ def read_folders(
   *,
   images: str,
   masks: str | None,
-  normal: str | Sequence[str] | None,
+  normal: Sequence[str] = (),
   kinds: Sequence[str] = (),
 ) -> Listing:
   """Reads images from folders that tell their category, split and kind.
@@ -111,16 +111,15 @@ def read_folders(
       for their names, and {kind}, at the end, for any folder there but that of
       the masks. Without it, every image has an anomaly.
     masks: likewise the folders of the masks; None if there are none.
-    normal: the kind of normal images, or several, in any case; None if all are
-      anomalies.
+    normal: kinds of normal images, in lower case, which stand for any case;
+      without one, all images are anomalies.
     kinds: the only folders that {kind} stands for, in any case, all of them
       required.
   """
-  names = [normal] if isinstance(normal, str) else normal or ()
 
   @functools.cache
   def is_normal(kind):
-    return kind.casefold() in names
+    return kind.casefold() in normal
 
   listing = Listing()
   above, _, _ = images.partition("{kind}")

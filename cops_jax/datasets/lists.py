@@ -88,12 +88,8 @@ def read_visa(root: pathlib.Path, categories: Sequence[str]) -> Listing:
       f"{table} lacks the columns {', '.join(sorted(missing))}"
     )
     return listing
-  absent = [
-    name
-    for name in categories
-    if not any(row["object"] == name and row["split"] == "test" for row in rows)
-  ]
-  if absent:
+  found = {row["object"] for row in rows if row["split"] == "test"}
+  if absent := [name for name in categories if name not in found]:
     listing.problems.append(f"{table} has no test rows for {', '.join(absent)}")
   for number, row in enumerate(rows, start=2):
     place = f"{table}, line {number}"
@@ -132,11 +128,8 @@ def read_meta_json(root: pathlib.Path) -> Listing:
   table = root / META_FILE
   try:
     splits = json.loads(table.read_text(encoding="utf-8-sig"))
-  except (OSError, ValueError) as error:
+  except (OSError, ValueError, RecursionError) as error:
     listing.problems.append(f"{table} cannot be read: {error}")
-    return listing
-  except RecursionError:
-    listing.problems.append(f"{table} cannot be read: it is nested too deeply")
     return listing
   if not isinstance(splits, dict) or not splits.get("test"):
     listing.problems.append(f'{table} has no "test" images')
@@ -192,15 +185,14 @@ def _read_meta_category(
       " to none"
     )
   for entry in entries:
-    image = _listed_file(root, entry["img_path"], place, listing, True)
+    image = _listed_file(root, entry["img_path"], place, listing)
     mask = None
     if entry["anomaly"] and entry.get("mask_path"):
-      mask = _listed_file(root, entry["mask_path"], place, listing, True)
+      mask = _listed_file(root, entry["mask_path"], place, listing)
     kind = NORMAL_KIND
     if entry["anomaly"]:
-      kind = str(entry.get("specie_name") or "anomaly")
-      if kind == NORMAL_KIND:
-        kind = "anomaly"
+      named = entry.get("specie_name") not in (None, "", NORMAL_KIND)
+      kind = str(entry["specie_name"]) if named else "anomaly"
     if image:
       listing.images.append(
         ListedImage(split, category, kind, image, mask, has_mask)
@@ -208,16 +200,9 @@ def _read_meta_category(
 
 
 def _listed_file(
-  root: pathlib.Path,
-  text: str | None,
-  place: str,
-  listing: Listing,
-  may_be_absolute: bool = False,
+  root: pathlib.Path, text: str | None, place: str, listing: Listing
 ) -> pathlib.Path | None:
-  """A file that a list names, if it exists and is below the root.
-
-  With `may_be_absolute`, links may not lead out of the root either.
-  """
+  """A file that a list names, if it exists and is below the root."""
   text = text or ""
   if "\\" in text and not (root / text).is_file():
     text = text.replace("\\", "/")  # Written on Windows.
@@ -225,16 +210,12 @@ def _listed_file(
   if text == os.curdir:
     listing.problems.append(f"{place}: a path is empty")
     return None
-  if may_be_absolute and re.match("/|[a-zA-Z]:/", text):
+  if re.match("/|[a-zA-Z]:/", text):
     text = _relative(root, text, listing)
   if os.path.isabs(text) or text.split(os.sep)[0] == os.pardir:
     listing.problems.append(f"{place}: {text} is outside {root}")
   elif not (root / text).is_file():
     listing.problems.append(f"{place}: {root / text} does not exist")
-  elif may_be_absolute and not pathlib.Path(
-    os.path.realpath(root / text)
-  ).is_relative_to(os.path.realpath(root)):
-    listing.problems.append(f"{place}: {root / text} is a link out of {root}")
   else:
     return root / text
   return None

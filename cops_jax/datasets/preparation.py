@@ -7,19 +7,13 @@ import io
 import logging
 import pathlib
 import shutil
-import signal
 
 import filelock
 import tensorflow_datasets as tfds
 
-from cops_jax.datasets.prepared import (
-  PreparedExamples,
-  read_contents,
-  state_of_originals,
-)
+from cops_jax.datasets.prepared import PreparedExamples, read_contents
 from cops_jax.errors import InputError, shorten
 from cops_jax.paths import require_local
-from cops_jax.progress import show_messages
 
 _logger = logging.getLogger(__name__)
 
@@ -45,17 +39,6 @@ def make_builder(
     ) from error
 
 
-def _require_array_record(name):
-  try:
-    import array_record  # noqa: F401
-  except ImportError as error:
-    raise InputError(
-      f"data set {name!r} is kept in ArrayRecord files, and the package"
-      " array_record is not installed; Windows has none. Use Linux, macOS or"
-      " WSL, or read the images from their folder: folder:PATH"
-    ) from error
-
-
 def why_unprepared(
   name: str, data_dir: str | None = None, manual_dir: str | None = None
 ) -> str:
@@ -67,24 +50,12 @@ def why_unprepared(
   builder = make_builder(name, data_dir)
   if builder.data_path.exists() or builder.find_original_files(manual_dir):
     return ""
-  reason = _other_versions(builder)
-  reason = reason or f"not prepared in {data_dir or builder.data_dir_root}"
+  reason = f"not prepared in {data_dir or builder.data_dir_root}"
   command = "cops datasets prepare --all --manual_dir=DIR"
   if data_dir:
     command += f" --data_dir={data_dir}"
   # The same words for all, so that they can be said once.
   return f"{reason}. With the original files in DIR, prepare with: {command}"
-
-
-def _other_versions(builder):
-  folder = pathlib.Path(builder.data_path)
-  versions = [path.name for path in folder.parent.glob("[0-9]*.[0-9]*.[0-9]*")]
-  if not versions:
-    return ""
-  return (
-    f"{folder.parent} holds version {', '.join(sorted(versions))} of it, and"
-    f" version {folder.name} is needed"
-  )
 
 
 def prepare(
@@ -109,7 +80,14 @@ def prepare(
     InputError: original files are missing or not as expected, or data_dir
       cannot be written.
   """
-  _require_array_record(name)
+  try:
+    import array_record  # noqa: F401
+  except ImportError as error:
+    raise InputError(
+      f"data set {name!r} is kept in ArrayRecord files, and the package"
+      " array_record is not installed; Windows has none. Use Linux, macOS or"
+      " WSL, or read the images from their folder: folder:PATH"
+    ) from error
   if manual_dir:
     require_local(manual_dir, "the folder of original files, manual_dir,")
   builder = make_builder(name, data_dir)
@@ -123,8 +101,6 @@ def prepare(
         return make_builder(name, data_dir)
       for leftover in home.glob("incomplete.*"):
         shutil.rmtree(leftover)
-      if others := _other_versions(builder):
-        _logger.warning("data set %s is prepared again: %s", name, others)
       _logger.info("preparing data set %s in %s", name, builder.data_dir)
       tfds.disable_progress_bar()
       # TFDS announces itself on standard output, where results are printed.
@@ -132,30 +108,12 @@ def prepare(
         builder.download_and_prepare(
           download_config=tfds.download.DownloadConfig(manual_dir=manual_dir)
         )
-      read_contents(
-        builder,
-        getattr(builder, "oddities", ()),
-        state_of_originals(builder, manual_dir),
-      )
+      read_contents(builder, getattr(builder, "oddities", ()))
   except OSError as error:
     raise InputError(
       f"data set {name!r} cannot be prepared in {home}: {error}"
     ) from error
   return builder
-
-
-def begin_worker() -> None:
-  """Begins a process that prepares; the main process ends it at Ctrl-C."""
-  show_messages()
-  signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def prepare_and_count(
-  name: str, data_dir: str | None, manual_dir: str | None
-) -> dict[str, int]:
-  """Prepares a data set and counts its images by split; see `prepare`."""
-  splits = prepare(name, data_dir, manual_dir).info.splits
-  return {split: info.num_examples for split, info in splits.items()}
 
 
 def load_prepared(
@@ -177,13 +135,4 @@ def load_prepared(
       f"data set {name!r} has no split {split!r}; it has:"
       f" {', '.join(sorted(builder.info.splits))}"
     )
-  before = contents["originals"]
-  now = before and state_of_originals(builder, manual_dir)
-  if now and now != before:
-    note = (
-      "the original files have changed since they were prepared; to have them,"
-      f" delete {builder.data_dir}"
-    )
-    _logger.warning("data set %s: %s", name, note)
-    contents["notes"].append(note)
   return PreparedExamples(builder, split, contents)

@@ -14,7 +14,6 @@ from cops_jax.errors import InputError, WriteError
 from cops_jax.files import (
   digest_file,
   digest_lines,
-  file_state,
   seal,
   unseal,
   write_file,
@@ -23,7 +22,6 @@ from cops_jax.files import (
 _logger = logging.getLogger(__name__)
 
 CONTENTS = "contents.json"
-_FIELDS = {"files", "notes", "originals"}
 
 
 class PreparedExamples(Sequence):
@@ -35,13 +33,7 @@ class PreparedExamples(Sequence):
     split: str,
     contents: dict[str, Any],
   ):
-    """Opens the split.
-
-    Args:
-      builder: of the data set.
-      split: its name.
-      contents: from `read_contents`.
-    """
+    """Opens a split; `contents` is from `read_contents`."""
     skip = tfds.decode.SkipDecoding()
     self._source = builder.as_data_source(
       split, decoders={"image": skip, "mask": skip}
@@ -76,28 +68,9 @@ class PreparedExamples(Sequence):
     return self._sha256
 
 
-def state_of_originals(
-  builder: tfds.core.DatasetBuilder, manual_dir: str | None
-) -> str:
-  """Returns a SHA-256 of the original files' names, sizes and times.
-
-  It is an empty string if the files are not there.
-  """
-  find = getattr(builder, "find_original_files", None)
-  root = find and find(manual_dir)
-  if not root:
-    return ""
-  return digest_lines(
-    f"{path.relative_to(root)} {file_state(path)}"
-    for path in sorted(root.rglob("*"))
-    if path.is_file() and not path.name.startswith(".")
-  )
-
-
 def read_contents(
   builder: tfds.core.DatasetBuilder,
   notes: Sequence[str] = (),
-  originals: str = "",
   *,
   is_deep: bool = False,
 ) -> dict[str, Any]:
@@ -108,27 +81,24 @@ def read_contents(
 
   Args:
     builder: of a prepared data set.
-    notes, originals: to record where nothing is recorded yet; `originals` is
-      from `state_of_originals`.
+    notes: are recorded if nothing is recorded yet.
     is_deep: whether to read every file again.
 
   Returns:
-    Size, time and SHA-256 of the "files" by name, "notes" and "originals".
+    Size, time and SHA-256 of the "files" by name, and the "notes".
 
   Raises:
     InputError: a file has changed since the data set was prepared.
   """
   folder = pathlib.Path(builder.data_dir)
   path = folder / CONTENTS
-  contents = {"files": {}, "notes": list(notes), "originals": originals}
+  contents = {"files": {}, "notes": list(notes)}
   try:
     saved = unseal(path.read_bytes())
-    if saved.keys() != _FIELDS:
-      raise ValueError(f"it has the fields {', '.join(saved)}")
-    contents = saved
+    contents = {name: saved[name] for name in contents}
   except FileNotFoundError:
     pass
-  except (OSError, ValueError) as error:
+  except (OSError, ValueError, LookupError) as error:
     _logger.warning("%s is damaged (%s): it is written again", path, error)
   known, files = contents["files"], {}
   shards = {

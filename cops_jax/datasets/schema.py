@@ -84,10 +84,6 @@ def _readable(path, root):
   return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-def _png_of_one_black_pixel() -> bytes:
-  file = io.BytesIO()
-  Image.new("L", (1, 1)).save(file, "PNG")
-  return file.getvalue()
-
-
-EMPTY_MASK = _png_of_one_black_pixel()
+_file = io.BytesIO()
+Image.new("L", (1, 1)).save(_file, "PNG")
+EMPTY_MASK = _file.getvalue()

@@ -15,7 +15,7 @@ _NC = "CC BY-NC-SA 4.0, not for commercial use"
 _SEE_HOMEPAGE = "see the home page"
 
 
-def _folders(images, masks=None, normal=None, kinds=()):
+def _folders(images, masks=None, normal=(), kinds=()):
   """A reader of one layout, see `read_folders`."""
   return functools.partial(
     read_folders, images=images, masks=masks, normal=normal, kinds=kinds
@@ -28,15 +28,15 @@ def _first(*readers):
 
 
 _MVTEC = _folders(
-  "{category}/{split}/{kind}", "{category}/ground_truth/{kind}", "good"
+  "{category}/{split}/{kind}", "{category}/ground_truth/{kind}", ("good",)
 )
 _IMAGES_AND_MASKS = _folders("images", "masks")
-_YES_AND_NO = _folders("{kind}", normal="no", kinds=("no", "yes"))
+_YES_AND_NO = _folders("{kind}", normal=("no",), kinds=("no", "yes"))
 
 
 def _test_folder(name, masks=None):
   """As peers' scripts leave medical data: MVTec's layout, one category."""
-  return _folders(f"{name}/test/{{kind}}", masks, "good")
+  return _folders(f"{name}/test/{{kind}}", masks, ("good",))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +136,7 @@ _ROWS = (
     categories=("01", "02", "03"),
     read=_first(
       _folders(
-        "{category}/{split}/{kind}", "{category}/ground_truth/{kind}", "ok"
+        "{category}/{split}/{kind}", "{category}/ground_truth/{kind}", ("ok",)
       )
     ),
     layout="CATEGORY/{train,test}/{ok,ko} and CATEGORY/ground_truth/ko/*",
@@ -218,7 +218,9 @@ _ROWS = (
     domain="medical",
     categories=("brain",),
     read=_first(
-      _folders("brain_tumor_dataset/{kind}", normal="no", kinds=("no", "yes")),
+      _folders(
+        "brain_tumor_dataset/{kind}", normal=("no",), kinds=("no", "yes")
+      ),
       _YES_AND_NO,
       _test_folder("brain"),
     ),
@@ -326,7 +328,7 @@ _ROWS = (
     domain="medical",
     categories=("colon",),
     read=_first(
-      _folders("{kind}", "masks", "good"),
+      _folders("{kind}", "masks", ("good",)),
       _IMAGES_AND_MASKS,
       _test_folder("endo", "endo/ground_truth/{kind}"),
     ),

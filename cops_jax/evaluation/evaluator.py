@@ -14,7 +14,6 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, Sharding
 
-from cops_jax.config import max_pixels
 from cops_jax.errors import InputError
 from cops_jax.evaluation.findings import Findings
 from cops_jax.evaluation.results import DatasetResult, Picture
@@ -77,15 +76,9 @@ class Evaluator:
     self._config, self._model, self._clip = config, model, clip
     self._mesh = mesh
     self._step = make_predict_step(model, mesh, shardings)
-    self._options = pipeline.BatchOptions(
-      image_size=config.model.image_size_pixels,
-      patch_size=model.clip.config.vision_config.patch_size,
-      batch_size=settings.batch_size or default_batch_size(mesh),
-      num_devices=mesh.size,
-      process_index=jax.process_index(),
-      process_count=jax.process_count(),
-      num_workers=config.input.num_workers,
-      max_pixels=max_pixels(config),
+    self._options = pipeline.make_options(
+      *(config, clip, mesh),
+      settings.batch_size or default_batch_size(mesh),
       full_masks=True,
       tile_grid=tiles.parse_grid(settings.tiles),
     )
@@ -187,9 +180,7 @@ class Evaluator:
         skipped=skipped if may_skip else None,
         features=features,
       ),
-      len(steps),
-      lambda: pipeline.padding_batch(options, features),
-      errors,
+      *(len(steps), options, features, errors),
     )
 
     def start(batch):

@@ -25,7 +25,6 @@ import numpy as np
 from jax.sharding import Mesh
 
 from cops_jax.clip.features import ENCODE_FIELDS, encode_batch, join_params
-from cops_jax.config import max_pixels
 from cops_jax.errors import InputError, WriteError
 from cops_jax.files import file_state, write_file
 from cops_jax.inputs import pipeline
@@ -107,27 +106,21 @@ def open_features(
     manifest["images_per_device"] = device_size
   text = json.dumps(manifest, indent=2, sort_keys=True) + "\n"
   key = hashlib.sha256(text.encode()).hexdigest()[:16]
-  image_size = config.model.image_size_pixels
-  patch_size = clip.config.vision_config.patch_size
+  local_mesh = make_mesh(jax.local_devices())
+  options = pipeline.make_options(
+    config, clip, local_mesh, device_size * local_mesh.size
+  )
   shape = (
     len(config.model.feature_layers),
-    (image_size // patch_size) ** 2,
+    (options.image_size // options.patch_size) ** 2,
     clip.config.projection_dim,
   )
   folder = features_folder(config) / f"{examples.name}-{key}"
   cache = FeatureCache(folder, dtype, shape, len(examples))
-  options = pipeline.BatchOptions(
-    image_size,
-    patch_size,
-    batch_size=device_size * jax.local_device_count(),
-    num_devices=jax.local_device_count(),
-    num_workers=config.input.num_workers,
-    max_pixels=max_pixels(config),
-  )
 
   @functools.cache  # Compiled once, and only if there is an image to encode.
   def make_encode():
-    return _make_encode(model, clip, config.clip.split_over_devices)
+    return _make_encode(model, clip, local_mesh, config.clip.split_over_devices)
 
   def fill(turn):
     part = (jax.process_index() + turn) % jax.process_count()
@@ -258,9 +251,8 @@ def _acquire(folder, writer):
     return lock.acquire()
 
 
-def _make_encode(model, clip, split_clip):
+def _make_encode(model, clip, mesh, split_clip):
   """From a batch on the host to its features, on this process's devices."""
-  mesh = make_mesh(jax.local_devices())
   clip_params, shardings = place_clip(clip, model, mesh, split_clip)
 
   def encode(clip_params, batch):

@@ -15,7 +15,6 @@ import math
 import os
 import signal
 from collections.abc import (
-  Callable,
   Iterable,
   Iterator,
   Mapping,
@@ -24,8 +23,11 @@ from collections.abc import (
 )
 from typing import TYPE_CHECKING, Any
 
+import jax
 import numpy as np
+from jax.sharding import Mesh
 
+from cops_jax.config import max_pixels
 from cops_jax.errors import InputError
 from cops_jax.files import digest_file
 from cops_jax.images import tiles
@@ -117,6 +119,32 @@ class BatchOptions:
   def one_pass(self, num_examples: int) -> range:
     """The steps in which every example comes once."""
     return range(num_batches(num_examples, self.batch_size))
+
+
+def make_options(
+  config: Any, clip: Any, mesh: Mesh, batch_size: int, **kwargs: Any
+) -> BatchOptions:
+  """Returns how a run makes this process's part of its batches.
+
+  Args:
+    config: a ConfigDict with the fields of `cops_jax.config`.
+    clip: CLIP, whose `config` holds the patch size.
+    mesh: devices of the run, or of this process alone.
+    batch_size: examples in a global batch.
+    **kwargs: other fields of the options.
+  """
+  is_cluster = mesh.is_multi_process
+  return BatchOptions(
+    image_size=config.model.image_size_pixels,
+    patch_size=clip.config.vision_config.patch_size,
+    batch_size=batch_size,
+    num_devices=mesh.size,
+    process_index=jax.process_index() if is_cluster else 0,
+    process_count=jax.process_count() if is_cluster else 1,
+    num_workers=config.input.num_workers,
+    max_pixels=max_pixels(config),
+    **kwargs,
+  )
 
 
 @functools.lru_cache(maxsize=4)
@@ -294,37 +322,24 @@ def iterate_batches(
       yield {name: batch[name] for name in batch if name != "error"}
 
 
-def padding_batch(
-  options: BatchOptions, features: FeatureCache | None
-) -> dict[str, np.ndarray]:
-  """Returns a batch without examples, with labels of -1."""
-  load_row = _RowLoader((), options, range(0), features)
-  row = load_row._padding() | {"label": np.int32(-1)}
-  del row["error"]
-  return {
-    name: np.stack([value] * options.local_size) for name, value in row.items()
-  }
-
-
 def keep_pace(
   batches: Iterable[dict[str, np.ndarray]],
   number: int,
-  padding: Callable[[], dict[str, np.ndarray]],
+  options: BatchOptions,
+  features: FeatureCache | None,
   errors: list[Exception],
 ) -> Iterator[dict[str, np.ndarray]]:
   """Yields batches up to the first error; in a cluster, padding after it.
 
   Steps of a cluster need all processes, so one without a batch takes part with
-  padding until all of them know.
+  padding, whose labels are -1, until all of them know.
 
   Args:
     batches: may end with an error.
     number: of the batches.
-    padding: makes a batch in place of a missing one.
+    options, features: of the batches, see `iterate_batches`.
     errors: receives the error.
   """
-  import jax
-
   try:
     for batch in batches:
       yield batch
@@ -332,7 +347,14 @@ def keep_pace(
   except Exception as error:  # Other processes would wait, whatever it is.
     errors.append(error)
     if jax.process_count() > 1:
-      yield from (padding() for _ in range(number))
+      row = _RowLoader((), options, range(0), features)._padding()
+      row = {**row, "label": np.int32(-1)}
+      del row["error"]
+      for _ in range(number):
+        yield {
+          name: np.stack([value] * options.local_size)
+          for name, value in row.items()
+        }
 
 
 def _open_batches(load_row):

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from cops_jax.clip.flops import PEAK_TERA_FLOPS, prompt_flops, vision_flops
-from cops_jax.config import max_pixels
 from cops_jax.errors import InputError
 from cops_jax.files import read_file, write_file
 from cops_jax.inputs import pipeline
@@ -166,24 +165,12 @@ def open_batches(
   skipped = {} if config.input.unreadable_files == "skip" else None
   if steps:
     features = open_features(
-      config,
-      examples,
-      config.train.split,
-      model,
-      clip,
-      mesh,
+      *(config, examples, config.train.split, model, clip, mesh),
       batch_size=config.train.batch_size,
       skipped=skipped,
     )
-  options = pipeline.BatchOptions(
-    image_size=config.model.image_size_pixels,
-    patch_size=clip.config.vision_config.patch_size,
-    batch_size=config.train.batch_size,
-    num_devices=mesh.size,
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
-    num_workers=config.input.num_workers,
-    max_pixels=max_pixels(config),
+  options = pipeline.make_options(
+    *(config, clip, mesh, config.train.batch_size),
     shuffle_seed=config.seed,
     full_masks=model.needs_masks,
   )
@@ -192,9 +179,7 @@ def open_batches(
   )
   batches = pipeline.keep_pace(
     _checked(batches, examples, skipped, workdir),
-    len(steps),
-    lambda: pipeline.padding_batch(options, features),
-    errors,
+    *(len(steps), options, features, errors),
   )
   return batches, errors
 
@@ -219,16 +204,10 @@ def _checked(batches, examples, skipped, workdir):
 
 def _list_skipped(path, skipped):
   """Adds to the files that the run skipped before it was interrupted."""
-  before = {}
   try:
     before = dict(json.loads(read_file(path)))
-  except FileNotFoundError:
-    pass
-  except (OSError, ValueError, TypeError) as error:
-    raise InputError(
-      f"{path} is damaged ({error}): delete it; it only lists what could not be"
-      " read"
-    ) from error
+  except (OSError, ValueError, TypeError):  # Missing or damaged.
+    before = {}
   write_file(path, json.dumps({**before, **skipped}, indent=2) + "\n")
 
 

@@ -79,18 +79,6 @@ def test_faulty_files_are_listed(tmp_path):
   assert "problems: 2\n  nut/test/dent/1.png" in str(result)
 
 
-def test_masks_that_do_not_pair_are_a_problem(tmp_path):
-  tree = write_tree("mpdd", tmp_path)
-  (tree.root / "tubes/ground_truth/hole/000_mask.png").unlink()
-  (problem,) = check(tree).problems
-  assert "tubes/ground_truth/hole holds 1 masks for the 2" in problem
-
-
-def test_empty_folders_are_noted(tmp_path):
-  tree = write_tree("endo", tmp_path)
-  assert check(tree).oddities == [f"{tree.root / 'empty'} has no images"]
-
-
 def test_a_prepared_copy_is_checked_without_the_files(tmp_path):
   tree = write_tree("isic", tmp_path)
   before = check(tree)
@@ -99,8 +87,3 @@ def test_a_prepared_copy_is_checked_without_the_files(tmp_path):
   after = check(tree)
   assert after.source.startswith("prepared copy in ")
   assert (after.counts, after.formats) == (before.counts, before.formats)
-
-
-def test_missing_data_are_a_problem(tmp_path):
-  result = checking.check("isic", str(tmp_path), str(tmp_path))
-  assert "challenge.isic-archive.com" in result.problems[0]

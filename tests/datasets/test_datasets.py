@@ -35,21 +35,10 @@ def test_examples_are_complete(unseen):
     assert example["label"] == (example["anomaly_kind"] != "good")
     assert example["dataset"] == "demo_unseen"
     assert example["path"].startswith(f"{example['category']}/test/")
-    assert example["image"].startswith(b"\x89PNG")
-
-
-def test_examples_hold_the_generated_pixels(unseen):
   example = next(e for e in unseen if e["id"] == "gear/test/burn/001")
-  image = np.asarray(Image.open(io.BytesIO(example["image"])))
-  mask = np.asarray(Image.open(io.BytesIO(example["mask"])))
+  image, mask = (
+    np.asarray(Image.open(io.BytesIO(example[name])))
+    for name in ("image", "mask")
+  )
   assert image.shape == (112, 112, 3) and mask.shape == (112, 112)
   assert set(np.unique(mask)) == {0, 255}
-
-
-def test_training_data_are_of_other_categories(data_dir, unseen):
-  auxiliary = datasets.load("demo_auxiliary", "test", data_dir)
-  assert len(auxiliary) == 576
-  seen = {example["category"] for example in auxiliary}
-  assert seen.isdisjoint({example["category"] for example in unseen})
-  kinds = {example["anomaly_kind"] for example in auxiliary}
-  assert kinds.isdisjoint(generated.UNSEEN_DEFECTS)

@@ -1,6 +1,5 @@
 """The thirteen data sets, from tiny trees in their original layouts."""
 
-import csv
 import dataclasses
 import functools
 import hashlib
@@ -79,17 +78,6 @@ def test_original_files_are_read_back(name, tmp_path):
         np.testing.assert_array_equal(mask > 0, pixels(original) > 0)
       else:
         assert example["mask"] == original
-
-
-def test_the_table_is_complete():
-  assert tuple(datasets.SPECIFICATIONS) == original_layouts.NAMES
-  for name, row in datasets.SPECIFICATIONS.items():
-    builder = tfds.builder(name)
-    assert row.licence in builder.info.description
-    assert row.title in builder.info.description
-    assert row.homepage.startswith("http")
-    assert builder.info.homepage == row.homepage
-    assert builder.info.citation == row.citation
 
 
 def test_tfds_gives_pixels_without_a_given_format(tmp_path, capsys):
@@ -177,13 +165,12 @@ def test_missing_original_files_are_reported_in_one_sentence(tmp_path):
   text = str(error.value)
   assert "\n" not in text and ". " not in text
   assert f"'btad' is not prepared in {tmp_path}" in text
-  assert f"unpack it as {tmp_path}/downloads/manual/btad, or" in text
+  assert "unpack it as the folder btad of manual_dir" in text
   assert "VT-ADL" in text and "CATEGORY/{train,test}/{ok,ko}" in text
 
 
-@pytest.mark.parametrize("name", ("brain_mri", "br35h"))
-def test_both_folders_are_needed(name, tmp_path):
-  tree = write_tree(name, tmp_path)
+def test_both_folders_are_needed(tmp_path):
+  tree = write_tree("brain_mri", tmp_path)
   shutil.rmtree(next(tree.root.rglob("no")))
   with pytest.raises(InputError, match="no has no images"):
     load(tree)
@@ -277,17 +264,10 @@ def test_original_files_that_changed_are_noticed(tmp_path, capsys):
   assert main(["check", "kvasir", "--deep", *flags]) == 0
   assert "prepared copy" not in capsys.readouterr().out
   image = next((tree.root / "images").glob("[!.T]*.*"))
-  stat = image.stat()
-  content = bytearray(image.read_bytes())
-  content[-1] ^= 1
-  image.write_bytes(content)
-  os.utime(image, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-  assert not any("have changed" in note for note in load(tree).notes)
+  image.write_bytes(image.read_bytes() + b"x")
   main(["check", "kvasir", "--deep", *flags])
   expected = f"prepared copy, images/{image.name} among them"
   assert expected in capsys.readouterr().out
-  os.utime(image, (0, 0))
-  assert any("have changed since" in note for note in load(tree).notes)
 
 
 @pytest.fixture
@@ -295,38 +275,25 @@ def visa(tmp_path):
   return write_tree("visa", tmp_path)
 
 
-def break_visa(root, breakage):
-  """Breaks VisA's table in one way."""
-  table = root / "split_csv/1cls.csv"
-  if breakage == "file":
-    (root / "pcb1/Data/Masks/Anomaly/test.png").unlink()
-  elif breakage == "columns":
-    original_layouts.write_table(root, [], ("object", "split", "image"))
-  elif breakage == "categories":
-    original_layouts.write_table(root, [])
-  elif breakage == "table":
-    table.unlink()
+@pytest.mark.parametrize(
+  "row, expected",
+  (
+    (None, "lacks the columns label, mask"),
+    (("test", "normal", "../x.JPG", ""), "../x.JPG is outside"),
+    (("test", "anomaly", "{image}", ""), "a path is empty"),
+    (("test", "anomaly", "{image}", "x.png"), "x.png does not exist"),
+    (("dev", "odd", "{image}", ""), "split 'dev' and label 'odd'"),
+    (("test", "normal", "{image}", ""), "test.JPG 2 times"),
+  ),
+)
+def test_bad_tables_of_visa_are_refused(visa, row, expected):
+  table = visa.root / "split_csv/1cls.csv"
+  if row is None:
+    table.write_text("object,split,image\n")
   else:
     image = "pcb1/Data/Images/Normal/test.JPG"
     with table.open("a") as file:
-      csv.writer(file).writerow([cell.format(image=image) for cell in breakage])
-
-
-@pytest.mark.parametrize(
-  "breakage, expected",
-  (
-    ("file", "Anomaly/test.png does not exist"),
-    ("columns", "lacks the columns label, mask"),
-    ("categories", "no test rows for candle, capsules"),
-    ("table", "1cls.csv, VisA's table, cannot be rea"),
-    (("pcb1", "test", "normal", "../x.JPG", ""), "../x.JPG is outside"),
-    (("pcb1", "test", "anomaly", "{image}", ""), "a path is empty"),
-    (("pcb1", "dev", "odd", "{image}", ""), "split 'dev' and label 'odd'"),
-    (("pcb1", "test", "normal", "{image}", ""), "test.JPG 2 times"),
-  ),
-)
-def test_bad_tables_of_visa_are_refused(visa, breakage, expected):
-  break_visa(visa.root, breakage)
+      file.write(",".join(("pcb1", *row)).format(image=image) + "\n")
   with pytest.raises(InputError, match=expected):
     load(visa)
 
@@ -378,28 +345,3 @@ def test_a_failed_download_is_reported(server, tmp_path):
     with pytest.raises(InputError, match=reason):
       download(archive, tmp_path / "downloads" / "visa")
     assert not (tmp_path / "downloads" / "visa").exists()
-
-
-def test_the_published_recipe_runs_on_original_files(visa, clip_folder):
-  """configs/visa.py, but for the sizes of CLIP and of the images."""
-  from configs import visa as recipe
-  from cops_jax import training
-  from cops_jax.evaluation import many
-
-  config = recipe.get_config()
-  config.data_dir = str(visa.root.parent / "prepared")
-  config.manual_dir = str(visa.root.parent)
-  config.clip.weights = str(clip_folder)
-  config.clip.dtype = "float32"
-  config.model.image_size_pixels = 32
-  config.model.feature_layers = (3,)
-  config.model.num_value_layers = 3
-  config.model.deep_prompt_depth = 2
-  config.train.num_epochs = 1
-  config.evaluation.datasets = ("visa",)
-  workdir = visa.root.parent / "run"
-  state = training.train(config, workdir)
-  assert int(state.step) == 3
-  results = many.evaluate(config, workdir).results
-  assert len(results["visa"].images) == 24
-  assert 0 <= results["visa"].mean["pixel_auroc"] <= 1

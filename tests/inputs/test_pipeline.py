@@ -125,20 +125,12 @@ def test_worker_processes_change_nothing():
     strict=True,
   ):
     assert batch.keys() == other.keys()
+    np.testing.assert_array_equal(
+      batch["mask"].mean(axis=(1, 2)), batch["label"]
+    )
     for name, array in batch.items():
       np.testing.assert_array_equal(array, other[name])
   assert skipped == skipped_before and list(skipped) == ["7.png"]
-
-
-def test_masks_are_counts_or_whole():
-  examples = make_examples(2)
-  (batch,) = iterate(examples, 2, steps=range(1))
-  assert "mask" not in batch
-  np.testing.assert_array_equal(batch["mask_counts"], [[0] * 4, [16] * 4])
-  (batch,) = iterate(examples, 2, steps=range(1), full_masks=True)
-  assert "mask_counts" not in batch
-  assert batch["mask"].shape == (2, 8, 8)
-  np.testing.assert_array_equal(batch["mask"].mean(axis=(1, 2)), [0, 1])
 
 
 @pytest.mark.parametrize("field", ("image", "mask", "missing"))

@@ -8,7 +8,6 @@ import signal
 import time
 
 import jax
-import numpy as np
 import pytest
 
 from cops_jax import training, weights
@@ -165,15 +164,6 @@ def test_bad_arguments_are_refused(arguments, tmp_path):
   assert "coordinator_address should be defined" in err
 
 
-def test_one_process_alone():
-  """What it gives comes back as it is, and what it raises."""
-  value = {"array": np.arange(3)}
-  assert processes.gather_objects(value)[0] is value
-  assert processes.in_first_process(divmod, 7, 2) == (3, 1)
-  with pytest.raises(ZeroDivisionError):
-    processes.in_first_process(divmod, 7, 0)
-
-
 @pytest.mark.parametrize(
   "error, is_lost",
   (
@@ -306,7 +296,9 @@ def test_any_process_killed_or_stopped_at_any_time(arguments, tmp_path, script):
     if script == "eval.py" and num_kills % 2:  # It keeps what it has done.
       begin_again()
     ends[codes[1 - killed]] += 1
-    print(f"{end.name} to {killed}, the other ended after {seconds:.1f} s", ends)
+    print(
+      f"{end.name} to {killed}, the other ended after {seconds:.1f} s", ends
+    )
   codes, logs = end_cluster(start_cluster(2, 1, *command))
   assert codes == [0, 0], logs
   assert outcome() == whole

@@ -205,7 +205,7 @@ def test_initial_distributions():
       assert 0.018 < array.std() < 0.022, name
 
 
-@pytest.mark.parametrize("num_steps", (1, 2, 4, 5, 6))
+@pytest.mark.parametrize("num_steps", (2, 4, 6))
 def test_accumulated_gradients_make_one_update(num_steps):
   """Groups of three, and of those left over at the end."""
   params = {"x": jnp.array([1.0, -2.0]), "y": jnp.array(3.0)}

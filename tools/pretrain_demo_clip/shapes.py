@@ -1,9 +1,9 @@
-"""Outlines that only the pretraining draws; see `generated.shapes`."""
+"""Outlines that only the pretraining draws; see `generated.objects`."""
 
 import numpy as np
 
-from cops_jax.datasets.generated import shapes
-from cops_jax.datasets.generated.shapes import box, ellipse, radial, ring
+from cops_jax.datasets.generated import objects
+from cops_jax.datasets.generated.objects import box, ellipse, radial, ring
 
 
 def _tone(rng):
@@ -145,11 +145,11 @@ def connector(rng):
 
 def two_tone_capsule(rng):
   b = rng.uniform(0.3, 0.55)
-  return shapes.two_tone_capsule(rng, b, _tone(rng))
+  return objects.two_tone_capsule(rng, b, _tone(rng))
 
 
 def circuit_chip(rng):
-  return shapes.circuit_chip(rng, rng.integers(4, 8))
+  return objects.circuit_chip(rng, rng.integers(4, 8))
 
 
 SHAPES = (

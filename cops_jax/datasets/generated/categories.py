@@ -7,11 +7,14 @@ from collections.abc import Callable
 import numpy as np
 from scipy import ndimage
 
-from cops_jax.datasets.generated import evaluation_only, patterns, shapes
+from cops_jax.datasets.generated import evaluation_only, patterns
 from cops_jax.datasets.generated.drawing import REFERENCE_SIZE, jitter
 from cops_jax.datasets.generated.objects import (
+  circuit_chip,
   draw_object,
   plain_material,
+  ring,
+  two_tone_capsule,
 )
 
 
@@ -107,17 +110,17 @@ _TRAINING = (
     np.pi,
   ),
   _fixed_object(
-    "washer", shapes.ring, ((0.62, 0.63, 0.66), (0.16, 0.22, 0.30)), (32, 42)
+    "washer", ring, ((0.62, 0.63, 0.66), (0.16, 0.22, 0.30)), (32, 42)
   ),
   _fixed_object(
     "capsule",
-    functools.partial(shapes.two_tone_capsule, b=0.42, tone=-0.6),
+    functools.partial(two_tone_capsule, b=0.42, tone=-0.6),
     ((0.90, 0.70, 0.25), (0.86, 0.87, 0.88)),
     (38, 46),
   ),
   _fixed_object(
     "chip",
-    functools.partial(shapes.circuit_chip, pins=6),
+    functools.partial(circuit_chip, pins=6),
     ((0.17, 0.17, 0.19), (0.24, 0.48, 0.33)),
     (36, 44),
     0.25,

@@ -8,13 +8,13 @@ the image with the defect, and the soft or binary extent that it may occupy.
 import numpy as np
 from scipy import ndimage
 
-from cops_jax.datasets.generated.drawing import mix, noise
-from cops_jax.datasets.generated.patterns import pick_pattern, random_pattern
-from cops_jax.datasets.generated.regions import (
+from cops_jax.datasets.generated.drawing import (
   background_colour,
   blob,
   low_pass,
   mean_colour,
+  mix,
+  noise,
   other_colour,
   pick_centre,
   polygon_coverage,
@@ -23,6 +23,7 @@ from cops_jax.datasets.generated.regions import (
   smooth_path,
   strokes,
 )
+from cops_jax.datasets.generated.patterns import pick_pattern, random_pattern
 
 _MIN_MASK_PIXELS = 12
 # Smallest change, in units of full scale, that counts as part of a defect.
@@ -314,25 +315,11 @@ def droplet(rng, image, foreground, strength):
   ), extent
 
 
-SEEN_DEFECTS = {
-  "scratch": _defect(scratch),
-  "crack": _defect(crack),
-  "thread": _defect(thread),
-  "stain": _defect(stain),
-  "hole": _defect(hole),
-  "missing": _defect(missing),
-  "color_shift": _defect(color_shift),
-  "rough": _defect(rough),
-  "blur": _defect(blur),
-  "particles": _defect(particles),
-  "smudge": _defect(smudge),
-  "dent": _defect(dent),
-}
-UNSEEN_DEFECTS = {
-  "warp": _defect(warp),
-  "burn": _defect(burn),
-  "cut": _defect(cut),
-  "wrong_patch": _defect(wrong_patch),
-  "droplet": _defect(droplet),
-}
+_SEEN = (
+  *(scratch, crack, thread, stain, hole, missing, color_shift, rough, blur),
+  *(particles, smudge, dent),
+)
+_UNSEEN = (warp, burn, cut, wrong_patch, droplet)
+SEEN_DEFECTS = {paint.__name__: _defect(paint) for paint in _SEEN}
+UNSEEN_DEFECTS = {paint.__name__: _defect(paint) for paint in _UNSEEN}
 DEFECTS = SEEN_DEFECTS | UNSEEN_DEFECTS

@@ -1,6 +1,6 @@
 """Surfaces and outlines of evaluation categories, which no other draws.
 
-A surface is `(rng, size) -> image`; an outline is as in `shapes`.
+A surface is `(rng, size) -> image`; an outline is as in `objects`.
 """
 
 import numpy as np
@@ -15,7 +15,7 @@ from cops_jax.datasets.generated.drawing import (
   per_cell,
   step,
 )
-from cops_jax.datasets.generated.shapes import ellipse, radial
+from cops_jax.datasets.generated.objects import ellipse, radial
 
 
 def wood(rng, size):

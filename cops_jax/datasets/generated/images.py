@@ -1,5 +1,7 @@
 """Photographs of the categories with defects and pixel masks."""
 
+from typing import Any
+
 import numpy as np
 
 from cops_jax.datasets.generated.categories import CATEGORIES, Category
@@ -7,10 +9,10 @@ from cops_jax.datasets.generated.defects import DEFECTS
 from cops_jax.datasets.generated.drawing import (
   REFERENCE_SIZE,
   noise,
+  pick_centre,
   pixel_grid,
   step,
 )
-from cops_jax.datasets.generated.regions import pick_centre
 
 
 def _capture(rng, size):
@@ -82,16 +84,7 @@ def generate_pair(
   return photograph(changed), normal, mask
 
 
-def generate(
-  category: str | Category,
-  defect: str | None,
-  rng: np.random.Generator,
-  size: int = 112,
-  defect_scale: float = 1.0,
-) -> tuple[np.ndarray, np.ndarray]:
-  """Draws one image, uint8 (size, size, 3), and its mask, bool (size, size).
-
-  The same as the defective image and the mask of `generate_pair`.
-  """
-  image, _, mask = generate_pair(category, defect, rng, size, defect_scale)
+def generate(*args: Any, **kwargs: Any) -> tuple[np.ndarray, np.ndarray]:
+  """Returns the defective image and the mask of `generate_pair`."""
+  image, _, mask = generate_pair(*args, **kwargs)
   return image, mask
