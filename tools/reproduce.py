@@ -1,0 +1,263 @@
+"""The papers' table in one command.
+
+  python -m tools.reproduce --manual_dir=DIR --workdir=runs/paper --seeds=0,1,2
+
+DIR holds the data sets as their publishers ship them, a folder of its name for
+each. Data sets that are missing are reported first, with where to get them;
+--dry_run stops there. Then the data sets are prepared, vision features computed
+once, both recipes of each method trained with every seed, and each data set
+evaluated with prompts that were not trained on it: by CoPS all with VisA's, and
+VisA with MVTec AD's. After an interruption the same command resumes.
+
+Writes table.txt, table.csv and table.json into the work directory, beside a
+run's directory for each recipe and seed: the papers' numbers, ours as mean and
+standard deviation over the seeds, and the difference. After a failure the other
+runs continue; failures are reported at the end, with exit code 1.
+
+Fields can be set for all recipes: --config.clip.weights=ViT-L-14-336px.pt.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cops_jax import methods
+from cops_jax.commands import command_line, datasets, flags, make_parser
+from cops_jax.config import decides, recipe
+from cops_jax.datasets import SPECIFICATIONS, preparation
+from cops_jax.errors import InputError
+from cops_jax.fields import Role
+from cops_jax.paths import require_local
+from cops_jax.progress import show_messages
+from cops_jax.reporting.comparison import Row, Runs, compare, format_rows
+from cops_jax.reporting.papers import paper_results
+from cops_jax.runtime import signals
+from cops_jax.tables import align
+from cops_jax.weights import clip_of, settle_dtype
+from tools import runs
+
+# By method. The first is evaluated on all data sets but the one that it was
+# trained on, and the second on that.
+RECIPES = {
+  "cops": ("visa", "mvtec"),
+  "anomalyclip": ("anomalyclip_mvtec", "anomalyclip_visa"),
+  "prompt_ensemble": ("prompt_ensemble",),
+}
+
+
+def make_configs(
+  names: Sequence[str], evaluated: Sequence[str], overrides: Mapping[str, Any]
+) -> dict[str, Any]:
+  """Returns recipes with the data sets that each is evaluated on.
+
+  Vision features are cached in the type of the computation, once for all seeds.
+
+  Args:
+    names: of methods.
+    evaluated: data sets to evaluate.
+    overrides: values of config fields by dotted name, for all recipes whose
+      method reads them.
+
+  Returns:
+    ConfigDicts by recipe, without recipes that have nothing to evaluate.
+
+  Raises:
+    InputError: there is no table of a method.
+  """
+  configs = {}
+  for method in names:
+    if method not in RECIPES:
+      raise InputError(
+        f"there is no table of the method {method!r}; known are"
+        f" {', '.join(RECIPES)}"
+      )
+    unread = methods.unread_fields(method)
+    own = {
+      name: value for name, value in overrides.items() if name not in unread
+    }
+    first = recipe(RECIPES[method][0])
+    seen = first.train.dataset if runs.is_trained(first) else None
+    for name in RECIPES[method]:
+      config = recipe(name)
+      config.evaluation.datasets = tuple(
+        dataset
+        for dataset in evaluated
+        if (dataset == seen) == (name != RECIPES[method][0])
+      )
+      config.update_from_flattened_dict(own)
+      config = settle_dtype(config, None)
+      if "feature_cache.dtype" not in own:
+        config.feature_cache.dtype = config.clip.dtype
+      if config.evaluation.datasets:
+        configs[name] = config
+  return configs
+
+
+def needed_datasets(configs: Mapping[str, Any]) -> list[str]:
+  """Returns all data sets that are trained on or evaluated, each once."""
+  names = {}
+  for config in configs.values():
+    if runs.is_trained(config):
+      names[config.train.dataset] = None
+    names |= dict.fromkeys(config.evaluation.datasets)
+  return list(names)
+
+
+def find_unprepared(
+  names: Sequence[str], data_dir: str | None, manual_dir: str | None
+) -> list[str]:
+  """Returns the data sets that are not prepared yet.
+
+  Args:
+    names: of the data sets.
+    data_dir, manual_dir: see `preparation.prepare`.
+
+  Raises:
+    InputError: a name is not one of the thirteen, data sets are missing, or
+      original files are not as expected.
+  """
+  if manual_dir:
+    require_local(manual_dir, "the folder of original files, --manual_dir,")
+  unprepared, missing = [], []
+  for name in names:
+    if name not in SPECIFICATIONS:
+      raise InputError(
+        f"{name!r} is not a data set of the tables; these are"
+        f" {', '.join(SPECIFICATIONS)}"
+      )
+    row = SPECIFICATIONS[name]
+    builder = preparation.make_builder(name, data_dir)
+    if builder.data_path.exists():
+      continue
+    unprepared.append(name)
+    if root := builder.find_original_files(manual_dir):
+      row.read(root, row.categories)
+    elif not row.archive:
+      missing.append((name, row.homepage, row.layout))
+  if missing:
+    table = align([("name", "where to get it", "files"), *missing], 3)
+    raise InputError(
+      f"{len(missing)} of {len(names)} data sets are missing. Unpack each as"
+      " the folder of its name in --manual_dir, as `cops datasets list` says;"
+      " or evaluate others, with --datasets=NAMES\n" + "\n".join(table)
+    )
+  return unprepared
+
+
+def make_rows(configs: Mapping[str, Any], found: Runs) -> list[Row]:
+  """Returns `comparison.compare`'s rows of the methods, beside their papers.
+
+  Their metrics are those of CoPS's paper and of the methods' own.
+
+  Args:
+    configs: by recipe.
+    found: see `runs.run_all`.
+  """
+  merged = {}  # The seeds of a method's two recipes.
+  for name, contents in found.items():
+    seeds = merged.setdefault(configs[name].method, {})
+    for seed, content in contents.items():
+      both = seeds.setdefault(seed, {"datasets": {}})
+      both["datasets"] |= content["datasets"]
+  papers = {name: paper_results(name) for name in ("cops", *merged)}
+  reported = {
+    metric
+    for paper in papers.values()
+    for results in paper.values()
+    for metric in results
+  }
+  rows = compare(merged, papers=papers)
+  return [row for row in rows if row.metric in reported]
+
+
+def _format(rows, changed):
+  text = format_rows(rows, "method", "paper")
+  if changed:
+    fields = ", ".join(f"{name}={value}" for name, value in changed.items())
+    text += f"\nnot the papers' recipes: {fields}"
+  others = dict.fromkeys(row.dataset for row in rows if not row.is_comparable)
+  if others:
+    text += (
+      "\nno difference where the images are not the published ones:"
+      f" {', '.join(others)}"
+    )
+  return text
+
+
+def _parser():
+  parser = make_parser("reproduce", __doc__)
+  parser.prog = "python -m tools.reproduce"
+  flags.add(parser, "--workdir", required=True)
+  flags.add(parser, "--allow_other_clip")
+  parser.add_argument(
+    "--manual_dir",
+    help="original files, a folder of its name for each data set",
+  )
+  for name, default, text in (
+    ("seeds", ["0"], "seeds to train each recipe with"),
+    ("methods", ["cops"], "of cops, anomalyclip and prompt_ensemble"),
+    ("datasets", [], "to evaluate; by default all thirteen"),
+  ):
+    parser.add_argument(
+      f"--{name}", type=flags.comma_list, default=default, help=text
+    )
+  parser.add_argument(
+    "--dry_run", action="store_true", help="only list the runs and the data"
+  )
+  flags.add_config(parser)
+  return parser
+
+
+@command_line
+def main(arguments: Sequence[str] | None = None) -> None:
+  """The command line."""
+  signals.catch_signals()
+  options = flags.parse(_parser(), arguments)
+  show_messages()
+  if options.config:
+    raise InputError(
+      "--config is not read here: the recipes are those of the papers. Set"
+      " fields with --config.FIELD=VALUE"
+    )
+  overrides = flags.set_fields(options)
+  if options.manual_dir:
+    overrides["manual_dir"] = options.manual_dir
+  places = overrides.get("data_dir"), overrides.get("manual_dir")
+  evaluated = options.datasets or list(SPECIFICATIONS)
+  configs = make_configs(options.methods, evaluated, overrides)
+  seeds = runs.parse_seeds(options.seeds)
+  needed = needed_datasets(configs)
+  unprepared = find_unprepared(needed, *places)
+  planned = [
+    f"{name} ({seed})" for name, seed in runs.list_runs(configs, seeds)
+  ]
+  print(f"data sets: {', '.join(needed)}")
+  print(f"to be prepared: {', '.join(unprepared) or 'none'}")
+  print(f"{len(planned)} runs: {', '.join(planned)}", flush=True)
+  if options.dry_run:
+    return
+  clip_of(next(iter(configs.values())))  # A missing CLIP is reported first.
+  if unprepared:
+    named = zip(("data_dir", "manual_dir"), places, strict=True)
+    given = [f"--{name}={place}" for name, place in named if place]
+    datasets.main(["prepare", *unprepared, *given])
+  workdir = pathlib.Path(options.workdir)
+  found, failures = runs.run_all(
+    configs, workdir, seeds, allow_other_clip=options.allow_other_clip
+  )
+  if found:
+    changed = {
+      name: value
+      for name, value in overrides.items()
+      if decides(name, Role.TRAINING) or decides(name, Role.RESULTS)
+    }
+    rows = make_rows(configs, found)
+    table = _format(rows, changed)
+    runs.write_table(workdir, rows, table, found, failures, overrides=changed)
+  runs.exit_on_failures(failures)
+
+
+if __name__ == "__main__":
+  main()

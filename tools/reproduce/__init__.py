@@ -1,1 +1,0 @@
-"""The papers' table in one command: `python -m tools.reproduce`."""
