@@ -14,10 +14,8 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import logging
 import os
 import re
-import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -57,59 +55,33 @@ from cops_jax.weights import (
 from cops_jax.weights.clip import OPENAI_TOKENS
 from cops_jax.weights.clip_names import clip_param_shapes
 
-_logger = logging.getLogger("cops_jax.compile_ahead")
-
 _OPENAI_CLIP = "openai/clip-vit-large-patch14-336"
 
-TRAINING, CACHED_TRAINING = "training", "training, cached features"
-EVALUATION = "evaluation"
-STEPS = (TRAINING, CACHED_TRAINING, EVALUATION)
-
-
-@dataclasses.dataclass(frozen=True)
-class Chip:
-  """Published rates of a chip.
-
-  Attributes:
-    tera_flops: a second, in bfloat16.
-    giga_bytes: of memory.
-    bandwidth: of the memory, in GB a second.
-  """
-
-  tera_flops: float
-  giga_bytes: float
-  bandwidth: float
-
-
-# By the names that JAX gives to the kinds of devices.
+# Published memory of a chip in GB and its bandwidth in GB/s, by JAX's name of
+# the device kind.
 CHIPS = {
-  kind: Chip(PEAK_TERA_FLOPS[kind], *memory)
-  for kind, memory in {
-    "TPU v4": (32, 1228),
-    "TPU v5 lite": (16, 819),
-    "TPU v5": (95, 2765),
-    "TPU v6 lite": (32, 1640),
-  }.items()
+  "TPU v4": (32, 1228),
+  "TPU v5 lite": (16, 819),
+  "TPU v5": (95, 2765),
+  "TPU v6 lite": (32, 1640),
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-  """What the compiler says of a step; all numbers are for one chip.
+  """The compiler's numbers of a step, for one chip.
 
   Attributes:
-    step: its name.
-    compile_seconds: that compiling took.
-    argument_bytes, temporary_bytes: of memory.
+    step: name of the step.
+    argument_bytes, temporary_bytes: memory.
     flops: operations; the compiler's count, and the attention kernels', which
       it does not count.
-    accessed_bytes: of memory that is read or written.
+    accessed_bytes: bytes of memory that are read or written.
     collectives: bytes that chips exchange, by kind of exchange and type.
-    outputs: types of what the step gives.
+    outputs: types of the step's outputs.
   """
 
   step: str
-  compile_seconds: float
   argument_bytes: int
   temporary_bytes: int
   flops: float
@@ -119,7 +91,7 @@ class Report:
 
 
 def tpu_mesh(topology: str) -> Mesh:
-  """The devices of a slice, as `make_mesh` gives a machine's own.
+  """Returns a mesh of the devices of a slice.
 
   Raises:
     InputError: there is no such slice, or libtpu is missing.
@@ -152,7 +124,7 @@ def tpu_mesh(topology: str) -> Mesh:
 
 
 def read_clip(name: str) -> PretrainedCLIP:
-  """CLIP's sizes and tokens; of OpenAI's published one without its weights."""
+  """Returns CLIP's sizes and tokens; OpenAI's without its weights."""
   if name != _OPENAI_CLIP:
     return load_clip(name)
   config = clip_config()
@@ -160,21 +132,16 @@ def read_clip(name: str) -> PretrainedCLIP:
 
 
 def compile_steps(
-  config: Any,
-  clip: PretrainedCLIP,
-  mesh: Mesh,
-  images_per_chip: int,
-  steps: Sequence[str] = STEPS,
+  config: Any, clip: PretrainedCLIP, mesh: Mesh, images_per_chip: int
 ) -> Iterator[Report]:
-  """Compiles steps, one after the other.
+  """Yields reports of both training steps and of the evaluation step.
 
   Args:
     config: a ConfigDict with the fields of `cops_jax.config`; its batch sizes
       are not read.
     clip: see `read_clip`.
     mesh: see `tpu_mesh`.
-    images_per_chip: in a step.
-    steps: some of `STEPS`.
+    images_per_chip: images in a step for each chip.
   """
   config = config.copy_and_resolve_references()
   if config.clip.dtype == "auto":
@@ -182,14 +149,13 @@ def compile_steps(
   model = build_model(config, clip)
   replicated, split = replicated_sharding(mesh), batch_sharding(mesh)
 
-  def shape(shape, dtype, sharding):
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
-
   def placed(tree, shardings):
     if not isinstance(shardings, dict):
       shardings = jax.tree.map(lambda _: shardings, tree)
     return jax.tree.map(
-      lambda leaf, sharding: shape(leaf.shape, leaf.dtype, sharding),
+      lambda leaf, sharding: jax.ShapeDtypeStruct(
+        leaf.shape, leaf.dtype, sharding=sharding
+      ),
       tree,
       shardings,
     )
@@ -211,24 +177,19 @@ def compile_steps(
   predict_step = make_predict_step(model, mesh, shardings)
   number = images_per_chip * mesh.size
   fields = {
-    name: shape((number, *rest), dtype, split)
+    name: jax.ShapeDtypeStruct((number, *rest), dtype, sharding=split)
     for name, (rest, dtype) in _batch_shapes(config, model).items()
   }
-  inputs = {
-    TRAINING: (train_step, state, ("image", *_TRAINING)),
-    CACHED_TRAINING: (train_step, state, (*_FEATURES, *_TRAINING)),
-    EVALUATION: (predict_step, trainable, ("image", "example_id")),
-  }
-  for name in steps:
-    step, first, names = inputs[name]
-    batch = {field: fields[field] for field in names if field in fields}
-    report = _compile(name, step, first, clip_params, batch)
-    if "image" in batch:
-      flops = report.flops + images_per_chip * _kernel_flops(
-        model, config.model.image_size_pixels
-      )
-      report = dataclasses.replace(report, flops=flops)
-    yield report
+  cached = "image_features", "patch_features"
+  for name, step, first, unread in (
+    ("training", train_step, state, cached),
+    ("training, cached features", train_step, state, ("image",)),
+    ("evaluation", predict_step, trainable, set(fields) - _EVALUATED),
+  ):
+    batch = {key: fields[key] for key in fields if key not in unread}
+    number = images_per_chip if "image" in batch else 0
+    flops = number * _kernel_flops(model, config.model.image_size_pixels)
+    yield _compile(name, step, (first, clip_params, batch), flops)
 
 
 def _kernel_flops(model, side):
@@ -245,12 +206,11 @@ def _kernel_flops(model, side):
   return num_kernels * 4 * length**2 * vision.hidden_size
 
 
-_FEATURES = ("image_features", "patch_features")
-_TRAINING = ("mask_counts", "mask", "label", "example_id", "padding_mask")
+_EVALUATED = {"image", "example_id"}  # Fields that evaluation reads.
 
 
 def _batch_shapes(config, model):
-  """For each field of a batch the shape of a row, and its type."""
+  """Returns the shape of a row and the type of each field of a batch."""
   side = config.model.image_size_pixels
   patches = (side // model.clip.config.vision_config.patch_size) ** 2
   width = model.clip.config.projection_dim
@@ -271,23 +231,18 @@ def _batch_shapes(config, model):
   }
 
 
-def _compile(name, step, *arguments):
-  start = time.monotonic()
+def _compile(name, step, arguments, kernel_flops):
   compiled = step.lower(*arguments).compile()
-  seconds = time.monotonic() - start
   memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+  outputs = jax.tree.leaves(jax.eval_shape(step, *arguments))
   return Report(
     name,
-    seconds,
     memory.argument_size_in_bytes,
     memory.temp_size_in_bytes,
-    cost["flops"],
+    cost["flops"] + kernel_flops,
     cost["bytes accessed"],
     dict(exchanges(compiled.as_text())),
-    tuple(
-      str(leaf.dtype)
-      for leaf in jax.tree.leaves(jax.eval_shape(step, *arguments))
-    ),
+    tuple(str(leaf.dtype) for leaf in outputs),
   )
 
 
@@ -299,10 +254,10 @@ _ARRAY = re.compile(r"([a-z]+)(\d+)?\[([\d,]*)\]")
 
 
 def exchanges(text: str) -> collections.Counter[tuple[str, str]]:
-  """Bytes that devices exchange, by kind of exchange and type.
+  """Returns bytes that devices exchange, by kind of exchange and type.
 
   Args:
-    text: of a compiled program.
+    text: text of a compiled program.
   """
   found = collections.Counter()
   for line in text.splitlines():
@@ -316,42 +271,35 @@ def exchanges(text: str) -> collections.Counter[tuple[str, str]]:
   return found
 
 
-# Lines of the table: what a report says, and what it takes on a chip.
-_OF_REPORT = {
-  "compiled in, s": lambda report: f"{report.compile_seconds:.0f}",
-  "arguments, GB": lambda report: f"{report.argument_bytes / 1e9:.2f}",
-  "temporary, GB": lambda report: f"{report.temporary_bytes / 1e9:.2f}",
-  "TFLOP": lambda report: f"{report.flops / 1e12:.2f}",
-  "GB accessed": lambda report: f"{report.accessed_bytes / 1e9:.1f}",
-  "FLOP a byte": lambda report: f"{report.flops / report.accessed_bytes:.0f}",
-}
-_ON_CHIP = {
-  "fits the chip": lambda report, chip: (
-    "yes"
-    if report.argument_bytes + report.temporary_bytes < chip.giga_bytes * 1e9
-    else "NO"
-  ),
-  "compute, ms": lambda report, chip: (
-    f"{report.flops / chip.tera_flops / 1e9:.1f}"
-  ),
-  "memory, ms": lambda report, chip: (
-    f"{report.accessed_bytes / chip.bandwidth / 1e6:.1f}"
-  ),
-}
+def table(reports: Sequence[Report], kind: str) -> str:
+  """Returns the reports as text, a column for each step.
 
-
-def table(reports: Sequence[Report], chip: Chip | None) -> str:
-  """Returns the reports as text, a column for each step."""
+  Args:
+    reports: from `compile_steps`.
+    kind: kind of the chip; the least time is left out if it is not known.
+  """
   rows = [["", *(report.step for report in reports)]]
-  for title, text in _OF_REPORT.items():
+
+  def add(title, text):
     rows.append([title, *map(text, reports)])
-  for title, text in _ON_CHIP.items() if chip else ():
-    rows.append([title, *(text(report, chip) for report in reports)])
-  for kind in sorted(
-    {kind for report in reports for kind in report.collectives}
-  ):
-    sizes = (report.collectives.get(kind, 0) for report in reports)
-    rows.append([f"{' '.join(kind)}, MB", *(f"{n / 1e6:.2f}" for n in sizes)])
+
+  add("arguments, GB", lambda r: f"{r.argument_bytes / 1e9:.2f}")
+  add("temporary, GB", lambda r: f"{r.temporary_bytes / 1e9:.2f}")
+  add("TFLOP", lambda r: f"{r.flops / 1e12:.2f}")
+  add("GB accessed", lambda r: f"{r.accessed_bytes / 1e9:.1f}")
+  if kind in CHIPS:
+    (size, bandwidth), rate = CHIPS[kind], PEAK_TERA_FLOPS[kind]
+    add(
+      f"share of {size} GB",
+      lambda r: f"{(r.argument_bytes + r.temporary_bytes) / size / 1e9:.2f}",
+    )
+    add("compute, ms", lambda r: f"{r.flops / rate / 1e9:.1f}")
+    add("memory, ms", lambda r: f"{r.accessed_bytes / bandwidth / 1e6:.1f}")
+  for exchange in sorted({key for r in reports for key in r.collectives}):
+    add(
+      f"{' '.join(exchange)}, MB",
+      lambda r, key=exchange: f"{r.collectives.get(key, 0) / 1e6:.2f}",
+    )
   return "\n".join(align(rows, 1))
 
 
@@ -384,16 +332,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
   mesh = tpu_mesh(topology)
   clip = read_clip(config.clip.weights)
   kind = mesh.devices.flat[0].device_kind
-  chip = CHIPS.get(kind)
   print(
     f"{topology}: {mesh.size} x {kind}, {images_per_chip} images a chip;"
     " all numbers are for one chip"
   )
-  reports = []
-  for report in compile_steps(config, clip, mesh, images_per_chip):
-    _logger.info("%s: %.0f s", report.step, report.compile_seconds)
-    reports.append(report)
-  print(table(reports, chip))
+  reports = list(compile_steps(config, clip, mesh, images_per_chip))
+  print(table(reports, kind))
 
 
 if __name__ == "__main__":

@@ -6,18 +6,12 @@
 #   tools/launch/restart.sh python train.py --config=visa --workdir=runs/visa
 #
 # SIGTERM and Ctrl-C reach the command, which saves, and end this script too. Any
-# other exit code ends it. With --dry_run first, the command is printed.
+# other exit code ends it.
 set -u
 
 max_restarts=50
-if [[ ${1:-} == --dry_run ]]; then
-  shift
-  printf '%q ' "$@"
-  echo
-  exit
-fi
 if (( $# == 0 )); then
-  echo "no command is given. usage: restart.sh [--dry_run] COMMAND..." >&2
+  echo "no command is given. usage: restart.sh COMMAND..." >&2
   exit 2
 fi
 
