@@ -15,8 +15,7 @@ from cops_jax import publish, reporting, thresholds, training
 from cops_jax.detector import AnomalyDetector
 from cops_jax.errors import InputError
 from cops_jax.evaluation.results import Evaluated, mean_metrics
-from cops_jax.metrics.proportions import estimate
-from cops_jax.reporting.card import make_card, replace_thresholds
+from cops_jax.reporting.card import make_card
 from cops_jax.reporting.tables import results_json
 from cops_jax.runs.checkpoints import Checkpoints
 from cops_jax.runs.record import Record, claim_workdir, read_record
@@ -25,7 +24,6 @@ from cops_jax.weights import pretrained
 from helpers import hub
 from helpers.images import make_image, write_folder
 from helpers.made_results import FIRST, SECOND, make_result
-from helpers.scripts import run
 
 
 @pytest.fixture(autouse=True)
@@ -291,19 +289,6 @@ def test_the_licence_is_that_of_the_data(workdir, dataset, licence, text):
   assert "| overall mean | " in card.text
 
 
-def test_thresholds_of_a_card_are_replaced(published):
-  card = (published / "README.md").read_text()
-  card = card.replace("## Limits", "## Mine\n\nAdded.\n\n## Limits")
-  chosen = Thresholds(0.7, 0.6, r"anew \1", "", estimate(1, 10))
-  changed = replace_thresholds(card, chosen)
-  assert "by hand" not in changed and "0.5000" not in changed
-  assert "0.7000 on, a pixel from 0.6000 on. Chosen as: anew \\1." in changed
-  assert "False alarms: 1 of 10, 10.0%" in changed and "Misses" not in changed
-  assert changed.split("## Mine")[1] == card.split("## Mine")[1]
-  assert changed.split("## Thr")[0] == card.split("## Thr")[0]
-  assert replace_thresholds("# No such section", chosen) == "# No such section"
-
-
 def test_predict_and_export(published, workdir, tmp_path, capsys):
   make_image(0).save(tmp_path / "a.png")
   lines = []
@@ -363,18 +348,17 @@ def test_the_pages_choice_of_models(published):
 def test_evaluate(published, data_dir, tmp_path):
   data = write_folder(tmp_path / "few", 4)
   arguments = [
-    *("-m", "cops_jax", "evaluate", f"--pretrained={published}"),
-    *(f"--workdir={tmp_path}/found", f"--datasets={data}"),
-    f"--config.data_dir={data_dir}",
+    *(f"--pretrained={published}", f"--workdir={tmp_path}/found"),
+    *(f"--datasets={data}", f"--config.data_dir={data_dir}"),
   ]
-  code, out, err = run(*arguments)
-  assert code == 0, err
+  call("evaluate", *arguments)
   results = json.loads((tmp_path / "found" / "results.json").read_text())
   assert results["checkpoint"] == str(published / "prompts.safetensors")
   digest = thresholds.read_thresholds(published).prompts_sha256
   assert results["prompts_sha256"] == digest
-  code, _, err = run(*arguments, f"--checkpoint={published}")
-  assert code == 2 and "not allowed with argument --pretrained" in err
+  with pytest.raises(SystemExit) as ended:
+    call("evaluate", *arguments, f"--checkpoint={published}")
+  assert ended.value.code == 2
 
 
 def test_training_begins_from_them(published, config, tmp_path, monkeypatch):

@@ -80,16 +80,6 @@ def test_curves_show_where_the_thresholds_are():
   assert len(points(roc, "var(--category)")) == 2
 
 
-def test_chance_is_the_diagonal_or_the_share_of_anomalous_images():
-  _, roc, pr = draw_charts(make_result(0.3))
-  for chart, ends in ((roc, [(0, 0), (1, 1)]), (pr, [(0, 1 / 3), (1, 1 / 3)])):
-    (chance,) = points(chart, "stroke-dasharray")
-    np.testing.assert_allclose(chance, ends, atol=0.01)
-  assert not points(roc, "var(--category)")  # The mean is the category's own.
-  (mean,) = points(roc, "var(--mean)")
-  np.testing.assert_allclose(mean[-1], (1, 1), atol=0.01)
-
-
 @pytest.mark.parametrize("scale", (1, 0.001))
 def test_the_histogram_counts_every_image(scale):
   images = [

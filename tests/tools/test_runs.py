@@ -56,7 +56,6 @@ def test_ablations(made, tmp_path, monkeypatch, capsys):
   }
   assert content["runs"]["full"]["1"]["datasets"]["made"]["num_images"] == 1
   assert list(content["failures"]) == ["no_vae with seed 0"]
-  assert (tmp_path / "table.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_methods(made, tmp_path, capsys):
@@ -73,12 +72,21 @@ def test_methods(made, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-  "argument, expected",
+  "command, argument, expected",
   (
-    ("--recipes=vsia", "'vsia' is not a recipe"),
-    ("--seeds=a", "--seeds=a: invalid literal"),
+    (compare_methods, "--recipes=vsia", "'vsia' is not a recipe"),
+    (compare_methods, "--seeds=a", "--seeds=a: invalid literal"),
+    (
+      ablate,
+      "--only=full,no_clip",
+      "'no_clip' is not an ablation; the .* full",
+    ),
   ),
 )
-def test_bad_input_is_reported(tmp_path, argument, expected):
+def test_bad_input_is_reported(
+  tmp_path, monkeypatch, command, argument, expected
+):
+  monkeypatch.setattr(ablate.signals, "catch_signals", lambda: None)
   with pytest.raises(SystemExit, match=f"^error: .*{expected}"):
-    compare_methods.main([f"--workdir={tmp_path}", argument])
+    command.main([f"--workdir={tmp_path}", argument])
+  assert not any(tmp_path.iterdir())
