@@ -1,5 +1,7 @@
 """Masks find their images."""
 
+import re
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -33,38 +35,27 @@ def pair(tmp_path, images, masks):
     (("A.JPG", "b.jpg"), ("a_GT.png", "B_gt.PNG")),
     (("I_1.jpg", "I_2.jpg"), ("I_1_Segmentation.png", "I_2_segmentation.png")),
     (("1.png", "2.png"), ("1-groundtruth.png", "2-ground_truth.png")),
+    # The last mask has no image, which is noted.
+    (("a.png",), ("a.png", "b.png")),
     # No names in common: by order, numbers by their value.
     (("1.png", "2.png", "10.png"), ("p001.png", "p002.png", "p010.png")),
   ),
 )
 def test_pairs(tmp_path, images, masks):
   pairs, listing = pair(tmp_path, images, masks)
-  assert pairs == dict(zip(images, masks, strict=True))
+  assert pairs == dict(zip(images, masks, strict=False))
   assert not listing.problems
+  noted = any("b.png is the mask of no image" in o for o in listing.oddities)
+  assert noted == (len(masks) > len(images))
   by_order = [line for line in listing.oddities if "sorted order" in line]
   assert bool(by_order) == masks[0].startswith("p")
-
-
-def test_order_does_not_pair_other_numbers(tmp_path):
-  pairs, listing = pair(
-    tmp_path, ["img_03.png", "img_04.png"], ["mask_02.png", "mask_03.png"]
-  )
-  assert not pairs
-  (problem,) = listing.problems
-  assert "mask_02.png would be the mask of img_03.png" in problem
-
-
-def test_surplus_masks_are_noted(tmp_path):
-  pairs, listing = pair(tmp_path, ["a.png"], ["a.png", "b.png"])
-  assert pairs == {"a.png": "a.png"} and not listing.problems
-  (oddity,) = listing.oddities
-  assert oddity.endswith("masks/b.png is the mask of no image")
 
 
 @pytest.mark.parametrize(
   "images, masks, reason",
   (
-    (["a.png", "b.png"], ["x.png"], "names do not pair"),
+    (["a.png", "b.png"], ["x.png"], "holds 1 masks for the 2 .* do not pair"),
+    (["03.png", "04.png"], ["m_02.png", "m_03.png"], "m_02.png would be the m"),
     (["a.png", "b.png"], ["a.png"], "b.png has none"),
     # One shifted name must not shift all pairs by order.
     (["1.png", "2.png", "3.png"], ["2.png", "3.png", "4.png"], "1.png has non"),
@@ -76,8 +67,7 @@ def test_masks_that_do_not_pair_are_a_problem(tmp_path, images, masks, reason):
   pairs, listing = pair(tmp_path, images, masks)
   assert not pairs
   (problem,) = listing.problems
-  assert f"masks holds {len(masks)} masks for the {len(images)}" in problem
-  assert reason in problem
+  assert re.search(reason, problem)
 
 
 def write_tree(root, paths):

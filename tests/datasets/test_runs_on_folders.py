@@ -20,24 +20,21 @@ def workable(config, tmp_path):
   return tree, config
 
 
-def test_training_and_evaluation_on_a_folder(workable, tmp_path):
-  from cops_jax import training
+def test_evaluation_on_a_folder_and_a_list(workable, trained, tmp_path):
   from cops_jax.evaluation import many
 
   tree, config = workable
-  workdir = tmp_path / "run"
-  assert int(training.train(config, workdir).step) == 6
-  results = many.evaluate(config, workdir).results
-  assert list(results) == ["parts"]
-  assert len(results["parts"].images) == 6
-  assert 0 <= results["parts"].mean["pixel_auroc"] <= 1
   write_meta(tree)
-  config.evaluation.datasets = (f"meta_json:{tree.root}",)
-  # Read from the list, the same images have the same scores.
-  other = many.evaluate(config, workdir).results
-  assert other["parts"].images == results["parts"].images
+  found = []
+  for kind in ("folder", "meta_json"):
+    config.evaluation.datasets = (f"{kind}:{tree.root}",)
+    result = many.evaluate(config, tmp_path / kind, checkpoint=trained[0])
+    found.append(result.results["parts"])
+  assert len(found[0].images) == 6 and found[0].images == found[1].images
+  assert 0 <= found[0].mean["pixel_auroc"] <= 1
   config.evaluation.datasets = (f"meta_json:{tree.root}", f"folder:{tree.root}")
-  (reason,) = many.evaluate(config, workdir).failed.values()
+  result = many.evaluate(config, tmp_path / "both", checkpoint=trained[0])
+  (reason,) = result.failed.values()
   assert "called 'parts' too" in reason
 
 

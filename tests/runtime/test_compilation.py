@@ -8,15 +8,10 @@ from cops_jax.runtime.compilation import keep_compiled_programs
 
 
 @pytest.mark.parametrize(
-  "is_on, folder, is_set",
-  (
-    (True, None, True),
-    (True, "named to JAX itself", False),
-    (False, None, False),
-  ),
+  "is_on, folder", ((True, None), (True, "named to JAX itself"), (False, None))
 )
 def test_compiled_programs_are_kept_in_the_users_cache_folder(
-  config, monkeypatch, is_on, folder, is_set
+  config, monkeypatch, is_on, folder
 ):
   """Unless a field switches it off, or JAX has a folder of its own."""
   found = {}
@@ -26,8 +21,6 @@ def test_compiled_programs_are_kept_in_the_users_cache_folder(
   )
   config.compilation_cache = is_on
   keep_compiled_programs(config)
-  assert bool(found) == is_set
-  if is_set:
-    want = pooch.os_cache("cops_jax") / "compiled"
-    assert found["jax_compilation_cache_dir"] == str(want)
-    assert found["jax_compilation_cache_max_size"] < 10e9
+  want = str(pooch.os_cache("cops_jax") / "compiled")
+  want = want if is_on and not folder else None
+  assert found.get("jax_compilation_cache_dir") == want
