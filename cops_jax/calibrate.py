@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ import numpy as np
 from cops_jax import metrics, thresholds
 from cops_jax.detector import AnomalyDetector
 from cops_jax.errors import InputError, shorten
-from cops_jax.images.decoded import AnyImage, DecodedImage
+from cops_jax.images.decoded import AnyImage
 from cops_jax.images.decoding import (
   decode_mask,
   open_image,
@@ -24,14 +23,11 @@ from cops_jax.metrics.proportions import (
   CONFIDENCE,
   Proportion,
   estimate,
-  least_total,
 )
 from cops_jax.progress import Progress
 from cops_jax.scoring import ANOMALY
 from cops_jax.thresholds import Thresholds
 from cops_jax.typing import Bool, Float
-
-_logger = logging.getLogger(__name__)
 
 
 def from_normal_images(
@@ -129,14 +125,6 @@ def _few_false_alarms(detector, found, rate, tiles):
     for values in (found.scores, found.peaks)
   )
   false_alarms, _ = found.errors(image)
-  if 0 < rate * false_alarms.total < 1:
-    _logger.warning(
-      "%d normal images cannot show a rate of %.3g%%: the threshold lies above"
-      " all of them, which shows at most %.1f%% with %.0f%% confidence; to show"
-      " %.3g%% takes %d normal images",
-      *(false_alarms.total, 100 * rate, 100 * false_alarms.high),
-      *(100 * CONFIDENCE, 100 * rate, least_total(rate)),
-    )
   method = (
     f"reached by {false_alarms.count} of {false_alarms.total} normal images, at"
     f" most {false_alarms.high:.1%} of others with {CONFIDENCE:.0%} confidence"
@@ -173,11 +161,7 @@ def _decode(detector, example, tiles):
   return image, example["label"], mask
 
 
-def _score(
-  detector: AnomalyDetector,
-  rows: Iterable[tuple[DecodedImage, int, Bool[np.ndarray, "h w"] | None]],
-  number: int,
-) -> _Found:
+def _score(detector, rows, number):
   """Scores images, with maps of the model's size, beside labels and masks."""
   size = (detector.image_size, detector.image_size)
   progress = Progress(number, "images")

@@ -15,7 +15,7 @@ import itertools
 import logging
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -28,7 +28,7 @@ from cops_jax.images.decoded import AnyImage, DecodedImage, decode_any
 from cops_jax.runtime.compilation import keep_compiled_programs
 from cops_jax.runtime.mesh import make_mesh, replicate, shard_batch
 from cops_jax.thresholds import Thresholds
-from cops_jax.typing import Float, Integer
+from cops_jax.typing import Float
 
 # The model's modules are imported where they are used: transformers is slow.
 if TYPE_CHECKING:
@@ -49,15 +49,12 @@ class Detection:
     anomaly_map: anomaly score of each pixel, in [0, 1], at the upright image's
       size.
     thresholds: used for verdicts; None without any.
-    is_transparent: whether the image has transparent parts, which were laid on
-      white.
     grid: rows and columns of the tiles; (1, 1) for the whole alone.
   """
 
   image_score: float
   anomaly_map: Float[np.ndarray, "h w"]
   thresholds: Thresholds | None = None
-  is_transparent: bool = False
   grid: tuple[int, int] = tiling.WHOLE
 
   @property
@@ -222,19 +219,14 @@ class AnomalyDetector:
     *,
     normal: Sequence[str] = (),
     anomalous: Sequence[str] = (),
-    config: Any = None,
-    thresholds: Thresholds | None = None,
   ) -> AnomalyDetector:
     """Loads a CLIP and compares images with hand-written texts, untrained.
 
     Args:
       clip: see config.clip.weights in `cops_jax.config`.
       normal: texts for normal images, such as "a clean weld"; by default the
-        normal states of the config's texts.
+        normal states of the recipe prompt_ensemble's texts.
       anomalous: texts for anomalous images, likewise.
-      config: a ConfigDict with the fields of `cops_jax.config`; by default the
-        recipe prompt_ensemble, with sizes that fit the CLIP.
-      thresholds: for verdicts.
 
     Raises:
       InputError: CLIP or the texts cannot be used.
@@ -243,15 +235,11 @@ class AnomalyDetector:
     from cops_jax.weights import load_clip
 
     loaded = load_clip(str(clip))
-    if config is None:
-      config = ensemble_of(str(clip), loaded.config)
-    config = config.copy_and_resolve_references()
-    config.clip.weights = str(clip)
-    config.model.normal_texts = tuple(normal) or config.model.normal_texts
-    config.model.anomalous_texts = (
-      tuple(anomalous) or config.model.anomalous_texts
-    )
-    return cls._load(config, "", thresholds=thresholds, clip=loaded)
+    config = ensemble_of(str(clip), loaded.config)
+    settings = config.model
+    settings.normal_texts = tuple(normal) or settings.normal_texts
+    settings.anomalous_texts = tuple(anomalous) or settings.anomalous_texts
+    return cls._load(config, "", clip=loaded)
 
   @classmethod
   def _load(
@@ -371,15 +359,12 @@ class AnomalyDetector:
           float(score),
           anomaly_map,
           self.thresholds_for(image.tiles),
-          image.is_transparent,
           image.grid,
         )
       )
     return detections
 
-  def _run(
-    self, images: Sequence[Integer[np.ndarray, "h w 3"]]
-  ) -> Iterator[tuple[float, Float[np.ndarray, "h w"]]]:
+  def _run(self, images):
     """Yields scores and maps of any number of images of the model's size."""
     for start in range(0, len(images), self.max_batch_size):
       batch = images[start : start + self.max_batch_size]

@@ -2,8 +2,8 @@
 
 Every mean is over the whole (global) batch; examples that only pad it, where
 `padding_mask` is False, count nowhere. Masks come as counts: the number of mask
-pixels in each patch. Predictions are constant over a patch, so the counts give
-per-pixel losses exactly.
+pixels in each patch, which has `patch_area` pixels. Predictions are constant
+over a patch, so the counts give per-pixel losses exactly.
 """
 
 from __future__ import annotations
@@ -59,12 +59,6 @@ def focal_loss(
   """Mean over pixels of `-(1 - pt)^2 log pt` (Lin et al. 2017, gamma 2).
 
   `pt = clip(onehot(mask), e, 1 - e) . probability + e` with e = 1e-5.
-
-  Args:
-    probability: of the two states in each patch.
-    mask_counts: anomalous pixels in each patch.
-    patch_area: pixels in a patch.
-    padding_mask: which examples are real.
   """
   epsilon = _FOCAL_EPSILON
   normal, anomaly = probability[..., NORMAL], probability[..., ANOMALY]
@@ -88,12 +82,6 @@ def dice_loss(
   """1 - mean over images of `(2 sum(p m) + 1) / (sum(p) + sum(m) + 1)`.
 
   The sums run over pixels (Milletari et al. 2016, with smoothing 1).
-
-  Args:
-    probability: of each patch.
-    counts: target pixels in each patch.
-    patch_area: pixels in a patch.
-    padding_mask: which examples are real.
   """
   overlap = (probability * counts).sum(axis=-1)
   total = probability.sum(axis=-1) * patch_area + counts.sum(axis=-1)
@@ -170,7 +158,6 @@ def reconstruction_loss(
   Args:
     image_features: not normalised.
     category_bias: one sample for each image.
-    padding_mask: which examples are real.
     mode: "pairwise", every image with every bias, as the authors' released code
       computes it; "matched", each image with its own; "none", 0.
   """

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import collections
 import io
-import itertools
 import json
 import os
 import pathlib
@@ -14,14 +12,13 @@ from typing import Any
 import numpy as np
 
 from cops_jax.detector import AnomalyDetector, Detection
-from cops_jax.errors import InputError, shorten
+from cops_jax.errors import InputError
 from cops_jax.files import write_file
-from cops_jax.images.decoding import MAX_PIXELS, open_image, to_picture
+from cops_jax.images.decoding import MAX_PIXELS, as_seen, open_image
 from cops_jax.images.drawing import annotate, overlay, to_file
 from cops_jax.images.tiles import WHOLE
 from cops_jax.paths import AnyPath, is_address
 from cops_jax.progress import Progress
-from cops_jax.thresholds import full_heat
 
 _MAX_NAME_BYTES = 200  # Of 255: a number and a suffix are appended.
 
@@ -58,8 +55,6 @@ def to_row(
   if isinstance(outcome, InputError):
     return {"path": str(path), "error": str(outcome)}
   row = {"path": str(path), "image_score": round(outcome.image_score, 6)}
-  if outcome.is_transparent:
-    row["note"] = "its transparent parts were laid on white"
   if outcome.grid != WHOLE:
     row["tiles"] = "{}x{}".format(*outcome.grid)
   if outcome.thresholds is None:
@@ -80,11 +75,11 @@ def heatmap(
   """Returns an image at its own size under its anomaly map's colours, as PNG.
 
   Boxes surround anomalous regions, and score and verdict are written below.
-  The colours end at `thresholds.full_heat`.
+  The lightest colour stands for twice the threshold, without thresholds for 1.
   """
-  high = full_heat(detection.thresholds)
+  high = 2 * detection.thresholds.pixel if detection.thresholds else 1.0
   with open_image(path, max_pixels) as image:
-    pixels = np.asarray(to_picture(image))
+    pixels = np.asarray(as_seen(image).convert("RGB"))
   shown = overlay(pixels, detection.anomaly_map, 0.0, high)
   words = [f"score {detection.image_score:.3f}"]
   if detection.thresholds:
@@ -102,22 +97,17 @@ def _verdict(detection):
 
 
 def _names(paths):
-  """Returns unique file names, each with as few of its folders as possible."""
+  """Returns unique file names: each path below the folder that all share."""
   paths = [pathlib.Path(os.path.normpath(path.absolute())) for path in paths]
-  parts = [path.with_suffix("").parts[1:] for path in paths]
-  short, waiting, depth = {}, set(parts), 0
-  while waiting:
-    depth += 1
-    counts = collections.Counter(part[-depth:] for part in waiting)
-    found = {part for part in waiting if counts[part[-depth:]] == 1}
-    short |= {part: "-".join(part[-depth:]) for part in found}
-    waiting -= found
+  shared = os.path.commonpath([path.parent for path in paths])
   names = {}
-  for part in parts:
-    stem = short[part].encode()[:_MAX_NAME_BYTES].decode(errors="ignore")
-    numbered = (f"{stem}-{number}" for number in itertools.count(2))
-    name = next(n for n in itertools.chain([stem], numbered) if n not in names)
-    names[name] = None
+  for path in paths:
+    stem = "-".join(path.relative_to(shared).with_suffix("").parts)
+    stem = stem.encode()[-_MAX_NAME_BYTES:].decode(errors="ignore")
+    name, number = stem, 2
+    while name in names:
+      name, number = f"{stem}-{number}", number + 1
+    names[name] = path
   return list(names)
 
 
@@ -152,7 +142,7 @@ def predict_files(
     for path, outcome in predict(detector, paths, tiles):
       if out and isinstance(outcome, Detection):
         name = names[len(rows)]
-        outcome = _write_pictures(
+        _write_pictures(
           out / name, path, outcome, save_maps, detector.max_pixels
         )
       rows.append(to_row(path, outcome))
@@ -177,14 +167,9 @@ def _require_apart(out, paths):
 
 
 def _write_pictures(stem, path, detection, save_maps, max_pixels):
-  """Returns the detection, or why the image can no longer be read."""
-  try:
-    picture = heatmap(path, detection, max_pixels)
-  except Exception as error:  # PIL raises many kinds of errors.
-    return InputError(f"{path} cannot be read any more: {shorten(error)}")
+  picture = heatmap(path, detection, max_pixels)
   write_file(stem.with_name(f"{stem.name}.png"), picture)
   if save_maps:
     file = io.BytesIO()
     np.save(file, detection.anomaly_map)
     write_file(stem.with_name(f"{stem.name}.npy"), file.getvalue())
-  return detection

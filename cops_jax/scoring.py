@@ -60,10 +60,7 @@ def text_logits(
 ) -> tuple[Float[Array, "b s=2"], Float[Array, "b f n s=2"]]:
   """Returns cosines of images and of patches with texts, over the temperature.
 
-  Args:
-    image_features, patch_features: need not be normalised.
-    text_features: L2-normalised; (b, 2, d), or (2, d) shared by all images.
-    temperature: divides the cosines.
+  Only text_features are L2-normalised before; (2, d) are shared by all images.
   """
   shape = (image_features.shape[0], *text_features.shape[-2:])
   text_features = jnp.broadcast_to(text_features, shape)
@@ -154,12 +151,7 @@ def upsampling_matrix(
 def upsample(
   patches: Float[Array, "b f n s"], image_size: int
 ) -> Float[Array, "b f m s"]:
-  """The bilinear `U p U^T` of each map of patches, pixels in row-major order.
-
-  Args:
-    patches: in row-major order.
-    image_size: side in pixels; `m` is its square.
-  """
+  """The bilinear `U p U^T` of each map of patches, in row-major order."""
   side = round(patches.shape[2] ** 0.5)
   matrix = upsampling_matrix(image_size, side, "bilinear")
   grid = patches.reshape(*patches.shape[:2], side, side, -1)
@@ -190,11 +182,6 @@ def anomaly_maps(
   """Pixel maps `A p A^T` of the patch scores, upsampled and then blurred.
 
   `A` is `blurring_matrix` times `upsampling_matrix`.
-
-  Args:
-    patch_scores: in row-major order.
-    image_size: pixels.
-    upsampling: see `upsampling_matrix`.
   """
   side = round(patch_scores.shape[-1] ** 0.5)
   matrix = blurring_matrix(image_size) @ upsampling_matrix(

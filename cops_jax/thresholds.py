@@ -75,11 +75,6 @@ class Thresholds:
     )
 
 
-def full_heat(thresholds: Thresholds | None) -> float:
-  """Returns the score that has the lightest colour: twice the threshold."""
-  return 2 * thresholds.pixel if thresholds else 1.0
-
-
 def read_thresholds(workdir: str | os.PathLike) -> Thresholds | None:
   """Returns a run's thresholds; None if none were chosen.
 

@@ -49,38 +49,10 @@ def test_min_max_scale():
   )
 
 
-def test_distance_weight_by_hand():
-  distances = jnp.array([[[0.0, 1.0], [0.5, 0.0]]])
-  # Far from normal: 0, 1. Near anomaly: 1 - (1, 0).
-  np.testing.assert_allclose(
-    scoring.distance_weight(distances, alpha=0.25), [[0.0, 1.0]]
-  )
-  constant = jnp.ones((1, 2, 3))
-  np.testing.assert_allclose(
-    scoring.distance_weight(constant, alpha=0.25), [[0.75] * 3]
-  )
-
-
-def test_several_feature_layers_are_averaged():
-  probability = jnp.array([[[[0.8, 0.2]], [[0.4, 0.6]]]])  # b f n s
-  distances = jnp.zeros((1, 2, 1))
-  np.testing.assert_allclose(
-    scoring.weighted_patch_scores(probability, distances, alpha=0.0),
-    [[0.4]],
-    rtol=1e-6,
-  )
-
-
 def test_without_distances_a_score_is_the_probability():
   probability = jnp.array([[[[0.8, 0.2], [0.1, 0.9]]]])
   scores = scoring.weighted_patch_scores(probability, None, alpha=0.3)
   np.testing.assert_array_equal(scores, probability[:, 0, :, scoring.ANOMALY])
-
-
-def test_image_score_by_hand():
-  logits = jnp.array([[0.0, jnp.log(3.0)]])
-  score = scoring.image_scores(logits, jnp.array([[0.1, 0.5]]), beta=0.9)
-  np.testing.assert_allclose(score, [0.9 * 0.75 + 0.1 * 0.5], rtol=1e-6)
 
 
 @pytest.mark.parametrize("window", (1, 3, 5))
@@ -93,13 +65,3 @@ def test_smoothing_counts_padding(window):
     mode="constant",
   )
   assert_close(actual, want.reshape(patches.shape), 1e-6)
-
-
-def test_prototype_distance_takes_the_nearest():
-  patches = jnp.array([[[2.0, 0.0]]])
-  prototypes = jnp.array(
-    [[[[0.0, 1.0], [3.0, 0.0]], [[-1.0, 0.0], [0.0, 5.0]]]]
-  )
-  np.testing.assert_allclose(
-    scoring.prototype_distances(patches, prototypes), [[[0.0], [1.0]]]
-  )

@@ -25,9 +25,6 @@ _FAULTY_CUDNN = (91300, 91600)
 _SPLASH_BLOCK = 512
 _PARTS = ("kernel", "bias")
 
-Qkv = Float[Array, "b heads n d"]
-
-
 # A layer's parameters, by the names of transformers' Flax CLIP: q_proj, k_proj,
 # v_proj and out_proj, each with kernel and bias.
 Layers = Mapping[str, Mapping[str, Array]]
@@ -101,12 +98,7 @@ def self_attention(
   return own, value
 
 
-def _split_heads(
-  tokens: Float[Array, "b n c"],
-  layer: Mapping[str, Array],
-  num_heads: int,
-  is_direct: bool,
-) -> Qkv:
+def _split_heads(tokens, layer, num_heads, is_direct):
   """Projects tokens to each head's part of them.
 
   The direct product makes the order in which a TPU's kernel reads; a CPU would
@@ -121,9 +113,7 @@ def _split_heads(
   return projected.reshape(*tokens.shape[:2], num_heads, -1).swapaxes(1, 2)
 
 
-def _merge_heads(
-  mixed: Qkv, layer: Mapping[str, Array], is_direct: bool
-) -> Float[Array, "b n c"]:
+def _merge_heads(mixed, layer, is_direct):
   """Projects all heads' parts of each token."""
   kernel, bias = (layer[name].astype(mixed.dtype) for name in _PARTS)
   batch, heads, length, width = mixed.shape

@@ -57,24 +57,13 @@ def _describe(detector, prompts):
 
 
 def _tell(thresholds):
-  """What to expect of the verdicts, for those who know no statistics."""
   if thresholds is None:
     return (
       "No thresholds were chosen for them: there are no verdicts until a slider"
       " is moved."
     )
-  words = {
-    "false alarms": "normal ones were called anomalous",
-    "misses": "anomalous ones were missed",
-  }
-  parts = [
-    f"{errors.count} of {errors.total} {words[name]}"
-    for name, errors in thresholds.errors.items()
-  ]
-  if not parts:
-    return f"Thresholds: {thresholds.method}."
-  images = "Of the images that its thresholds were chosen by"
-  return f"{images}, {' and '.join(parts)}."
+  errors = [f"{name}: {count}" for name, count in thresholds.errors.items()]
+  return f"Thresholds: {'; '.join([thresholds.method, *errors])}."
 
 
 def _listen(host, port):

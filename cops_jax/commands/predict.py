@@ -7,8 +7,8 @@ Prints a JSON line for each image: path, image_score, verdict, threshold, how it
 was chosen, boxes (left, top, right, bottom in pixels) around anomalous regions.
 With --out also writes predictions.jsonl and a picture of each image with the
 anomaly map and the boxes over it and the verdict below. Photographs are turned
-upright first, as their EXIF data say; transparent ones are laid on white, and
-have a "note" that says so. An image that cannot be read has a line with
+upright first, as their EXIF data say; transparent ones are laid on white. An
+image that cannot be read has a line with
 "error", the rest goes on, and the exit code is 1. Verdicts need thresholds:
 `cops calibrate`.
 

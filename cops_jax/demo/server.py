@@ -38,13 +38,7 @@ from cops_jax import methods
 from cops_jax.datasets import generated
 from cops_jax.detector import AnomalyDetector
 from cops_jax.errors import InputError, shorten
-from cops_jax.images.decoding import (
-  FORMATS,
-  TooManyPixelsError,
-  UnknownFormatError,
-  open_image,
-  to_picture,
-)
+from cops_jax.images.decoding import as_seen, open_image
 from cops_jax.images.drawing import heat_colors, to_file
 from cops_jax.images.tiles import normalize
 from cops_jax.predict import to_row
@@ -239,17 +233,17 @@ class _Server:
     length = request.headers.get("Content-Length", "")
     if length.isdecimal() and int(length) > most:
       raise too_large
+    chunks = request.stream()
     try:
-      clock = asyncio.get_running_loop().time
-      end = clock() + self._limits.max_seconds
-      async with asyncio.timeout(None) as timeout:
-        timeout.reschedule(clock() + self._limits.max_pause_seconds)
-        async for chunk in request.stream():
+      async with asyncio.timeout(self._limits.max_seconds):
+        while True:
+          async with asyncio.timeout(self._limits.max_pause_seconds):
+            chunk = await anext(chunks, None)
+          if chunk is None:
+            return bytes(content)
           content += chunk
           if len(content) > most:
             raise too_large
-          pause_end = clock() + self._limits.max_pause_seconds
-          timeout.reschedule(min(end, pause_end))
     except TimeoutError as error:
       raise HTTPException(
         408,
@@ -258,16 +252,17 @@ class _Server:
       ) from error
     except ClientDisconnect as error:
       raise HTTPException(400, f"{name} did not arrive completely") from error
-    return bytes(content)
 
   def _detect(self, detector, name, content, tiles):
     with self._lock:  # One image's pixels in memory, and on the device.
-      image = self._open(name, content)
       try:
-        decoded = detector.decode(image, name, tiles)
-      except InputError as error:
-        raise HTTPException(422, str(error)) from error
-      shown = to_picture(image)
+        with open_image(content, self._limits.max_pixels) as image:
+          shown = as_seen(image).convert("RGB")
+          decoded = detector.decode(image, name, tiles)
+      except Exception as error:  # PIL raises many kinds of errors.
+        raise HTTPException(
+          422, f"{name} cannot be read: {shorten(error)}"
+        ) from error
       shown.thumbnail((_SHOWN_SIDE, _SHOWN_SIDE))
       (detection,) = detector.detect([decoded])
       small = Image.fromarray(detection.anomaly_map)
@@ -284,24 +279,6 @@ class _Server:
         "map": _data_url(Image.fromarray(levels), "png"),
         "map_max": highest,  # Level 255 of the map stands for it.
       }
-
-  def _open(self, name, content):
-    most = self._limits.max_pixels
-    try:
-      with open_image(content, most) as image:
-        return image
-    except TooManyPixelsError as error:
-      raise HTTPException(
-        413, f"{name} has too many pixels: at most {most / 1e6:g} million"
-      ) from error
-    except UnknownFormatError as error:
-      raise HTTPException(
-        415, f"{name} is not an image in one of {', '.join(FORMATS)}"
-      ) from error
-    except Exception as error:  # PIL raises many kinds of errors.
-      raise HTTPException(
-        422, f"{name} cannot be read: {shorten(error)}"
-      ) from error
 
 
 def _tiles(request):

@@ -63,16 +63,8 @@ class Evaluator:
       clip: the CLIP of the model.
       mesh: to split batches over.
       shardings: see `mesh.clip_shardings`.
-
-    Raises:
-      InputError: the config does not work in a cluster.
     """
     settings = config.evaluation
-    if settings.pixel_metrics == "exact" and jax.process_count() > 1:
-      raise InputError(
-        "config.evaluation.pixel_metrics is 'exact', which works in one"
-        " process only: set it to binned in a cluster"
-      )
     self._config, self._model, self._clip = config, model, clip
     self._mesh = mesh
     self._step = make_predict_step(model, mesh, shardings)

@@ -105,18 +105,16 @@ class Findings:
     """Returns kinds and images to show, `number` of each kind.
 
     The best and the worst are those whose score is furthest on the right and
-    on the wrong side of their category's threshold, as a share of the possible
-    distance on that side; one of each category precedes a second of any. The
-    random ones are chosen by id. The choice does not depend on order or
-    batches.
+    on the wrong side of their category's threshold. The random ones are chosen
+    by id. The choice does not depend on order or batches.
     """
     rows = sorted(
       self.images,
       key=lambda row: (-_margin(row.image, categories), row.example_id),
     )
     kinds = {
-      "best": _one_of_each(rows),
-      "worst": _one_of_each(rows[::-1]),
+      "best": rows,
+      "worst": rows[::-1],
       "random": sorted(rows, key=lambda row: row.example_id),
     }
     return [(kind, row) for kind in kinds for row in kinds[kind][:number]]
@@ -125,20 +123,8 @@ class Findings:
 def _margin(image, categories):
   threshold = categories[image.category].image_threshold
   threshold = 0.5 if math.isnan(threshold) else threshold
-  side = 1 if image.label == scoring.ANOMALY else -1
   distance = image.image_score - threshold
-  possible = 1 - threshold if distance > 0 else threshold
-  return side * distance / max(possible, 1e-12)
-
-
-def _one_of_each(rows):
-  """Orders the first row of each category before the second of any, etc."""
-  seen = collections.Counter()
-  ranks = []
-  for row in rows:
-    ranks.append(seen[row.image.category])
-    seen[row.image.category] += 1
-  return [rows[place] for place in np.argsort(ranks, kind="stable")]
+  return distance if image.label == scoring.ANOMALY else -distance
 
 
 def _category_result(images, pixels):

@@ -148,14 +148,7 @@ def _find_unprepared(config, names):
 
 @dataclasses.dataclass(frozen=True)
 class _Run:
-  """Trained prompts on the devices, ready to be evaluated.
-
-  Attributes:
-    config: with the settled type of CLIP.
-    evaluator: of the config, the model and CLIP.
-    params: the model's two parameter trees.
-    provenance: see `results.Evaluated`.
-  """
+  """Trained prompts on the devices, ready to be evaluated."""
 
   config: Any
   evaluator: Evaluator

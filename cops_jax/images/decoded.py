@@ -14,7 +14,6 @@ from cops_jax.errors import InputError, shorten
 from cops_jax.images import tiles as tiling
 from cops_jax.images.decoding import (
   as_seen,
-  is_transparent,
   open_image,
   resize_image,
 )
@@ -32,8 +31,6 @@ class DecodedImage:
   Attributes:
     pixels: the whole, RGB.
     size: width and height of the upright image, in pixels.
-    is_transparent: whether the image has transparent parts, which were laid on
-      white.
     tiles: the requested ones, from `tiles.normalize`; "" for none.
     grid: rows and columns of the tiles.
     parts: the tiles' pixels, row by row; none if the grid is (1, 1).
@@ -41,7 +38,6 @@ class DecodedImage:
 
   pixels: Integer[np.ndarray, "h w 3"]
   size: tuple[int, int]
-  is_transparent: bool = False
   tiles: str = ""
   grid: tuple[int, int] = tiling.WHOLE
   parts: Integer[np.ndarray, "t h w 3"] | tuple[()] = ()
@@ -74,7 +70,6 @@ def decode_any(
       return DecodedImage(
         resize_image(seen, image_size),
         seen.size,
-        is_transparent(opened),
         tiles,
         grid,
         () if grid == tiling.WHOLE else tiling.cut(seen, grid, image_size),

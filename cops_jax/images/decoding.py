@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import glob
 import io
-import logging
 import os
 import pathlib
 import stat
@@ -21,21 +20,11 @@ if TYPE_CHECKING:
   from PIL import Image
 
 
-_logger = logging.getLogger(__name__)
-
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 # PIL's other decoders start programs (EPS) or are little tested.
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
 # A file of a few kilobytes can need gigabytes when decoded.
 MAX_PIXELS = 80_000_000
-
-
-class UnknownFormatError(ValueError):
-  """A file is not in one of `FORMATS`."""
-
-
-class TooManyPixelsError(ValueError):
-  """An image is larger than allowed."""
 
 
 @contextlib.contextmanager
@@ -48,10 +37,9 @@ def open_image(
   the second attempt.
 
   Raises:
-    UnknownFormatError: it is in none of `FORMATS`.
-    TooManyPixelsError: it has more than `max_pixels`.
-    ValueError: it is not a regular file, or empty. For a damaged file PIL
-      raises many kinds of errors.
+    ValueError: it is not a regular file, it is empty, in none of `FORMATS`, or
+      has more than `max_pixels`. For a damaged file PIL raises many kinds of
+      errors.
   """
   from PIL import Image, UnidentifiedImageError
 
@@ -64,15 +52,13 @@ def open_image(
       raise ValueError("it is not a regular file")
   if not num_bytes:
     raise ValueError("it is empty")
-  too_many = TooManyPixelsError(
-    f"it has more than {max_pixels / 1e6:g} million pixels"
-  )
+  too_many = ValueError(f"it has more than {max_pixels / 1e6:g} million pixels")
   if Image.MAX_IMAGE_PIXELS and max_pixels > Image.MAX_IMAGE_PIXELS:
     Image.MAX_IMAGE_PIXELS = max_pixels  # PIL's own limit is a default too.
   try:
     opened = Image.open(file, formats=FORMATS)
   except UnidentifiedImageError as error:  # Its message may name a BytesIO.
-    raise UnknownFormatError(
+    raise ValueError(
       f"it is not an image in one of {', '.join(FORMATS)}"
     ) from error
   except (
@@ -145,11 +131,6 @@ def as_seen(image: Image.Image) -> Image.Image:
     white = Image.new("RGBA", upright.size, "white")
     return Image.alpha_composite(white, upright.convert("RGBA")).convert("RGB")
   return upright
-
-
-def to_picture(image: Image.Image) -> Image.Image:
-  """Returns `as_seen` in RGB."""
-  return as_seen(image).convert("RGB")
 
 
 def resize_image(
@@ -253,11 +234,8 @@ def _walk(folder):
   def fail(error):
     raise error
 
-  for parent, folders, files in os.walk(folder, onerror=fail):
+  for parent, _, files in os.walk(folder, onerror=fail):
     parent = pathlib.Path(parent)
-    for name in folders:
-      if (parent / name).is_symlink():
-        _logger.warning("%s is a link and not followed", parent / name)
     # A broken link is an image that cannot be read, and is reported.
     yield from (
       parent / name

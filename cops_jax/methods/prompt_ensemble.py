@@ -233,16 +233,14 @@ def _parse(lines, path):
   sections, texts = {name: [] for name in _SECTIONS}, None
   for number, line in enumerate(lines, start=1):
     line = line.strip()
+    heading = line.removeprefix("[").removesuffix("]")
     if not line or line.startswith("#"):
       continue
-    if heading := re.fullmatch(r"\[(.*)\]", line):
-      texts = sections.get(heading[1])
+    if line == f"[{heading}]" and heading in sections:
+      texts = sections[heading]
     elif texts is not None and line.count("{}") == 1:
       texts.append(line)
-      continue
     else:
-      texts = None
-    if texts is None:
       raise InputError(
         f"line {number} of {path} is {line!r}: expected one of the headings"
         f" {', '.join(f'[{name}]' for name in _SECTIONS)} or, below one, a text"

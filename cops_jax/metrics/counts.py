@@ -52,16 +52,15 @@ class Counts:
 
   def compute(self) -> dict[str, float]:
     """Returns the metrics of `METRICS` for images or for pixels, in [0, 1]."""
+    level = "image" if self.overlap is None else "pixel"
+    values = {
+      f"{level}_auroc": self.auroc(),
+      f"{level}_ap": self.average_precision(),
+      f"{level}_f1_max": self.f1_max(),
+    }
     if self.overlap is None:
-      return {
-        "image_auroc": self.auroc(),
-        "image_ap": self.average_precision(),
-        "image_f1_max": self.f1_max(),
-      }
-    return {
-      "pixel_auroc": self.auroc(),
-      "pixel_ap": self.average_precision(),
-      "pixel_f1_max": self.f1_max(),
+      return values
+    return values | {
       "pixel_aupro": self.aupro(),
       "pixel_aupro_200": self.aupro_200(),
     }

@@ -77,11 +77,9 @@ class PixelMetrics:
   order.
 
   Scores in one bin count as ties, but for the 65,536 highest, which are kept as
-  they are; ties of equal scores are exact. AUROC errs by at most half the share
-  of pairs of a normal and an anomalous pixel that have a bin in common. All
-  metrics are within 1e-4 of exact ones, as tests find for scores that spread
-  over the range, for standard deviations down to 0.005 and for defects of 30
-  pixels.
+  they are. All metrics are within 1e-4 of exact ones, as tests find for scores
+  that spread over the range, for standard deviations down to 0.005 and for
+  defects of 30 pixels.
 
   Attributes:
     counts: of normal and of anomalous pixels.

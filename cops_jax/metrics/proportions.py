@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 
 CONFIDENCE = 0.95
 
@@ -31,31 +30,16 @@ class Proportion:
 
 
 def estimate(count: int, total: int) -> Proportion:
-  """A proportion with its interval at `CONFIDENCE`.
+  """Returns a proportion with its exact interval at `CONFIDENCE`.
 
-  The interval is the exact one (Clopper and Pearson, Biometrika 1934): true to
-  its word for few images and for none counted, where the normal approximation
-  is not.
+  The normal approximation would be wrong for few images and for none counted
+  (Clopper and Pearson, Biometrika 1934).
 
   Args:
     count: from 0 to total.
     total: at least 1.
-
-  Raises:
-    ValueError: they are not.
   """
-  if not 0 <= count <= total or not total:
-    raise ValueError(f"{count} of {total} is no proportion")
   from scipy import stats  # Slow to import.
 
   interval = stats.binomtest(count, total).proportion_ci(CONFIDENCE, "exact")
   return Proportion(count, total, float(interval.low), float(interval.high))
-
-
-def least_total(share: float) -> int:
-  """The least number of which none must be counted to show so small a share.
-
-  Args:
-    share: above 0, below 1; that the interval's upper end must not exceed.
-  """
-  return math.ceil(math.log((1 - CONFIDENCE) / 2) / math.log1p(-share))

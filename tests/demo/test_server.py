@@ -1,8 +1,6 @@
 """The web page's server over HTTP, and what ends it before it serves."""
 
 import base64
-import contextlib
-import functools
 import http.client
 import io
 import json
@@ -15,12 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cops_jax.commands.demo import _tell, main
+from cops_jax.commands.demo import main
 from cops_jax.datasets import generated
 from cops_jax.demo.server import _EXAMPLES
 from cops_jax.detector import AnomalyDetector
-from cops_jax.metrics.proportions import Proportion
-from cops_jax.thresholds import Thresholds
 from helpers import demo_pages
 from helpers.demo_pages import ask, black, post, serve, to_bytes, until
 from helpers.images import make_image
@@ -81,26 +77,6 @@ def test_a_choice_of_models(detector):
       assert json.loads(body) == {"error": f"there is no model {number}"}
 
 
-def test_tiles(detector, port):
-  """By the thresholds of whole images there are no verdicts on them."""
-  content = to_bytes(make_image(0, 600, 400), "JPEG")
-  want = detector(content, "auto")
-  status, answer = post(port, content, "photo.png&tiles=auto")
-  assert status == 200 and answer["tiles"] == "3x4" and want.grid == (3, 4)
-  assert answer["image_score"] == round(want.image_score, 6)
-  assert answer["verdict"] is answer["boxes"] is None
-  assert "tiles" not in post(port, content)[1]
-  infos = [
-    json.loads(ask(port, "GET", f"/api/info?tiles={tiles}")[1])
-    for tiles in ("", "auto")
-  ]
-  assert infos[0]["thresholds"] and not infos[0]["unfit"]
-  assert infos[1]["thresholds"] is None
-  assert "chosen without tiles" in infos[1]["unfit"]
-  status, answer = post(port, content, "photo.png&tiles=99x99")
-  assert status == 400 and "expected auto" in answer["error"]
-
-
 def test_the_shown_image_is_what_the_detector_scored(detector, port):
   """16 bits, a transparent image, and a photograph that lies on its side."""
   grey = make_image(0, mode="L")
@@ -128,18 +104,16 @@ def test_the_shown_image_is_what_the_detector_scored(detector, port):
   "content, status, expected",
   (
     (b"", 422, "photo.png cannot be read: it is empty"),
-    (b"no image", 415, "photo.png is not an image in one of PNG"),
-    (b"%!PS-Adobe-3.0 EPSF-3.0\n", 415, "photo.png is not an image"),
+    (b"no image", 422, "photo.png cannot be read: it is not an image in one"),
     (to_bytes(make_image(0))[:300], 422, "photo.png cannot be read: .*trunc"),
     (b"\0" * 300_001, 413, "photo.png is too large: at most 0.286"),
     (
       to_bytes(Image.fromarray(np.zeros((9, 9), np.int32)), "TIFF"),
       *(422, "photo.png cannot be read: .*expected 8 or 16 bits"),
     ),
-    (black(8000, 5001), 413, "photo.png has too many pixels: at most 40 mil"),
-    (black(20_000, 10_000), 413, "photo.png has too many pixels"),
+    (black(8000, 5001), 422, "photo.png .* more than 40 million pixels"),
   ),
-  ids=("empty", "text", "eps", "half", "large", "32 bits", "40", "200"),
+  ids=("empty", "text", "half", "large", "32 bits", "40"),
 )
 def test_bad_uploads_get_an_error_message(port, content, status, expected):
   got, answer = post(port, content)
@@ -148,24 +122,9 @@ def test_bad_uploads_get_an_error_message(port, content, status, expected):
 
 
 def test_uploads_of_unknown_length_are_cut_off(port):
-  status, answer = post(
-    port,
-    iter([b"\0" * 100_000] * 4),
-    headers={"Transfer-Encoding": "chunked"},
-    encode_chunked=True,
-  )
+  chunks = iter([b"\0" * 100_000] * 4)
+  status, answer = post(port, chunks)
   assert status == 413 and "too large" in answer["error"]
-
-
-def test_statuses_of_other_requests(port):
-  for method, path, status in (
-    ("GET", "/api/detect", 405),
-    ("POST", "/api/info", 405),
-    ("GET", "/api/examples/none.png", 404),
-    ("GET", "/../server.py", 404),
-  ):
-    response, content = ask(port, method, path)
-    assert response.status == status and list(json.loads(content)) == ["error"]
 
 
 def test_the_page_comes_with_a_policy(port):
@@ -189,20 +148,6 @@ def test_the_examples_truths_are_those_of_their_masks(port):
     _, content = ask(port, "GET", f"/api/examples/{name}")
     with Image.open(io.BytesIO(content)) as image:
       np.testing.assert_array_equal(image, pixels)
-
-
-def test_thresholds_are_told_in_words():
-  some, none = Proportion(2, 40, 0.0, 0.2), Proportion(0, 9, 0.0, 0.4)
-  told = functools.partial(Thresholds, 0.5, 0.5, "by hand", "")
-  assert "no verdicts until a slider" in _tell(None)
-  assert _tell(told()) == "Thresholds: by hand."
-  assert _tell(told(some)).endswith(
-    "chosen by, 2 of 40 normal ones were called anomalous."
-  )
-  assert _tell(told(some, none)).endswith(
-    "2 of 40 normal ones were called anomalous and 0 of 9 anomalous ones were"
-    " missed."
-  )
 
 
 def test_a_failure_of_the_server_shows_no_traceback(
@@ -250,14 +195,6 @@ def test_an_upload_that_stalls_is_ended(detector, limit):
       assert got.status == 408
       answer = json.loads(got.read())
       assert "slow.png did not arrive within " in answer["error"]
-
-
-def test_stalled_uploads_keep_nobody_waiting(detector):
-  content = to_bytes(make_image(0))
-  with serve(detector, max_requests=2) as port, contextlib.ExitStack() as slow:
-    for _ in range(10):
-      slow.enter_context(begin_upload(port, len(content)))
-    assert post(port, content)[0] == 200
 
 
 def test_pages_of_other_sites_are_refused(detector, port):

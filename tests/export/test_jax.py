@@ -1,7 +1,6 @@
 """The exported file against the live detector."""
 
 import contextlib
-import datetime
 import json
 import subprocess
 import sys
@@ -29,7 +28,7 @@ def detector(trained):
 @pytest.fixture(scope="module")
 def path(detector, tmp_path_factory):
   path = tmp_path_factory.mktemp("export") / "made.cops"
-  export.export(detector, path, today=datetime.date(2026, 1, 31))
+  export.export(detector, path)
   return path
 
 
@@ -70,7 +69,6 @@ def test_metadata(path):
       assert kernel == (platform == "tpu")
   assert metadata["platforms"] == ["cpu", "cuda", "tpu"]
   assert metadata["cuda_attention"] == "xla"  # Made without a GPU.
-  assert metadata["exported_on"] == "2026-01-31"
   assert metadata["readable_by"] == (
     f"jaxlib up to six months newer than {metadata['jaxlib']}"
   )
@@ -127,7 +125,7 @@ def rewrite(path, target, metadata=None, **changes):
 
 def test_bad_files_are_refused(path, tmp_path):
   bad = tmp_path / "bad.cops"
-  with pytest.raises(InputError, match="bad.cops cannot be read: No such"):
+  with pytest.raises(InputError, match="bad.cops cannot be read .*No such"):
     export.load(bad)
   content = path.read_bytes()
 
@@ -139,7 +137,7 @@ def test_bad_files_are_refused(path, tmp_path):
   for damaged in (b"", b"no zip", content[:-100], flip(len(content) // 2, 1)):
     bad.write_bytes(damaged)
     with pytest.raises(
-      InputError, match="bad.cops is damaged, or not an exported"
+      InputError, match="bad.cops cannot be read as an exported det"
     ):
       export.load(bad)
   # Flipped bits in all records that the archive keeps of its parts.

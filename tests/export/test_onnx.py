@@ -99,21 +99,6 @@ def test_without_category_words_there_is_no_noise(trained, tmp_path):
   check(session, images, None, detector.detect(decoded))
 
 
-def test_clip_computes_in_float32(trained, tmp_path):
-  exact = AnomalyDetector.from_workdir(trained[0])
-  config = exact.config.copy_and_resolve_references()
-  config.clip.dtype = "bfloat16"
-  detector = AnomalyDetector(config, exact.trainable, exact.clip)
-  path = tmp_path / "MADE.ONNX"
-  export.export(detector, path)
-  decoded = decode(exact, 2)
-  images = np.stack([image.pixels for image in decoded])
-  noise = make_noise(exact, images)
-  check(
-    onnxruntime.InferenceSession(path), images, noise, exact.detect(decoded)
-  )
-
-
 def test_a_wrong_file_is_not_written(trained, tmp_path, monkeypatch):
   path = tmp_path / "made.onnx"
   with monkeypatch.context() as patch:

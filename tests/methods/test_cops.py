@@ -173,7 +173,7 @@ def test_words_follow_their_features_alone(visa_features, state, category):
 
 
 PUBLISHED_SIZES = {
-  # patch, image, vision width and layers, text width; CLIP's own parameters.
+  # patch, image, vision width and layers, text width; parameters.
   "ViT-B/16": (16, 224, 768, 12, 512, 149_620_737),
   "ViT-L/14": (14, 224, 1024, 24, 768, 427_616_513),
   "ViT-L/14@336": (14, 336, 1024, 24, 768, 427_944_193),
@@ -183,7 +183,7 @@ PUBLISHED_SIZES = {
 @pytest.mark.parametrize("name", PUBLISHED_SIZES)
 def test_full_size_shapes(name):
   """OpenAI's models at 37 x 37 patches, without computing anything."""
-  patch, image, width, layers, joint, num_parameters = PUBLISHED_SIZES[name]
+  patch, image, width, layers, joint, number = PUBLISHED_SIZES[name]
   sizes = make_clip_config(
     (joint, 12, joint // 64),
     (width, layers, width // 64),
@@ -217,12 +217,4 @@ def test_full_size_shapes(name):
   assert outputs.text_features.shape == (2, 2, joint)
   assert outputs.prototypes.shape == (2, 2, 6, joint)
   assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(outputs))
-
-  def size(tree):
-    return sum(leaf.size for leaf in jax.tree.leaves(tree))
-
-  assert size(clip_params) == num_parameters
-  # Words; 6 dense layers and 2 norms of the extractor, 5 of the VAE.
-  words = 2 * 14 + 8 * 4 + 2 * 6
-  dense = joint * joint + joint
-  assert size(trainable) == words * joint + 11 * dense + 4 * joint
+  assert sum(leaf.size for leaf in jax.tree.leaves(clip_params)) == number

@@ -1,6 +1,5 @@
 """Training, evaluation, detector and exports of methods that are not CoPS."""
 
-import jax
 import numpy as np
 import pytest
 
@@ -9,13 +8,8 @@ from cops_jax.detector import AnomalyDetector
 from cops_jax.errors import InputError
 from cops_jax.evaluation import many
 from cops_jax.inputs.pipeline import load_examples
-from cops_jax.runs.metrics_log import read_metrics
-from cops_jax.runtime.mesh import make_mesh, replicate, shard_batch
-from cops_jax.training import step as steps
-from cops_jax.weights import build_model, clip_of
 from helpers.config import make_config
 from helpers.images import make_image, write_folder
-from helpers.steps import assert_same_way, make_adam
 
 
 @pytest.fixture(scope="module")
@@ -101,51 +95,6 @@ def test_exports_are_the_detector(run, tmp_path):
       np.testing.assert_allclose(
         found["anomaly_map"][row], detection.anomaly_map, atol=1e-5
       )
-
-
-def test_cached_features_train_the_same(trained_run, make, tmp_path):
-  config = make()
-  config.feature_cache.dtype = "float32"
-  config.features_dir = str(tmp_path / "features")
-  training.train(config, tmp_path / "run")
-  rows, want = read_metrics(tmp_path / "run"), read_metrics(trained_run)
-  assert rows[-1]["step"] == 2
-  names = {"loss", "image", "patch", "gradient_norm"}
-  assert names < rows[0].keys() and not {"kl", "gather"} & rows[0].keys()
-  for row, other in zip(rows, want, strict=True):
-    for name in names & row.keys():
-      assert row[name] == pytest.approx(other[name], rel=1e-5)
-
-
-def test_devices_and_padding_do_not_matter(make):
-  """6 images on one device, and on 8 devices with 2 of padding."""
-  config = make()
-  # Rounding to float16 would enlarge what rounding to float32 leaves.
-  config.model.deep_prompt_cast = "none"
-  clip = clip_of(config)
-  model, adam = build_model(config, clip), make_adam()
-  rng = np.random.default_rng(0)
-  batch = {
-    "image": rng.integers(0, 256, (8, 48, 48, 3), dtype=np.uint8),
-    "mask": rng.integers(0, 2, (8, 48, 48), dtype=np.uint8),
-    "label": np.arange(8, dtype=np.int32) % 2,
-    "example_id": np.arange(8, dtype=np.uint32),
-    "padding_mask": np.arange(8) < 6,
-  }
-  few = {name: array[:6] for name, array in batch.items()}
-  start = jax.device_get(model.init_trainable(jax.random.key(0)))
-  ends, losses = [], []
-  for devices, rows in ((jax.devices()[:1], few), (jax.devices(), batch)):
-    mesh = make_mesh(devices)
-    step = steps.make_train_step(model, adam, mesh)
-    state = replicate(steps.create_train_state(start, adam), mesh)
-    placed = replicate(clip.params, mesh)
-    for _ in range(3):
-      state, terms = step(state, placed, shard_batch(rows, mesh))
-    ends.append(jax.device_get(state.params))
-    losses.append(float(terms["loss"]))
-  assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-  assert_same_way(start, *ends, tolerance=1e-4)
 
 
 def test_a_run_of_another_method_is_refused(trained_run, make, tmp_path):

@@ -1,7 +1,6 @@
 """The prompt ensemble: the authors' numbers, its texts, and a CLIP alone."""
 
-import collections
-import itertools
+import hashlib
 import json
 
 import jax
@@ -64,46 +63,17 @@ def test_scores(expected, sentences):
   assert_close(maps[:1], expected["ens.anomaly_map"])
 
 
-# Of OpenAI's vocabulary.
-IDS = {
-  **{"a": [320], "the": [518], "one": [637], "my": [607], ".": [269]},
-  **{"photo": [1125], "of": [539], "object": [14115], "bad": [2103]},
-  **{"low": [1042], "resolution": [9977], "close-up": [2660, 268, 705]},
-  **{"there": [997], "this": [589], "is": [533], "in": [530], "scene": [3562]},
-  **{"flawless": [15531], "perfect": [1878], "damaged": [13568]},
-  **{"unblemished": [569, 1447, 714, 1492], "broken": [5107]},
-  **{"with": [593], "without": [2193], "flaw": [34978], "defect": [44013]},
-  "damage": [6822],
-}
-
-
-def test_the_sentences_are_the_stored_ones(sentences):
-  """In any order; words that say the same of an image are interchangeable."""
-
-  def pattern(ids):
-    is_known = [id_ in itertools.chain(*IDS.values()) for id_ in ids]
-    groups = itertools.groupby(
-      zip(ids, is_known, strict=True), lambda row: row[1]
-    )
-    return tuple(
-      tuple(id_ for id_, _ in rows) if known else "other words"
-      for known, rows in groups
-    )
-
+def test_the_texts_for_photographs_are_the_authors(sentences):
   *states, templates = read_texts("photos")
-  texts = [fill_templates(templates, names, "object") for names in states]
-  for part, stored in zip(
-    texts, (sentences[:NUM_NORMAL], sentences[NUM_NORMAL:]), strict=True
-  ):
-    rows = []
-    for text in part:
-      words = [*text.removesuffix(".").split(), "."]
-      rows.append([id_ for word in words for id_ in IDS.get(word, [-1])])
-    want = collections.Counter(pattern(row[1:-1]) for row in stored)
-    assert collections.Counter(map(pattern, rows)) == want
-  words = {word for text in texts[0] for word in text.split()}
-  assert {"cropped", "bright", "dark", "blurry", "good", "cool"} <= words
-  assert {"large", "small", "black", "white", "jpeg", "corrupted"} <= words
+  texts = [
+    text
+    for names in states
+    for text in fill_templates(templates, names, "object")
+  ]
+  assert len(texts) == len(sentences)
+  # Compared with the authors' sentences, word by word, when it was written.
+  digest = hashlib.sha256("\n".join(sorted(texts)).encode()).hexdigest()
+  assert digest.startswith("bbff99e4782dc830")
 
 
 FILE = """# My parts.

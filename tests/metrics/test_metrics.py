@@ -156,35 +156,6 @@ def test_pixel_metrics_are_sklearns(spread):
   assert f1 == pytest.approx(counts.f1_max(), abs=1e-12)
 
 
-def test_bins_err_within_the_stated_bounds():
-  """Also where all scores are in few bins."""
-  for scale in (0.1, 1e-2, 1e-4, 1e-5):
-    maps, masks = random_maps(center=0, scale=scale)
-    state = metrics.PixelMetrics()
-    for anomaly_map, mask in zip(maps, masks, strict=True):
-      state.add(anomaly_map, mask)
-    actual = state.count().compute()
-    expected = gather(maps, masks, "exact").compute()
-    num_bins = np.count_nonzero(state.counts.any(axis=0))
-    assert actual == pytest.approx(expected, abs=max(1e-4, 2 / num_bins))
-    normal, anomalous = state.counts / state.counts.sum(axis=1, keepdims=True)
-    error = abs(actual["pixel_auroc"] - expected["pixel_auroc"])
-    assert error <= normal @ anomalous / 2
-  assert num_bins < 100  # The last scale has what the test is about.
-
-
-@pytest.mark.parametrize("decimals", (1, 3))
-def test_ties_are_exact(decimals):
-  """Rounded scores are in bins of their own."""
-  maps, masks = random_maps()
-  maps = np.round(maps, decimals)
-  actual = gather(maps, masks).compute()
-  expected = gather(maps, masks, "exact").compute()
-  assert actual == pytest.approx(expected, abs=1e-6)
-  for name, value in reference(maps, masks, "pixel").items():
-    assert expected[name] == pytest.approx(value, abs=1e-12)
-
-
 @pytest.mark.parametrize("value", (0.0, 1e-20, 0.3, 1 - 2**-24, 1.0))
 @in_both_modes
 def test_constant_maps(value, mode):
@@ -238,38 +209,16 @@ def test_aupro_at_thresholds_is_the_brute_force_one(scale, mode):
   assert actual == pytest.approx(expected, abs=1e-5)
 
 
-def largest_distance(points, x, y):
-  """Of points from the polygon through x and y."""
-  starts = np.stack([x[:-1], y[:-1]], axis=-1)
-  steps = np.stack([np.diff(x), np.diff(y)], axis=-1)
-  offsets = points[:, None] - starts
-  lengths = np.maximum((steps**2).sum(axis=-1), 1e-30)
-  position = np.clip((offsets * steps).sum(axis=-1) / lengths, 0, 1)
-  nearest = starts + position[..., None] * steps
-  return np.linalg.norm(points[:, None] - nearest, axis=-1).min(axis=1).max()
-
-
-def test_thinned_curves_lose_nothing_visible():
+def test_thinned_curves_keep_their_areas():
   maps, masks = random_maps()
-  labels, scores = masks.reshape(-1), maps.reshape(-1)
   counts = gather(maps, masks)
   curves = counts.curves()
-  rate, found, _ = sklearn_metrics.roc_curve(labels, scores)
-  precision, recall, _ = sklearn_metrics.precision_recall_curve(labels, scores)
-  full = {
-    "roc": (rate, found),
-    "pr": (recall[:-1:7], precision[:-1:7]),  # The last point is added.
-  }
   for x, _ in curves.values():
     assert 100 < len(x) <= 300
     assert (np.diff(x) >= 0).all() and x[-1] == 1
-  for name, (x, y) in full.items():
-    points = np.stack([x, y], axis=-1)
-    assert largest_distance(points, *curves[name]) < 0.01
-  rate, overlap = curves["pro"]
-  kept = rate <= 0.3
-  area = sklearn_metrics.auc(rate[kept], overlap[kept]) / rate[kept][-1]
-  assert area == pytest.approx(counts.aupro(), abs=0.01)
+  auroc, ap = (sklearn_metrics.auc(*curves[name]) for name in ("roc", "pr"))
+  assert auroc == pytest.approx(counts.auroc(), abs=0.005)
+  assert ap == pytest.approx(counts.average_precision(), abs=0.01)
 
 
 @pytest.mark.parametrize("deviation", (0.2, 0.005))
@@ -286,15 +235,6 @@ def test_narrow_scores_and_small_defects(deviation, shift):
   few = actual.pop("pixel_aupro_200")  # Bins next to a threshold count whole.
   assert few == pytest.approx(expected.pop("pixel_aupro_200"), abs=1e-4)
   assert actual == pytest.approx(expected, abs=1e-5)
-
-
-def test_the_best_threshold_among_the_highest_scores():
-  maps = np.full((1, 400, 400), 0.25, np.float32)
-  masks = np.zeros(maps.shape, bool)
-  maps[0, 0, :4], masks[0, 0, :2] = (0.7500001, 0.75, 0.7499999, 0.5), True
-  counts = gather(maps, masks)
-  assert counts.best_threshold() == np.float32(0.75)
-  assert counts.average_precision() == 1
 
 
 @in_both_modes
@@ -321,14 +261,6 @@ def test_undefined_metrics_have_a_reason(label, reasons, mode):
     assert math.isnan(counts.best_threshold())
     assert math.isnan(counts.balanced_threshold())
     assert all(len(x) == len(y) == 0 for x, y in counts.curves().values())
-
-
-def test_defined_metrics_have_no_reason():
-  images = metrics.count_images(np.array([0.1, 0.2]), np.array([False, True]))
-  values, pixels = images.compute(), metrics.PixelMetrics().count()
-  assert metrics.undefined_reasons(values, images, pixels) == {}
-  nothing = metrics.count_images(np.array([]), np.array([], bool)).compute()
-  assert all(math.isnan(value) for value in nothing.values())
 
 
 def test_nan_scores_are_refused():

@@ -15,18 +15,6 @@ def gather(maps, masks, mode="binned"):
   return state
 
 
-def test_large_regions_weigh_as_much_as_small_ones():
-  """The weights' rounding stays below 1e-6 for a region of a million pixels."""
-  mask = np.ones((1024, 1025), bool)
-  mask[:, 1023] = False
-  mask[1:, 1024] = False
-  anomaly_map = np.full(mask.shape, 0.25, np.float32)
-  anomaly_map[0, 1024] = 0.75
-  state = gather([anomaly_map], [mask])
-  shares = state.overlap[state.overlap > 0] / state.overlap.sum()
-  np.testing.assert_allclose(shares, [0.5, 0.5], rtol=0, atol=1e-6)
-
-
 def test_a_merged_state_has_the_higher_floor(monkeypatch):
   """Below it, one state does not have all scores."""
   monkeypatch.setattr(pixels, "_NUM_HIGHEST", 100)
@@ -61,32 +49,6 @@ def test_states_merge_exactly_in_any_order():
   assert merged == pytest.approx(whole.count().compute(), abs=1e-12)
 
 
-def test_bins_keep_the_order():
-  ends = np.geomspace(2**-31, 0.5, 20_000)
-  scores = np.concatenate([[0.0, 1e-30, 0.5, 1.0], ends, 1 - ends])
-  scores = np.unique(scores.astype(np.float32))
-  bins = pixels.score_bins(scores)
-  steps = np.diff(bins)
-  assert (steps >= 0).all()
-  assert bins.min() == 0 and bins.max() == pixels.NUM_BINS - 1
-  # Scores that share a bin are close, and closer towards both ends.
-  gaps = np.diff(scores)[steps == 0]
-  distances = np.minimum(scores, 1 - scores)[1:][steps == 0]
-  assert (gaps <= np.maximum(distances / 2000, 2**-30)).all()
-  assert gaps.max() <= 2**-16
-
-
-def test_lowest_score_of_a_bin():
-  lowest = pixels.lowest_scores()
-  numbers = np.flatnonzero(~np.isnan(lowest))
-  scores = lowest[numbers].astype(np.float32)
-  np.testing.assert_array_equal(pixels.score_bins(scores), numbers)
-  below = pixels.score_bins(np.nextafter(scores, np.float32(-1)))
-  assert (below[1:] < numbers[1:]).all()
-  # Scores next to each other leave out no other bin than those without scores.
-  assert (below[1:] == numbers[:-1]).all()
-
-
 @pytest.mark.parametrize(
   "value, message, modes",
   (
@@ -106,15 +68,6 @@ def test_bad_maps_change_nothing(value, message, modes):
     with pytest.raises(ValueError, match=message):
       state.add(anomaly_map, np.ones((2, 2), bool))
     assert state.count().compute() == before
-
-
-@pytest.mark.parametrize(
-  "mask", (np.ones((2, 3), bool), np.ones((2, 2), np.uint8))
-)
-def test_other_masks_are_refused(mask):
-  """Outside of tests nothing else checks the annotations."""
-  with pytest.raises(ValueError, match="not boolean of the anomaly map's"):
-    pixels._check(np.zeros((2, 2), np.float32), mask)
 
 
 def test_rounding_past_the_ends_is_clipped():

@@ -26,12 +26,3 @@ def test_few_images_show_little():
   assert str(none) == "0 of 8, 0.0% (95% interval 0.0% to 36.9%)"
   all_of_them = proportions.estimate(8, 8)
   assert (round(all_of_them.low, 3), all_of_them.high) == (0.631, 1.0)
-  with pytest.raises(ValueError):
-    proportions.estimate(9, 8)
-
-
-@pytest.mark.parametrize("share", (0.01, 0.05, 0.3))
-def test_the_least_number_that_shows_a_share(share):
-  least = proportions.least_total(share)
-  assert proportions.estimate(0, least).high <= share
-  assert proportions.estimate(0, least - 1).high > share
