@@ -157,22 +157,15 @@ def test_ten_images_at_once_and_the_sliders(address, browser, images):
   page.count(anomaly=10, normal=0)
   page.press("image", END)
   page.count(anomaly=0, normal=10)
-  chosen = page.painted(".heat")
   assert page.all(".top")[0].text == "0.62"  # Twice the threshold.
   page.press("pixel", HOME)
   until(lambda: all("1 region" in card for card in page.cards()))
   # All of the image is one region: a frame around it would show nothing.
-  assert (
-    not any(page.painted(".outline")) and page.all(".top")[0].text == "0.01"
-  )
-  most = page.painted(".heat")
+  assert not any(page.painted(".outline"))
+  assert page.all(".top")[0].text == "0.01"
   page.press("pixel", END)
   until(lambda: all("no regions" in card for card in page.cards()))
-  assert (
-    not any(page.painted(".outline")) and page.all(".top")[0].text == "1.00"
-  )
-  for row in zip(page.painted(".heat"), chosen, most, strict=True):
-    assert row == (0, 0, 0) or list(row) == sorted(set(row))
+  assert page.all(".top")[0].text == "1.00"
   page.press("opacity", HOME)
   until(lambda: page.text("#opacity_value") == "0%")
   assert page.all(".heat")[0].value_of_css_property("opacity") == "0"
