@@ -46,8 +46,7 @@ def from_normal_images(
     tiles: of the later predictions, see `AnomalyDetector`.
 
   Raises:
-    InputError: there are no images, or one cannot be read; or the tiles are
-      invalid.
+    InputError: there are no images, one cannot be read, or tiles are invalid.
   """
   rows = ((detector.decode(image, tiles=tiles), 0, None) for image in images)
   found = _score(detector, rows, len(images))
@@ -66,14 +65,13 @@ def from_labelled_data(
     detector: of the run.
     examples: from `cops_jax.datasets.load`. Without masks, the pixel threshold
       is the highest that some pixel of each normal image reaches.
-    false_alarms: share of the normal images that may be called anomalous, and
-      that may show an anomalous pixel. If given, both thresholds are chosen by
-      it.
+    false_alarms: if given, both thresholds are chosen by it; see
+      `from_normal_images`.
     tiles: of the later predictions, see `AnomalyDetector`.
 
   Raises:
-    InputError: one kind of images is missing, or one cannot be read; or the
-      tiles are invalid.
+    InputError: one kind of images is missing, one cannot be read, or tiles are
+      invalid.
   """
   rows = (_decode(detector, example, tiles) for example in examples)
   found = _score(detector, rows, len(examples))

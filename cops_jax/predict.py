@@ -26,13 +26,7 @@ _MAX_NAME_BYTES = 200  # Of 255: a number and a suffix are appended.
 def predict(
   detector: AnomalyDetector, paths: Sequence[pathlib.Path], tiles: str = ""
 ) -> Iterator[tuple[pathlib.Path, Detection | InputError]]:
-  """Yields paths, in order, and detections or why an image cannot be read.
-
-  Args:
-    detector: scores the images.
-    paths: of the images.
-    tiles: see `AnomalyDetector`.
-  """
+  """Yields paths, in order, and detections or why an image cannot be read."""
   size = detector.max_batch_size
   for start in range(0, len(paths), size):
     part = paths[start : start + size]

@@ -128,12 +128,7 @@ def of_false_positive_rate(
   Args:
     normal_scores: at least one, of normal images or pixels.
     rate: the share, in [0, 1).
-
-  Raises:
-    ValueError: there are no scores.
   """
-  if not len(normal_scores):
-    raise ValueError("there are no normal scores")
   ordered = np.sort(normal_scores)[::-1]
   # 0.29 * 100 is a little less than 29.
   allowance = math.floor(rate * len(ordered) + 1e-9)
@@ -149,15 +144,12 @@ def of_balanced_accuracy(
 ) -> float:
   """Returns a threshold of the largest balanced accuracy, between two scores.
 
-  The largest F1 ignores correct normal images. Where most images are anomalous,
-  it would call nearly all of them anomalous.
+  It is NaN unless there are both kinds of images. The largest F1 would call
+  nearly all images anomalous where most of them are.
 
   Args:
     scores: of images.
     labels: whether they are anomalous.
-
-  Returns:
-    NaN unless there are both kinds of images.
   """
   best = metrics.count_images(scores, labels).balanced_threshold()
   below = scores[scores < best]
@@ -172,10 +164,8 @@ def find_boxes(
   """Returns boxes around regions at or above a threshold, largest first.
 
   Regions are 8-connected. Regions below a ten-thousandth of the map's area are
-  ignored.
-
-  Returns:
-    (left, top, right, bottom) in pixels, the last two exclusive.
+  ignored. A box is (left, top, right, bottom) in pixels, the last two
+  exclusive.
   """
   from scipy import ndimage  # Slow to import.
 

@@ -14,10 +14,7 @@ def on_each_device(function: Callable[..., Any]) -> Callable[..., Any]:
   """The function of each device's own rows of its arguments.
 
   For kernels and loops, which the compiler does not split over the devices of
-  `mesh.jit_step`.
-
-  Args:
-    function: from arrays to arrays, or trees of them, of as many rows.
+  `mesh.jit_step`. Arrays, and results, have as many rows.
   """
 
   @functools.wraps(function)
@@ -37,9 +34,6 @@ def one_by_one_on_cpu(function: Callable[..., Any]) -> Callable[..., Any]:
   """The function of one row after the other, on CPU; elsewhere of all.
 
   What it computes on the way then stays small, and near the processor.
-
-  Args:
-    function: from an array to arrays, or trees of them, of as many rows.
   """
 
   @on_each_device

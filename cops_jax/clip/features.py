@@ -90,13 +90,9 @@ def join_params(
 def init_parts(
   model: nn.Module, key: jax.Array, use_parts: Callable[[nn.Module], None]
 ) -> Mapping[str, Any]:
-  """Returns random parameters, float32, of the parts that a function uses.
+  """Returns random parameters, float32, of a method's trained parts.
 
-  Args:
-    model: a method's.
-    key: random key.
-    use_parts: calls the bound model's trained parts, but not CLIP, which is
-      slow.
+  `use_parts` calls these parts of the bound model, but not CLIP, which is slow.
   """
 
   @jax.jit  # Compiled, values that the parameters do not need are not computed.

@@ -131,13 +131,11 @@ def group_means(
 ) -> dict[str, dict[str, float]]:
   """Returns means over data sets, equally weighted, as in the paper's tables.
 
+  A group of fewer than two data sets has no mean.
+
   Args:
     results: by data set.
     domains: "industrial" or "medical" by data set; others may be absent.
-
-  Returns:
-    Means by "industrial mean", "medical mean" and "overall mean", except for
-    groups of fewer than two data sets.
   """
   groups = {
     "industrial mean": [n for n in results if domains.get(n) == "industrial"],

@@ -46,7 +46,7 @@ def export(detector: AnomalyDetector, out: str | os.PathLike) -> dict[str, Any]:
   """Writes a detector as one file.
 
   Args:
-    detector: what to write.
+    detector: to be written.
     out: the file; one named .onnx is written by `onnx.write_onnx`.
 
   Returns:

@@ -60,7 +60,7 @@ def decode_any(
     tiles: see `tiles.normalize`.
 
   Raises:
-    InputError: it cannot be read; names it. Or the tiles are invalid.
+    InputError: the image cannot be read, or the tiles are invalid.
   """
   tiles = tiling.normalize(tiles)
   try:

@@ -141,13 +141,8 @@ def resize_image(
   """Returns an image as uint8 RGB of side `size`.
 
   PIL's bicubic filter resizes it in its own mode, without keeping the aspect
-  ratio. Then it is converted to RGB.
-
-  Args:
-    image: of any size.
-    size: in pixels.
-    box: left, top, right and bottom of the part to use, in pixels, also
-      fractions; by default the whole.
+  ratio. Then it is converted to RGB. The box, in pixels or fractions of them,
+  is the part to use.
   """
   from PIL import Image
 
@@ -179,8 +174,7 @@ def decode_mask(
   Args:
     file: the mask.
     size: of its sides, in pixels.
-    orientation: from `read_orientation` of the image that the mask is drawn
-      over, if that image is turned upright.
+    orientation: of the image that the mask is drawn over, if that is turned.
     max_pixels: see `open_image`.
   """
   from PIL import ExifTags, Image

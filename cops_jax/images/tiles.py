@@ -89,13 +89,7 @@ def _spans(number):
 def cut(
   image: Image.Image, grid: tuple[int, int], image_size: int
 ) -> Integer[np.ndarray, "t h w 3"]:
-  """Returns an image's tiles, row by row, each resized by `resize_image`.
-
-  Args:
-    image: of any size.
-    grid: rows and columns.
-    image_size: side of each tile, in pixels.
-  """
+  """Returns an image's tiles, row by row, resized to `image_size` pixels."""
   rows, columns = (_spans(number) for number in grid)
   boxes = [
     (
@@ -140,12 +134,8 @@ def blend(
   """Returns one map from the tiles' maps.
 
   Each pixel is the mean of the tiles that contain it, weighted by a raised
-  cosine that is 1 in a tile's middle and falls to 0 at its edges.
-
-  Args:
-    maps: row by row.
-    grid: rows and columns.
-    size: width and height of the result, in pixels.
+  cosine that is 1 in a tile's middle and falls to 0 at its edges. Maps are row
+  by row; size is width and height of the result, in pixels.
   """
   width, height = size
   down = _bands(grid[0], maps[0].shape[-1], height)

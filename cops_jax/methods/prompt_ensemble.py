@@ -182,12 +182,7 @@ def _tokenize(config, clip, name):
 def fill_templates(
   templates: Sequence[str], states: Sequence[str], name: str
 ) -> list[str]:
-  """Returns a sentence for every state in every template.
-
-  Args:
-    templates, states: from `read_texts`.
-    name: the object's.
-  """
+  """Returns a sentence about an object for every state in every template."""
   return [
     template.replace("{}", state.replace("{}", name))
     for state, template in itertools.product(states, templates)

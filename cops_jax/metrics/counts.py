@@ -185,11 +185,7 @@ class Counts:
 def count_images(
   scores: Float[np.ndarray, "n"], labels: Bool[np.ndarray, "n"]
 ) -> Counts:
-  """Counts images.
-
-  Args:
-    scores: of the images.
-    labels: whether they are anomalous.
+  """Counts images by score; labels say whether they are anomalous.
 
   Raises:
     ValueError: a score is NaN.
@@ -220,15 +216,11 @@ def count_scores(
 def undefined_reasons(
   values: Mapping[str, float], images: Counts, pixels: Counts
 ) -> dict[str, str]:
-  """Returns why metrics of a category are NaN.
+  """Returns a reason for each metric that is NaN, such as "no masks".
 
   Args:
     values: the category's metrics.
     images, pixels: its images, and the pixels of those that have masks.
-
-  Returns:
-    A reason for each metric that is NaN: "no normal images", "no anomalous
-    images", "no masks", "no normal pixels" or "no anomalous pixels".
   """
   reasons = {
     name: f"no {'normal' if counts.anomalous.any() else 'anomalous'} {name}s"
