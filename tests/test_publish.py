@@ -296,13 +296,6 @@ def test_predict_and_export(published, workdir, tmp_path, capsys):
     call("predict", tmp_path / "a.png", flag)
     lines.append(json.loads(capsys.readouterr().out))
   assert lines[0] == lines[1] and lines[0]["threshold"] == 0.5
-  for command in ("predict", "export"):
-    given = (flag, f"--pretrained={published}")
-    rest = (tmp_path,) if command == "predict" else ("--out=x",)
-    for flags in ((), given):
-      with pytest.raises(SystemExit) as ended:
-        call(command, *rest, *flags)
-      assert ended.value.code == 2
 
 
 def test_calibrate(published, tmp_path, capsys, monkeypatch):

@@ -32,8 +32,8 @@ def _parser():
   flags.add(parser, "--allow_other_clip")
   parser.add_argument(
     "--seeds",
-    type=flags.comma_list,
-    default=["0"],
+    type=runs.seeds,
+    default=[0],
     help="seeds to train each one with",
   )
   parser.add_argument(
@@ -53,11 +53,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
   options = flags.parse(_parser(), arguments)
   show_messages()
   config = flags.read_config(options, ablations.get_config)
-  seeds = runs.parse_seeds(options.seeds)
   workdir = pathlib.Path(options.workdir)
   configs = {name: ablations.ablate(config, name) for name in options.only}
   found, failures = runs.run_all(
-    configs, workdir, seeds, allow_other_clip=options.allow_other_clip
+    configs, workdir, options.seeds, allow_other_clip=options.allow_other_clip
   )
   if found:
     rows = compare(found, base=_BASE)

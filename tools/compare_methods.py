@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     allow_abbrev=False,
   )
   parser.add_argument("--workdir", required=True, type=pathlib.Path)
-  parser.add_argument("--seeds", default="0,1,2")
+  parser.add_argument("--seeds", default="0,1,2", type=runs.seeds)
   parser.add_argument("--recipes", default=_RECIPES, help="see configs/")
   parser.add_argument(
     "--datasets", help="to evaluate; by default each recipe's own"
@@ -48,8 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     config.data_dir = options.data_dir
     if options.datasets:
       config.evaluation.datasets = tuple(options.datasets.split(","))
-  seeds = runs.parse_seeds(options.seeds.split(","))
-  found, failures = runs.run_all(configs, options.workdir, seeds)
+  found, failures = runs.run_all(configs, options.workdir, options.seeds)
   if found:
     rows = compare(found)
     table = format_rows(rows, "recipe")

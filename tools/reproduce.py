@@ -195,8 +195,13 @@ def _parser():
     "--manual_dir",
     help="original files, a folder of its name for each data set",
   )
+  parser.add_argument(
+    "--seeds",
+    type=runs.seeds,
+    default=[0],
+    help="seeds to train each recipe with",
+  )
   for name, default, text in (
-    ("seeds", ["0"], "seeds to train each recipe with"),
     ("methods", ["cops"], "of cops, anomalyclip and prompt_ensemble"),
     ("datasets", [], "to evaluate; by default all thirteen"),
   ):
@@ -227,11 +232,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
   places = overrides.get("data_dir"), overrides.get("manual_dir")
   evaluated = options.datasets or list(SPECIFICATIONS)
   configs = make_configs(options.methods, evaluated, overrides)
-  seeds = runs.parse_seeds(options.seeds)
   needed = needed_datasets(configs)
   unprepared = find_unprepared(needed, *places)
   planned = [
-    f"{name} ({seed})" for name, seed in runs.list_runs(configs, seeds)
+    f"{name} ({seed})" for name, seed in runs.list_runs(configs, options.seeds)
   ]
   print(f"data sets: {', '.join(needed)}")
   print(f"to be prepared: {', '.join(unprepared) or 'none'}")
@@ -245,7 +249,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     datasets.main(["prepare", *unprepared, *given])
   workdir = pathlib.Path(options.workdir)
   found, failures = runs.run_all(
-    configs, workdir, seeds, allow_other_clip=options.allow_other_clip
+    configs, workdir, options.seeds, allow_other_clip=options.allow_other_clip
   )
   if found:
     changed = {

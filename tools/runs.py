@@ -21,16 +21,9 @@ from cops_jax.runtime import signals
 _logger = logging.getLogger("cops_jax.runs")
 
 
-def parse_seeds(texts: Sequence[str]) -> list[int]:
-  """Returns the seeds that a command line names.
-
-  Raises:
-    InputError: one is no whole number.
-  """
-  try:
-    return [int(text) for text in texts]
-  except ValueError as error:
-    raise InputError(f"--seeds={','.join(texts)}: {error}") from error
+def seeds(text: str) -> list[int]:
+  """Returns the seeds that a flag names, such as "0,1,2"."""
+  return [int(seed) for seed in text.split(",")]
 
 
 def is_trained(config: Any) -> bool:

@@ -151,19 +151,6 @@ def test_the_papers_results_stand_beside_ours(text):
   assert "Below each number the paper's" in text
 
 
-def test_anomalyclips_own_results_stand_beside_its(tmp_path):
-  """Image AUROC 91.5; PRO 81.4 stands beside AUPRO-200 alone."""
-  found = {"mvtec_ad": make_result("mvtec_ad", FIRST, 15)}
-  config = {**PROVENANCE["config"], "method": "anomalyclip"}
-  _, text = write(tmp_path, found, config=config)
-  assert "<h1>AnomalyCLIP: zero-shot" in text
-  for cell in (
-    f"90.0<small>91.5 {MINUS}1.5</small>",
-    *("<td>30.0</td>", f"<td>20.0<small>81.4 {MINUS}61.4</small></td>"),
-  ):
-    assert cell in text
-
-
 def test_without_the_papers_results_nothing_is_said_of_them(tmp_path):
   result = dataclasses.replace(
     make_result("mvtec_ad", FIRST), is_published=False
