@@ -17,20 +17,12 @@ class WriteError(InputError):
   """A file cannot be written; callers may know another place for it."""
 
 
-class RunError(InputError):
-  """A work directory's run cannot be used; commands add the one to use."""
-
-  def __init__(self, message: str, workdir: str = ""):
-    super().__init__(message)
-    self.workdir = workdir
-
-
-class MissingRunError(RunError):
+class MissingRunError(InputError):
   """There is no run, or nothing that it has trained yet."""
 
-
-class DamagedRunError(RunError):
-  """Everything that the run has trained is damaged."""
+  def __init__(self, message: str, workdir: object):
+    command = f"cops train --config=... --workdir={workdir}"
+    super().__init__(f"{message} Train first: {command}")
 
 
 def shorten(reason: object) -> str:

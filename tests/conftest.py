@@ -23,7 +23,6 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # It leaves a temporary file.
 
 import filelock
-import hypothesis
 import jax
 import numpy as np
 import pytest
@@ -31,7 +30,7 @@ from jaxtyping import install_import_hook
 
 from helpers.bucket import BUCKET, Server
 from helpers.clip_config import make_clip_config
-from helpers.config import make_config
+from helpers.config import make_config, small_fields
 from helpers.scripts import (
   run,
   run_exit_functions,
@@ -52,15 +51,6 @@ for _name in (
 ):
   importlib.import_module(_name)
 install_import_hook("cops_jax", "beartype.beartype")
-
-# `--hypothesis-profile=soak` tries more examples, and others each time.
-hypothesis.settings.register_profile(
-  "quick", max_examples=400, deadline=None, derandomize=True, database=None
-)
-hypothesis.settings.register_profile(
-  "soak", max_examples=10_000, deadline=None, database=None
-)
-hypothesis.settings.load_profile("quick")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -163,24 +153,10 @@ def config(clip_folder, data_dir):
 @pytest.fixture(scope="session")
 def arguments(clip_folder, data_dir):
   """The `config` fixture's overrides as flags."""
-  values = {
-    "data_dir": data_dir,
-    "clip.weights": clip_folder,
-    "feature_cache.dtype": "none",
-    "model.image_size_pixels": 48,
-    "model.feature_layers": "(2,3)",
-    "model.num_value_layers": 2,
-    "model.num_heads": 4,
-    "model.deep_prompt_depth": 2,
-    "train.num_epochs": 1,
-    "train.batch_size": 64,
-    "train.log_every_steps": 2,
-    "train.checkpoint_every_steps": 4,
-    "evaluation.batch_size": 100,
-  }
+  fields = small_fields(clip_folder, data_dir)
   return [
     "--config=configs/demo.py",
-    *(f"--config.{name}={value}" for name, value in values.items()),
+    *(f"--config.{name}={value}" for name, value in fields.items()),
   ]
 
 

@@ -1,10 +1,9 @@
 """Imports run one way."""
 
 import ast
+import graphlib
 import pathlib
 import re
-
-import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -21,11 +20,9 @@ LAYERS = (
   ("training",),
   ("thresholds", "detector", "reporting", "export"),
   ("predict", "calibrate", "publish", "demo"),
-  ("commands", "__main__"),
+  ("commands",),
+  ("__main__",),
 )
-# What is still to be put right, as (module, part that it imports).
-EXCEPTIONS = set()
-
 LAYER_OF = {name: layer for layer, row in enumerate(LAYERS) for name in row}
 MODULES = {
   ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(
@@ -41,13 +38,8 @@ def part_of(module):
 
 
 def imports(path):
-  """Modules of this package that a file imports, anywhere in it.
-
-  But for what it does as a program, as `python -m` calls it: that is a command.
-  """
-  tree = ast.parse(path.read_text("utf-8"))
-  tree.body = [node for node in tree.body if not is_program(node)]
-  for node in ast.walk(tree):
+  """Modules of this package that a file imports, anywhere in it."""
+  for node in ast.walk(ast.parse(path.read_text("utf-8"))):
     if isinstance(node, ast.Import):
       names = [alias.name for alias in node.names]
     elif isinstance(node, ast.ImportFrom):
@@ -59,21 +51,16 @@ def imports(path):
     yield from (name for name in names if name.split(".")[0] == "cops_jax")
 
 
-def is_program(node):
-  """Whether a statement is `if __name__ == "__main__"`."""
-  return isinstance(node, ast.If) and "__main__" in ast.unparse(node.test)
-
-
-def layer_of(module):
-  if module.endswith(".__main__"):
-    return len(LAYERS) - 1
-  return LAYER_OF[part_of(module)]
-
-
-def edges():
+def test_imports_go_down_and_not_in_circles():
+  assert {part_of(module) for module in MODULES} == {*LAYER_OF}
+  below = {}
   for module, path in MODULES.items():
     for name in imports(path):
-      yield module, name
+      part, other = part_of(module), part_of(name)
+      assert LAYER_OF[other] <= LAYER_OF[part], f"{module} imports {name}"
+      if part != other:
+        below.setdefault(part, set()).add(other)
+  graphlib.TopologicalSorter(below).prepare()  # Raises if there is a circle.
 
 
 def test_one_module_imports_transformers():
@@ -83,52 +70,3 @@ def test_one_module_imports_transformers():
     if re.search(r"^\s*(from|import) transformers\b", path.read_text(), re.M)
   ]
   assert found == ["cops_jax.clip.transformers_clip"]
-
-
-def test_every_module_has_a_layer():
-  parts = {part_of(module) for module in MODULES}
-  assert parts == {*LAYER_OF}
-
-
-def test_no_import_goes_up():
-  wrong = [
-    f"{module} imports {name}"
-    for module, name in edges()
-    if part_of(module) != part_of(name)
-    and (part_of(module), part_of(name)) not in EXCEPTIONS
-    and layer_of(name) > layer_of(module)
-  ]
-  assert not wrong, "\n".join(wrong)
-
-
-def test_nothing_imports_commands():
-  wrong = [
-    f"{module} imports {name}"
-    for module, name in edges()
-    if name.endswith(".__main__")
-  ]
-  assert not wrong, "\n".join(wrong)
-
-
-def test_exceptions_are_still_needed():
-  found = {(part_of(module), part_of(name)) for module, name in edges()}
-  assert found >= EXCEPTIONS
-
-
-def test_no_circles():
-  above = {}
-  for module, name in edges():
-    if module.endswith(".__main__"):
-      continue
-    pair = part_of(module), part_of(name)
-    if pair[0] != pair[1] and pair not in EXCEPTIONS:
-      above.setdefault(pair[0], set()).add(pair[1])
-
-  def follow(part, path):
-    if part in path:
-      pytest.fail(" imports ".join((*path[path.index(part) :], part)))
-    for other in sorted(above.get(part, ())):
-      follow(other, (*path, part))
-
-  for part in LAYER_OF:
-    follow(part, ())

@@ -2,10 +2,12 @@
 
 import csv
 import json
+import os
 import shutil
 
 from helpers.images import make_image, write_folder
-from helpers.scripts import start_afresh
+from helpers.original_layouts import write_tree
+from helpers.scripts import ROOT, start_afresh
 
 # What Windows lacks: modules, and functions of modules.
 SCRIPT = """
@@ -31,57 +33,71 @@ for arguments in json.loads(sys.argv[1]):
 """
 
 
-def run(*commands):
-  """Exit status, output and errors of commands, one after the other."""
-  with start_afresh("-c", SCRIPT, json.dumps(commands)) as process:
-    out, err = process.communicate(timeout=300)
-  return process.returncode, out, err
-
-
-def test_commands_on_folders(trained, tmp_path):
+def test_commands_without_what_windows_lacks(trained, tmp_path):
+  """Prepared data need array_record, folders do not."""
   run_folder = shutil.copytree(trained[0], tmp_path / "run")
   workdir = f"--workdir={run_folder}"
   images = write_folder(tmp_path / "screws", 6)
   make_image(0).save(tmp_path / "photo.png")
-  code, out, err = run(
+  commands = (
     ["evaluate", workdir, f"--datasets={images}"],
     ["calibrate", workdir, "--normal", f"{tmp_path}/screws/test/good"],
-    ["export", workdir, f"--out={tmp_path}/model.cops"],
-    ["predict", str(tmp_path / "photo.png"), workdir],
+    ["predict", f"{tmp_path}/photo.png", workdir],
+    [
+      *("evaluate", workdir, "--datasets=demo_unseen"),
+      f"--config.data_dir={tmp_path}",
+    ],
   )
-  assert code == 0, err
+  with start_afresh("-c", SCRIPT, json.dumps(commands)) as process:
+    out, err = process.communicate(timeout=300)
+  assert process.returncode == 1 and "Traceback" not in err, err
+  assert err.splitlines()[-1].startswith("error: ") and "array_record" in err
   with (run_folder / "scores.csv").open() as file:
     assert len(list(csv.DictReader(file))) == 6
-  assert (tmp_path / "model.cops").exists()
   prediction = json.loads(out.splitlines()[-1])
   assert prediction["verdict"] in ("normal", "anomaly")
-  code, out, err = run(["demo", "--help"])
-  assert code == 0 and out.startswith("usage: cops demo"), err
 
 
-def test_prepared_data_need_array_record(trained, tmp_path):
-  code, _, err = run(
-    [
-      *("evaluate", f"--workdir={trained[0]}", "--datasets=demo_unseen"),
-      f"--config.data_dir={tmp_path}",
-    ]
+IMPORT = """
+import os
+import sys
+
+if __name__ == "__main__":
+  import cops_jax.detector
+  slow = {"transformers", "flax", "orbax", "scipy"} & sys.modules.keys()
+  assert not slow, slow
+  import cops_jax.training, cops_jax.weights
+  from cops_jax import datasets
+  from cops_jax.inputs import pipeline
+  assert "transformers" in sys.modules
+  assert not {"USE_TORCH", "USE_TF"} & os.environ.keys()
+  examples = datasets.load("kvasir", "test", sys.argv[1], sys.argv[2])
+  options = pipeline.BatchOptions(
+    image_size=8, patch_size=4, batch_size=2, num_workers=1
   )
-  assert code == 1
-  assert err.splitlines()[-1].startswith("error: ") and "array_record" in err
-  assert "Traceback" not in err
+  batches = pipeline.iterate_batches(examples, options, range(2))
+  assert sum(batch["padding_mask"].sum() for batch in batches) == 3
+  assert not {"torch", "tensorflow"} & sys.modules.keys()
+"""
 
 
 def test_neither_torch_nor_tensorflow_is_imported(tmp_path):
-  """Modules on the path stand in for both packages."""
+  """From original files to batches, also in worker processes.
+
+  Modules on the path stand in for both packages. The detector is imported
+  without the model's packages, which take seconds.
+  """
+  write_tree("kvasir", tmp_path)
+  packages = tmp_path / "packages"
+  packages.mkdir()
   for name in ("torch", "tensorflow"):
-    (tmp_path / f"{name}.py").write_text("__version__ = '2.9.0'")
-  script = (
-    f"import os, sys; sys.path.insert(0, {str(tmp_path)!r})\n"
-    "import cops_jax.detector, cops_jax.training, cops_jax.weights\n"
-    "found = {'torch', 'tensorflow'} & sys.modules.keys()\n"
-    "assert 'transformers' in sys.modules and not found, found\n"
-    "assert not {'USE_TORCH', 'USE_TF'} & os.environ.keys()"
-  )
-  with start_afresh("-c", script) as process:
-    _, err = process.communicate()
+    path = packages / f"{name}.py"
+    path.write_text(f"print('used {name}')\n__version__ = '2.9.0'")
+  script = tmp_path / "script.py"
+  script.write_text(IMPORT)
+  variables = {**os.environ, "PYTHONPATH": f"{packages}{os.pathsep}{ROOT}"}
+  arguments = (script, tmp_path / "prepared", tmp_path)
+  with start_afresh(*arguments, env=variables) as process:
+    out, err = process.communicate()
   assert process.returncode == 0, err
+  assert "used " not in out

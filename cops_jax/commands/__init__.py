@@ -10,29 +10,13 @@ import argparse
 import functools
 import multiprocessing
 import os
-import re
 import sys
 import threading
 from collections.abc import Callable, Sequence
 
-from cops_jax.errors import (
-  DamagedRunError,
-  InputError,
-  MissingRunError,
-  shorten,
-)
+from cops_jax.errors import InputError, shorten
 
 _EXIT_SECONDS = 20
-_ADVICE = {
-  MissingRunError: "Train first: cops train --config=... --workdir={}",
-  DamagedRunError: "To see what is wrong: cops train --workdir={} --verify",
-}
-
-
-def describe(error: InputError) -> str:
-  """What is wrong and, where that is a run, the command that helps."""
-  advice = _ADVICE.get(type(error))
-  return f"{error} {advice.format(error.workdir)}" if advice else str(error)
 
 
 def make_parser(name: str, description: str) -> argparse.ArgumentParser:
@@ -70,11 +54,6 @@ def command_line(
   @functools.wraps(main)
   def run(arguments: Sequence[str] | None = None) -> int | None:
     try:
-      for text in sys.argv[1:] if arguments is None else arguments:
-        if re.fullmatch(
-          r"--[\w.]+=--", str(text)
-        ):  # argparse makes a list of it.
-          raise InputError(f"{text}: expected a value")
       status = main(arguments)
       sys.stdout.flush()
       return status
@@ -82,7 +61,7 @@ def command_line(
       # An interactive session, which sets ps1, outlives the command.
       if arguments is None and not hasattr(sys, "ps1"):
         end_soon()
-      sys.exit(f"error: {describe(error)}")
+      sys.exit(f"error: {error}")
     except KeyboardInterrupt:
       print("interrupted", file=sys.stderr, flush=True)
       children = multiprocessing.active_children()

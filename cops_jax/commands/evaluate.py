@@ -26,7 +26,7 @@ _logger = logging.getLogger(__name__)
 def _parser() -> argparse.ArgumentParser:
   parser = make_parser("evaluate", __doc__)
   flags.add(parser, "--workdir", required=True)
-  flags.add(parser, "--allow_other_clip")
+  flags.add(parser, "--allow_other_clip", **flags.BOOL)
   group = parser.add_mutually_exclusive_group()
   group.add_argument(
     "--checkpoint",
@@ -43,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
   )
   parser.add_argument(
     "--save_maps",
-    action="store_true",
+    **flags.BOOL,
     help="write the anomaly maps too: maps/DATASET/CATEGORY.npz",
   )
   flags.add_cluster(parser)

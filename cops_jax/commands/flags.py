@@ -5,18 +5,27 @@ from __future__ import annotations
 import argparse
 import ast
 import contextlib
-import difflib
 import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cops_jax.commands import end_soon
-from cops_jax.config import recipe, recipe_names
 from cops_jax.errors import InputError
-from cops_jax.fields import FIELDS
 
 if TYPE_CHECKING:
   from cops_jax.detector import AnomalyDetector
+
+
+def _parse_bool(text):
+  values = {"true": True, "1": True, "false": False, "0": False}
+  if text.lower() not in values:
+    raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+  return values[text.lower()]
+
+
+# --flag, --flag=true and --flag=false; for commands without other arguments.
+_OPTIONAL_BOOL = dict(type=_parse_bool, nargs="?", const=True, metavar="BOOL")
+BOOL = dict(action="store", default=False, **_OPTIONAL_BOOL)
 
 _SHARED = {
   "--workdir": dict(
@@ -55,7 +64,7 @@ _SHARED = {
     " times as long as the whole image, which alone is looked at by default",
   ),
   "--distributed": dict(
-    action="store_true",
+    **BOOL,
     help="join the other processes of a cluster that JAX recognises: a TPU pod,"
     " Slurm, Open MPI; for others give the next three flags instead",
   ),
@@ -155,6 +164,9 @@ def comma_list(text: str) -> list[str]:
 
 def add_config(parser: argparse.ArgumentParser) -> None:
   """Adds --config and a flag for each field, and shortens the usage."""
+  from cops_jax.config import recipe_names
+  from cops_jax.fields import FIELDS
+
   parser.usage = "%(prog)s [--FLAG=VALUE ...]"
   parser.formatter_class = lambda prog: argparse.RawDescriptionHelpFormatter(
     prog, max_help_position=8
@@ -167,24 +179,19 @@ def add_config(parser: argparse.ArgumentParser) -> None:
   group = parser.add_argument_group(
     "fields of the config", "They override what --config says."
   )
+  values = {
+    bool: _OPTIONAL_BOOL,
+    tuple: dict(type=_parse_tuple, metavar="TUPLE"),
+  }
   for name, field in FIELDS.items():
     kind = type(field.default)
     comment = field.comment.replace("%", "%%")
     group.add_argument(
       f"--config.{name}",
       default=argparse.SUPPRESS,
-      type={bool: _parse_bool, tuple: _parse_tuple}.get(kind, kind),
-      metavar=kind.__name__.upper(),
       help=f"{comment} Default: {field.default!r}.",
-      **({"nargs": "?", "const": True} if kind is bool else {}),
+      **values.get(kind, dict(type=kind, metavar=kind.__name__.upper())),
     )
-
-
-def _parse_bool(text):
-  values = {"true": True, "1": True, "false": False, "0": False}
-  if text.lower() not in values:
-    raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
-  return values[text.lower()]
 
 
 def _parse_tuple(text):
@@ -205,6 +212,10 @@ def parse(
   """Returns a command's options; suggests fields if one is misspelt."""
   options, rest = parser.parse_known_args(arguments)
   if rest:
+    import difflib
+
+    from cops_jax.fields import FIELDS
+
     names = [f"--config.{name}" for name in FIELDS]
     near = difflib.get_close_matches(rest[0].partition("=")[0], names)
     advice = f"; did you mean {' or '.join(near)}?" if near else ""
@@ -215,9 +226,9 @@ def parse(
 def set_fields(options: argparse.Namespace) -> dict[str, Any]:
   """Returns the values of the fields that flags set, by dotted name."""
   return {
-    name: getattr(options, f"config.{name}")
-    for name in FIELDS
-    if hasattr(options, f"config.{name}")
+    name.removeprefix("config."): value
+    for name, value in vars(options).items()
+    if name.startswith("config.")
   }
 
 
@@ -233,14 +244,18 @@ def read_config(
   Raises:
     InputError: there is no such config.
   """
+  from cops_jax.config import recipe, recipe_names
+  from cops_jax.files import exists
+
   source = options.config
+  if source is None and default is None:
+    raise InputError(
+      f"--config is missing; the recipes are {', '.join(recipe_names())}"
+    )
+  name = re.sub(r":\w+$", "", source or "")
   if source is None:
-    if default is None:
-      raise InputError(
-        f"--config is missing; the recipes are {', '.join(recipe_names())}"
-      )
     config = default()
-  elif _names_recipe(source):
+  elif name in recipe_names() or name.endswith(".py") or not exists(source):
     config = recipe(source)
   else:
     from cops_jax.weights import prompts
@@ -248,10 +263,3 @@ def read_config(
     config = prompts.recorded_config(source)
   config.update_from_flattened_dict(set_fields(options))
   return config
-
-
-def _names_recipe(source):
-  from cops_jax.files import exists
-
-  name = re.sub(r":\w+$", "", source)
-  return name in recipe_names() or name.endswith(".py") or not exists(source)

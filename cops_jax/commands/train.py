@@ -13,7 +13,7 @@ import argparse
 import logging
 from collections.abc import Sequence
 
-from cops_jax.commands import command_line, describe, flags, make_parser
+from cops_jax.commands import command_line, flags, make_parser
 from cops_jax.errors import InputError
 from cops_jax.progress import show_messages
 from cops_jax.runtime import signals
@@ -24,7 +24,7 @@ _logger = logging.getLogger(__name__)
 def _parser() -> argparse.ArgumentParser:
   parser = make_parser("train", __doc__)
   flags.add(parser, "--workdir", required=True)
-  flags.add(parser, "--allow_other_clip")
+  flags.add(parser, "--allow_other_clip", **flags.BOOL)
   parser.add_argument(
     "--init_from",
     default="",
@@ -35,7 +35,7 @@ def _parser() -> argparse.ArgumentParser:
   )
   parser.add_argument(
     "--allow_other_data",
-    action="store_true",
+    **flags.BOOL,
     help="resume with other images than the run began with",
   )
   parser.add_argument(
@@ -46,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
   )
   parser.add_argument(
     "--verify",
-    action="store_true",
+    **flags.BOOL,
     help="only check the work directory's files; needs no --config",
   )
   flags.add_cluster(parser)
@@ -77,7 +77,7 @@ def _verify(workdir):
   try:
     read_record(workdir)
   except InputError as error:
-    print(describe(error))
+    print(error)
     return 1
   return 1 if any(damage_of_steps.values()) else 0
 

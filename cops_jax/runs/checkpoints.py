@@ -13,7 +13,6 @@ import orbax.checkpoint as ocp
 from absl import logging as absl_logging
 
 from cops_jax.errors import (
-  DamagedRunError,
   InputError,
   MissingRunError,
   shorten,
@@ -79,7 +78,7 @@ def _directory(workdir):
 
 
 def _no_checkpoint(workdir):
-  return MissingRunError(f"{workdir} has no checkpoint yet.", str(workdir))
+  return MissingRunError(f"{workdir} has no checkpoint yet.", workdir)
 
 
 class Checkpoints:
@@ -257,10 +256,10 @@ class Checkpoints:
     else:
       if not damaged:
         raise _no_checkpoint(self._workdir)
-      raise DamagedRunError(
+      raise InputError(
         f"every checkpoint in {self._directory} is damaged. Restore the files"
-        " from a copy, or train in another work directory.",
-        str(self._workdir),
+        " from a copy, or train in another work directory. To see what is"
+        f" wrong: cops train --workdir={self._workdir} --verify"
       )
     if self._num_kept is not None and damaged:
       for path in damaged:

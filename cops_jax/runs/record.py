@@ -119,7 +119,7 @@ def read_record(workdir: str | os.PathLike) -> Record:
         " or use another work directory"
       ) from error
     raise MissingRunError(
-      f"{workdir} holds no training run: {path} does not exist.", str(workdir)
+      f"{workdir} holds no training run: {path} does not exist.", workdir
     ) from error
   except OSError as error:
     raise InputError(f"{path} cannot be read: {error.strerror}") from error

@@ -1,24 +1,34 @@
 """A config for quick tests."""
 
 
+def small_fields(clip_folder, data_dir, method="cops"):
+  """Fields of a method by name, for the random CLIP and quick runs."""
+  from cops_jax import methods  # conftest imports this file.
+
+  fields = {
+    "data_dir": str(data_dir),
+    "clip.weights": str(clip_folder),
+    "feature_cache.dtype": "none",
+    "model.image_size_pixels": 48,
+    "model.feature_layers": (2, 3),
+    "model.num_value_layers": 2,
+    "model.num_heads": 4,
+    "model.deep_prompt_depth": 2,
+    "train.num_epochs": 1,
+    "train.batch_size": 64,
+    "train.log_every_steps": 2,
+    "train.checkpoint_every_steps": 4,
+    "evaluation.batch_size": 100,
+  }
+  unread = methods.unread_fields(method)
+  return {name: fields[name] for name in fields if name not in unread}
+
+
 def make_config(clip_folder, data_dir, recipe="demo"):
   """A recipe of the demo on the random CLIP: an epoch is nine steps."""
   from cops_jax import config as configuration  # conftest imports this file.
 
   config = configuration.recipe(recipe)
-  config.data_dir = data_dir
-  config.clip.weights = str(clip_folder)
-  config.feature_cache.dtype = "none"
-  config.model.image_size_pixels = 48
-  config.model.feature_layers = (2, 3)
-  config.model.num_value_layers = 2
-  if recipe == "demo":
-    config.model.num_heads = 4
-  if recipe in ("demo", "anomalyclip_demo"):
-    config.model.deep_prompt_depth = 2
-  config.train.num_epochs = 1
-  config.train.batch_size = 64
-  config.train.log_every_steps = 2
-  config.train.checkpoint_every_steps = 4
-  config.evaluation.batch_size = 100
+  fields = small_fields(clip_folder, data_dir, config.method)
+  config.update_from_flattened_dict(fields)
   return config

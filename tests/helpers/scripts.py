@@ -162,20 +162,27 @@ def run(*arguments, **options):
   return program.returncode, out, err
 
 
+@contextlib.contextmanager
+def capture():
+  """Gives output and errors; log messages are handled as before afterwards."""
+  logger = logging.getLogger("cops_jax")
+  before = logger.handlers, logger.level, logger.propagate
+  out, err = io.StringIO(), io.StringIO()
+  try:
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+      yield out, err
+  finally:
+    logger.handlers, logger.level, logger.propagate = before
+
+
 def call(name, *arguments):
   """Exit status, output and errors of `cops NAME ARGUMENTS`, in this process.
 
-  Signals and log messages are handled as before when it has ended.
+  Signals are handled as before when it has ended.
   """
   module = importlib.import_module(f"cops_jax.commands.{name}")
-  logger = logging.getLogger("cops_jax")
-  before = logger.handlers, logger.level, logger.propagate
-  out, err, code = io.StringIO(), io.StringIO(), 0
-  with (
-    contextlib.redirect_stdout(out),
-    contextlib.redirect_stderr(err),
-    mock.patch("cops_jax.runtime.signals.catch_signals"),
-  ):
+  caught = mock.patch("cops_jax.runtime.signals.catch_signals")
+  with capture() as (out, err), caught:
     try:
       code = module.main([str(argument) for argument in arguments]) or 0
     except SystemExit as ended:
@@ -183,8 +190,6 @@ def call(name, *arguments):
       if isinstance(code, str):
         print(code, file=sys.stderr)
         code = 1
-    finally:
-      logger.handlers, logger.level, logger.propagate = before
   return code, out.getvalue(), err.getvalue()
 
 
