@@ -25,20 +25,13 @@ COMMANDS = {
 }
 
 
-def _usage():
-  lines = (f"  {name:10} {text}" for name, text in COMMANDS.items())
-  return "\n".join(
-    (
-      "usage: cops COMMAND ...",
-      "",
-      "Zero-shot visual anomaly detection with CLIP, in JAX.",
-      "",
-      *lines,
-      "",
-      "cops COMMAND --help shows a command's arguments; cops --version the"
-      " version.",
-    )
-  )
+_USAGE = """usage: cops COMMAND ...
+
+Zero-shot visual anomaly detection with CLIP, in JAX.
+
+{}
+
+cops COMMAND --help shows a command's arguments; cops --version the version."""
 
 
 def main() -> int | None:
@@ -49,7 +42,9 @@ def main() -> int | None:
   """
   name, *arguments = sys.argv[1:] or [""]
   if name in ("", "-h", "--help"):
-    print(_usage(), file=sys.stdout if name else sys.stderr)
+    rows = (f"  {name:10} {text}" for name, text in COMMANDS.items())
+    usage = _USAGE.format("\n".join(rows))
+    print(usage, file=sys.stdout if name else sys.stderr)
     return 0 if name else 2
   if name == "--version":
     print(f"cops_jax {__version__}")

@@ -63,19 +63,11 @@ def pytest_unconfigure(config):
 
 # The files that take longest, so that both workers end at the same time.
 _FIRST = (
-  *("test_processes", "test_runs_in_buckets", "test_runs_by_shards"),
-  "test_ablate",
-  *("test_feature_cache", "test_resume"),
-  *(
-    "test_many",
-    "test_cops",
-    "test_step",
-    "test_dataset",
-    "test_runs_on_folders",
-  ),
-  *("test_clip", "test_weights", "test_jax", "test_onnx", "test_loop"),
-  "test_documentation",
-  *("test_detector", "test_predict", "test_page"),
+  *("test_processes", "test_runs_in_buckets", "test_documentation"),
+  *("test_engine", "test_evaluator", "test_resume", "test_page"),
+  *("test_reproduce", "test_feature_cache", "test_cops", "test_original_files"),
+  *("test_towers", "test_loop", "test_server", "test_notebooks"),
+  *("test_platforms", "test_ablate", "test_cluster", "test_benchmarks"),
 )
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import multiprocessing
 import os
 import sys
 import threading
@@ -63,6 +62,8 @@ def command_line(
         end_soon()
       sys.exit(f"error: {error}")
     except KeyboardInterrupt:
+      import multiprocessing
+
       print("interrupted", file=sys.stderr, flush=True)
       children = multiprocessing.active_children()
       for process in children:

@@ -40,16 +40,9 @@ def _list(options):
   from cops_jax.datasets import SPECIFICATIONS
 
   rows = [("name", "state", "test images", "licence", "where to get it")]
-  rows += [
-    (
-      name,
-      _state(name, options),
-      str(row.num_test_images),
-      row.licence,
-      row.homepage,
-    )
-    for name, row in SPECIFICATIONS.items()
-  ]
+  for name, row in SPECIFICATIONS.items():
+    cells = (str(row.num_test_images), row.licence, row.homepage)
+    rows.append((name, _state(name, options), *cells))
   print("\n".join(align(rows, num_text_columns=len(rows[0]))))
   print(_COPIES)
   return 0
@@ -73,14 +66,11 @@ def _prepare(options):
 
   names = options.names
   if options.all:
-    absent = [
-      name
-      for name in SPECIFICATIONS
-      if _state(name, options) == "no original files"
-    ]
-    for name in absent:
-      print(f"{name}: no original files, see the list command")
-    names = [name for name in SPECIFICATIONS if name not in absent]
+    for name in SPECIFICATIONS:
+      if _state(name, options) == "no original files":
+        print(f"{name}: no original files, see the list command")
+      else:
+        names.append(name)
   rows, errors = [("name", "train images", "test images")], []
   for name in names:
     try:
@@ -89,15 +79,11 @@ def _prepare(options):
       errors.append(f"error: {error}")
       continue
     splits = builder.info.splits
-    rows.append(
-      (
-        name,
-        *(
-          str(splits[split].num_examples) if split in splits else "-"
-          for split in ("train", "test")
-        ),
-      )
+    counts = (
+      str(splits[split].num_examples) if split in splits else "-"
+      for split in ("train", "test")
     )
+    rows.append((name, *counts))
   print("\n".join(align(rows, num_text_columns=1)))
   if errors:
     sys.exit("\n".join(errors))

@@ -28,32 +28,30 @@ def _load_models(options):
   from cops_jax.detector import AnomalyDetector
   from cops_jax.weights.clip import DEMO_CLIP
 
-  models = [
-    (
-      load(name, allow_other_clip=options.allow_other_clip),
-      f"Prompts of {name}",
-    )
-    for names, load in (
-      (options.workdir, AnomalyDetector.from_workdir),
-      (options.pretrained, AnomalyDetector.from_pretrained),
-    )
-    for name in names
-  ]
-  clip = options.clip
+  models, clip = [], options.clip
+  for names, load in (
+    (options.workdir, AnomalyDetector.from_workdir),
+    (options.pretrained, AnomalyDetector.from_pretrained),
+  ):
+    for name in names:
+      detector = load(name, allow_other_clip=options.allow_other_clip)
+      models.append((detector, f"Prompts of {name}"))
   if not models and not clip:
     models.append((load_detector(), "The embedded prompts"))
     clip = DEMO_CLIP
   if clip:
-    by_hand = AnomalyDetector.from_clip(
+    detector = AnomalyDetector.from_clip(
       clip, normal=options.normal, anomalous=options.anomalous
     )
-    models.append((by_hand, "Hand-written prompts"))
-  return [(detector, _describe(detector, text)) for detector, text in models]
-
-
-def _describe(detector, prompts):
-  clip = detector.config.clip.weights
-  return f"{prompts}, on CLIP {clip!r}. {_tell(detector.thresholds)}"
+    models.append((detector, "Hand-written prompts"))
+  return [
+    (
+      detector,
+      f"{prompts}, on CLIP {detector.config.clip.weights!r}."
+      f" {_tell(detector.thresholds)}",
+    )
+    for detector, prompts in models
+  ]
 
 
 def _tell(thresholds):
@@ -70,10 +68,11 @@ def _listen(host, port):
   family = socket.AF_INET6 if ":" in host else socket.AF_INET
   try:
     return socket.create_server((host, port), family=family)
-  except OSError as error:
+  except (OSError, OverflowError) as error:
+    reason = getattr(error, "strerror", None) or error
     raise InputError(
-      f"{host}:{port} cannot be served: {error.strerror}. Choose another --port"
-      " or --host."
+      f"{host}:{port} cannot be served: {reason}. Choose another --port or"
+      " --host."
     ) from error
 
 
@@ -114,6 +113,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
   parser = _parser()
   options = parser.parse_args(arguments)
   flags.require_clip_for_texts(parser, options)
-  if not 0 <= options.port < 2**16:
-    parser.error(f"--port is {options.port}, expected from 0 to {2**16 - 1}")
   _serve(options)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import ast
 import contextlib
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -196,6 +195,8 @@ def add_config(parser: argparse.ArgumentParser) -> None:
 
 def _parse_tuple(text):
   """(24,) and 24 are the same, and so are ('visa',) and visa."""
+  import ast
+
   try:
     value = ast.literal_eval(text)
   except (ValueError, SyntaxError) as error:
