@@ -60,7 +60,7 @@ def publish(
   chosen = _find_thresholds(workdir, digest)
   weights = record.config["clip"]["weights"]
   contents = {
-    CONFIG: pretrained.config_json(record, digest),
+    CONFIG: record.to_json(),
     PROMPTS: prompts.to_safetensors(trainable, record),
     CARD: card.make_card(
       record,
@@ -117,7 +117,7 @@ def require_replaceable(out: str | os.PathLike) -> None:
   out = to_path(out)
   try:
     if exists(out / CONFIG):
-      pretrained.read_config(out / CONFIG)
+      pretrained.require_config(out / CONFIG)
     elif find_files(out) if is_address(out) else os.listdir(out):
       raise InputError("it is not empty")
   except FileNotFoundError:

@@ -115,7 +115,7 @@ def test_a_folder_of_something_else_is_left_alone(workdir, tmp_path):
   out.mkdir()
   for name, content, reason in (
     ("notes.txt", "mine", "it is not empty"),
-    ("config.json", '{"model_type": "clip"}', "was not written by cops"),
+    ("config.json", '{"model_type": "clip"}', "does not hold its own"),
   ):
     (out / name).write_text(content)
     with pytest.raises(

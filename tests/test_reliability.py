@@ -32,113 +32,124 @@ pytestmark = pytest.mark.soak
 
 detector = demo_pages.detector
 
-# What differs from time to time: how long it took, and when.
-TIMES = (b'"seconds"', b'"images_per_second"', b'"peak_memory', b'"exported_on')
+COPS = ("-m", "cops_jax")
+PREPARED = ("btad", "kvasir", "visa")
 
 
 def say(name, numbers):
   print(f"\n{name}: {json.dumps(numbers)}", flush=True)
 
 
-def read_all(folder):
-  """Files' contents by name, without locks and the lines that tell times."""
-  found = {}
-  for path in sorted(folder.rglob("*")):
-    if path.is_file() and not path.name.startswith("."):
-      lines = path.read_bytes().split(b"\n")
-      kept = [line for line in lines if not any(name in line for name in TIMES)]
-      found[str(path.relative_to(folder))] = b"\n".join(kept)
-  return found
+def prepared(out):
+  return [
+    datasets.load(name, "test", f"{out}/data").fingerprint()
+    for name in PREPARED
+  ]
+
+
+def prompts_of(out):
+  assert not any(find_damage(out / "run").values())
+  with Checkpoints(out / "run") as saved:
+    step, params = saved.restore_params()
+  return step, hash_prompts(params), metrics_log.read_metrics(out / "run")
+
+
+def evaluated(out):
+  workdir = out / "run"
+  files = (workdir / "scores.csv", *sorted((workdir / "maps").rglob("*.*")))
+  scores = {str(path.relative_to(workdir)): path.read_bytes() for path in files}
+  return reporting.read_means(workdir), scores
+
+
+def calibrated(out):
+  return thresholds.read_thresholds(out / "run")
+
+
+def exported(out):
+  metadata = export.load(out / "model.cops").metadata
+  return {key: value for key, value in metadata.items() if "sha256" in key}
 
 
 @pytest.mark.parametrize(
-  "kind", ("prepare", "cache", "evaluate", "calibrate", "export")
+  "outcome, command",
+  (
+    (
+      prepared,
+      (
+        *(*COPS, "datasets", "prepare", *PREPARED),
+        *("--data_dir={out}/data", "--manual_dir={tmp}/manual"),
+      ),
+    ),
+    (
+      prompts_of,
+      (
+        *("train.py", "--workdir={out}/run", "--config.train.batch_size=4"),
+        "--config.train.dataset={images}",
+        "--config.feature_cache.dtype=float32",
+        "--config.features_dir={out}/features",
+      ),
+    ),
+    (
+      evaluated,
+      (
+        *("eval.py", "--workdir={out}/run", "--datasets={images}"),
+        *("--save_maps", "--config.evaluation.batch_size=2"),
+      ),
+    ),
+    (
+      calibrated,
+      (*COPS, "calibrate", "--workdir={out}/run", "--data={images}"),
+    ),
+    (
+      exported,
+      (*COPS, "export", "--workdir={out}/run", "--out={out}/model.cops"),
+    ),
+  ),
 )
 def test_a_command_killed_at_random_ends_as_an_uninterrupted_one(
-  kind, trained, arguments, tmp_path
+  outcome, command, trained, arguments, tmp_path
 ):
   """Twenty times each: killed, then the same command to its end."""
   images = write_folder(tmp_path / "plates", 24)
   for name in original_layouts.NAMES:
     original_layouts.write_tree(name, tmp_path / "manual")
 
-  def command(out):
-    workdir = f"--workdir={out}/run"
-    return {
-      "prepare": (
-        *("-m", "cops_jax", "datasets", "prepare", "btad", "kvasir", "visa"),
-        *(f"--data_dir={out}/data", f"--manual_dir={tmp_path}/manual"),
-      ),
-      "cache": (
-        *("train.py", *arguments, workdir, f"--config.train.dataset={images}"),
-        "--config.train.batch_size=4",
-        "--config.feature_cache.dtype=float32",
-        f"--config.features_dir={out}/features",
-      ),
-      "evaluate": (
-        *("eval.py", workdir, f"--datasets={images}", "--save_maps"),
-        "--config.evaluation.batch_size=2",
-      ),
-      "calibrate": ("-m", "cops_jax", "calibrate", workdir, f"--data={images}"),
-      "export": (
-        *("-m", "cops_jax", "export", workdir, f"--out={out}/model.cops"),
-      ),
-    }[kind]
-
   def begin(name):
     out = tmp_path / name
     out.mkdir()
-    if kind not in ("prepare", "cache"):
+    if outcome not in (prepared, prompts_of):
       shutil.copytree(trained[0], out / "run")
-    return out
+    words = [
+      word.format(out=out, tmp=tmp_path, images=images) for word in command
+    ]
+    if outcome is prompts_of:
+      words[1:1] = arguments
+    return out, words
 
-  def outcome(out):
-    found = read_all(out)
-    for name in list(found):
-      # Names of folders are in them; archives have times.
-      skipped = (".html", ".md", "contents.json", "checkpoints/")
-      if any(part in name for part in (*skipped, ".cops")):
-        del found[name]  # Some are compared below.
-      elif name.endswith(".json"):
-        text = found[name].replace(str(out).encode(), b"OUT")
-        lines = text.split(b"\n")
-        found[name] = [line for line in lines if b'"sha256"' not in line]
-    if (out / "run" / "checkpoints").exists():
-      assert not any(find_damage(out / "run").values())
-      with Checkpoints(out / "run") as saved:
-        found["prompts"] = hash_prompts(saved.restore_params()[1])
-    if kind == "prepare":
-      for name in ("btad", "kvasir", "visa"):
-        examples = datasets.load(name, "test", f"{out}/data")
-        found[name] = examples.fingerprint()
-    if kind == "export":
-      metadata = export.load(out / "model.cops").metadata
-      found["metadata"] = {
-        key: value for key, value in metadata.items() if "sha256" in key
-      }
-    return found
+  def finish(words):
+    code, _, err = run(*words)
+    assert code == 0, err
 
+  out, words = begin("whole")
   began = time.monotonic()
-  code, _, err = run(*command(begin("whole")))
+  finish(words)
   duration = time.monotonic() - began
-  assert code == 0, err
-  want = outcome(tmp_path / "whole")
-  rng = random.Random(kind)
+  want = outcome(out)
+  rng = random.Random(outcome.__name__)
   counts = collections.Counter()
   for _ in range(20):
-    out = begin("killed")
-    process = Program(*command(out))
+    out, words = begin("killed")
+    process = Program(*words)
     with contextlib.suppress(TimeoutError):
       process._process.join(rng.uniform(0, 1.1 * duration))
     counts["killed" if process.poll() is None else "ended before"] += 1
     if process.poll() is None:
       process.kill()
     process.wait()
-    code, _, err = run(*command(out))
-    assert code == 0, err
+    finish(words)
     assert outcome(out) == want
     shutil.rmtree(out)
-  say(f"{kind}, killed at random", counts)
+  say(f"{outcome.__name__}, killed at random", counts)
   assert counts["killed"] >= 10
 
 
@@ -147,80 +158,64 @@ def test_flipped_bits(trained, tmp_path):
   workdir = tmp_path / "run"
   shutil.copytree(trained[0], workdir)
   images = write_folder(tmp_path / "plates", 8)
+  place = f"--workdir={workdir}"
   for command in (
-    ("eval.py", f"--workdir={workdir}", f"--datasets={images}"),
-    ("-m", "cops_jax", "calibrate", f"--workdir={workdir}", f"--data={images}"),
-    (
-      "-m",
-      "cops_jax",
-      "export",
-      f"--workdir={workdir}",
-      f"--out={workdir}/a.cops",
-    ),
-    (
-      *("-m", "cops_jax", "weights", "export", "--workdir", workdir),
-      *("--out", workdir / "prompts.safetensors"),
-    ),
+    ("eval.py", place, f"--datasets={images}"),
+    (*COPS, "calibrate", place, f"--data={images}"),
+    (*COPS, "export", place, f"--out={workdir}/a.cops"),
+    (*COPS, "weights", "export", place, f"--out={workdir}/a.safetensors"),
   ):
     code, _, err = run(*command)
     assert code == 0, err
   tree = original_layouts.write_tree("kvasir", tmp_path / "manual")
-  data_dir = workdir / "data"
-  load = lambda: datasets.load(  # noqa: E731
-    "kvasir", "test", str(data_dir), str(tree.root.parent)
-  )
-  fingerprint = load().fingerprint()
   with Checkpoints(workdir) as saved:
     _, template = saved.restore_params()
 
-  def check_prepared():
+  def load():
+    manual_dir = str(tree.root.parent)
+    return datasets.load("kvasir", "test", str(workdir / "data"), manual_dir)
+
+  fingerprint = load().fingerprint()
+
+  def check_prepared(path):
     examples = load()
     assert list(examples) and examples.fingerprint() == fingerprint
 
-  def check_checkpoint():
+  def check_checkpoint(path):
     if any(find_damage(workdir).values()):
       raise InputError("damaged")
 
-  def use(path):
-    """Raises InputError or ValueError if what reads the file notices."""
-    name = path.relative_to(workdir).as_posix()
-    if name.startswith("checkpoints/"):
-      return check_checkpoint
-    if name.startswith("data/"):
-      return check_prepared
-    return {
-      "run.json": lambda: read_record(workdir),
-      "thresholds.json": lambda: thresholds.read_thresholds(workdir),
-      "metrics.jsonl": lambda: metrics_log.read_metrics(workdir),
-      "results.json": lambda: reporting.read_means(workdir),
-      "evaluation/plates.json": lambda: unseal(path.read_bytes()),
-      "a.cops": lambda: export.load(path),
-      "prompts.safetensors": lambda: load_prompts(path, template),
-    }.get(name)
-
+  readers = {  # Each raises InputError or ValueError if it notices.
+    "checkpoints": check_checkpoint,
+    "data": check_prepared,
+    "run.json": lambda path: read_record(workdir),
+    "thresholds.json": lambda path: thresholds.read_thresholds(workdir),
+    "metrics.jsonl": lambda path: metrics_log.read_metrics(workdir),
+    "results.json": lambda path: reporting.read_means(workdir),
+    "evaluation": lambda path: unseal(path.read_bytes()),
+    "a.cops": export.load,
+    "a.safetensors": lambda path: load_prompts(path, template),
+  }
   files = [path for path in sorted(workdir.rglob("*")) if path.is_file()]
   files = [path for path in files if path.stat().st_size]
   rng = random.Random(0)
   counts = collections.defaultdict(collections.Counter)
   for _ in range(500):
     path = rng.choice(files)
-    content = path.read_bytes()
+    name = path.relative_to(workdir).parts[0]
+    if name not in readers:
+      counts[name]["for people"] += 1
+      continue
+    content, stat = path.read_bytes(), path.stat()
     damaged = bytearray(content)
     damaged[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
-    stat = path.stat()
     path.write_bytes(damaged)
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    name = path.relative_to(workdir).parts[0]
-    check = use(path)
-    if check is None:
-      outcome = "for people"
-    else:
-      try:
-        check()
-        outcome = "harmless"
-      except (InputError, ValueError):
-        outcome = "noticed"
-    counts[name][outcome] += 1
+    try:
+      readers[name](path)
+      counts[name]["harmless"] += 1
+    except (InputError, ValueError):
+      counts[name]["noticed"] += 1
     path.write_bytes(content)
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
   say("flipped bits", counts)
@@ -243,46 +238,40 @@ def test_bad_input_has_no_traceback(trained, tmp_path):
   shutil.copytree(trained[0], workdir)
   write_folder(tmp_path / "plates", 4)
   image = tmp_path / "plates/test/good/00.png"
-  run_flag, new_flag = f"--workdir={workdir}", f"--workdir={tmp_path}/new"
-  places = (
-    lambda bad: ("-m", "cops_jax", "predict", bad, run_flag),
-    lambda bad: ("-m", "cops_jax", "predict", image, f"--workdir={bad}"),
-    lambda bad: ("-m", "cops_jax", "predict", image, run_flag, f"--out={bad}"),
-    lambda bad: ("-m", "cops_jax", "calibrate", run_flag, f"--data={bad}"),
-    lambda bad: ("-m", "cops_jax", "calibrate", run_flag, "--normal", bad),
-    lambda bad: (
-      *("-m", "cops_jax", "calibrate", run_flag, "--normal", image),
-      f"--false_alarms={bad}",
-    ),
-    lambda bad: ("-m", "cops_jax", "export", run_flag, f"--out={bad}"),
-    lambda bad: ("-m", "cops_jax", "weights", "inspect", bad),
-    lambda bad: ("-m", "cops_jax", "datasets", "check", bad),
-    lambda bad: ("-m", "cops_jax", "datasets", "prepare", bad),
-    lambda bad: ("-m", "cops_jax", "compare", bad),
-    lambda bad: (ROOT / "eval.py", run_flag, f"--datasets={bad}"),
-    lambda bad: (ROOT / "eval.py", run_flag, f"--checkpoint={bad}"),
-    lambda bad: (ROOT / "eval.py", run_flag, f"--config.evaluation.beta={bad}"),
-    lambda bad: (ROOT / "train.py", f"--config={bad}", new_flag),
-    lambda bad: (
-      *(ROOT / "train.py", "--config=demo", new_flag),
-      f"--config.train.dataset={bad}",
-    ),
+  old, new = f"--workdir={workdir}", f"--workdir={tmp_path}/new"
+  evaluate, train = ROOT / "eval.py", ROOT / "train.py"
+  places = (  # {} is the bad value.
+    (*COPS, "predict", "{}", old),
+    (*COPS, "predict", image, "--workdir={}"),
+    (*COPS, "predict", image, old, "--out={}"),
+    (*COPS, "calibrate", old, "--data={}"),
+    (*COPS, "calibrate", old, "--normal", "{}"),
+    (*COPS, "calibrate", old, "--normal", image, "--false_alarms={}"),
+    (*COPS, "export", old, "--out={}"),
+    (*COPS, "weights", "inspect", "{}"),
+    (*COPS, "datasets", "check", "{}"),
+    (*COPS, "datasets", "prepare", "{}"),
+    (*COPS, "compare", "{}"),
+    (evaluate, old, "--datasets={}"),
+    (evaluate, old, "--checkpoint={}"),
+    (evaluate, old, "--config.evaluation.beta={}"),
+    (train, "--config={}", new),
+    (train, "--config=demo", new, "--config.train.dataset={}"),
   )
+  cases = [
+    [str(word).replace("{}", bad) for word in place]
+    for place in places
+    for bad in BAD
+  ]
   counts, failures = collections.Counter(), []
-  cases = [place(bad) for place in places for bad in BAD]
   with concurrent.futures.ThreadPoolExecutor(2) as pool:
-    for case, (code, _, err) in zip(
-      cases, pool.map(lambda case: _run(case, tmp_path), cases), strict=True
-    ):
+    results = pool.map(lambda case: run(*case, folder=tmp_path), cases)
+    for case, (code, _, err) in zip(cases, results, strict=True):
       counts[code] += 1
       if "Traceback" in err:
-        failures.append((*map(str, case), err[-300:]))
+        failures.append((*case, err[-300:]))
   say("bad inputs, by exit code", counts)
   assert not failures, "\n".join(map(str, failures))
-
-
-def _run(case, folder):
-  return run(*case, folder=folder)
 
 
 def test_a_crowd_on_the_page(detector):

@@ -49,11 +49,6 @@ def _find_files(directory):
     raise InputError(f"{directory} cannot be read: {error.strerror}") from error
 
 
-def has_checkpoint(workdir: str | os.PathLike) -> bool:
-  """Returns whether a work directory, which may not exist, has a checkpoint."""
-  return bool(find_steps(workdir))
-
-
 def find_damage(workdir: str | os.PathLike) -> dict[int, list[str]]:
   """Verifies every checkpoint of a work directory.
 

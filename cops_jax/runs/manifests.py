@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
-
-from cops_jax.files import find_files, read_file, seal, sync, unseal, write_file
+from cops_jax.files import (
+  digest_file,
+  find_files,
+  read_file,
+  seal,
+  sync,
+  unseal,
+  write_file,
+)
 from cops_jax.paths import AnyPath, is_address
 
 MANIFEST = "manifest.json"
 
 
 def write_manifest(directory: AnyPath) -> None:
-  """Writes the size and SHA-256 of every file in a directory into it.
+  """Writes the SHA-256 of every file in a directory into it.
 
   Raises:
     InputError: the manifest cannot be written.
@@ -21,7 +27,7 @@ def write_manifest(directory: AnyPath) -> None:
   if not is_address(directory):
     for name in names:  # They are on the disk before the manifest says so.
       sync(directory / name)
-  files = {name: _describe(directory / name) for name in names}
+  files = {name: digest_file(read_file(directory / name)) for name in names}
   write_file(directory / MANIFEST, seal({"files": files}, indent=2))
 
 
@@ -32,37 +38,21 @@ def find_damage(directory: AnyPath) -> list[str]:
     directory: any directory; files that the manifest does not name are ignored.
 
   Returns:
-    A sentence for every file that has changed, with its name, what was expected
-    and what was found; empty if none has.
+    A sentence for every file that has changed; empty if none has.
   """
   try:
-    files = unseal(read_file(directory / MANIFEST))["files"]
-    expected = {
-      name: (entry["bytes"], entry["sha256"]) for name, entry in files.items()
-    }
+    expected = dict(unseal(read_file(directory / MANIFEST))["files"])
   except OSError as error:
     return [f"{MANIFEST} cannot be read: {error.strerror}"]
-  except (ValueError, TypeError, KeyError, AttributeError) as error:
+  except (ValueError, TypeError, KeyError) as error:
     return [f"{MANIFEST} is damaged: {error}"]
   damage = []
-  for name, (size, digest) in expected.items():
+  for name, sha256 in expected.items():
     try:
-      found = _describe(directory / name)
+      found = digest_file(read_file(directory / name))
     except OSError as error:
       damage.append(f"{name} cannot be read: {error.strerror}")
       continue
-    if found["bytes"] != size:
-      damage.append(f"{name} has {found['bytes']} bytes instead of {size}")
-    elif found["sha256"] != digest:
-      damage.append(
-        f"{name} has the SHA-256 {found['sha256']} instead of {digest}"
-      )
+    if found != sha256:
+      damage.append(f"{name} has the SHA-256 {found} instead of {sha256}")
   return damage
-
-
-def _describe(path):
-  content = read_file(path)
-  return {
-    "bytes": len(content),
-    "sha256": hashlib.sha256(content).hexdigest(),
-  }

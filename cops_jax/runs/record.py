@@ -25,13 +25,13 @@ _FILE = "run.json"
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-  """Enough to build a run's model again.
+  """What is needed to build a run's model again.
 
   Attributes:
     config: the resolved config, nested dictionaries.
-    clip_sha256: of the file with the CLIP weights that it was trained on.
-    init_from: where its parameters began, "" for random ones.
-    version: of this project.
+    clip_sha256: hash of the file with the CLIP that it was trained on.
+    init_from: where its parameters began; empty for random ones.
+    version: version of this project.
     data_sha256: fingerprint of the examples that it trains on; empty for a run
       that trains nothing.
   """
@@ -43,10 +43,10 @@ class Record:
   data_sha256: str = ""
 
   def to_config(self, source: str) -> ml_collections.ConfigDict:
-    """The config as one of this version.
+    """Returns the config as one of this version.
 
     Args:
-      source: where the record is from, for errors.
+      source: place of the record, for errors.
 
     Raises:
       InputError: it does not fit this version; see `config.restore`.
@@ -54,36 +54,18 @@ class Record:
     return restore(self.config, source, self.version)
 
   def to_json(self) -> str:
-    """The record as text."""
+    """Returns the record as text that holds its own SHA-256."""
     return seal(dataclasses.asdict(self), indent=2)
 
 
 def from_json(text: str | bytes, source: str) -> Record:
-  """Returns the record that `Record.to_json` wrote.
+  """Returns the record that `Record.to_json` wrote; lists become tuples.
 
   Raises:
     InputError: the text is not a record; names the source.
   """
   try:
     values = unseal(text)
-  except ValueError as error:
-    raise _damaged(source, error) from error
-  return from_values(values, source)
-
-
-def _damaged(source, error):
-  return InputError(
-    f"{source} is damaged ({error}); restore it, or begin anew elsewhere"
-  )
-
-
-def from_values(values: Any, source: str) -> Record:
-  """Returns the record of a dictionary of its fields; lists become tuples.
-
-  Raises:
-    InputError: it is not a record's; names the source.
-  """
-  try:
     record = Record(**values)
     if not isinstance(record.config, dict) or not all(
       isinstance(value, str)
@@ -91,8 +73,10 @@ def from_values(values: Any, source: str) -> Record:
       if name != "config"
     ):
       raise TypeError("a field has another type")
-  except TypeError as error:
-    raise _damaged(source, error) from error
+  except (ValueError, TypeError) as error:
+    raise InputError(
+      f"{source} is damaged ({error}); restore it, or begin anew elsewhere"
+    ) from error
   return dataclasses.replace(record, config=_with_tuples(record.config))
 
 
@@ -147,10 +131,10 @@ def claim_workdir(
   """Makes a work directory this run's, or checks that it is.
 
   Args:
-    workdir: of the run.
-    record: what it is to be.
-    allow_other_clip, allow_other_data: whether to go on with other CLIP weights
-      or examples than the run began with.
+    workdir: run directory.
+    record: record of this run.
+    allow_other_clip, allow_other_data: whether to accept other CLIP weights or
+      examples than the run began with.
 
   Raises:
     InputError: it holds a run with another config, CLIP, start or data; or it
@@ -188,10 +172,10 @@ def check_config(
   """Checks that a run was made with the same values of what it depends on.
 
   Args:
-    record: of the run. It may lack fields that have their defaults.
+    record: record of the run. Fields that it lacks have their defaults.
     config: nested dictionaries.
-    sections: that are compared; None for all.
-    run: its name, for errors.
+    sections: names of the sections to compare; None for all.
+    run: name of the run, for errors.
 
   Raises:
     InputError: values differ; names them.

@@ -113,7 +113,7 @@ def train(
   config = settle_dtype(config, begun)
   clip, model, examples = in_all_processes(setup.load, config)
   params = model.init_trainable(random_key(config.seed, INIT_KEY), clip.params)
-  if init_from and not checkpoints.has_checkpoint(workdir):
+  if init_from and not checkpoints.find_steps(workdir):
     params = setup.read_start(config, clip, params, init_from, allow_other_clip)
   with lock.hold(workdir, "training"):
     record = Record(

@@ -220,11 +220,6 @@ def config_from_openai(
     return tensor.shape
 
   def tower(prefix, width):
-    if width > _OPENAI_HEAD_WIDTH and width % _OPENAI_HEAD_WIDTH:
-      raise InputError(
-        f"{source}: {prefix}transformer is {width} wide, which is not a"
-        f" multiple of {_OPENAI_HEAD_WIDTH}, the width of a head"
-      )
     blocks = re.compile(re.escape(prefix) + r"transformer\.resblocks\.(\d+)\.")
     layers = {match[1] for match in map(blocks.match, tensors) if match}
     return dict(

@@ -5,15 +5,15 @@ from __future__ import annotations
 import collections
 
 from cops_jax.config import complete, flatten
-from cops_jax.errors import InputError
 from cops_jax.files import exists, is_file
 from cops_jax.runs.checkpoints import Checkpoints, find_steps
 from cops_jax.runs.record import from_json, read_record
-from cops_jax.weights import clip_names, tensor_files
+from cops_jax.weights import tensor_files
 
 # By how the names of a file's tensors begin.
 _CONTENTS = {
   "vision_model.": "CLIP in Hugging Face's names",
+  "visual.": "CLIP in OpenAI's names",
   "prompt_learner.context": "trained prompts in this project's names",
   "object_prompts.": "AnomalyCLIP's prompts in this project's names",
   "prompt_learner.t_n": "trained prompts in the authors' names",
@@ -34,9 +34,17 @@ def inspect(path: str) -> str:
     str(array.dtype) for array in file.tensors.values()
   )
   counts = ", ".join(f"{dtype} ({count})" for dtype, count in dtypes.items())
+  contents = next(
+    (
+      contents
+      for start, contents in _CONTENTS.items()
+      if any(name.startswith(start) for name in file.tensors)
+    ),
+    "neither a CLIP nor prompts that are known here",
+  )
   lines = [
     f"file:    {path}",
-    f"format:  {file.format}, {_contents(file)}",
+    f"format:  {file.format}, {contents}",
     f"size:    {file.path.stat().st_size:,} bytes",
     f"sha256:  {file.sha256}",
     f"dtype:   {counts}",
@@ -77,24 +85,3 @@ def _table(params):
   from clu import parameter_overview
 
   return parameter_overview.get_parameter_overview(params, include_stats=False)
-
-
-def _contents(file):
-  if clip_names.is_openai(file.tensors):
-    try:
-      config = clip_names.config_from_openai(file.tensors, str(file.path))
-    except InputError as error:
-      return (
-        f"tensors in OpenAI's names, but no CLIP that is read here: {error}"
-      )
-    vision, text = config.vision_config, config.text_config
-    return (
-      f"CLIP in OpenAI's names: {vision.num_hidden_layers} vision layers of"
-      f" width {vision.hidden_size}, patches of {vision.patch_size} pixels in"
-      f" images of {vision.image_size}, {text.num_hidden_layers} text layers of"
-      f" width {text.hidden_size}, joint width {config.projection_dim}"
-    )
-  for start, contents in _CONTENTS.items():
-    if any(name.startswith(start) for name in file.tensors):
-      return contents
-  return "neither a CLIP nor prompts that are known here"

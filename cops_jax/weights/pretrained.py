@@ -1,22 +1,21 @@
 """Pretrained prompts: a repository of the Hugging Face hub, or a folder.
 
 It holds `prompts.safetensors`, with the record of the run that trained them;
-`config.json`, the same record for people and the prompts' hash;
-`thresholds.json`, if thresholds were chosen; and `README.md`, the model card.
+`config.json`, the same record for people; `thresholds.json`, if thresholds were
+chosen; and `README.md`, the model card.
 `cops_jax.publish` writes such a folder.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import os
 import pathlib
 
 from cops_jax.errors import InputError
-from cops_jax.files import read_file, seal, unseal
+from cops_jax.files import read_file
 from cops_jax.paths import is_address
-from cops_jax.runs.record import Record, from_json, from_values
+from cops_jax.runs.record import from_json
 from cops_jax.weights.locate import locate, split_hub_name
 from cops_jax.weights.tensor_files import read_tensor_file
 
@@ -46,10 +45,8 @@ def find(name: str | os.PathLike) -> pathlib.Path:
         " folder that cops weights publish wrote, or such a repository"
       )
   path = folder / PROMPTS
-  record, prompts_sha256 = read_config(folder / CONFIG)
-  file = read_tensor_file(path)
-  own = from_json(file.record, str(path)) if file.record else None
-  if (own, file.content_sha256) != (record, prompts_sha256):
+  require_config(folder / CONFIG)
+  if read_tensor_file(path).record.encode() != read_file(folder / CONFIG):
     raise InputError(
       f"{path} does not hold the prompts that {folder / CONFIG} describes: get"
       " the folder again"
@@ -78,34 +75,13 @@ def find_start(path: str | os.PathLike) -> str | os.PathLike:
   return find(path) / PROMPTS if is_pretrained else path
 
 
-def config_json(record: Record, prompts_sha256: str) -> str:
-  """Returns the text of `config.json`.
-
-  Args:
-    record: record of the run that trained the prompts.
-    prompts_sha256: see `prompts.hash_prompts`.
-  """
-  values = {
-    "prompts_sha256": prompts_sha256,
-    "record": dataclasses.asdict(record),
-  }
-  return seal(values, indent=2)
-
-
-def read_config(path: os.PathLike) -> tuple[Record, str]:
-  """Returns a `config.json`'s arguments to `config_json`.
+def require_config(path: os.PathLike) -> None:
+  """Checks that a `config.json` is that of pretrained prompts.
 
   Raises:
     InputError: the file is damaged or another program's, or cannot be read.
   """
   try:
-    values = unseal(read_file(path))
-    record, digest = values["record"], str(values["prompts_sha256"])
+    from_json(read_file(path), str(path))
   except OSError as error:
     raise InputError(f"{path} cannot be read: {error.strerror}") from error
-  except (ValueError, KeyError) as error:
-    reason = f"no {error}" if isinstance(error, KeyError) else error
-    raise InputError(
-      f"{path} is damaged or was not written by cops weights publish ({reason})"
-    ) from error
-  return from_values(record, str(path)), digest

@@ -16,12 +16,8 @@ import pytest
 from cops_jax import files
 from cops_jax.errors import InputError
 from cops_jax.paths import to_path
-from cops_jax.runs.checkpoints import (
-  Checkpoints,
-  find_damage,
-  find_steps,
-  has_checkpoint,
-)
+from cops_jax.runs import manifests
+from cops_jax.runs.checkpoints import Checkpoints, find_damage, find_steps
 from cops_jax.runtime.mesh import make_mesh, replicate
 from helpers.runs import flip
 from helpers.scripts import environment
@@ -108,16 +104,12 @@ def test_other_devices_than_those_that_saved(tmp_path):
   assert result.stdout == 3 * "4 [0.0, 1.0, 2.0]\n", result.stderr
 
 
-def test_missing_checkpoint_is_reported(tmp_path):
-  assert not has_checkpoint(tmp_path / "nowhere")
-  with Checkpoints(tmp_path) as saved:
-    with pytest.raises(InputError, match="has no checkpoint yet"):
-      saved.restore_params({"a": jnp.zeros(3)})
-
-
-def test_checkpoint_of_another_size_is_refused(tmp_path):
+def test_no_checkpoint_and_one_of_another_size(tmp_path):
+  assert find_steps(tmp_path / "nowhere") == []
   with Checkpoints(tmp_path, num_kept=1) as saved:
-    saved.save(1, {"a": jnp.zeros(3)}, {"count": jnp.int32(1)})
+    with pytest.raises(InputError, match="has no checkpoint yet"):
+      saved.restore_params(PARAMS)
+    saved.save(1, PARAMS, OPT_STATE)
   with Checkpoints(tmp_path) as saved:
     with pytest.raises(InputError, match="cannot be restored"):
       saved.restore_params({"a": jnp.zeros(4)})
@@ -152,6 +144,16 @@ def test_damage_to_any_file_is_found(saved_dir, tmp_path, harm):
       assert 2 not in damage
     path.write_bytes(content)
   assert find_damage(workdir) == {1: [], 2: []}
+
+
+@pytest.mark.parametrize(
+  "content",
+  ("{", "[" * 100_000, files.seal({}), files.seal({"files": 1})),
+)
+def test_a_damaged_manifest_is_refused(tmp_path, content):
+  (tmp_path / manifests.MANIFEST).write_text(content)
+  (damage,) = manifests.find_damage(tmp_path)
+  assert damage.startswith("manifest.json is damaged: ")
 
 
 @pytest.mark.parametrize("place", ("disk", "bucket"))

@@ -9,7 +9,6 @@ from cops_jax.errors import InputError
 from cops_jax.files import seal
 from cops_jax.runs.record import (
   Record,
-  check_clip,
   check_config,
   claim_workdir,
   from_json,
@@ -57,31 +56,28 @@ def test_another_config_is_refused_and_the_first_kept(tmp_path):
   assert read_record(tmp_path) == RECORD
 
 
-def test_another_start_is_refused(tmp_path):
+@pytest.mark.parametrize(
+  "change, expected, allow",
+  (
+    ({"init_from": "a.pth"}, "began from init_from='', not 'a.pth'", None),
+    (
+      {"clip_sha256": "cd" * 32},
+      "(ab){32}; the file here has (cd){32}",
+      "allow_other_clip",
+    ),
+    ({"data_sha256": "0"}, "other images: .*--allow_ot", "allow_other_data"),
+  ),
+)
+def test_another_run_is_refused_unless_allowed(
+  tmp_path, change, expected, allow
+):
   claim_workdir(tmp_path, RECORD)
-  other = dataclasses.replace(RECORD, init_from="epoch_5.pth")
-  with pytest.raises(InputError, match="began from init_from='', not 'epoch"):
+  other = dataclasses.replace(RECORD, **change)
+  with pytest.raises(InputError, match=expected):
     claim_workdir(tmp_path, other)
-
-
-def test_another_clip_is_refused_unless_allowed(tmp_path):
-  claim_workdir(tmp_path, RECORD)
-  other = dataclasses.replace(RECORD, clip_sha256="cd" * 32)
-  with pytest.raises(InputError, match="(ab){32}; the file here has (cd){32}"):
-    claim_workdir(tmp_path, other)
-  claim_workdir(tmp_path, other, allow_other_clip=True)
+  if allow:
+    claim_workdir(tmp_path, other, **{allow: True})
   assert read_record(tmp_path) == RECORD
-  check_clip(RECORD, "ab" * 32, "run", False)
-
-
-def test_other_data_are_refused_unless_allowed(tmp_path):
-  record = dataclasses.replace(RECORD, data_sha256="ab" * 32)
-  claim_workdir(tmp_path, record)
-  other = dataclasses.replace(RECORD, data_sha256="cd" * 32)
-  with pytest.raises(InputError, match="other images: .*--allow_other_data"):
-    claim_workdir(tmp_path, other)
-  claim_workdir(tmp_path, other, allow_other_data=True)
-  assert read_record(tmp_path) == record
 
 
 def test_only_the_asked_sections_are_compared():

@@ -12,7 +12,7 @@ from transformers import FlaxCLIPModel
 
 from cops_jax import weights
 from cops_jax.errors import InputError
-from cops_jax.weights import clip_names
+from cops_jax.weights import clip, clip_names
 from cops_jax.weights.tensor_files import read_tensor_file
 from helpers import hub, weight_files
 
@@ -37,6 +37,9 @@ def test_round_trip_is_exact_in_half_precision(clip_folder, tmp_path):
   chex.assert_trees_all_equal(first.params, second.params)
   assert second.params["logit_scale"].shape == ()
   assert second.tokens == first.tokens
+  assert second.sha256 == sha256(tmp_path / "model.safetensors")
+  with pytest.raises(InputError, match=f"{second.sha256}; .* expects 00ff"):
+    weights.load_clip(str(tmp_path), sha256="00ff")
 
 
 def test_every_format_gives_the_same_parameters(tmp_path):
@@ -175,10 +178,6 @@ def test_every_wrong_tensor_of_openais_is_listed(tmp_path):
       r"text_projection is of shape \(3,\); it must have 2 axes",
     ),
     (
-      {"visual.conv1.weight": np.zeros((80, 3, 4, 4), np.float16)},
-      "80 wide, which is not a multiple of 64",
-    ),
-    (
       {"visual.layer1.0.conv1.weight": np.zeros((2, 2), np.float16)},
       "CLIP with a ResNet; CoPS needs a vision transformer",
     ),
@@ -188,14 +187,6 @@ def test_every_wrong_tensor_of_openais_is_listed(tmp_path):
 def test_unusable_openai_files_are_refused(tmp_path, changes, expected):
   with pytest.raises(InputError, match=expected):
     weights.load_clip(openai_file(tmp_path, **changes))
-
-
-def test_a_pinned_hash(clip_folder):
-  actual = sha256(clip_folder / "model.safetensors")
-  assert weights.load_clip(str(clip_folder), sha256=actual).sha256 == actual
-  with pytest.raises(InputError) as caught:
-    weights.load_clip(str(clip_folder), sha256="0" * 64)
-  assert actual in str(caught.value) and "0" * 64 in str(caught.value)
 
 
 def test_the_hubs_cache_works_offline_and_by_revision(
@@ -221,29 +212,13 @@ def test_the_hubs_cache_works_offline_and_by_revision(
       weights.load_clip(name, revision)
 
 
-@pytest.mark.parametrize("tensors", ("model.safetensors", "pytorch_model.bin"))
-def test_a_hub_name_downloads_what_is_needed(clip_folder, monkeypatch, tensors):
-  import huggingface_hub
-
-  asked = {}
-
-  def snapshot_download(name, revision, allow_patterns):
-    asked[name, revision] = allow_patterns
-    return str(clip_folder)
-
-  monkeypatch.setattr(
-    huggingface_hub.HfApi,
-    "list_repo_files",
-    lambda self, name, revision: [
-      *("config.json", "vocab.json", "merges.txt", tensors),
-      *("pytorch_model.bin", "tf_model.h5"),
-    ],
-  )
-  monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-  weights.load_clip("some/clip", revision="v1")
-  assert asked == {
-    ("some/clip", "v1"): ["config.json", "vocab.json", "merges.txt", tensors]
-  }
+def test_a_hub_name_downloads_what_is_needed():
+  """The preferred file of tensors, and no other."""
+  needed = ["config.json", "vocab.json", "merges.txt"]
+  files = [*needed, "pytorch_model.bin", "tf_model.h5"]
+  assert clip._needed_files(files) == [*needed, "pytorch_model.bin"]
+  files.append("model.safetensors")
+  assert clip._needed_files(files) == [*needed, "model.safetensors"]
 
 
 def test_tokens_of_the_demo():
@@ -268,16 +243,10 @@ def test_missing_file_is_reported(copy, name):
 
 
 def test_damaged_config_is_refused(copy):
-  (copy / "config.json").write_text("{")
-  with pytest.raises(InputError, match="config.json is not JSON"):
-    weights.load_clip(str(copy))
   for text, expected in (
+    ("{", "config.json is not JSON"),
     ("[]", "config.json is not CLIP's"),
     ('{"vision_config": 3}', "config.json is not CLIP's"),
-    (
-      '{"vision_config": {"num_hidden_layers": 1000000000}}',
-      "1000000012 layers, but .* holds only 110 tensors",
-    ),
     (
       '{"vision_config": {"num_hidden_layers": 1, "hidden_size": "many"}}',
       "its sizes describe no CLIP that can be built",

@@ -11,24 +11,14 @@ from cops_jax.runs.record import Record
 from cops_jax.weights import build_model, clip_of, settle_dtype
 
 
-def test_a_new_run_takes_the_platforms_type(config, caplog):
+def test_the_type_of_a_new_run_and_of_one_that_began(config, caplog):
   caplog.set_level(logging.INFO, "cops_jax")
   config.clip.dtype = "auto"
   settled = settle_dtype(config, None)
   assert settled.clip.dtype == "float32" and config.clip.dtype == "auto"
   assert "CLIP computes in float32, as is fast on cpu" in caplog.text
   assert build_model(config, clip_of(config)).clip.dtype == jnp.float32
-
-
-def test_what_is_asked_for_stays(config):
-  config.clip.dtype = "bfloat16"
-  assert settle_dtype(config, None).clip.dtype == "bfloat16"
-
-
-def test_a_run_keeps_what_it_began_with(config, caplog):
-  caplog.set_level(logging.INFO, "cops_jax")
   record = Record({"clip": {"dtype": "bfloat16"}}, "")
-  config.clip.dtype = "auto"
   assert settle_dtype(config, record).clip.dtype == "bfloat16"
   assert "CLIP computes in bfloat16, as the run does" in caplog.text
 

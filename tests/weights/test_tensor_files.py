@@ -12,7 +12,7 @@ from safetensors.numpy import save, save_file
 
 from cops_jax.errors import InputError
 from cops_jax.weights import torch_files
-from cops_jax.weights.tensor_files import check_tensors, read_tensor_file
+from cops_jax.weights.tensor_files import read_tensor_file
 from helpers import weight_files
 
 DTYPES = (
@@ -72,21 +72,6 @@ def test_a_hash_is_checked_before_the_file_is_parsed(path):
     read_tensor_file(path, "00ff")
   with pytest.raises(InputError, match="neither safetensors nor"):
     read_tensor_file(path, actual.upper())
-
-
-def test_all_problems_are_listed_at_once():
-  with pytest.raises(InputError) as caught:
-    check_tensors(
-      TENSORS, {"a.b": (2, 2), "a.c": (1,), "d": (3,), "e": (3,)}, "HERE"
-    )
-  assert str(caught.value).splitlines() == [
-    "HERE:",
-    "  shape of a.c: (), expected (1,)",
-    "  type of d: int64, expected a float",
-    "  missing: e",
-  ]
-  with pytest.raises(InputError, match="unexpected: d$"):
-    check_tensors(TENSORS, {"a.b": (2, 2), "a.c": ()}, "HERE")
 
 
 def test_torch_files_of_every_dtype_and_shape(path):
