@@ -1,7 +1,8 @@
 """Files on local disks and in buckets: written whole or not at all, sealed.
 
 A bucket has no folders, only names with slashes: a folder exists as long as a
-file is below it. Every error is an OSError with a reason and the path.
+file is below it. Where no other error is named, a function raises OSError with
+a reason and the path.
 """
 
 from __future__ import annotations
@@ -80,12 +81,7 @@ def write_file(path: str | os.PathLike, content: str | bytes) -> None:
 
 
 def create_file(path: str | os.PathLike, content: bytes) -> None:
-  """Writes a new file, however many processes try at once.
-
-  Raises:
-    FileExistsError: it exists.
-    OSError: it cannot be written.
-  """
+  """Writes a new file, or raises FileExistsError; one of many succeeds."""
   if not is_address(path):
     with open(path, "xb") as file:
       file.write(content)
@@ -95,11 +91,7 @@ def create_file(path: str | os.PathLike, content: bytes) -> None:
 
 
 def read_file(path: str | os.PathLike) -> bytes:
-  """Returns a file's content.
-
-  Raises:
-    OSError: it cannot be read.
-  """
+  """Returns a file's content."""
   if not is_address(path):
     return pathlib.Path(path).read_bytes()
   with _open_bucket(path) as (bucket, name):
@@ -107,20 +99,12 @@ def read_file(path: str | os.PathLike) -> bytes:
 
 
 def exists(path: str | os.PathLike) -> bool:
-  """Returns whether there is a file or a folder.
-
-  Raises:
-    OSError: a bucket's server does not answer.
-  """
+  """Returns whether there is a file or a folder."""
   return bool(_find_kind(path)) if is_address(path) else os.path.exists(path)
 
 
 def is_file(path: str | os.PathLike) -> bool:
-  """Returns whether there is a file.
-
-  Raises:
-    OSError: a bucket's server does not answer.
-  """
+  """Returns whether there is a file."""
   if is_address(path):
     return _find_kind(path) == "file"
   return os.path.isfile(path)
@@ -135,11 +119,7 @@ def _find_kind(address):
 
 
 def size_of(path: str | os.PathLike) -> int:
-  """Returns the number of bytes of a file.
-
-  Raises:
-    OSError: there is none, or a bucket's server does not answer.
-  """
+  """Returns the number of bytes of a file."""
   if is_address(path):
     return find_files(path)[""]
   return os.path.getsize(path)
@@ -149,9 +129,6 @@ def find_files(path: str | os.PathLike) -> dict[str, int]:
   """Returns the sizes of all files below a folder, by relative name, sorted.
 
   The result is empty if there is no folder. A bucket's file has the name "".
-
-  Raises:
-    OSError: a bucket's server does not answer.
   """
   if is_address(path):
     return {name: info["size"] for name, info in _find_in_bucket(path).items()}
@@ -175,11 +152,7 @@ def _find_in_bucket(address):
 
 
 def rename(path: str | os.PathLike, to: str | os.PathLike) -> None:
-  """Renames a folder; in a bucket its files are copied and deleted.
-
-  Raises:
-    OSError: it cannot be renamed.
-  """
+  """Renames a folder; in a bucket its files are copied and deleted."""
   if not is_address(path):
     os.rename(path, to)
     return
@@ -190,11 +163,7 @@ def rename(path: str | os.PathLike, to: str | os.PathLike) -> None:
 
 
 def delete(path: str | os.PathLike) -> None:
-  """Deletes a file or a folder with all that is in it; it may not exist.
-
-  Raises:
-    OSError: it cannot be deleted.
-  """
+  """Deletes a file or a folder with all that is in it; it may not exist."""
   with contextlib.suppress(FileNotFoundError):
     if is_address(path):
       with _open_bucket(path) as (bucket, name):

@@ -17,19 +17,29 @@ from cops_jax.errors import (
   MissingRunError,
   shorten,
 )
-from cops_jax.files import delete, find_files, rename
+from cops_jax.files import (
+  delete,
+  digest_file,
+  find_files,
+  read_file,
+  rename,
+  seal,
+  sync,
+  unseal,
+  write_file,
+)
 from cops_jax.paths import is_address, to_path
-from cops_jax.runs import manifests
 from cops_jax.runs.manager import open_manager, restore_as
 from cops_jax.runtime.processes import in_first_process
 
 _logger = logging.getLogger(__name__)
 
+_MANIFEST = "manifest.json"  # Holds the SHA-256 of a checkpoint's files.
 _DAMAGED = ".damaged"  # Ends the name of a checkpoint that is set aside.
 
 
 def find_steps(workdir: str | os.PathLike) -> list[int]:
-  """Returns the steps of a work directory's checkpoints, ascending, unverified.
+  """Returns the steps of a work directory's checkpoints, ascending.
 
   A checkpoint without a manifest does not count: its writing or its deletion
   was interrupted.
@@ -37,7 +47,7 @@ def find_steps(workdir: str | os.PathLike) -> list[int]:
   Raises:
     InputError: the checkpoints cannot be listed.
   """
-  pattern = re.compile(f"([0-9]+)/{manifests.MANIFEST}")
+  pattern = re.compile(f"([0-9]+)/{_MANIFEST}")
   found = map(pattern.fullmatch, _find_files(_directory(workdir)))
   return sorted(int(match[1]) for match in found if match)
 
@@ -53,7 +63,7 @@ def find_damage(workdir: str | os.PathLike) -> dict[int, list[str]]:
   """Verifies every checkpoint of a work directory.
 
   Returns:
-    For every step, what is wrong with it; see `manifests.find_damage`.
+    For every step, a sentence for each file that has changed.
 
   Raises:
     InputError: there is no checkpoint.
@@ -61,10 +71,36 @@ def find_damage(workdir: str | os.PathLike) -> dict[int, list[str]]:
   steps = find_steps(workdir)
   if not steps:
     raise _no_checkpoint(workdir)
-  return {
-    step: manifests.find_damage(_directory(workdir) / str(step))
-    for step in steps
-  }
+  return {step: _find_damage(_directory(workdir) / str(step)) for step in steps}
+
+
+def _find_damage(directory):
+  """Returns a sentence for each file that differs from the manifest."""
+  try:
+    expected = dict(unseal(read_file(directory / _MANIFEST))["files"])
+  except OSError as error:
+    return [f"{_MANIFEST} cannot be read: {error.strerror}"]
+  except (ValueError, TypeError, KeyError) as error:
+    return [f"{_MANIFEST} is damaged: {error}"]
+  damage = []
+  for name, sha256 in expected.items():
+    try:
+      found = digest_file(read_file(directory / name))
+    except OSError as error:
+      damage.append(f"{name} cannot be read: {error.strerror}")
+      continue
+    if found != sha256:
+      damage.append(f"{name} has the SHA-256 {found} instead of {sha256}")
+  return damage
+
+
+def _write_manifest(directory):
+  names = [name for name in find_files(directory) if name != _MANIFEST]
+  if not is_address(directory):
+    for name in names:  # They are on the disk before the manifest says so.
+      sync(directory / name)
+  files = {name: digest_file(read_file(directory / name)) for name in names}
+  write_file(directory / _MANIFEST, seal({"files": files}, indent=2))
 
 
 def _directory(workdir):
@@ -90,7 +126,7 @@ class Checkpoints:
 
   Args:
     workdir: run directory; need not exist.
-    num_kept: number of newest checkpoints to keep; None for reading only.
+    num_kept: number of newest checkpoints to keep; None only reads.
 
   Raises:
     InputError: the directory cannot be written.
@@ -241,7 +277,7 @@ class Checkpoints:
     damaged = []
     for step in reversed(find_steps(self._workdir)):
       path = self._directory / str(step)
-      damage = manifests.find_damage(path)
+      damage = _find_damage(path)
       if not damage:
         break
       _logger.warning(
@@ -284,7 +320,7 @@ class Checkpoints:
     )
 
   def _require_room(self, step, num_bytes):
-    """Fails on a full disk, before Orbax's threads all fail at once.
+    """Fails on a full disk, where some versions of Orbax print tracebacks.
 
     It allocates the bytes, as the free space that the system reports ignores
     quotas and limits.
@@ -306,11 +342,11 @@ class Checkpoints:
     if not is_address(path):
       # Orbax looks for this file if the run is copied to a bucket.
       (path / "commit_success.txt").write_text("complete\n")
-    manifests.write_manifest(path)
+    _write_manifest(path)
     # Orbax's own retention would leave a partly deleted checkpoint with its
     # manifest. In a bucket it needs the right to ask for the bucket's kind.
     for step in find_steps(self._workdir)[: -self._num_kept]:
-      delete(self._directory / str(step) / manifests.MANIFEST)
+      delete(self._directory / str(step) / _MANIFEST)
       delete(self._directory / str(step))
 
   def _delete_incomplete(self):

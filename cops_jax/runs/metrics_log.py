@@ -53,7 +53,9 @@ class RunLog:
         str(self._workdir / "tensorboard")
       )
     if rows := _read_rows(self._workdir):
-      lines = [_line(row) for row in rows if row["step"] <= last_step]
+      lines = [
+        json.dumps(row) + "\n" for row in rows if row["step"] <= last_step
+      ]
       write_file(self._path, "".join(lines))
       if self._lines is not None:
         self._lines = lines
@@ -64,7 +66,7 @@ class RunLog:
     Raises:
       InputError: the file cannot be written.
     """
-    line = _line({"step": step, **scalars})
+    line = json.dumps({"step": step, **scalars}) + "\n"
     if self._lines is not None:
       self._lines.append(line)
     else:
@@ -88,10 +90,6 @@ class RunLog:
     """
     if self._lines is not None:
       write_file(self._path, "".join(self._lines))
-
-
-def _line(row: Mapping[str, Any]) -> str:
-  return json.dumps(row) + "\n"
 
 
 def read_metrics(workdir: AnyPath) -> list[dict[str, Any]]:
@@ -135,11 +133,6 @@ def plot_losses(
   workdir: AnyPath, title: str, epoch_steps: int
 ) -> AnyPath | None:
   """Draws the loss, its terms and the gradient's norm over the epochs.
-
-  Args:
-    workdir: with metrics.jsonl; receives the picture.
-    title: of the picture.
-    epoch_steps: steps in an epoch.
 
   Returns:
     The picture's path; None if there is nothing to draw.

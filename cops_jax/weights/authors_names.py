@@ -181,12 +181,7 @@ def from_authors_names(
 def unused_tensors(
   trainable: Mapping[str, Any], clip: PretrainedCLIP
 ) -> dict[str, np.ndarray]:
-  """Returns what AnomalyCLIP's module wants to find in a file and never uses.
-
-  Args:
-    trainable: the parameters.
-    clip: CLIP that they were trained on.
-  """
+  """Returns what AnomalyCLIP's module reads from a file and never uses."""
   embeddings = clip.params["text_model"]["embeddings"]["token_embedding"]
   table = np.asarray(embeddings["embedding"], np.float32)
   prompts, tokens = trainable["object_prompts"], clip.tokens

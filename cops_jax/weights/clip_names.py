@@ -136,16 +136,13 @@ def params_from_tensors(
   place: Callable[[str, int], Place],
   source: str,
 ) -> Mapping[str, Any]:
-  """Builds CLIP's parameter tree from all tensors of a file.
+  """Returns the float32 parameters of `CLIP(config)` from a file's tensors.
 
   Args:
     tensors: arrays by the file's names.
     config: sizes to check them against.
     place: `flax_place`, `torch_place` or `openai_place`, by the file's names.
     source: what an error's message begins with.
-
-  Returns:
-    The parameters of `CLIP(config)`, float32.
 
   Raises:
     InputError: names every missing, unexpected and misshapen tensor at once.
@@ -184,7 +181,7 @@ def params_to_torch_names(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def is_openai(tensors: Mapping[str, np.ndarray]) -> bool:
-  """Whether tensors have the names of OpenAI's CLIP."""
+  """Returns whether tensors have the names of OpenAI's CLIP."""
   return any(name.startswith("visual.") for name in tensors)
 
 
@@ -196,12 +193,8 @@ def config_from_openai(
   Heads are 64 wide, as in all of OpenAI's models; a tower of at most that width
   has one head.
 
-  Args:
-    tensors: arrays by name.
-    source: name of the file, for errors.
-
   Raises:
-    InputError: the tensors are another model's, or sizes are unclear.
+    InputError: the tensors are another model's; names the source.
   """
   if any(name.startswith("visual.layer1.") for name in tensors):
     raise InputError(

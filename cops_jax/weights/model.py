@@ -75,12 +75,7 @@ def build_model(config: Any, clip: PretrainedCLIP) -> nn.Module:
 def trainable_shapes(
   model: nn.Module, clip: PretrainedCLIP, sharding: Sharding
 ) -> Mapping[str, Any]:
-  """Returns the shapes and types of a model's trainable tree.
-
-  Args:
-    model, clip: from `build_model` and `clip_of`.
-    sharding: sharding of all leaves.
-  """
+  """Returns the shapes and types of a model's trainable tree."""
   return jax.tree.map(
     lambda leaf: jax.ShapeDtypeStruct(
       leaf.shape, leaf.dtype, sharding=sharding

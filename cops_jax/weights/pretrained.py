@@ -8,7 +8,6 @@ chosen; and `README.md`, the model card.
 
 from __future__ import annotations
 
-import logging
 import os
 import pathlib
 
@@ -18,8 +17,6 @@ from cops_jax.paths import is_address
 from cops_jax.runs.record import from_json
 from cops_jax.weights.locate import locate, split_hub_name
 from cops_jax.weights.tensor_files import read_tensor_file
-
-_logger = logging.getLogger(__name__)
 
 PROMPTS, CONFIG = "prompts.safetensors", "config.json"
 THRESHOLDS, CARD = "thresholds.json", "README.md"
@@ -50,12 +47,6 @@ def find(name: str | os.PathLike) -> pathlib.Path:
     raise InputError(
       f"{path} does not hold the prompts that {folder / CONFIG} describes: get"
       " the folder again"
-    )
-  if not (folder / CARD).is_file():
-    _logger.warning(
-      "%s has no model card, %s, to say what its prompts were trained on and"
-      " how good they are",
-      *(name, CARD),
     )
   return folder
 

@@ -37,13 +37,10 @@ _CONDITIONAL_WORDS = {
 
 
 def find_record(path: str | os.PathLike) -> Record | None:
-  """Returns the record of the run that trained prompts.
+  """Returns the record of the run that trained prompts; None if it has none.
 
   Args:
     path: a work directory or a file; see `load_prompts`.
-
-  Returns:
-    None for a file without a record, such as the authors' own.
 
   Raises:
     InputError: there is nothing at the path, or its record is damaged.
@@ -62,9 +59,6 @@ def find_record(path: str | os.PathLike) -> Record | None:
 
 def recorded_config(path: str | os.PathLike) -> Any:
   """Returns the config of the run that trained prompts, as this version's.
-
-  Args:
-    path: a work directory or a file; see `load_prompts`.
 
   Raises:
     InputError: there is no record, or its config does not fit this version.
@@ -165,16 +159,7 @@ def _unflatten(tensors):
 def require_method(
   record: Record | None, method: str, path: str | os.PathLike
 ) -> None:
-  """Checks that prompts belong to the method that needs them.
-
-  Args:
-    record: record of their run; None if there is none.
-    method: method that needs them.
-    path: path of the prompts, for errors.
-
-  Raises:
-    InputError: they belong to another method; names both.
-  """
+  """Raises InputError if the prompts at a path are of another method."""
   recorded = record.config.get("method", "cops") if record else method
   if recorded != method:
     raise _other_method(path, recorded, method)
@@ -226,10 +211,7 @@ def hash_prompts(trainable: Mapping[str, Any]) -> str:
 
 
 def to_safetensors(trainable: Mapping[str, Any], record: Record) -> bytes:
-  """Returns a file of trained prompts, in this project's names, and a record.
-
-  The same input gives the same bytes.
-  """
+  """Returns a safetensors file of trained prompts and a record."""
   flat = flax.traverse_util.flatten_dict(trainable, sep=".")
   digest = hash_prompts(trainable)
   return safetensors.numpy.save(
@@ -282,14 +264,14 @@ def export(workdir: str, out: str) -> str:
 
   Args:
     workdir: work directory of a training run.
-    out: path that ends in .safetensors or .pth; see `write_prompts`.
+    out: see `write_prompts`.
 
   Returns:
     A sentence about what was written.
 
   Raises:
-    InputError: there is no checkpoint, or the file cannot be written; or its
-      format needs the run's CLIP, which is not available.
+    InputError: there is no checkpoint, or the file cannot be written, or the
+      run's CLIP is needed and not available.
   """
   record = read_record(workdir)
   with Checkpoints(workdir) as saved:

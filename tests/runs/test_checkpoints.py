@@ -16,7 +16,6 @@ import pytest
 from cops_jax import files
 from cops_jax.errors import InputError
 from cops_jax.paths import to_path
-from cops_jax.runs import manifests
 from cops_jax.runs.checkpoints import Checkpoints, find_damage, find_steps
 from cops_jax.runtime.mesh import make_mesh, replicate
 from helpers.runs import flip
@@ -151,8 +150,8 @@ def test_damage_to_any_file_is_found(saved_dir, tmp_path, harm):
   ("{", "[" * 100_000, files.seal({}), files.seal({"files": 1})),
 )
 def test_a_damaged_manifest_is_refused(tmp_path, content):
-  (tmp_path / manifests.MANIFEST).write_text(content)
-  (damage,) = manifests.find_damage(tmp_path)
+  files.write_file(tmp_path / "checkpoints/1/manifest.json", content)
+  ((damage,),) = find_damage(tmp_path).values()
   assert damage.startswith("manifest.json is damaged: ")
 
 
@@ -209,7 +208,7 @@ def test_no_good_step_is_an_error(saved_dir, tmp_path):
   (
     "os.posix_fallocate",
     "orbax.checkpoint.CheckpointManager.save",
-    "cops_jax.runs.manifests.write_file",
+    "cops_jax.runs.checkpoints.write_file",
   ),
 )
 def test_full_disk_leaves_the_last_good_step(

@@ -37,18 +37,6 @@ def test_steps_that_are_taken_again_are_dropped(tmp_path):
   assert metrics_log.read_metrics(tmp_path)[0] == {"step": 2, "loss": 2}
 
 
-def test_a_log_in_a_bucket_is_written_when_it_is_flushed(tmp_path, monkeypatch):
-  monkeypatch.setattr(metrics_log, "is_address", lambda path: True)
-  log = open_log(tmp_path)
-  log.write(2, {"loss": 2.0})
-  assert not list(tmp_path.iterdir())
-  log.flush()
-  log = open_log(tmp_path, 2)
-  log.write(4, {"loss": 4.0})
-  log.flush()
-  assert [row["loss"] for row in rows(tmp_path)] == [2, 4]
-
-
 @pytest.mark.parametrize("line", (b"{", b"[]", b'{"loss": 1}', b"\xff", b"3"))
 def test_a_damaged_line_is_named(tmp_path, line):
   path = tmp_path / "metrics.jsonl"

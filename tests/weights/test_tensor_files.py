@@ -143,17 +143,6 @@ def test_stored_files_are_what_their_writer_writes(tmp_path):
     assert_equal(read_tensor_file(tmp_path / name).tensors, stored)
 
 
-def test_the_format_before_zip_and_the_advice_for_it(path):
-  torch = pytest.importorskip("torch")
-  saved = {"x": torch.arange(3.0)}
-  torch.save(saved, path, _use_new_zipfile_serialization=False)
-  with pytest.raises(InputError, match="bare pickle"):
-    read_tensor_file(path)
-  loaded = torch.load(path, map_location="cpu", weights_only=True)
-  torch.save(loaded, path)
-  assert read_tensor_file(path).tensors["x"].tolist() == [0, 1, 2]
-
-
 def test_script_archives_with_lists_and_shared_modules(path):
   torch = pytest.importorskip("torch")
 
