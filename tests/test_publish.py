@@ -289,7 +289,7 @@ def test_the_licence_is_that_of_the_data(workdir, dataset, licence, text):
   assert "| overall mean | " in card.text
 
 
-def test_predict_and_export(published, workdir, tmp_path, capsys):
+def test_predict(published, workdir, tmp_path, capsys):
   make_image(0).save(tmp_path / "a.png")
   lines = []
   for flag in (f"--pretrained={published}", f"--workdir={workdir}"):
