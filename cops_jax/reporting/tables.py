@@ -181,7 +181,10 @@ def read_results(workdir: AnyPath) -> dict[str, Any]:
     ) from error
   except InputError:
     raise
-  except (ValueError, KeyError, TypeError, AttributeError) as error:
+  except (
+    *(ValueError, KeyError, TypeError),
+    *(AttributeError, OverflowError),
+  ) as error:
     raise InputError(f"{path} is damaged: {error!r}") from error
 
 

@@ -123,8 +123,14 @@ def _read(path):
   """Returns what a process wrote of itself; empty if that cannot be read."""
   try:
     found = json.loads(read_file(path))
-    return found if isinstance(found, dict) else {}
-  except (FileNotFoundError, ValueError):
+    return found if isinstance(found["process"], int) else {}
+  except (
+    FileNotFoundError,
+    ValueError,
+    LookupError,
+    TypeError,
+    RecursionError,
+  ):
     return {}
 
 
@@ -138,7 +144,7 @@ def _is_over(holder):
     os.kill(holder["process"], 0)
   except ProcessLookupError:
     return True
-  except OSError:
+  except (OSError, OverflowError):
     pass
   return False
 

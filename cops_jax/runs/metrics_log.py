@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -122,7 +123,12 @@ def _read_rows(workdir):
     try:
       rows.append(json.loads(line))
       rows[-1]["step"] + 0
-    except (ValueError, KeyError, TypeError) as error:
+      for value in rows[-1].values():
+        math.isnan(value)  # Raises unless it is a number.
+    except (
+      *(ValueError, KeyError, TypeError, AttributeError),
+      *(OverflowError, RecursionError),
+    ) as error:
       raise InputError(
         f"{path} is damaged in line {number} ({error}): delete that line"
       ) from error
@@ -143,7 +149,7 @@ def plot_losses(
   names = [
     name
     for name in dict.fromkeys(["loss", *itertools.chain(*rows)])
-    if name != "step" and any(row[name] for row in rows)
+    if name != "step" and any(row.get(name) for row in rows)
   ]
   if not names:
     return None
@@ -156,7 +162,7 @@ def plot_losses(
     if name is None:  # Of an odd number.
       axis.set_axis_off()
       continue
-    axis.plot(epochs, [row[name] for row in rows])
+    axis.plot(epochs, [row.get(name, math.nan) for row in rows])
     axis.set_title(name.replace("_", " "))
     axis.set_xlabel("epoch")
     axis.set_xlim(left=0)

@@ -206,7 +206,7 @@ def _list_skipped(path, skipped):
   """Adds to the files that the run skipped before it was interrupted."""
   try:
     before = dict(json.loads(read_file(path)))
-  except (OSError, ValueError, TypeError):  # Missing or damaged.
+  except (OSError, ValueError, TypeError, RecursionError):  # None, or damaged.
     before = {}
   write_file(path, json.dumps({**before, **skipped}, indent=2) + "\n")
 

@@ -16,7 +16,7 @@ from cops_jax.clip.transformers_clip import (
   CLIPTokenizerFast,
   make_config,
 )
-from cops_jax.errors import InputError
+from cops_jax.errors import InputError, shorten
 from cops_jax.paths import is_address
 from cops_jax.weights import clip_names
 from cops_jax.weights.locate import locate, split_hub_name
@@ -181,7 +181,7 @@ def _load_folder(folder, sha256):
   config_file = _existing(folder / "config.json")
   try:
     config = make_config(json.loads(config_file.read_text("utf-8")))
-  except ValueError as error:
+  except (ValueError, RecursionError) as error:
     raise InputError(f"{config_file} is not JSON: {error}") from error
   except (AttributeError, TypeError) as error:
     raise InputError(f"{config_file} is not CLIP's: {error}") from error
@@ -218,7 +218,12 @@ def _existing(path: pathlib.Path) -> pathlib.Path:
 
 def _read_tokenizer(folder: pathlib.Path) -> CLIPTokenizerFast:
   vocabulary, merges = (str(_existing(folder / name)) for name in _TOKENIZER)
-  return CLIPTokenizerFast(vocab_file=vocabulary, merges_file=merges)
+  try:
+    return CLIPTokenizerFast(vocab_file=vocabulary, merges_file=merges)
+  except Exception as error:  # Its own kinds are not documented.
+    raise InputError(
+      f"the tokenizer in {folder} is damaged: {shorten(error)}"
+    ) from error
 
 
 def _prompt_tokens(folder: pathlib.Path) -> PromptTokens:

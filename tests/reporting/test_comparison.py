@@ -171,7 +171,7 @@ def test_runs_that_cannot_be_compared_are_reported(tmp_path, text, expected):
     main([str(tmp_path)])
 
 
-@pytest.mark.parametrize("value", (7, "x"))
+@pytest.mark.parametrize("value", (7, "x", 10**400))
 def test_metrics_that_are_none_are_refused(tmp_path, value):
   write(tmp_path, "cops", FIRST)
   path = tmp_path / "results.json"

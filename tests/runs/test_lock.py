@@ -72,7 +72,9 @@ def test_a_killed_process_of_another_machine(bucket, monkeypatch):
   """Its job takes over; for others it may still be running."""
   holder = {"process": 1, "host": "a", "since": "then", "machine": "a"}
   held = f"{bucket}/run/.training.held"
-  for content in (b"", b"[]", json.dumps({**holder, "job": "x"}).encode()):
+  odd = json.dumps({"process": "a", "machine": lock._machine()}).encode()
+  named = json.dumps({**holder, "job": "x"}).encode()
+  for content in (b"", b"[" * 10**5, odd, named):
     files.write_file(held, content)
     for job in ("", "y"):
       monkeypatch.setenv("COPS_JAX_JOB", job)

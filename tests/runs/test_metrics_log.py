@@ -37,7 +37,13 @@ def test_steps_that_are_taken_again_are_dropped(tmp_path):
   assert metrics_log.read_metrics(tmp_path)[0] == {"step": 2, "loss": 2}
 
 
-@pytest.mark.parametrize("line", (b"{", b"[]", b'{"loss": 1}', b"\xff", b"3"))
+@pytest.mark.parametrize(
+  "line",
+  (
+    *(b"{", b"[]", b'{"loss": 1}', b"\xff", b"3", b"[" * 10**5),
+    *(b'{"step": 1, "loss": "x"}', b'{"step": 1' + b"0" * 400 + b"}"),
+  ),
+)
 def test_a_damaged_line_is_named(tmp_path, line):
   path = tmp_path / "metrics.jsonl"
   path.write_bytes(b'{"step": 1}\n' + line + b"\n")

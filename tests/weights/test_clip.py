@@ -242,9 +242,17 @@ def test_missing_file_is_reported(copy, name):
     weights.load_clip(str(copy))
 
 
+@pytest.mark.parametrize("text", ("{", "{}", '{"a": "b"}', "[" * 10**5))
+def test_damaged_vocabulary_is_refused(copy, text):
+  (copy / "vocab.json").write_text(text)
+  with pytest.raises(InputError, match="the tokenizer in .* is damaged"):
+    weights.load_clip(str(copy))
+
+
 def test_damaged_config_is_refused(copy):
   for text, expected in (
     ("{", "config.json is not JSON"),
+    ("[" * 10**5, "config.json is not JSON"),
     ("[]", "config.json is not CLIP's"),
     ('{"vision_config": 3}', "config.json is not CLIP's"),
     (
