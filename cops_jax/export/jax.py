@@ -185,6 +185,8 @@ def load(path: str | os.PathLike) -> ExportedDetector:
   try:
     # The archive's checksums are compared as its parts are read.
     with zipfile.ZipFile(path) as archive:
+      if any(entry.compress_type for entry in archive.infolist()):
+        raise ValueError("an entry is compressed; none is as exported")
       metadata = json.loads(archive.read(_METADATA))
       if metadata["format"] != _FORMAT:
         raise InputError(
@@ -199,6 +201,9 @@ def load(path: str | os.PathLike) -> ExportedDetector:
       function = archive.read(f"function-{platform}")
       tensors = safetensors.numpy.load(archive.read(_WEIGHTS))
     trees = flax.traverse_util.unflatten_dict(tensors, sep="/")
+    params = trees["trainable"], trees["clip"]
+    readable_by = metadata["readable_by"]
+    metadata["image_size_pixels"] + 0
   except InputError:
     raise
   except Exception as error:  # Damage makes many kinds of errors.
@@ -209,9 +214,7 @@ def load(path: str | os.PathLike) -> ExportedDetector:
     exported = jax_export.deserialize(bytearray(function))
   except Exception as error:  # JAX's errors are not documented.
     raise InputError(
-      f"{path} is for {metadata['readable_by']}, and JAX {jax.__version__}"
+      f"{path} is for {readable_by}, and JAX {jax.__version__}"
       f" does not read it ({shorten(error)}). Export the run again."
     ) from error
-  return ExportedDetector(
-    metadata, exported, (trees["trainable"], trees["clip"])
-  )
+  return ExportedDetector(metadata, exported, params)

@@ -9,6 +9,7 @@ import zipfile
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from cops_jax import export
 from cops_jax.commands.export import main
@@ -148,6 +149,18 @@ def test_bad_files_are_refused(path, tmp_path):
   for place in (*places, *range(len(content) - 200, len(content), 3)):
     bad.write_bytes(flip(place, 1 << place % 8))
     with contextlib.suppress(InputError):  # Some bits mean nothing.
+      export.load(bad)
+  with zipfile.ZipFile(bad, "w", zipfile.ZIP_DEFLATED) as archive:
+    archive.writestr("metadata.json", bytes(10**7))
+  with pytest.raises(InputError, match="cannot be read .* an entry is com"):
+    export.load(bad)
+  for changes in (
+    {"weights.safetensors": b"other"},
+    {"weights.safetensors": safetensors.numpy.save({})},
+    {"metadata": {"image_size_pixels": None}},
+  ):
+    rewrite(path, bad, **changes)
+    with pytest.raises(InputError, match="bad.cops cannot be read as an"):
       export.load(bad)
   rewrite(path, bad, {"format": 9})
   with pytest.raises(InputError, match="bad.cops has format 9, and .* reads 2"):
