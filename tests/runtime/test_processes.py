@@ -92,7 +92,7 @@ def test_two_processes_train_and_evaluate_as_one(
 
 
 def test_a_cluster_ends_together_and_resumes(whole, flags, folders, tmp_path):
-  """An error in one process, then SIGKILL; the result is that of a whole run.
+  """An error, SIGTERM and SIGKILL in one; the result is that of a whole run.
 
   Both train from features that both computed.
   """
@@ -126,13 +126,21 @@ def test_a_cluster_ends_together_and_resumes(whole, flags, folders, tmp_path):
     assert "Traceback" not in log
   assert not (workdir / "non_finite.json").exists()
 
-  before = find_steps(workdir)
-  cluster = start()
-  while find_steps(workdir) == before:
-    assert all(process.poll() is None for process in cluster)
-    time.sleep(0.02)
-  cluster[1].kill()
-  codes, logs = end_cluster(cluster)
+  def end_one(number):
+    """Sends a signal to one process when a new checkpoint is complete."""
+    before = find_steps(workdir)
+    cluster = start()
+    while find_steps(workdir) == before:
+      assert all(process.poll() is None for process in cluster)
+      time.sleep(0.02)
+    cluster[1].send_signal(number)
+    return end_cluster(cluster)
+
+  codes, logs = end_one(signal.SIGTERM)
+  assert codes == [75, 75], logs
+  for log in logs:
+    assert "which is saved: the same command resumes" in log
+  codes, logs = end_one(signal.SIGKILL)
   # What JAX computes fails, or JAX aborts the process.
   assert codes[0] in (75, -signal.SIGABRT), logs
   assert codes[1] == -signal.SIGKILL
