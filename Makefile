@@ -20,8 +20,8 @@ NUMBERS = tests/test_losses.py \
   tests/methods/test_cops.py::test_evaluation_outputs \
   tests/methods/test_anomalyclip.py tests/methods/test_prompt_ensemble.py \
   tests/training/test_step.py::test_gradients_and_five_adam_steps \
-  tests/training/test_step.py::test_devices_do_not_matter \
-  tests/inputs/test_feature_cache.py::test_training_is_the_same_and_runs_share_a_cache
+  tests/training/test_step.py::test_devices_order_and_padding_do_not_matter \
+  tests/inputs/test_feature_cache.py::test_training_and_evaluation_share_a_cache
 
 .PHONY: demo docs numbers soak stacks test
 

@@ -47,3 +47,12 @@ def test_links_work_outside_of_the_repository_too(name):
   assert all(link.startswith(("https://", "#")) for link in links), links
   for words, path in re.findall(r"!\[([^]]*)\]\(([^)]+)\)", text):
     assert len(words) > 20 and (ROOT / path).exists()
+
+
+def test_the_makefile_names_tests_that_there_are():
+  names = re.findall(
+    r"tests/[\w/]+\.py(?:::\w+)?", (ROOT / "Makefile").read_text()
+  )
+  assert len(names) > 5
+  for path, _, test in (name.partition("::") for name in names):
+    assert f"def {test}" in (ROOT / path).read_text(), f"{path}::{test}"

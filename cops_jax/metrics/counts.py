@@ -220,7 +220,8 @@ def undefined_reasons(
 
   Args:
     values: the category's metrics.
-    images, pixels: its images, and the pixels of those that have masks.
+    images: counts of the category's images.
+    pixels: counts of the pixels of its images with masks.
   """
   reasons = {
     name: f"no {'normal' if counts.anomalous.any() else 'anomalous'} {name}s"
