@@ -18,7 +18,7 @@ from cops_jax.errors import InputError, WriteError
 from cops_jax.evaluation.evaluator import Evaluator
 from cops_jax.evaluation.kept import KeptResult
 from cops_jax.evaluation.results import DatasetResult, Evaluated
-from cops_jax.inputs.pipeline import load_examples
+from cops_jax.inputs import load_examples
 from cops_jax.paths import AnyPath, to_path
 from cops_jax.runs import lock
 from cops_jax.runs.record import Record, check_clip, check_config, claim_workdir

@@ -51,25 +51,6 @@ _PREFETCH_BATCHES = 2
 _NO_EXAMPLE = {"has_mask": False, "label": 0, "category": "", "path": ""}
 
 
-def load_examples(
-  config: Any, name: str, split: str
-) -> Sequence[Mapping[str, Any]]:
-  """Calls `datasets.load` with the folders that a config names.
-
-  Raises:
-    InputError: see `datasets.load`.
-  """
-  from cops_jax import datasets  # With TFDS, which is slow to import.
-
-  return datasets.load(
-    name,
-    split,
-    config.data_dir or None,
-    config.manual_dir or None,
-    config.input.compare_bytes,
-  )
-
-
 def num_batches(num_examples: int, batch_size: int) -> int:
   """Batches in one pass over the examples, the short last one included."""
   return -(-num_examples // batch_size)

@@ -21,7 +21,7 @@ from cops_jax import methods
 from cops_jax.errors import InputError
 from cops_jax.evaluation.evaluator import Evaluator
 from cops_jax.files import find_files, read_file, write_file
-from cops_jax.inputs import pipeline
+from cops_jax.inputs import load_examples, pipeline
 from cops_jax.paths import AnyPath, is_address, to_path
 from cops_jax.progress import Progress
 from cops_jax.runs import checkpoints, lock, metrics_log
@@ -362,7 +362,7 @@ def _make_evaluate(config, clip, model, clip_params, shardings):
   if config.train.evaluate_every_steps:  # Missing ones are reported now.
     examples = in_all_processes(
       lambda: [
-        pipeline.load_examples(config, name, config.evaluation.split)
+        load_examples(config, name, config.evaluation.split)
         for name in config.evaluation.datasets
       ]
     )

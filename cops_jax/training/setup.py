@@ -17,7 +17,7 @@ import numpy as np
 from cops_jax.clip.flops import PEAK_TERA_FLOPS, prompt_flops, vision_flops
 from cops_jax.errors import InputError
 from cops_jax.files import read_file, write_file
-from cops_jax.inputs import pipeline
+from cops_jax.inputs import load_examples, pipeline
 from cops_jax.inputs.features import open_features
 from cops_jax.paths import AnyPath
 from cops_jax.runs.record import check_clip
@@ -45,9 +45,7 @@ def load(
   """
   clip = clip_of(config)
   model = build_model(config, clip)
-  examples = pipeline.load_examples(
-    config, config.train.dataset, config.train.split
-  )
+  examples = load_examples(config, config.train.dataset, config.train.split)
   if not examples[0]["has_mask"]:  # Reported before features are computed.
     raise _no_mask(examples.name, examples[0]["path"])
   return clip, model, examples

@@ -7,7 +7,7 @@ from cops_jax import calibrate, export, reporting, training
 from cops_jax.detector import AnomalyDetector
 from cops_jax.errors import InputError
 from cops_jax.evaluation import many
-from cops_jax.inputs.pipeline import load_examples
+from cops_jax.inputs import load_examples
 from helpers.config import make_config
 from helpers.images import make_image, write_folder
 
