@@ -1,4 +1,4 @@
-"""What scripts show as a sentence instead of a traceback."""
+"""Errors that commands show as a sentence instead of a traceback."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 
 class InputError(ValueError):
-  """What the user gave cannot be used: a config value, a file, a folder.
+  """The user's input cannot be used: a config value, a file, a folder.
 
   The message is complete: what and where, what was expected, what to do.
   """

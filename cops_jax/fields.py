@@ -9,7 +9,7 @@ from typing import Any
 
 
 class Role(enum.Flag):
-  """What depends on a field.
+  """The kinds of results that depend on a field.
 
   Nothing depends on where CLIP's weights and the data are: their hashes are
   compared.

@@ -82,7 +82,7 @@ def test_closed_output_ends_a_command_without_a_message(flags):
 
 
 def test_an_error_is_reported_in_one_sentence(tmp_path):
-  """That of a missing run has the command to use."""
+  """The error about a missing run names the command to use."""
   with Checkpoints(tmp_path) as saved:
     for read in (lambda: read_record(tmp_path), saved.restore_params):
       with pytest.raises(SystemExit) as ended:

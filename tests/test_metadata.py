@@ -1,4 +1,4 @@
-"""What the package and its files say about themselves agrees."""
+"""The statements of the package and its files about themselves agree."""
 
 import importlib.metadata
 import re

@@ -34,7 +34,7 @@ def _messages(monkeypatch):
 
 @pytest.fixture
 def workdir(published, tmp_path):
-  """Of the run that was published."""
+  """A copy of the published run's work directory."""
   return shutil.copytree(published.parent / "run", tmp_path / "run")
 
 

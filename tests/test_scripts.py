@@ -125,7 +125,7 @@ def test_fields_are_set_by_flags():
 
 
 def test_a_config_is_that_of_a_run(trained, tmp_path):
-  """Of the one in the work directory, or another as --config."""
+  """The config comes from the work directory's run or the run in --config."""
   workdir, _ = trained
   released = ROOT / "tests" / "data" / "weights" / "epoch_1.pth"
   _, _, err = call(

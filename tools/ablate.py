@@ -16,7 +16,7 @@ import pathlib
 from collections.abc import Sequence
 
 from configs import ablations
-from cops_jax.commands import command_line, flags, make_parser
+from cops_jax.commands import command_line, flags
 from cops_jax.progress import show_messages
 from cops_jax.reporting.comparison import compare, format_rows
 from cops_jax.runtime import signals
@@ -26,16 +26,7 @@ _BASE = "full"  # The others are compared with it.
 
 
 def _parser():
-  parser = make_parser("ablate", __doc__)
-  parser.prog = "python -m tools.ablate"
-  flags.add(parser, "--workdir", required=True)
-  flags.add(parser, "--allow_other_clip")
-  parser.add_argument(
-    "--seeds",
-    type=runs.seeds,
-    default=[0],
-    help="seeds to train each one with",
-  )
+  parser = runs.make_parser("ablate", __doc__)
   parser.add_argument(
     "--only",
     type=flags.comma_list,

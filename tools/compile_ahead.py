@@ -276,7 +276,7 @@ def table(reports: Sequence[Report], kind: str) -> str:
 
   Args:
     reports: from `compile_steps`.
-    kind: kind of the chip; the least time is left out if it is not known.
+    kind: kind of the chip; unknown kinds have no least time.
   """
   rows = [["", *(report.step for report in reports)]]
 

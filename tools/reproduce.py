@@ -24,7 +24,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cops_jax import methods
-from cops_jax.commands import command_line, datasets, flags, make_parser
+from cops_jax.commands import command_line, datasets, flags
 from cops_jax.config import decides, recipe
 from cops_jax.datasets import SPECIFICATIONS, preparation
 from cops_jax.errors import InputError
@@ -187,19 +187,10 @@ def _format(rows, changed):
 
 
 def _parser():
-  parser = make_parser("reproduce", __doc__)
-  parser.prog = "python -m tools.reproduce"
-  flags.add(parser, "--workdir", required=True)
-  flags.add(parser, "--allow_other_clip")
+  parser = runs.make_parser("reproduce", __doc__)
   parser.add_argument(
     "--manual_dir",
     help="original files, a folder of its name for each data set",
-  )
-  parser.add_argument(
-    "--seeds",
-    type=runs.seeds,
-    default=[0],
-    help="seeds to train each recipe with",
   )
   for name, default, text in (
     ("methods", ["cops"], "of cops, anomalyclip and prompt_ensemble"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import logging
 import pathlib
@@ -9,7 +10,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cops_jax import __version__, methods, reporting
+from cops_jax import __version__, commands, methods, reporting
+from cops_jax.commands import flags
 from cops_jax.errors import InputError
 from cops_jax.evaluation.results import Evaluated, without_nan
 from cops_jax.files import write_file
@@ -24,6 +26,23 @@ _logger = logging.getLogger("cops_jax.runs")
 def seeds(text: str) -> list[int]:
   """Returns the seeds that a flag names, such as "0,1,2"."""
   return [int(seed) for seed in text.split(",")]
+
+
+def make_parser(name: str, text: str) -> argparse.ArgumentParser:
+  """Returns a tool's parser with the flags of all tools that run configs.
+
+  Args:
+    name: name of the tool's module.
+    text: the module's docstring.
+  """
+  parser = commands.make_parser(name, text)
+  parser.prog = f"python -m tools.{name}"
+  flags.add(parser, "--workdir", required=True)
+  flags.add(parser, "--allow_other_clip")
+  parser.add_argument(
+    "--seeds", type=seeds, default=[0], help="seeds to train each config with"
+  )
+  return parser
 
 
 def is_trained(config: Any) -> bool:

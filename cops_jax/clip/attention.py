@@ -128,7 +128,7 @@ def _merge_heads(mixed, layer, is_direct):
 def cuda_implementation(
   implementation: str, dtype: jax.typing.DTypeLike
 ) -> str:
-  """What `attend` does on CUDA, in a program that is made on this machine."""
+  """Returns how `attend` computes on CUDA in a program traced here."""
   if implementation != "auto":
     return implementation
   return "xla" if _why_not_cudnn(dtype) else "cudnn"

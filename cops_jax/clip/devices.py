@@ -1,4 +1,4 @@
-"""What each device does with its own images, where the compiler would not."""
+"""Computations on each device's own images that the compiler does not split."""
 
 from __future__ import annotations
 

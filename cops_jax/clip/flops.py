@@ -29,7 +29,7 @@ PEAK_TERA_FLOPS = {
 
 
 def vision_flops(config: Any, clip: CLIPConfig) -> float:
-  """Of an image's features.
+  """Returns the operations for an image's features.
 
   Args:
     config: a ConfigDict with the fields of `cops_jax.config`.
@@ -61,7 +61,7 @@ def vision_flops(config: Any, clip: CLIPConfig) -> float:
 def prompt_flops(
   num_tokens: float, clip: CLIPConfig, *, is_training: bool
 ) -> float:
-  """Of an image's prompts.
+  """Returns the operations for an image's prompts.
 
   In training the gradient takes as much again: the text tower has none of its
   own.

@@ -232,7 +232,7 @@ class _Demo(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 
 class DemoAuxiliary(_Demo):
-  """What prompts are trained on: six categories, the seen defect kinds."""
+  """The training data: six categories with the seen kinds of defects."""
 
   name = "demo_auxiliary"
   categories = generated.TRAINING_CATEGORIES

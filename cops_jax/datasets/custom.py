@@ -125,7 +125,7 @@ def locate(name: str) -> tuple[str, pathlib.Path] | None:
 
 
 def read_listing(reader: str, root: pathlib.Path) -> Listing:
-  """What a reader of `READERS` finds below a root.
+  """Returns the listing of a reader of `READERS`.
 
   Raises:
     InputError: a folder or list cannot be read.

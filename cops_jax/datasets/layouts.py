@@ -56,7 +56,7 @@ class ListedImage:
 
 @dataclasses.dataclass
 class Listing:
-  """What a reader found.
+  """The images and problems that a reader found.
 
   Attributes:
     images: the images.

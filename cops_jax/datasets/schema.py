@@ -1,4 +1,4 @@
-"""What every example of every data set holds."""
+"""The fields of an example, the same for every data set."""
 
 from __future__ import annotations
 

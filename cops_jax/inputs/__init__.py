@@ -1,4 +1,4 @@
-"""What goes into a step: batches of images, or of cached features."""
+"""The inputs of a step: batches of images or of cached features."""
 
 from __future__ import annotations
 

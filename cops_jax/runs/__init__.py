@@ -1,1 +1,1 @@
-"""What a run keeps: its record, checkpoints and metrics."""
+"""The files of a run: its record, checkpoints and metrics."""

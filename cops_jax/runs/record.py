@@ -1,4 +1,4 @@
-"""What a run records about itself: config, CLIP and version, in `run.json`."""
+"""The record of a run, `run.json`: its config, CLIP and version."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _FILE = "run.json"
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-  """What is needed to build a run's model again.
+  """The facts from which a run's model can be built again.
 
   Attributes:
     config: the resolved config, nested dictionaries.

@@ -1,1 +1,1 @@
-"""What a program runs on: devices, processes, signals, random numbers."""
+"""The runtime: devices, processes, signals and random numbers."""

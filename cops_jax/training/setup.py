@@ -1,4 +1,4 @@
-"""What a training run begins with: model, start, sizes and batches."""
+"""Prepares a training run: its model, first parameters and batches."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ STEP_FIELDS = (
 
 @flax.struct.dataclass
 class TrainState:
-  """What training changes, without CLIP's frozen parameters.
+  """The state that a training step updates; CLIP's parameters are not in it.
 
   Attributes:
     step: number of steps taken.

@@ -1,4 +1,4 @@
-"""Where a run's time goes, and how fast its steps are."""
+"""Measures how a run spends its time and how fast its steps are."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What data sets in folders and lists of images hold."""
+"""Folders and lists of images, and their expected examples."""
 
 import json
 

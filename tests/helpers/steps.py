@@ -1,4 +1,4 @@
-"""What a training step is tried with."""
+"""Inputs and comparisons for tests of the training step."""
 
 from types import SimpleNamespace
 

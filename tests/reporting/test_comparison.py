@@ -17,7 +17,7 @@ from helpers.made_results import FIRST, SECOND, make_result
 
 
 def content(is_published=True, data="a", **means):
-  """What results.json holds, of data sets with some of the metrics."""
+  """Returns the content of results.json for data sets with some metrics."""
   return {
     "datasets": {
       name: {

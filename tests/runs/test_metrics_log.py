@@ -1,4 +1,4 @@
-"""What a run writes, also after it was interrupted."""
+"""The run's log, also after an interruption."""
 
 import json
 import sys

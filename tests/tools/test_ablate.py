@@ -1,4 +1,4 @@
-"""What is ablated is gone, and the rest is not."""
+"""Each ablation removes one part of the model and leaves the others."""
 
 import flax.traverse_util
 import jax

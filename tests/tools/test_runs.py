@@ -59,7 +59,7 @@ def test_ablations(made, tmp_path, monkeypatch, capsys):
 
 
 def test_methods(made, tmp_path, capsys):
-  """What is not trained comes once."""
+  """A method without training runs for the first seed only."""
   compare_methods.main([f"--workdir={tmp_path}", "--seeds=0,1"])
   rows = [line.split() for line in capsys.readouterr().out.splitlines()]
   assert rows[0][:4] == ["data", "set", "recipe", "runs"]
