@@ -116,21 +116,18 @@ def require_replaceable(out: str | os.PathLike) -> None:
   """Raises InputError unless a folder is new, empty or of such prompts."""
   out = to_path(out)
   try:
-    if exists(out / CONFIG):
-      pretrained.require_config(out / CONFIG)
-    elif find_files(out) if is_address(out) else os.listdir(out):
-      raise InputError("it is not empty")
+    names = find_files(out) if is_address(out) else os.listdir(out)
   except FileNotFoundError:
     return
-  except InputError as error:
-    raise InputError(
-      f"--out={out} holds something else than pretrained prompts ({error}):"
-      " choose another folder"
-    ) from error
   except OSError as error:
     raise InputError(
       f"--out={out} is no folder that can be written: {error.strerror}"
     ) from error
+  if names and PROMPTS not in names:
+    raise InputError(
+      f"--out={out} holds something else than pretrained prompts: choose"
+      " another folder"
+    )
 
 
 def _without_places(record: Record, workdir: Any, clip: str) -> Record:
@@ -195,7 +192,7 @@ def _find_results(workdir, prompts_sha256, clip_sha256):
 
 
 def _write(out, contents: Mapping[str, str | bytes]):
-  """Writes all files or none; the last is config.json."""
+  """Writes all files or none; the last is that of the prompts."""
   with contextlib.ExitStack() as stack:  # Renames them at its end, in reverse.
     for name in pretrained.FILES:
       if name in contents:

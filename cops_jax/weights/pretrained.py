@@ -1,8 +1,8 @@
 """Pretrained prompts: a repository of the Hugging Face hub, or a folder.
 
 It holds `prompts.safetensors`, with the record of the run that trained them;
-`config.json`, the same record for people; `thresholds.json`, if thresholds were
-chosen; and `README.md`, the model card.
+`config.json`, a copy of the record that people and the hub read;
+`thresholds.json`, if thresholds were chosen; and `README.md`, the model card.
 `cops_jax.publish` writes such a folder.
 """
 
@@ -12,19 +12,17 @@ import os
 import pathlib
 
 from cops_jax.errors import InputError
-from cops_jax.files import read_file
 from cops_jax.paths import is_address
-from cops_jax.runs.record import from_json
 from cops_jax.weights.locate import locate, split_hub_name
 from cops_jax.weights.tensor_files import read_tensor_file
 
 PROMPTS, CONFIG = "prompts.safetensors", "config.json"
 THRESHOLDS, CARD = "thresholds.json", "README.md"
-FILES = (CONFIG, PROMPTS, THRESHOLDS, CARD)
+FILES = (PROMPTS, CONFIG, THRESHOLDS, CARD)
 
 
 def find(name: str | os.PathLike) -> pathlib.Path:
-  """Returns the folder of pretrained prompts on this host, and checks it.
+  """Returns the folder of pretrained prompts on this host.
 
   Args:
     name: path or address of the folder, or OWNER/NAME or OWNER/NAME@REVISION
@@ -32,21 +30,15 @@ def find(name: str | os.PathLike) -> pathlib.Path:
 
   Raises:
     InputError: there is no such repository or folder, or it holds something
-      else, or its contents are damaged.
+      else.
   """
   folder = locate(name, lambda names: [file for file in FILES if file in names])
-  for file in (CONFIG, PROMPTS):
-    if not (folder / file).is_file():
-      raise InputError(
-        f"{name} holds no pretrained prompts, as it has no {file}: expected a"
-        " folder that cops weights publish wrote, or such a repository"
-      )
   path = folder / PROMPTS
-  require_config(folder / CONFIG)
-  if read_tensor_file(path).record.encode() != read_file(folder / CONFIG):
+  if not path.is_file() or not read_tensor_file(path).record:
     raise InputError(
-      f"{path} does not hold the prompts that {folder / CONFIG} describes: get"
-      " the folder again"
+      f"{name} holds no pretrained prompts, as it has no {PROMPTS} with the"
+      " record of a run: expected a folder that cops weights publish wrote, or"
+      " such a repository"
     )
   return folder
 
@@ -61,18 +53,6 @@ def find_start(path: str | os.PathLike) -> str | os.PathLike:
     InputError: see `find`.
   """
   is_pretrained = not is_address(path) and (
-    split_hub_name(path) or pathlib.Path(path, CONFIG).is_file()
+    split_hub_name(path) or pathlib.Path(path, PROMPTS).is_file()
   )
   return find(path) / PROMPTS if is_pretrained else path
-
-
-def require_config(path: os.PathLike) -> None:
-  """Checks that a `config.json` is that of pretrained prompts.
-
-  Raises:
-    InputError: the file is damaged or another program's, or cannot be read.
-  """
-  try:
-    from_json(read_file(path), str(path))
-  except OSError as error:
-    raise InputError(f"{path} cannot be read: {error.strerror}") from error

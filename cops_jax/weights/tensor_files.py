@@ -8,8 +8,8 @@ import pathlib
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import flax.serialization
 import ml_dtypes
-import msgpack
 import numpy as np
 from safetensors import safe_open
 
@@ -18,10 +18,7 @@ from cops_jax.files import fetch
 from cops_jax.paths import is_address
 from cops_jax.weights import torch_files
 
-_HASH = "tensors' SHA-256: "  # Follows the record's text.
-_FLAX_ARRAY = 1  # flax.serialization's extension type of arrays.
-_MAX_NAME_LENGTH = 256
-_MAX_TENSORS = 100_000
+HASH = "tensors' SHA-256: "  # Between a record and the hash of its tensors.
 
 
 class TensorFile(NamedTuple):
@@ -86,7 +83,7 @@ def read_tensor_file(
     ) from error
   if isinstance(root, torch_files.Module):
     name = "TorchScript archive"
-  record, _, content_sha256 = text.partition(_HASH)
+  record, _, content_sha256 = text.partition(HASH)
   return TensorFile(path, name, tensors, record, sha256, content_sha256)
 
 
@@ -114,11 +111,6 @@ def _find_format(head, path):
     f"{path} is neither safetensors nor torch's zip format nor flax's msgpack:"
     f" {reason}"
   )
-
-
-def add_hash(record: str, content_sha256: str) -> str:
-  """Returns a record's text with the hash of the tensors beside it."""
-  return f"{record}{_HASH}{content_sha256}"
 
 
 def check_tensors(
@@ -162,8 +154,6 @@ def _flatten(root):
   tensors, seen = {}, set()
 
   def visit(value, name):
-    if len(name) > _MAX_NAME_LENGTH:
-      raise ValueError(f"a tensor's name is too long: {name[:80]!r}...")
     if isinstance(value, torch_files.Module):
       value = value.attributes
     if isinstance(value, np.ndarray):
@@ -171,8 +161,6 @@ def _flatten(root):
         raise ValueError(f"a tensor's name is {name!r}")
       if name in tensors:
         raise ValueError(f"it holds two tensors of the name {name}")
-      if len(tensors) == _MAX_TENSORS:
-        raise ValueError(f"it holds more than {_MAX_TENSORS} tensors")
       tensors[name] = value
     if not isinstance(value, dict | list | tuple) or id(value) in seen:
       return
@@ -196,19 +184,4 @@ def _read_safetensors(path):
 
 
 def _read_msgpack(path):
-  # A list is allocated before it is read; flax has only that of an array's
-  # three parts.
-  tree = msgpack.unpackb(
-    path.read_bytes(), ext_hook=_decode_array, max_array_len=64
-  )
-  return tree, ""
-
-
-def _decode_array(code, content):
-  if code != _FLAX_ARRAY:
-    raise ValueError(f"it holds an object of msgpack extension type {code}")
-  shape, dtype, buffer = msgpack.unpackb(content, max_array_len=64)
-  dtype = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
-  if dtype.kind not in "biuf" and dtype != ml_dtypes.bfloat16:
-    raise ValueError(f"it holds an array of {dtype}")
-  return np.frombuffer(buffer, dtype).reshape(shape)
+  return flax.serialization.msgpack_restore(path.read_bytes()), ""

@@ -16,7 +16,7 @@ import pickletools
 import struct
 import zipfile
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -45,21 +45,15 @@ _FIRST_ARGUMENT = (
   "torch.jit._pickle.build_tensorlist",
   "torch.jit._pickle.restore_type_tag",
 )
-# Instructions of the pickles that torch writes, by what they do with the stack.
-_PUT = ("BINPUT", "LONG_BINPUT", "MEMOIZE")
-_GET = ("BINGET", "LONG_BINGET")
-_KEYS = set(
-  "NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINUNICODE"
-  " SHORT_BINUNICODE".split()
+# Instructions of the pickles that torch writes.
+_INSTRUCTIONS = set(
+  "PROTO FRAME STOP MARK BINPUT LONG_BINPUT MEMOIZE BINGET LONG_BINGET NONE"
+  " NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT BINUNICODE"
+  " SHORT_BINUNICODE EMPTY_TUPLE TUPLE1 TUPLE2 TUPLE3 TUPLE EMPTY_LIST APPEND"
+  " APPENDS EMPTY_DICT SETITEM SETITEMS GLOBAL STACK_GLOBAL BINPERSID REDUCE"
+  " NEWOBJ BUILD".split()
 )
-_TUPLES = {"EMPTY_TUPLE": 0, "TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "TUPLE": 0}
-# How many values they take, or take below the last mark, to make one of them.
-_TAKEN = dict.fromkeys(_KEYS, 0) | _TUPLES
-_TAKEN |= {"NONE": 0, "BINFLOAT": 0, "EMPTY_DICT": 0, "EMPTY_LIST": 0}
-_TAKEN |= {"GLOBAL": 0, "STACK_GLOBAL": 2, "BINPERSID": 1, "REDUCE": 2}
-_TAKEN |= {"NEWOBJ": 2, "BUILD": 2, "APPEND": 2, "SETITEM": 3}
-_TAKEN |= {"APPENDS": 1, "SETITEMS": 1}
-_TO_MARK = ("TUPLE", "APPENDS", "SETITEMS")
+_MAX_TUPLES = 20_000  # The largest CLIP has about 6,500.
 _MAX_PICKLE_BYTES = 4 << 20  # That of the largest CLIP has 300 kB.
 _MAX_AXES = 64  # NumPy's.
 _RECORD = "record.json"
@@ -103,43 +97,20 @@ def read(path: pathlib.Path) -> tuple[Any, str]:
 
 
 def _check_instructions(stream):
-  """Raises ValueError for what pickle's C code does without a check.
+  """Raises ValueError for what could end the process or fill the memory.
 
-  It allocates by the index of a memo entry. It hashes tuples within tuples by
-  recursion, as often as they are met. It takes any tuple for arguments, such as
-  a storage, which would give its parts away.
+  pickle allocates by the index of a memo entry, and hashes tuples within tuples
+  by recursion.
   """
-  stack, outer, memo = [], [], {}  # Names of the instructions that made values.
+  num_tuples = 0
   for opcode, argument, position in pickletools.genops(stream):
-    name = opcode.name
-    if name == "MARK":
-      outer.append(stack)
-      stack = []
-    elif name in _PUT:
-      index = len(memo) if name == "MEMOIZE" else argument
-      if index > position:
-        raise ValueError(f"its pickle has the memo index {index}")
-      memo[index] = stack[-1]
-    elif name in _GET:
-      stack.append(memo[argument])
-    elif name in _TAKEN:
-      keys = stack[-2:-1] if name == "SETITEM" else ()
-      if name in _TO_MARK:
-        keys = stack[::2] if name == "SETITEMS" else ()
-        stack = outer.pop()
-      if not _KEYS.issuperset(keys):
-        raise ValueError(
-          "a dictionary has a key that is neither text nor a short integer"
-        )
-      if name in ("REDUCE", "NEWOBJ") and stack[-1] not in _TUPLES:
-        raise ValueError("its pickle calls something without a tuple")
-      kept = len(stack) - _TAKEN[name]
-      if kept < 0:
-        raise ValueError(f"its pickle has no values for {name}")
-      is_long = name == "LONG1" and abs(argument) >> 60  # May share its hash.
-      stack[kept:] = ["" if is_long else name]
-    elif name not in ("PROTO", "FRAME", "STOP"):
-      raise ValueError(f"its pickle has the instruction {name}")
+    if opcode.name not in _INSTRUCTIONS:
+      raise ValueError(f"its pickle has the instruction {opcode.name}")
+    if opcode.name == "LONG_BINPUT" and argument > position:
+      raise ValueError(f"its pickle has the memo index {argument}")
+    num_tuples += "TUPLE" in opcode.name
+  if num_tuples > _MAX_TUPLES:
+    raise ValueError(f"its pickle has {num_tuples} tuples")
 
 
 class Module:
@@ -162,9 +133,14 @@ class _OrderedDict(dict):
     pass
 
 
-class _Storage(NamedTuple):
-  dtype: np.dtype
-  content: memoryview
+class _Storage:
+  """Bytes that tensors are views of; no tuple, so never arguments of a call."""
+
+  def __init__(self, dtype, content):
+    self.dtype, self.content = dtype, content
+
+  def __setstate__(self, state):
+    raise ValueError("it changes a storage")
 
 
 class _Unpickler(pickle.Unpickler):
@@ -216,7 +192,7 @@ class _Unpickler(pickle.Unpickler):
 def _make_array(storage, offset, shape, strides):
   if not isinstance(storage, _Storage):
     raise ValueError("it makes a tensor from something else than a storage")
-  dtype, content = storage
+  dtype, content = storage.dtype, storage.content
   if not (
     isinstance(shape, tuple)
     and isinstance(strides, tuple)
