@@ -14,10 +14,10 @@ from cops_jax.detector import AnomalyDetector
 from cops_jax.errors import InputError, shorten
 from cops_jax.images.decoded import AnyImage
 from cops_jax.images.decoding import (
-  decode_mask,
   open_image,
   read_orientation,
 )
+from cops_jax.images.masks import decode_mask
 from cops_jax.images.tiles import normalize
 from cops_jax.metrics.proportions import (
   CONFIDENCE,

@@ -33,10 +33,10 @@ from cops_jax.files import digest_file
 from cops_jax.images import tiles
 from cops_jax.images.decoding import (
   MAX_PIXELS,
-  decode_mask,
   open_image,
   resize_image,
 )
+from cops_jax.images.masks import decode_mask
 from cops_jax.losses import count_mask_pixels
 from cops_jax.runtime.randomness import hash_example_id
 from cops_jax.typing import Integer

@@ -11,7 +11,7 @@ from cops_jax.detector import AnomalyDetector
 from cops_jax.errors import InputError
 from cops_jax.evaluation import findings, results
 from cops_jax.evaluation.evaluator import Evaluator
-from cops_jax.images.decoding import decode_mask
+from cops_jax.images.masks import decode_mask
 from cops_jax.inputs.pipeline import Subset
 from cops_jax.runtime.mesh import make_mesh, replicate, replicated_sharding
 from helpers.config import make_config

@@ -9,6 +9,7 @@ from PIL import Image
 
 from cops_jax.errors import InputError
 from cops_jax.images import decoding
+from cops_jax.images.masks import decode_mask
 
 
 def encode(image, format="PNG"):
@@ -135,26 +136,6 @@ def test_an_image_with_damaged_exif_data_is_left_as_it_is():
     assert decoding.turn_upright(image) is image
 
 
-@pytest.mark.parametrize("mode", ("L", "1", "P", "RGB", "RGBA", "I;16"))
-def test_masks_of_any_mode(mode):
-  values = np.zeros((16, 16), np.uint16 if mode == "I;16" else np.uint8)
-  values[4:12, 2:9] = 700 if mode == "I;16" else 255
-  mask = Image.fromarray(values)
-  data = encode(mask if mode == "I;16" else mask.convert(mode))
-  np.testing.assert_array_equal(decoding.decode_mask(data, 16), values > 0)
-
-
-def test_masks_are_binary_before_and_after_resizing():
-  values = np.zeros((20, 30), np.uint8)
-  values[5:12, 8:20] = 1  # As dark as a mask can be.
-  actual = decoding.decode_mask(encode(Image.fromarray(values)), 16)
-  full = Image.fromarray(values * 255).resize(
-    (16, 16), Image.Resampling.BILINEAR
-  )
-  np.testing.assert_array_equal(actual, np.asarray(full) >= 128)
-  assert 0 < actual.sum() < actual.size
-
-
 def test_a_damaged_png_is_refused():
   """One flipped bit; PIL returns the rest at the second attempt."""
   content = encode(noise_image("RGB", (40, 40)))
@@ -182,7 +163,7 @@ def test_other_files_are_refused(tmp_path):
   ):
     path.write_bytes(content)
     for file in (content, path):
-      for decode in (decoding.decode_image, decoding.decode_mask):
+      for decode in (decoding.decode_image, decode_mask):
         with pytest.raises(ValueError, match=expected):
           decode(file, 8)
 
@@ -194,7 +175,7 @@ def test_images_of_too_many_pixels_are_refused(tmp_path):
   with pytest.raises(ValueError, match="more than 0.05 million pixels"):
     decoding.decode_image(path, 8, max_pixels=50_000)
   with pytest.raises(ValueError):
-    decoding.decode_mask(path, 8, max_pixels=50_000)
+    decode_mask(path, 8, max_pixels=50_000)
   Image.new("1", (20_000, 10_000)).save(path)
   with pytest.raises(ValueError, match="80 million"):
     decoding.decode_image(path, 8)
