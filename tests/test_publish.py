@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 from huggingface_hub import ModelCard
 
-from cops_jax import publish, reporting, thresholds, training
+from cops_jax import publish, thresholds, training
 from cops_jax.detector import AnomalyDetector
 from cops_jax.errors import InputError
 from cops_jax.evaluation.results import Evaluated, mean_metrics
 from cops_jax.reporting.card import make_card
 from cops_jax.reporting.tables import results_json
+from cops_jax.reporting.tables import write_results as write_files
 from cops_jax.runs.checkpoints import Checkpoints
 from cops_jax.runs.record import Record, claim_workdir, read_record
 from cops_jax.thresholds import Thresholds
@@ -68,9 +69,7 @@ def write_results(workdir, names=("made",), **changes):
   results = {name: make_result(FIRST, SECOND) for name in names}
   values = provenance(workdir) | changes
   failed = {"folder:/secret/x": "broken"}
-  reporting.write_results(
-    workdir, Evaluated(results, {"btad": "absent"}, failed, values)
-  )
+  write_files(workdir, Evaluated(results, {"btad": "absent"}, failed, values))
 
 
 def test_detections_are_the_runs_own(workdir, published, tmp_path):

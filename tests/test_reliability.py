@@ -16,9 +16,10 @@ import time
 
 import pytest
 
-from cops_jax import datasets, export, reporting, thresholds
+from cops_jax import datasets, export, thresholds
 from cops_jax.errors import InputError
 from cops_jax.files import unseal
+from cops_jax.reporting import tables
 from cops_jax.runs import metrics_log
 from cops_jax.runs.checkpoints import Checkpoints, find_damage
 from cops_jax.runs.record import read_record
@@ -58,7 +59,7 @@ def evaluated(out):
   workdir = out / "run"
   files = (workdir / "scores.csv", *sorted((workdir / "maps").rglob("*.*")))
   scores = {str(path.relative_to(workdir)): path.read_bytes() for path in files}
-  return reporting.read_means(workdir), scores
+  return tables.read_means(workdir), scores
 
 
 def calibrated(out):
@@ -191,7 +192,7 @@ def test_flipped_bits(trained, tmp_path):
     "run.json": lambda path: read_record(workdir),
     "thresholds.json": lambda path: thresholds.read_thresholds(workdir),
     "metrics.jsonl": lambda path: metrics_log.read_metrics(workdir),
-    "results.json": lambda path: reporting.read_means(workdir),
+    "results.json": lambda path: tables.read_means(workdir),
     "evaluation": lambda path: unseal(path.read_bytes()),
     "a.cops": export.load,
     "a.safetensors": lambda path: load_prompts(path, template),

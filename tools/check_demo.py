@@ -13,8 +13,9 @@ import pathlib
 from collections.abc import Mapping, Sequence
 
 from configs.demo import EXPECTED_PERCENT
-from cops_jax import reporting
 from cops_jax.commands import command_line
+from cops_jax.metrics import METRICS
+from cops_jax.reporting import tables
 
 
 def check(mean: Mapping[str, float]) -> tuple[bool, str]:
@@ -29,7 +30,7 @@ def check(mean: Mapping[str, float]) -> tuple[bool, str]:
     is_inside = low <= value <= high  # Not for NaN.
     is_expected &= is_inside
     texts.append(
-      f"{reporting.metric_title(metric)} {value:.1f} is"
+      f"{METRICS[metric]} {value:.1f} is"
       f" {'within' if is_inside else 'OUTSIDE'} {low} to {high}"
     )
   verdict = "as expected" if is_expected else "NOT as expected"
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
   )
   parser.add_argument("--workdir", required=True, help="of the demo's run")
   options = parser.parse_args(arguments)
-  means = reporting.read_means(pathlib.Path(options.workdir))
+  means = tables.read_means(pathlib.Path(options.workdir))
   is_expected, line = check(means["demo_unseen"])
   print(line)
   return 0 if is_expected else 1

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cops_jax import __version__, commands, methods, reporting
+from cops_jax import __version__, commands, methods
 from cops_jax.commands import flags
 from cops_jax.errors import InputError
 from cops_jax.evaluation.results import Evaluated, without_nan
@@ -74,7 +74,9 @@ def train_and_evaluate(
     signals.release()  # An evaluation may be ended at any time.
   evaluated = many.evaluate(config, workdir, allow_other_clip=allow_other_clip)
   if evaluated.results:
-    reporting.write(workdir, evaluated)
+    from cops_jax.reporting.report import write
+
+    write(workdir, evaluated)
   return evaluated
 
 

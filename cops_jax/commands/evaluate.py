@@ -71,8 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _evaluate(config, options, checkpoint):
   import jax
 
-  from cops_jax import reporting
   from cops_jax.evaluation import many
+  from cops_jax.reporting import report, tables
 
   found = many.evaluate(
     config,
@@ -85,9 +85,9 @@ def _evaluate(config, options, checkpoint):
   is_written = True
   if jax.process_index() == 0:
     if found.results:
-      page = reporting.write(options.workdir, found)
+      page = report.write(options.workdir, found)
       is_written = page is not None
-      print(reporting.format_table(found.results))
+      print(tables.format_table(found.results))
       if page:
         print(f"report: {page}")
     for name, reason in found.failed.items():

@@ -9,16 +9,17 @@ import numpy as np
 
 from cops_jax.typing import Bool, Float, Integer
 
-METRICS = (
-  "image_auroc",
-  "image_ap",
-  "image_f1_max",
-  "pixel_auroc",
-  "pixel_ap",
-  "pixel_f1_max",
-  "pixel_aupro",
-  "pixel_aupro_200",
-)
+# Titles by name.
+METRICS = {
+  "image_auroc": "image AUROC",
+  "image_ap": "image AP",
+  "image_f1_max": "image F1-max",
+  "pixel_auroc": "pixel AUROC",
+  "pixel_ap": "pixel AP",
+  "pixel_f1_max": "pixel F1-max",
+  "pixel_aupro": "pixel AUPRO",
+  "pixel_aupro_200": "pixel AUPRO-200",
+}
 
 # AUPRO is integrated up to this false-positive rate.
 AUPRO_LIMIT = 0.3

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from cops_jax import __version__, methods
@@ -12,7 +11,6 @@ from cops_jax.config import complete, decides
 from cops_jax.fields import Role
 from cops_jax.metrics import METRICS
 from cops_jax.reporting.report import make_environment
-from cops_jax.reporting.tables import metric_title, percent
 from cops_jax.runs.record import Record
 from cops_jax.tables import one_line, shorten_list
 from cops_jax.thresholds import Thresholds
@@ -23,7 +21,6 @@ _LICENCES = {
   "CC BY-NC-SA 4.0": "cc-by-nc-sa-4.0",
   "CC0": "cc0-1.0",
 }
-_THRESHOLDS = "## Thresholds\n"
 
 
 def make_card(
@@ -49,27 +46,40 @@ def make_card(
   """
   config = complete(record.config)
   data = _describe_data(config["train.dataset"])
-  environment = make_environment()
-  environment.filters["cell"] = _to_cell
-  return environment.get_template("card.md.jinja").render(
-    name=name,
-    title=methods.find(config["method"]).TITLE,
-    front_matter=_front_matter(config, data["licence_id"], hub_clip),
-    config=config,
-    clip=hub_clip or config["clip.weights"],
-    is_on_hub=bool(hub_clip),
-    is_toy=config["clip.weights"] == "demo",
-    data=data,
-    record=record,
-    step=step,
-    prompts_sha256=prompts_sha256,
-    version=__version__,
-    thresholds=_describe_thresholds(thresholds),
-    metrics=[metric_title(metric) for metric in METRICS],
-    rows=_rows(results) if results else [],
-    results=results,
-    settings=_other_settings(config, results) if results else [],
-    limits=list(_limits(config, record, results)),
+  rows, settings = {}, []
+  if results:
+    rows = {
+      name: (row["mean"], row["num_images"], row["num_anomalous_images"])
+      for name, row in results["datasets"].items()
+    }
+    rows |= {name: (mean, "", "") for name, mean in results["means"].items()}
+    settings = [  # Those that the evaluation had otherwise than the config.
+      f"{name} = {value!r}"
+      for name, value in complete(results["config"]).items()
+      if decides(name, Role.RESULTS) and value != config.get(name)
+    ]
+  return (
+    _environment()
+    .get_template("card.md.jinja")
+    .render(
+      name=name,
+      title=methods.find(config["method"]).TITLE,
+      front_matter=_front_matter(config, data["licence_id"], hub_clip),
+      config=config,
+      clip=hub_clip or config["clip.weights"],
+      is_on_hub=bool(hub_clip),
+      is_toy=config["clip.weights"] == "demo",
+      data=data,
+      record=record,
+      step=step,
+      prompts_sha256=prompts_sha256,
+      version=__version__,
+      thresholds=thresholds,
+      metrics=METRICS,
+      rows=rows,
+      results=results,
+      settings=settings,
+    )
   )
 
 
@@ -80,9 +90,19 @@ def replace_thresholds(card: str, thresholds: Thresholds) -> str:
     card: from `make_card`, edited or not.
     thresholds: that are beside it.
   """
-  section = f"{_THRESHOLDS}\n{_describe_thresholds(thresholds)}\n\n"
-  pattern = rf"^{_THRESHOLDS}.*?(?=^## |\Z)"
-  return re.sub(pattern, lambda _: section, card, flags=re.M | re.S)
+  template = _environment().get_template("thresholds.md.jinja")
+  section = template.render(thresholds=thresholds)
+  pattern = r"^## Thresholds\n.*?(?=^## |\Z)"
+  return re.sub(pattern, lambda _: f"{section}\n\n", card, flags=re.M | re.S)
+
+
+def _environment():
+  environment = make_environment()
+  environment.filters["cell"] = _to_cell
+  environment.filters["public"] = lambda notes: shorten_list(
+    [note for note in notes if "/" not in note]  # Others name files.
+  )
+  return environment
 
 
 def _to_cell(text):
@@ -125,84 +145,3 @@ def _describe_data(name):
     title = f"{name}, data of its publisher"
     licence = "not known to the program that wrote this card"
   return {"title": title, "licence": licence, "licence_id": licence_id}
-
-
-def _describe_thresholds(thresholds):
-  if thresholds is None:
-    return (
-      "None were chosen: there are scores and maps, and no verdicts. `cops"
-      " calibrate` chooses thresholds for your own images."
-    )
-  errors = "".join(
-    f" {name.capitalize()}: {errors}."
-    for name, errors in thresholds.errors.items()
-  )
-  return (
-    f"An image counts as anomalous from a score of {thresholds.image:.4f} on, a"
-    f" pixel from {thresholds.pixel:.4f} on. Chosen as: {thresholds.method}."
-    f"{errors} Images unlike those used to choose the thresholds may have more"
-    " errors; `cops calibrate` chooses thresholds for your own images."
-  )
-
-
-def _rows(results):
-  """Returns name, numbers of images and metrics of data sets and groups."""
-  rows = {
-    name: (row["mean"], row["num_images"], row["num_anomalous_images"])
-    for name, row in results["datasets"].items()
-  }
-  rows |= {name: (mean, "", "") for name, mean in results["means"].items()}
-  return [
-    [name, *numbers]
-    + [
-      percent(math.nan if mean.get(metric) is None else mean[metric])
-      for metric in METRICS
-    ]
-    for name, (mean, *numbers) in rows.items()
-  ]
-
-
-def _other_settings(config, results):
-  """Returns fields that the evaluation had otherwise than the config."""
-  return [
-    f"{name} = {value!r}"
-    for name, value in complete(results["config"]).items()
-    if decides(name, Role.RESULTS) and value != config.get(name)
-  ]
-
-
-def _limits(config, record, results) -> Iterator[str]:
-  """Says what is not known of the prompts, a sentence each."""
-  yield (
-    f"They come from one training run, of seed {config['seed']}: other seeds"
-    " give other numbers."
-  )
-  if record.init_from:
-    yield (
-      f"Training began from other trained prompts, {record.init_from}: these"
-      " have seen their data too."
-    )
-  if not results:
-    yield "They were not evaluated: nothing is known of how good they are."
-    return
-  names = list(results["datasets"])
-  yield (
-    f"They were evaluated on {', '.join(names)} alone: nothing is known of how"
-    " good they are on other images."
-  )
-  seen = config["train.dataset"].rpartition(":")[2]
-  if seen in names:
-    yield (
-      f"They were trained on {seen}: its row says nothing of images never seen."
-    )
-  absent = [*results["not_prepared"], *results["failed"]]
-  if absent:
-    names = ", ".join(name.rpartition("/")[2] for name in absent)
-    yield f"Not evaluated: {names}."
-  for name, row in results["datasets"].items():
-    if row["skipped_files"]:
-      number = len(row["skipped_files"])
-      yield f"{number} images of {name} could not be read and were skipped."
-    # Other notes name files of the machine.
-    notes = [note for note in row["notes"] if "/" not in note]
-    yield from (f"{name}: {note}." for note in shorten_list(notes))

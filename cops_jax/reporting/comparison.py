@@ -14,7 +14,6 @@ from cops_jax.paths import AnyPath
 from cops_jax.reporting.tables import (
   domains,
   means_of,
-  metric_title,
   percent,
   write_csv,
 )
@@ -189,7 +188,7 @@ def format_rows(rows: Sequence[Row], title: str, reference: str = "") -> str:
     line[1][row.metric] = row.text
     if reference and not math.isnan(row.reference):
       line[2][row.metric] = percent(row.reference)
-  table = [["data set", title, "runs", *map(metric_title, metrics)]]
+  table = [["data set", title, "runs", *map(METRICS.get, metrics)]]
   for (dataset, name), (number, texts, references) in lines.items():
     start = [one_line(dataset), one_line(name)]
     cells = [texts.get(metric, "n/a") for metric in metrics]

@@ -24,19 +24,6 @@ from cops_jax.tables import align, one_line, shorten_list
 
 # To be increased when a field of results.json changes meaning or is removed.
 SCHEMA_VERSION = 1
-_TITLES = {
-  "auroc": "AUROC",
-  "ap": "AP",
-  "f1_max": "F1-max",
-  "aupro": "AUPRO",
-  "aupro_200": "AUPRO-200",
-}
-
-
-def metric_title(name: str) -> str:
-  """Returns a metric's name in tables: "image AUROC" for image_auroc."""
-  level, _, rest = name.partition("_")
-  return f"{level} {_TITLES[rest]}"
 
 
 def percent(value: float, form: str = ".1f") -> str:
@@ -58,7 +45,7 @@ def format_table(results: Mapping[str, DatasetResult]) -> str:
     cells = (percent(row[metric]) for metric in METRICS)
     return one_line(name), one_line(category), *cells
 
-  lines = [("data set", "category", *map(metric_title, METRICS))]
+  lines = [("data set", "category", *METRICS.values())]
   rules = [1]  # Where a rule stands above a line.
   for name, result in results.items():
     for category, row in result.categories.items():

@@ -39,8 +39,9 @@ def test_evaluation_on_a_folder_and_a_list(workable, trained, tmp_path):
 
 
 def test_a_truncated_image_in_a_run(workable, tmp_path):
-  from cops_jax import reporting, training
+  from cops_jax import training
   from cops_jax.evaluation import many
+  from cops_jax.reporting import report
   from cops_jax.runs import checkpoints, metrics_log
 
   tree, config = workable
@@ -64,7 +65,7 @@ def test_a_truncated_image_in_a_run(workable, tmp_path):
   assert "dent/1.png of data set 'parts'" in reason
   config.input.unreadable_files = "skip"
   found = many.evaluate(config, workdir)
-  reporting.write(workdir, found)
+  report.write(workdir, found)
   assert len(found.results["parts"].images) == 5
   stored = json.loads((workdir / "results.json").read_text())
   assert stored["datasets"]["parts"]["skipped_files"].keys() == skipped.keys()

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cops_jax import reporting
 from cops_jax.datasets import SPECIFICATIONS
 from cops_jax.errors import InputError
 from cops_jax.evaluation import many
 from cops_jax.evaluation.evaluator import Evaluator
+from cops_jax.reporting import report
 from cops_jax.runs import lock
 from helpers import original_layouts
 from helpers.images import write_folder
@@ -212,7 +212,7 @@ def test_all_thirteen_data_sets(evaluate, config, folder, workdir, caplog):
   found, scored = evaluate("all")
   assert not found.failed and not found.skipped
   assert scored == list(SPECIFICATIONS)
-  page = reporting.write(workdir, found).read_text()
+  page = report.write(workdir, found).read_text()
   content = json.loads((workdir / "results.json").read_text())
   assert set(content["means"]) == {
     *("industrial mean", "medical mean", "overall mean")
@@ -267,4 +267,4 @@ def test_the_name_of_a_folder_proves_nothing(evaluate, workdir, tmp_path):
   name = write_folder(tmp_path / "head_ct", 6, has_masks=False)
   found, _ = evaluate(name)
   assert not found.results["head_ct"].is_published
-  assert "<small>96.1" not in reporting.write(workdir, found).read_text()
+  assert "<small>96.1" not in report.write(workdir, found).read_text()

@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 
-from cops_jax import calibrate, export, reporting, training
+from cops_jax import calibrate, export, training
 from cops_jax.detector import AnomalyDetector
 from cops_jax.errors import InputError
 from cops_jax.evaluation import many
 from cops_jax.inputs import load_examples
+from cops_jax.reporting import report, tables
 from helpers.config import make_config
 from helpers.images import make_image, write_folder
 
@@ -50,9 +51,9 @@ def run(request, make, trained_run, tmp_path_factory):
 def test_the_report_and_the_table(run):
   workdir, found, title = run
   assert not found.failed
-  page = reporting.write(workdir, found)
+  page = report.write(workdir, found)
   assert f"{title}: zero-shot" in page.read_text()
-  assert 0 <= reporting.read_means(workdir)["parts"]["pixel_aupro_200"] <= 1
+  assert 0 <= tables.read_means(workdir)["parts"]["pixel_aupro_200"] <= 1
 
 
 def test_the_detector_scores_as_the_evaluation(run, folder):

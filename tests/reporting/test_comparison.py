@@ -5,12 +5,12 @@ import math
 
 import pytest
 
-from cops_jax import reporting
 from cops_jax.commands.compare import main
 from cops_jax.errors import InputError
 from cops_jax.evaluation.results import Evaluated
 from cops_jax.files import seal, unseal
 from cops_jax.metrics import METRICS
+from cops_jax.reporting import tables
 from cops_jax.reporting.comparison import compare, format_rows
 from cops_jax.reporting.papers import paper_results
 from helpers.made_results import FIRST, SECOND, make_result
@@ -123,7 +123,7 @@ def write(workdir, method, metrics):
   evaluated = Evaluated(
     {"made": make_result(metrics)}, {}, {}, {"config": {"method": method}}
   )
-  reporting.write_results(workdir, evaluated)
+  tables.write_results(workdir, evaluated)
   return str(workdir)
 
 
@@ -179,7 +179,7 @@ def test_metrics_that_are_none_are_refused(tmp_path, value):
   stored["datasets"]["made"]["mean"]["image_ap"] = value
   path.write_text(seal(stored))
   with pytest.raises(InputError, match="results.json is damaged"):
-    reporting.read_means(tmp_path)
+    tables.read_means(tmp_path)
   path.write_text(path.read_text().replace("0.9", "0.8", 1))
   with pytest.raises(InputError, match="changed since it was written"):
-    reporting.read_means(tmp_path)
+    tables.read_means(tmp_path)

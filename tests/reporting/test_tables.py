@@ -6,16 +6,16 @@ import json
 
 import pytest
 
-from cops_jax import reporting
 from cops_jax.evaluation.results import Evaluated
 from cops_jax.metrics import METRICS
+from cops_jax.reporting import tables
 from helpers.made_results import FIRST, SECOND, make_result
 from helpers.scripts import ROOT
 
 
 def test_table():
   results = {"made": make_result(FIRST, SECOND)}
-  lines = reporting.format_table(results).splitlines()
+  lines = tables.format_table(results).splitlines()
   assert lines[0].split() == (
     "data set category image AUROC image AP image F1-max pixel AUROC pixel AP"
     " pixel F1-max pixel AUPRO pixel AUPRO-200"
@@ -40,9 +40,7 @@ def test_groups_of_data_sets():
       ("head_ct", FIRST),
     )
   }
-  cells = [
-    line.split() for line in reporting.format_table(results).splitlines()
-  ]
+  cells = [line.split() for line in tables.format_table(results).splitlines()]
   assert ["industrial", "mean", "mean", "80.0"] in [row[:4] for row in cells]
   assert ["overall", "mean", "mean", "83.3"] in [row[:4] for row in cells]
   assert not any(row[0] == "medical" for row in cells)
@@ -56,7 +54,7 @@ def test_files(tmp_path):
     {"btad": "broken"},
     {"version": "1", "checkpoint": "step 3 of runs/made"},
   )
-  reporting.write_results(tmp_path, evaluated)
+  tables.write_results(tmp_path, evaluated)
   stored = json.loads((tmp_path / "results.json").read_text())
   assert stored["schema_version"] == 1 and stored["version"] == "1"
   assert stored["not_prepared"] == {"visa": "absent"}
@@ -86,7 +84,7 @@ def test_names_of_any_characters():
   first, second = result.categories.values()
   categories = {"mean": first, "line\nbreak": second}
   found = {"a|b": dataclasses.replace(result, categories=categories)}
-  lines = reporting.format_table(found).splitlines()
+  lines = tables.format_table(found).splitlines()
   assert [line.split()[1] for line in lines if line.startswith("a|b  ")] == [
     *("mean", "line\\nbreak", "mean")
   ]
