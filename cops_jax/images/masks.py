@@ -1,13 +1,89 @@
-"""Reads mask files."""
+"""Reads masks, the ground truth of pixels."""
 
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from cops_jax.images.decoding import MAX_PIXELS, open_image, turn_upright
-from cops_jax.typing import Integer
+from cops_jax.images.decoding import (
+  MAX_PIXELS,
+  open_image,
+  turn_upright,
+)
+from cops_jax.typing import Bool, Integer
+
+if TYPE_CHECKING:
+  from PIL import Image
+
+# Files' paths or bytes; several are united.
+MaskFiles = bytes | pathlib.Path | Sequence[bytes | pathlib.Path]
+
+EMPTY = "the mask of an anomalous image is empty"
+FULL = "the mask covers all of the image"
+UPRIGHT = "the mask is upright, though its image is stored turned"
+CUT = "the mask has values between two, which were cut at half of the largest"
+# Classes of defects that a mask numbers; shades reach a higher value.
+_MAX_CLASS = 63
+_MAX_NUM_CLASSES = 16
+
+
+class Mask(NamedTuple):
+  """A mask's pixels and what is odd about it, a sentence each."""
+
+  pixels: Bool[np.ndarray, "h w"] | Integer[np.ndarray, "h w"]
+  notes: tuple[str, ...] = ()
+
+
+def example_mask(
+  example: Mapping[str, Any],
+  side: int,
+  orientation: int,
+  size: tuple[int, int],
+  max_pixels: int = MAX_PIXELS,
+) -> Mask:
+  """Returns an example's mask as 0 and 1, uint8, at the model's size.
+
+  It is zero for normal images and without ground truth. Others are read by
+  `read_mask` and turned as their image; one that has the shape of the turned
+  image is taken as upright. PIL's bilinear filter resizes 0 and 255, and a
+  pixel above one half belongs to the mask.
+
+  Args:
+    example: see `cops_jax.datasets.load`.
+    side: width and height of the result, in pixels.
+    orientation: EXIF's number for how the image is stored.
+    size: width and height of the upright image.
+    max_pixels: of a file, see `decoding.open_image`.
+
+  Raises:
+    ValueError: see `read_mask`. For a damaged file PIL raises many kinds of
+      errors.
+  """
+  from PIL import ExifTags, Image
+
+  if not (example["label"] and example["has_mask"]):
+    return Mask(np.zeros((side, side), np.uint8))
+  pixels, notes = read_mask(example["mask"], max_pixels)
+  whole = Image.fromarray(pixels.astype(np.uint8) * 255)
+  width, height = size
+  has_its_shape = whole.width * height == whole.height * width
+  if orientation >= 5 and width != height and has_its_shape:
+    notes += (UPRIGHT,)
+  else:
+    whole.getexif()[ExifTags.Base.Orientation] = orientation
+    whole = turn_upright(whole)
+  resized = whole.resize((side, side), Image.Resampling.BILINEAR)
+  mask = (np.asarray(resized) / 255 > 0.5).astype(np.uint8)
+  if not pixels.any():
+    notes += (EMPTY,)
+  elif pixels.all():
+    notes += (FULL,)
+  elif not mask.any():
+    notes += (f"the mask vanishes at {side} x {side} pixels",)
+  return Mask(mask, notes)
 
 
 def decode_mask(
@@ -16,22 +92,114 @@ def decode_mask(
   orientation: int = 1,
   max_pixels: int = MAX_PIXELS,
 ) -> Integer[np.ndarray, "h w"]:
-  """Returns a mask file, or its bytes, as 0 and 1, uint8, of side `size`.
+  """Returns a mask file, or its bytes, as 0 and 1, uint8, of side `size`."""
+  example = {"label": 1, "has_mask": True, "mask": file}
+  return example_mask(example, size, orientation, (1, 1), max_pixels).pixels
 
-  Grey values above 0 become 255, PIL's bilinear filter resizes them, and a
-  pixel above one half belongs to the mask.
+
+def read_mask(files: MaskFiles, max_pixels: int = MAX_PIXELS) -> Mask:
+  """Returns the anomalous pixels of a mask as it is stored.
+
+  A mask has two values, of which black is the background:
+
+  - Every value above 0 is anomalous: 255, a dark 1, a number for each kind of
+    defect (VisA, MVTec LOCO). Of colours the largest channel counts.
+  - Values between the lowest and the highest are shades in JPEG files, in
+    floating-point ones, if there are more than 16, or if one of them is only
+    found along edges. They are cut at half of the highest. Numbers up to 63 are
+    kinds in other files.
+  - Without black, the lower of two values is the background, and the lower of
+    two indices of a palette.
+  - Transparent pixels are black. If that leaves no two values, the mask is the
+    alpha channel.
 
   Args:
-    file: the mask.
-    size: of its sides, in pixels.
-    orientation: of the image that the mask is drawn over, if that is turned.
-    max_pixels: see `open_image`.
-  """
-  from PIL import ExifTags, Image
+    files: see `MaskFiles`.
+    max_pixels: of a file, see `decoding.open_image`.
 
-  with open_image(file, max_pixels) as mask:
-    binary = np.asarray(mask.convert("L")) > 0
-  mask = Image.fromarray(binary.astype(np.uint8) * 255)
-  mask.getexif()[ExifTags.Base.Orientation] = orientation
-  resized = turn_upright(mask).resize((size, size), Image.Resampling.BILINEAR)
-  return (np.asarray(resized) / 255 > 0.5).astype(np.uint8)
+  Raises:
+    ValueError: the file has no two such values, or files differ in size. For a
+      damaged one PIL raises many kinds of errors.
+  """
+  if isinstance(files, (bytes, pathlib.Path)):
+    with open_image(files, max_pixels) as image:
+      return _find_anomalous(_find_values(image), image.format == "JPEG")
+  masks = [read_mask(file, max_pixels) for file in files]
+  shapes = {mask.pixels.shape for mask in masks}
+  if len(shapes) > 1:
+    found = ", ".join(f"{width} x {height}" for height, width in sorted(shapes))
+    raise ValueError(f"its parts differ in size: {found}")
+  pixels = np.logical_or.reduce([mask.pixels for mask in masks])
+  notes = dict.fromkeys(note for mask in masks for note in mask.notes)
+  return Mask(pixels, tuple(notes))
+
+
+def _find_values(image: Image.Image) -> np.ndarray:
+  """Returns the channel that a mask is drawn in, or the palette's indices."""
+  if len(image.getbands()) == 1 and image.mode != "P":
+    return np.asarray(image)
+  *colors, alpha = np.moveaxis(np.asarray(image.convert("RGBA")), -1, 0)
+  value = np.maximum(np.maximum(colors[0], colors[1]), colors[2])
+  has_alpha = alpha.min() < alpha.max()
+  if has_alpha:
+    value = (value.astype(np.uint16) * alpha // 255).astype(np.uint8)
+  if not value.min() and _is_binary(value):
+    return value
+  if image.mode == "P":
+    indices = np.asarray(image)
+    if _is_binary(indices) or (not value.any() and np.ptp(indices)):
+      return indices
+  if has_alpha:
+    return alpha
+  if not value.min():
+    return value
+  varying = [color > color.min() for color in colors if np.ptp(color)]
+  is_one = all((part == varying[0]).all() for part in varying)
+  if is_one and all(_is_binary(color) for color in colors if np.ptp(color)):
+    return varying[0] if varying else value
+  found = image.convert("RGB").getcolors(_MAX_NUM_CLASSES)
+  listed = ", ".join(sorted(str(color) for _, color in found or ()))
+  raise ValueError(
+    "it is no mask: none of its colours is black, and no channel has two"
+    f" values: {listed or f'more than {_MAX_NUM_CLASSES} colours'}"
+  )
+
+
+def _find_anomalous(values: np.ndarray, is_lossy: bool) -> Mask:
+  """Returns where a channel is anomalous, by the rules of `read_mask`."""
+  low, high = values.min(), values.max()
+  if not (low >= 0 and np.isfinite(high)):
+    raise ValueError(f"it is no mask: its values are from {low} to {high}")
+  between = values[(values > low) & (values < high)]
+  if not between.size:
+    return Mask(values > (low if low < high else 0))
+  levels = np.unique(between)
+  is_whole = np.issubdtype(values.dtype, np.integer) and not is_lossy
+  if is_whole and len(levels) <= _MAX_NUM_CLASSES:
+    if high <= _MAX_CLASS or _fill_squares(values, levels):
+      if low > 0:
+        listed = ", ".join(map(str, (low, *levels, high)))
+        raise ValueError(f"it is no mask: it has the values {listed}, but no 0")
+      return Mask(values > 0)
+  low, high = float(low), float(high)
+  num_middle = np.sum(abs(between - (low + high) / 2) < (high - low) / 4)
+  if num_middle > 2 / 3 * values.size:
+    raise ValueError(
+      f"it is no mask: most of its values are between {low:g} and {high:g}"
+    )
+  return Mask(values > high / 2, (CUT,))
+
+
+def _fill_squares(values, levels):
+  """Whether each level fills a square of 3 x 3 pixels somewhere."""
+  from scipy import ndimage  # Slow to import.
+
+  is_even = ndimage.maximum_filter(values, 3) == ndimage.minimum_filter(
+    values, 3
+  )
+  return np.isin(levels, values[is_even]).all()
+
+
+def _is_binary(values):
+  low, high = values.min(), values.max()
+  return low < high and ((values == low) | (values == high)).all()
