@@ -14,9 +14,9 @@ from PIL import Image
 
 from cops_jax.clip.transformers_clip import CLIPConfig
 from cops_jax.config import recipe
-from cops_jax.weights import load_clip, settle_dtype
-from cops_jax.weights.clip import OPENAI_TOKENS, PretrainedCLIP
+from cops_jax.weights.clip import OPENAI_TOKENS, PretrainedCLIP, load_clip
 from cops_jax.weights.clip_names import clip_param_shapes
+from cops_jax.weights.model import settle_dtype
 
 
 @dataclasses.dataclass(frozen=True)

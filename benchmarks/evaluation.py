@@ -23,7 +23,7 @@ from cops_jax.runtime.randomness import (
   example_noise,
   random_key,
 )
-from cops_jax.weights import build_model, place_clip
+from cops_jax.weights.model import build_model, place_clip
 
 _TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
 

@@ -18,7 +18,7 @@ from benchmarks.common import Row, load
 from cops_jax.runs.checkpoints import Checkpoints
 from cops_jax.runtime.mesh import make_mesh, replicate
 from cops_jax.training.step import create_train_state, make_optimizer
-from cops_jax.weights import build_model
+from cops_jax.weights.model import build_model
 
 
 def rows(is_quick: bool) -> Iterator[Row]:

@@ -25,7 +25,7 @@ from cops_jax.training.step import (
   make_optimizer,
   make_train_step,
 )
-from cops_jax.weights import build_model, place_clip
+from cops_jax.weights.model import build_model, place_clip
 
 _NUM_IMAGES = 2
 _NUM_EPOCHS = {"none": 2, "bfloat16": 10}

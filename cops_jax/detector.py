@@ -95,7 +95,7 @@ class AnomalyDetector:
     Args:
       config: a ConfigDict with the fields of `cops_jax.config`.
       trainable: trained prompts.
-      clip: from `weights.clip_of`.
+      clip: from `clip_of`.
       thresholds: for verdicts.
 
     Raises:
@@ -103,7 +103,7 @@ class AnomalyDetector:
     """
     from cops_jax.config import max_pixels
     from cops_jax.evaluation.step import make_predict_step
-    from cops_jax.weights import build_model, place_clip, settle_dtype
+    from cops_jax.weights.model import build_model, place_clip, settle_dtype
 
     config = settle_dtype(config, None)
     model = build_model(config, clip)
@@ -232,7 +232,7 @@ class AnomalyDetector:
       InputError: CLIP or the texts cannot be used.
     """
     from cops_jax.config import ensemble_of
-    from cops_jax.weights import load_clip
+    from cops_jax.weights.clip import load_clip
 
     loaded = load_clip(str(clip))
     config = ensemble_of(str(clip), loaded.config)
@@ -251,17 +251,18 @@ class AnomalyDetector:
     thresholds=None,
     clip=None,
   ):
-    from cops_jax import weights
     from cops_jax.runs.record import check_clip
+    from cops_jax.weights.clip import clip_of
+    from cops_jax.weights.model import build_model, load_trainable, settle_dtype
 
-    config = weights.settle_dtype(config, record)
-    clip = clip or weights.clip_of(config)
+    config = settle_dtype(config, record)
+    clip = clip or clip_of(config)
     if record is not None:
       check_clip(record, clip.sha256, str(prompts), allow_other_clip)
     keep_compiled_programs(config)
-    model = weights.build_model(config, clip)
+    model = build_model(config, clip)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    trainable, _ = weights.load_trainable(config, model, clip, prompts, device)
+    trainable, _ = load_trainable(config, model, clip, prompts, device)
     return cls(config, trainable, clip, thresholds)
 
   def _use_thresholds(self, folder):

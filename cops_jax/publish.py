@@ -18,7 +18,8 @@ from cops_jax.reporting.tables import read_results
 from cops_jax.runs.checkpoints import Checkpoints
 from cops_jax.runs.record import Record, check_clip, read_record
 from cops_jax.thresholds import Thresholds
-from cops_jax.weights import DEMO_CLIP, load_clip, pretrained, prompts
+from cops_jax.weights import pretrained, prompts
+from cops_jax.weights.clip import DEMO_CLIP, load_clip
 from cops_jax.weights.locate import split_hub_name
 from cops_jax.weights.pretrained import CARD, CONFIG, PROMPTS, THRESHOLDS
 

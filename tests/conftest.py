@@ -120,9 +120,11 @@ def clip_folder(tmp_path_factory):
 def _write_clip(folder):
   from transformers import CLIPConfig
 
-  from cops_jax import weights
+  from cops_jax.weights.clip import DEMO_FOLDER
+  from cops_jax.weights.clip_names import clip_param_shapes
+  from tools.pretrain_demo_clip.model import save_clip
 
-  demo = weights.DEMO_FOLDER
+  demo = DEMO_FOLDER
   for name in ("vocab.json", "merges.txt"):
     shutil.copy(demo / name, folder)
   vocab_size = CLIPConfig.from_pretrained(demo).text_config.vocab_size
@@ -132,9 +134,9 @@ def _write_clip(folder):
   rng = np.random.default_rng(0)
   params = jax.tree.map(
     lambda leaf: rng.normal(0, 0.1, leaf.shape).astype(np.float32),
-    weights.clip_param_shapes(config),
+    clip_param_shapes(config),
   )
-  weights.save_clip(folder, config, params)
+  save_clip(folder, config, params)
 
 
 @pytest.fixture

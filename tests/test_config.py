@@ -9,10 +9,10 @@ import pytest
 from transformers import CLIPConfig
 
 from cops_jax import config as configuration
-from cops_jax import weights
 from cops_jax.errors import InputError
 from cops_jax.fields import FIELDS, Role
-from cops_jax.weights import build_model
+from cops_jax.weights.clip import DEMO_FOLDER, load_clip
+from cops_jax.weights.model import build_model
 from helpers.scripts import ROOT, start_afresh
 
 # The sizes of the defaults' CLIP and of the demo's that checks ask for.
@@ -21,7 +21,7 @@ LARGE_CLIP = CLIPConfig(
   vision_config={"num_hidden_layers": 24, "patch_size": 14},
   projection_dim=768,
 )
-DEMO_CLIP = CLIPConfig.from_pretrained(weights.DEMO_FOLDER)
+DEMO_CLIP = CLIPConfig.from_pretrained(DEMO_FOLDER)
 
 
 def test_defaults_pass_their_checks():
@@ -104,7 +104,7 @@ def test_a_config_that_lacks_a_field_is_refused():
 
 
 def test_a_config_is_checked_before_it_becomes_a_model(config, clip_folder):
-  clip = weights.load_clip(str(clip_folder))
+  clip = load_clip(str(clip_folder))
   config.model.num_heads = 5
   with pytest.raises(InputError, match="a divisor of CLIP's joint width 24"):
     build_model(config, clip)

@@ -22,7 +22,7 @@ def test_trained_prompts_beat_untrained_ones(tmp_path, data_dir):
     assert code == 0, err
     code, _, err = run("eval.py", f"--workdir={workdir}")
     assert code == 0, err
-    means[name] = tables.read_means(workdir)["demo_unseen"]
+    means[name] = tables.means_of(tables.read_results(workdir))["demo_unseen"]
   for metric in ("image_auroc", "pixel_auroc"):
     gain = means["trained"][metric] - means["untrained"][metric]
     print(f"{metric}: {100 * gain:.1f} points above untrained prompts")

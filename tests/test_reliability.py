@@ -59,7 +59,7 @@ def evaluated(out):
   workdir = out / "run"
   files = (workdir / "scores.csv", *sorted((workdir / "maps").rglob("*.*")))
   scores = {str(path.relative_to(workdir)): path.read_bytes() for path in files}
-  return tables.read_means(workdir), scores
+  return tables.means_of(tables.read_results(workdir)), scores
 
 
 def calibrated(out):
@@ -192,7 +192,7 @@ def test_flipped_bits(trained, tmp_path):
     "run.json": lambda path: read_record(workdir),
     "thresholds.json": lambda path: thresholds.read_thresholds(workdir),
     "metrics.jsonl": lambda path: metrics_log.read_metrics(workdir),
-    "results.json": lambda path: tables.read_means(workdir),
+    "results.json": lambda path: tables.means_of(tables.read_results(workdir)),
     "evaluation": lambda path: unseal(path.read_bytes()),
     "a.cops": export.load,
     "a.safetensors": lambda path: load_prompts(path, template),

@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
   )
   parser.add_argument("--workdir", required=True, help="of the demo's run")
   options = parser.parse_args(arguments)
-  means = tables.read_means(pathlib.Path(options.workdir))
+  means = tables.means_of(tables.read_results(pathlib.Path(options.workdir)))
   is_expected, line = check(means["demo_unseen"])
   print(line)
   return 0 if is_expected else 1

@@ -46,14 +46,9 @@ from cops_jax.training.step import (
   make_optimizer,
   make_train_step,
 )
-from cops_jax.weights import (
-  PretrainedCLIP,
-  build_model,
-  load_clip,
-  trainable_shapes,
-)
-from cops_jax.weights.clip import OPENAI_TOKENS
+from cops_jax.weights.clip import OPENAI_TOKENS, PretrainedCLIP, load_clip
 from cops_jax.weights.clip_names import clip_param_shapes
+from cops_jax.weights.model import build_model, trainable_shapes
 
 _OPENAI_CLIP = "openai/clip-vit-large-patch14-336"
 

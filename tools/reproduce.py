@@ -35,7 +35,8 @@ from cops_jax.reporting.comparison import Row, Runs, compare, format_rows
 from cops_jax.reporting.papers import paper_results
 from cops_jax.runtime import signals
 from cops_jax.tables import align
-from cops_jax.weights import clip_of, settle_dtype
+from cops_jax.weights.clip import clip_of
+from cops_jax.weights.model import settle_dtype
 from tools import runs
 
 # By method. The first is evaluated on all data sets but the one that it was

@@ -37,7 +37,7 @@ from cops_jax.runtime.processes import (
   gather_objects,
   peak_memory_bytes,
 )
-from cops_jax.weights import PretrainedCLIP
+from cops_jax.weights.clip import PretrainedCLIP
 
 
 class Evaluator:

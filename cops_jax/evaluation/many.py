@@ -36,12 +36,12 @@ from cops_jax.runtime.processes import (
   in_first_process,
 )
 from cops_jax.tables import group_by_reason
-from cops_jax.weights import (
+from cops_jax.weights import prompts
+from cops_jax.weights.clip import clip_of
+from cops_jax.weights.model import (
   build_model,
-  clip_of,
   load_trainable,
   place_clip,
-  prompts,
   settle_dtype,
 )
 

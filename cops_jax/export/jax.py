@@ -96,7 +96,7 @@ def export(detector: AnomalyDetector, out: str | os.PathLike) -> dict[str, Any]:
 def _trace(detector):
   """The functions and the weights, as bytes by name."""
   from cops_jax.evaluation.step import make_predict_step
-  from cops_jax.weights import build_model
+  from cops_jax.weights.model import build_model
 
   model = build_model(detector.config, detector.clip)
   predict = make_predict_step(model, make_mesh(jax.devices()[:1]))

@@ -24,7 +24,7 @@ from cops_jax.errors import InputError, needs_extra, shorten
 from cops_jax.evaluation.step import detect_anomalies
 from cops_jax.files import write_file
 from cops_jax.paths import AnyPath
-from cops_jax.weights import build_model
+from cops_jax.weights.model import build_model
 
 _OUTPUTS = ("image_score", "anomaly_map")
 _PACKAGES = ("jax2onnx", "onnx_ir", "onnxruntime")

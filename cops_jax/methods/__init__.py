@@ -41,7 +41,7 @@ class Method(Protocol):
     Args:
       config: a FrozenConfigDict with the fields of `cops_jax.config`.
       tower: a `clip.towers.CLIP`.
-      clip: the `weights.PretrainedCLIP` that it is built for.
+      clip: the `weights.clip.PretrainedCLIP` that it is built for.
     """
 
 

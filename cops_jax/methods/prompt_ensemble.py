@@ -87,7 +87,7 @@ class PromptEnsemble(nn.Module):
     """Returns text features with each category's name in place of the object's.
 
     Args:
-      clip: a `weights.PretrainedCLIP`.
+      clip: a `weights.clip.PretrainedCLIP`.
       categories: names; "metal_nut" becomes "metal nut".
 
     Raises:

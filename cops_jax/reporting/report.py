@@ -28,7 +28,7 @@ from cops_jax.reporting.papers import paper_results
 from cops_jax.reporting.tables import domains, percent, write_results
 from cops_jax.scoring import ANOMALY
 from cops_jax.tables import group_by_reason, shorten_list
-from cops_jax.weights import DEMO_CLIP
+from cops_jax.weights.clip import DEMO_CLIP
 
 _logger = logging.getLogger(__name__)
 

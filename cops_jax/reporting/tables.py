@@ -188,12 +188,3 @@ def means_of(content: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     }
     for name, row in content["datasets"].items()
   }
-
-
-def read_means(workdir: AnyPath) -> dict[str, dict[str, float]]:
-  """Returns each data set's metrics from a work directory's results.json.
-
-  Raises:
-    InputError: see `read_results`.
-  """
-  return means_of(read_results(workdir))

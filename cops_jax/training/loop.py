@@ -53,12 +53,9 @@ from cops_jax.training.stopwatch import (
   describe_speed,
   measure_speed,
 )
-from cops_jax.weights import (
-  PretrainedCLIP,
-  place_clip,
-  prompts,
-  settle_dtype,
-)
+from cops_jax.weights import prompts
+from cops_jax.weights.clip import PretrainedCLIP
+from cops_jax.weights.model import place_clip, settle_dtype
 
 _logger = logging.getLogger(__name__)
 

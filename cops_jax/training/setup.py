@@ -24,13 +24,9 @@ from cops_jax.runs.record import check_clip
 from cops_jax.runtime.mesh import make_mesh, num_device_bytes, replicate
 from cops_jax.runtime.processes import in_all_processes
 from cops_jax.training.step import TrainState
-from cops_jax.weights import (
-  PretrainedCLIP,
-  build_model,
-  clip_of,
-  pretrained,
-  prompts,
-)
+from cops_jax.weights import pretrained, prompts
+from cops_jax.weights.clip import PretrainedCLIP, clip_of
+from cops_jax.weights.model import build_model
 
 _logger = logging.getLogger(__name__)
 

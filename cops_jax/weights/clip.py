@@ -1,4 +1,4 @@
-"""CLIP models: from the Hugging Face hub, folders and files; into folders."""
+"""CLIP models from the Hugging Face hub, folders and files."""
 
 from __future__ import annotations
 
@@ -7,9 +7,6 @@ import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
-
-import numpy as np
-from safetensors.numpy import save_file
 
 from cops_jax.clip.transformers_clip import (
   CLIPConfig,
@@ -245,22 +242,3 @@ def _prompt_tokens(folder: pathlib.Path) -> PromptTokens:
       f" as one token each, between a start and an end token; it gives {ids}"
     )
   return PromptTokens(start, tuple(damaged), ids[1], ids[2], end)
-
-
-def save_clip(
-  folder: str | pathlib.Path, config: CLIPConfig, params: Mapping[str, Any]
-) -> None:
-  """Writes config.json and model.safetensors (float16) as transformers does.
-
-  The folder also needs the tokenizer's files to be loaded again.
-  """
-  config.save_pretrained(folder)
-  tensors = {
-    name: np.asarray(array, np.float16, order="C")
-    for name, array in clip_names.params_to_torch_names(params).items()
-  }
-  save_file(
-    tensors,
-    pathlib.Path(folder) / "model.safetensors",
-    metadata={"format": "pt"},
-  )

@@ -171,15 +171,6 @@ def params_from_tensors(
   return flax.traverse_util.unflatten_dict(params, sep=".")
 
 
-def params_to_torch_names(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
-  """Returns CLIP's parameters in transformers' torch names and memory order."""
-  tensors = {}
-  for name, array in flax.traverse_util.flatten_dict(params, sep=".").items():
-    place = torch_place(name, np.ndim(array))
-    tensors[place.name] = np.transpose(array, np.argsort(place.axes))
-  return tensors
-
-
 def is_openai(tensors: Mapping[str, np.ndarray]) -> bool:
   """Returns whether tensors have the names of OpenAI's CLIP."""
   return any(name.startswith("visual.") for name in tensors)

@@ -24,7 +24,8 @@ from cops_jax.runtime.randomness import (
   example_noise,
   random_key,
 )
-from cops_jax.weights import build_model, clip_of
+from cops_jax.weights.clip import clip_of
+from cops_jax.weights.model import build_model
 from helpers import golden
 from helpers.config import make_config
 

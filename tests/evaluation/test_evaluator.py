@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from cops_jax import datasets, metrics, scoring, weights
+from cops_jax import datasets, metrics, scoring
 from cops_jax.detector import AnomalyDetector
 from cops_jax.errors import InputError
 from cops_jax.evaluation import findings, results
@@ -14,6 +14,8 @@ from cops_jax.evaluation.evaluator import Evaluator
 from cops_jax.images.masks import decode_mask
 from cops_jax.inputs.pipeline import Subset
 from cops_jax.runtime.mesh import make_mesh, replicate, replicated_sharding
+from cops_jax.weights.clip import load_clip
+from cops_jax.weights.model import build_model
 from helpers.config import make_config
 from helpers.images import make_image, write_folder
 
@@ -35,14 +37,14 @@ def examples(unseen):
 @pytest.fixture(scope="module")
 def evaluate(clip_folder, data_dir):
   """Evaluates examples; settings are fields of config.evaluation."""
-  clip = weights.load_clip(str(clip_folder))
+  clip = load_clip(str(clip_folder))
 
   @functools.cache  # Equal ones compile one step.
   def make(num_devices, seed, **settings):
     config = make_config(clip_folder, data_dir)
     config.seed = seed
     config.evaluation.update({"num_samples": 3, **settings})
-    model = weights.build_model(config, clip)
+    model = build_model(config, clip)
     mesh = make_mesh(jax.devices()[:num_devices])
     evaluator = Evaluator(config, model, clip, mesh, replicated_sharding(mesh))
     trainable = model.init_trainable(jax.random.key(0))
@@ -120,8 +122,8 @@ def test_scores_and_maps_are_the_detectors(clip_folder, data_dir, tmp_path):
   config = make_config(clip_folder, data_dir)
   config.model.num_category_words = 0
   config.evaluation.tiles = "2x3"
-  clip = weights.load_clip(str(clip_folder))
-  model, mesh = weights.build_model(config, clip), make_mesh()
+  clip = load_clip(str(clip_folder))
+  model, mesh = build_model(config, clip), make_mesh()
   trainable = model.init_trainable(jax.random.key(0))
   evaluator = Evaluator(config, model, clip, mesh, replicated_sharding(mesh))
   params = replicate((trainable, clip.params), mesh)

@@ -19,7 +19,7 @@ from cops_jax.runtime.randomness import (
   random_key,
 )
 from cops_jax.thresholds import Thresholds
-from cops_jax.weights import build_model
+from cops_jax.weights.model import build_model
 from helpers.images import make_image
 
 pytest.importorskip("jax2onnx")

@@ -25,6 +25,7 @@ def make_torch_clip():
 
   from cops_jax.weights import clip_names
   from cops_jax.weights.tensor_files import read_tensor_file
+  from tools.pretrain_demo_clip.model import to_torch_names
 
   source = read_tensor_file(DATA / "openai_state.pt").tensors
   config = clip_names.config_from_openai(source, "the stored file")
@@ -32,7 +33,7 @@ def make_torch_clip():
     source, config, clip_names.openai_place, "the stored file"
   )
   result = CLIPModel(config).eval()
-  tensors = clip_names.params_to_torch_names(params)
+  tensors = to_torch_names(params)
   result.load_state_dict(
     {name: torch.tensor(np.array(array)) for name, array in tensors.items()}
   )

@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cops_jax import datasets, training, weights
+from cops_jax import datasets, training
 from cops_jax.errors import InputError
 from cops_jax.evaluation import many
 from cops_jax.inputs import feature_cache, features, pipeline
 from cops_jax.runs.metrics_log import read_metrics
 from cops_jax.runtime.mesh import make_mesh
+from cops_jax.weights.clip import load_clip
+from cops_jax.weights.model import build_model
 from helpers.compiled import AS_FOR_USERS
 from helpers.images import write_folder
 from helpers.runs import leaves
@@ -97,7 +99,7 @@ def load(root, **kwargs):
 
 @pytest.fixture(scope="module")
 def clip(clip_folder):
-  return weights.load_clip(str(clip_folder))
+  return load_clip(str(clip_folder))
 
 
 @pytest.fixture
@@ -114,7 +116,7 @@ def open_cache(cache_config, clip):
       config,
       examples,
       "test",
-      weights.build_model(config, clip),
+      build_model(config, clip),
       clip,
       make_mesh(),
       batch_size=8,

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 
 from cops_jax import config as configuration
-from cops_jax import scoring, weights
+from cops_jax import scoring
 from cops_jax.clip.features import encode_batch, encode_images, join_params
 from cops_jax.evaluation.step import detect_anomalies
-from cops_jax.weights.clip import OPENAI_TOKENS
+from cops_jax.weights.clip import OPENAI_TOKENS, PretrainedCLIP
+from cops_jax.weights.clip_names import clip_param_shapes
+from cops_jax.weights.model import build_model
 from helpers import golden
 from helpers.clip_config import make_clip_config
 from helpers.golden import assert_close
@@ -190,15 +192,15 @@ def test_full_size_shapes(name):
     *(joint, image, patch),
     mlp_ratio=4,
   )
-  clip_params = weights.clip_param_shapes(sizes)
-  clip = weights.PretrainedCLIP(sizes, clip_params, OPENAI_TOKENS, "")
+  clip_params = clip_param_shapes(sizes)
+  clip = PretrainedCLIP(sizes, clip_params, OPENAI_TOKENS, "")
   config = configuration.recipe("visa")
   config.clip.dtype = "bfloat16"
   config.model.image_size_pixels = 37 * patch
   config.model.feature_layers = (layers // 2, layers)
   config.model.num_value_layers = layers - 2
   config.model.num_heads = 8 if joint == 512 else 12
-  model = weights.build_model(config, clip)
+  model = build_model(config, clip)
   trainable = jax.eval_shape(lambda: model.init_trainable(jax.random.key(0)))
 
   def forward(trainable, clip_params, image, noise):

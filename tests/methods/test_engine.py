@@ -53,7 +53,11 @@ def test_the_report_and_the_table(run):
   assert not found.failed
   page = report.write(workdir, found)
   assert f"{title}: zero-shot" in page.read_text()
-  assert 0 <= tables.read_means(workdir)["parts"]["pixel_aupro_200"] <= 1
+  assert (
+    0
+    <= tables.means_of(tables.read_results(workdir))["parts"]["pixel_aupro_200"]
+    <= 1
+  )
 
 
 def test_the_detector_scores_as_the_evaluation(run, folder):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from cops_jax import training, weights
+from cops_jax import training
 from cops_jax.clip.features import join_params
 from cops_jax.commands import predict
 from cops_jax.detector import AnomalyDetector
@@ -16,6 +16,7 @@ from cops_jax.evaluation import many
 from cops_jax.evaluation.step import detect_anomalies
 from cops_jax.methods import prompt_ensemble
 from cops_jax.methods.prompt_ensemble import fill_templates, read_texts
+from cops_jax.weights.clip import PretrainedCLIP, load_clip
 from helpers import golden
 from helpers.config import make_config
 from helpers.golden import assert_close
@@ -206,7 +207,7 @@ def test_the_demos_clip_needs_no_more_than_its_name(tmp_path, capsys):
 def test_sizes_fit_any_clip(clip_folder):
   from cops_jax.config import ensemble_of, recipe
 
-  clip = weights.load_clip(str(clip_folder)).config
+  clip = load_clip(str(clip_folder)).config
   config = ensemble_of(str(clip_folder), clip)
   assert config.model.image_size_pixels == 37 * 16
   assert config.model.feature_layers == (3,)
@@ -239,9 +240,9 @@ def test_bad_input_is_reported(arguments, expected, tmp_path, capsys):
 
 
 def test_texts_need_a_tokenizer_and_room():
-  clip = weights.load_clip("demo")
+  clip = load_clip("demo")
   with pytest.raises(InputError, match="'a a.* has 82 tokens; CLIP reads at"):
     clip.tokenize(["a " * 80])
-  bare = weights.PretrainedCLIP(clip.config, clip.params, clip.tokens, "")
+  bare = PretrainedCLIP(clip.config, clip.params, clip.tokens, "")
   with pytest.raises(InputError, match="came without a tokenizer, which"):
     bare.tokenize(["a"])

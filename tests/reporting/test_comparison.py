@@ -179,7 +179,7 @@ def test_metrics_that_are_none_are_refused(tmp_path, value):
   stored["datasets"]["made"]["mean"]["image_ap"] = value
   path.write_text(seal(stored))
   with pytest.raises(InputError, match="results.json is damaged"):
-    tables.read_means(tmp_path)
+    tables.means_of(tables.read_results(tmp_path))
   path.write_text(path.read_text().replace("0.9", "0.8", 1))
   with pytest.raises(InputError, match="changed since it was written"):
-    tables.read_means(tmp_path)
+    tables.means_of(tables.read_results(tmp_path))

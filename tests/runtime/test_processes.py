@@ -10,12 +10,14 @@ import time
 import jax
 import pytest
 
-from cops_jax import training, weights
+from cops_jax import training
 from cops_jax.errors import InputError
 from cops_jax.runs.checkpoints import Checkpoints, find_damage, find_steps
 from cops_jax.runs.metrics_log import read_metrics
 from cops_jax.runtime import processes
 from cops_jax.runtime.randomness import INIT_KEY, random_key
+from cops_jax.weights.clip import clip_of
+from cops_jax.weights.model import build_model
 from helpers.cluster import end_cluster, free_port, start_cluster
 from helpers.config import make_config
 from helpers.images import write_folder
@@ -80,7 +82,7 @@ def test_two_processes_train_and_evaluate_as_one(
       tolerance = 1e-3 if "/" in name else 1e-5
       want = pytest.approx(row[name], rel=tolerance, abs=1e-5)
       assert other[name] == want, name
-  model = weights.build_model(config, weights.clip_of(config))
+  model = build_model(config, clip_of(config))
   start = model.init_trainable(random_key(config.seed, INIT_KEY))
   ends = []
   for workdir in (tmp_path, whole):

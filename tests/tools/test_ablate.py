@@ -12,7 +12,9 @@ from cops_jax.evaluation.step import make_predict_step
 from cops_jax.runs.record import Record
 from cops_jax.runtime.mesh import make_mesh
 from cops_jax.training import step as steps
-from cops_jax.weights import build_model, clip_of, prompts
+from cops_jax.weights import prompts
+from cops_jax.weights.clip import clip_of
+from cops_jax.weights.model import build_model
 
 TERMS = {"image", "patch", "gather", "scatter", "kl", "reconstruction"}
 # Parameters and loss terms that an ablation lacks, and the number of words that

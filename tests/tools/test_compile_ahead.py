@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from cops_jax.errors import InputError
-from cops_jax.weights import build_model
+from cops_jax.weights.model import build_model
 from tools import compile_ahead
 
 pytest.importorskip("libtpu")

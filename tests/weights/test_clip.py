@@ -10,11 +10,17 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from transformers import FlaxCLIPModel
 
-from cops_jax import weights
 from cops_jax.errors import InputError
 from cops_jax.weights import clip, clip_names
+from cops_jax.weights.clip import (
+  DEMO_CLIP,
+  DEMO_FOLDER,
+  PromptTokens,
+  load_clip,
+)
 from cops_jax.weights.tensor_files import read_tensor_file
 from helpers import hub, weight_files
+from tools.pretrain_demo_clip.model import save_clip
 
 
 @pytest.fixture
@@ -30,16 +36,16 @@ def edit(folder, **changes):
 
 
 def test_round_trip_is_exact_in_half_precision(clip_folder, tmp_path):
-  first = weights.load_clip(str(clip_folder))
+  first = load_clip(str(clip_folder))
   shutil.copytree(clip_folder, tmp_path, dirs_exist_ok=True)
-  weights.save_clip(tmp_path, first.config, first.params)
-  second = weights.load_clip(str(tmp_path))
+  save_clip(tmp_path, first.config, first.params)
+  second = load_clip(str(tmp_path))
   chex.assert_trees_all_equal(first.params, second.params)
   assert second.params["logit_scale"].shape == ()
   assert second.tokens == first.tokens
   assert second.sha256 == sha256(tmp_path / "model.safetensors")
   with pytest.raises(InputError, match=f"{second.sha256}; .* expects 00ff"):
-    weights.load_clip(str(tmp_path), sha256="00ff")
+    load_clip(str(tmp_path), sha256="00ff")
 
 
 def test_every_format_gives_the_same_parameters(tmp_path):
@@ -50,7 +56,7 @@ def test_every_format_gives_the_same_parameters(tmp_path):
     for other in weight_files.FOLDER_FILES:
       (folder / other).unlink(missing_ok=True)
     shutil.copy(weight_files.DATA / name, folder)
-    clip = weights.load_clip(str(folder))
+    clip = load_clip(str(folder))
     expected = expected or clip
     chex.assert_trees_all_equal(clip.params, expected.params)
     assert clip.sha256 == sha256(folder / name)
@@ -78,7 +84,7 @@ def copy_folder(tmp_path):
   for name in ("config.json", *weight_files.FOLDER_FILES):
     shutil.copy(weight_files.DATA / name, folder)
   for name in ("vocab.json", "merges.txt"):
-    shutil.copy(weights.DEMO_FOLDER / name, folder)
+    shutil.copy(DEMO_FOLDER / name, folder)
   return folder
 
 
@@ -97,7 +103,7 @@ def test_transformers_own_files_give_torchs_output(tmp_path, name):
     # As old versions of transformers saved it.
     state["text_model.embeddings.position_ids"] = torch.arange(20)[None]
     torch.save(state, folder / name)
-  clip = weights.load_clip(str(folder))
+  clip = load_clip(str(folder))
   flax_model = FlaxCLIPModel(clip.config, _do_init=False)
   rng = np.random.default_rng(0)
   images = rng.normal(size=(2, 3, 8, 8)).astype(np.float32)
@@ -135,16 +141,16 @@ def openai_file(tmp_path, vocabulary=20, **changes):
 def test_a_whole_openai_file(tmp_path):
   """OpenAI's vocabulary gives OpenAI's token ids; a tokenizer may be beside."""
   path = openai_file(tmp_path, vocabulary=49408)
-  clip = weights.load_clip(path)
-  assert clip.tokens == weights.PromptTokens(
+  clip = load_clip(path)
+  assert clip.tokens == PromptTokens(
     start=49406, damaged=(13568,), object=14115, period=269, end=49407
   )
   assert clip.tokenizer is None
   with pytest.raises(InputError, match="came without a tokenizer"):
     clip.tokenize(["a dent"])
   for name in ("vocab.json", "merges.txt"):
-    shutil.copy(weights.DEMO_FOLDER / name, tmp_path)
-  assert weights.load_clip(path).tokenizer == tmp_path
+    shutil.copy(DEMO_FOLDER / name, tmp_path)
+  assert load_clip(path).tokenizer == tmp_path
 
 
 def test_every_wrong_tensor_of_openais_is_listed(tmp_path):
@@ -159,7 +165,7 @@ def test_every_wrong_tensor_of_openais_is_listed(tmp_path):
     },
   )
   with pytest.raises(InputError) as caught:
-    weights.load_clip(path)
+    load_clip(path)
   message = str(caught.value)
   assert f"{path} does not hold a whole CLIP in OpenAI's names:" in message
   assert message.count("missing: ln_final.bias") == 1
@@ -186,7 +192,7 @@ def test_every_wrong_tensor_of_openais_is_listed(tmp_path):
 )
 def test_unusable_openai_files_are_refused(tmp_path, changes, expected):
   with pytest.raises(InputError, match=expected):
-    weights.load_clip(openai_file(tmp_path, **changes))
+    load_clip(openai_file(tmp_path, **changes))
 
 
 def test_the_hubs_cache_works_offline_and_by_revision(
@@ -200,7 +206,7 @@ def test_the_hubs_cache_works_offline_and_by_revision(
   hub.fill_cache(tmp_path / "cache", "some/clip", folders, monkeypatch)
   commit = hub.commit_of(folders["v2"])
   for revision, scale in (("", 0), ("v2", 1), (commit, 1)):
-    clip = weights.load_clip("some/clip", revision=revision)
+    clip = load_clip("some/clip", revision=revision)
     assert clip.params["logit_scale"] == scale
   for name, revision, expected in (
     ("some/clip", "v3", "'some/clip' at revision 'v3' is neither"),
@@ -209,7 +215,7 @@ def test_the_hubs_cache_works_offline_and_by_revision(
     (f"{clip_folder}/model.safetensors", "", "Hugging Face's names by its fo"),
   ):
     with pytest.raises(InputError, match=expected):
-      weights.load_clip(name, revision)
+      load_clip(name, revision)
 
 
 def test_a_hub_name_downloads_what_is_needed():
@@ -222,9 +228,9 @@ def test_a_hub_name_downloads_what_is_needed():
 
 
 def test_tokens_of_the_demo():
-  clip = weights.load_clip(weights.DEMO_CLIP)
-  vocab = json.loads((weights.DEMO_FOLDER / "vocab.json").read_text())
-  assert clip.tokens == weights.PromptTokens(
+  clip = load_clip(DEMO_CLIP)
+  vocab = json.loads((DEMO_FOLDER / "vocab.json").read_text())
+  assert clip.tokens == PromptTokens(
     start=vocab["<|startoftext|>"],
     damaged=(vocab["damaged</w>"],),
     object=vocab["object</w>"],
@@ -239,14 +245,14 @@ def test_tokens_of_the_demo():
 def test_missing_file_is_reported(copy, name):
   (copy / name).unlink()
   with pytest.raises(InputError, match=f"{name} does not exist"):
-    weights.load_clip(str(copy))
+    load_clip(str(copy))
 
 
 @pytest.mark.parametrize("text", ("{", "{}", '{"a": "b"}', "[" * 10**5))
 def test_damaged_vocabulary_is_refused(copy, text):
   (copy / "vocab.json").write_text(text)
   with pytest.raises(InputError, match="the tokenizer in .* is damaged"):
-    weights.load_clip(str(copy))
+    load_clip(str(copy))
 
 
 def test_damaged_config_is_refused(copy):
@@ -266,12 +272,12 @@ def test_damaged_config_is_refused(copy):
   ):
     (copy / "config.json").write_text(text)
     with pytest.raises(InputError, match=expected):
-      weights.load_clip(str(copy))
+      load_clip(str(copy))
 
 
 def test_only_fields_that_the_towers_use_are_read_from_config_json(copy):
   """transformers acts on other fields too; one of them names code to run."""
-  want = weights.load_clip(str(copy)).config
+  want = load_clip(str(copy)).config
   path = copy / "config.json"
   values = json.loads(path.read_text())
   hostile = {
@@ -283,7 +289,7 @@ def test_only_fields_that_the_towers_use_are_read_from_config_json(copy):
   values["text_config"] |= hostile
   values["vision_config_dict"] = values["vision_config"] | hostile
   path.write_text(json.dumps(values | hostile))
-  found = weights.load_clip(str(copy)).config
+  found = load_clip(str(copy)).config
   for config in (found, found.text_config, found.vision_config):
     text = config.to_json_string(use_diff=False)
     assert "somebody" not in text and "4.99" not in text

@@ -8,7 +8,8 @@ import pytest
 
 from cops_jax import training
 from cops_jax.runs.record import Record
-from cops_jax.weights import build_model, clip_of, settle_dtype
+from cops_jax.weights.clip import clip_of
+from cops_jax.weights.model import build_model, settle_dtype
 
 
 def test_the_type_of_a_new_run_and_of_one_that_began(config, caplog):

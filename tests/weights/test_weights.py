@@ -14,13 +14,13 @@ from safetensors.numpy import load_file, save_file
 
 import cops_jax
 from cops_jax import training
-from cops_jax.commands.weights import main
+from cops_jax.commands.weights import inspect, main
 from cops_jax.errors import InputError
 from cops_jax.evaluation import many
 from cops_jax.files import seal, unseal
 from cops_jax.runs.checkpoints import Checkpoints
 from cops_jax.runs.record import read_record
-from cops_jax.weights import authors_names, inspection, prompts, torch_files
+from cops_jax.weights import authors_names, prompts, torch_files
 from helpers import weight_files
 
 
@@ -81,7 +81,7 @@ def test_runs_and_exports_record_how_they_were_made(
     assert prompts.find_record(path) == record
   for path in (workdir, *exported):
     assert prompts.recorded_config(path).to_dict() == config.to_dict()
-    text = inspection.inspect(str(path))
+    text = inspect(str(path))
     assert "trained on demo_auxiliary with CLIP" in text
     assert record.clip_sha256 in text
 
@@ -131,18 +131,18 @@ def test_the_command_reports_errors(untrained, arguments, expected):
 )
 def test_inspect(name, expected):
   path = weight_files.DATA / name
-  text = inspection.inspect(str(path))
+  text = inspect(str(path))
   for part in (*expected, hashlib.sha256(path.read_bytes()).hexdigest()):
     assert part in text
 
 
 def test_inspect_of_a_run_and_of_something_else(untrained, tmp_path):
-  text = inspection.inspect(str(untrained[0]))
+  text = inspect(str(untrained[0]))
   assert "newest:  the prompts of step 0; checkpoints of: 0\n" in text
   assert "  train.dataset = 'demo_auxiliary'\n" in text
   assert "prompt_learner/context" in text or "prompt_learner.context" in text
   torch_files.write(tmp_path / "file", {"x": np.zeros(3)}, "root")
-  text = inspection.inspect(str(tmp_path / "file"))
+  text = inspect(str(tmp_path / "file"))
   assert "neither a CLIP nor prompts that are known here" in text
 
 

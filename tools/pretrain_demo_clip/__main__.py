@@ -15,7 +15,6 @@ import jax
 import numpy as np
 from absl import app, flags
 
-from cops_jax import weights
 from cops_jax.clip.towers import CLIP
 from tools.pretrain_demo_clip import batches, captions, loop, model, tokenizers
 
@@ -50,7 +49,7 @@ def main(_: Sequence[str]) -> None:
       loop.image_sizes(steps),
     ),
     steps,
-    lambda params: weights.save_clip(folder, config, params["clip"]),
+    lambda params: model.save_clip(folder, config, params["clip"]),
   )
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import flax.traverse_util
 import jax.numpy as jnp
 import numpy as np
+from safetensors.numpy import save_file
 
-from cops_jax import weights
 from cops_jax.clip.transformers_clip import CLIPConfig
 from cops_jax.typing import Array, Float
+from cops_jax.weights.clip_names import clip_param_shapes, torch_place
 
 IMAGE_SIZE, PATCH_SIZE = 112, 8  # Sides in pixels.
 NUM_LAYERS, NUM_VALUE_LAYERS = 5, 3
@@ -55,7 +58,7 @@ def initial_params(
   positions are sines (after Trockman and Kolter 2023). It learns several times
   faster.
   """
-  shapes = flax.traverse_util.flatten_dict(weights.clip_param_shapes(config))
+  shapes = flax.traverse_util.flatten_dict(clip_param_shapes(config))
   params = {}
   for path, leaf in shapes.items():
     if path[-1] == "kernel":
@@ -125,3 +128,24 @@ def initial_heads(
       rng.normal(0, 0.01, (width, 3 * PATCH_SIZE**2)), jnp.float32
     ),
   }
+
+
+def to_torch_names(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
+  """CLIP's parameters in transformers' torch names and memory order."""
+  tensors = {}
+  for name, array in flax.traverse_util.flatten_dict(params, sep=".").items():
+    place = torch_place(name, np.ndim(array))
+    tensors[place.name] = np.transpose(array, np.argsort(place.axes))
+  return tensors
+
+
+def save_clip(
+  folder: pathlib.Path, config: CLIPConfig, params: Mapping[str, Any]
+) -> None:
+  """Writes config.json and model.safetensors (float16) as transformers does."""
+  config.save_pretrained(folder)
+  tensors = {
+    name: np.asarray(array, np.float16, order="C")
+    for name, array in to_torch_names(params).items()
+  }
+  save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
