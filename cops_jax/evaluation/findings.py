@@ -34,6 +34,7 @@ class Findings:
     mode: one of `metrics.PIXEL_METRICS_MODES`.
     images: in any order.
     pixels: by category.
+    num_masks: those with anomalous pixels, by category.
     skipped: paths and reasons of unreadable examples.
   """
 
@@ -41,6 +42,9 @@ class Findings:
   images: list[Scored] = dataclasses.field(default_factory=list)
   pixels: dict[str, metrics.PixelMetrics | metrics.ExactPixelMetrics] = (
     dataclasses.field(default_factory=dict)
+  )
+  num_masks: collections.Counter = dataclasses.field(
+    default_factory=collections.Counter
   )
   skipped: dict[str, str] = dataclasses.field(default_factory=dict)
 
@@ -64,7 +68,9 @@ class Findings:
     if row["has_mask"]:
       if category not in self.pixels:
         self.pixels[category] = metrics.PIXEL_METRICS_MODES[self.mode]()
-      self.pixels[category].add(anomaly_map, row["mask"].astype(bool))
+      mask = row["mask"].astype(bool)
+      self.pixels[category].add(anomaly_map, mask)
+      self.num_masks[category] += bool(mask.any())
     return image
 
   def gather(self) -> Findings:
@@ -72,6 +78,7 @@ class Findings:
     whole = Findings(self.mode)
     for part in gather_objects(self):
       whole.images += part.images
+      whole.num_masks += part.num_masks
       for category, state in part.pixels.items():
         if category in whole.pixels:
           state = whole.pixels[category].merge(state)
@@ -86,7 +93,9 @@ class Findings:
       images[scored.image.category].append(scored.image)
     return {
       name: _category_result(
-        images[name], self.pixels.get(name, metrics.PixelMetrics()).count()
+        images[name],
+        self.pixels.get(name, metrics.PixelMetrics()).count(),
+        self.num_masks[name],
       )
       for name in sorted(images)
     }
@@ -127,7 +136,7 @@ def _margin(image, categories):
   return distance if image.label == scoring.ANOMALY else -distance
 
 
-def _category_result(images, pixels):
+def _category_result(images, pixels, num_masks):
   scores = np.array([image.image_score for image in images])
   labels = np.array([image.label == scoring.ANOMALY for image in images])
   counts = metrics.count_images(scores, labels)
@@ -147,4 +156,5 @@ def _category_result(images, pixels):
     image_threshold=counts.best_threshold(),
     pixel_threshold=pixels.best_threshold(),
     curves=curves,
+    num_masks=num_masks,
   )

@@ -36,6 +36,7 @@ class CategoryResult:
       that is undefined.
     curves: x and y of the defined ones among "image_roc", "image_pr",
       "pixel_roc", "pixel_pr" and "pixel_pro".
+    num_masks: masks with anomalous pixels that pixel metrics are over.
   """
 
   metrics: Mapping[str, float]
@@ -43,6 +44,7 @@ class CategoryResult:
   image_threshold: float = math.nan
   pixel_threshold: float = math.nan
   curves: Mapping[str, Curve] = dataclasses.field(default_factory=dict)
+  num_masks: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +99,11 @@ class DatasetResult:
   def mean(self) -> dict[str, float]:
     """Mean over the categories where a metric is defined, equally weighted."""
     return mean_metrics(row.metrics for row in self.categories.values())
+
+  @property
+  def num_masks(self) -> int:
+    """Masks with anomalous pixels that pixel metrics are over."""
+    return sum(row.num_masks for row in self.categories.values())
 
 
 @dataclasses.dataclass(frozen=True)

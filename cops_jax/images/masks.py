@@ -21,17 +21,19 @@ if TYPE_CHECKING:
 # Files' paths or bytes; several are united.
 MaskFiles = bytes | pathlib.Path | Sequence[bytes | pathlib.Path]
 
-EMPTY = "the mask of an anomalous image is empty"
+# Kinds of notes.
+CUT = "values between two in the mask are cut at half of the largest"
+EMPTY = "the mask is empty, but the image is anomalous"
 FULL = "the mask covers all of the image"
-UPRIGHT = "the mask is upright, though its image is stored turned"
-CUT = "the mask has values between two, which were cut at half of the largest"
+UPRIGHT = "the mask is taken as upright, as it has the turned image's shape"
+VANISHED = "the mask vanishes at the model's size"
 # Classes of defects that a mask numbers; shades reach a higher value.
 _MAX_CLASS = 63
 _MAX_NUM_CLASSES = 16
 
 
 class Mask(NamedTuple):
-  """A mask's pixels and what is odd about it, a sentence each."""
+  """A mask's pixels and what is odd about it, each as "KIND: DETAIL"."""
 
   pixels: Bool[np.ndarray, "h w"] | Integer[np.ndarray, "h w"]
   notes: tuple[str, ...] = ()
@@ -70,19 +72,20 @@ def example_mask(
   whole = Image.fromarray(pixels.astype(np.uint8) * 255)
   width, height = size
   has_its_shape = whole.width * height == whole.height * width
+  sides = f"{whole.width} x {whole.height} pixels"
   if orientation >= 5 and width != height and has_its_shape:
-    notes += (UPRIGHT,)
+    notes += (f"{UPRIGHT}: {sides}",)
   else:
     whole.getexif()[ExifTags.Base.Orientation] = orientation
     whole = turn_upright(whole)
   resized = whole.resize((side, side), Image.Resampling.BILINEAR)
   mask = (np.asarray(resized) / 255 > 0.5).astype(np.uint8)
   if not pixels.any():
-    notes += (EMPTY,)
+    notes += (f"{EMPTY}: {sides}",)
   elif pixels.all():
-    notes += (FULL,)
+    notes += (f"{FULL}: {sides}",)
   elif not mask.any():
-    notes += (f"the mask vanishes at {side} x {side} pixels",)
+    notes += (f"{VANISHED}: {pixels.sum()} of {sides}",)
   return Mask(mask, notes)
 
 
@@ -187,7 +190,7 @@ def _find_anomalous(values: np.ndarray, is_lossy: bool) -> Mask:
     raise ValueError(
       f"it is no mask: most of its values are between {low:g} and {high:g}"
     )
-  return Mask(values > high / 2, (CUT,))
+  return Mask(values > high / 2, (f"{CUT}: from {low:g} to {high:g}",))
 
 
 def _fill_squares(values, levels):

@@ -64,6 +64,11 @@ def format_table(results: Mapping[str, DatasetResult]) -> str:
         f"{name}: {len(result.skipped)} of {number} images left out, as they"
         " could not be read: see results.json"
       )
+    if result.num_masks:
+      texts.append(
+        f"{name}: pixel metrics are over {result.num_masks} masks of"
+        f" {sum(image.label for image in result.images)} anomalous images"
+      )
     texts += [f"{name}: {note}" for note in shorten_list(result.notes)]
   return "\n".join(texts)
 
@@ -80,6 +85,7 @@ def results_json(evaluated: Evaluated) -> dict[str, Any]:
           "undefined": row.undefined,
           "image_threshold": row.image_threshold,
           "pixel_threshold": row.pixel_threshold,
+          "num_masks": row.num_masks,
         }
         for category, row in result.categories.items()
       },
@@ -89,6 +95,7 @@ def results_json(evaluated: Evaluated) -> dict[str, Any]:
       "is_published": result.is_published,
       "num_images": len(result.images),
       "num_anomalous_images": sum(image.label for image in result.images),
+      "num_masks": result.num_masks,
       "seconds": result.seconds,
       "images_per_second": len(result.images) / result.seconds,
       "peak_memory_bytes": result.peak_memory_bytes,

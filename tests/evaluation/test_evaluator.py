@@ -198,6 +198,7 @@ def test_saved_maps_are_the_measured_ones(evaluate, examples, base, tmp_path):
       for path in maps.files:
         assert maps[path].dtype == np.float16
         state.add(maps[path].astype(np.float32), masks[path].astype(bool))
+      assert row.num_masks == sum(masks[path].any() for path in maps.files) > 0
     for name, value in state.count().compute().items():
       assert value == pytest.approx(row.metrics[name], abs=0.01)
 

@@ -23,6 +23,7 @@ def make_result(*rows):
         },
         image_threshold=0.5,
         curves={"image_roc": ([0.0, 1.0], [0.0, 1.0])},
+        num_masks=1 - index,
       )
       for index, metrics in enumerate(rows)
     },

@@ -25,10 +25,11 @@ def test_table():
   assert ["made", "c0", *first] in cells
   assert ["made", "c1", "70.0", "60.0", "50.0", *["n/a"] * 5] in cells
   assert ["made", "mean", "80.0", "70.0", "60.0", *first[3:]] in cells
-  assert len({len(line) for line in lines[:-1]}) == 1
-  assert lines[-1] == (
-    "made: 1 of 2 images left out, as they could not be read: see results.json"
-  )
+  assert len({len(line) for line in lines[:-2]}) == 1
+  assert lines[-2:] == [
+    "made: 1 of 2 images left out, as they could not be read: see results.json",
+    "made: pixel metrics are over 1 masks of 1 anomalous images",
+  ]
 
 
 def test_groups_of_data_sets():
@@ -64,6 +65,7 @@ def test_files(tmp_path):
   assert made["categories"]["c1"]["metrics"]["pixel_aupro"] is None
   assert made["categories"]["c1"]["undefined"]["pixel_aupro"] == "no masks"
   assert made["num_images"] == made["num_anomalous_images"] == 1
+  assert made["num_masks"] == made["categories"]["c0"]["num_masks"] == 1
   assert made["images_per_second"] == pytest.approx(0.4)
   assert made["skipped_files"] == {"c0/b.png": "truncated"}
   with (tmp_path / "scores.csv").open() as file:
