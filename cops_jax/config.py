@@ -14,7 +14,7 @@ from typing import Any
 
 from cops_jax import methods
 from cops_jax.errors import InputError
-from cops_jax.fields import FIELDS, Role
+from cops_jax.fields import FIELDS, SECTIONS, Role
 
 _KINDS = {
   str: "text",
@@ -140,7 +140,11 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def decides(name: str, role: Role) -> bool:
   """Whether a field has a role; a field that is unknown here has both."""
-  return name not in FIELDS or role in FIELDS[name].role
+  if name not in FIELDS:
+    return True
+  section = SECTIONS.get(name.partition(".")[0], Role(0))
+  own = FIELDS[name].role
+  return role in (section if own is None else own)
 
 
 def check_values(config: Any, clip: Any) -> None:

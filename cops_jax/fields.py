@@ -28,8 +28,9 @@ class Field:
   Attributes:
     default: value where nothing sets it; every value has its type.
     comment: description that --help shows.
-    role: what depends on it; neither role means only where, how fast and how
-      visibly something is done.
+    role: what depends on it; None is the role of its section in `SECTIONS`. A
+      field without a role means only where, how fast and how visibly something
+      is done.
     choices: the only values; empty if there are others.
     low: smallest value.
     high: largest value.
@@ -38,7 +39,7 @@ class Field:
 
   default: Any
   comment: str
-  role: Role = Role(0)
+  role: Role | None = None
   choices: tuple[str, ...] = ()
   low: int | float | None = None
   high: int | float | None = None
@@ -65,7 +66,9 @@ class Field:
 
 
 _TRAINING, _RESULTS = Role.TRAINING, Role.RESULTS
-_BOTH = _TRAINING | _RESULTS
+_BOTH, _NOTHING = _TRAINING | _RESULTS, Role(0)
+
+SECTIONS = {"model": _BOTH, "train": _TRAINING, "evaluation": _RESULTS}
 
 FIELDS = {
   "method": Field(
@@ -168,99 +171,78 @@ FIELDS = {
     " exchange in every step.",
   ),
   "model.image_size_pixels": Field(
-    518,
-    "Side that images are resized to; a multiple of the patch size.",
-    _BOTH,
-    low=1,
+    518, "Side that images are resized to; a multiple of the patch size.", low=1
   ),
   "model.feature_layers": Field(
     (24,),
     "Vision layers, counted from 1, whose patches are compared with prompts.",
-    _BOTH,
   ),
   "model.num_value_layers": Field(
-    24,
-    "Last vision layers that have a value path; 0 for none.",
-    _BOTH,
-    low=0,
+    24, "Last vision layers that have a value path; 0 for none.", low=0
   ),
   "model.smoothing_window_patches": Field(
-    5,
-    "Side of the neighbourhood average, in patches; odd. 1 for none.",
-    _BOTH,
-    low=1,
+    5, "Side of the neighbourhood average, in patches; odd. 1 for none.", low=1
   ),
   "model.num_heads": Field(
     12,
     "Heads of the prototype extractor's attention; divides CLIP's joint width.",
-    _BOTH,
     low=1,
   ),
   "model.num_context_words": Field(
     6,
     'A prompt is: start, context words, state words, category words, ".", end.',
-    _BOTH,
     low=0,
   ),
   "model.num_state_words": Field(
     6,
     "Learned words for each state, and prototypes of it. 0 for no prototypes,"
     " losses of them or distances to them.",
-    _BOTH,
     low=0,
   ),
   "model.num_category_words": Field(
     2,
     "Words that the VAE samples. 0 for no VAE, losses of it or samples; the"
     ' prompt then ends in "object.".',
-    _BOTH,
     low=0,
   ),
   "model.deep_prompt_length": Field(
-    4, "Tokens that a layer of the text tower replaces.", _BOTH, low=0
+    4, "Tokens that a layer of the text tower replaces.", low=0
   ),
   "model.deep_prompt_depth": Field(
     8,
     "Layers of the text tower that replace them; 0 for no deep prompts.",
-    _BOTH,
     low=0,
   ),
   "model.prototype_injection": Field(
     "crossed",
     "Which prototypes a state's prompt gets: \"crossed\", the other state's, as"
     ' in the authors\' released code; "matched", its own, as in the paper.',
-    _BOTH,
     choices=("crossed", "matched"),
   ),
   "model.deep_prompt_cast": Field(
     "float16",
     'Type that deep prompts and their gradients are rounded to: "float16", as'
     ' in AnomalyCLIP\'s released code, or "none".',
-    _BOTH,
     choices=("float16", "none"),
   ),
   "model.texts": Field(
     "photos",
     "Hand-written texts of the prompt ensemble: a file, or one of this project"
     ' by its name: "photos" or, in the words of the demo\'s CLIP, "demo".',
-    _BOTH,
   ),
   "model.normal_texts": Field(
-    (), "Texts for normal, in place of that file's states.", _BOTH
+    (), "Texts for normal, in place of that file's states."
   ),
   "model.anomalous_texts": Field(
-    (), "Texts for anomalous, in place of that file's states.", _BOTH
+    (), "Texts for anomalous, in place of that file's states."
   ),
-  "model.object_name": Field(
-    "object", "Word for the object in those texts.", _BOTH
-  ),
+  "model.object_name": Field("object", "Word for the object in those texts."),
   "model.use_category_names": Field(
-    False, "In an evaluation, the category's name is that word.", _BOTH
+    False, "In an evaluation, the category's name is that word."
   ),
   "model.temperature": Field(
     0.07,
     "Cosines are divided by it before the softmax.",
-    _BOTH,
     low=1e-6,
     below=math.inf,
   ),
@@ -268,115 +250,101 @@ FIELDS = {
     "visa",
     'Auxiliary data set: a name that "cops datasets list" shows, or your own'
     " images: folder:PATH in MVTec's layout, meta_json:PATH with a meta.json.",
-    _TRAINING,
   ),
   "train.split": Field(
-    "test", "Split that is trained on; test has the anomalies.", _TRAINING
+    "test", "Split that is trained on; test has the anomalies."
   ),
   "train.num_epochs": Field(
     10,
     "Passes over the data. 0 writes a checkpoint of the untrained prompts.",
-    _TRAINING,
     low=0,
   ),
   "train.batch_size": Field(
     8,
     "Images in a step, over all devices. An epoch's last step may have fewer.",
-    _TRAINING,
     low=1,
   ),
   "train.accumulate_steps": Field(
-    1,
-    "Steps whose mean gradient updates the parameters once.",
-    _TRAINING,
-    low=1,
+    1, "Steps whose mean gradient updates the parameters once.", low=1
   ),
   "train.learning_rate": Field(
-    1e-3, "Adam's learning rate; constant.", _TRAINING, low=0, below=math.inf
+    1e-3, "Adam's learning rate; constant.", low=0, below=math.inf
   ),
   "train.b1": Field(
-    0.5, "Adam's decay of the gradients' mean.", _TRAINING, low=0, below=1
+    0.5, "Adam's decay of the gradients' mean.", low=0, below=1
   ),
   "train.b2": Field(
-    0.999, "Adam's decay of their squares' mean.", _TRAINING, low=0, below=1
+    0.999, "Adam's decay of their squares' mean.", low=0, below=1
   ),
-  "train.eps": Field(
-    1e-8, "Adam's addend to the divisor.", _TRAINING, low=1e-30, below=1
-  ),
+  "train.eps": Field(1e-8, "Adam's addend to the divisor.", low=1e-30, below=1),
   "train.reconstruction": Field(
     "none",
     'Loss between image features and category biases: "none", "pairwise" (every'
     ' image with every bias, as in the released code) or "matched".',
-    _TRAINING,
     choices=("none", "pairwise", "matched"),
   ),
-  "train.log_every_steps": Field(20, "Steps between lines of metrics.", low=1),
+  "train.log_every_steps": Field(
+    20, "Steps between lines of metrics.", low=1, role=_NOTHING
+  ),
   "train.checkpoint_every_steps": Field(
-    500, "Steps between checkpoints.", low=1
+    500, "Steps between checkpoints.", low=1, role=_NOTHING
   ),
   "train.evaluate_every_steps": Field(
     0,
     "Steps between evaluations, which save a checkpoint, follow the section"
     " evaluation and write means into the metrics; 0 for none.",
     low=0,
+    role=_NOTHING,
   ),
   "train.use_tensorboard": Field(
     False,
     "Writes the metrics for TensorBoard too; needs the extra [tensorboard].",
+    role=_NOTHING,
   ),
   "train.num_kept_checkpoints": Field(
-    3, "Newest checkpoints that are kept.", low=1
+    3, "Newest checkpoints that are kept.", low=1, role=_NOTHING
   ),
-  "evaluation.datasets": Field(("mvtec_ad",), "Names as train.dataset's."),
-  "evaluation.split": Field(
-    "test", "Split of each data set that is scored.", _RESULTS
+  "evaluation.datasets": Field(
+    ("mvtec_ad",), "Names as train.dataset's.", role=_NOTHING
   ),
+  "evaluation.split": Field("test", "Split of each data set that is scored."),
   "evaluation.batch_size": Field(
     0,
     "Images in a step, over all devices; 0 for 1 per CPU, 8 per GPU or TPU."
     " No result depends on it.",
     low=0,
+    role=_NOTHING,
   ),
   "evaluation.num_samples": Field(
-    10, "Category codes sampled for an image.", _RESULTS, low=1
+    10, "Category codes sampled for an image.", low=1
   ),
   "evaluation.distance_weighting": Field(
-    True,
-    "Weights a patch's probability by its distances to the prototypes.",
-    _RESULTS,
+    True, "Weights a patch's probability by its distances to the prototypes."
   ),
   "evaluation.alpha": Field(
     0.26,
     "Share of the distance to normal prototypes in that weight.",
-    _RESULTS,
     low=0,
     high=1,
   ),
   "evaluation.beta": Field(
-    0.9,
-    "Share of the whole image's probability in its score.",
-    _RESULTS,
-    low=0,
-    high=1,
+    0.9, "Share of the whole image's probability in its score.", low=0, high=1
   ),
   "evaluation.tiles": Field(
     "",
     "Rows x columns of overlapping tiles that are scored beside the whole of"
     " each image, such as 2x3, for small defects in large images; an empty"
     " string scores the whole only. Maps and metrics keep the model's size.",
-    _RESULTS,
   ),
   "evaluation.pixel_metrics": Field(
     "binned",
     'How pixels are counted: "binned", in constant memory, or "exact", which'
     " keeps them all: for small data.",
-    _RESULTS,
     choices=("binned", "exact"),
   ),
   "evaluation.num_pictures": Field(
     4,
     "Images of each kind, best, worst and random, in a data set's report.",
-    _RESULTS,
     low=0,
   ),
 }
