@@ -18,11 +18,6 @@ from cops_jax.clip.features import join_params
 from cops_jax.clip.flops import prompt_flops, vision_flops
 from cops_jax.evaluation.step import make_predict_step
 from cops_jax.runtime.mesh import make_mesh, replicate, shard_batch
-from cops_jax.runtime.randomness import (
-  EVALUATION_KEY,
-  example_noise,
-  random_key,
-)
 from cops_jax.weights.model import build_model, place_clip
 
 _TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
@@ -49,10 +44,7 @@ def rows(is_quick: bool) -> Iterator[Row]:
   first = None
   for number in (1, 4) if is_cpu else (1, 2, 4, 8, 16, 32, 64):
     shape = number, side, side, 3
-    batch = {
-      "image": rng.integers(0, 256, shape, dtype=np.uint8),
-      "example_id": np.arange(number, dtype=np.uint32),
-    }
+    batch = {"image": rng.integers(0, 256, shape, dtype=np.uint8)}
     placed = shard_batch(batch, mesh)
     start = time.perf_counter()
     compiled = step.lower(*params, placed).compile()
@@ -75,19 +67,11 @@ def rows(is_quick: bool) -> Iterator[Row]:
 
 def _plain_row(model, params, batch, ours, our_seconds):
   step, config = plain.make_step(model), model.config
-  noise = example_noise(
-    random_key(config.seed, EVALUATION_KEY),
-    jnp.asarray(batch["example_id"]),
-    config.evaluation.num_samples,
-    model.clip.config.projection_dim,
-  )
   variables = join_params(*params)
-  for name, values in step(variables, batch["image"], noise).items():
+  for name, values in step(variables, batch["image"]).items():
     tolerance = _TOLERANCE[config.clip.dtype]
     np.testing.assert_allclose(ours[name], values, atol=tolerance, rtol=0)
-  seconds = measure(
-    lambda: step(variables, batch["image"], noise), len(our_seconds)
-  )
+  seconds = measure(lambda: step(variables, batch["image"]), len(our_seconds))
   ratio = np.median(our_seconds) / np.median(seconds)
   note = f"the step above takes {ratio:.2f} of it"
   return Row("the same, plainly, 1 image", seconds, note)

@@ -28,7 +28,7 @@ from cops_jax.scoring import (
 
 
 def make_step(model: CoPS):
-  """The step, as `step(variables, images, noise)`.
+  """The step, as `step(variables, images)`.
 
   Args:
     model: with state and category words, and one feature layer or more.
@@ -39,9 +39,9 @@ def make_step(model: CoPS):
   """
 
   @jax.jit
-  def on_device(variables, images, noise):
+  def on_device(variables, images):
     patch_features, image_features, distances, text_features = model.apply(
-      variables, normalize_images(images), noise, method=_features
+      variables, normalize_images(images), method=_features
     )
     image_logits, patch_logits = text_logits(
       image_features,
@@ -60,9 +60,9 @@ def make_step(model: CoPS):
     return maps, scoring.image_scores(image_logits, patch_scores, settings.beta)
 
   def step(
-    variables: Mapping[str, Any], images: np.ndarray, noise: np.ndarray
+    variables: Mapping[str, Any], images: np.ndarray
   ) -> dict[str, np.ndarray]:
-    maps, scores = jax.device_get(on_device(variables, images, noise))
+    maps, scores = jax.device_get(on_device(variables, images))
     maps = [
       ndimage.gaussian_filter(one, scoring.GAUSSIAN_SIGMA_PIXELS)
       for one in maps
@@ -79,7 +79,7 @@ def _enlarge(values, size):
   return grid.repeat(size // side, axis=-2).repeat(size // side, axis=-1)
 
 
-def _features(model, images, noise):
+def _features(model, images):
   class_token, value_paths = _vision(model, images)
   project = model.clip.visual_projection
   patches = project(model.clip.vision_model.post_layernorm(value_paths))
@@ -88,8 +88,9 @@ def _features(model, images, noise):
   patches = smooth_patches(patches, model.config.model.smoothing_window_patches)
   fused = patches.mean(axis=1)
   prototypes = model.prototype_extractor(fused)
+  codes = jnp.tile(model.evaluation_codes(), (len(images), 1, 1))
   parts, deep_prompts = model.synthesise_prompts(
-    prototypes, model.category_vae.decode(noise)
+    prototypes, model.category_vae.decode(codes)
   )
   texts = _text(model.clip, join_parts(parts), deep_prompts)
   texts = normalize(normalize(texts.astype(jnp.float32)).mean(axis=2))

@@ -49,6 +49,7 @@ def _step_seconds(config, clip, examples) -> np.ndarray:
     patch_size=clip.config.vision_config.patch_size,
     batch_size=1,
     shuffle_seed=0,
+    example_ids=True,
   )
   batches = pipeline.iterate_batches(
     examples, options, range(num_epochs * _NUM_IMAGES), features=cache

@@ -316,7 +316,7 @@ FIELDS = {
     role=_NOTHING,
   ),
   "evaluation.num_samples": Field(
-    10, "Category codes sampled for an image.", low=1
+    10, "Category codes that prompts are averaged over.", low=1
   ),
   "evaluation.distance_weighting": Field(
     True, "Weights a patch's probability by its distances to the prototypes."

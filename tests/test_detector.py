@@ -117,13 +117,13 @@ def test_results_do_not_depend_on_neighbours_or_batches(
 
 def test_threads_compile_once_for_each_power_of_two(workdir, monkeypatch):
   fresh = AnomalyDetector.from_workdir(workdir)
-  compiled, content_ids = [], steps.content_ids
+  compiled, detect_anomalies = [], steps.detect_anomalies
 
-  def note(images):
-    compiled.append(len(images))
-    return content_ids(images)
+  def note(model, variables, batch):
+    compiled.append(len(batch["image"]))
+    return detect_anomalies(model, variables, batch)
 
-  monkeypatch.setattr(steps, "content_ids", note)
+  monkeypatch.setattr(steps, "detect_anomalies", note)
   images = [[make_image(seed)] * (1 + seed % 2 * 8) for seed in range(8)]
   with concurrent.futures.ThreadPoolExecutor(4) as pool:
     results = list(pool.map(fresh, images))

@@ -179,7 +179,7 @@ def compile_steps(
   for name, step, first, unread in (
     ("training", train_step, state, cached),
     ("training, cached features", train_step, state, ("image",)),
-    ("evaluation", predict_step, trainable, set(fields) - _EVALUATED),
+    ("evaluation", predict_step, trainable, set(fields) - {"image"}),
   ):
     batch = {key: fields[key] for key in fields if key not in unread}
     number = images_per_chip if "image" in batch else 0
@@ -199,9 +199,6 @@ def _kernel_flops(model, side):
     + min(model.config.model.num_value_layers, vision.num_hidden_layers)
   )
   return num_kernels * 4 * length**2 * vision.hidden_size
-
-
-_EVALUATED = {"image", "example_id"}  # Fields that evaluation reads.
 
 
 def _batch_shapes(config, model):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import math
+import random
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -21,7 +22,6 @@ class Scored(NamedTuple):
 
   image: ImageResult
   index: int
-  example_id: int
   low: float
   high: float
 
@@ -63,8 +63,7 @@ class Findings:
       )
     image = ImageResult(dataset, category, path, int(row["label"]), score)
     ends = float(anomaly_map.min()), float(anomaly_map.max())
-    scored = Scored(image, int(row["index"]), int(row["example_id"]), *ends)
-    self.images.append(scored)
+    self.images.append(Scored(image, int(row["index"]), *ends))
     if row["has_mask"]:
       if category not in self.pixels:
         self.pixels[category] = metrics.PIXEL_METRICS_MODES[self.mode]()
@@ -103,7 +102,7 @@ class Findings:
   def ranges(self) -> dict[str, tuple[float, float]]:
     """Returns the lowest and the highest value of each category's maps."""
     found = {}
-    for image, _, _, low, high in self.images:
+    for image, _, low, high in self.images:
       old = found.get(image.category, (low, high))
       found[image.category] = min(low, old[0]), max(high, old[1])
     return found
@@ -114,19 +113,20 @@ class Findings:
     """Returns kinds and images to show, `number` of each kind.
 
     The best and the worst are those whose score is furthest on the right and
-    on the wrong side of their category's threshold. The random ones are chosen
-    by id. The choice does not depend on order or batches.
+    on the wrong side of their category's threshold. The choice does not depend
+    on order or batches.
     """
     rows = sorted(
-      self.images,
-      key=lambda row: (-_margin(row.image, categories), row.example_id),
+      self.images, key=lambda row: (row.image.category, row.image.path)
     )
+    ranked = sorted(rows, key=lambda row: -_margin(row.image, categories))
+    number = min(number, len(rows))
     kinds = {
-      "best": rows,
-      "worst": rows[::-1],
-      "random": sorted(rows, key=lambda row: row.example_id),
+      "best": ranked[:number],
+      "worst": ranked[::-1][:number],
+      "random": random.Random(0).sample(rows, number),
     }
-    return [(kind, row) for kind in kinds for row in kinds[kind][:number]]
+    return [(kind, row) for kind, rows in kinds.items() for row in rows]
 
 
 def _margin(image, categories):

@@ -12,15 +12,9 @@ from jax.sharding import Mesh, Sharding
 from cops_jax import scoring
 from cops_jax.clip.features import ENCODE_FIELDS, encode_batch, join_params
 from cops_jax.runtime.mesh import jit_step
-from cops_jax.runtime.randomness import (
-  EVALUATION_KEY,
-  content_ids,
-  example_noise,
-  random_key,
-)
 
 # Fields of a batch that the step reads.
-STEP_FIELDS = (*ENCODE_FIELDS, "example_id", "text_features")
+STEP_FIELDS = (*ENCODE_FIELDS, "text_features")
 
 
 def detect_anomalies(
@@ -32,8 +26,7 @@ def detect_anomalies(
 
   Args:
     model, variables: a method's.
-    batch: the inputs of `encode_batch`, and noise (b, z, d), standard normal,
-      if the method needs it.
+    batch: the inputs of `encode_batch`.
 
   Returns:
     image_score (b,) and anomaly_map (b, h, w), float32 in [0, 1].
@@ -60,26 +53,17 @@ def make_predict_step(
   """Compiles the step from a batch to its scores and maps.
 
   Args:
-    model: a method's. Its config's seed and an example's id are the key of the
-      example's noise; without ids, its pixels are.
+    model: a method's.
     mesh: to split batches over.
     clip_shardings: of CLIP's parameters; None if every device has a copy.
 
   Returns:
     `step(trainable, clip_params, batch)`, which returns image_score (b,) and
     anomaly_map (b, h, w), float32 in [0, 1]. A batch has the inputs of
-    `encode_batch`, and example_id or image.
+    `encode_batch`.
   """
-  key = random_key(model.config.seed, EVALUATION_KEY)
-  width = model.clip.config.projection_dim
-  num_samples = model.num_noise_samples(is_training=False)
 
   def predict_step(trainable, clip_params, batch):
-    if num_samples:
-      ids = batch.get("example_id")
-      ids = content_ids(batch["image"]) if ids is None else ids
-      noise = example_noise(key, ids, num_samples, width)
-      batch = {**batch, "noise": noise}
     variables = join_params(trainable, clip_params)
     return detect_anomalies(model, variables, batch)
 

@@ -1,8 +1,4 @@
-"""A detector as an ONNX file, by jax2onnx.
-
-ONNX has no random numbers determined by a key, so where a method needs noise it
-is an input of the file.
-"""
+"""A detector as an ONNX file, by jax2onnx."""
 
 from __future__ import annotations
 
@@ -37,10 +33,9 @@ def write_onnx(
 ) -> None:
   """Writes a detector as one ONNX file.
 
-  Inputs are images, uint8 (batch, h, w, 3), and, if the method needs it, noise,
-  float32 (batch, z, d), standard normal. Outputs are image_score (batch,) and
-  anomaly_map (batch, h, w), float32 in [0, 1]. CLIP computes in float32,
-  whatever config.clip.dtype says: few runtimes support it.
+  The input is images, uint8 (batch, h, w, 3). Outputs are image_score (batch,)
+  and anomaly_map (batch, h, w), float32 in [0, 1]. CLIP computes in float32,
+  whatever config.clip.dtype says: few runtimes support bfloat16.
 
   Args:
     detector: what to write.
@@ -63,30 +58,17 @@ def write_onnx(
       f"the weights take {size / 1e9:.1f} GB, and an ONNX file holds"
       f" {_MAX_BYTES / 1e9:.1f} GB: export a .cops file, which holds any number"
     )
-  num_samples = model.num_noise_samples(is_training=False)
 
-  def detect(images, noise=None):
-    batch = {"image": images} | ({} if noise is None else {"noise": noise})
-    outputs = detect_anomalies(model, variables, batch)
+  def detect(images):
+    outputs = detect_anomalies(model, variables, {"image": images})
     return tuple(outputs[name] for name in _OUTPUTS)
 
-  (batch,) = jax.export.symbolic_shape("batch")
-  side = detector.image_size
-  inputs = {
-    "images": jax.ShapeDtypeStruct((batch, side, side, 3), np.uint8),
-    "noise": jax.ShapeDtypeStruct(
-      (batch, num_samples, model.clip.config.projection_dim),
-      np.float32,
-    ),
-  }
-  if not num_samples:
-    del inputs["noise"]
-  content = _convert(detect, inputs, metadata)
-  _check(content, detect, inputs)
+  content = _convert(detect, detector.image_size, metadata)
+  _check(content, detect, detector.image_size)
   write_file(path, content)
 
 
-def _convert(function, inputs, metadata):
+def _convert(function, side, metadata):
   # It would send usage data and leave a file in the temporary folder.
   os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
   with needs_extra("an ONNX file", "onnx", *_PACKAGES):
@@ -96,15 +78,16 @@ def _convert(function, inputs, metadata):
     from onnx_ir.passes.common import RemoveUnusedNodesPass
   # Of the graph's inner values, whose types nobody needs.
   logging.getLogger("onnx_ir.serde").setLevel(logging.ERROR)
+  (batch,) = jax.export.symbolic_shape("batch")
   with warnings.catch_warnings():
     # jax2onnx asks for float64 on its way and takes float32.
     warnings.simplefilter("ignore")
     graph = to_onnx(
       function,
-      list(inputs.values()),
+      [jax.ShapeDtypeStruct((batch, side, side, 3), np.uint8)],
       model_name="cops",
       return_mode="ir",
-      input_names=list(inputs),
+      input_names=["images"],
       output_names=list(_OUTPUTS),
     )
   RemoveUnusedNodesPass()(graph)
@@ -114,7 +97,7 @@ def _convert(function, inputs, metadata):
   return onnx_ir.to_proto(graph).SerializeToString()
 
 
-def _check(content, function, inputs):
+def _check(content, function, side):
   """Raises InputError unless ONNX Runtime computes what JAX does.
 
   jax2onnx translates every operation in its own way, some of them wrongly.
@@ -122,18 +105,14 @@ def _check(content, function, inputs):
   import onnxruntime
 
   rng = np.random.default_rng(0)
-  values = {"images": rng.integers(0, 256, (2, *inputs["images"].shape[1:]))}
-  values["images"] = values["images"].astype(np.uint8)
-  if "noise" in inputs:
-    shape = (2, *inputs["noise"].shape[1:])
-    values["noise"] = rng.standard_normal(shape, np.float32)
+  images = rng.integers(0, 256, (2, side, side, 3), np.uint8)
   with jax.default_matmul_precision("highest"):
-    want = jax.device_get(jax.jit(function)(**values))
+    want = jax.device_get(jax.jit(function)(images))
   try:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4  # What it logs as errors, it raises too.
     session = onnxruntime.InferenceSession(content, options)
-    got = session.run(_OUTPUTS, values)
+    got = session.run(_OUTPUTS, {"images": images})
   except Exception as error:  # ONNX Runtime's errors are not documented.
     raise InputError(
       "jax2onnx makes no valid ONNX file of this run's config:"

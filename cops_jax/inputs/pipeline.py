@@ -71,6 +71,7 @@ class BatchOptions:
     shuffle_seed: of each epoch's own random order; None keeps the order.
     max_pixels: of an image file, see `decoding.open_image`.
     full_masks: whether masks come as pixels instead of counts by patch.
+    example_ids: whether examples come with an id, which keys their noise.
     tile_grid: rows and columns of the tiles that come with an image.
   """
 
@@ -84,6 +85,7 @@ class BatchOptions:
   shuffle_seed: int | None = None
   max_pixels: int = MAX_PIXELS
   full_masks: bool = False
+  example_ids: bool = False
   tile_grid: tuple[int, int] = tiles.WHOLE
 
   @property
@@ -189,11 +191,10 @@ class _RowLoader:
         " could not be read when they were computed: give the same command"
         " again"
       )
-    return {
-      **self._make_row(features, decoded["mask"], place, example),
-      "example_id": _noise_id(example),
-      "padding_mask": np.bool_(True),
-    }
+    row = self._make_row(features, decoded["mask"], place, example)
+    if self.options.example_ids:
+      row["example_id"] = _noise_id(example)
+    return {**row, "padding_mask": np.bool_(True)}
 
   def _decode_image(self, file, size, max_pixels):
     """Returns the image's fields: the image and, with a grid, its tiles."""
@@ -222,6 +223,8 @@ class _RowLoader:
     else:
       counts = count_mask_pixels(mask, self.options.patch_size)
       targets = {"mask_counts": counts}
+    if self.options.example_ids:
+      targets["example_id"] = np.uint32(0)
     return {
       **features,
       **targets,
@@ -230,7 +233,6 @@ class _RowLoader:
       "label": np.int32(example["label"]),
       "category": np.str_(example["category"]),
       "path": np.str_(example["path"]),
-      "example_id": np.uint32(0),
       "padding_mask": np.bool_(False),
       "error": np.str_(error),
     }
@@ -239,7 +241,7 @@ class _RowLoader:
 def _noise_id(example):
   """Hashes a prepared image's data set and id, or a file's path and content.
 
-  So a folder of any name and in any place has the same results.
+  So training on a folder of any name and in any place has the same results.
   """
   scope = example["dataset"]
   if not isinstance(example["image"], bytes):
@@ -287,9 +289,9 @@ def iterate_batches(
     `features`, image_features (b, d) and patch_features (b, f, n, d);
     mask_counts int32 (b, n) or, with full masks,
     mask uint8 (b, h, w); index in the data set int32, has_mask bool, label
-    int32, category and path str, example_id uint32 and padding_mask bool, all
-    (b,). Padding and skipped examples have padding_mask False and zeros, but
-    features of ones.
+    int32, category and path str, padding_mask bool and, if the options ask for
+    it, example_id uint32, all (b,). Padding and skipped examples have
+    padding_mask False and zeros, but features of ones.
 
   Raises:
     InputError: an example cannot be read, or its features are damaged.

@@ -50,8 +50,7 @@ class Model(Protocol):
 
   Its parameters are two trees: CLIP's under "clip", frozen, and the trainable
   one, whose names no other method may use. Arguments named `features` are what
-  `features.encode_batch` returns. A batch has standard normal noise (b, z, d)
-  under "noise" if the model asks for it. A model that reads
+  `features.encode_batch` returns. A model that reads
   config.model.use_category_names has `category_text_features`, as
   `PromptEnsemble` has.
 
@@ -61,6 +60,8 @@ class Model(Protocol):
     needs_masks: whether its losses read whole masks, uint8 (b, h, w), under
       "mask"; otherwise they read mask pixels by patch, int32 (b, n), under
       "mask_counts".
+    needs_noise: whether they read standard normal noise, (b, 1, d), under
+      "noise".
     upsampling: from patch scores to the anomaly map, see
       `scoring.upsampling_matrix`.
     loss_terms: (features, batch) to loss terms by name, of shape ();
@@ -71,14 +72,12 @@ class Model(Protocol):
   config: Any
   clip: Any
   needs_masks: bool
+  needs_noise: bool
   upsampling: str
   loss_terms: Callable[..., dict[str, Array]] | None
 
   def init_trainable(self, key: Array, clip_params: Tree) -> Tree:
     """Returns the trainable parameters before the first step, float32."""
-
-  def num_noise_samples(self, *, is_training: bool) -> int:
-    """Returns the samples of noise that an image needs."""
 
   def num_prompt_tokens(self, *, is_training: bool) -> float:
     """Returns the tokens that an image costs the text tower."""

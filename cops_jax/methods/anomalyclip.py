@@ -65,7 +65,7 @@ class AnomalyCLIP(nn.Module):
   prefix_tokens: tuple[int, ...]
   suffix_tokens: tuple[tuple[int, ...], tuple[int, ...]]
 
-  needs_masks = True
+  needs_masks, needs_noise = True, False
   upsampling = "bilinear"
 
   def setup(self):
@@ -75,11 +75,6 @@ class AnomalyCLIP(nn.Module):
       self.clip.config.text_config.hidden_size,
       settings.num_context_words,
     )
-
-  @nn.nowrap
-  def num_noise_samples(self, *, is_training: bool) -> int:
-    """Returns 0: nothing is sampled."""
-    return 0
 
   @nn.nowrap
   def num_prompt_tokens(self, *, is_training: bool) -> float:

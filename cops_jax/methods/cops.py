@@ -8,11 +8,13 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from cops_jax import losses, scoring
 from cops_jax.clip.features import init_parts
 from cops_jax.clip.prompts import LearnedPrompts, join_parts
 from cops_jax.clip.towers import CLIP
+from cops_jax.runtime.randomness import EVALUATION_KEY
 from cops_jax.typing import Array, Float
 
 TITLE = "CoPS"
@@ -136,7 +138,7 @@ class Outputs(NamedTuple):
     text_features: L2-normalised.
     patch_probability: probabilities for each feature layer.
     image_logits: cosine over temperature.
-    category_bias: decoded from the sampled codes; None without category words.
+    category_bias: decoded from the codes; None without category words.
     code_mean, code_log_var: the codes' posterior; None in evaluation and
       without category words.
   """
@@ -146,7 +148,7 @@ class Outputs(NamedTuple):
   text_features: Float[Array, "b s=2 d"]
   patch_probability: Float[Array, "b f n s=2"]
   image_logits: Float[Array, "b s=2"]
-  category_bias: Float[Array, "b z d"] | None
+  category_bias: Float[Array, "_b z d"] | None
   code_mean: Float[Array, "b d"] | None = None
   code_log_var: Float[Array, "b d"] | None = None
 
@@ -184,12 +186,10 @@ class CoPS(nn.Module):
       num_words += settings.num_category_words
     self.prompt_learner = LearnedPrompts(settings, width, num_words)
 
-  @nn.nowrap
-  def num_noise_samples(self, *, is_training: bool) -> int:
-    """Returns the number of category codes; one in training."""
-    if not self.config.model.num_category_words:
-      return 0
-    return 1 if is_training else self.config.evaluation.num_samples
+  @property
+  def needs_noise(self) -> bool:
+    """Whether the losses read noise; see `methods.Model`."""
+    return self.config.model.num_category_words > 0
 
   @nn.nowrap
   def num_prompt_tokens(self, *, is_training: bool) -> float:
@@ -201,8 +201,17 @@ class CoPS(nn.Module):
     settings = self.config.model
     suffix = settings.num_category_words + 2
     num_tokens = 1 + settings.num_context_words + settings.num_state_words
-    codes = self.num_noise_samples(is_training=is_training) or 1
-    return float(2 * (num_tokens + codes * suffix))
+    if self.needs_noise and not is_training:
+      suffix *= self.config.evaluation.num_samples
+    return float(2 * (num_tokens + suffix))
+
+  @nn.nowrap
+  def evaluation_codes(self) -> Float[Array, "z d"]:
+    """Returns the category codes of evaluation, the same for all images."""
+    shape = self.config.evaluation.num_samples, self.clip.config.projection_dim
+    # NumPy's numbers are the same on every platform, to the last bit.
+    rng = np.random.default_rng((self.config.seed, EVALUATION_KEY))
+    return jnp.array(rng.standard_normal(shape, np.float32))
 
   @nn.nowrap
   def init_trainable(
@@ -224,7 +233,7 @@ class CoPS(nn.Module):
     self,
     image_features: Float[Array, "b d"],
     patch_features: Float[Array, "b f n d"],
-    noise: Float[Array, "b z d"] | None,
+    noise: Float[Array, "_b z d"] | None,
     *,
     is_training: bool,
   ) -> Outputs:
@@ -233,8 +242,8 @@ class CoPS(nn.Module):
     Args:
       image_features, patch_features: from `encode_images`.
       noise: standard normal. In training it perturbs the posterior's mean; in
-        evaluation it is the code itself, drawn from the prior. None without
-        category words.
+        evaluation it is the code itself, drawn from the prior, and (1, z, d)
+        serves all images. None without category words.
       is_training: which of the two.
     """
     settings = self.config.model
@@ -285,7 +294,7 @@ class CoPS(nn.Module):
   def synthesise_prompts(
     self,
     prototypes: Float[Array, "b s=2 k d"] | None,
-    category_bias: Float[Array, "b z d"] | None,
+    category_bias: Float[Array, "_b z d"] | None,
   ) -> tuple[
     tuple[Float[Array, "_b s=2 _z _l d"], ...], Float[Array, "depth t d"]
   ]:
@@ -372,9 +381,15 @@ class CoPS(nn.Module):
     features: tuple[Float[Array, "b d"], Float[Array, "b f n d"]],
     batch: Mapping[str, jax.Array],
   ) -> tuple[Float[Array, "b"], Float[Array, "b n"]]:
-    """Returns scores of images and patches; see `methods.Model`."""
-    settings = self.config.evaluation
-    outputs = self(*features, batch.get("noise"), is_training=False)
+    """Returns scores of images and patches; see `methods.Model`.
+
+    The batch may have noise (b, z, d) in place of the codes that the config's
+    seed determines for all images.
+    """
+    settings, noise = self.config.evaluation, batch.get("noise")
+    if noise is None and self.needs_noise:
+      noise = self.evaluation_codes()[None]
+    outputs = self(*features, noise, is_training=False)
     patch_scores = scoring.weighted_patch_scores(
       outputs.patch_probability,
       outputs.distances if settings.distance_weighting else None,

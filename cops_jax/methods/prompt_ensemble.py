@@ -58,14 +58,9 @@ class PromptEnsemble(nn.Module):
   clip: CLIP
   tokens: tuple[Tokens, Tokens]
 
-  needs_masks = False
+  needs_masks = needs_noise = False
   upsampling = "bilinear"
   loss_terms = None
-
-  @nn.nowrap
-  def num_noise_samples(self, *, is_training: bool) -> int:
-    """Returns 0: nothing is sampled."""
-    return 0
 
   @nn.nowrap
   def num_prompt_tokens(self, *, is_training: bool) -> float:

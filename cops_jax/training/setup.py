@@ -167,6 +167,7 @@ def open_batches(
     *(config, clip, mesh, config.train.batch_size),
     shuffle_seed=config.seed,
     full_masks=model.needs_masks,
+    example_ids=model.needs_noise,
   )
   batches = pipeline.iterate_batches(
     examples, options, steps, skipped=skipped, features=features

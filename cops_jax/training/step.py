@@ -90,7 +90,7 @@ def loss_and_terms(
     params, clip_params: its two parameter trees.
     batch: what `encode_batch` takes; label and padding_mask (b,); as the method
       needs them, mask_counts (b, n) or mask (b, h, w), and standard normal
-      noise (b, z, d).
+      noise (b, 1, d).
 
   Returns:
     The loss and the terms by name, the loss among them, all of shape ().
@@ -126,12 +126,11 @@ def make_train_step(
   """
   key = random_key(model.config.seed, TRAIN_KEY)
   width = model.clip.config.projection_dim
-  num_samples = model.num_noise_samples(is_training=True)
 
   def train_step(state, clip_params, batch):
-    if num_samples:
+    if model.needs_noise:
       step_key = jax.random.fold_in(key, state.step)
-      noise = example_noise(step_key, batch["example_id"], num_samples, width)
+      noise = example_noise(step_key, batch["example_id"], width)
       batch = {**batch, "noise": noise}
 
     def loss(params):

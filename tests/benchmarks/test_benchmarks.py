@@ -1,7 +1,6 @@
 """They run, and what they compare with gives the same results."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -19,11 +18,6 @@ from cops_jax.clip.flops import prompt_flops, vision_flops
 from cops_jax.config import recipe
 from cops_jax.evaluation.step import make_predict_step
 from cops_jax.runtime.mesh import make_mesh
-from cops_jax.runtime.randomness import (
-  EVALUATION_KEY,
-  example_noise,
-  random_key,
-)
 from cops_jax.weights.clip import clip_of
 from cops_jax.weights.model import build_model
 from helpers import golden
@@ -44,21 +38,11 @@ def test_the_evaluation_step_is_the_plain_one(config, fields):
   model = build_model(config, clip)
   trainable = model.init_trainable(jax.random.key(0))
   rng = np.random.default_rng(0)
-  batch = {
-    "image": rng.integers(0, 256, (2, 48, 48, 3), dtype=np.uint8),
-    "example_id": np.arange(2, dtype=np.uint32),
-  }
+  batch = {"image": rng.integers(0, 256, (2, 48, 48, 3), dtype=np.uint8)}
   step = make_predict_step(model, make_mesh(jax.devices()[:1]))
   found = step(trainable, clip.params, batch)
-  noise = example_noise(
-    random_key(config.seed, EVALUATION_KEY),
-    jnp.asarray(batch["example_id"]),
-    config.evaluation.num_samples,
-    clip.config.projection_dim,
-  )
-  want = plain.make_step(model)(
-    join_params(trainable, clip.params), batch["image"], noise
-  )
+  variables = join_params(trainable, clip.params)
+  want = plain.make_step(model)(variables, batch["image"])
   for name, values in want.items():
     np.testing.assert_allclose(found[name], values, atol=2e-5, rtol=0)
 

@@ -109,10 +109,10 @@ def test_the_fingerprint_of_a_folder(tmp_path):
   assert find(root).fingerprint() != touched
 
 
-def test_noise_is_keyed_by_path_and_content(tmp_path):
+def test_training_noise_is_keyed_by_path_and_content(tmp_path):
   tree = plates(tmp_path / "one")
   shutil.copytree(tree.root, tmp_path / "two")
-  options = pipeline.BatchOptions(28, 14, batch_size=2)
+  options = pipeline.BatchOptions(28, 14, batch_size=2, example_ids=True)
 
   def ids(name):
     examples = datasets.load(f"folder:{tmp_path}/{name}", "test")

@@ -12,12 +12,6 @@ from cops_jax import export
 from cops_jax.detector import AnomalyDetector
 from cops_jax.errors import InputError
 from cops_jax.export import onnx
-from cops_jax.runtime.randomness import (
-  EVALUATION_KEY,
-  content_ids,
-  example_noise,
-  random_key,
-)
 from cops_jax.thresholds import Thresholds
 from cops_jax.weights.model import build_model
 from helpers.images import make_image
@@ -39,21 +33,8 @@ def decode(detector, number):
   return [detector.decode(make_image(seed, 48, 48)) for seed in range(number)]
 
 
-def make_noise(detector, images):
-  config = detector.config
-  return np.asarray(
-    example_noise(
-      random_key(config.seed, EVALUATION_KEY),
-      content_ids(jax.numpy.asarray(images)),
-      config.evaluation.num_samples,
-      24,
-    )
-  )
-
-
-def check(session, images, noise, want):
-  inputs = {"images": images} | ({} if noise is None else {"noise": noise})
-  scores, maps = session.run(["image_score", "anomaly_map"], inputs)
+def check(session, images, want):
+  scores, maps = session.run(["image_score", "anomaly_map"], {"images": images})
   assert len(scores) == len(want)
   for score, anomaly_map, detection in zip(scores, maps, want, strict=True):
     assert score == pytest.approx(detection.image_score, abs=1e-5)
@@ -67,10 +48,9 @@ def test_the_file_is_the_detector_for_any_number_of_images(trained, path):
   want = detector.detect(decoded)
   assert len({detection.image_score for detection in want}) == 3
   images = np.stack([image.pixels for image in decoded])
-  noise = make_noise(detector, images)
   session = onnxruntime.InferenceSession(path)
   for number in (1, 3):
-    check(session, images[:number], noise[:number], want[:number])
+    check(session, images[:number], want[:number])
   metadata = session.get_modelmeta().custom_metadata_map
   metadata = {name: json.loads(value) for name, value in metadata.items()}
   assert metadata["thresholds"] == dataclasses.asdict(
@@ -81,8 +61,8 @@ def test_the_file_is_the_detector_for_any_number_of_images(trained, path):
   assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
-def test_without_category_words_there_is_no_noise(trained, tmp_path):
-  """And without state words no distances; with patches that are smoothed."""
+def test_without_category_and_state_words(trained, tmp_path):
+  """No codes and no distances; with patches that are smoothed."""
   whole = AnomalyDetector.from_workdir(trained[0])
   config = whole.config.copy_and_resolve_references()
   config.model.update(
@@ -93,10 +73,9 @@ def test_without_category_words_there_is_no_noise(trained, tmp_path):
   path = tmp_path / "made.onnx"
   export.export(detector, path)
   session = onnxruntime.InferenceSession(path)
-  assert [row.name for row in session.get_inputs()] == ["images"]
   decoded = decode(detector, 3)
   images = np.stack([image.pixels for image in decoded])
-  check(session, images, None, detector.detect(decoded))
+  check(session, images, detector.detect(decoded))
 
 
 def test_a_wrong_file_is_not_written(trained, tmp_path, monkeypatch):

@@ -173,7 +173,7 @@ def test_errors_of_workers_arrive_unchanged():
 
 
 def test_example_ids_are_stable():
-  """They key the noise of published results: never change them."""
+  """They key the noise of published trainings: never change them."""
   actual = hash_example_id("visa", "candle/000")
   assert actual == 2815927013
   assert actual != hash_example_id("btad", "candle/000")

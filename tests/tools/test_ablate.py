@@ -78,10 +78,7 @@ def test_a_part_is_neither_trained_nor_computed(base, name):
 def test_without_distance_weighting_alpha_has_no_effect(base):
   maps = {}
   rng = np.random.default_rng(0)
-  batch = {
-    "image": rng.integers(0, 256, (1, 48, 48, 3), dtype=np.uint8),
-    "example_id": np.zeros(1, np.uint32),
-  }
+  batch = {"image": rng.integers(0, 256, (1, 48, 48, 3), dtype=np.uint8)}
   mesh = make_mesh(jax.devices()[:1])
   for name, alpha in (
     ("full", 0.1),
