@@ -28,7 +28,7 @@ NOT_RUN = {
   'pip install "cops-jax[onnx]"': "installs",
   "cops demo": "serves until Ctrl-C, and takes minutes: tests/demo/test_page.py"
   " and tests/test_demo_run.py",
-  "import numpy as np": "needs the extra onnx: tests/export/test_onnx.py",
+  "import onnxruntime": "needs the extra onnx: tests/export/test_onnx.py",
   "python -m tools.compare_methods --workdir=runs/methods --seeds=0,1,2": (
     "tests/tools/test_runs.py"
   ),

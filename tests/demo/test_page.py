@@ -157,7 +157,8 @@ def test_ten_images_at_once_and_the_sliders(address, browser, images):
   page.count(anomaly=10, normal=0)
   page.press("image", END)
   page.count(anomaly=0, normal=10)
-  assert page.all(".top")[0].text == "0.62"  # Twice the threshold.
+  highest = f"{2 * want.thresholds.pixel:.2f}"
+  assert page.all(".top")[0].text == highest
   page.press("pixel", HOME)
   until(lambda: all("1 region" in card for card in page.cards()))
   # All of the image is one region: a frame around it would show nothing.
