@@ -25,7 +25,7 @@ def _state(name, options):
     return "prepared"
   if builder.find_original_files(options.manual_dir):
     return "original files found"
-  if builder.specification.archive:
+  if builder.specification.url:
     return "can be downloaded"
   return "no original files"
 
@@ -37,13 +37,18 @@ are behind Google Drive links in the README of their code."""
 
 
 def _list(options):
-  from cops_jax.datasets import SPECIFICATIONS
+  from cops_jax.datasets import FURTHER, SPECIFICATIONS
 
-  rows = [("name", "state", "test images", "licence", "where to get it")]
-  for name, row in SPECIFICATIONS.items():
-    cells = (str(row.num_test_images), row.licence, row.homepage)
-    rows.append((name, _state(name, options), *cells))
-  print("\n".join(align(rows, num_text_columns=len(rows[0]))))
+  lines = [("name", "state", "test images", "licence", "where to get it")]
+  for name, row in (SPECIFICATIONS | FURTHER).items():
+    size = row.size or str(row.num_test_images)
+    cells = (size, row.licence, row.homepage)
+    lines.append((name, _state(name, options), *cells))
+  lines = align(lines, num_text_columns=len(lines[0]))
+  lines.insert(
+    -len(FURTHER), "\nFurther sets, which are not part of the paper:"
+  )
+  print("\n".join(lines))
   print(_COPIES)
   return 0
 

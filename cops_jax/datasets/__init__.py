@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from cops_jax.datasets import custom, preparation
 from cops_jax.datasets.builders import BUILDERS
+from cops_jax.datasets.further import FURTHER
 from cops_jax.datasets.preparation import why_unprepared
 from cops_jax.datasets.prepared import PreparedExamples
 from cops_jax.datasets.specifications import SPECIFICATIONS
 from cops_jax.errors import InputError
 
 __all__ = [
+  "FURTHER",
   "NAMES",
   "SPECIFICATIONS",
   "load",
@@ -28,7 +30,7 @@ def require_known(name: str) -> None:
   if name not in NAMES:
     raise InputError(
       f"unknown data set {name!r}; known are {', '.join(NAMES)}, and for your"
-      " own images folder:PATH (MVTec's layout) and meta_json:PATH"
+      " own images folder:PATH and meta_json:PATH"
     )
 
 
@@ -42,9 +44,9 @@ def load(
   """Opens a data set's split.
 
   Args:
-    name: one of `NAMES`, prepared the first time; or "folder:PATH", a tree in
-      MVTec's layout, or "meta_json:PATH", a folder with a meta.json, read from
-      their files every time.
+    name: one of `NAMES`, prepared the first time; or "folder:PATH", folders of
+      normal and anomalous images, or "meta_json:PATH", a folder with a
+      meta.json, read from their files every time.
     split: "test", which has anomalies, or "train" where there is one.
     data_dir: where TFDS keeps prepared data; None for TFDS's default.
     manual_dir: where the original files are, a folder of its name for each
@@ -53,13 +55,14 @@ def load(
       their bytes, all of which are then read, instead of sizes and times.
 
   Returns:
-    Undecoded examples, dicts of image and mask (a file's bytes or its path),
-    has_mask, label (0 normal, 1 anomaly), category, anomaly_kind, dataset, path
-    and id. The sequence's `name` is the data set's, in examples and results;
-    its `identity` tells it from others of that name: a version or a folder;
-    `fingerprint()` is a SHA-256 that changes with all that it holds; `notes`
-    are what was left out or guessed when the files were listed; `is_published`
-    says whether it is a prepared one of the thirteen.
+    Undecoded examples, dicts of image and mask (a file's bytes or its path;
+    several masks are a list of paths), has_mask, label (0 normal, 1 anomaly),
+    category, anomaly_kind, dataset, path and id. The sequence's `name` is the
+    data set's, in examples and results; its `identity` tells it from others of
+    that name: a version or a folder; `fingerprint()` is a SHA-256 that changes
+    with all that it holds; `notes` are what was left out or guessed when the
+    files were listed; `is_published` says whether it is a prepared one of the
+    published sets.
 
   Raises:
     InputError: unknown name or split, no examples in it, or original files

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import io
 import logging
+import os
 import pathlib
+import shutil
+import tarfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -16,7 +20,7 @@ from PIL import Image
 from tensorflow_datasets.core import dataset_builder
 
 from cops_jax.datasets import generated
-from cops_jax.datasets.download import download
+from cops_jax.datasets.further import PUBLISHED, count_differences
 from cops_jax.datasets.layouts import ListedImage
 from cops_jax.datasets.schema import (
   EMPTY_MASK,
@@ -24,11 +28,7 @@ from cops_jax.datasets.schema import (
   example_features,
   file_example,
 )
-from cops_jax.datasets.specifications import (
-  SPECIFICATIONS,
-  Specification,
-  count_differences,
-)
+from cops_jax.datasets.specifications import Specification
 from cops_jax.errors import InputError, shorten
 from cops_jax.images.decoding import open_image
 from cops_jax.progress import Progress
@@ -83,7 +83,7 @@ class Published(dataset_builder.ShardBasedBuilder, skip_registration=True):
       self.name, len(test), sum(row.is_anomaly for row in test)
     )
     listing.warn(self.name)
-    self.oddities = listing.oddities  # Kept with the prepared data.
+    self.notes = listing.notes  # Kept with the prepared data.
     progress = Progress(len(listing.images), "images")
     num_done = 0
 
@@ -104,14 +104,17 @@ class Published(dataset_builder.ShardBasedBuilder, skip_registration=True):
   def find_original_files(self, manual_dir: Any = None) -> pathlib.Path | None:
     """Their folder: in the manual directory, or where they were downloaded to.
 
-    None if there is none. `manual_dir` as in `cops_jax.datasets.load`.
+    Else in an installed package that brings them; None if there are none.
+    `manual_dir` as in `cops_jax.datasets.load`.
     """
     downloads = pathlib.Path(self.data_dir_root) / "downloads"
     for parent in (manual_dir or downloads / "manual", downloads):
       root = pathlib.Path(parent).expanduser() / self.name
       if root.is_dir():
         return root
-    return None
+    package = self.specification.package
+    spec = importlib.util.find_spec(package) if package else None
+    return spec and pathlib.Path(spec.origin).parent
 
   def _get_original_files(
     self, dl_manager: tfds.download.DownloadManager
@@ -123,9 +126,9 @@ class Published(dataset_builder.ShardBasedBuilder, skip_registration=True):
     root = self.find_original_files(manual_dir)
     if root:
       return root
-    if self.specification.archive:
+    if self.specification.url:
       downloads = pathlib.Path(dl_manager.download_dir)
-      return download(self.specification.archive, downloads / self.name)
+      return _download(self.specification, downloads / self.name)
     # Ends tfds.data_source too.
     raise InputError(
       f"data set {self.name!r} is not prepared in {self.data_dir_root}, and its"
@@ -133,26 +136,52 @@ class Published(dataset_builder.ShardBasedBuilder, skip_registration=True):
     )
 
 
+def _download(row: Specification, root: pathlib.Path) -> pathlib.Path:
+  """Fetches and unpacks a data set's files, all or none of them."""
+  import pooch
+
+  partial = root.with_name(f".{root.name}.partial")
+  shutil.rmtree(partial, ignore_errors=True)
+  pooch.get_logger().setLevel(logging.WARNING)  # It would log the same.
+  _logger.info("downloading %s to %s", row.url, root)
+  try:
+    pooch.retrieve(
+      row.url,
+      known_hash=f"sha256:{row.sha256}",
+      path=root.parent,
+      fname=f"{root.name}.tar",
+      progressbar=True,
+      processor=pooch.Untar(extract_dir=partial.name),
+    )
+    os.replace(partial, root)
+    os.remove(f"{root}.tar")
+  except (OSError, ValueError, tarfile.TarError) as error:
+    raise InputError(
+      f"cannot download {row.url} to {root}: {error}. Get it by other means and"
+      f" unpack it as {root}."
+    ) from error
+  return root
+
+
 def _stored_mask(listed: ListedImage) -> pathlib.Path | bytes:
   """A mask's file where it is plain to see; else a PNG of 0 and 255."""
-  path = listed.image if listed.mask is None else listed.mask
+  mask = None
   try:
-    if listed.mask is None:
+    if not listed.masks:
       with open_image(listed.image) as image:
-        mask = Image.new("L", image.size)
-    else:
-      with open_image(listed.mask) as image:
+        mask = np.zeros(image.size[::-1], bool)
+    for path in listed.masks:
+      with open_image(path) as image:
         values = np.asarray(image.convert("L"))
-      if values.max() >= _VISIBLE:
-        return listed.mask
-      mask = Image.fromarray((values > 0).astype(np.uint8) * 255)
+      if values.max() >= _VISIBLE and len(listed.masks) == 1:
+        return path
+      mask = (values > 0) if mask is None else mask | (values > 0)
   except Exception as error:  # PIL raises many kinds of errors.
     # Whoever decodes it says so, or leaves it out if that is wanted.
+    path = listed.masks[0] if listed.masks else listed.image
     _logger.warning("%s cannot be read: %s", path, shorten(error))
-    return EMPTY_MASK if listed.mask is None else listed.mask
-  file = io.BytesIO()
-  mask.save(file, "PNG")
-  return file.getvalue()
+    return listed.masks[0] if listed.masks else EMPTY_MASK
+  return _png(mask.astype(np.uint8) * 255).getvalue()
 
 
 def _shards(
@@ -260,7 +289,9 @@ BUILDERS = {
       "name": row.name,
       "specification": row,
       "MANUAL_DOWNLOAD_INSTRUCTIONS": (
-        f"get {row.title} from {row.homepage} and unpack it as the folder"
+        f"pip install {row.package}, or "
+        * bool(row.package)
+        + f"get {row.title} from {row.homepage} and unpack it as the folder"
         f" {row.name} of manual_dir, by default downloads/manual in data_dir,"
         f" so that the folder holds {row.layout}"
       ),
@@ -268,7 +299,7 @@ BUILDERS = {
       "__doc__": f"{row.title}. {row.description}",
     },
   )
-  for row in SPECIFICATIONS.values()
+  for row in PUBLISHED.values()
 }
 # Worker processes unpickle them by their names in this module.
 globals().update({cls.__name__: cls for cls in BUILDERS.values()})

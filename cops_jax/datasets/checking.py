@@ -11,12 +11,9 @@ from typing import Any
 import numpy as np
 
 from cops_jax.datasets import custom, preparation
+from cops_jax.datasets.further import PUBLISHED, count_differences
 from cops_jax.datasets.prepared import read_contents
 from cops_jax.datasets.schema import file_example
-from cops_jax.datasets.specifications import (
-  SPECIFICATIONS,
-  count_differences,
-)
 from cops_jax.errors import InputError
 from cops_jax.files import digest_file
 from cops_jax.images.decoding import open_image
@@ -104,9 +101,9 @@ def check(
   if location:
     reader, root = location
     listing = custom.read_listing(reader, root)
-    name = root.name
+    name = custom.name_of(*location)
   else:
-    row = SPECIFICATIONS.get(name)
+    row = PUBLISHED.get(name)
     builder = preparation.make_builder(name, data_dir)
     root = row and builder.find_original_files(manual_dir)
     listing = root and row.read(root, row.categories)
@@ -114,7 +111,7 @@ def check(
     root = listing.root or root
     result = Check(name, f"original files in {root}")
     result.problems += listing.problems
-    result.oddities += listing.oddities
+    result.oddities += listing.notes
 
     def load(index):
       image = listing.images[index]
@@ -216,7 +213,7 @@ def _inspect(split, example):
 
 def _read(file, what, problems):
   try:
-    with open_image(file) as image:
+    with open_image(file[0] if isinstance(file, list) else file) as image:
       image.load()
       return image
   except Exception as error:  # PIL raises what its many decoders raise.

@@ -7,20 +7,18 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from cops_jax.datasets.layouts import (
-  NORMAL_KIND,
-  ListedImage,
-  Listing,
-  list_folders,
-  read_folders,
+from cops_jax.datasets.layouts import ListedImage, Listing, list_folders
+from cops_jax.datasets.lists import (
+  META_FILE,
+  REAL_IAD_LISTS,
+  read_meta_json,
+  read_real_iad,
 )
-from cops_jax.datasets.lists import META_FILE, read_meta_json
 from cops_jax.datasets.schema import file_example
+from cops_jax.datasets.trees import read_tree
 from cops_jax.errors import InputError
 from cops_jax.files import digest_file, digest_lines, file_state
 from cops_jax.paths import require_local
-
-_NORMAL_NAMES = (NORMAL_KIND, "normal", "ok")
 
 
 class FileExamples(Sequence):
@@ -58,49 +56,23 @@ class FileExamples(Sequence):
       json.dumps(
         [
           *(example[name] for name in facts),
-          *(look(example[name]) for name in ("image", "mask")),
+          look(example["image"]),
+          *map(look, masks if isinstance(masks, list) else [masks]),
         ]
       )
       for example in self
+      for masks in [example["mask"]]
     )
 
 
-def read_tree(root: pathlib.Path) -> Listing:
-  """Reads a tree in MVTec's layout: every folder with a test folder in it.
-
-  A root with a test folder of its own is one category. A category without a
-  ground_truth folder has no masks. Normal images are in good, normal or ok.
-  """
-  if (root / "test").is_dir():
-    folders = [root]
-  else:
-    folders = [path for path in list_folders(root) if (path / "test").is_dir()]
-  if not folders:
-    return Listing(
-      problems=[
-        f"{root} has no test images; expected CATEGORY/test/{NORMAL_KIND}/*,"
-        " CATEGORY/test/DEFECT/* and CATEGORY/ground_truth/DEFECT/*"
-      ]
-    )
-  listing = Listing()
-  for folder in folders:
-    part = read_folders(
-      folder.parent,
-      [folder.name],
-      images="{category}/{split}/{kind}",
-      masks="{category}/ground_truth/{kind}"
-      if (folder / "ground_truth").is_dir()
-      else None,
-      normal=_NORMAL_NAMES,
-    )
-    listing.images += part.images
-    listing.problems += part.problems
-    listing.oddities += part.oddities
-  return listing
+def _read_folder(root):
+  """Reads Real-IAD's lists where they are, else folders."""
+  has_lists = REAL_IAD_LISTS in list_folders(root)
+  return (read_real_iad if has_lists else read_tree)(root)
 
 
 # What a name such as "folder:PATH" begins with.
-READERS = {"folder": read_tree, "meta_json": read_meta_json}
+READERS = {"folder": _read_folder, "meta_json": read_meta_json}
 
 
 def locate(name: str) -> tuple[str, pathlib.Path] | None:
@@ -124,6 +96,11 @@ def locate(name: str) -> tuple[str, pathlib.Path] | None:
   return reader, root
 
 
+def name_of(reader: str, root: pathlib.Path) -> str:
+  """Returns the data set's name in results and caches."""
+  return root.name if reader == "folder" else f"{root.name}-{reader}"
+
+
 def read_listing(reader: str, root: pathlib.Path) -> Listing:
   """Returns the listing of a reader of `READERS`.
 
@@ -141,13 +118,13 @@ def read_listing(reader: str, root: pathlib.Path) -> Listing:
 def load_custom(
   reader: str, root: pathlib.Path, split: str, by_contents: bool = False
 ) -> FileExamples:
-  """Custom data's examples; their data set's name is that of the folder.
+  """Returns custom data's examples.
 
   Raises:
     InputError: the files are not as expected.
   """
-  listing = read_listing(reader, root)
-  listing.require_sound(root.name)
-  listing.warn(root.name)
+  name, listing = name_of(reader, root), read_listing(reader, root)
+  listing.require_sound(name)
+  listing.warn(name)
   images = [image for image in listing.images if image.split == split]
-  return FileExamples(root.name, root, images, listing.oddities, by_contents)
+  return FileExamples(name, root, images, listing.notes, by_contents)

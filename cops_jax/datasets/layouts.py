@@ -1,19 +1,14 @@
-"""Data sets' folders as their publishers lay them out.
-
-Each reader lists the images it finds and, instead of stopping at the first,
-everything that is wrong.
-"""
+"""Listings of a data set's files: images, their masks, and what is wrong."""
 
 from __future__ import annotations
 
 import collections
 import dataclasses
-import functools
 import logging
 import os
 import pathlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from cops_jax.errors import InputError
@@ -25,7 +20,7 @@ _logger = logging.getLogger(__name__)
 NORMAL_KIND = "good"
 
 SPLITS = ("train", "test")
-_JUNK = ("thumbs.db", "desktop.ini")
+_SYSTEM = ("thumbs.db", "desktop.ini", "@eadir", "__macosx", "__pycache__")
 _MASK_ENDING = re.compile(r"[-_. ](masks?|gt|ground_?truth|segmentation)$")
 
 
@@ -38,7 +33,8 @@ class ListedImage:
     category: of the product or organ.
     anomaly_kind: the kind of anomaly; "good" for a normal image.
     image: the file.
-    mask: its mask's file; None for a normal image, and without `has_mask`.
+    masks: files that its mask unites; none for a normal image, and without
+      `has_mask`.
     has_mask: False where no ground truth by pixels exists.
   """
 
@@ -46,7 +42,7 @@ class ListedImage:
   category: str
   anomaly_kind: str
   image: pathlib.Path
-  mask: pathlib.Path | None
+  masks: Sequence[pathlib.Path]
   has_mask: bool
 
   @property
@@ -62,6 +58,7 @@ class Listing:
     images: the images.
     problems: what must be fixed before the data set can be used.
     oddities: what was left out or guessed, and may well be right.
+    hidden: files and folders that were skipped.
     root: the folder that ids are relative to, where that is below the one that
       was asked for.
   """
@@ -69,16 +66,22 @@ class Listing:
   images: list[ListedImage] = dataclasses.field(default_factory=list)
   problems: list[str] = dataclasses.field(default_factory=list)
   oddities: list[str] = dataclasses.field(default_factory=list)
+  hidden: set[pathlib.Path] = dataclasses.field(default_factory=set)
   root: pathlib.Path | None = None
 
+  @property
+  def notes(self) -> list[str]:
+    """The oddities and the number of hidden files."""
+    number = len(self.hidden)
+    return self.oddities + [f"{number} hidden files were skipped"] * (
+      number > 0
+    )
+
   def warn(self, name: str) -> None:
-    """Logs the first oddities, if there are any."""
-    if self.oddities:
-      _logger.warning(
-        "data set %s: %s",
-        name,
-        "; ".join(shorten_list(self.oddities)),
-      )
+    """Logs the first notes, if there are any."""
+    if self.notes:
+      notes = "; ".join(shorten_list(self.notes))
+      _logger.warning("data set %s: %s", name, notes)
 
   def require_sound(self, name: str) -> None:
     """Raises InputError, with the first problems, if there are any."""
@@ -90,160 +93,154 @@ class Listing:
       )
 
 
-Reader = Callable[[pathlib.Path, Sequence[str]], Listing]
+@dataclasses.dataclass(frozen=True)
+class KindFolder:
+  """A folder of images of one kind.
 
-
-def read_folders(
-  root: pathlib.Path,
-  categories: Sequence[str],
-  *,
-  images: str,
-  masks: str | None,
-  normal: Sequence[str] = (),
-  kinds: Sequence[str] = (),
-) -> Listing:
-  """Reads images from folders that tell their category, split and kind.
-
-  Args:
-    root: of the data set.
-    categories: to read.
-    images: the folders of images below the root. {category} and {split} stand
-      for their names, and {kind}, at the end, for any folder there but that of
-      the masks. Without it, every image has an anomaly.
-    masks: likewise the folders of the masks; None if there are none.
-    normal: kinds of normal images, in lower case, which stand for any case;
-      without one, all images are anomalies.
-    kinds: the only folders that {kind} stands for, in any case, all of them
-      required.
+  Attributes:
+    split, kind: of its images; the kind of normal ones is "good".
+    path: of the folder, with folders below it.
+    masks: the folder of its masks; None if there is none.
   """
 
-  @functools.cache
-  def is_normal(kind):
-    return kind.casefold() in normal
-
-  listing = Listing()
-  above, _, _ = images.partition("{kind}")
-  for category in categories:
-    found = []  # Split, kind and file.
-    for split in SPLITS if "{split}" in images else ("test",):
-      parent = root / above.format(category=category, split=split)
-      if above == images:
-        folders = {"anomaly": parent}
-      elif kinds:
-        present = {path.name.casefold(): path for path in list_folders(parent)}
-        folders = {kind: present.get(kind, parent / kind) for kind in kinds}
-      else:
-        folders = {
-          folder.name: folder
-          for folder in list_folders(parent)
-          if folder != root / (masks or "")
-        }
-      for kind, folder in folders.items():
-        if split == "train" and not is_normal(kind):
-          continue  # That split is of normal images only.
-        files = list_images(folder, listing)
-        if not files:
-          worry = listing.problems if kind in kinds else listing.oddities
-          worry.append(f"{folder} has no images")
-        found += [(split, kind, file) for file in files]
-    if not any(split == "test" for split, _, _ in found):
-      listing.problems.append(
-        f"category {category!r} has no test images; expected"
-        f" {parent / ('' if above == images else '*')}/*.png or another format"
-      )
-    mask_folders = collections.defaultdict(list)
-    for _, kind, file in found:
-      if masks and not is_normal(kind):
-        folder = root / masks.format(category=category, kind=kind)
-        mask_folders[folder].append(file)
-    mask_of = {}
-    for folder, files in mask_folders.items():
-      mask_of |= pair_masks(files, folder, listing)
-    listing.images += [
-      ListedImage(
-        split,
-        category,
-        NORMAL_KIND if is_normal(kind) else kind,
-        file,
-        mask_of.get(file),
-        has_mask=masks is not None,
-      )
-      for split, kind, file in found
-    ]
-  return listing
+  split: str
+  kind: str
+  path: pathlib.Path
+  masks: pathlib.Path | None = None
 
 
-def read_first(
-  root: pathlib.Path,
-  categories: Sequence[str],
+def add_images(
+  listing: Listing,
+  category: str,
+  folders: Iterable[KindFolder],
   *,
-  readers: Sequence[Reader],
-) -> Listing:
-  """Reads the first of several layouts that is there, or almost there.
-
-  Each is looked for in the root, then in the folders below it, then in theirs:
-  archives add a folder, and so do people.
+  parent: pathlib.Path,
+  has_mask: bool,
+  masks_beside: bool = False,
+  all_required: bool = False,
+) -> None:
+  """Adds a category's images and their masks to a listing.
 
   Args:
-    root, categories: as for the readers.
-    readers: the publisher's own layout, then others.
+    listing: is changed.
+    category: its name.
+    folders: of its images.
+    parent: the folder of its test images.
+    has_mask: whether there is ground truth by pixels.
+    masks_beside: whether to look for masks beside the images: x_mask.png or
+      x.png beside x.jpg. If there are some, an anomalous image without one is
+      left out.
+    all_required: whether a folder without images is a problem.
   """
-  children = list_folders(root)
-  grandchildren = [path for child in children for path in list_folders(child)]
-  best = None
-  for folder in (root, *children, *grandchildren):
-    for reader in readers:
-      listing = reader(folder, categories)
-      if listing.images and folder != root:
-        listing.root = folder
-        listing.oddities.append(f"the images are read from {folder}")
-      if listing.images and not listing.problems:
-        return listing
-      if best is None or (listing.images and not best.images):
-        best = listing
-  return best
+  found = {}  # The folder of each image.
+  mask_of = {}
+  for folder in folders:
+    files = list_images(folder.path, listing)
+    if masks_beside:
+      beside = _masks_beside(files, folder.path)
+      masks = {mask for group in beside.values() for mask in group}
+      files = [file for file in files if file not in masks]
+      mask_of |= beside if folder.kind != NORMAL_KIND else {}
+    if not files:
+      worry = listing.problems if all_required else listing.oddities
+      worry.append(f"{folder.path} has no images")
+    found |= dict.fromkeys(files, folder)
+  if not any(folder.split == "test" for folder in found.values()):
+    listing.problems.append(
+      f"category {category!r} has no test images in {parent}"
+    )
+  anomalous = [f for f, folder in found.items() if folder.kind != NORMAL_KIND]
+  if mask_of:
+    has_mask = True
+    listing.oddities.append(
+      f"{category}: masks are read from beside the images"
+    )
+    if alone := [file for file in anomalous if file not in mask_of]:
+      listing.oddities.append(
+        f"{category}: {len(alone)} of {len(anomalous)} anomalous images have no"
+        f" mask beside them and were left out, {alone[0]} among them"
+      )
+      found = {
+        file: folder
+        for file, folder in found.items()
+        if folder.kind == NORMAL_KIND or file in mask_of
+      }
+  elif has_mask:
+    groups = collections.defaultdict(dict)
+    for file in anomalous:
+      groups[found[file].masks][file] = found[file].path
+    for folder, images in groups.items():
+      mask_of |= pair_masks(images, folder, listing)
+  listing.images += [
+    ListedImage(
+      folder.split,
+      category,
+      folder.kind,
+      file,
+      mask_of.get(file, ()),
+      has_mask,
+    )
+    for file, folder in found.items()
+  ]
+
+
+def _masks_beside(files, folder):
+  """Masks by image, of files in one folder."""
+  groups = collections.defaultdict(list)
+  for file in files:
+    groups[_key(file, folder)].append(file)
+  found = {}
+  for group in groups.values():
+    masks = [file for file in group if _MASK_ENDING.search(file.stem.lower())]
+    masks = masks or [file for file in group if file.suffix.lower() == ".png"]
+    images = [file for file in group if file not in masks]
+    if masks and len(images) == 1:
+      found[images[0]] = masks
+  return found
 
 
 def pair_masks(
-  images: Sequence[pathlib.Path], folder: pathlib.Path, listing: Listing
-) -> dict[pathlib.Path, pathlib.Path]:
-  """Each image's mask: by stem, else by sorted order where the counts agree.
+  images: Mapping[pathlib.Path, pathlib.Path],
+  folder: pathlib.Path,
+  listing: Listing,
+) -> dict[pathlib.Path, list[pathlib.Path]]:
+  """Returns the masks of each image in a folder of masks.
 
-  Stems are compared without case and without an ending such as "_mask" or
-  "_GT". Order takes numbers in names by their value. Where neither pairs them,
-  that becomes a problem of the listing.
+  By names below the folders, without case and without an ending such as "_mask"
+  or "_GT"; a folder named as an image holds several masks of it. If no name
+  matches and the counts agree, by sorted order, which takes numbers by their
+  value. Where neither pairs them, that becomes a problem of the listing.
+
+  Args:
+    images: the folder that each image's name is relative to.
+    folder: of the masks.
+    listing: is changed.
   """
   masks = list_images(folder, listing)
-  image_of = {_stem(image): image for image in images}
-  mask_of = {_stem(mask): mask for mask in masks}
+  image_of = {_key(image, above): image for image, above in images.items()}
+  mask_of = collections.defaultdict(list)
+  is_unique = len(image_of) == len(images)
+  for mask in masks:
+    key = _key(mask, folder)
+    if key not in image_of and key[:-1] in image_of:
+      key = key[:-1]
+    else:
+      is_unique &= key not in mask_of
+    mask_of[key].append(mask)
   shared = image_of.keys() & mask_of.keys()
-  is_unique = len(image_of) == len(images) and len(mask_of) == len(masks)
   if is_unique and len(shared) == len(images):
     listing.oddities += [
-      f"{mask_of[stem]} is the mask of no image"
-      for stem in sorted(mask_of.keys() - shared)
+      f"{mask} is the mask of no image"
+      for key in sorted(mask_of.keys() - shared)
+      for mask in mask_of[key]
     ]
-    return {image_of[stem]: mask_of[stem] for stem in image_of}
+    return {image: mask_of[key] for key, image in image_of.items()}
   if not shared and len(images) == len(masks):
-    pairs = dict(
-      zip(
-        sorted(images, key=_sort_key), sorted(masks, key=_sort_key), strict=True
-      )
-    )
-    for image, mask in pairs.items():
-      if _numbers(image) and _numbers(mask) and not _agree(image, mask):
-        listing.problems.append(
-          f"{folder}: names match no image's, and in sorted order {mask.name}"
-          f" would be the mask of {image.name}, whose number differs. Name each"
-          " mask as its image"
-        )
-        return {}
-    listing.oddities.append(
-      f"{folder}: names match no image's, so masks were paired by sorted order"
-    )
-    return pairs
-  alone = next((image for image in images if _stem(image) not in shared), None)
-  reason = f"{alone.name} has none" if alone and shared else "names do not pair"
+    return _pair_by_order(images, masks, folder, listing)
+  alone = [image for key, image in image_of.items() if key not in shared]
+  reason = "names do not pair"
+  if alone and shared:
+    reason = f"{alone[0].name} has none"
   parents = ", ".join(sorted({str(image.parent) for image in images}))
   listing.problems.append(
     f"{folder} holds {len(masks)} masks for the {len(images)} anomalous images"
@@ -252,46 +249,95 @@ def pair_masks(
   return {}
 
 
+def _pair_by_order(images, masks, folder, listing):
+  pairs = dict(
+    zip(
+      sorted(images, key=_sort_key), sorted(masks, key=_sort_key), strict=True
+    )
+  )
+  for image, mask in pairs.items():
+    numbers = [re.findall("[0-9]+", file.stem) for file in (image, mask)]
+    if all(numbers) and len({int(found[-1]) for found in numbers}) > 1:
+      listing.problems.append(
+        f"{folder}: names match no image's, and in sorted order {mask.name}"
+        f" would be the mask of {image.name}, whose number differs. Name each"
+        " mask as its image"
+      )
+      return {}
+  listing.oddities.append(
+    f"{folder}: names match no image's, so masks were paired by sorted order"
+  )
+  return {image: [mask] for image, mask in pairs.items()}
+
+
 def list_images(folder: pathlib.Path, listing: Listing) -> list[pathlib.Path]:
-  """Image files by name; notes other files, except those of the system."""
-  if not folder.is_dir():
-    return []
+  """Image files in a folder and below it, by name; notes other files.
+
+  Links to folders below it are not followed.
+  """
+  folders, files = scan(folder, listing)
   images = []
-  # The folder says what is a file, without a question for each of a million.
-  with os.scandir(folder) as entries:
-    is_file = {entry.name: entry.is_file() for entry in entries}
-  for name in sorted(is_file):
-    if name.startswith(".") or name.lower() in _JUNK:
-      continue
-    path = folder / name
-    if is_file[name] and path.suffix.lower() in IMAGE_SUFFIXES:
+  for path in files:
+    if is_image(path):
       images.append(path)
     else:
       listing.oddities.append(f"{path} is not an image file and was left out")
+  for path in folders:
+    if path.is_symlink():
+      listing.oddities.append(f"{path} is a link and was left out")
+    else:
+      images += list_images(path, listing)
   return images
 
 
-def list_folders(folder: pathlib.Path) -> list[pathlib.Path]:
-  """Folders in a folder by name, but for hidden ones; none if it is none."""
+def is_image(path: pathlib.Path) -> bool:
+  """Whether a file has the name of an image."""
+  return path.suffix.lower() in IMAGE_SUFFIXES
+
+
+def list_folders(
+  folder: pathlib.Path, listing: Listing | None = None
+) -> dict[str, pathlib.Path]:
+  """Folders in a folder by lower-case name, but for hidden ones."""
+  return {path.name.casefold(): path for path in scan(folder, listing)[0]}
+
+
+def scan(
+  folder: pathlib.Path, listing: Listing | None = None
+) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
+  """Folders and files in a folder, by name; the listing counts hidden ones."""
   if not folder.is_dir():
-    return []
-  return sorted(
-    path
-    for path in folder.iterdir()
-    if path.is_dir() and not path.name.startswith((".", "__"))
-  )
+    return [], []
+  # The folder says what is a file, without a question for each of a million.
+  with os.scandir(folder) as entries:
+    is_folder = {entry.name: entry.is_dir() for entry in entries}
+  found = [], []
+  for name in sorted(is_folder):
+    if not is_hidden(name):
+      found[not is_folder[name]].append(folder / name)
+    elif listing:
+      listing.hidden.add(folder / name)
+  return found
 
 
-def _stem(path: pathlib.Path) -> str:
-  return _MASK_ENDING.sub("", path.stem.lower())
+def is_hidden(name: str) -> bool:
+  """Whether a file or folder is one that systems and editors leave behind."""
+  return name.startswith(".") or name.casefold() in _SYSTEM
 
 
-def _numbers(path: pathlib.Path) -> list[int]:
-  return [int(digits) for digits in re.findall(r"[0-9]+", path.stem)]
+def find_folder(root: pathlib.Path, path: str) -> pathlib.Path:
+  """A folder below a root, in any case; the plain path if there is none."""
+  for part in path.strip("/").split("/") if path else ():
+    if not (root / part).is_dir():
+      part = list_folders(root).get(part.casefold(), root / part).name
+    root = root / part
+  return root
 
 
-def _agree(image: pathlib.Path, mask: pathlib.Path) -> bool:
-  return _numbers(image)[-1] == _numbers(mask)[-1]
+def _key(file, folder):
+  """The parts of a file's path below a folder, by which masks are found."""
+  parts = [part.lower() for part in file.parts[len(folder.parts) : -1]]
+  return (*parts, _MASK_ENDING.sub("", file.stem.lower()))
 
 
 def _sort_key(path: pathlib.Path) -> list[Any]:

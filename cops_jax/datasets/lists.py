@@ -1,18 +1,19 @@
 """Data sets that a file lists, with the labels of their images.
 
-The readers are as those of folders: each gives the images it finds and, instead
-of stopping at the first, everything that is wrong.
+Each reader lists the images it finds and, instead of stopping at the first,
+everything that is wrong.
 """
 
 from __future__ import annotations
 
 import collections
 import csv
+import functools
 import json
 import os
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from cops_jax.datasets.layouts import (
@@ -20,147 +21,188 @@ from cops_jax.datasets.layouts import (
   SPLITS,
   ListedImage,
   Listing,
-  list_images,
+  list_folders,
+  scan,
 )
 
-VISA_TABLE = "split_csv/1cls.csv"
 META_FILE = "meta.json"
+REAL_IAD_LISTS = "realiad_jsons"
+_REAL_IAD = ("realiad_1024", "realiad_512", "realiad_256", "realiad_raw")
 
-_VISA_COLUMNS = ("object", "split", "label", "image", "mask")
+# Entries by split and category, see `read_meta_json`.
+Splits = Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]
 
 
-def read_labels(
-  root: pathlib.Path,
-  categories: Sequence[str],
-  *,
-  table: str,
-  images: str,
+def read_meta_json(
+  root: pathlib.Path, categories: Sequence[str] = ()
 ) -> Listing:
-  """Reads a table of image numbers and labels, 1 for anomalies; no masks.
-
-  Args:
-    root: of the data set.
-    categories: one, of all images.
-    table: a file with two columns below a header.
-    images: the folder of the images, named by their numbers.
-  """
-  listing = Listing()
-  (category,) = categories
-  path = root / table
-  try:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-      rows = [(int(row[0]), int(row[1])) for row in list(csv.reader(file))[1:]]
-  except (*(OSError, csv.Error, ValueError), IndexError) as error:
-    listing.problems.append(f"{path} cannot be read: {error}")
-    return listing
-  labels = dict(rows)
-  for file in list_images(root / images, listing):
-    label = labels.pop(int(file.stem), None) if file.stem.isdecimal() else None
-    if label is None:
-      listing.oddities.append(f"{path} does not list {file.name}")
-      continue
-    kind = "anomaly" if label else NORMAL_KIND
-    listing.images.append(
-      ListedImage("test", category, kind, file, None, has_mask=False)
-    )
-  if labels:
-    listing.problems.append(
-      f"{path} lists {len(labels)} images that are not in {root / images},"
-      f" {min(labels)} among them"
-    )
-  return listing
-
-
-def read_visa(root: pathlib.Path, categories: Sequence[str]) -> Listing:
-  """Reads VisA's table, whose paths are relative to the root."""
-  listing = Listing()
-  table = root / VISA_TABLE
-  try:
-    with table.open(newline="", encoding="utf-8-sig") as file:
-      reader = csv.DictReader(file)
-      missing = set(_VISA_COLUMNS) - set(reader.fieldnames or ())
-      rows = list(reader)
-  except (OSError, UnicodeDecodeError, csv.Error) as error:
-    listing.problems.append(f"{table}, VisA's table, cannot be read: {error}")
-    return listing
-  if missing:
-    listing.problems.append(
-      f"{table} lacks the columns {', '.join(sorted(missing))}"
-    )
-    return listing
-  found = {row["object"] for row in rows if row["split"] == "test"}
-  if absent := [name for name in categories if name not in found]:
-    listing.problems.append(f"{table} has no test rows for {', '.join(absent)}")
-  for number, row in enumerate(rows, start=2):
-    place = f"{table}, line {number}"
-    if row["split"] not in SPLITS or row["label"] not in ("normal", "anomaly"):
-      listing.problems.append(
-        f"{place}: split {row['split']!r} and label {row['label']!r}; expected"
-        " train or test, and normal or anomaly"
-      )
-      continue
-    is_anomaly = row["label"] == "anomaly"
-    image = _listed_file(root, row["image"], place, listing)
-    mask = None
-    if is_anomaly:
-      mask = _listed_file(root, row["mask"], place, listing)
-    if image:
-      kind = "anomaly" if is_anomaly else NORMAL_KIND
-      listing.images.append(
-        ListedImage(
-          row["split"], row["object"], kind, image, mask, has_mask=True
-        )
-      )
-  _note_repetitions(listing, table)
-  return listing
-
-
-def read_meta_json(root: pathlib.Path) -> Listing:
   """Reads the list of AnomalyCLIP, AdaCLIP and the authors' code.
 
   {"train": {CATEGORY: [ENTRY, ...]}, "test": {...}} where an entry has img_path
   and mask_path, relative to the root or absolute, specie_name, the kind of
-  anomaly, and anomaly, 0 or 1. Of absolute paths from elsewhere, the longest
+  anomaly, and anomaly, 0 or 1; images of a probability between are left out. Of
+  absolute paths from elsewhere, the longest
   end that is a file below the root counts. A category has masks for all its
   anomalous images or, with empty mask_paths, for none.
+
+  Args:
+    root: of the data set.
+    categories: that are required.
+  """
+  return read_table(root, categories, table=META_FILE, parse=json.loads)
+
+
+def read_table(
+  root: pathlib.Path,
+  categories: Sequence[str],
+  *,
+  table: str | pathlib.Path,
+  parse: Callable[[str], Splits],
+) -> Listing:
+  """Reads a list of images; arguments as for `read_meta_json`, and:
+
+  Args:
+    table: the list's file below the root.
+    parse: from its text to what a meta.json holds.
   """
   listing = Listing()
-  table = root / META_FILE
+  path = root / table
   try:
-    splits = json.loads(table.read_text(encoding="utf-8-sig"))
-  except (OSError, ValueError, RecursionError) as error:
-    listing.problems.append(f"{table} cannot be read: {error}")
+    splits = parse(path.read_text(encoding="utf-8-sig"))
+  except KeyError as error:
+    listing.problems.append(f"{path} lacks the column {error}")
+    return listing
+  except (
+    *(OSError, ValueError, TypeError, IndexError),
+    RecursionError,
+  ) as error:
+    listing.problems.append(f"{path} cannot be read: {error}")
     return listing
   if not isinstance(splits, dict) or not splits.get("test"):
-    listing.problems.append(f'{table} has no "test" images')
+    listing.problems.append(f'{path} has no "test" images')
     return listing
-  for split in SPLITS:
-    categories = splits.get(split) or {}
-    if not isinstance(categories, dict):
-      listing.problems.append(
-        f"{table}: {split!r} is not a table of categories"
-      )
-      continue
-    for category, entries in categories.items():
-      place = f"{table}, {split} {category}"
-      _read_meta_category(root, split, category, entries, place, listing)
-  _note_repetitions(listing, table)
+  for split, entries in splits.items():
+    if split not in SPLITS:
+      listing.oddities.append(f"{path}: {split!r} is not read")
+    elif not isinstance(entries, dict):
+      listing.problems.append(f"{path}: {split!r} is not a table of categories")
+    else:
+      for category, rows in entries.items():
+        place = f"{path}, {split} {category}"
+        _add_entries(root, split, category, rows, place, listing)
+  _check_whole(listing, path, categories)
   return listing
 
 
-def _read_meta_category(
-  root: pathlib.Path,
-  split: str,
-  category: str,
-  entries: Any,
-  place: str,
-  listing: Listing,
-) -> None:
+def _check_whole(listing, path, categories):
+  found = {image.category for image in listing.images if image.split == "test"}
+  if absent := [name for name in categories if name not in found]:
+    listing.problems.append(f"{path} has no test images of {', '.join(absent)}")
+  counts = collections.Counter(record.image for record in listing.images)
+  listing.problems += [
+    f"{path} lists {image} {count} times"
+    for image, count in counts.items()
+    if count > 1
+  ]
+
+
+def parse_visa(text: str) -> Splits:
+  """Parses VisA's table, with the columns object, split, label, image, mask."""
+  splits = {}
+  for row in csv.DictReader(text.splitlines()):
+    entry = {
+      "img_path": row["image"],
+      "mask_path": row["mask"],
+      "anomaly": ("normal", "anomaly").index(row["label"]),
+    }
+    categories = splits.setdefault(row["split"], {})
+    categories.setdefault(row["object"], []).append(entry)
+  return splits
+
+
+def parse_head_ct(text: str) -> Splits:
+  """Parses the table of HeadCT on Kaggle: images' numbers, 1 for anomalies."""
+  rows = list(csv.reader(text.splitlines()))[1:]
+  entries = [
+    {"img_path": f"head_ct/{int(row[0]):03}.png", "anomaly": int(row[1])}
+    for row in rows
+  ]
+  return {"test": {"brain": entries}}
+
+
+def parse_elpv(text: str) -> Splits:
+  """Parses ELPV's table: paths and probabilities of a defect."""
+  rows = [line.split() for line in text.splitlines()]
+  entries = [{"img_path": row[0], "anomaly": float(row[1])} for row in rows]
+  return {"test": {"solar_cell": entries}}
+
+
+def read_real_iad(
+  root: pathlib.Path, categories: Sequence[str] = ()
+) -> Listing:
+  """Reads Real-IAD's lists; arguments as for `read_meta_json`.
+
+  realiad_jsons/CATEGORY.json, or a folder deeper, has "train" and "test" lists
+  of entries with image_path and mask_path, below the category's folder in one
+  of `_REAL_IAD`, and anomaly_class. That is OK for normal images, among them
+  views of a defective part that do not show its defect.
+  """
+  folders = list_folders(root)
+  lists = folders.get(REAL_IAD_LISTS, root)
+  lists = list_folders(lists).get(REAL_IAD_LISTS, lists)
+  tables = {
+    path.stem: path for path in scan(lists)[1] if path.suffix == ".json"
+  }
+  images = next((folders[name] for name in _REAL_IAD if name in folders), None)
+  if not tables or not images:
+    return Listing(
+      problems=[
+        f"{root} lacks realiad_jsons/CATEGORY.json or realiad_1024/CATEGORY/*"
+      ]
+    )
+  listing = Listing(
+    oddities=[f"the lists in {lists} and the images in {images} are read"]
+  )
+  for category in categories or tables:
+    part = read_table(
+      root,
+      (category,),
+      table=tables.get(category, lists / f"{category}.json"),
+      parse=functools.partial(_parse_real_iad, images.name, category),
+    )
+    listing.images += part.images
+    listing.problems += part.problems
+    listing.oddities += part.oddities
+  return listing
+
+
+def _parse_real_iad(folder, category, text):
+  content = json.loads(text)
+  return {
+    split: {
+      category: [
+        {
+          "img_path": f"{folder}/{category}/{row['image_path']}",
+          "mask_path": row["mask_path"]
+          and f"{folder}/{category}/{row['mask_path']}",
+          "specie_name": row["anomaly_class"],
+          "anomaly": int(row["anomaly_class"] != "OK"),
+        }
+        for row in content[split]
+      ]
+    }
+    for split in SPLITS
+  }
+
+
+def _add_entries(root, split, category, entries, place, listing):
+  """Adds a category's images of a split."""
   if not isinstance(entries, list) or not all(
     isinstance(entry, dict)
     and isinstance(entry.get("img_path"), str)
     and isinstance(entry.get("mask_path") or "", str)
-    and entry.get("anomaly") in (0, 1)
+    and isinstance(entry.get("anomaly"), int | float)
+    and 0 <= entry["anomaly"] <= 1
     for entry in entries
   ):
     listing.problems.append(
@@ -174,8 +216,13 @@ def _read_meta_category(
       f"{place}: {len(entries) - len(named)} entries without an img_path were"
       " left out"
     )
-  entries = named
-  anomalous = [entry for entry in entries if entry["anomaly"]]
+  sure = [entry for entry in named if entry["anomaly"] in (0, 1)]
+  if len(sure) < len(named):
+    listing.oddities.append(
+      f"{place}: {len(named) - len(sure)} images with a probability of an"
+      " anomaly between 0 and 1 were left out"
+    )
+  anomalous = [entry for entry in sure if entry["anomaly"]]
   unmasked = [entry for entry in anomalous if not entry.get("mask_path")]
   has_mask = len(unmasked) < len(anomalous) or not anomalous
   if has_mask and unmasked:
@@ -184,18 +231,17 @@ def _read_meta_category(
       f" mask_path, {unmasked[0]['img_path']} among them; give one to each or"
       " to none"
     )
-  for entry in entries:
+  for entry in sure:
     image = _listed_file(root, entry["img_path"], place, listing)
-    mask = None
-    if entry["anomaly"] and entry.get("mask_path"):
-      mask = _listed_file(root, entry["mask_path"], place, listing)
-    kind = NORMAL_KIND
+    kind, masks = NORMAL_KIND, []
     if entry["anomaly"]:
-      named = entry.get("specie_name") not in (None, "", NORMAL_KIND)
-      kind = str(entry["specie_name"]) if named else "anomaly"
-    if image:
+      kind = entry.get("specie_name")
+      kind = "anomaly" if kind in (None, "", NORMAL_KIND) else str(kind)
+      if entry.get("mask_path"):
+        masks = [_listed_file(root, entry["mask_path"], place, listing)]
+    if image and all(masks):
       listing.images.append(
-        ListedImage(split, category, kind, image, mask, has_mask)
+        ListedImage(split, category, kind, image, masks, has_mask)
       )
 
 
@@ -236,12 +282,3 @@ def _relative(root: pathlib.Path, text: str, listing: Listing) -> str:
         listing.oddities.append(note)
       return tail
   return text
-
-
-def _note_repetitions(listing: Listing, table: pathlib.Path) -> None:
-  counts = collections.Counter(record.image for record in listing.images)
-  listing.problems += [
-    f"{table} lists {image} {count} times"
-    for image, count in counts.items()
-    if count > 1
-  ]

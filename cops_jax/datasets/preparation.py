@@ -108,7 +108,7 @@ def prepare(
         builder.download_and_prepare(
           download_config=tfds.download.DownloadConfig(manual_dir=manual_dir)
         )
-      read_contents(builder, getattr(builder, "oddities", ()))
+      read_contents(builder, getattr(builder, "notes", ()))
   except OSError as error:
     raise InputError(
       f"data set {name!r} cannot be prepared in {home}: {error}"

@@ -9,7 +9,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from cops_jax.datasets.specifications import SPECIFICATIONS
+from cops_jax.datasets.further import PUBLISHED
 from cops_jax.errors import InputError, WriteError
 from cops_jax.files import (
   digest_file,
@@ -40,7 +40,7 @@ class PreparedExamples(Sequence):
     )
     self.name, self._folder = builder.name, builder.data_dir
     self.identity, self.notes = str(builder.version), tuple(contents["notes"])
-    self.is_published = self.name in SPECIFICATIONS
+    self.is_published = self.name in PUBLISHED
     shards = sorted(builder.info.splits[split].filenames)
     self._sha256 = digest_lines(contents["files"][name][2] for name in shards)
 

@@ -61,12 +61,14 @@ def file_example(
 ) -> dict[str, Any]:
   """The example of one original file.
 
-  Image and mask are paths; without a mask, the bytes of a black pixel's PNG.
+  Image and mask are paths; several masks are a list of them, and without one it
+  is the bytes of a black pixel's PNG.
   """
   path = _readable(record.image, root)
+  masks = list(record.masks)
   return {
     "image": record.image,
-    "mask": EMPTY_MASK if record.mask is None else record.mask,
+    "mask": masks if masks[1:] else masks[0] if masks else EMPTY_MASK,
     "has_mask": record.has_mask,
     "label": int(record.is_anomaly),
     "category": record.category,

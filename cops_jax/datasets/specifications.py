@@ -1,4 +1,4 @@
-"""The thirteen published data sets: what tells one from another."""
+"""Published data sets: the paper's thirteen, with how their files are read."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import functools
 import pathlib
 from collections.abc import Callable, Sequence
 
-from cops_jax.datasets.download import Archive
-from cops_jax.datasets.layouts import Listing, read_first, read_folders
-from cops_jax.datasets.lists import read_labels, read_visa
+from cops_jax.datasets.layouts import Listing
+from cops_jax.datasets.lists import parse_head_ct, parse_visa, read_table
+from cops_jax.datasets.trees import read_first, read_folders, read_tree
 
-_NC = "CC BY-NC-SA 4.0, not for commercial use"
+NC = "CC BY-NC-SA 4.0, not for commercial use"
 _SEE_HOMEPAGE = "see the home page"
 
 
@@ -22,14 +22,16 @@ def _folders(images, masks=None, normal=(), kinds=()):
   )
 
 
-def _first(*readers):
+def first(*readers):
   """A reader of the first layout that is there, see `read_first`."""
   return functools.partial(read_first, readers=readers)
 
 
-_MVTEC = _folders(
-  "{category}/{split}/{kind}", "{category}/ground_truth/{kind}", ("good",)
-)
+def table(path, parse):
+  """A reader of a list of images, see `read_table`."""
+  return functools.partial(read_table, table=path, parse=parse)
+
+
 _IMAGES_AND_MASKS = _folders("images", "masks")
 _YES_AND_NO = _folders("{kind}", normal=("no",), kinds=("no", "yes"))
 
@@ -56,7 +58,9 @@ class Specification:
     citation: the paper.
     num_test_images: as counted by others; None if no count is known.
     num_test_anomalies: likewise.
-    archive: for a data set that downloads itself.
+    size: in words, if the number of test images is not known.
+    url, sha256: a tar file of its root, for a data set that downloads itself.
+    package: a Python package that brings its files.
   """
 
   name: str
@@ -71,7 +75,10 @@ class Specification:
   citation: str
   num_test_images: int | None = None
   num_test_anomalies: int | None = None
-  archive: Archive | None = None
+  size: str = ""
+  url: str = ""
+  sha256: str = ""
+  package: str = ""
 
 
 _MVTEC_LAYOUT = (
@@ -90,10 +97,10 @@ _ROWS = (
       *("capsule", "hazelnut", "metal_nut", "pill", "screw", "toothbrush"),
       *("transistor", "zipper"),
     ),
-    read=_first(_MVTEC),
+    read=first(read_tree),
     layout=_MVTEC_LAYOUT,
     description="Ten objects and five textures with 73 kinds of defects.",
-    licence=_NC,
+    licence=NC,
     homepage="https://www.mvtec.com/company/research/datasets/mvtec-ad",
     citation=(
       "Bergmann, Fauser, Sattlegger, Steger: MVTec AD - A Comprehensive"
@@ -110,7 +117,7 @@ _ROWS = (
       *("candle", "capsules", "cashew", "chewinggum", "fryum", "macaroni1"),
       *("macaroni2", "pcb1", "pcb2", "pcb3", "pcb4", "pipe_fryum"),
     ),
-    read=_first(read_visa, _MVTEC),
+    read=first(table("split_csv/1cls.csv", parse_visa), read_tree),
     layout="split_csv/1cls.csv and the images and masks that it lists",
     description="Twelve objects: circuit boards, single and multiple items.",
     licence="CC BY 4.0",
@@ -121,27 +128,21 @@ _ROWS = (
     ),
     num_test_images=2162,
     num_test_anomalies=1200,
-    archive=Archive(
-      url=(
-        "https://amazon-visual-anomaly.s3.us-west-2.amazonaws.com/"
-        "VisA_20220922.tar"
-      ),
-      sha256="2eb8690c803ab37de0324772964100169ec8ba1fa3f7e94291c9ca673f40f362",
+    url=(
+      "https://amazon-visual-anomaly.s3.us-west-2.amazonaws.com/"
+      "VisA_20220922.tar"
     ),
+    sha256="2eb8690c803ab37de0324772964100169ec8ba1fa3f7e94291c9ca673f40f362",
   ),
   Specification(
     name="btad",
     title="BTAD",
     domain="industrial",
     categories=("01", "02", "03"),
-    read=_first(
-      _folders(
-        "{category}/{split}/{kind}", "{category}/ground_truth/{kind}", ("ok",)
-      )
-    ),
+    read=first(read_tree),
     layout="CATEGORY/{train,test}/{ok,ko} and CATEGORY/ground_truth/ko/*",
     description="Three industrial products with body and surface defects.",
-    licence=_NC,
+    licence=NC,
     homepage="https://github.com/pankajmishra000/VT-ADL",
     citation=(
       "Mishra, Verk, Fornasier, Piciarelli, Foresti: VT-ADL: A Vision"
@@ -159,10 +160,10 @@ _ROWS = (
       *("bracket_black", "bracket_brown", "bracket_white", "connector"),
       *("metal_plate", "tubes"),
     ),
-    read=_first(_MVTEC),
+    read=first(read_tree),
     layout=_MVTEC_LAYOUT,
     description="Six kinds of painted metal parts.",
-    licence=_NC,
+    licence=NC,
     homepage="https://github.com/stepanje/MPDD",
     citation=(
       "Jezek, Jonak, Burget, Dvorak, Skotak: Deep Learning-Based Defect"
@@ -180,7 +181,7 @@ _ROWS = (
       *("Blotchy_099", "Woven_068", "Woven_125", "Marbled_078"),
       *("Perforated_037", "Mesh_114", "Fibrous_183", "Matted_069"),
     ),
-    read=_first(_MVTEC),
+    read=first(read_tree),
     layout=_MVTEC_LAYOUT,
     description="Twelve textures of DTD with synthetic anomalies.",
     licence=_SEE_HOMEPAGE,
@@ -199,9 +200,9 @@ _ROWS = (
     title="HeadCT",
     domain="medical",
     categories=("brain",),
-    read=_first(
+    read=first(
       _test_folder("brain"),
-      functools.partial(read_labels, table="labels.csv", images="head_ct"),
+      table("labels.csv", parse_head_ct),
       _test_folder("headct"),
     ),
     layout="brain/test/{good,ANOMALY}",
@@ -217,7 +218,7 @@ _ROWS = (
     title="BrainMRI",
     domain="medical",
     categories=("brain",),
-    read=_first(
+    read=first(
       _folders(
         "brain_tumor_dataset/{kind}", normal=("no",), kinds=("no", "yes")
       ),
@@ -241,7 +242,7 @@ _ROWS = (
     title="Br35H",
     domain="medical",
     categories=("brain",),
-    read=_first(_YES_AND_NO, _test_folder("brain")),
+    read=first(_YES_AND_NO, _test_folder("brain")),
     layout="{yes,no}",
     description="Slices of brain MRI with and without tumours; no masks.",
     licence=_SEE_HOMEPAGE,
@@ -255,7 +256,7 @@ _ROWS = (
     title="ISIC",
     domain="medical",
     categories=("skin",),
-    read=_first(
+    read=first(
       _test_folder("skin", "skin/ISBI2016_ISIC_Part1_Test_GroundTruth"),
       _folders(
         "ISBI2016_ISIC_Part1_Test_Data", "ISBI2016_ISIC_Part1_Test_GroundTruth"
@@ -279,7 +280,7 @@ _ROWS = (
     title="CVC-ColonDB",
     domain="medical",
     categories=("colon",),
-    read=_first(_IMAGES_AND_MASKS),
+    read=first(_IMAGES_AND_MASKS),
     layout=_POLYP_LAYOUT,
     description="Polyps in frames of colonoscopy videos.",
     licence=_SEE_HOMEPAGE,
@@ -295,7 +296,7 @@ _ROWS = (
     title="CVC-ClinicDB",
     domain="medical",
     categories=("colon",),
-    read=_first(_IMAGES_AND_MASKS, _folders("Original", "Ground Truth")),
+    read=first(_IMAGES_AND_MASKS, _folders("Original", "Ground Truth")),
     layout=_POLYP_LAYOUT,
     description="Polyps in frames of colonoscopy videos.",
     licence=_SEE_HOMEPAGE,
@@ -311,7 +312,7 @@ _ROWS = (
     title="Kvasir",
     domain="medical",
     categories=("colon",),
-    read=_first(_IMAGES_AND_MASKS),
+    read=first(_IMAGES_AND_MASKS),
     layout=_POLYP_LAYOUT,
     description="Kvasir-SEG: polyps in endoscopic images.",
     licence="for research and education only",
@@ -327,7 +328,7 @@ _ROWS = (
     title="Endo",
     domain="medical",
     categories=("colon",),
-    read=_first(
+    read=first(
       _folders("{kind}", "masks", ("good",)),
       _IMAGES_AND_MASKS,
       _test_folder("endo", "endo/ground_truth/{kind}"),
@@ -346,27 +347,3 @@ _ROWS = (
 )
 
 SPECIFICATIONS = {row.name: row for row in _ROWS}
-
-
-def count_differences(
-  name: str, num_images: int, num_anomalies: int
-) -> list[str]:
-  """How a test split's numbers of images differ from the published data set's.
-
-  Args:
-    name: of a data set; others than the thirteen have no known numbers.
-    num_images, num_anomalies: in the test split.
-  """
-  row = SPECIFICATIONS.get(name)
-  if row is None:
-    return []
-  found = {
-    "images": (num_images, row.num_test_images),
-    "anomalous images": (num_anomalies, row.num_test_anomalies),
-  }
-  return [
-    f"{number} {what} in the test split, {number - known:+} against the"
-    f" {known} of the published data set"
-    for what, (number, known) in found.items()
-    if known not in (None, number)
-  ]

@@ -247,7 +247,7 @@ def _load_checked_clip(config, record, checkpoint, allow_other_clip):
 
 def _describe_data(result, examples, fingerprint):
   """Returns the result with the identity of its data and notes on them."""
-  from cops_jax.datasets.specifications import count_differences
+  from cops_jax.datasets.further import count_differences
 
   differences = []
   if examples.is_published:

@@ -78,7 +78,7 @@ class DatasetResult:
     data_sha256: fingerprint of the data's contents.
     notes: on the data: omissions, guesses and differences from the published
       ones.
-    is_published: whether the data are one of the thirteen published data sets
+    is_published: whether the data are one of the published data sets
       with the known numbers of images. Only these are compared with the paper.
     seconds: duration of the evaluation, compilation included.
     peak_memory_bytes: of the process until then.

@@ -113,7 +113,7 @@ def _to_cell(text):
 def _front_matter(config, licence, hub_clip):
   from huggingface_hub import ModelCardData
 
-  from cops_jax.datasets.specifications import SPECIFICATIONS
+  from cops_jax.datasets.further import PUBLISHED
 
   data = config["train.dataset"]
   base = {"base_model": hub_clip, "base_model_relation": "adapter"}
@@ -122,7 +122,7 @@ def _front_matter(config, licence, hub_clip):
     library_name="cops_jax",
     pipeline_tag="image-segmentation",
     tags=["anomaly-detection", "zero-shot", "clip", "jax", config["method"]],
-    datasets=[data] if data in SPECIFICATIONS else None,
+    datasets=[data] if data in PUBLISHED else None,
     **(base if hub_clip else {}),
   )
   return values.to_yaml().strip()
@@ -130,10 +130,10 @@ def _front_matter(config, licence, hub_clip):
 
 def _describe_data(name):
   """Returns title and licence of the training data."""
-  from cops_jax.datasets.specifications import SPECIFICATIONS
+  from cops_jax.datasets.further import PUBLISHED
 
   licence_id = "other"
-  if row := SPECIFICATIONS.get(name):
+  if row := PUBLISHED.get(name):
     title = f"[{row.title}]({row.homepage}), {row.citation}"
     licence = row.licence
     licence_id = _LICENCES.get(licence.partition(",")[0], licence_id)

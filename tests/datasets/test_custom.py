@@ -11,6 +11,7 @@ from cops_jax import datasets
 from cops_jax.errors import InputError
 from cops_jax.inputs import pipeline
 from helpers.listings import check_examples, plates
+from helpers.original_layouts import Expected, write_files, write_tree
 
 
 def test_folder(tree):
@@ -33,27 +34,163 @@ def test_missing_folder_is_refused(kind, tmp_path):
     datasets.load(f"{kind}:", "test")
 
 
-@pytest.mark.parametrize("normal", ("Good", "normal", "OK"))
-def test_names_of_normal_images(tmp_path, normal):
-  plates(tmp_path / "plates", normal)
-  found = datasets.load(f"folder:{tmp_path}/plates", "test")
-  kinds = {example["path"]: example["anomaly_kind"] for example in found}
-  assert kinds == {
-    f"nut/test/{normal}/0.png": "good",
-    "nut/test/dent/1.png": "dent",
-  }
+# Files, and by those that are read: category, kind and masks.
+FORMS = {
+  "folders of each kind": (
+    "Normal/0.png ABNORMAL/1.png",
+    {
+      "Normal/0.png": ("parts", "good", None),
+      "ABNORMAL/1.png": ("parts", "ABNORMAL", None),
+    },
+    ("images in Normal are taken as normal, those in ABNORMAL as anomalous",),
+  ),
+  "with a folder of masks": (
+    "ok/0.png NG/1.png crack/2.png Masks/1.png Masks/2_mask.png",
+    {
+      "ok/0.png": ("parts", "good", []),
+      "NG/1.png": ("parts", "NG", ["Masks/1.png"]),
+      "crack/2.png": ("parts", "crack", ["Masks/2_mask.png"]),
+    },
+    ("those in NG, crack as anomalous",),
+  ),
+  "with masks of each kind": (
+    "nut/good/0.png nut/bad/0.png nut/ground_truth/Bad/0.png",
+    {
+      "nut/good/0.png": ("nut", "good", []),
+      "nut/bad/0.png": ("nut", "bad", ["nut/ground_truth/Bad/0.png"]),
+    },
+    ("nut: images in good are taken as normal",),
+  ),
+  "with masks beside the images": (
+    "good/0.png good/0_mask.png bad/1.jpg bad/1.png bad/2.png bad/2_mask.png",
+    {
+      "good/0.png": ("parts", "good", []),
+      "bad/1.jpg": ("parts", "bad", ["bad/1.png"]),
+      "bad/2.png": ("parts", "bad", ["bad/2_mask.png"]),
+    },
+    ("masks are read from beside the images",),
+  ),
+  "in any case": (
+    "nut/Test/Good/0.png nut/Test/Dent/1.png nut/Ground_Truth/dent/1_mask.png",
+    {
+      "nut/Test/Good/0.png": ("nut", "good", []),
+      "nut/Test/Dent/1.png": (
+        *("nut", "Dent"),
+        ["nut/Ground_Truth/dent/1_mask.png"],
+      ),
+    },
+    (),
+  ),
+  "an empty ground_truth": (
+    "nut/test/OK/0.png nut/test/a/b/1.png nut/ground_truth/Thumbs.db",
+    {
+      "nut/test/OK/0.png": ("nut", "good", None),
+      "nut/test/a/b/1.png": ("nut", "a", None),
+    },
+    ("ground_truth is empty", "1 hidden files were skipped"),
+  ),
+  "hidden files": (
+    "good/0.png good/._0.png bad/.ipynb_checkpoints/1.png bad/1.png"
+    " bad/@eaDir/1.png bad/2.gif __MACOSX/good/0.png",
+    {
+      "good/0.png": ("parts", "good", None),
+      "bad/1.png": ("parts", "bad", None),
+    },
+    ("bad/2.gif is not an image file", "4 hidden files were skipped"),
+  ),
+  "Real-IAD without its lists": (
+    "toy/OK/S1/t_1_OK_C1.jpg toy/NG/HS/S2/t__2_NG_HS_C1.jpg"
+    " toy/NG/HS/S2/t__2_NG_HS_C1.png toy/NG/HS/S2/t__2_NG_HS_C2.jpg",
+    {
+      "toy/OK/S1/t_1_OK_C1.jpg": ("toy", "good", []),
+      "toy/NG/HS/S2/t__2_NG_HS_C1.jpg": (
+        *("toy", "NG"),
+        ["toy/NG/HS/S2/t__2_NG_HS_C1.png"],
+      ),
+    },
+    ("1 of 2 anomalous images have no mask beside them and were left out",),
+  ),
+}
 
 
-def test_what_is_left_out_is_said(tmp_path, caplog, monkeypatch):
+@pytest.mark.parametrize("form", FORMS)
+def test_forms_of_folders(tmp_path, form, caplog, monkeypatch):
   monkeypatch.setattr(logging.getLogger("cops_jax"), "propagate", True)
-  tree = plates(tmp_path / "plates")
-  (tree.root / "nut/test/good/more").mkdir()
-  (tree.root / "nut/test/good/2.gif").write_bytes(b"GIF89a")
-  notes = datasets.load(f"folder:{tree.root}", "test").notes
-  assert len(notes) == 2
-  for name in ("2.gif", "more"):
-    assert any(f"{name} is not an image file" in note for note in notes)
-    assert f"{name} is not an image file" in caplog.text
+  files, expected, notes = FORMS[form]
+  root = tmp_path / "parts"
+  write_files(root, files.split())
+  examples = datasets.load(f"folder:{root}", "test")
+  found = {}
+  for row in examples:
+    masks = row["mask"] if isinstance(row["mask"], list) else [row["mask"]]
+    masks = [
+      str(m.relative_to(root)) for m in masks if not isinstance(m, bytes)
+    ]
+    facts = row["category"], row["anomaly_kind"]
+    found[row["path"]] = (*facts, masks if row["has_mask"] else None)
+  assert found == expected
+  for note in notes:
+    assert sum(note in found for found in examples.notes) == 1
+    assert note in caplog.text
+
+
+@pytest.mark.parametrize(
+  "name", ("mvtec_ad_2", "mvtec_loco", "real_iad", "mvtec_ad", "btad")
+)
+def test_published_sets_are_read_as_folders(tmp_path, name):
+  tree = write_tree(name, tmp_path)
+  found = {}
+  for split in ("train", "test"):
+    examples = datasets.load(f"folder:{tree.root}", split)
+    for row in examples:
+      masks = row["mask"] if isinstance(row["mask"], list) else [row["mask"]]
+      mask = masks[0].parent if masks[1:] else masks[0]
+      mask = None if row["label"] == 0 else str(mask.relative_to(tree.root))
+      facts = split, row["category"], row["anomaly_kind"], mask
+      found[row["path"]] = Expected(*facts)
+      assert row["has_mask"]
+  assert found == tree.expected
+  notes = "\n".join(examples.notes)
+  assert ("test_private is not read: no ground truth" in notes) == (
+    name == "mvtec_ad_2"
+  )
+
+
+@pytest.mark.parametrize(
+  "files, reason",
+  (
+    ("nut/testing/good/0.png", "rename {root}/nut/testing to test$"),
+    ("nut/tset/good/0.png", "rename {root}/nut/tset to test$"),
+    ("clean/0.png bad/1.png", "rename {root}/clean to good$"),
+    ("test/goood/0.png test/a/1.png", "rename {root}/test/goood to good$"),
+    (
+      "test/good/0.png test/a/1.png ground_truths/a/1.png",
+      "rename {root}/ground_truths to ground_truth$",
+    ),
+    (
+      "test/good/0.png test/a/1.png ground_truth/aa/1.png",
+      "{root}/ground_truth has no folder a: rename that of its masks$",
+    ),
+    ("0.png 1.png", "move the images in {root} into good and a folder"),
+    ("test/0.png", "move the images in {root}/test into good and a folder"),
+    ("x/nut/test/good/0.png", "{root}/x can be read instead$"),
+    (
+      "images/0.png masks/0.png",
+      "expected CATEGORY/test/good/[*], .*DEFECT/[*]$",
+    ),
+  ),
+)
+def test_near_layouts_are_refused_with_what_to_rename(tmp_path, files, reason):
+  write_files(tmp_path, files.split())
+  with pytest.raises(InputError, match=reason.format(root=tmp_path)):
+    datasets.load(f"folder:{tmp_path}", "test")
+
+
+def test_names_of_anomalies_are_not_taken_for_normal(tmp_path):
+  write_files(tmp_path, ["test/abnormal/0.png", "test/nok/0.png"])
+  found = datasets.load(f"folder:{tmp_path}", "test")
+  assert {row["label"] for row in found} == {1}
+  assert any("no folder good, normal or ok" in note for note in found.notes)
 
 
 def test_a_folder_that_cannot_be_read_is_reported(tmp_path, monkeypatch):

@@ -2,29 +2,25 @@
 
 import re
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from cops_jax.datasets import SPECIFICATIONS, layouts
-
-
-def write_files(folder, names):
-  folder.mkdir()
-  for name in names:
-    Image.fromarray(np.zeros((2, 2), np.uint8)).save(folder / name)
-  return [folder / name for name in names]
+from helpers.original_layouts import write_files
 
 
 def pair(tmp_path, images, masks):
   """Pairs by file name, and what was noted."""
   listing = layouts.Listing()
-  pairs = layouts.pair_masks(
-    write_files(tmp_path / "images", images),
-    (tmp_path / "masks", write_files(tmp_path / "masks", masks))[0],
-    listing,
-  )
-  return {a.name: b.name for a, b in pairs.items()}, listing
+  folders = tmp_path / "images", tmp_path / "masks"
+  files = write_files(folders[0], images)
+  write_files(folders[1], masks)
+  images = dict.fromkeys(files, folders[0])
+  pairs = layouts.pair_masks(images, folders[1], listing)
+  found = {}
+  for image, (mask,) in pairs.items():
+    name = image.relative_to(folders[0]).as_posix()
+    found[name] = mask.relative_to(folders[1]).as_posix()
+  return found, listing
 
 
 @pytest.mark.parametrize(
@@ -37,6 +33,9 @@ def pair(tmp_path, images, masks):
     (("1.png", "2.png"), ("1-groundtruth.png", "2-ground_truth.png")),
     # The last mask has no image, which is noted.
     (("a.png",), ("a.png", "b.png")),
+    # A folder for each image, which may hold several masks.
+    (("a.png", "b.png"), ("a/000.png", "b/000.png")),
+    (("s1/a.png", "s2/a.png"), ("s1/a_mask.png", "s2/a_mask.png")),
     # No names in common: by order, numbers by their value.
     (("1.png", "2.png", "10.png"), ("p001.png", "p002.png", "p010.png")),
   ),
@@ -68,12 +67,6 @@ def test_masks_that_do_not_pair_are_a_problem(tmp_path, images, masks, reason):
   assert not pairs
   (problem,) = listing.problems
   assert re.search(reason, problem)
-
-
-def write_tree(root, paths):
-  for path in paths:
-    (root / path).parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.zeros((2, 2), np.uint8)).save(root / path)
 
 
 @pytest.mark.parametrize(
@@ -138,7 +131,7 @@ def write_tree(root, paths):
   ),
 )
 def test_layouts_that_people_have(tmp_path, name, paths, anomalous):
-  write_tree(tmp_path, paths)
+  write_files(tmp_path, paths)
   row = SPECIFICATIONS[name]
   listing = row.read(tmp_path, row.categories)
   assert not listing.problems
@@ -151,7 +144,7 @@ def test_layouts_that_people_have(tmp_path, name, paths, anomalous):
   assert found == anomalous
   masks = [path for path in paths if "asks" in path or "round" in path]
   assert all(
-    (record.mask is not None) == bool(masks)
+    bool(record.masks) == bool(masks)
     for record in listing.images
     if record.is_anomaly
   )
@@ -167,7 +160,7 @@ def test_industrial_data_in_other_forms(tmp_path):
     normal = "good" if name == "visa" else "ok"
     for category in row.categories:
       top = f"{folder}/{category}"
-      write_tree(
+      write_files(
         tmp_path / name,
         [f"{top}/test/{normal}/0.png", f"{top}/test/{bad}/1.png"]
         + [f"{top}/ground_truth/{bad}/1.png", f"{top}/train/{normal}/2.png"],
@@ -178,7 +171,7 @@ def test_industrial_data_in_other_forms(tmp_path):
 
 
 def test_head_ct_as_on_kaggle(tmp_path):
-  write_tree(tmp_path, [f"head_ct/00{number}.png" for number in range(3)])
+  write_files(tmp_path, [f"head_ct/00{number}.png" for number in range(3)])
   table = tmp_path / "labels.csv"
   table.write_text("id, hemorrhage\n0,1\n1,0\n2,1\n")
   row = SPECIFICATIONS["head_ct"]
@@ -188,4 +181,4 @@ def test_head_ct_as_on_kaggle(tmp_path):
   assert kinds == {"000.png": True, "001.png": False, "002.png": True}
   table.write_text("id, hemorrhage\n0,1\n1,0\n2,1\n7,1\n")
   (problem,) = row.read(tmp_path, row.categories).problems
-  assert "lists 1 images that are not in" in problem and "7" in problem
+  assert "head_ct/007.png does not exist" in problem

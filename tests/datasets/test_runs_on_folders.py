@@ -25,16 +25,23 @@ def test_evaluation_on_a_folder_and_a_list(workable, trained, tmp_path):
 
   tree, config = workable
   write_meta(tree)
-  found = []
-  for kind in ("folder", "meta_json"):
-    config.evaluation.datasets = (f"{kind}:{tree.root}",)
-    result = many.evaluate(config, tmp_path / kind, checkpoint=trained[0])
-    found.append(result.results["parts"])
-  assert len(found[0].images) == 6 and found[0].images == found[1].images
-  assert 0 <= found[0].mean["pixel_auroc"] <= 1
-  config.evaluation.datasets = (f"meta_json:{tree.root}", f"folder:{tree.root}")
-  result = many.evaluate(config, tmp_path / "both", checkpoint=trained[0])
-  (reason,) = result.failed.values()
+  other = write_parts(tmp_path / "other" / "parts")
+  config.evaluation.datasets = (
+    f"meta_json:{tree.root}",
+    f"folder:{tree.root}",
+    f"folder:{other.root}",
+  )
+  evaluated = many.evaluate(config, tmp_path / "run", checkpoint=trained[0])
+  found = evaluated.results
+  assert list(found) == ["parts-meta_json", "parts"]
+  assert len(found["parts"].images) == 6
+  scores = [
+    {image.path: image.image_score for image in result.images}
+    for result in found.values()
+  ]
+  assert scores[0] == scores[1]
+  assert 0 <= found["parts"].mean["pixel_auroc"] <= 1
+  (reason,) = evaluated.failed.values()
   assert "called 'parts' too" in reason
 
 

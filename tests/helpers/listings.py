@@ -8,14 +8,15 @@ from helpers.original_layouts import Tree
 
 def check_examples(tree, name, split="test"):
   examples = datasets.load(name, split)
-  assert examples.name == "screws"
+  own_name = "screws" if name.startswith("folder") else "screws-meta_json"
+  assert examples.name == own_name
   expected = {p: row for p, row in tree.expected.items() if row.split == split}
   assert {example["path"] for example in examples} == expected.keys()
   for example in examples:
     row = expected[example["path"]]
     assert example["image"] == tree.root / example["path"]
     assert example["id"] == example["path"]
-    assert example["dataset"] == "screws"
+    assert example["dataset"] == own_name
     assert example["category"] == row.category
     assert example["anomaly_kind"] == row.anomaly_kind
     assert example["label"] == row.label

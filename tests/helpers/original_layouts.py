@@ -1,11 +1,14 @@
-"""Tiny trees in the exact layouts of the thirteen data sets, with odd files."""
+"""Tiny trees in the layouts of the published data sets, with odd files."""
 
 import csv
 import dataclasses
+import json
 import pathlib
 
 import numpy as np
 from PIL import Image
+
+from cops_jax.datasets.further import PUBLISHED
 
 _RNG_SEED = 0
 
@@ -44,9 +47,9 @@ class Tree:
     self._save(path, image)
     self.expected[path] = Expected(split, category, kind, mask)
 
-  def mask(self, path, size=(11, 9), value=255, mode="L"):
+  def mask(self, path, size=(11, 9), value=255, mode="L", box=(2, 1, 6, 5)):
     mask = Image.new("L", size)
-    mask.paste(value, (2, 1, 6, 5))
+    mask.paste(value, box)
     self._save(path, mask.convert(mode))
 
   def junk(self, *folders):
@@ -61,9 +64,9 @@ class Tree:
     image.save(target)
 
 
-def _mvtec_like(tree, categories):
+def _mvtec_like(tree):
   modes = ("RGB", "L", "P", "RGBA", "I;16", "1")
-  for index, category in enumerate(categories):
+  for index, category in enumerate(PUBLISHED[tree.root.name].categories):
     mode = modes[index % len(modes)]
     tree.image(f"{category}/train/good/000.png", "train", category)
     tree.image(f"{category}/test/good/000.png", "test", category, mode=mode)
@@ -78,29 +81,9 @@ def _mvtec_like(tree, categories):
   (tree.root / "readme.txt").write_text("no folder of images")
 
 
-MVTEC = (
-  *("carpet", "grid", "leather", "tile", "wood", "bottle", "cable", "capsule"),
-  *("hazelnut", "metal_nut", "pill", "screw", "toothbrush", "transistor"),
-  "zipper",
-)
-VISA = (
-  *("candle", "capsules", "cashew", "chewinggum", "fryum", "macaroni1"),
-  *("macaroni2", "pcb1", "pcb2", "pcb3", "pcb4", "pipe_fryum"),
-)
-MPDD = (
-  *("bracket_black", "bracket_brown", "bracket_white", "connector"),
-  *("metal_plate", "tubes"),
-)
-DTD = (
-  *("Woven_001", "Woven_127", "Woven_104", "Stratified_154", "Blotchy_099"),
-  *("Woven_068", "Woven_125", "Marbled_078", "Perforated_037", "Mesh_114"),
-  *("Fibrous_183", "Matted_069"),
-)
-
-
 def _visa(tree):
   rows = []
-  for category in VISA:
+  for category in PUBLISHED["visa"].categories:
     for kind, label, split in (
       ("Normal", "normal", "train"),
       ("Normal", "normal", "test"),
@@ -184,12 +167,83 @@ def _endo(tree):
   (tree.root / "empty").mkdir()
 
 
+def _mvtec_ad_2(tree):
+  for category in PUBLISHED["mvtec_ad_2"].categories:
+    top = f"{category}/test_public"
+    mask = f"{top}/ground_truth/bad/001_regular_mask.png"
+    tree.image(f"{category}/train/good/000_regular.png", "train", category)
+    tree.image(f"{top}/good/000_regular.png", "test", category)
+    tree.image(f"{top}/bad/001_regular.png", "test", category, "bad", mask=mask)
+    tree.mask(mask)
+    for other in ("validation/good", "test_private", "test_private_mixed"):
+      tree.mask(f"{category}/{other}/000_mixed.png")
+
+
+def _mvtec_loco(tree):
+  """With two masks for an image, each of another value and place."""
+  for category in PUBLISHED["mvtec_loco"].categories:
+    tree.image(f"{category}/train/good/000.png", "train", category)
+    tree.image(f"{category}/test/good/000.png", "test", category)
+    for kind in ("logical_anomalies", "structural_anomalies"):
+      folder = f"{category}/ground_truth/{kind}/000"
+      path = f"{category}/test/{kind}/000.png"
+      tree.image(path, "test", category, kind, mask=folder)
+      tree.mask(f"{folder}/000.png", value=254)
+      tree.mask(f"{folder}/001.png", value=7, box=(5, 3, 9, 8))
+
+
+def _real_iad(tree):
+  for category in PUBLISHED["real_iad"].categories:
+    lists = {"meta": {"normal_class": "OK"}, "train": [], "test": []}
+
+    def add(split, name, kind, category=category, lists=lists):
+      path = f"realiad_1024/{category}/{name}.jpg"
+      mask = f"{name}.png" if kind != "OK" else None
+      tree.image(
+        path,
+        split,
+        category,
+        kind if mask else "good",
+        mask=mask and path.replace("jpg", "png"),
+      )
+      if mask:
+        tree.mask(path.replace("jpg", "png"))
+      lists[split].append(
+        {
+          "image_path": f"{name}.jpg",
+          "mask_path": mask,
+          "anomaly_class": kind,
+          "category": category,
+        }
+      )
+
+    add("train", f"OK/S0001/{category}_0001_OK_C1", "OK")
+    add("test", f"OK/S0002/{category}_0002_OK_C1", "OK")
+    add("test", f"NG/HS/S0003/{category}__0003_NG_HS_C1", "HS")
+    add("test", f"NG/HS/S0003/{category}__0003_NG_HS_C2", "OK")  # Not in view.
+    path = tree.root / "realiad_jsons/realiad_jsons" / f"{category}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(lists))
+
+
+def _elpv(tree):
+  lines = []
+  for number, chance in enumerate(("0.0", "1.0", "0.3333333333333333", "0.0")):
+    path = f"images/cell000{number}.png"
+    kind = "anomaly" if chance == "1.0" else "good"
+    tree.image(path, "test", "solar_cell", kind, mode="L")
+    if chance.startswith("0.3"):
+      del tree.expected[path]
+    lines.append(f"{path}  {chance}  mono\n")
+  (tree.root / "labels.csv").write_text("".join(lines))
+
+
 _WRITERS = {
-  "mvtec_ad": lambda tree: _mvtec_like(tree, MVTEC),
+  "mvtec_ad": _mvtec_like,
   "visa": _visa,
   "btad": _btad,
-  "mpdd": lambda tree: _mvtec_like(tree, MPDD),
-  "dtd_synthetic": lambda tree: _mvtec_like(tree, DTD),
+  "mpdd": _mvtec_like,
+  "dtd_synthetic": _mvtec_like,
   "head_ct": _head_ct,
   "brain_mri": lambda tree: _yes_no(tree, "brain_tumor_dataset/"),
   "br35h": lambda tree: _yes_no(tree, ""),
@@ -199,10 +253,14 @@ _WRITERS = {
   "cvc_clinicdb": lambda tree: _images_and_masks(tree, "{}.tif", "{}.tif"),
   "kvasir": lambda tree: _images_and_masks(tree, "k{}.jpg", "k{}.jpg"),
   "endo": _endo,
+  "mvtec_ad_2": _mvtec_ad_2,
+  "mvtec_loco": _mvtec_loco,
+  "real_iad": _real_iad,
+  "elpv": _elpv,
 }
 
 NAMES = tuple(_WRITERS)
-WITHOUT_MASKS = ("head_ct", "brain_mri", "br35h")
+WITHOUT_MASKS = ("head_ct", "brain_mri", "br35h", "elpv")
 
 
 def write_tree(name, manual_dir):
@@ -210,6 +268,17 @@ def write_tree(name, manual_dir):
   tree = Tree(pathlib.Path(manual_dir) / name)
   _WRITERS[name](tree)
   return tree
+
+
+def write_files(root, paths):
+  """Writes tiny images, and text where a name is not that of one."""
+  for path in paths:
+    (root / path).parent.mkdir(parents=True, exist_ok=True)
+    if path.endswith((".png", ".jpg", ".tif")):
+      Image.new("L", (2, 2)).save(root / path)
+    else:
+      (root / path).write_text("text")
+  return [root / path for path in paths]
 
 
 def write_parts(root):

@@ -1,0 +1,259 @@
+"""Readers of data sets whose folders name categories and kinds of images.
+
+Each lists the images it finds and, instead of stopping at the first, everything
+that is wrong.
+"""
+
+from __future__ import annotations
+
+import difflib
+import pathlib
+import re
+from collections.abc import Callable, Sequence
+
+from cops_jax.datasets.layouts import (
+  NORMAL_KIND,
+  KindFolder,
+  Listing,
+  add_images,
+  find_folder,
+  is_image,
+  list_folders,
+  scan,
+)
+from cops_jax.tables import shorten_list
+
+Reader = Callable[[pathlib.Path, Sequence[str]], Listing]
+
+# Names of folders, in lower case.
+_NORMAL = (NORMAL_KIND, "normal", "ok")
+_TEST = ("test", "test_public")
+_MASKS = ("ground_truth", "ground truth", "groundtruth", "gt", "masks", "mask")
+# By the name that is read, others that are likely to mean it.
+_NEAR = {
+  "test": ("test", "testing", "test_images", "val", "validation", "eval"),
+  NORMAL_KIND: (
+    *(NORMAL_KIND, "normal", "ok", "okay", "clean", "pass", "passed"),
+    *("healthy", "perfect", "defect_free", "no_defect", "non_defective"),
+  ),
+  "ground_truth": ("ground_truth", "annotations", "labels", "segmentation"),
+}
+
+
+def read_tree(root: pathlib.Path, categories: Sequence[str] = ()) -> Listing:
+  """Reads folders of normal images and of images of each kind of anomaly.
+
+  A category has them in its folder test, as MVTec AD, or test_public, as MVTec
+  AD 2, or in itself, as Real-IAD. Normal images are in good, normal or ok, and
+  those of each other folder are anomalies. Masks are in ground_truth, masks or
+  mask, in a folder for each kind or all in one, or beside the images; without
+  them there are image labels alone. All names are in any case.
+
+  Args:
+    root: of the data set or, without categories, perhaps of its only category.
+    categories: to read; every folder that looks like one if there are none.
+  """
+  listing = Listing()
+  if categories:
+    folders = {name: find_folder(root, name) for name in categories}
+  elif _find_test(root):
+    folders = {root.name: root}
+  else:
+    folders = {f.name: f for f in scan(root, listing)[0] if _find_test(f)}
+  notes = {}  # Their categories.
+  for category, folder in folders.items():
+    _read_category(category, folder, listing, notes)
+  for note, names in notes.items():
+    listing.oddities.append(f"{', '.join(shorten_list(names))}: {note}")
+  if not folders:
+    listing.problems.append(
+      f"{root} has no test images; expected CATEGORY/test/good/*,"
+      " CATEGORY/test/DEFECT/* and CATEGORY/ground_truth/DEFECT/*, or good/*"
+      f" and DEFECT/*{_advise(root)}"
+    )
+  return listing
+
+
+def _find_test(folder):
+  """The folder of a category's test images; None if it is no category."""
+  names = list_folders(folder)
+  test = next((names[name] for name in _TEST if name in names), None)
+  return test or (folder if names.keys() & set(_NORMAL) else None)
+
+
+def _read_category(category, folder, listing, notes):
+  """Adds a category's images to the listing, and its name to notes."""
+
+  def note(text):
+    notes.setdefault(text, []).append(category)
+
+  test = _find_test(folder)
+  if test is None:
+    listing.problems.append(
+      f"category {category!r} has no test images; expected {folder}/test/*/*"
+      f" in an image format{_advise(folder)}"
+    )
+    return
+  children = list_folders(folder, listing)
+  places = children | list_folders(test, listing)
+  masks = next((places[name] for name in _MASKS if name in places), None)
+  if masks and not any(scan(masks, listing)):
+    note(f"{masks.name} is empty, so there are no masks")
+    masks = None
+  own = list_folders(masks) if masks else {}
+  folders = []
+  for path in scan(test)[0]:
+    name = path.name.casefold()
+    if name in _NORMAL:
+      folders.append(KindFolder("test", NORMAL_KIND, path))
+    elif name not in _MASKS:
+      place = own.get(name, masks)
+      folders.append(KindFolder("test", path.name, path, place))
+  normal = [f.path.name for f in folders if f.kind == NORMAL_KIND]
+  anomalous = [f for f in folders if f.kind != NORMAL_KIND]
+  advice = "" if normal else _advise(test, (NORMAL_KIND,))
+  if not advice and not places.keys() & set(_MASKS):
+    advice = _advise(folder, ("ground_truth",))
+  if own and (lacking := [f.kind for f in anomalous if f.masks == masks]):
+    advice = f": {masks} has no folder {lacking[0]}: rename that of its masks"
+  if advice:
+    listing.problems.append(f"category {category!r}{advice}")
+    return
+  if not normal:
+    note("there is no folder good, normal or ok")
+  if loose := sum(map(is_image, scan(test)[1])):
+    note(f"{loose} images in {test.name} itself are not read")
+  if test == folder:
+    note(
+      f"images in {', '.join(normal)} are taken as normal, those in"
+      f" {', '.join(f.kind for f in anomalous)} as anomalous"
+    )
+  else:
+    folders += _read_others(children, (test, masks), note)
+  add_images(
+    listing,
+    category,
+    folders,
+    parent=test,
+    has_mask=bool(masks),
+    masks_beside=not masks,
+  )
+
+
+def _read_others(children, known, note):
+  """Returns the folders of training images beside the test folder."""
+  folders = []
+  for name, path in children.items():
+    if name == "train":
+      for kind in scan(path)[0]:
+        if kind.name.casefold() in _NORMAL:
+          folders.append(KindFolder("train", NORMAL_KIND, kind))
+        else:  # That split is of normal images only.
+          note(f"train/{kind.name} is not read")
+    elif path not in known:
+      is_test = name.startswith("test")
+      note(f"{path.name} is not read" + ": no ground truth" * is_test)
+  return folders
+
+
+def _advise(folder, wanted=tuple(_NEAR)):
+  """Returns the end of a sentence: what to rename in a folder, if anything.
+
+  wanted: names that are missing.
+  """
+  folders, files = scan(folder)
+  below = [path for above in folders for path in scan(above)[0]]
+  for path in (*folders, *below):
+    name = re.sub("[-. ]", "_", path.name.casefold())
+    for want in wanted if path in folders else ("test",):
+      names = [near for near in _NEAR[want] if near[0] == name[0]]
+      if difflib.get_close_matches(name, names, 1, 0.75):
+        return f": rename {path} to {want}"
+  for path in folders:
+    if any(map(_find_test, scan(path)[0])):
+      return f": {path} can be read instead"
+  if any(map(is_image, files)):
+    return f": move the images in {folder} into good and a folder of their kind"
+  return ""
+
+
+def read_folders(
+  root: pathlib.Path,
+  categories: Sequence[str],
+  *,
+  images: str,
+  masks: str | None = None,
+  normal: Sequence[str] = (),
+  kinds: Sequence[str] = (),
+) -> Listing:
+  """Reads the images of one category from folders that tell their kind.
+
+  Args:
+    root: of the data set.
+    categories: one.
+    images: the folders of images below the root; {kind}, at the end, stands for
+      any folder there but that of the masks. Without it, every image has an
+      anomaly.
+    masks: likewise the folders of the masks; None if there are none.
+    normal: kinds of normal images, in lower case; without one, all images are
+      anomalies.
+    kinds: the only folders that {kind} stands for, all of them required.
+  """
+  (category,) = categories
+  listing = Listing()
+  above, _, _ = images.partition("{kind}")
+  parent = find_folder(root, above)
+  if above == images:
+    folders = {"anomaly": parent}
+  elif kinds:
+    folders = {kind: find_folder(parent, kind) for kind in kinds}
+  else:
+    folders = {path.name: path for path in scan(parent, listing)[0]}
+  found = []
+  for kind, path in folders.items():
+    place = masks and find_folder(root, masks.format(kind=kind))
+    if path != place:
+      is_normal = kind.casefold() in normal
+      found.append(
+        KindFolder("test", NORMAL_KIND if is_normal else kind, path, place)
+      )
+  add_images(
+    listing,
+    category,
+    found,
+    parent=parent,
+    has_mask=masks is not None,
+    all_required=bool(kinds),
+  )
+  return listing
+
+
+def read_first(
+  root: pathlib.Path,
+  categories: Sequence[str],
+  *,
+  readers: Sequence[Reader],
+) -> Listing:
+  """Reads the first of several layouts that is there, or almost there.
+
+  Each is looked for in the root, then in the folders below it, then in theirs:
+  archives add a folder, and so do people.
+
+  Args:
+    root, categories: as for the readers.
+    readers: the publisher's own layout, then others.
+  """
+  children = scan(root)[0]
+  grandchildren = [path for child in children for path in scan(child)[0]]
+  best = None
+  for folder in (root, *children, *grandchildren):
+    for reader in readers:
+      listing = reader(folder, categories)
+      if listing.images and folder != root:
+        listing.root = folder
+        listing.oddities.append(f"the images are read from {folder}")
+      if listing.images and not listing.problems:
+        return listing
+      if best is None or (listing.images and not best.images):
+        best = listing
+  return best
