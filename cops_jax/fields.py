@@ -35,6 +35,7 @@ class Field:
     low: smallest value.
     high: largest value.
     below: number that values are smaller than.
+    is_local: whether each process of a job may have a value of its own.
   """
 
   default: Any
@@ -44,6 +45,7 @@ class Field:
   low: int | float | None = None
   high: int | float | None = None
   below: int | float | None = None
+  is_local: bool = False
 
   def accepts(self, value: Any) -> bool:
     """Whether a value of the field's type is within its limits."""
@@ -87,20 +89,24 @@ FIELDS = {
     "",
     "Folder of TFDS's prepared data sets; an empty string stands for"
     " ~/tensorflow_datasets.",
+    is_local=True,
   ),
   "manual_dir": Field(
     "",
     "Folder with a folder of original files for each data set; an empty string"
     " stands for downloads/manual in data_dir.",
+    is_local=True,
   ),
   "features_dir": Field(
     "",
     "Folder of cached vision features, shared by runs and evaluations; an empty"
     " string stands for features in data_dir.",
+    is_local=True,
   ),
   "compilation_cache": Field(
     True,
     "Keeps compiled programs in the user's cache folder, for the next start.",
+    is_local=True,
   ),
   "feature_cache.dtype": Field(
     "none",
@@ -116,6 +122,7 @@ FIELDS = {
     "Processes that decode images. 0 decodes in threads of the main process,"
     " which is enough for a few cores.",
     low=0,
+    is_local=True,
   ),
   "input.unreadable_files": Field(
     "error",
@@ -140,16 +147,19 @@ FIELDS = {
     "openai/clip-vit-large-patch14-336",
     "A Hugging Face name or folder, OpenAI's own .pt or a state dict with"
     ' OpenAI\'s names, or "demo" for the toy in this package.',
+    is_local=True,
   ),
   "clip.revision": Field(
     "",
     "Branch, tag or commit on the Hugging Face hub; an empty string stands for"
     " the newest.",
+    is_local=True,
   ),
   "clip.sha256": Field(
     "",
     "Required SHA-256 of the file with the weights; an empty string accepts"
     " any.",
+    is_local=True,
   ),
   "clip.dtype": Field(
     "auto",

@@ -147,7 +147,7 @@ def cluster(options: argparse.Namespace) -> Iterator[None]:
     yield
   except Exception as error:
     if reason := processes.find_lost_peer(error):
-      processes.end_process(
+      signals.end_process(
         "the processes cannot compute together any more, as when one of them"
         f" has ended ({reason}). This one ends too; the same command resumes"
         f" from the newest checkpoint (exit code {signals.EXIT_CODE})"

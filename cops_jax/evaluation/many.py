@@ -8,7 +8,6 @@ import logging
 import os
 import platform
 from collections.abc import Sequence
-from importlib import metadata
 from typing import Any
 
 import jax
@@ -18,10 +17,17 @@ from cops_jax.errors import InputError, WriteError
 from cops_jax.evaluation.evaluator import Evaluator
 from cops_jax.evaluation.kept import KeptResult
 from cops_jax.evaluation.results import DatasetResult, Evaluated
-from cops_jax.inputs import load_examples
+from cops_jax.inputs import describe_data, load_examples
 from cops_jax.paths import AnyPath, to_path
 from cops_jax.runs import lock
-from cops_jax.runs.record import Record, check_clip, check_config, claim_workdir
+from cops_jax.runs.record import (
+  Record,
+  check_clip,
+  check_config,
+  claim_workdir,
+  package_versions,
+  require_same_job,
+)
 from cops_jax.runs.record import find_record as find_run
 from cops_jax.runtime.compilation import keep_compiled_programs
 from cops_jax.runtime.mesh import (
@@ -34,6 +40,7 @@ from cops_jax.runtime.processes import (
   gather_objects,
   in_all_processes,
   in_first_process,
+  require_same,
 )
 from cops_jax.tables import group_by_reason
 from cops_jax.weights import prompts
@@ -48,7 +55,6 @@ from cops_jax.weights.model import (
 _logger = logging.getLogger(__name__)
 
 ALL = "all"
-_PACKAGES = ("jax", "jaxlib", "flax", "transformers", "numpy")
 
 
 def evaluate(
@@ -83,7 +89,13 @@ def evaluate(
   """
   workdir = to_path(workdir)
   names, may_skip = _expand(names or config.evaluation.datasets)
-  run = _Run.load(config, workdir, checkpoint or workdir, allow_other_clip)
+  run = _Run.load(
+    config,
+    workdir,
+    checkpoint or workdir,
+    allow_other_clip,
+    {"data sets": [*names], "save_maps": save_maps},
+  )
   found, failed = {}, {}
   with contextlib.ExitStack() as stack:
     # Without write access there is nobody to collide with.
@@ -100,6 +112,7 @@ def evaluate(
             f"another data set is called {examples.name!r} too; give their"
             " folders different names"
           )
+        require_same(describe_data(examples))
         found[examples.name] = run.evaluate(examples, workdir, save_maps)
       except InputError as error:
         failed[name] = str(error)
@@ -156,35 +169,28 @@ class _Run:
   provenance: dict[str, Any]
 
   @classmethod
-  def load(cls, config, workdir, checkpoint, allow_other_clip):
+  def load(cls, config, workdir, checkpoint, allow_other_clip, request):
     keep_compiled_programs(config)
-    is_trained = methods.find(config.method).IS_TRAINED
-    if not is_trained and checkpoint != workdir:
-      raise InputError(
-        f"{checkpoint} cannot be evaluated by the method {config.method!r},"
-        " which trains nothing: leave out --checkpoint"
-      )
-    find = prompts.find_record if is_trained else find_run
-    record = find(checkpoint)
-    config = settle_dtype(config, record)
-    clip = _load_checked_clip(config, record, checkpoint, allow_other_clip)
-    model, mesh = build_model(config, clip), make_mesh()
+    config, record, clip, model = in_all_processes(
+      _load_model, config, workdir, checkpoint, allow_other_clip
+    )
+    require_same_job(Record(config.to_dict(), clip.sha256), request)
+    is_trained, mesh = methods.find(config.method).IS_TRAINED, make_mesh()
     trainable, source = load_trainable(
       config, model, clip, checkpoint, replicated_sharding(mesh)
     )
+    prompts_sha256 = prompts.hash_prompts(trainable)
+    require_same({"SHA-256 of the prompts": prompts_sha256})
     if not record and not is_trained:  # For calibration, detector and export.
       in_first_process(_begin_run, workdir, config, clip)
     provenance = {
       "version": __version__,
       "checkpoint": source,
       "trained_on": _describe_training(record) if is_trained else "nothing",
-      "prompts_sha256": prompts.hash_prompts(trainable),
+      "prompts_sha256": prompts_sha256,
       "clip_sha256": clip.sha256,
       "config": config.to_dict(),
-      "versions": {
-        "python": platform.python_version(),
-        **{name: metadata.version(name) for name in _PACKAGES},
-      },
+      "versions": {"python": platform.python_version()} | package_versions(),
       "device": f"{mesh.size} x {jax.devices()[0].device_kind}",
     }
     _logger.info(
@@ -228,6 +234,20 @@ def _begin_run(workdir, config, clip):
   """Records a run that trains nothing, if the work directory can be written."""
   with contextlib.suppress(WriteError):
     claim_workdir(workdir, Record(config.to_dict(), clip.sha256))
+
+
+def _load_model(config, workdir, checkpoint, allow_other_clip):
+  """Returns the config with a settled dtype, the record, CLIP and the model."""
+  is_trained = methods.find(config.method).IS_TRAINED
+  if not is_trained and checkpoint != workdir:
+    raise InputError(
+      f"{checkpoint} cannot be evaluated by the method {config.method!r},"
+      " which trains nothing: leave out --checkpoint"
+    )
+  record = (prompts.find_record if is_trained else find_run)(checkpoint)
+  config = settle_dtype(config, record)
+  clip = _load_checked_clip(config, record, checkpoint, allow_other_clip)
+  return config, record, clip, build_model(config, clip)
 
 
 def _load_checked_clip(config, record, checkpoint, allow_other_clip):

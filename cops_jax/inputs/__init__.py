@@ -23,3 +23,13 @@ def load_examples(
     config.manual_dir or None,
     config.input.compare_bytes,
   )
+
+
+def describe_data(examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+  """Returns what the processes of a job compare of a data set, by name."""
+  return {
+    f"number of images of {examples.name!r}": len(examples),
+    f"SHA-256 of {examples.name!r} (see config.input.compare_bytes)": (
+      examples.fingerprint()
+    ),
+  }

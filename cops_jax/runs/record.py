@@ -6,14 +6,16 @@ import dataclasses
 import logging
 import os
 from collections.abc import Mapping
+from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from cops_jax import __version__
 from cops_jax.config import complete, decides, restore
 from cops_jax.errors import InputError, MissingRunError
-from cops_jax.fields import Role
+from cops_jax.fields import FIELDS, Role
 from cops_jax.files import exists, read_file, seal, unseal, write_file
 from cops_jax.paths import to_path
+from cops_jax.runtime.processes import require_same
 
 if TYPE_CHECKING:
   import ml_collections
@@ -21,6 +23,10 @@ if TYPE_CHECKING:
 _logger = logging.getLogger(__name__)
 
 _FILE = "run.json"
+# Packages whose versions may change the last digits of results.
+_PACKAGES = (
+  *("jax", "jaxlib", "flax", "optax", "transformers", "numpy", "pillow"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +62,41 @@ class Record:
   def to_json(self) -> str:
     """Returns the record as text that holds its own SHA-256."""
     return seal(dataclasses.asdict(self), indent=2)
+
+
+def package_versions() -> dict[str, str]:
+  """Returns the versions of the packages that results depend on."""
+  return {name: metadata.version(name) for name in _PACKAGES}
+
+
+def require_same_job(record: Record, others: Mapping[str, Any]) -> None:
+  """Raises an error in all processes unless they are of the same job.
+
+  All processes of a cluster call this before they compute together.
+
+  Args:
+    record: record of this process's run. Fields that name places on a host may
+      differ.
+    others: further values that must be equal, by name.
+
+  Raises:
+    InputError: names what differs, in which process, with both values.
+  """
+  config = complete(record.config)
+  require_same(
+    {"version of cops_jax": record.version}
+    | {f"version of {k}": value for k, value in package_versions().items()}
+    | {
+      f"config.{name}": value
+      for name, value in config.items()
+      if name not in FIELDS or not FIELDS[name].is_local
+    }
+    | {
+      "SHA-256 of CLIP": record.clip_sha256,
+      "init_from": record.init_from,
+    }
+    | others
+  )
 
 
 def from_json(text: str | bytes, source: str) -> Record:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
-import os
 import pickle
 import re
 import sys
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +19,8 @@ _PEER_STATUS = (
   "(ABORTED|CANCELLED|DEADLINE_EXCEEDED|FAILED_PRECONDITION|INTERNAL"
   "|UNAVAILABLE|UNKNOWN): "
 )
+
+_MAX_SHOWN = 8
 
 
 def start(
@@ -46,6 +46,9 @@ def start(
   """
   import jax
 
+  # Its handler of SIGTERM would replace that of `signals`.
+  jax.config.update("jax_enable_preemption_service", False)
+  signals.watch()
   try:
     jax.distributed.initialize(
       coordinator_address,
@@ -61,19 +64,6 @@ def start(
     ) from error
   if jax.process_index() > 0:
     logging.getLogger("cops_jax").setLevel(logging.WARNING)
-
-
-def end_process(message: str, code: int = signals.EXIT_CODE) -> None:
-  """Ends this process at once, without waiting for threads or other processes.
-
-  Args:
-    message: shown on standard error.
-    code: exit status.
-  """
-  os.write(2, f"{message}\n".encode())
-  for child in multiprocessing.active_children():
-    child.terminate()
-  os._exit(code)
 
 
 def find_lost_peer(error: BaseException | None) -> str:
@@ -166,6 +156,33 @@ def agree(errors: Sequence[Exception]) -> None:
   for process, text in enumerate(texts):
     if text is not None:
       raise InputError(f"process {process}: {text}")
+
+
+def require_same(values: Mapping[str, Any]) -> None:
+  """Raises an error in all processes unless they have the same values.
+
+  All processes call this.
+
+  Args:
+    values: by name, in words.
+
+  Raises:
+    InputError: names what differs, in which process, with both values.
+  """
+  first, *others = gather_objects(dict(values))
+  found = [
+    f"{name} is {first.get(name)!r} in process 0 and {other.get(name)!r} in"
+    f" process {process}"
+    for process, other in enumerate(others, start=1)
+    for name in first | other
+    if first.get(name) != other.get(name)
+  ]
+  if found:
+    shown = found[:_MAX_SHOWN] + ["..."] * (len(found) > _MAX_SHOWN)
+    raise InputError(
+      f"the processes of this job differ: {'; '.join(shown)}. Start all with"
+      " the same packages, flags and files."
+    )
 
 
 def in_first_process(function: Callable[..., Any], *args: Any) -> Any:

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import sys
+import threading
+import time
+from typing import Any
 
 # EX_TEMPFAIL of sysexits.h: the same command again goes on.
 EXIT_CODE = 75
+
+# Seconds that a process of a cluster has left after a signal, before training
+# and in it. The launch files kill it after two minutes.
+_SECONDS, _TRAINING_SECONDS = 5, 100
 
 _noted: str | None = None
 _is_deferred = False
@@ -21,6 +29,42 @@ def catch_signals() -> None:
   """
   signal.signal(signal.SIGTERM, _note)
   signal.signal(signal.SIGINT, _note)
+
+
+def watch() -> None:
+  """Catches signals, and ends this process if it then waits for others.
+
+  Handlers run between Python's own instructions, which a process that waits in
+  a library for other processes does not reach. The main thread calls this.
+  """
+  catch_signals()
+  reader, writer = os.pipe()
+  os.set_blocking(writer, False)
+  signal.set_wakeup_fd(writer)
+  threading.Thread(target=_end_late, args=(reader,), daemon=True).start()
+
+
+def _end_late(reader):
+  while os.read(reader, 1)[0] not in (signal.SIGTERM, signal.SIGINT):
+    pass
+  time.sleep(_TRAINING_SECONDS if _is_deferred else _SECONDS)
+  end_process(
+    "stopped by a signal while it waited for other processes: the same command"
+    f" goes on from the newest checkpoint (exit code {EXIT_CODE})"
+  )
+
+
+def end_process(message: str, code: int = EXIT_CODE) -> None:
+  """Ends this process at once, without waiting for threads or other processes.
+
+  Args:
+    message: shown on standard error.
+    code: exit status.
+  """
+  os.write(2, f"{message}\n".encode())
+  for child in multiprocessing.active_children():
+    child.terminate()
+  os._exit(code)
 
 
 def defer() -> None:
@@ -37,21 +81,26 @@ def release() -> None:
     _stop_at_once()
 
 
-def is_due(step: int) -> bool:
-  """Whether to stop after this step. All processes get the same answer.
+def ask(mesh: Any) -> Any:
+  """Asks all processes of a mesh, between two steps, whether to stop.
 
-  Args:
-    step: 1, 2, 3... since this process started; every process calls with each.
+  Returns at once; `is_due` waits for the answer. All processes call it.
   """
   import jax
-  from jax.experimental import multihost_utils
+  import numpy as np
+
+  from cops_jax.runtime.mesh import batch_sharding
 
   if jax.process_count() == 1:
-    return _noted is not None
-  if _noted == "SIGINT":
-    # jax.distributed, which finds the step to stop at, listens to SIGTERM.
-    _forward()
-  return multihost_utils.reached_preemption_sync_point(step)
+    return None
+  noted = np.full(jax.local_device_count(), _noted is not None)
+  sharding = batch_sharding(mesh)
+  return jax.make_array_from_process_local_data(sharding, noted).any()
+
+
+def is_due(asked: Any) -> bool:
+  """Whether to stop; all processes get the same answer to what `ask` asked."""
+  return _noted is not None if asked is None else bool(asked)
 
 
 def stop(message: str) -> None:
@@ -63,12 +112,6 @@ def stop(message: str) -> None:
   # Not a log message: signal handlers may not use buffered files.
   os.write(2, f"{message}\n".encode())
   sys.exit(EXIT_CODE)
-
-
-def _forward():
-  global _noted
-  _noted = None
-  os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _note(number, _):

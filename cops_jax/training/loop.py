@@ -21,11 +21,11 @@ from cops_jax import methods
 from cops_jax.errors import InputError
 from cops_jax.evaluation.evaluator import Evaluator
 from cops_jax.files import find_files, read_file, write_file
-from cops_jax.inputs import load_examples, pipeline
+from cops_jax.inputs import describe_data, load_examples, pipeline
 from cops_jax.paths import AnyPath, is_address, to_path
 from cops_jax.progress import Progress
 from cops_jax.runs import checkpoints, lock, metrics_log
-from cops_jax.runs.record import Record, claim_workdir, find_record
+from cops_jax.runs.record import Record, claim_workdir, require_same_job
 from cops_jax.runtime import signals
 from cops_jax.runtime.compilation import keep_compiled_programs
 from cops_jax.runtime.mesh import (
@@ -38,6 +38,7 @@ from cops_jax.runtime.processes import (
   gather_objects,
   in_all_processes,
   in_first_process,
+  require_same,
 )
 from cops_jax.runtime.randomness import INIT_KEY, random_key
 from cops_jax.training import setup
@@ -55,7 +56,7 @@ from cops_jax.training.stopwatch import (
 )
 from cops_jax.weights import prompts
 from cops_jax.weights.clip import PretrainedCLIP
-from cops_jax.weights.model import place_clip, settle_dtype
+from cops_jax.weights.model import place_clip
 
 _logger = logging.getLogger(__name__)
 
@@ -96,29 +97,22 @@ def train(
     SystemExit: a signal came and was caught, see `signals`; what was
       trained until then is saved.
   """
-  method = methods.find(config.method)
-  if not method.IS_TRAINED:
-    raise InputError(
-      f"the method {config.method!r} has nothing to train: evaluate it, cops"
-      " evaluate --config=... --workdir=..."
-    )
   watch = Stopwatch()
   keep_compiled_programs(config)
   workdir = to_path(workdir)
-  begun = find_record(workdir)
-  prompts.require_method(begun, config.method, workdir)
-  config = settle_dtype(config, begun)
-  clip, model, examples = in_all_processes(setup.load, config)
+  config, clip, model, examples = in_all_processes(setup.load, config, workdir)
+  record = Record(
+    config.to_dict(),
+    clip.sha256,
+    str(init_from),
+    data_sha256=examples.fingerprint(),
+  )
+  require_same_job(record, describe_data(examples))
   params = model.init_trainable(random_key(config.seed, INIT_KEY), clip.params)
-  if init_from and not checkpoints.find_steps(workdir):
+  if init_from and not in_first_process(checkpoints.find_steps, workdir):
     params = setup.read_start(config, clip, params, init_from, allow_other_clip)
+  require_same({"SHA-256 of the prompts": prompts.hash_prompts(params)})
   with lock.hold(workdir, "training"):
-    record = Record(
-      config.to_dict(),
-      clip.sha256,
-      str(init_from),
-      data_sha256=examples.fingerprint(),
-    )
     in_first_process(
       lambda: claim_workdir(
         workdir,
@@ -131,9 +125,10 @@ def train(
       config, workdir, examples, clip, model, params, watch, profile_steps
     )
     if jax.process_index() == 0 and config.train.num_epochs:
+      title = methods.find(config.method).TITLE
       curves = metrics_log.plot_losses(
         workdir,
-        f"{method.TITLE} on {examples.name}, seed {config.seed}",
+        f"{title} on {examples.name}, seed {config.seed}",
         pipeline.num_batches(len(examples), config.train.batch_size),
       )
       if curves:
@@ -199,6 +194,7 @@ def _train(
         saved.save(step, state.params, state.opt_state, recent)
 
     signals.defer()
+    asked = signals.ask(mesh)
     waiting = collections.deque()  # Steps that devices may still compute.
     for step in range(first_step, num_steps + 1):  # `step` of them are taken.
       is_resumed = step == first_step
@@ -208,8 +204,7 @@ def _train(
       is_evaluating = is_due(step, settings.evaluate_every_steps) and (
         not is_resumed or in_first_process(_lacks_evaluation, workdir, step)
       )
-      # All processes ask after each step, and get the same answer.
-      is_stopping = signals.is_due(step - first_step + 1) and (
+      is_stopping = signals.is_due(asked) and (
         step < num_steps or is_evaluating
       )
 
@@ -271,6 +266,7 @@ def _train(
         break
       if step + 1 in profiled[:1]:
         profile.enter_context(_profile(workdir, profiled))
+      asked = signals.ask(mesh)
       inputs = shard_batch(batch, mesh, STEP_FIELDS)
       with watch.spend("compiling" if is_resumed else "steps"):
         state, terms = train_step(state, clip_params, inputs)
@@ -289,9 +285,11 @@ def _train(
 
 def _restore(workdir, saved, state):
   """The state, recent loss terms and step of the newest checkpoint, if any."""
-  if saved.latest_step() is None:
+  if in_first_process(saved.latest_step) is None:
     return state, [], None
   step, params, opt_state, recent = saved.restore(state.params, state.opt_state)
+  sha256 = prompts.hash_prompts(params)
+  require_same({f"SHA-256 of the prompts of step {step}": sha256})
   _logger.info("resuming %s from step %d", workdir, step)
   state = state.replace(
     step=replicate(jnp.int32(step), state.step.sharding.mesh),
@@ -363,6 +361,8 @@ def _make_evaluate(config, clip, model, clip_params, shardings):
         for name in config.evaluation.datasets
       ]
     )
+    for data in examples:
+      require_same(describe_data(data))
 
   def evaluate(params):
     means = {

@@ -14,37 +14,54 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cops_jax import methods
 from cops_jax.clip.flops import PEAK_TERA_FLOPS, prompt_flops, vision_flops
 from cops_jax.errors import InputError
 from cops_jax.files import read_file, write_file
 from cops_jax.inputs import load_examples, pipeline
 from cops_jax.inputs.features import open_features
 from cops_jax.paths import AnyPath
-from cops_jax.runs.record import check_clip
+from cops_jax.runs.record import check_clip, find_record
 from cops_jax.runtime.mesh import make_mesh, num_device_bytes, replicate
 from cops_jax.runtime.processes import in_all_processes
 from cops_jax.training.step import TrainState
 from cops_jax.weights import pretrained, prompts
 from cops_jax.weights.clip import PretrainedCLIP, clip_of
-from cops_jax.weights.model import build_model
+from cops_jax.weights.model import build_model, settle_dtype
 
 _logger = logging.getLogger(__name__)
 
 
 def load(
-  config: Any,
-) -> tuple[PretrainedCLIP, nn.Module, Sequence[Mapping[str, Any]]]:
+  config: Any, workdir: AnyPath
+) -> tuple[Any, PretrainedCLIP, nn.Module, Sequence[Mapping[str, Any]]]:
   """Loads CLIP, the model on it and the examples to train on.
 
+  Args:
+    config: a ConfigDict with the fields of `cops_jax.config`.
+    workdir: run directory; need not exist.
+
+  Returns:
+    The config with the run's clip.dtype, CLIP, the model and the examples.
+
   Raises:
-    InputError: one of them cannot be loaded, or the images have no masks.
+    InputError: one of them cannot be loaded, the images have no masks, the
+      method trains nothing, or the run is of another method.
   """
+  if not methods.find(config.method).IS_TRAINED:
+    raise InputError(
+      f"the method {config.method!r} has nothing to train: evaluate it, cops"
+      " evaluate --config=... --workdir=..."
+    )
+  begun = find_record(workdir)
+  prompts.require_method(begun, config.method, workdir)
+  config = settle_dtype(config, begun)
   clip = clip_of(config)
   model = build_model(config, clip)
   examples = load_examples(config, config.train.dataset, config.train.split)
   if not examples[0]["has_mask"]:  # Reported before features are computed.
     raise _no_mask(examples.name, examples[0]["path"])
-  return clip, model, examples
+  return config, clip, model, examples
 
 
 def read_start(
@@ -66,10 +83,15 @@ def read_start(
   Raises:
     InputError: they cannot be read, or belong to another CLIP or method.
   """
-  path = in_all_processes(pretrained.find_start, init_from)
-  record = prompts.find_record(path)
-  if record is not None:
-    check_clip(record, clip.sha256, str(init_from), allow_other_clip)
+
+  def find():
+    path = pretrained.find_start(init_from)
+    record = prompts.find_record(path)
+    if record is not None:
+      check_clip(record, clip.sha256, str(init_from), allow_other_clip)
+    return path
+
+  path = in_all_processes(find)
   template = replicate(params, make_mesh())
   trained, source = prompts.load_prompts(path, template, config.method)
   trained = flax.traverse_util.flatten_dict(jax.device_get(trained))

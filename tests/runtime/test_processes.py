@@ -1,6 +1,7 @@
 """Real processes that form one cluster on this host."""
 
 import collections
+import json
 import os
 import random
 import shutil
@@ -19,10 +20,10 @@ from cops_jax.runtime.randomness import INIT_KEY, random_key
 from cops_jax.weights.clip import clip_of
 from cops_jax.weights.model import build_model
 from helpers.cluster import end_cluster, free_port, start_cluster
-from helpers.config import make_config
-from helpers.images import write_folder
-from helpers.runs import leaves
-from helpers.scripts import Program, run
+from helpers.config import make_config, small_fields
+from helpers.images import make_image, write_folder
+from helpers.runs import flip, leaves, wait_for
+from helpers.scripts import ROOT, Program, run
 from helpers.steps import SMOOTH, assert_same_way
 
 # Three epochs of five steps; the last one of each is not full.
@@ -194,45 +195,126 @@ def test_lost_processes_are_told_from_other_errors(monkeypatch, error, is_lost):
   assert not processes.find_lost_peer(error)
 
 
-ASK_EACH_OTHER = """
+PAIR = """
+import json
 import sys
-import numpy as np
-from cops_jax.errors import InputError
-from cops_jax.runs.metrics_log import read_metrics
-from cops_jax.runtime import processes
+import time
 
-address, index = sys.argv[1], int(sys.argv[2])
+import numpy as np
+
+from cops_jax import training
+from cops_jax.config import recipe
+from cops_jax.errors import InputError
+from cops_jax.evaluation import many
+from cops_jax.runs import record
+from cops_jax.runtime import processes, signals
+
+signals._SECONDS = 1
+address, index, small = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
 processes.start(address, 2, index)
 parts = processes.gather_objects(
   {"process": index, "array": np.full((index + 1, 2), index, np.int64)}
 )
 assert [part["process"] for part in parts] == [0, 1]
-for index, part in enumerate(parts):
-  assert part["array"].tolist() == [[index, index]] * (index + 1)
+for number, part in enumerate(parts):
+  assert part["array"].tolist() == [[number, number]] * (number + 1)
 assert processes.in_first_process(lambda: b"bytes") == b"bytes"
 
 def fail(error):
   raise error
 
-for error in (KeyError("secret"), InputError("all is lost")):
+def try_to(function, *args):
   try:
-    processes.in_first_process(fail, error)
+    function(*args)
   except Exception as caught:
-    print(repr(caught))
+    print(repr(caught), flush=True)
+
+for error in (KeyError("secret"), InputError("all is lost")):
+  try_to(processes.in_first_process, fail, error)
+
+def start(function, name, fields, others):
+  config = recipe(name)
+  config.update_from_flattened_dict(small[name] | fields)
+  if index:
+    config.update_from_flattened_dict(others)
+  try_to(function, config, name)
+
+nuts, ensemble = {"train.dataset": "folder:nuts"}, "prompt_ensemble_demo"
+start(training.train, "demo", nuts, {
+  "train.learning_rate": 0.1, "train.num_epochs": 3, "features_dir": "elsewhere"
+})
+start(training.train, "demo", {"train.dataset": "folder:fewer"}, {})
+start(training.train, "demo", {"train.dataset": "folder:changed"}, {})
+start(training.train, "demo", nuts, {"clip.weights": "clip"})
+start(many.evaluate, ensemble, {}, {"evaluation.num_pictures": 0})
+start(many.evaluate, ensemble, {"model.texts": "texts.txt"}, {})
+start(many.evaluate, ensemble, {"evaluation.datasets": ["folder:fewer"]}, {})
+versions = record.package_versions() | {"jax": f"0.{index}"}
+record.package_versions = lambda: versions
+start(training.train, "demo", nuts, {})
+open("waiting", "w").close()
+processes.gather_objects(time.sleep(600) if index else None)
 """
 
 
-def test_processes_exchange_objects_and_errors(tmp_path):
-  """Objects with arrays; and what the first one's failure is in the other."""
-  script = tmp_path / "ask.py"
-  script.write_text(ASK_EACH_OTHER)
+# What is said of each start in `PAIR`.
+DIFFERENCES = (
+  "config.train.num_epochs is 1 in process 0 and 3 in process 1;"
+  " config.train.learning_rate is 0.001 in process 0 and 0.1 in process 1",
+  "number of images of 'fewer' is 14 in process 0 and 13 in process 1; SHA",
+  "SHA-256 of 'changed' (see config.input.compare_bytes) is",
+  "SHA-256 of CLIP is",
+  "config.evaluation.num_pictures is 4 in process 0 and 0 in process 1",
+  "SHA-256 of the prompts is",
+  "version of jax is '0.0' in process 0 and '0.1' in process 1",
+)
+
+
+def test_processes_agree_and_refuse_to_differ(clip_folder, data_dir, tmp_path):
+  """Objects and errors are exchanged; a job needs one config, CLIP and data.
+
+  The second process then never answers the first, which SIGTERM ends.
+  """
+  script = tmp_path / "pair.py"
+  script.write_text(PAIR)
+  fields = {
+    name: small_fields(clip_folder, data_dir, method)
+    for name, method in (
+      ("demo", "cops"),
+      ("prompt_ensemble_demo", "prompt_ensemble"),
+    )
+  }
+  folders = [tmp_path / "0", tmp_path / "1"]
+  for name in ("nuts", "fewer", "changed"):
+    write_folder(folders[0] / name, 14)
+  texts = (ROOT / "cops_jax/methods/prompt_texts/demo.txt").read_text()
+  (folders[0] / "texts.txt").write_text(texts)
+  shutil.copytree(folders[0], folders[1])
+  (folders[1] / "fewer/test/good/12.png").unlink()
+  make_image(0).save(folders[1] / "changed/test/good/12.png")
+  (folders[1] / "texts.txt").write_text(texts.replace("clean {}\n", ""))
+  flip(shutil.copytree(clip_folder, folders[1] / "clip") / "model.safetensors")
+
   address = f"127.0.0.1:{free_port()}"
-  pair = [Program(script, address, index) for index in range(2)]
-  outputs = [process.communicate(timeout=120) for process in pair]
+  pair = [
+    Program(script, address, str(index), json.dumps(fields), folder=folder)
+    for index, folder in enumerate(folders)
+  ]
+  wait_for(folders[0] / "waiting", pair[0])
+  time.sleep(0.5)  # Now it waits for the second process.
+  pair[0].send_signal(signal.SIGTERM)
+  assert pair[0].wait(timeout=20) == 75
+  pair[1].kill()
+  outputs = [process.communicate(timeout=60) for process in pair]
+  assert "stopped by a signal while it waited" in outputs[0][1]
   reasons = ("KeyError('secret')", "OSError('the first process says why')")
   for (out, err), reason in zip(outputs, reasons, strict=True):
-    lines = [reason, "InputError('all is lost')"]
-    assert out.splitlines()[-2:] == lines, out + err  # Gloo's come before.
+    lines = [line for line in out.splitlines() if "[Gloo]" not in line]
+    assert lines[:2] == [reason, "InputError('all is lost')"], out + err
+    for line, difference in zip(lines[2:], DIFFERENCES, strict=True):
+      start = "InputError('the processes of this job differ: "
+      assert line.replace('"', "'", 1).startswith(start + difference)
+    assert "folder:fewer failed: the processes of this job differ: numb" in err
 
 
 @pytest.mark.soak

@@ -12,7 +12,8 @@ SCRIPT = """
 import time
 from cops_jax.runtime import signals
 
-signals.catch_signals()
+signals._TRAINING_SECONDS = 1
+signals.{catch}()
 if {is_deferred}:
   signals.defer()
 print("ready", flush=True)
@@ -23,9 +24,9 @@ time.sleep(60)
 """
 
 
-def start(is_deferred):
+def start(is_deferred, catch="catch_signals"):
   process = subprocess.Popen(
-    [sys.executable, "-c", SCRIPT.format(is_deferred=is_deferred)],
+    [sys.executable, "-c", SCRIPT.format(is_deferred=is_deferred, catch=catch)],
     cwd=ROOT,
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
@@ -56,3 +57,11 @@ def test_in_training_it_is_noted_and_a_second_ctrl_c_kills(name):
   assert process.returncode == -signal.SIGINT
   assert f"{name}: stopping after this step" in err
   assert "Traceback" not in err
+
+
+def test_a_process_of_a_cluster_that_takes_no_step_ends_by_itself():
+  process = start(is_deferred=True, catch="watch")
+  process.send_signal(signal.SIGTERM)
+  _, err = process.communicate(timeout=20)
+  assert process.returncode == 75
+  assert "stopped by a signal while it waited for other processes" in err

@@ -125,17 +125,17 @@ def test_a_run_that_is_stopped_or_killed_loses_nothing(
     return real(self, *args, **kwargs)
 
   monkeypatch.setattr(Evaluator, "run", run)
-  stops = [2]  # It asks first before the first step.
-  monkeypatch.setattr(signals, "is_due", lambda number: number in stops)
+  answers = [True, False]  # The last is that before the first step.
+  monkeypatch.setattr(
+    signals, "is_due", lambda _: bool(answers) and answers.pop()
+  )
   with pytest.raises(SystemExit) as ended:
     training.train(tiny, workdir)
   assert ended.value.code == 75 and newest_step(workdir) == 1
-  stops.clear()
   with pytest.raises(Killed):
     training.train(tiny, workdir)
   assert newest_step(workdir) == 2  # Saved before it is evaluated.
-  is_killed, stops = False, [2]
-  monkeypatch.setattr(signals, "is_due", lambda number: number in stops)
+  is_killed, answers[:] = False, [True, False]
   with pytest.raises(SystemExit):
     training.train(tiny, workdir)
   assert newest_step(workdir) == 3 and len(evaluated) == 1
