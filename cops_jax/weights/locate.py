@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import pathlib
 import re
 from collections.abc import Callable, Collection
 
+import requests
+
 from cops_jax.errors import InputError
 from cops_jax.files import fetch
 from cops_jax.paths import is_address
+
+_logger = logging.getLogger(__name__)
+
+# Seconds for the hub to accept a connection, and without a byte of an answer.
+_TIMEOUTS = (10.0, 60.0)
 
 # From the names of all files to those that are needed.
 Choose = Callable[[Collection[str]], Collection[str]]
@@ -66,9 +74,27 @@ def locate(
     ) from error
 
 
+class _Patient(requests.adapters.BaseAdapter):
+  """Sends requests, of which those without a timeout get `_TIMEOUTS`."""
+
+  def __init__(self, adapter):
+    super().__init__()
+    self._adapter = adapter
+
+  def send(self, *args, timeout=None, **kwargs):
+    return self._adapter.send(*args, timeout=timeout or _TIMEOUTS, **kwargs)
+
+  def close(self):
+    self._adapter.close()
+
+
 def _download(name, revision, choose):
   import huggingface_hub
 
+  endpoint = huggingface_hub.constants.ENDPOINT
+  session = huggingface_hub.get_session()
+  session.mount(endpoint, _Patient(session.get_adapter(endpoint)))
+  _logger.info("asking %s for %s", endpoint, name)
   try:
     available = huggingface_hub.HfApi().list_repo_files(name, revision=revision)
     folder = huggingface_hub.snapshot_download(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import pathlib
 from collections.abc import Mapping
@@ -16,9 +17,13 @@ from safetensors import safe_open
 from cops_jax.errors import InputError, shorten
 from cops_jax.files import fetch
 from cops_jax.paths import is_address
+from cops_jax.progress import gigabytes
 from cops_jax.weights import torch_files
 
+_logger = logging.getLogger(__name__)
+
 HASH = "tensors' SHA-256: "  # Between a record and the hash of its tensors.
+_LARGE_BYTES = 4e9  # Takes several seconds to read, which is announced.
 
 
 class TensorFile(NamedTuple):
@@ -49,7 +54,7 @@ def read_tensor_file(
 
   Args:
     path: path of the file, or its address.
-    expected_sha256: checked before the file is parsed; "" accepts any.
+    expected_sha256: checked before tensors are read; "" accepts any.
 
   Raises:
     InputError: the file cannot be read, has another hash, is damaged or of
@@ -58,7 +63,12 @@ def read_tensor_file(
   path = fetch(path) if is_address(path) else pathlib.Path(path)
   try:
     with path.open("rb") as file:
-      head = file.read(32)
+      name, read = _find_format(file.read(32), path)
+      if read is _read_safetensors:
+        _read(path, name, _check_header)
+      size = file.seek(0, os.SEEK_END)
+      if size > _LARGE_BYTES:
+        _logger.info("reading %s, %s", path, gigabytes(size))
       file.seek(0)
       sha256 = hashlib.file_digest(file, "sha256").hexdigest()
   except OSError as error:
@@ -69,10 +79,18 @@ def read_tensor_file(
       f" {expected_sha256}. Get the right file, or change the field if this is"
       " the one you want."
     )
-  name, read = _find_format(head, path)
+  root, text, tensors = _read(path, name, read)
+  if isinstance(root, torch_files.Module):
+    name = "TorchScript archive"
+  record, _, content_sha256 = text.partition(HASH)
+  return TensorFile(path, name, tensors, record, sha256, content_sha256)
+
+
+def _read(path, name, read):
+  """Returns the root of a file, the text in it and its tensors by name."""
   try:
     root, text = read(path)
-    tensors = _flatten(root)
+    return root, text, _flatten(root)
   except Exception as error:  # Damaged files fail in many ways.
     reason = str(error)
     if type(error) is not ValueError:  # Messages of ours and of NumPy's.
@@ -81,10 +99,6 @@ def read_tensor_file(
     raise InputError(
       f"{path} cannot be read as a {name} file: {shorten(reason)}"
     ) from error
-  if isinstance(root, torch_files.Module):
-    name = "TorchScript archive"
-  record, _, content_sha256 = text.partition(HASH)
-  return TensorFile(path, name, tensors, record, sha256, content_sha256)
 
 
 def _find_format(head, path):
@@ -175,6 +189,12 @@ def _flatten(root):
     raise ValueError("it holds no dictionary of tensors")
   visit(root, "")
   return tensors
+
+
+def _check_header(path):
+  """Checks the sizes in a header against the file's; reads no tensor."""
+  with safe_open(path, framework="numpy"):
+    return {}, ""
 
 
 def _read_safetensors(path):

@@ -71,7 +71,7 @@ def test_names_of_nothing(published, clip_folder, tmp_path, monkeypatch):
 
 
 DOWNLOAD = """
-import json, os, pathlib, sys
+import json, os, pathlib, socket, sys
 from helpers import hub
 
 home, *folders = map(pathlib.Path, sys.argv[1:])
@@ -100,6 +100,13 @@ with hub.serve({"some/prompts": revisions}) as server:
     for paths in (asked, server.asked)
   ]
 find()
+with socket.create_server(("127.0.0.1", 0)) as silent:
+  from cops_jax.weights import locate
+  from huggingface_hub import constants
+
+  locate._TIMEOUTS = (10, 0.2)
+  constants.ENDPOINT = f"http://127.0.0.1:{silent.getsockname()[1]}"
+  find()
 print(json.dumps([found, downloads]))
 """
 
@@ -126,6 +133,7 @@ def test_the_hubs_own_client_downloads_once(published, folder, tmp_path):
     (
       *[("RevisionNotFoundError", "RepositoryNotFoundError")] * 2,
       ("ConnectionError", "ConnectionError"),
+      ("ReadTimeout", "ReadTimeout"),
     ),
     strict=True,
   ):

@@ -1,6 +1,8 @@
 """Weight files of every format, whole: tensors in, the same tensors out."""
 
 import hashlib
+import os
+import time
 import warnings
 import zipfile
 
@@ -66,12 +68,21 @@ def test_safetensors_whose_length_looks_like_another_format(path, beginning):
 
 
 def test_a_hash_is_checked_before_the_file_is_parsed(path):
-  path.write_bytes(b"of no format")
-  actual = hashlib.sha256(b"of no format").hexdigest()
+  path.write_bytes(b"PK is not enough")
+  actual = hashlib.sha256(path.read_bytes()).hexdigest()
   with pytest.raises(InputError, match=f"has the SHA-256 {actual}; .* 00ff"):
     read_tensor_file(path, "00ff")
-  with pytest.raises(InputError, match="neither safetensors nor"):
+  with pytest.raises(InputError, match="cannot be read as a torch file"):
     read_tensor_file(path, actual.upper())
+
+
+def test_a_sparse_file_of_40_gigabytes_is_refused_at_once(path):
+  save_file(TENSORS, path)
+  os.truncate(path, 40 * 10**9)
+  began = time.monotonic()
+  with pytest.raises(InputError, match="safetensors file: it is damaged"):
+    read_tensor_file(path)
+  assert time.monotonic() - began < 5
 
 
 def test_torch_files_of_every_dtype_and_shape(path):
