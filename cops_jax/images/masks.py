@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from cops_jax.errors import InputError, shorten
 from cops_jax.images.decoding import (
   MAX_PIXELS,
   open_image,
@@ -22,21 +23,59 @@ if TYPE_CHECKING:
 MaskFiles = bytes | pathlib.Path | Sequence[bytes | pathlib.Path]
 
 # Kinds of notes.
-CUT = "values between two in the mask are cut at half of the largest"
+CUT = "values between two in the mask are cut half way"
 EMPTY = "the mask is empty, but the image is anomalous"
 FULL = "the mask covers all of the image"
+OTHER_SIZE = "the mask has another size than its image"
 UPRIGHT = "the mask is taken as upright, as it has the turned image's shape"
-VANISHED = "the mask vanishes at the model's size"
+VANISHED = "the mask vanishes at {0} x {0} pixels"
 # Classes of defects that a mask numbers; shades reach a higher value.
 _MAX_CLASS = 63
 _MAX_NUM_CLASSES = 16
 
 
 class Mask(NamedTuple):
-  """A mask's pixels and what is odd about it, each as "KIND: DETAIL"."""
+  """An image's anomalous pixels and what is odd, each as "KIND: DETAIL"."""
 
   pixels: Bool[np.ndarray, "h w"] | Integer[np.ndarray, "h w"]
   notes: tuple[str, ...] = ()
+
+  def fit(self, side: int, orientation: int, size: tuple[int, int]) -> Mask:
+    """Returns the mask of an anomalous image as 0 and 1, uint8, at a size.
+
+    The mask is turned as its image, unless it has the shape of the turned
+    image. PIL's bilinear filter resizes 0 and 255, and a pixel above one half
+    belongs to the mask.
+
+    Args:
+      side: width and height of the result, in pixels.
+      orientation: EXIF's number for how the image is stored.
+      size: width and height of the upright image.
+    """
+    from PIL import ExifTags, Image
+
+    whole = Image.fromarray(self.pixels.astype(np.uint8) * 255)
+    sides = f"{whole.width} x {whole.height} pixels"
+    width, height = size
+    notes = list(self.notes)
+    if sorted(whole.size) != sorted(size):
+      notes.append(f"{OTHER_SIZE}: {sides}, not {width} x {height}")
+    has_its_shape = whole.width * height == whole.height * width
+    if orientation >= 5 and width != height and has_its_shape:
+      notes.append(f"{UPRIGHT}: {sides}")
+    else:
+      whole.getexif()[ExifTags.Base.Orientation] = orientation
+      whole = turn_upright(whole)
+    resized = whole.resize((side, side), Image.Resampling.BILINEAR)
+    mask = (np.asarray(resized) / 255 > 0.5).astype(np.uint8)
+    if not self.pixels.any():
+      notes.append(f"{EMPTY}: {sides}")
+    elif self.pixels.all():
+      notes.append(f"{FULL}: {sides}")
+    elif not mask.any():
+      kind = VANISHED.format(side)
+      notes.append(f"{kind}: {self.pixels.sum()} of {sides}")
+    return Mask(mask, tuple(notes))
 
 
 def example_mask(
@@ -46,47 +85,22 @@ def example_mask(
   size: tuple[int, int],
   max_pixels: int = MAX_PIXELS,
 ) -> Mask:
-  """Returns an example's mask as 0 and 1, uint8, at the model's size.
-
-  It is zero for normal images and without ground truth. Others are read by
-  `read_mask` and turned as their image; one that has the shape of the turned
-  image is taken as upright. PIL's bilinear filter resizes 0 and 255, and a
-  pixel above one half belongs to the mask.
+  """Returns an example's mask at the model's size; zeros without one.
 
   Args:
     example: see `cops_jax.datasets.load`.
-    side: width and height of the result, in pixels.
-    orientation: EXIF's number for how the image is stored.
-    size: width and height of the upright image.
+    side, orientation, size: see `Mask.fit`.
     max_pixels: of a file, see `decoding.open_image`.
 
   Raises:
-    ValueError: see `read_mask`. For a damaged file PIL raises many kinds of
-      errors.
+    InputError: the mask cannot be read.
   """
-  from PIL import ExifTags, Image
-
   if not (example["label"] and example["has_mask"]):
     return Mask(np.zeros((side, side), np.uint8))
-  pixels, notes = read_mask(example["mask"], max_pixels)
-  whole = Image.fromarray(pixels.astype(np.uint8) * 255)
-  width, height = size
-  has_its_shape = whole.width * height == whole.height * width
-  sides = f"{whole.width} x {whole.height} pixels"
-  if orientation >= 5 and width != height and has_its_shape:
-    notes += (f"{UPRIGHT}: {sides}",)
-  else:
-    whole.getexif()[ExifTags.Base.Orientation] = orientation
-    whole = turn_upright(whole)
-  resized = whole.resize((side, side), Image.Resampling.BILINEAR)
-  mask = (np.asarray(resized) / 255 > 0.5).astype(np.uint8)
-  if not pixels.any():
-    notes += (f"{EMPTY}: {sides}",)
-  elif pixels.all():
-    notes += (f"{FULL}: {sides}",)
-  elif not mask.any():
-    notes += (f"{VANISHED}: {pixels.sum()} of {sides}",)
-  return Mask(mask, notes)
+  try:
+    return read_mask(example["mask"], max_pixels).fit(side, orientation, size)
+  except Exception as error:  # PIL raises many kinds of errors.
+    raise InputError(f"its mask cannot be read: {shorten(error)}") from error
 
 
 def decode_mask(
@@ -96,8 +110,7 @@ def decode_mask(
   max_pixels: int = MAX_PIXELS,
 ) -> Integer[np.ndarray, "h w"]:
   """Returns a mask file, or its bytes, as 0 and 1, uint8, of side `size`."""
-  example = {"label": 1, "has_mask": True, "mask": file}
-  return example_mask(example, size, orientation, (1, 1), max_pixels).pixels
+  return read_mask(file, max_pixels).fit(size, orientation, (1, 1)).pixels
 
 
 def read_mask(files: MaskFiles, max_pixels: int = MAX_PIXELS) -> Mask:
@@ -107,11 +120,10 @@ def read_mask(files: MaskFiles, max_pixels: int = MAX_PIXELS) -> Mask:
 
   - Every value above 0 is anomalous: 255, a dark 1, a number for each kind of
     defect (VisA, MVTec LOCO). Of colours the largest channel counts.
-  - Values between the lowest and the highest are shades in JPEG files, in
-    floating-point ones, if there are more than 16, or if one of them is only
-    found along edges. They are cut at half of the highest. Numbers up to 63 are
-    kinds in other files.
-  - Without black, the lower of two values is the background, and the lower of
+  - But values between the lowest and the highest are soft edges, cut half way,
+    if the file is a JPEG or has floating-point values; and, above 63, if there
+    are more than 16 of them or one fills no square of 3 x 3 pixels.
+  - Without black, the lower of two values is the background, or the first of
     two indices of a palette.
   - Transparent pixels are black. If that leaves no two values, the mask is the
     alpha channel.
@@ -154,7 +166,7 @@ def _find_values(image: Image.Image) -> np.ndarray:
       return indices
   if has_alpha:
     return alpha
-  if not value.min():
+  if not value.min() or image.format == "JPEG":
     return value
   varying = [color > color.min() for color in colors if np.ptp(color)]
   is_one = all((part == varying[0]).all() for part in varying)
@@ -177,20 +189,23 @@ def _find_anomalous(values: np.ndarray, is_lossy: bool) -> Mask:
   if not between.size:
     return Mask(values > (low if low < high else 0))
   levels = np.unique(between)
-  is_whole = np.issubdtype(values.dtype, np.integer) and not is_lossy
-  if is_whole and len(levels) <= _MAX_NUM_CLASSES:
-    if high <= _MAX_CLASS or _fill_squares(values, levels):
-      if low > 0:
-        listed = ", ".join(map(str, (low, *levels, high)))
-        raise ValueError(f"it is no mask: it has the values {listed}, but no 0")
-      return Mask(values > 0)
+  is_exact = np.issubdtype(values.dtype, np.integer) and not is_lossy
+  if is_exact and (
+    high <= _MAX_CLASS
+    or (len(levels) <= _MAX_NUM_CLASSES and _fill_squares(values, levels))
+  ):
+    if low > 0:
+      found = ", ".join(map(str, (low, *levels, high)))
+      raise ValueError(f"it is no mask: it has the values {found}, but no 0")
+    return Mask(values > 0)
   low, high = float(low), float(high)
-  num_middle = np.sum(abs(between - (low + high) / 2) < (high - low) / 4)
+  middle = (low + high) / 2
+  num_middle = np.sum(abs(between - middle) < (high - low) / 4)
   if num_middle > 2 / 3 * values.size:
     raise ValueError(
       f"it is no mask: most of its values are between {low:g} and {high:g}"
     )
-  return Mask(values > high / 2, (f"{CUT}: from {low:g} to {high:g}",))
+  return Mask(values > middle, (f"{CUT}: from {low:g} to {high:g}",))
 
 
 def _fill_squares(values, levels):

@@ -10,6 +10,7 @@ from cops_jax.images.masks import (
   CUT,
   EMPTY,
   FULL,
+  OTHER_SIZE,
   UPRIGHT,
   VANISHED,
   example_mask,
@@ -118,20 +119,21 @@ def soft(factor=4):
   return large.rotate(0.5, Image.Resampling.BICUBIC).resize((50, 40))
 
 
-@pytest.mark.parametrize(
-  "content",
-  (
-    encode(colored(0, 255), "JPEG", quality=75),
-    encode(colored((0, 0, 0), (255, 255, 255)), "JPEG", quality=75),
-    encode(Image.open(io.BytesIO(encode(colored(0, 255), "JPEG", quality=75)))),
-    encode(soft()),
-    encode(np.float32(soft()) / 255, "TIFF"),
-    encode(colored((0, 0, 0), (255, 255, 255)), "WEBP", quality=50),
-    encode(np.dstack([np.full((40, 50), 255, np.uint8), soft()])),
-  ),
-)
-def test_values_between_are_cut_at_half(content):
-  pixels, notes = read_mask(content)
+JPEG = encode(colored(0, 255), "JPEG", quality=75)
+BETWEEN = {
+  "JPEG": JPEG,
+  "RGB JPEG": encode(colored((0, 0, 0), (255, 255, 255)), "JPEG", quality=75),
+  "once a JPEG": encode(Image.open(io.BytesIO(JPEG))),
+  "soft": encode(soft()),
+  "probability": encode(np.float32(soft()) / 255, "TIFF"),
+  "WebP": encode(colored((0, 0, 0), (255, 255, 255)), "WEBP", quality=50),
+  "soft alpha": encode(np.dstack([np.full((40, 50), 255, np.uint8), soft()])),
+}
+
+
+@pytest.mark.parametrize("name", BETWEEN)
+def test_values_between_are_cut_half_way(name):
+  pixels, notes = read_mask(BETWEEN[name])
   assert [note.partition(": ")[0] for note in notes] == [CUT]
   np.testing.assert_array_equal(pixels, DRAWN)
 
@@ -193,7 +195,8 @@ def test_masks_turn_with_their_image(orientation, turns, scale):
   stored = np.kron(DRAWN, np.ones((scale, scale), bool))
   mask, notes = read_example(stored, **form)
   np.testing.assert_array_equal(mask, want)
-  assert notes == ()
+  other_size = f"{OTHER_SIZE}: 100 x 80 pixels, not {size[0]} x {size[1]}"
+  assert notes == ((other_size,) if scale == 2 else ())
   if orientation > 4:
     mask, notes = read_example(upright, **form)
     np.testing.assert_array_equal(mask, want)
@@ -204,11 +207,11 @@ def test_what_is_odd_about_a_mask_is_noted():
   small = np.zeros((2000, 2000), bool)
   small[100:103, 7] = True
   for mask, note in (
-    (small, f"{VANISHED}: 3 of 2000 x 2000 pixels"),
+    (small, f"{VANISHED.format(20)}: 3 of 2000 x 2000 pixels"),
     (np.ones((40, 50), bool), f"{FULL}: 50 x 40 pixels"),
     (np.zeros((40, 50), bool), f"{EMPTY}: 50 x 40 pixels"),
   ):
-    found, notes = read_example(mask)
+    found, notes = read_example(mask, size=mask.shape[::-1])
     assert notes == (note,)
     assert (found == note.startswith(FULL)).all()
   assert read_example(DRAWN, label=0).pixels.max() == 0
