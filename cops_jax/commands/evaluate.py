@@ -82,19 +82,15 @@ def _evaluate(config, options, checkpoint):
     save_maps=options.save_maps,
     allow_other_clip=options.allow_other_clip,
   )
-  is_written = True
   if jax.process_index() == 0:
-    if found.results:
-      page = report.write(options.workdir, found)
-      is_written = page is not None
-      print(tables.format_table(found.results))
-      if page:
-        print(f"report: {page}")
     for name, reason in found.failed.items():
       print(f"{name} failed: {reason}", file=sys.stderr)
+    if found.results:
+      print(tables.format_table(found.results), flush=True)
+      print(f"report: {report.write(options.workdir, found)}")
   if not found.results:
     sys.exit("error: no data set was evaluated")
-  if found.failed or not is_written:
+  if found.failed:
     return 1
   _logger.info("the evaluation is finished: %s", ", ".join(found.results))
   return 0

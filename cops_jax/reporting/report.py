@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import datetime
 import json
-import logging
 import math
 import os
 import pathlib
@@ -17,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from cops_jax import methods
-from cops_jax.errors import InputError
 from cops_jax.evaluation.results import Evaluated, group_means
 from cops_jax.files import write_file
 from cops_jax.images.drawing import LINE_COLOR, TILE_PIXELS, heat_colors
@@ -30,8 +28,6 @@ from cops_jax.scoring import ANOMALY
 from cops_jax.tables import group_by_reason, shorten_list
 from cops_jax.weights.clip import DEMO_CLIP
 
-_logger = logging.getLogger(__name__)
-
 # By whether an image is anomalous and whether it is called so: the verdict, and
 # whether it is right. Here and on the page of `cops demo` right verdicts are
 # green, wrong ones are red, and nothing else is green or red.
@@ -43,25 +39,15 @@ _VERDICTS = {
 }
 
 
-def write(workdir: str | os.PathLike, evaluated: Evaluated) -> AnyPath | None:
-  """Writes report.html, results.json and scores.csv.
+def write(workdir: str | os.PathLike, evaluated: Evaluated) -> AnyPath:
+  """Writes report.html, results.json and scores.csv; returns the first's path.
 
-  Returns:
-    The path of report.html; None, after a warning, if the files cannot be
-    written: the results, perhaps of hours, are still in `evaluated`.
+  Raises:
+    InputError: they cannot be written.
   """
   workdir = to_path(workdir)
-  try:
-    write_results(workdir, evaluated)
-    return write_report(workdir, evaluated)
-  except InputError as error:
-    _logger.warning(
-      "the results are not written: %s. Use another --workdir with"
-      " --checkpoint=%s to have the files.",
-      error,
-      workdir,
-    )
-    return None
+  write_results(workdir, evaluated)
+  return write_report(workdir, evaluated)
 
 
 def write_report(workdir: AnyPath, evaluated: Evaluated) -> AnyPath:

@@ -100,7 +100,7 @@ def require_same_job(record: Record, others: Mapping[str, Any]) -> None:
 
 
 def from_json(text: str | bytes, source: str) -> Record:
-  """Returns the record that `Record.to_json` wrote; lists become tuples.
+  """Returns the record that `Record.to_json` wrote.
 
   Raises:
     InputError: the text is not a record; names the source.
@@ -118,13 +118,7 @@ def from_json(text: str | bytes, source: str) -> Record:
     raise InputError(
       f"{source} is damaged ({error}); restore it, or begin anew elsewhere"
     ) from error
-  return dataclasses.replace(record, config=_with_tuples(record.config))
-
-
-def _with_tuples(value):
-  if isinstance(value, dict):
-    return {name: _with_tuples(item) for name, item in value.items()}
-  return tuple(value) if isinstance(value, list) else value
+  return record
 
 
 def read_record(workdir: str | os.PathLike) -> Record:

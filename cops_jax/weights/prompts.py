@@ -18,7 +18,7 @@ import numpy as np
 import safetensors.numpy
 
 from cops_jax.errors import InputError
-from cops_jax.files import exists, is_file, write_file
+from cops_jax.files import is_file, write_file
 from cops_jax.paths import to_path
 from cops_jax.runs import record as records
 from cops_jax.runs.checkpoints import Checkpoints
@@ -45,12 +45,6 @@ def find_record(path: str | os.PathLike) -> Record | None:
   Raises:
     InputError: there is nothing at the path, or its record is damaged.
   """
-  path = to_path(path)
-  if path.suffix and not exists(path):
-    raise InputError(
-      f"{path} does not exist; trained prompts are in a work directory, in the"
-      " authors' epoch_N.pth or in an exported file"
-    )
   if not is_file(path):
     return read_record(path)
   text = read_tensor_file(path).record

@@ -19,7 +19,7 @@ CONFIG = {
   "seed": 0,
   "data_dir": "",
   "clip": {"weights": "demo", "dtype": "float32"},
-  "model": {"temperature": 0.07, "feature_layers": (24,)},
+  "model": {"temperature": 0.07, "feature_layers": [24]},
   "train": {"learning_rate": 1e-3, "log_every_steps": 20},
   "evaluation": {"beta": 0.9},
 }

@@ -19,7 +19,7 @@ ENCODER = ("encoder", "mean", "log_var")
 
 
 def record_of(method):
-  model = {"feature_layers": (4,)}
+  model = {"feature_layers": [4]}
   return Record({"seed": 3, "method": method, "model": model}, "ab" * 32)
 
 
@@ -232,7 +232,7 @@ def test_files_that_hold_no_such_prompts(tmp_path):
   path = weight_files.DATA / "pytorch_model.bin"
   with pytest.raises(InputError, match="holds no trained prompts: .* It has"):
     prompts.load_prompts(path, tiny_template())
-  with pytest.raises(InputError, match="nowhere.pth does not exist; trained"):
+  with pytest.raises(InputError, match="nowhere.pth holds no training run"):
     prompts.find_record(tmp_path / "nowhere.pth")
 
 
