@@ -12,11 +12,7 @@ import numpy as np
 from cops_jax import metrics, thresholds
 from cops_jax.detector import AnomalyDetector
 from cops_jax.errors import InputError, shorten
-from cops_jax.images.decoded import AnyImage
-from cops_jax.images.decoding import (
-  open_image,
-  read_orientation,
-)
+from cops_jax.images import AnyImage
 from cops_jax.images.masks import decode_mask
 from cops_jax.images.tiles import normalize
 from cops_jax.metrics.proportions import (
@@ -148,10 +144,8 @@ def _decode(detector, example, tiles):
     mask = np.zeros((size, size), bool)
   elif example["has_mask"]:
     try:
-      # Masks are drawn over the stored pixels, and turn with them.
-      with open_image(example["image"]) as stored:
-        orientation = read_orientation(stored)
-      mask = decode_mask(example["mask"], size, orientation).astype(bool)
+      mask = decode_mask(example["mask"], size, image.orientation)
+      mask = mask.astype(bool)
     except Exception as error:  # PIL raises many kinds of errors.
       raise InputError(
         f"the mask of {path} cannot be read: {shorten(error)}"

@@ -94,9 +94,12 @@ def ensemble_of(weights: str, clip: Any) -> Any:
   return config
 
 
-def max_pixels(config: Any) -> int:
-  """Returns the most pixels of an image file that is decoded."""
-  return int(config.input.max_image_megapixels * 1e6)
+def reading(config: Any) -> dict[str, int]:
+  """Returns how images are read: keyword arguments of `images.read`."""
+  return {
+    "bits_per_channel": config.input.bits_per_channel,
+    "max_pixels": int(config.input.max_image_megapixels * 1e6),
+  }
 
 
 def restore(recorded: Mapping[str, Any], source: str, version: str) -> Any:

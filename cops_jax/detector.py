@@ -23,8 +23,9 @@ import numpy as np
 
 from cops_jax import thresholds
 from cops_jax.errors import InputError
+from cops_jax.images import AnyImage, read
 from cops_jax.images import tiles as tiling
-from cops_jax.images.decoded import AnyImage, DecodedImage, decode_any
+from cops_jax.images.tiles import DecodedImage
 from cops_jax.runtime.compilation import keep_compiled_programs
 from cops_jax.runtime.mesh import make_mesh, replicate, shard_batch
 from cops_jax.thresholds import Thresholds
@@ -50,12 +51,14 @@ class Detection:
       size.
     thresholds: used for verdicts; None without any.
     grid: rows and columns of the tiles; (1, 1) for the whole alone.
+    notes: what was guessed when the image was read.
   """
 
   image_score: float
   anomaly_map: Float[np.ndarray, "h w"]
   thresholds: Thresholds | None = None
   grid: tuple[int, int] = tiling.WHOLE
+  notes: tuple[str, ...] = ()
 
   @property
   def is_anomaly(self) -> bool | None:
@@ -101,7 +104,7 @@ class AnomalyDetector:
     Raises:
       InputError: the config does not fit CLIP.
     """
-    from cops_jax.config import max_pixels
+    from cops_jax.config import reading
     from cops_jax.evaluation.step import make_predict_step
     from cops_jax.weights.model import build_model, place_clip, settle_dtype
 
@@ -109,7 +112,7 @@ class AnomalyDetector:
     model = build_model(config, clip)
     self.config, self.clip, self.trainable = config, clip, trainable
     self.image_size = config.model.image_size_pixels
-    self.max_pixels = max_pixels(config)
+    self.reading = reading(config)
     self.thresholds = thresholds
     self._mesh = make_mesh(jax.local_devices())
     clip_params, shardings = place_clip(
@@ -313,8 +316,7 @@ class AnomalyDetector:
     """Scores an image, or each of several.
 
     Args:
-      images: one or several: a file's path or bytes, a PIL image, or uint8
-        (h, w), (h, w, 3) or (h, w, 4). Sizes may differ.
+      images: one or several, see `images.read`. Sizes may differ.
       tiles: parts of large images to score too, for small defects: rows x
         columns such as "2x3", or "auto" for a number by the image's size, see
         `tiles.choose_grid`. An image with t tiles costs as much as 1 + t.
@@ -337,10 +339,21 @@ class AnomalyDetector:
     return detections
 
   def decode(
-    self, image: AnyImage, name: str = "the image", tiles: str = ""
+    self, image: AnyImage, name: str = "", tiles: str = ""
   ) -> DecodedImage:
-    """Decodes an image for `detect`; see `decoded.decode_any`."""
-    return decode_any(image, self.image_size, self.max_pixels, name, tiles)
+    """Decodes an image for `detect`.
+
+    Args:
+      image: see `images.read`.
+      name: for errors, if the image is not a path.
+      tiles: see `tiles.normalize`.
+
+    Raises:
+      InputError: the image cannot be read, or the tiles are invalid.
+    """
+    is_path = isinstance(image, (str, os.PathLike))
+    image = read(image, name="" if is_path else name, **self.reading)
+    return tiling.decode(image, self.image_size, tiles)
 
   def detect(self, images: Sequence[DecodedImage]) -> list[Detection]:
     """Scores decoded images, at most `max_batch_size`.
@@ -361,6 +374,7 @@ class AnomalyDetector:
           anomaly_map,
           self.thresholds_for(image.tiles),
           image.grid,
+          image.notes,
         )
       )
     return detections

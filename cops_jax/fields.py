@@ -143,6 +143,15 @@ FIELDS = {
     low=1e-6,
     below=math.inf,
   ),
+  "input.bits_per_channel": Field(
+    16,
+    "Bits that a camera uses of a channel, such as 12, in images of more than 8"
+    " bits that do not declare them (TIFF: BitsPerSample; PNG: sBIT). Images of"
+    " 32-bit integers need another value than the default.",
+    _BOTH,
+    low=8,
+    high=32,
+  ),
   "clip.weights": Field(
     "openai/clip-vit-large-patch14-336",
     "A Hugging Face name or folder, OpenAI's own .pt or a state dict with"

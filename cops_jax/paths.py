@@ -60,6 +60,11 @@ def _prepare_gcsfs():
     logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
+def readable(path: str | os.PathLike) -> str:
+  r"""Returns a path as text; bytes that are not UTF-8 become \xNN."""
+  return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
 def require_local(path: str | os.PathLike, what: str) -> None:
   """Raises InputError for an address, where files must be on a local disk."""
   if is_address(path):

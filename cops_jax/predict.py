@@ -14,10 +14,10 @@ import numpy as np
 from cops_jax.detector import AnomalyDetector, Detection
 from cops_jax.errors import InputError
 from cops_jax.files import write_file
-from cops_jax.images.decoding import MAX_PIXELS, as_seen, open_image
+from cops_jax.images import UprightImage, read
 from cops_jax.images.drawing import annotate, overlay, to_file
 from cops_jax.images.tiles import WHOLE
-from cops_jax.paths import AnyPath, is_address
+from cops_jax.paths import AnyPath, is_address, readable
 from cops_jax.progress import Progress
 
 _MAX_NAME_BYTES = 200  # Of 255: a number and a suffix are appended.
@@ -46,9 +46,12 @@ def to_row(
   path: pathlib.Path, outcome: Detection | InputError
 ) -> dict[str, Any]:
   """Returns an image's line, of JSON's types."""
+  row = {"path": readable(path)}
   if isinstance(outcome, InputError):
-    return {"path": str(path), "error": str(outcome)}
-  row = {"path": str(path), "image_score": round(outcome.image_score, 6)}
+    return row | {"error": str(outcome)}
+  row["image_score"] = round(outcome.image_score, 6)
+  if outcome.notes:
+    row["note"] = "; ".join(outcome.notes)
   if outcome.grid != WHOLE:
     row["tiles"] = "{}x{}".format(*outcome.grid)
   if outcome.thresholds is None:
@@ -63,18 +66,14 @@ def to_row(
   }
 
 
-def heatmap(
-  path: pathlib.Path, detection: Detection, max_pixels: int = MAX_PIXELS
-) -> bytes:
+def heatmap(image: UprightImage, detection: Detection) -> bytes:
   """Returns an image at its own size under its anomaly map's colours, as PNG.
 
   Boxes surround anomalous regions, and score and verdict are written below.
   The lightest colour stands for twice the threshold, without thresholds for 1.
   """
   high = 2 * detection.thresholds.pixel if detection.thresholds else 1.0
-  with open_image(path, max_pixels) as image:
-    pixels = np.asarray(as_seen(image).convert("RGB"))
-  shown = overlay(pixels, detection.anomaly_map, 0.0, high)
+  shown = overlay(image.pixels, detection.anomaly_map, 0.0, high)
   words = [f"score {detection.image_score:.3f}"]
   if detection.thresholds:
     threshold = f"threshold {detection.thresholds.image:.3f}"
@@ -97,7 +96,7 @@ def _names(paths):
   names = {}
   for path in paths:
     stem = "-".join(path.relative_to(shared).with_suffix("").parts)
-    stem = stem.encode()[-_MAX_NAME_BYTES:].decode(errors="ignore")
+    stem = readable(stem).encode()[-_MAX_NAME_BYTES:].decode(errors="ignore")
     name, number = stem, 2
     while name in names:
       name, number = f"{stem}-{number}", number + 1
@@ -135,10 +134,8 @@ def predict_files(
   try:
     for path, outcome in predict(detector, paths, tiles):
       if out and isinstance(outcome, Detection):
-        name = names[len(rows)]
-        _write_pictures(
-          out / name, path, outcome, save_maps, detector.max_pixels
-        )
+        image = read(path, **detector.reading)
+        _write_pictures(out / names[len(rows)], image, outcome, save_maps)
       rows.append(to_row(path, outcome))
       print(json.dumps(rows[-1]), flush=True)
       progress.update(len(rows), "predicting")
@@ -160,8 +157,8 @@ def _require_apart(out, paths):
       )
 
 
-def _write_pictures(stem, path, detection, save_maps, max_pixels):
-  picture = heatmap(path, detection, max_pixels)
+def _write_pictures(stem, image, detection, save_maps):
+  picture = heatmap(image, detection)
   write_file(stem.with_name(f"{stem.name}.png"), picture)
   if save_maps:
     file = io.BytesIO()

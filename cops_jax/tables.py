@@ -41,3 +41,21 @@ def group_by_reason(reasons: Mapping[str, str]) -> dict[str, str]:
   for name, reason in reasons.items():
     groups.setdefault(reason, []).append(name)
   return {", ".join(names): reason for reason, names in groups.items()}
+
+
+def count_notes(notes: Mapping[str, str], number: int = 3) -> list[str]:
+  """Returns a line for each kind of notes: how many, and the first of them.
+
+  Args:
+    notes: by path, each line as "KIND: DETAIL".
+    number: of the paths that are named.
+  """
+  kinds = {}
+  for path in sorted(notes):
+    for line in notes[path].splitlines():
+      kind, _, detail = line.partition(": ")
+      kinds.setdefault(kind, []).append(f"{path}: {detail}")
+  return [
+    f"{len(found)} images: {kind} ({'; '.join(shorten_list(found, number))})"
+    for kind, found in kinds.items()
+  ]

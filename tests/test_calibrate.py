@@ -19,7 +19,7 @@ class Recording(AnomalyDetector):
 
   def __init__(self):
     self.image_size = SIDE
-    self.max_pixels = 10**6
+    self.reading = {}
     self.seen = []
 
   def detect(self, images):

@@ -13,7 +13,7 @@ from cops_jax.commands import calibrate as calibrate_command
 from cops_jax.commands import predict as predict_command
 from cops_jax.detector import AnomalyDetector
 from cops_jax.errors import InputError
-from cops_jax.images import decoding
+from cops_jax.images import finding
 from cops_jax.images.drawing import overlay
 from cops_jax.metrics.proportions import estimate
 from helpers.images import make_image
@@ -38,7 +38,7 @@ def workdir(trained, tmp_path):
 
 def test_find_images(photos):
   def names(*places):
-    found = decoding.find_images(places)
+    found = finding.find_images(places)
     return [path.relative_to(photos).as_posix() for path in found]
 
   everything = ["a/0.png", "a/b/0.jpg", "broken.png", "c.PNG", "d.bmp"]
@@ -55,10 +55,10 @@ def test_find_images(photos):
   ]
   for place in ("/nowhere", f"{photos}/*.gif"):
     with pytest.raises(InputError, match="is not a file, folder or pattern"):
-      decoding.find_images([place])
+      finding.find_images([place])
   for place in ("~no_such_user/a.png", f"{photos}/{'a' * 300}/*.png"):
     with pytest.raises(InputError, match="a.png|too long|is not a file"):
-      decoding.find_images([place])
+      finding.find_images([place])
 
 
 @pytest.fixture
@@ -149,8 +149,10 @@ def test_no_image_is_replaced(command, tmp_path):
 
 
 def test_lines_before_ctrl_c_are_kept(command, tmp_path, monkeypatch):
-  def interrupted(path, detection, max_pixels):
-    if path.name == "2.png":
+  pictures = iter(range(4))
+
+  def interrupted(image, detection):
+    if next(pictures) == 2:
       raise KeyboardInterrupt
     return b"picture"
 

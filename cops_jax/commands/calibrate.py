@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
   if rate is not None and not 0 <= rate < 1:
     raise InputError(f"--false_alarms is {rate}, expected from 0 to below 1")
   from cops_jax import calibrate, publish, thresholds
-  from cops_jax.images.decoding import find_images
+  from cops_jax.images.finding import find_images
   from cops_jax.images.tiles import normalize
   from cops_jax.weights.locate import split_hub_name
 

@@ -52,6 +52,15 @@ def _parser() -> argparse.ArgumentParser:
     help="larger images are not decoded; by default the limit of the run's"
     " config, input.max_image_megapixels",
   )
+  parser.add_argument(
+    "--bits_per_channel",
+    type=int,
+    choices=range(8, 33),
+    metavar="BITS",
+    help="bits that the camera uses of a channel in images of more than 8 bits;"
+    " by default what the file declares, else input.bits_per_channel of the"
+    " run's config",
+  )
   flags.add_prompts(parser, "--clip")
   flags.add(parser, "--normal", "--anomalous", "--tiles")
   return parser
@@ -66,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.error("--save_maps needs --out")
   flags.require_clip_for_texts(parser, options)
   show_messages()
-  from cops_jax.images.decoding import find_images
+  from cops_jax.images.finding import find_images
   from cops_jax.images.tiles import normalize
   from cops_jax.predict import predict_files
 
@@ -84,7 +93,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
       else "",
     )
   if options.max_megapixels:
-    detector.max_pixels = int(options.max_megapixels * 1e6)
+    detector.reading["max_pixels"] = int(options.max_megapixels * 1e6)
+  if options.bits_per_channel:
+    detector.reading["bits_per_channel"] = options.bits_per_channel
   num_failed = predict_files(
     detector, paths, options.out, options.save_maps, tiles
   )

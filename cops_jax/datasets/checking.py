@@ -16,12 +16,10 @@ from cops_jax.datasets.prepared import read_contents
 from cops_jax.datasets.schema import file_example
 from cops_jax.errors import InputError
 from cops_jax.files import digest_file
+from cops_jax.images import read
 from cops_jax.images.decoding import open_image
 from cops_jax.progress import Progress
 from cops_jax.tables import align, shorten_list
-
-# PIL's conversion to RGB clips their values at 255.
-_WIDE_MODES = ("I", "I;16", "I;16B", "I;16L", "F")
 
 
 class Check:
@@ -190,32 +188,27 @@ def _inspect(split, example):
   path, place = example["path"], (example["category"], split)
   counts = [(*place, "anomalous" if example["label"] else "normal")]
   problems, oddities = [], []
-  image, mask = (
-    _read(example[field], f"{path}: its {field}", problems)
-    for field in ("image", "mask")
-  )
+  image = mask = None
+  try:
+    image = read(example["image"], name=f"{path}: its image")
+  except InputError as error:
+    problems.append(str(error))
+  try:
+    file = example["mask"]
+    with open_image(file[0] if isinstance(file, list) else file) as mask:
+      pass
+  except Exception as error:  # PIL raises what its many decoders raise.
+    problems.append(f"{path}: its mask cannot be read: {error}")
   if example["label"] and example["has_mask"]:
     counts.append((*place, "masks"))
-    if image and mask and mask.size != image.size:
+    if image and mask and sorted(mask.size) != sorted(image.size):
+      width, height = image.size
       oddities.append(
         f"{path}: its mask has {mask.width} x {mask.height} pixels, not"
-        f" {image.width} x {image.height}"
+        f" {width} x {height}"
       )
     if mask and not np.any(mask.convert("L")):
       oddities.append(f"{path}: its mask is empty, but the image is anomalous")
-  if image and image.mode in _WIDE_MODES:
-    oddities.append(
-      f"{path}: mode {image.mode}, whose values above 255 are cut off"
-    )
-  format_ = [f"{image.format} {image.mode}"] if image else ["unreadable"]
+  oddities += [f"{path}: {note}" for note in (image.notes if image else ())]
+  format_ = [image.stored_as if image else "unreadable"]
   return counts, format_, problems, oddities
-
-
-def _read(file, what, problems):
-  try:
-    with open_image(file[0] if isinstance(file, list) else file) as image:
-      image.load()
-      return image
-  except Exception as error:  # PIL raises what its many decoders raise.
-    problems.append(f"{what} cannot be read: {error}")
-    return None

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from cops_jax.errors import InputError
-from cops_jax.images.decoding import IMAGE_SUFFIXES
+from cops_jax.images.finding import IMAGE_SUFFIXES, is_hidden
 from cops_jax.tables import shorten_list
 
 _logger = logging.getLogger(__name__)
@@ -20,7 +20,6 @@ _logger = logging.getLogger(__name__)
 NORMAL_KIND = "good"
 
 SPLITS = ("train", "test")
-_SYSTEM = ("thumbs.db", "desktop.ini", "@eadir", "__macosx", "__pycache__")
 _MASK_ENDING = re.compile(r"[-_. ](masks?|gt|ground_?truth|segmentation)$")
 
 
@@ -318,11 +317,6 @@ def scan(
     elif listing:
       listing.hidden.add(folder / name)
   return found
-
-
-def is_hidden(name: str) -> bool:
-  """Whether a file or folder is one that systems and editors leave behind."""
-  return name.startswith(".") or name.casefold() in _SYSTEM
 
 
 def find_folder(root: pathlib.Path, path: str) -> pathlib.Path:

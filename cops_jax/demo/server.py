@@ -37,8 +37,8 @@ from starlette.types import ASGIApp
 from cops_jax import methods
 from cops_jax.datasets import generated
 from cops_jax.detector import AnomalyDetector
-from cops_jax.errors import InputError, shorten
-from cops_jax.images.decoding import as_seen, open_image
+from cops_jax.errors import InputError
+from cops_jax.images import read
 from cops_jax.images.drawing import heat_colors, to_file
 from cops_jax.images.tiles import normalize
 from cops_jax.predict import to_row
@@ -255,14 +255,13 @@ class _Server:
 
   def _detect(self, detector, name, content, tiles):
     with self._lock:  # One image's pixels in memory, and on the device.
+      reading = {**detector.reading, "max_pixels": self._limits.max_pixels}
       try:
-        with open_image(content, self._limits.max_pixels) as image:
-          shown = as_seen(image).convert("RGB")
-          decoded = detector.decode(image, name, tiles)
-      except Exception as error:  # PIL raises many kinds of errors.
-        raise HTTPException(
-          422, f"{name} cannot be read: {shorten(error)}"
-        ) from error
+        image = read(content, name=name, **reading)
+      except InputError as error:
+        raise HTTPException(422, str(error)) from error
+      decoded = detector.decode(image, tiles=tiles)
+      shown = Image.fromarray(image.pixels)
       shown.thumbnail((_SHOWN_SIDE, _SHOWN_SIDE))
       (detection,) = detector.detect([decoded])
       small = Image.fromarray(detection.anomaly_map)

@@ -18,8 +18,7 @@ from cops_jax.errors import InputError
 from cops_jax.evaluation.findings import Findings
 from cops_jax.evaluation.results import DatasetResult, Picture
 from cops_jax.evaluation.step import STEP_FIELDS, make_predict_step
-from cops_jax.images import tiles
-from cops_jax.images.decoding import decode_image
+from cops_jax.images import read, tiles
 from cops_jax.images.drawing import picture_tiles
 from cops_jax.images.maps import MapWriter
 from cops_jax.inputs import pipeline
@@ -37,6 +36,7 @@ from cops_jax.runtime.processes import (
   gather_objects,
   peak_memory_bytes,
 )
+from cops_jax.tables import count_notes
 from cops_jax.weights.clip import PretrainedCLIP
 
 
@@ -132,6 +132,7 @@ class Evaluator:
       ),
       pictures,
       found.skipped,
+      notes=count_notes(found.notes),
       seconds=time.monotonic() - began,
       peak_memory_bytes=peak_memory_bytes(),
     )
@@ -205,9 +206,10 @@ class Evaluator:
           place = int(row["index"])
           kind, (image, *_) = chosen[place]
           low, high = ranges[image.category]
+          # Cached features have no images.
+          shown = read(subset[place]["image"], **self._options.reading)
           drawn = picture_tiles(
-            # Cached features have no images.
-            decode_image(subset[place]["image"], self._options.image_size),
+            shown.resize(self._options.image_size),
             row["mask"] if row["has_mask"] else None,
             row["anomaly_map"],
             low=low,

@@ -36,6 +36,7 @@ class Findings:
     pixels: by category.
     num_masks: those with anomalous pixels, by category.
     skipped: paths and reasons of unreadable examples.
+    notes: by path, what was guessed when an image and its mask were read.
   """
 
   mode: str
@@ -47,6 +48,7 @@ class Findings:
     default_factory=collections.Counter
   )
   skipped: dict[str, str] = dataclasses.field(default_factory=dict)
+  notes: dict[str, str] = dataclasses.field(default_factory=dict)
 
   def add(self, row: Mapping[str, Any], dataset: str) -> ImageResult:
     """Counts an image.
@@ -64,6 +66,8 @@ class Findings:
     image = ImageResult(dataset, category, path, int(row["label"]), score)
     ends = float(anomaly_map.min()), float(anomaly_map.max())
     self.images.append(Scored(image, int(row["index"]), *ends))
+    if row["notes"]:
+      self.notes[path] = str(row["notes"])
     if row["has_mask"]:
       if category not in self.pixels:
         self.pixels[category] = metrics.PIXEL_METRICS_MODES[self.mode]()
@@ -83,6 +87,7 @@ class Findings:
           state = whole.pixels[category].merge(state)
         whole.pixels[category] = state
       whole.skipped |= part.skipped
+      whole.notes |= part.notes
     return whole
 
   def categories(self) -> dict[str, CategoryResult]:

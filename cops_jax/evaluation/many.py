@@ -279,6 +279,6 @@ def _describe_data(result, examples, fingerprint):
     result,
     identity=str(examples.identity),
     data_sha256=fingerprint,
-    notes=list(dict.fromkeys([*examples.notes, *differences])),
+    notes=list(dict.fromkeys([*examples.notes, *differences, *result.notes])),
     is_published=examples.is_published and not differences,
   )

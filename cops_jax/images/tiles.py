@@ -7,18 +7,16 @@ than that is complete in one of them.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from cops_jax.errors import InputError
-from cops_jax.images.decoding import resize_image, resize_map
+from cops_jax.images.decoding import UprightImage, resize_map
 from cops_jax.typing import Float, Integer
-
-if TYPE_CHECKING:
-  from PIL import Image
 
 WHOLE = (1, 1)
 AUTO = "auto"
@@ -26,6 +24,28 @@ MAX_NUMBER = 8  # Of rows and of columns: each tile costs as much as an image.
 EXPECTED = f"rows x columns from 1x1 to {MAX_NUMBER}x{MAX_NUMBER}, such as 2x3"
 _OVERLAP = 0.25  # The share of a tile that its neighbour has too.
 _MAX_SHRINKAGE = 2.0  # Of a tile's sides with "auto".
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodedImage:
+  """An image at the model's size.
+
+  Attributes:
+    pixels: the whole, RGB.
+    size: width and height of the upright image, in pixels.
+    tiles: the requested ones, from `normalize`; "" for none.
+    grid: rows and columns of the tiles.
+    parts: the tiles' pixels, row by row; none if the grid is (1, 1).
+    orientation, notes: see `UprightImage`.
+  """
+
+  pixels: Integer[np.ndarray, "h w 3"]
+  size: tuple[int, int]
+  tiles: str = ""
+  grid: tuple[int, int] = WHOLE
+  parts: Integer[np.ndarray, "t h w 3"] | tuple[()] = ()
+  orientation: int = 1
+  notes: tuple[str, ...] = ()
 
 
 def parse_grid(text: str) -> tuple[int, int] | None:
@@ -55,23 +75,51 @@ def choose_grid(
   """Returns rows and columns for an image.
 
   Args:
-    tiles: from `normalize`. "auto" is the fewest tiles that keep at least half
-      of the pixels of each side, and at most 8 rows and columns.
+    tiles: from `normalize`. "auto" is the fewest rows and the fewest columns
+      whose tiles keep at least half of the pixels of each side. Where 8 of them
+      keep less of one side, the other keeps no more than that side.
     size: the image's width and height, in pixels.
     image_size: side of the model's input, in pixels.
   """
   if tiles != AUTO:
     return parse_grid(tiles)
-  longest = _MAX_SHRINKAGE * image_size
+  finest = max(size) * _tile_share(MAX_NUMBER)
+  longest = max(_MAX_SHRINKAGE * image_size, finest)
 
   def choose(length):
     number = 1
-    while number < MAX_NUMBER and length * _tile_share(number) > longest:
+    while length * _tile_share(number) > longest:
       number += 1
     return number
 
   width, height = size
   return choose(height), choose(width)
+
+
+def decode(
+  image: UprightImage, image_size: int, tiles: str = ""
+) -> DecodedImage:
+  """Returns an image and its tiles at a model's size.
+
+  Args:
+    image: from `cops_jax.images.read`.
+    image_size: side of the model's input, in pixels.
+    tiles: see `normalize`.
+
+  Raises:
+    InputError: the tiles are invalid.
+  """
+  tiles = normalize(tiles)
+  grid = choose_grid(tiles, image.size, image_size)
+  return DecodedImage(
+    image.resize(image_size),
+    image.size,
+    tiles,
+    grid,
+    () if grid == WHOLE else cut(image, grid, image_size),
+    image.orientation,
+    image.notes,
+  )
 
 
 def _tile_share(number):
@@ -87,19 +135,17 @@ def _spans(number):
 
 
 def cut(
-  image: Image.Image, grid: tuple[int, int], image_size: int
+  image: UprightImage, grid: tuple[int, int], image_size: int
 ) -> Integer[np.ndarray, "t h w 3"]:
   """Returns an image's tiles, row by row, resized to `image_size` pixels."""
   rows, columns = (_spans(number) for number in grid)
+  width, height = image.size
   boxes = [
-    (
-      *(left * image.width, top * image.height),
-      *(right * image.width, bottom * image.height),
-    )
+    (left * width, top * height, right * width, bottom * height)
     for top, bottom in rows
     for left, right in columns
   ]
-  return np.stack([resize_image(image, image_size, box) for box in boxes])
+  return np.stack([image.resize(image_size, box) for box in boxes])
 
 
 def _bands(number, image_size, length):

@@ -11,6 +11,7 @@ import os
 import pathlib
 import zlib
 from collections.abc import Mapping
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -21,6 +22,11 @@ from cops_jax.errors import InputError, shorten
 _SHARD_BYTES = 64 << 20
 _SHARD_IMAGES = 16  # Few, so that processes can share a small data set.
 _IS_STORED = 1 << 32  # Above the bits of a CRC-32.
+# After an image's features: how it was read, as `pipeline.iterate_batches` has
+# it, so that nothing needs the image again.
+_FACTS = np.dtype(
+  [("orientation", "<i4"), ("size", "<i4", 2), ("notes", "S500")]
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,9 +49,10 @@ class FeatureCache:
 
   @property
   def num_bytes(self) -> int:
-    """Bytes of an image's features."""
+    """Bytes of an image's features and of how it was read."""
     layers, patches, width = self.shape
-    return (1 + layers * patches) * width * jnp.dtype(self.dtype).itemsize
+    number = (1 + layers * patches) * width
+    return number * jnp.dtype(self.dtype).itemsize + _FACTS.itemsize
 
   @property
   def shard_size(self) -> int:
@@ -64,11 +71,12 @@ class FeatureCache:
       for row in np.flatnonzero(self._open(shard)["checksums"] == 0)
     ]
 
-  def find(self, index: int) -> dict[str, np.ndarray] | None:
+  def find(self, index: int) -> dict[str, Any] | None:
     """Returns an image's features in the stored type, or None without any.
 
     Returns:
-      image_features (d,) and patch_features (f, n, d).
+      image_features (d,) and patch_features (f, n, d); orientation, size and
+      notes as in `pipeline.iterate_batches`.
 
     Raises:
       InputError: they are damaged, or of another image or cache.
@@ -81,33 +89,48 @@ class FeatureCache:
     content = arrays["features"][row].tobytes()
     if checksum != self._checksum(index, content):
       raise self._damaged(shard, f"the checksum of image {index} differs")
-    rows = np.frombuffer(content, jnp.dtype(self.dtype))
+    rows = np.frombuffer(content[: -_FACTS.itemsize], jnp.dtype(self.dtype))
     rows = rows.reshape(-1, self.shape[-1])
+    (facts,) = np.frombuffer(content[-_FACTS.itemsize :], _FACTS)
     return {
+      "orientation": facts["orientation"],
+      "size": facts["size"],
+      "notes": np.str_(facts["notes"].decode(errors="ignore")),
       "image_features": rows[0],
       "patch_features": rows[1:].reshape(self.shape),
     }
 
-  def padding(self) -> dict[str, np.ndarray]:
+  def padding(self) -> dict[str, Any]:
     """Returns the features of a batch's padding.
 
     They are ones, as features are divided by their norm.
     """
     dtype = jnp.dtype(self.dtype)
     return {
+      "orientation": np.int32(1),
+      "size": np.zeros(2, np.int32),
+      "notes": np.str_(""),
       "image_features": np.ones(self.shape[-1], dtype),
       "patch_features": np.ones(self.shape, dtype),
     }
 
   def encode(
-    self, image_features: np.ndarray, patch_features: np.ndarray, path: str
+    self,
+    image_features: np.ndarray,
+    patch_features: np.ndarray,
+    row: Mapping[str, Any],
   ) -> bytes:
     """Returns the bytes to store of an image's features.
+
+    Args:
+      image_features, patch_features: of the image.
+      row: the image's, see `pipeline.iterate_batches`.
 
     Raises:
       InputError: a feature is not a finite number of the stored type; names the
         image's path.
     """
+    path = row["path"]
     rows = np.concatenate(
       [image_features[None], patch_features.reshape(-1, self.shape[-1])]
     )
@@ -124,7 +147,9 @@ class FeatureCache:
         f" {self.dtype} holds. Set config.feature_cache.dtype to bfloat16 or"
         " float32."
       )
-    return stored.tobytes()
+    notes = str(row["notes"]).encode()
+    facts = np.array((row["orientation"], row["size"], notes), _FACTS)
+    return stored.tobytes() + facts.tobytes()
 
   def add(self, features: Mapping[int, bytes], writer: str) -> None:
     """Adds features to the one shard that they belong to.

@@ -40,7 +40,7 @@ _logger = logging.getLogger(__name__)
 
 # Increase it with any change to the stored values or their layout: in the
 # decoding of images, the vision tower or the shards.
-_VERSION = 3
+_VERSION = 4
 
 
 def features_folder(config: Any) -> pathlib.Path:
@@ -173,6 +173,7 @@ def _manifest(config, examples, split, model, clip):
       "dtype": jnp.dtype(model.clip.dtype).name,
     },
     "image_size_pixels": config.model.image_size_pixels,
+    "bits_per_channel": config.input.bits_per_channel,
     "feature_layers": list(config.model.feature_layers),
     "num_value_layers": config.model.num_value_layers,
     "stored_as": config.feature_cache.dtype,
@@ -230,7 +231,8 @@ def _fill(cache, examples, states, part, options, make_encode, skipped):
             cache.add(ready, writer)
             ready = {}
           ready[index] = cache.encode(
-            *(array[row] for array in outputs), str(batch["path"][row])
+            *(array[row] for array in outputs),
+            {name: values[row] for name, values in batch.items()},
           )
           num_done += 1
         progress.update(num_done, message)

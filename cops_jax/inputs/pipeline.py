@@ -27,15 +27,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from cops_jax.config import max_pixels
-from cops_jax.errors import InputError
+from cops_jax.config import reading
+from cops_jax.errors import InputError, shorten
 from cops_jax.files import digest_file
-from cops_jax.images import tiles
-from cops_jax.images.decoding import (
-  MAX_PIXELS,
-  open_image,
-  resize_image,
-)
+from cops_jax.images import read, tiles
+from cops_jax.images.decoding import MAX_PIXELS
 from cops_jax.images.masks import decode_mask
 from cops_jax.losses import count_mask_pixels
 from cops_jax.runtime.randomness import hash_example_id
@@ -69,7 +65,7 @@ class BatchOptions:
       process's.
     num_workers: processes that decode; 0 for threads of this one.
     shuffle_seed: of each epoch's own random order; None keeps the order.
-    max_pixels: of an image file, see `decoding.open_image`.
+    reading: keyword arguments of `images.read`, see `config.reading`.
     full_masks: whether masks come as pixels instead of counts by patch.
     example_ids: whether examples come with an id, which keys their noise.
     tile_grid: rows and columns of the tiles that come with an image.
@@ -83,7 +79,7 @@ class BatchOptions:
   process_count: int = 1
   num_workers: int = 0
   shuffle_seed: int | None = None
-  max_pixels: int = MAX_PIXELS
+  reading: Mapping[str, int] = dataclasses.field(default_factory=dict)
   full_masks: bool = False
   example_ids: bool = False
   tile_grid: tuple[int, int] = tiles.WHOLE
@@ -125,7 +121,7 @@ def make_options(
     process_index=jax.process_index() if is_cluster else 0,
     process_count=jax.process_count() if is_cluster else 1,
     num_workers=config.input.num_workers,
-    max_pixels=max_pixels(config),
+    reading=reading(config),
     **kwargs,
   )
 
@@ -170,44 +166,55 @@ class _RowLoader:
       if isinstance(self.examples, Subset):
         index = self.examples.indices[place]
       features = self.features.find(index)
-    decoded = {}
-    for field, decode in (("image", self._decode_image), ("mask", decode_mask)):
-      if field == "image" and features is not None:
-        continue
-      try:
-        decoded[field] = decode(
-          example[field],
-          self.options.image_size,
-          max_pixels=self.options.max_pixels,
-        )
-      except Exception as error:  # PIL raises what its many decoders raise.
-        reason = f"its {field} cannot be read: {error}"
-        return self._padding(path=example["path"], error=reason)
-    if self.features is None:
-      features = decoded["image"]
-    elif features is None:
+    try:
+      facts = self._read(example["image"]) if features is None else features
+      mask = self._read_mask(example["mask"], facts)
+    except InputError as error:
+      return self._padding(path=example["path"], error=str(error))
+    if self.features is not None and features is None:
       raise InputError(
         f"{self.features.folder} has no features of {example['path']}, which"
         " could not be read when they were computed: give the same command"
         " again"
       )
-    row = self._make_row(features, decoded["mask"], place, example)
+    row = self._make_row(facts, mask, place, example)
     if self.options.example_ids:
       row["example_id"] = _noise_id(example)
     return {**row, "padding_mask": np.bool_(True)}
 
-  def _decode_image(self, file, size, max_pixels):
-    """Returns the image's fields: the image and, with a grid, its tiles."""
-    with open_image(file, max_pixels) as image:
-      fields = {"image": resize_image(image, size)}
-      if self.options.num_tiles:
-        fields["tiles"] = tiles.cut(image, self.options.tile_grid, size)
+  def _read(self, file):
+    """Returns an image's fields and, with a grid, its tiles."""
+    options = self.options
+    image = read(file, name="its image", **options.reading)
+    fields = {
+      "image": image.resize(options.image_size),
+      "orientation": np.int32(image.orientation),
+      "size": np.array(image.size, np.int32),
+      "notes": np.str_("\n".join(image.notes)),
+    }
+    if options.num_tiles:
+      fields["tiles"] = tiles.cut(image, options.tile_grid, options.image_size)
     return fields
+
+  def _read_mask(self, file, facts):
+    max_pixels = self.options.reading.get("max_pixels", MAX_PIXELS)
+    try:
+      return decode_mask(
+        file, self.options.image_size, int(facts["orientation"]), max_pixels
+      )
+    except Exception as error:  # PIL raises what its many decoders raise.
+      reason = f"its mask cannot be read: {shorten(error)}"
+      raise InputError(reason) from error
 
   def _padding(self, path: str = "", error: str = "") -> dict[str, Any]:
     shape = (self.options.image_size, self.options.image_size)
     if self.features is None:
-      features = {"image": np.zeros((*shape, 3), np.uint8)}
+      features = {
+        "image": np.zeros((*shape, 3), np.uint8),
+        "orientation": np.int32(1),
+        "size": np.zeros(2, np.int32),
+        "notes": np.str_(""),
+      }
       if number := self.options.num_tiles:
         features["tiles"] = np.zeros((number, *shape, 3), np.uint8)
     else:
@@ -290,8 +297,10 @@ def iterate_batches(
     mask_counts int32 (b, n) or, with full masks,
     mask uint8 (b, h, w); index in the data set int32, has_mask bool, label
     int32, category and path str, padding_mask bool and, if the options ask for
-    it, example_id uint32, all (b,). Padding and skipped examples have
-    padding_mask False and zeros, but features of ones.
+    it, example_id uint32, all (b,); and how the image was read: orientation
+    int32 (b,), 1 for upright, size int32 (b, 2), width and height, and notes
+    str (b,), a line for each. Padding and skipped examples have padding_mask
+    False and zeros, but features of ones.
 
   Raises:
     InputError: an example cannot be read, or its features are damaged.

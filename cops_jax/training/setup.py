@@ -202,12 +202,22 @@ def open_batches(
 
 
 def _checked(batches, examples, skipped, workdir):
-  """Yields batches; lists skipped files and refuses images without masks."""
+  """Yields batches; lists skipped files and refuses images without masks.
+
+  The first note of each kind is logged.
+  """
   # Each process reads, and so skips, its own part.
   process = jax.process_index()
   suffix = f"-{process}" if process else ""
   path, num_listed = workdir / f"skipped_files{suffix}.json", 0
+  known = set()
   for batch in batches:
+    for row in np.flatnonzero(batch["notes"] != ""):
+      for note in str(batch["notes"][row]).splitlines():
+        kind, _, detail = note.partition(": ")
+        if kind not in known:
+          known.add(kind)
+          _logger.warning("%s (%s: %s)", kind, batch["path"][row], detail)
     if skipped and len(skipped) > num_listed:
       num_listed = len(skipped)
       _list_skipped(path, skipped)

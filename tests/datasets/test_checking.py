@@ -69,7 +69,8 @@ def test_faulty_files_are_listed(tmp_path):
   for expected in (
     "nut/test/dent/3.png: its mask has 7 x 7 pixels, not 11 x 9",
     "nut/test/dent/4.png: its mask is empty, but the image is anomalous",
-    "nut/test/good/wide.png: mode I;16, whose values above 255 are cut off",
+    "nut/test/good/wide.png: values need fewer than 16 bits, so the image may"
+    " be too dark; set bits_per_channel if the camera has fewer: 8 bits",
     f"{tree.root}/nut/test/good/notes.txt is not an image file and was left"
     " out",
   ):

@@ -109,7 +109,7 @@ def test_the_shown_image_is_what_the_detector_scored(detector, port):
     (b"\0" * 300_001, 413, "photo.png is too large: at most 0.286"),
     (
       to_bytes(Image.fromarray(np.zeros((9, 9), np.int32)), "TIFF"),
-      *(422, "photo.png cannot be read: .*expected 8 or 16 bits"),
+      *(422, "photo.png cannot be read: .*integers of 32 bits, of which"),
     ),
     (black(8000, 5001), 422, "photo.png .* more than 40 million pixels"),
   ),

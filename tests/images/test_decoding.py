@@ -1,20 +1,22 @@
-"""Decoding bit for bit as PIL does it, called directly."""
+"""Images in every encoding, read from files, bytes and arrays."""
 
 import io
 import os
+import struct
+import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from cops_jax.errors import InputError
-from cops_jax.images import decoding
+from cops_jax.images import finding, read
 from cops_jax.images.masks import decode_mask
 
 
-def encode(image, format="PNG"):
+def encode(image, format="PNG", **options):
   file = io.BytesIO()
-  image.save(file, format)
+  image.save(file, format, **options)
   return file.getvalue()
 
 
@@ -24,29 +26,24 @@ def noise_image(mode, size=(23, 17)):
   return Image.fromarray(pixels).convert(mode)
 
 
-MODES = {
-  **dict.fromkeys(("RGB", "L", "LA", "RGBA", "P", "1"), ("PNG", "TIFF")),
-  "CMYK": ("JPEG", "TIFF"),
-  "I;16": ("PNG", "TIFF"),
-  "F": ("TIFF",),
-}
-
-
 @pytest.mark.parametrize(
-  "mode, format", [(mode, name) for mode in MODES for name in MODES[mode]]
+  "mode, format",
+  (
+    *((mode, "PNG") for mode in ("RGB", "L", "LA", "RGBA", "P", "1")),
+    *(("RGB", "JPEG"), ("CMYK", "JPEG"), ("CMYK", "TIFF"), ("RGB", "WEBP")),
+  ),
 )
-def test_images_are_resized_in_their_own_mode(mode, format):
-  if mode in ("I;16", "F"):
-    values = np.random.default_rng(0).integers(0, 600, (17, 23))
-    dtype = np.uint16 if mode == "I;16" else np.float32
-    data = encode(Image.fromarray(values.astype(dtype)), format)
-  else:
-    data = encode(noise_image(mode), format)
-  actual = decoding.decode_image(data, 16)
-  image = Image.open(io.BytesIO(data))
-  assert image.mode == mode
-  want = image.resize((16, 16), Image.Resampling.BICUBIC).convert("RGB")
-  np.testing.assert_array_equal(actual, np.asarray(want))
+def test_files_of_8_bits_are_resized_in_their_own_mode(mode, format):
+  """Upright and opaque ones, as by the authors' code."""
+  data = encode(noise_image(mode), format)
+  with Image.open(io.BytesIO(data)) as image:
+    assert image.mode == mode
+    want = image.resize((16, 16), Image.Resampling.BICUBIC).convert("RGB")
+    whole = np.asarray(image.convert("RGB"))
+  found = read(data)
+  np.testing.assert_array_equal(found.resize(16), want)
+  np.testing.assert_array_equal(found.pixels, whole)
+  assert found.notes == () and found.size == (23, 17)
 
 
 def test_large_photographs_are_decoded_at_full_size(tmp_path):
@@ -54,52 +51,194 @@ def test_large_photographs_are_decoded_at_full_size(tmp_path):
   path = tmp_path / "photograph.jpg"
   noise_image("RGB", (640, 480)).save(path, quality=95)
   with Image.open(path) as image:
-    want = image.resize((16, 16), Image.Resampling.BICUBIC)
-  for file in (path, path.read_bytes()):
-    np.testing.assert_array_equal(decoding.decode_image(file, 16), want)
-    with decoding.open_image(file) as opened:
-      assert opened.size == (640, 480)
-      np.testing.assert_array_equal(decoding.resize_image(opened, 16), want)
+    want = np.asarray(image)
+  for image in (path, str(path), path.read_bytes(), want):
+    np.testing.assert_array_equal(read(image).pixels, want)
 
 
-@pytest.mark.parametrize("dtype", ("<u2", ">u2"))
-@pytest.mark.parametrize("format", ("PNG", "TIFF"))
-def test_sixteen_bits_are_read_by_their_high_byte(dtype, format):
-  values = np.random.default_rng(0).integers(0, 2**16, (17, 23)).astype(dtype)
+def with_significant_bits(data, bits):
+  """A grey PNG with an sBIT chunk after its header."""
+  chunk = b"sBIT" + bytes([bits])
+  chunk += struct.pack(">I", zlib.crc32(chunk))
+  return data[:33] + struct.pack(">I", 1) + chunk + data[33:]
+
+
+def packed_tiff(values):
+  """A TIFF whose grey pixels have 12 bits."""
+  height, width = values.shape
+  high, low = values[:, 0::2].astype(int), values[:, 1::2].astype(int)
+  strip = np.stack([high >> 4, (high & 15) << 4 | low >> 8, low & 255], axis=-1)
+  strip = strip.astype(np.uint8).tobytes()
+  tags = {256: width, 257: height, 258: 12, 259: 1, 262: 1, 277: 1, 278: height}
+  tags |= {273: 8 + 2 + 12 * 9 + 4, 279: len(strip)}
+  content = struct.pack("<2sHIH", b"II", 42, 8, len(tags))
+  for tag in sorted(tags):
+    content += struct.pack("<HHII", tag, 4, 1, tags[tag])
+  return content + bytes(4) + strip
+
+
+def ramp(bits, dtype=np.uint16):
+  """Values of a camera with so many bits, the highest among them."""
+  values = np.linspace(0, 2**bits - 1, 16 * 24).round()
+  return values.reshape(16, 24).astype(dtype)
+
+
+@pytest.mark.parametrize("bits", (10, 12, 16))
+@pytest.mark.parametrize(
+  "make",
+  (
+    lambda values, bits: dict(image=encode(Image.fromarray(values))),
+    lambda values, bits: dict(image=encode(Image.fromarray(values), "TIFF")),
+    lambda values, bits: dict(image=values),
+    lambda values, bits: dict(
+      image=encode(
+        Image.frombytes("I;16B", (24, 16), values.astype(">u2").tobytes()),
+        "TIFF",
+      )
+    ),
+    lambda values, bits: dict(
+      image=with_significant_bits(encode(Image.fromarray(values)), bits),
+      bits_per_channel=9,
+    ),
+    lambda values, bits: dict(
+      image=with_significant_bits(
+        encode(Image.fromarray(values << (16 - bits))), bits
+      )
+    ),
+  ),
+  ids=("PNG", "TIFF", "array", "big-endian", "sBIT", "sBIT, scaled"),
+)
+def test_deep_grey_is_divided_by_the_range_of_its_bits(make, bits):
+  values = ramp(bits)
+  arguments = {"bits_per_channel": bits, **make(values, bits)}
+  found = read(**arguments)
+  np.testing.assert_array_equal(found.pixels[..., 0], values >> (bits - 8))
+  assert found.pixels.min() == 0 and found.pixels.max() == 255
+  assert found.notes == ()
+  # The pixels do not depend on the image's highest.
+  darker = read(**arguments | make(values // 4, bits))
+  np.testing.assert_array_equal(darker.pixels[..., 0], values // 4 >> bits - 8)
+
+
+def test_a_tiff_of_12_bits_declares_them():
+  found = read(packed_tiff(ramp(12)))
+  np.testing.assert_array_equal(found.pixels[..., 0], ramp(12) >> 4)
+  assert found.notes == ()
+
+
+def test_white_may_be_zero():
+  """In TIFF; PIL inverts those of 8 bits."""
   file = io.BytesIO()
-  mode = "I;16B" if dtype == ">u2" else "I;16"
-  Image.frombytes(mode, (23, 17), values.tobytes()).save(file, format)
-  with Image.open(file) as image:
-    seen = decoding.as_seen(image)
-    assert seen.mode == "L"
-    np.testing.assert_array_equal(np.asarray(seen), values >> 8)
+  Image.fromarray(ramp(16)).save(file, "TIFF", tiffinfo={262: 0})
+  got = read(file.getvalue()).pixels[..., 0]
+  np.testing.assert_array_equal(got, 255 - (ramp(16) >> 8))
 
 
-def test_pixels_without_a_range_are_refused():
-  for dtype in (np.int32, np.float32):
-    image = Image.fromarray(np.ones((4, 4), dtype))
-    with pytest.raises(ValueError, match="mode .; expected 8 or 16 bits"):
-      decoding.as_seen(image)
+def test_integers_of_32_bits_need_their_bits():
+  data = encode(Image.fromarray(ramp(12, np.int32)), "TIFF")
+  with pytest.raises(InputError, match="integers of 32 bits.*bits_per_channel"):
+    read(data)
+  got = read(data, bits_per_channel=12).pixels[..., 0]
+  np.testing.assert_array_equal(got, ramp(12) >> 4)
 
 
-@pytest.mark.parametrize("mode", ("LA", "RGBA", "P"))
+@pytest.mark.parametrize(
+  "values, bits, expected",
+  (
+    (ramp(12, np.float32), 12, "floating-point numbers.* save it with 8 or 16"),
+    (ramp(12) + 1, 12, "values, from 1 to 4096, are not of 12 bits"),
+    (-ramp(12, np.int32), 12, "values, from -4095 to 0, are not of 12 bits"),
+  ),
+)
+def test_values_without_a_place_in_the_range_are_refused(
+  values, bits, expected
+):
+  with pytest.raises(InputError, match=expected):
+    read(encode(Image.fromarray(values), "TIFF"), bits_per_channel=bits)
+
+
+def deep_colors(values):
+  """A PNG of 16 bits in each of three channels."""
+  rows = np.repeat(values[..., None], 3, axis=-1).astype(">u2")
+  lines = b"".join(b"\0" + row.tobytes() for row in rows)
+  header = struct.pack(">IIBBBBB", *values.shape[::-1], 16, 2, 0, 0, 0)
+  content = b"\x89PNG\r\n\x1a\n"
+  for kind, part in (
+    (b"IHDR", header),
+    (b"IDAT", zlib.compress(lines)),
+    (b"IEND", b""),
+  ):
+    part = kind + part
+    content += struct.pack(">I", len(part) - 4) + part
+    content += struct.pack(">I", zlib.crc32(part))
+  return content
+
+
+def test_deep_colors_are_read_by_their_high_bytes():
+  found = read(deep_colors(ramp(16)))
+  np.testing.assert_array_equal(found.pixels[..., 1], ramp(16) >> 8)
+  assert found.notes == ()
+  assert read(deep_colors(ramp(12))).notes[0].endswith(": 12 bits")
+  with pytest.raises(InputError, match="12 bits in 16.*save it with 8 bits"):
+    read(deep_colors(ramp(12)), bits_per_channel=12)
+
+
+@pytest.mark.parametrize("bits", (12, 15))
+def test_values_that_need_fewer_bits_are_remarked(bits):
+  data = encode(Image.fromarray(ramp(bits)))
+  (note,) = read(data).notes
+  assert note.startswith("values need fewer than 16 bits")
+  assert "bits_per_channel" in note and note.endswith(f": {bits} bits")
+  assert read(encode(Image.fromarray(ramp(bits) * 0))).notes == ()
+
+
+@pytest.mark.parametrize("mode", ("LA", "RGBA", "P", "L", "RGB", "I;16"))
 def test_transparent_images_are_laid_on_white(mode):
-  image = noise_image("RGB").convert("LA" if mode == "LA" else "RGBA")
-  alpha = Image.new("L", image.size, 255)
-  alpha.paste(0, (0, 0, 10, 17))
-  image.putalpha(alpha)
-  if mode == "P":
-    file = io.BytesIO()
-    image.quantize(200).save(file, "PNG")
-    image = Image.open(file)
-    assert image.mode == "P"
-  assert decoding.is_transparent(image)
-  seen = decoding.as_seen(image)
-  assert seen.mode == "RGB"
-  got = np.asarray(seen)
-  assert (got[:, :10] == 255).all()
-  want = np.asarray(image.convert("RGBA").convert("RGB"))
-  np.testing.assert_array_equal(got[:, 10:], want[:, 10:])
+  """Half transparent ones too; in L, RGB and I;16 one colour is transparent."""
+  image, options = Image.new("RGBA", (20, 10), (0, 100, 0, 255)), {}
+  image.paste((200, 0, 0, 0), (0, 0, 10, 5))
+  if mode in ("LA", "RGBA"):
+    image.paste((0, 100, 0, 128), (0, 5, 10, 10))
+    image = image.convert(mode)
+  elif mode == "P":
+    image = image.quantize(8)
+  elif mode == "I;16":
+    grey = np.where(np.asarray(image)[..., 3] > 0, 80 << 8, 7).astype(np.uint16)
+    image, options = Image.fromarray(grey), dict(transparency=7)
+  else:
+    image = image.convert(mode)
+    options = dict(transparency=image.getpixel((0, 0)))
+  pixels = read(encode(image, **options)).pixels
+  assert (pixels[:5, :10] == 255).all()
+  opaque = 80 if mode == "I;16" else 59 if mode in ("LA", "L") else (0, 100, 0)
+  np.testing.assert_allclose(pixels[:, 10:], opaque + np.zeros((10, 10, 3)))
+  if mode in ("LA", "RGBA"):
+    mixed = np.add(opaque, 255) / 2 + np.zeros((5, 10, 3))
+    np.testing.assert_allclose(pixels[5:, :10], mixed, atol=1)
+
+
+@pytest.mark.parametrize(
+  "mode, color, want",
+  (
+    ("CMYK", (0, 255, 255, 0), (255, 0, 0)),
+    ("CMYK", (0, 0, 0, 255), (0, 0, 0)),
+    ("1", 1, (255, 255, 255)),
+  ),
+)
+def test_colours_of_other_modes(mode, color, want):
+  pixels = read(encode(Image.new(mode, (4, 4), color), "TIFF")).pixels
+  assert (pixels == want).all()
+
+
+@pytest.mark.parametrize("format", ("TIFF", "PNG", "WEBP"))
+def test_the_first_of_several_pages_is_read(format):
+  first, *others = (Image.new("L", (8, 8), 60 * index) for index in range(3))
+  options = {} if format == "TIFF" else dict(duration=100)
+  options |= dict(lossless=True) if format == "WEBP" else {}
+  data = encode(first, format, save_all=True, append_images=others, **options)
+  found = read(data)
+  assert not found.pixels.any()
+  assert found.notes == ("only the first page or frame of several is used: 3",)
 
 
 # How a file is stored that is to be turned by the orientation's number.
@@ -116,24 +255,26 @@ STORED = {
 
 
 @pytest.mark.parametrize("orientation", STORED)
-def test_photographs_are_turned_upright(orientation):
-  upright = stored = noise_image("RGB")
+@pytest.mark.parametrize(
+  "format, mode", (("PNG", "RGB"), ("TIFF", "RGB"), ("TIFF", "L"))
+)
+def test_photographs_are_turned_upright(orientation, format, mode, tmp_path):
+  upright = stored = noise_image(mode)
   if STORED[orientation] is not None:
     stored = upright.transpose(STORED[orientation])
   exif = Image.Exif()
   exif[0x112] = orientation
-  file = io.BytesIO()
-  stored.save(file, "PNG", exif=exif)
-  with Image.open(file) as image:
-    turned = decoding.turn_upright(image)
-    np.testing.assert_array_equal(np.asarray(turned), np.asarray(upright))
+  path = tmp_path / "photograph"
+  path.write_bytes(encode(stored, format, exif=exif))
+  for file in (path, path.read_bytes()):
+    found = read(file)
+    np.testing.assert_array_equal(found.pixels, upright.convert("RGB"))
+    assert found.orientation == orientation
 
 
 def test_an_image_with_damaged_exif_data_is_left_as_it_is():
-  file = io.BytesIO()
-  noise_image("RGB").save(file, "PNG", exif=b"Exif\0\0damaged")
-  with Image.open(file) as image:
-    assert decoding.turn_upright(image) is image
+  data = encode(noise_image("RGB"), exif=b"Exif\0\0damaged")
+  np.testing.assert_array_equal(read(data).pixels, noise_image("RGB"))
 
 
 def test_a_damaged_png_is_refused():
@@ -143,17 +284,17 @@ def test_a_damaged_png_is_refused():
   for _ in range(20):
     damaged = bytearray(content)
     damaged[rng.integers(60, len(content) - 20)] ^= 1 << rng.integers(8)
-    with pytest.raises(Exception, match="(?i)broken|error|truncated|stream"):
-      with decoding.open_image(bytes(damaged)) as opened:
-        decoding.as_seen(opened)
+    expected = "(?i)image cannot be read: .*(broken|error|truncated|stream)"
+    with pytest.raises(InputError, match=expected):
+      read(bytes(damaged))
 
 
 def test_other_files_are_refused(tmp_path):
   path = tmp_path / "x.png"
   os.mkfifo(path)  # Reading it would wait.
-  with pytest.raises(ValueError, match="not a regular file"):
-    decoding.decode_image(path, 8)
-  assert decoding.find_images([str(tmp_path)]) == [path]
+  with pytest.raises(InputError, match="x.png cannot be read: it is not a reg"):
+    read(path)
+  assert finding.find_images([str(tmp_path)]) == [path]
   path.unlink()
   postscript = encode(Image.new("RGB", (8, 8)), "EPS")
   for content, expected in (
@@ -163,22 +304,36 @@ def test_other_files_are_refused(tmp_path):
   ):
     path.write_bytes(content)
     for file in (content, path):
-      for decode in (decoding.decode_image, decode_mask):
+      for decode in (read, lambda file: decode_mask(file, 8)):
         with pytest.raises(ValueError, match=expected):
-          decode(file, 8)
+          decode(file)
+
+
+@pytest.mark.parametrize(
+  "array",
+  (
+    np.zeros((4, 4), np.float32),
+    np.zeros((4, 4, 3), np.uint16),
+    np.zeros((4, 4, 2), np.uint8),
+    np.zeros((0, 4), np.uint8),
+  ),
+)
+def test_other_arrays_are_refused(array):
+  with pytest.raises(InputError, match=r"expected uint8 .*, not .*\(.*4"):
+    read(array)
 
 
 def test_images_of_too_many_pixels_are_refused(tmp_path):
   path = tmp_path / "large.png"
   Image.new("1", (300, 200)).save(path)
-  assert decoding.decode_image(path, 8, max_pixels=60_000).shape == (8, 8, 3)
-  with pytest.raises(ValueError, match="more than 0.05 million pixels"):
-    decoding.decode_image(path, 8, max_pixels=50_000)
+  assert read(path, max_pixels=60_000).size == (300, 200)
+  with pytest.raises(InputError, match="more than 0.05 million pixels"):
+    read(path, max_pixels=50_000)
   with pytest.raises(ValueError):
     decode_mask(path, 8, max_pixels=50_000)
   Image.new("1", (20_000, 10_000)).save(path)
-  with pytest.raises(ValueError, match="80 million"):
-    decoding.decode_image(path, 8)
+  with pytest.raises(InputError, match="80 million"):
+    read(path)
 
 
 def test_finding_images(tmp_path, monkeypatch):
@@ -186,7 +341,7 @@ def test_finding_images(tmp_path, monkeypatch):
   (tmp_path / "loop.png").symlink_to("loop.png")
   (tmp_path / "gone.png").symlink_to("nowhere")
   (tmp_path / "folder").symlink_to(tmp_path)
-  found = decoding.find_images([str(tmp_path)])
+  found = finding.find_images([str(tmp_path)])
   assert found == [tmp_path / "gone.png", tmp_path / "loop.png"]
 
   def scandir(path):
@@ -194,4 +349,4 @@ def test_finding_images(tmp_path, monkeypatch):
 
   monkeypatch.setattr(os, "scandir", scandir)
   with pytest.raises(InputError, match="cannot be read: .*Permission denied"):
-    decoding.find_images([str(tmp_path)])
+    finding.find_images([str(tmp_path)])

@@ -2,11 +2,10 @@
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from cops_jax.errors import InputError
-from cops_jax.images import tiles
-from cops_jax.images.decoding import resize_image, resize_map
+from cops_jax.images import read, tiles
+from cops_jax.images.decoding import resize_map
 from helpers.images import make_image
 
 GRIDS = ((1, 1), (1, 2), (2, 3), (5, 4), (8, 8))
@@ -37,36 +36,41 @@ def test_bad_grids_are_refused(text):
 
 
 @pytest.mark.parametrize(
-  "size, grid",
+  "size, side, grid",
   (
-    ((518, 300), (1, 1)),
-    ((1036, 1037), (2, 1)),
-    ((4000, 3000), (4, 5)),
-    ((1, 1), (1, 1)),
-    ((20_000, 100), (1, 8)),
+    ((518, 300), 518, (1, 1)),
+    ((1036, 1037), 518, (2, 1)),
+    ((4000, 3000), 518, (4, 5)),
+    ((8000, 2000), 518, (2, 8)),
+    ((8000, 2000), 112, (2, 8)),
+    ((2000, 8000), 112, (8, 2)),
+    ((8000, 8000), 112, (8, 8)),
+    ((1, 1), 518, (1, 1)),
+    ((20_000, 100), 518, (1, 8)),
   ),
 )
-def test_auto_keeps_half_of_each_sides_pixels(size, grid):
-  assert tiles.choose_grid("auto", size, 518) == grid
+def test_auto_follows_each_side(size, side, grid):
+  """The fewest tiles that keep half of its pixels, or as much as 8 can."""
+  assert tiles.choose_grid("auto", size, side) == grid
+  longest = max(2 * side, max(size) / (1 + 0.75 * 7))
   for length, number in zip(size, grid[::-1], strict=True):
     for fewer in range(1, number):
-      assert length / (1 + 0.75 * (fewer - 1)) > 2 * 518
-    if number < 8:
-      assert length / (1 + 0.75 * (number - 1)) <= 2 * 518
+      assert length / (1 + 0.75 * (fewer - 1)) > longest
+    assert length / (1 + 0.75 * (number - 1)) <= longest
 
 
 def test_neighbours_share_a_quarter_of_a_tile():
   """Cut from an image whose values are its columns."""
   ramp = np.linspace(0, 255, 2600).round().astype(np.uint8)
-  image = Image.fromarray(np.broadcast_to(ramp, (10, 2600)).copy())
+  image = read(np.broadcast_to(ramp, (10, 2600)).copy())
   parts = tiles.cut(image, (1, 3), 100)
   assert parts.shape == (3, 100, 100, 3) and parts.dtype == np.uint8
   lefts, rights = parts[:, 5, 0, 0] / 255, parts[:, 5, -1, 0] / 255
   np.testing.assert_allclose(lefts, (0, 0.3, 0.6), atol=0.01)
   np.testing.assert_allclose(rights, (0.4, 0.7, 1), atol=0.01)
   corner = make_image(0, 90, 70).crop((0, 0, 52, 40))  # 4/7 of each side.
-  part = tiles.cut(make_image(0, 90, 70), (2, 2), 48)[0]
-  difference = resize_image(corner, 48).astype(int) - part
+  part = tiles.cut(read(make_image(0, 90, 70)), (2, 2), 48)[0]
+  difference = read(corner).resize(48).astype(int) - part
   assert np.abs(difference).mean() < 3
 
 
@@ -96,7 +100,7 @@ def test_what_tiles_show_stays_where_it_was(grid):
   """A smooth field, cut as an image is and blended as maps are."""
   y, x = np.mgrid[:200, :300] / 40
   field = 127 + 60 * np.sin(x) + 60 * np.cos(y)
-  image = Image.fromarray(field.round().astype(np.uint8))
+  image = read(field.round().astype(np.uint8))
   parts = tiles.cut(image, grid, 48)[..., 0].astype(np.float32)
   blended = tiles.blend(list(parts), grid, image.size)
   assert np.abs(blended - field).max() < 3

@@ -65,8 +65,8 @@ def test_training_and_evaluation_share_a_cache(
     read_metrics(filling), read_metrics(without), strict=True
   ):
     assert row["loss"] == pytest.approx(other["loss"], rel=1e-4)
-  # An image feature and 2 x 9 patch features of width 24.
-  gigabytes = f"{27 * (1 + 2 * 9) * 24 * 4 / 1e9:.3g} GB"
+  # An image feature, 2 x 9 patch features of width 24, and how it was read.
+  gigabytes = f"{27 * ((1 + 2 * 9) * 24 * 4 + 512) / 1e9:.3g} GB"
   assert f"{gigabytes} as float32, and " in caplog.text
   assert "computing features of nuts: 27/27 images" in caplog.text
 
@@ -149,8 +149,14 @@ def iterate(examples, num_workers=0, **kwargs):
   return list(pipeline.iterate_batches(examples, options, range(6), **kwargs))
 
 
-def test_batches_differ_in_the_features_alone(images, open_cache, fake_tower):
-  """Order, padding, skipped files and worker processes."""
+def test_batches_differ_in_the_features_alone(
+  images, open_cache, fake_tower, cache_config
+):
+  """Order, padding, skipped files, worker processes and how they were read."""
+  deep, exif = np.full((20, 16), 4095, np.uint16), Image.Exif()
+  exif[0x112] = 6
+  path = images / "test" / "bad" / "12.tiff"
+  Image.fromarray(deep).save(path, exif=exif)
   broken = images / "test" / "good" / "02.bmp"
   broken.write_bytes(broken.read_bytes()[:40])
   examples = load(images)
@@ -177,7 +183,15 @@ def test_batches_differ_in_the_features_alone(images, open_cache, fake_tower):
       assert (batch["image_features"][~is_real] == 1).all()
       for name in other.keys() - {"image"}:
         np.testing.assert_array_equal(batch[name], other[name])
-  subset = pipeline.Subset(examples, [8, 1])
+  row = cache.find(6)
+  assert (row["orientation"], *row["size"]) == (6, 20, 16)
+  assert row["notes"].endswith(": 12 bits")
+  assert (row["image_features"] == 15).all()
+  cache_config.input.bits_per_channel = 12
+  other = open_cache(examples, skipped={})
+  assert other.folder != cache.folder and not other.find(6)["notes"]
+  assert (other.find(6)["image_features"] == 255).all()
+  subset = pipeline.Subset(examples, [9, 1])
   options = pipeline.BatchOptions(48, 16, batch_size=2)
   (batch,) = pipeline.iterate_batches(subset, options, range(1), features=cache)
   for row, index in enumerate(subset.indices):
@@ -248,16 +262,16 @@ def test_changed_bytes_of_equal_length_are_other_data(
 
 
 @pytest.mark.parametrize(
-  "module, name", ((features, "_acquire"), (pipeline, "resize_image"))
+  "module, name", ((features, "_acquire"), (pipeline, "read"))
 )
 def test_an_image_that_changes_while_it_is_read_is_noticed(
   module, name, images, open_cache, fake_tower, monkeypatch
 ):
   real = getattr(module, name)
 
-  def touch_and_call(*args):
+  def touch_and_call(*args, **kwargs):
     os.utime(images / "test" / "bad" / "03.bmp", (0, 0))
-    return real(*args)
+    return real(*args, **kwargs)
 
   monkeypatch.setattr(module, name, touch_and_call)
   with pytest.raises(InputError, match="03.bmp of .*has changed since"):
@@ -312,7 +326,7 @@ def test_a_full_disk_is_noticed_before_and_during(
   with monkeypatch.context() as context:
     usage = types.SimpleNamespace(free=1000)
     context.setattr(shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(InputError, match="need 2.19e-05 GB.* 1e-06 GB free"):
+    with pytest.raises(InputError, match="need 2.8e-05 GB.* 1e-06 GB free"):
       open_cache(examples)
   assert not encoded
 
@@ -329,11 +343,12 @@ def test_a_full_disk_is_noticed_before_and_during(
 def test_numbers_that_do_not_fit_are_refused(tmp_path):
   cache = feature_cache.FeatureCache(tmp_path, "float16", (1, 2, 3), 1)
   patches = np.ones((1, 2, 3), np.float32)
-  cache.encode(np.full(3, 65504, np.float32), patches, "a.png")
+  row = dict(path="a.png", orientation=1, size=(4, 4), notes="")
+  cache.encode(np.full(3, 65504, np.float32), patches, row)
   with pytest.raises(InputError, match="a.png reach 7e.04, more than float16"):
-    cache.encode(np.full(3, 70000, np.float32), patches, "a.png")
+    cache.encode(np.full(3, 70000, np.float32), patches, row)
   with pytest.raises(InputError, match="weights are damaged"):
-    cache.encode(np.full(3, np.nan, np.float32), patches, "a.png")
+    cache.encode(np.full(3, np.nan, np.float32), patches, row)
 
 
 def test_bfloat16_holds_all_that_a_bfloat16_clip_computes(
@@ -345,8 +360,8 @@ def test_bfloat16_holds_all_that_a_bfloat16_clip_computes(
   cache_config.feature_cache.dtype = "bfloat16"
   half = open_cache(examples)
   for index in range(12):
-    for name, array in exact.find(index).items():
-      stored = half.find(index)[name]
+    for name in ("image_features", "patch_features"):
+      array, stored = (cache.find(index)[name] for cache in (exact, half))
       assert stored.nbytes == array.nbytes // 2
       np.testing.assert_array_equal(array, stored.astype(np.float32))
 

@@ -12,7 +12,7 @@ from jax.lax import stop_gradient
 from cops_jax import datasets, training
 from cops_jax.errors import InputError
 from cops_jax.evaluation.evaluator import Evaluator
-from cops_jax.images.decoding import decode_image
+from cops_jax.images import read
 from cops_jax.runs.checkpoints import Checkpoints
 from cops_jax.runs.metrics_log import read_metrics
 from cops_jax.runtime import signals
@@ -69,7 +69,7 @@ def test_a_step_that_is_not_finite_stops_the_run(
   examples = datasets.load(tiny.train.dataset, tiny.train.split)
   place = int(np.random.default_rng((tiny.seed, 0)).permutation(6)[2])
   size = tiny.model.image_size_pixels
-  bad = decode_image(examples[place]["image"], size)
+  bad = read(examples[place]["image"]).resize(size)
   real = steps.loss_and_terms
 
   def spoil(model, params, clip_params, batch):
