@@ -30,6 +30,7 @@ from cops_jax.datasets.schema import (
 )
 from cops_jax.datasets.specifications import Specification
 from cops_jax.errors import InputError, shorten
+from cops_jax.images import masks
 from cops_jax.images.decoding import open_image
 from cops_jax.progress import Progress
 
@@ -60,8 +61,8 @@ class Published(dataset_builder.ShardBasedBuilder, skip_registration=True):
       builder=self,
       description=(
         f"{row.title}. {row.description} Licence: {row.licence}. Images are"
-        " their files' bytes. Masks too, but for those whose highest value is"
-        " below 128, which become 0 and 255; an image without one has one that"
+        " their files' bytes. Masks too if anomalous is what is at least 128 in"
+        " grey; others become 0 and 255, and an image without one has one that"
         " is 0 throughout, of its size."
       ),
       homepage=row.homepage,
@@ -83,7 +84,7 @@ class Published(dataset_builder.ShardBasedBuilder, skip_registration=True):
       self.name, len(test), sum(row.is_anomaly for row in test)
     )
     listing.warn(self.name)
-    self.notes = listing.notes  # Kept with the prepared data.
+    self.notes, self.mask_notes = listing.notes, {}
     progress = Progress(len(listing.images), "images")
     num_done = 0
 
@@ -91,7 +92,8 @@ class Published(dataset_builder.ShardBasedBuilder, skip_registration=True):
       nonlocal num_done
       for image in images:
         example = file_example(image, root, self.name)
-        example["mask"] = _stored_mask(image)
+        example["mask"], notes = _stored_mask(image)
+        self.mask_notes[example["path"]] = "\n".join(notes)
         yield example["id"], example
         num_done += 1
         progress.update(num_done, f"preparing {self.name}")
@@ -163,25 +165,28 @@ def _download(row: Specification, root: pathlib.Path) -> pathlib.Path:
   return root
 
 
-def _stored_mask(listed: ListedImage) -> pathlib.Path | bytes:
-  """A mask's file where it is plain to see; else a PNG of 0 and 255."""
-  mask = None
+def _stored_mask(
+  listed: ListedImage,
+) -> tuple[pathlib.Path | bytes, Sequence[str]]:
+  """Returns a mask's file if it is plain to see, else a PNG, and notes."""
+  path = listed.masks[0] if listed.masks else listed.image
   try:
     if not listed.masks:
-      with open_image(listed.image) as image:
-        mask = np.zeros(image.size[::-1], bool)
-    for path in listed.masks:
       with open_image(path) as image:
-        values = np.asarray(image.convert("L"))
-      if values.max() >= _VISIBLE and len(listed.masks) == 1:
-        return path
-      mask = (values > 0) if mask is None else mask | (values > 0)
+        return _png(np.zeros(image.size[::-1], np.uint8)), ()
+    mask = masks.read_mask(listed.masks)
+    notes = mask.fit(masks.RECIPES_SIDE, 1, mask.pixels.shape[::-1]).notes
+    if len(listed.masks) == 1:
+      with open_image(path) as image:
+        is_visible = np.asarray(image.convert("L")) >= _VISIBLE
+      if np.array_equal(is_visible, mask.pixels):
+        return path, notes
+    return _png(mask.pixels.astype(np.uint8) * 255), notes
   except Exception as error:  # PIL raises many kinds of errors.
-    # Whoever decodes it says so, or leaves it out if that is wanted.
-    path = listed.masks[0] if listed.masks else listed.image
+    # Whoever decodes it says so, or leaves it out if that is wanted. The first
+    # of several masks alone may be sound.
     _logger.warning("%s cannot be read: %s", path, shorten(error))
-    return listed.masks[0] if listed.masks else EMPTY_MASK
-  return _png(mask.astype(np.uint8) * 255).getvalue()
+    return (EMPTY_MASK, path, b"")[min(len(listed.masks), 2)], ()
 
 
 def _shards(
@@ -201,11 +206,10 @@ def _shards(
   return shards
 
 
-def _png(array: np.ndarray) -> io.BytesIO:
+def _png(array: np.ndarray) -> bytes:
   file = io.BytesIO()
   Image.fromarray(array).save(file, "PNG", compress_level=1)
-  file.seek(0)
-  return file
+  return file.getvalue()
 
 
 class _Demo(tfds.core.GeneratorBasedBuilder, skip_registration=True):

@@ -14,6 +14,7 @@ import tensorflow_datasets as tfds
 from cops_jax.datasets.prepared import PreparedExamples, read_contents
 from cops_jax.errors import InputError, shorten
 from cops_jax.paths import require_local
+from cops_jax.tables import count_notes
 
 _logger = logging.getLogger(__name__)
 
@@ -108,7 +109,10 @@ def prepare(
         builder.download_and_prepare(
           download_config=tfds.download.DownloadConfig(manual_dir=manual_dir)
         )
-      read_contents(builder, getattr(builder, "notes", ()))
+      notes = count_notes(getattr(builder, "mask_notes", {}))
+      for note in notes:
+        _logger.warning("data set %s: %s", name, note)
+      read_contents(builder, [*getattr(builder, "notes", ()), *notes])
   except OSError as error:
     raise InputError(
       f"data set {name!r} cannot be prepared in {home}: {error}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -29,6 +30,8 @@ FULL = "the mask covers all of the image"
 OTHER_SIZE = "the mask has another size than its image"
 UPRIGHT = "the mask is taken as upright, as it has the turned image's shape"
 VANISHED = "the mask vanishes at {0} x {0} pixels"
+# The model's size in all recipes.
+RECIPES_SIDE = 518
 # Classes of defects that a mask numbers; shades reach a higher value.
 _MAX_CLASS = 63
 _MAX_NUM_CLASSES = 16
@@ -136,7 +139,7 @@ def read_mask(files: MaskFiles, max_pixels: int = MAX_PIXELS) -> Mask:
     ValueError: the file has no two such values, or files differ in size. For a
       damaged one PIL raises many kinds of errors.
   """
-  if isinstance(files, (bytes, pathlib.Path)):
+  if isinstance(files, (bytes, os.PathLike)):
     with open_image(files, max_pixels) as image:
       return _find_anomalous(_find_values(image), image.format == "JPEG")
   masks = [read_mask(file, max_pixels) for file in files]

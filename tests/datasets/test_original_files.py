@@ -25,6 +25,7 @@ from cops_jax.datasets import (
   prepared,
 )
 from cops_jax.errors import InputError
+from cops_jax.images.masks import EMPTY, FULL
 from helpers import original_layouts
 from helpers.original_layouts import write_tree
 
@@ -80,6 +81,28 @@ def test_original_files_are_read_back(name, tmp_path):
         np.testing.assert_array_equal(mask > 0, united)
       else:
         assert example["mask"] == files[0].read_bytes()
+
+
+def test_odd_masks_are_noted_and_plain_to_see(tmp_path, monkeypatch, caplog):
+  tree = write_tree("btad", tmp_path)
+  folder = tree.root / "02/ground_truth/ko"
+  drawn = pixels((folder / "0000.png").read_bytes())
+  alpha = np.dstack([np.full_like(drawn, 255), drawn])
+  Image.fromarray(alpha).save(folder / "0000.png")
+  Image.new("L", (11, 9)).save(folder / "0001.png")
+  first = tree.root / "01/ground_truth/ko/0000.png"
+  Image.new("RGB", (11, 9), "white").save(first)
+  monkeypatch.setattr(logging.getLogger("cops_jax"), "propagate", True)
+  examples = load(tree)
+  masks = {example["path"]: example["mask"] for example in examples}
+  np.testing.assert_array_equal(pixels(masks["02/test/ko/0000.png"]), drawn)
+  assert masks["01/test/ko/0000.bmp"] == first.read_bytes()
+  for note in (
+    f"1 images: {EMPTY} (02/test/ko/0001.png: 11 x 9 pixels)",
+    f"1 images: {FULL} (01/test/ko/0000.bmp: 11 x 9 pixels)",
+  ):
+    assert note in examples.notes
+    assert f"data set btad: {note}" in caplog.messages
 
 
 def test_tfds_gives_pixels_without_a_given_format(tmp_path, capsys):
