@@ -1,4 +1,4 @@
-"""Writes a run's prompts as a folder that `weights.pretrained` reads."""
+"""Writes a run's prompts, with a model card, as `weights.pretrained` reads."""
 
 from __future__ import annotations
 
@@ -6,17 +6,22 @@ import contextlib
 import dataclasses
 import logging
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
-from cops_jax import methods, thresholds
+from cops_jax import __version__, methods, thresholds
+from cops_jax.config import complete, decides
 from cops_jax.errors import InputError
+from cops_jax.fields import Role
 from cops_jax.files import delete, exists, find_files, whole_file
+from cops_jax.metrics import METRICS
 from cops_jax.paths import AnyPath, is_address, to_path
-from cops_jax.reporting import card
+from cops_jax.reporting.report import make_environment
 from cops_jax.reporting.tables import read_results
 from cops_jax.runs.checkpoints import Checkpoints
 from cops_jax.runs.record import Record, check_clip, read_record
+from cops_jax.tables import one_line, shorten_list
 from cops_jax.thresholds import Thresholds
 from cops_jax.weights import pretrained, prompts
 from cops_jax.weights.clip import DEMO_CLIP, load_clip
@@ -24,6 +29,13 @@ from cops_jax.weights.locate import split_hub_name
 from cops_jax.weights.pretrained import CARD, CONFIG, PROMPTS, THRESHOLDS
 
 _logger = logging.getLogger(__name__)
+
+# The hub's identifiers by what data sets' publishers state.
+_LICENCES = {
+  "CC BY 4.0": "cc-by-4.0",
+  "CC BY-NC-SA 4.0": "cc-by-nc-sa-4.0",
+  "CC0": "cc0-1.0",
+}
 
 
 def publish(
@@ -63,7 +75,7 @@ def publish(
   contents = {
     CONFIG: record.to_json(),
     PROMPTS: prompts.to_safetensors(trainable, record),
-    CARD: card.make_card(
+    CARD: make_card(
       record,
       name=out.name,
       step=step,
@@ -108,7 +120,7 @@ def change_thresholds(
   contents[THRESHOLDS] = chosen.to_json()
   if CARD in contents:
     text = contents[CARD].decode(errors="replace")
-    contents[CARD] = card.replace_thresholds(text, chosen)
+    contents[CARD] = replace_thresholds(text, chosen)
   _write(out, contents)
   return out / THRESHOLDS
 
@@ -202,3 +214,127 @@ def _write(out, contents: Mapping[str, str | bytes]):
         stack.enter_context(whole_file(out / name)).write_bytes(content)
   if THRESHOLDS not in contents:
     delete(out / THRESHOLDS)
+
+
+def make_card(
+  record: Record,
+  *,
+  name: str,
+  step: int,
+  prompts_sha256: str,
+  hub_clip: str = "",
+  thresholds: Thresholds | None = None,
+  results: Mapping[str, Any] | None = None,
+) -> str:
+  """Returns a card: what the prompts are, their training and their results.
+
+  Args:
+    record: of the run that trained them, without places of its machine.
+    name: suggested name of the repository.
+    step: of the checkpoint.
+    prompts_sha256: see `prompts.hash_prompts`.
+    hub_clip: the name of its CLIP on the hub; "" if it is not there.
+    thresholds: chosen for the prompts, if any were.
+    results: content of results.json of their evaluation, if there was one.
+  """
+  config = complete(record.config)
+  data = _describe_data(config["train.dataset"])
+  rows, settings = {}, []
+  if results:
+    rows = {
+      name: (row["mean"], row["num_images"], row["num_anomalous_images"])
+      for name, row in results["datasets"].items()
+    }
+    rows |= {name: (mean, "", "") for name, mean in results["means"].items()}
+    settings = [  # Those that the evaluation had otherwise than the config.
+      f"{name} = {value!r}"
+      for name, value in complete(results["config"]).items()
+      if decides(name, Role.RESULTS) and value != config.get(name)
+    ]
+  return (
+    _environment()
+    .get_template("card.md.jinja")
+    .render(
+      name=name,
+      title=methods.find(config["method"]).TITLE,
+      front_matter=_front_matter(config, data["licence_id"], hub_clip),
+      config=config,
+      clip=hub_clip or config["clip.weights"],
+      is_on_hub=bool(hub_clip),
+      is_toy=config["clip.weights"] == "demo",
+      data=data,
+      record=record,
+      step=step,
+      prompts_sha256=prompts_sha256,
+      version=__version__,
+      thresholds=thresholds,
+      metrics=METRICS,
+      rows=rows,
+      results=results,
+      settings=settings,
+    )
+  )
+
+
+def replace_thresholds(card: str, thresholds: Thresholds) -> str:
+  """Returns a card with its section of thresholds replaced.
+
+  Args:
+    card: from `make_card`, edited or not.
+    thresholds: that are beside it.
+  """
+  template = _environment().get_template("thresholds.md.jinja")
+  section = template.render(thresholds=thresholds)
+  pattern = r"^## Thresholds\n.*?(?=^## |\Z)"
+  return re.sub(pattern, lambda _: f"{section}\n\n", card, flags=re.M | re.S)
+
+
+def _environment():
+  environment = make_environment()
+  environment.filters["cell"] = _to_cell
+  environment.filters["public"] = lambda notes: shorten_list(
+    [note for note in notes if "/" not in note]  # Others name files.
+  )
+  return environment
+
+
+def _to_cell(text):
+  """Returns a name as it stands in a table of Markdown."""
+  return one_line(text).replace("\\", "\\\\").replace("|", "\\|")
+
+
+def _front_matter(config, licence, hub_clip):
+  from huggingface_hub import ModelCardData
+
+  from cops_jax.datasets.further import PUBLISHED
+
+  data = config["train.dataset"]
+  base = {"base_model": hub_clip, "base_model_relation": "adapter"}
+  values = ModelCardData(
+    license=licence,
+    library_name="cops_jax",
+    pipeline_tag="image-segmentation",
+    tags=["anomaly-detection", "zero-shot", "clip", "jax", config["method"]],
+    datasets=[data] if data in PUBLISHED else None,
+    **(base if hub_clip else {}),
+  )
+  return values.to_yaml().strip()
+
+
+def _describe_data(name):
+  """Returns title and licence of the training data."""
+  from cops_jax.datasets.further import PUBLISHED
+
+  licence_id = "other"
+  if row := PUBLISHED.get(name):
+    title = f"[{row.title}]({row.homepage}), {row.citation}"
+    licence = row.licence
+    licence_id = _LICENCES.get(licence.partition(",")[0], licence_id)
+  elif name.startswith("demo_"):
+    title = f"{name}, generated by cops_jax"
+    licence = "made for cops_jax, free to use"
+    licence_id = "apache-2.0"
+  else:
+    title = f"{name}, data of its publisher"
+    licence = "not known to the program that wrote this card"
+  return {"title": title, "licence": licence, "licence_id": licence_id}

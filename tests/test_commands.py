@@ -105,7 +105,7 @@ def test_a_missing_package_of_an_extra_is_reported():
 
 
 STUCK = """
-import sys, threading, time
+import threading, time
 from cops_jax import commands
 from cops_jax.errors import InputError
 
@@ -113,19 +113,10 @@ commands._EXIT_SECONDS = 1
 
 @commands.command_line
 def main(arguments):
-  if "interactive" not in sys.argv:
-    threading.Thread(target=time.sleep, args=[60]).start()
+  threading.Thread(target=time.sleep, args=[60]).start()
   raise InputError("the server has gone")
 
-if "interactive" in sys.argv:
-  sys.ps1 = "> "
-try:
-  main()
-except SystemExit:
-  if "interactive" not in sys.argv:
-    raise
-  time.sleep(2)
-  print("the session continues")
+main()
 """
 
 
@@ -135,9 +126,3 @@ def test_threads_that_wait_for_a_server_do_not_hold_up_the_end():
     _, err = process.communicate(timeout=50)
   assert process.returncode == 1 and err == "error: the server has gone\n"
   assert time.monotonic() - began < 30
-
-
-def test_an_interactive_session_outlives_a_command_that_failed():
-  with start_afresh("-c", STUCK, "interactive") as process:
-    out, _ = process.communicate(timeout=50)
-  assert process.returncode == 0 and out == "the session continues\n"

@@ -15,7 +15,6 @@ from cops_jax import publish, thresholds, training
 from cops_jax.detector import AnomalyDetector
 from cops_jax.errors import InputError
 from cops_jax.evaluation.results import Evaluated, mean_metrics
-from cops_jax.reporting.card import make_card
 from cops_jax.reporting.tables import results_json
 from cops_jax.reporting.tables import write_results as write_files
 from cops_jax.runs.checkpoints import Checkpoints
@@ -263,7 +262,7 @@ def test_the_licence_is_that_of_the_data(workdir, dataset, licence, text):
   values = provenance(workdir)
   values["config"]["evaluation"]["beta"] = 0.25
   card = ModelCard(
-    make_card(
+    publish.make_card(
       record,
       name="tiny",
       step=3,

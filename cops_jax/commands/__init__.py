@@ -57,8 +57,7 @@ def command_line(
       sys.stdout.flush()
       return status
     except InputError as error:
-      # An interactive session, which sets ps1, outlives the command.
-      if arguments is None and not hasattr(sys, "ps1"):
+      if arguments is None:
         end_soon()
       sys.exit(f"error: {error}")
     except KeyboardInterrupt:

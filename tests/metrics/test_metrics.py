@@ -252,7 +252,7 @@ def test_undefined_metrics_have_a_reason(label, reasons, mode):
   maps = [] if label is None else [np.full((2, 2), 0.5, np.float32)]
   pixels = gather(maps, [np.full((2, 2), label)] * len(maps), mode)
   values = images.compute() | pixels.compute()
-  assert tuple(values) == metrics.METRICS
+  assert list(values) == list(metrics.METRICS)
   assert all(math.isnan(value) for value in values.values())
   assert metrics.undefined_reasons(values, images, pixels) == {
     name: reasons[name.startswith("pixel")] for name in metrics.METRICS
