@@ -119,8 +119,8 @@ def restore(recorded: Mapping[str, Any], source: str, version: str) -> Any:
     kind = type(field.default)
     if kind is float and type(values[name]) is int:
       values[name] = float(values[name])  # JSON may have written it so.
-    if type(values[name]) is not kind:
-      errors.append(f"{name} is {values[name]!r}, no {_KINDS[kind]}")
+    if expected := _find_mistype(name, values[name]):
+      errors.append(f"{name} is {values[name]!r}, no {expected}")
   if errors:
     raise InputError(
       f"{source} was made by version {version}, whose config does not fit this"
@@ -169,6 +169,9 @@ def check_values(config: Any, clip: Any) -> None:
       f"the config lacks {', '.join(sorted(missing))}: begin with"
       " cops_jax.config.default(), which has every field"
     )
+  for name in FIELDS:
+    if expected := _find_mistype(name, values[name]):
+      _refuse(name, values[name], f"a {expected}")
   methods.find(config.method)
   unread = methods.unread_fields(config.method)
   for name, field in FIELDS.items():
@@ -184,6 +187,18 @@ def check_values(config: Any, clip: Any) -> None:
       _refuse(name, values[name], expected)
 
 
+def _find_mistype(name, value):
+  """Returns the kind of a field's values if the value is of another kind."""
+  default = FIELDS[name].default
+  if type(value) is not type(default):
+    return _KINDS[type(default)]
+  if isinstance(default, tuple):
+    kind = type(default[0]) if default else str
+    if any(type(item) is not kind for item in value):
+      return f"list of {_KINDS[kind]}s"
+  return ""
+
+
 def _refuse(name, value, expected):
   raise InputError(f"config.{name} is {value!r}; it must be {expected}")
 
@@ -197,10 +212,8 @@ def _misfits(config, clip, unread):
     expected = f"a multiple of the patch size {vision.patch_size}"
     yield "model.image_size_pixels", expected
   num_layers = vision.num_hidden_layers
-  if not model.feature_layers or not all(
-    isinstance(layer, int) and 1 <= layer <= num_layers
-    for layer in model.feature_layers
-  ):
+  layers = model.feature_layers
+  if not layers or min(layers) < 1 or max(layers) > num_layers:
     yield "model.feature_layers", f"whole numbers from 1 to {num_layers}"
   if model.num_value_layers > num_layers:
     yield "model.num_value_layers", f"at most the {num_layers} vision layers"

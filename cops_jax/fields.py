@@ -7,6 +7,8 @@ import enum
 import math
 from typing import Any
 
+_MAX_INT = 2**31 - 1
+
 
 class Role(enum.Flag):
   """The kinds of results that depend on a field.
@@ -33,7 +35,7 @@ class Field:
       is done.
     choices: the only values; empty if there are others.
     low: smallest value.
-    high: largest value.
+    high: largest value, see `highest`.
     below: number that values are smaller than.
     is_local: whether each process of a job may have a value of its own.
   """
@@ -51,17 +53,31 @@ class Field:
     """Whether a value of the field's type is within its limits."""
     if self.choices:
       return value in self.choices
+    if isinstance(value, tuple):
+      return len(set(value)) == len(value)
     return (
       (self.low is None or value >= self.low)
-      and (self.high is None or value <= self.high)
+      and (self.highest is None or value <= self.highest)
       and (self.below is None or value < self.below)
     )
+
+  @property
+  def highest(self) -> int | float | None:
+    """Largest value; for whole numbers by default that of an int32."""
+    is_whole = type(self.default) is int
+    return _MAX_INT if self.high is None and is_whole else self.high
 
   def describe_limits(self) -> str:
     """Returns what a value must be, for messages."""
     if self.choices:
       return f"one of {', '.join(self.choices)}"
-    limits = {"at least": self.low, "at most": self.high, "below": self.below}
+    if isinstance(self.default, tuple):
+      return "a list without repetition"
+    limits = {
+      "at least": self.low,
+      "at most": self.highest,
+      "below": self.below,
+    }
     return " and ".join(
       f"{words} {limit}" for words, limit in limits.items() if limit is not None
     )
@@ -120,7 +136,7 @@ FIELDS = {
   "input.num_workers": Field(
     0,
     "Processes that decode images. 0 decodes in threads of the main process,"
-    " which is enough for a few cores.",
+    " which is enough for a few cores. At most four times the cores.",
     low=0,
     is_local=True,
   ),

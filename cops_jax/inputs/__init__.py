@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from cops_jax.errors import InputError
 
 
 def load_examples(
@@ -12,8 +15,15 @@ def load_examples(
   """Calls `datasets.load` with the folders that a config names.
 
   Raises:
-    InputError: see `datasets.load`.
+    InputError: see `datasets.load`; or the config asks for more processes that
+      decode images than make sense on this machine.
   """
+  workers, most = config.input.num_workers, 4 * (os.cpu_count() or 1)
+  if workers > most:
+    raise InputError(
+      f"config.input.num_workers is {workers}; it must be at most {most}, four"
+      " times the number of this machine's cores"
+    )
   from cops_jax import datasets  # With TFDS, which is slow to import.
 
   return datasets.load(

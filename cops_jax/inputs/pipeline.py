@@ -12,8 +12,10 @@ import dataclasses
 import functools
 import logging
 import math
+import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import (
   Iterable,
   Iterator,
@@ -371,7 +373,7 @@ def _open_batches(load_row):
         options.num_workers,
         per_worker_buffer_size=num_batches(local_size, options.num_workers),
       ),
-      worker_init_fn=_ignore_ctrl_c,
+      worker_init_fn=_follow_parent,
     )
     # Rows through pipes: shared memory is no faster here, and containers have
     # little of it.
@@ -381,9 +383,15 @@ def _open_batches(load_row):
   return iter(rows.batch(local_size))
 
 
-def _ignore_ctrl_c(*_):
-  """Ignores Ctrl-C in a worker, which the main process ends."""
+def _follow_parent(*_):
+  """Makes a worker end with the main process, and not by Ctrl-C."""
   signal.signal(signal.SIGINT, signal.SIG_IGN)
+  threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent():
+  multiprocessing.parent_process().join()
+  os._exit(1)
 
 
 def _leave_out(examples, path, reason, skipped):

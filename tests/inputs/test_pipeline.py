@@ -2,13 +2,14 @@
 
 import io
 import multiprocessing
+import os
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from cops_jax.errors import InputError
-from cops_jax.inputs import pipeline
+from cops_jax.inputs import load_examples, pipeline
 from cops_jax.losses import count_mask_pixels
 from cops_jax.runtime.randomness import hash_example_id
 
@@ -170,6 +171,12 @@ def test_errors_of_workers_arrive_unchanged():
   assert real(iterate(examples, 3, steps=range(1))) == [0, 1, 2]
   with pytest.raises(InputError, match="^data set 'made' is damaged at record"):
     iterate(examples, 3, steps=range(1), num_workers=1)
+
+
+def test_processes_are_not_more_than_the_machine_has_use_for(config):
+  config.input.num_workers = 4 * os.cpu_count() + 1
+  with pytest.raises(InputError, match="must be at most .* machine's cores$"):
+    load_examples(config, "demo_auxiliary", "test")
 
 
 def test_example_ids_are_stable():
