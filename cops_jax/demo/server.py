@@ -33,6 +33,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from cops_jax import methods
 from cops_jax.datasets import generated
@@ -44,6 +45,8 @@ from cops_jax.images.tiles import normalize
 from cops_jax.predict import to_row
 from cops_jax.weights.clip import DEMO_CLIP
 
+# Connections at a time, and the seconds in which one must begin a request.
+_MAX_CONNECTIONS, _REQUEST_SECONDS = 100, 10.0
 _PAGE = pathlib.Path(__file__).parent / "page"
 # How much of a refused upload is read, in sizes of the largest one allowed.
 _MAX_DRAINED = 8
@@ -129,12 +132,34 @@ def make_server(app: ASGIApp) -> uvicorn.Server:
   """Returns a server of an ASGI app, for its `run`."""
   config = uvicorn.Config(
     app,
+    http=_Connection,
     lifespan="off",
     log_level="warning",
     timeout_graceful_shutdown=5,
     ws="none",
   )
   return uvicorn.Server(config)
+
+
+class _Connection(H11Protocol):
+  """A connection that is closed if there are too many, or it sends too slowly.
+
+  uvicorn alone waits forever for the rest of a request's headers.
+  """
+
+  def connection_made(self, transport):
+    super().connection_made(transport)
+    if len(self.connections) > _MAX_CONNECTIONS:
+      transport.abort()
+    self.loop.call_later(_REQUEST_SECONDS, self._require_request, None)
+
+  def _require_request(self, last):
+    """Closes the connection if it has begun no request after the last one."""
+    is_answered = self.cycle is None or self.cycle.response_complete
+    if self.cycle is last and is_answered:
+      self.transport.abort()
+    elif not self.transport.is_closing():
+      self.loop.call_later(_REQUEST_SECONDS, self._require_request, self.cycle)
 
 
 class _Server:

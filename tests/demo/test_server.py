@@ -1,10 +1,12 @@
 """The web page's server over HTTP, and what ends it before it serves."""
 
 import base64
+import contextlib
 import http.client
 import io
 import json
 import re
+import select
 import socket
 import sys
 import zlib
@@ -15,6 +17,7 @@ from PIL import Image
 
 from cops_jax.commands.demo import main
 from cops_jax.datasets import generated
+from cops_jax.demo import server
 from cops_jax.demo.server import _EXAMPLES
 from cops_jax.detector import AnomalyDetector
 from helpers import demo_pages
@@ -185,6 +188,27 @@ def test_uploads_at_the_same_time_are_limited(detector):
       until(lambda: post(port, content)[0] == 200)
       first.sendall(content)
       assert first.recv(15) == b"HTTP/1.1 200 OK"
+
+
+def test_half_sent_requests_are_bounded(detector, monkeypatch):
+  """In number at once, and each in time; then the page answers again."""
+  monkeypatch.setattr(server, "_MAX_CONNECTIONS", 5)
+  monkeypatch.setattr(server, "_REQUEST_SECONDS", 2.0)
+  with serve(detector) as port, contextlib.ExitStack() as stack:
+    links = [
+      stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+      for _ in range(9)
+    ]
+    for link in links:
+      with contextlib.suppress(OSError):
+        link.sendall(b"GET / HTTP/1.1\r\nHost: a\r\n")
+
+    def count_open():
+      return len(links) - len(select.select(links, [], [], 0)[0])
+
+    until(lambda: count_open() == 5, seconds=1.8)
+    until(lambda: count_open() == 0)
+    assert ask(port, "GET", "/")[0].status == 200
 
 
 @pytest.mark.parametrize("limit", ("max_seconds", "max_pause_seconds"))
