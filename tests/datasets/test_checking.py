@@ -1,6 +1,7 @@
 """The check of a data set's files, on trees with known faults."""
 
 import pytest
+import numpy as np
 from PIL import Image
 
 from cops_jax import datasets
@@ -56,6 +57,8 @@ def test_faulty_files_are_listed(tmp_path):
     tree.image(f"nut/test/dent/{number}.png", "test", "nut", "dent", mask=mask)
     tree.mask(mask, size=(7, 7) if number == 3 else (11, 9))
   tree.image("nut/test/good/wide.png", "test", "nut", mode="I;16")
+  deep = Image.fromarray(np.full((9, 11), 4000, np.uint16))
+  deep.save(tree.root / "nut/test/good/wide.png")
   Image.new("L", (11, 9)).save(tree.root / "nut/ground_truth/dent/4.png")
   for path in ("test/dent/1.png", "ground_truth/dent/2.png"):
     file = tree.root / "nut" / path
@@ -70,7 +73,7 @@ def test_faulty_files_are_listed(tmp_path):
     "nut/test/dent/3.png: its mask has 7 x 7 pixels, not 11 x 9",
     "nut/test/dent/4.png: its mask is empty, but the image is anomalous",
     "nut/test/good/wide.png: values need fewer than 16 bits, so the image may"
-    " be too dark; set bits_per_channel if the camera has fewer: 8 bits",
+    " be too dark; set bits_per_channel if the camera has fewer: 12 bits",
     f"{tree.root}/nut/test/good/notes.txt is not an image file and was left"
     " out",
   ):
