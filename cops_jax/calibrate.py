@@ -159,17 +159,16 @@ def _score(detector, rows, number):
   progress = Progress(number, "images")
   scores, peaks, labels = [], [], []
   pixels = metrics.PixelMetrics()
-  rows = iter(rows)
-  while batch := list(itertools.islice(rows, detector.max_batch_size)):
-    found = detector.detect(
-      [dataclasses.replace(image, size=size) for image, _, _ in batch]
-    )
-    for detection, (_, label, mask) in zip(found, batch, strict=True):
-      scores.append(detection.image_score)
-      peaks.append(detection.anomaly_map.max())
-      labels.append(label == ANOMALY)
-      if mask is not None:
-        pixels.add(detection.anomaly_map, mask)
+  rows, ahead = itertools.tee(rows)
+  found = detector.detect(
+    dataclasses.replace(image, size=size) for image, _, _ in ahead
+  )
+  for detection, (_, label, mask) in zip(found, rows, strict=True):
+    scores.append(detection.image_score)
+    peaks.append(detection.anomaly_map.max())
+    labels.append(label == ANOMALY)
+    if mask is not None:
+      pixels.add(detection.anomaly_map, mask)
     progress.update(len(scores), "choosing thresholds")
   return _Found(
     np.array(scores), np.array(peaks), np.array(labels, bool), pixels

@@ -15,7 +15,7 @@ import itertools
 import logging
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -327,16 +327,11 @@ class AnomalyDetector:
     """
     if not isinstance(images, (list, tuple)):
       return self([images], tiles)[0]
-    detections = []
-    for start in range(0, len(images), self.max_batch_size):
-      batch = images[start : start + self.max_batch_size]
-      detections += self.detect(
-        [
-          self.decode(image, f"image {number} of {len(images)}", tiles)
-          for number, image in enumerate(batch, start + 1)
-        ]
-      )
-    return detections
+    decoded = (
+      self.decode(image, f"image {number} of {len(images)}", tiles)
+      for number, image in enumerate(images, start=1)
+    )
+    return list(self.detect(decoded))
 
   def decode(
     self, image: AnyImage, name: str = "", tiles: str = ""
@@ -355,29 +350,32 @@ class AnomalyDetector:
     image = read(image, name="" if is_path else name, **self.reading)
     return tiling.decode(image, self.image_size, tiles)
 
-  def detect(self, images: Sequence[DecodedImage]) -> list[Detection]:
-    """Scores decoded images, at most `max_batch_size`.
+  def detect(
+    self, images: Iterable[DecodedImage | InputError]
+  ) -> Iterator[Detection | InputError]:
+    """Yields the detections of decoded images, and errors as they come.
+
+    It takes up to `max_batch_size` images at a time.
 
     Raises:
       InputError: the model's parameters give no finite scores.
     """
-    found = self._run(
-      [pixels for image in images for pixels in (image.pixels, *image.parts)]
-    )
-    detections = []
-    for image in images:
-      rows = list(itertools.islice(found, 1 + len(image.parts)))
-      score, anomaly_map = tiling.join(rows, image.grid, image.size)
-      detections.append(
-        Detection(
-          float(score),
-          anomaly_map,
-          self.thresholds_for(image.tiles),
-          image.grid,
-          image.notes,
-        )
+    images = iter(images)
+    while batch := list(itertools.islice(images, self.max_batch_size)):
+      decoded = [one for one in batch if not isinstance(one, InputError)]
+      found = self._run(
+        [pixels for image in decoded for pixels in (image.pixels, *image.parts)]
       )
-    return detections
+      for image in batch:
+        if isinstance(image, InputError):
+          yield image
+          continue
+        rows = list(itertools.islice(found, 1 + len(image.parts)))
+        score, anomaly_map = tiling.join(rows, image.grid, image.size)
+        fitting = self.thresholds_for(image.tiles)
+        yield Detection(
+          float(score), anomaly_map, fitting, image.grid, image.notes
+        )
 
   def _run(self, images):
     """Yields scores and maps of any number of images of the model's size."""

@@ -26,20 +26,15 @@ _MAX_NAME_BYTES = 200  # Of 255: a number and a suffix are appended.
 def predict(
   detector: AnomalyDetector, paths: Sequence[pathlib.Path], tiles: str = ""
 ) -> Iterator[tuple[pathlib.Path, Detection | InputError]]:
-  """Yields paths, in order, and detections or why an image cannot be read."""
-  size = detector.max_batch_size
-  for start in range(0, len(paths), size):
-    part = paths[start : start + size]
-    outcomes, decoded = {}, {}
-    for path in part:
-      try:
-        decoded[path] = detector.decode(path, tiles=tiles)
-      except InputError as error:
-        outcomes[path] = error
-    found = detector.detect(list(decoded.values()))
-    outcomes |= zip(decoded, found, strict=True)
-    for path in part:
-      yield path, outcomes[path]
+  """Returns paths, in order, and detections or why an image cannot be read."""
+
+  def decode(path):
+    try:
+      return detector.decode(path, tiles=tiles)
+    except InputError as error:
+      return error
+
+  return zip(paths, detector.detect(map(decode, paths)), strict=True)
 
 
 def to_row(

@@ -23,9 +23,10 @@ class Recording(AnomalyDetector):
     self.seen = []
 
   def detect(self, images):
-    self.seen += [image.pixels for image in images]
-    maps = [image.pixels.mean(2, dtype=np.float32) / 255 for image in images]
-    return [Detection(float(values.max()), values) for values in maps]
+    for image in images:
+      self.seen.append(image.pixels)
+      values = image.pixels.mean(2, dtype=np.float32) / 255
+      yield Detection(float(values.max()), values)
 
 
 def deep_grey():

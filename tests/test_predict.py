@@ -177,8 +177,9 @@ def test_thresholds_of_labelled_data(workdir, tmp_path, data_dir, capsys):
   labels = np.array([path.parent.name == "bad" for path in files])
   detector = AnomalyDetector.from_workdir(workdir)
   size = (detector.image_size,) * 2
-  found = detector.detect(
-    [dataclasses.replace(detector.decode(path), size=size) for path in files]
+  decoded = (detector.decode(path) for path in files)
+  found = list(
+    detector.detect(dataclasses.replace(image, size=size) for image in decoded)
   )
   scores = np.array([row.image_score for row in found])
   maps = np.stack([row.anomaly_map for row in found])

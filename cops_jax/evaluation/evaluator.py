@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import itertools
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
-import jax
 import numpy as np
 from jax.sharding import Mesh, Sharding
 
@@ -33,6 +31,7 @@ from cops_jax.runtime.mesh import (
 )
 from cops_jax.runtime.processes import (
   agree,
+  collect,
   gather_objects,
   peak_memory_bytes,
 )
@@ -106,11 +105,13 @@ class Evaluator:
       found.skipped,
       errors,
     )
-    with _note(errors), MapWriter(maps_folder) as maps:
+    with collect(errors), MapWriter(maps_folder) as maps:
       for row in score(examples, f"evaluating {examples.name}"):
-        with _note(errors):
+        with collect(errors):
           image = found.add(row, examples.name)
           maps.write(image.category, image.path, row["anomaly_map"])
+      if errors:
+        raise errors[0]  # Incomplete maps are not kept.
     agree(errors)
     found = found.gather()
     num_images = len(found.images)
@@ -200,9 +201,9 @@ class Evaluator:
       return []
     ranges, pictures = found.ranges(), []
     subset = pipeline.Subset(examples, [image.index for _, image in chosen])
-    with _note(errors):
+    with collect(errors):
       for row in score(subset):
-        with _note(errors):
+        with collect(errors):
           place = int(row["index"])
           kind, (image, *_) = chosen[place]
           low, high = ranges[image.category]
@@ -220,17 +221,6 @@ class Evaluator:
     agree(errors)
     rows = itertools.chain.from_iterable(gather_objects(pictures))
     return [picture for _, picture in sorted(rows, key=lambda row: row[0])]
-
-
-@contextlib.contextmanager
-def _note(errors: list[Exception]) -> Iterator[None]:
-  """In a cluster appends an error to a list instead of raising it."""
-  try:
-    yield
-  except Exception as error:  # The other processes wait, whatever it is.
-    if jax.process_count() == 1:
-      raise
-    errors.append(error)
 
 
 def _with_tiles(batches, num_tiles):

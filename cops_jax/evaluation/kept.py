@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from cops_jax.evaluation.results import (
   DatasetResult,
   ImageResult,
   Picture,
+  without_nan,
 )
 from cops_jax.fields import Role
 from cops_jax.files import (
@@ -117,12 +119,19 @@ class KeptResult:
     content = {
       "key": self._key,
       "maps": self._find_maps() if self.maps_folder else None,
-      "result": dataclasses.asdict(result),
+      "result": without_nan(dataclasses.asdict(result)),
     }
     try:
       write_file(self._path, seal(content))
     except (InputError, OSError) as error:
       _logger.warning("the result is not kept: %s", error)
+
+
+def _with_nan(values):
+  """JSON has null for NaN."""
+  return {
+    name: math.nan if value is None else value for name, value in values.items()
+  }
 
 
 def _from_values(values):
@@ -131,7 +140,10 @@ def _from_values(values):
     for row in values["pictures"]
   ]
   categories = {
-    name: CategoryResult(**row) for name, row in values["categories"].items()
+    name: CategoryResult(
+      **_with_nan(row) | {"metrics": _with_nan(row["metrics"])}
+    )
+    for name, row in values["categories"].items()
   }
   images = [ImageResult(**row) for row in values["images"]]
   nested = dict(categories=categories, images=images, pictures=pictures)

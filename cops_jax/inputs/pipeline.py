@@ -36,6 +36,7 @@ from cops_jax.images import read, tiles
 from cops_jax.images.decoding import MAX_PIXELS
 from cops_jax.images.masks import decode_mask
 from cops_jax.losses import count_mask_pixels
+from cops_jax.runtime.processes import collect
 from cops_jax.runtime.randomness import hash_example_id
 from cops_jax.typing import Integer
 
@@ -323,7 +324,7 @@ def keep_pace(
   features: FeatureCache | None,
   errors: list[Exception],
 ) -> Iterator[dict[str, np.ndarray]]:
-  """Yields batches up to the first error; in a cluster, padding after it.
+  """Yields batches until there is an error; in a cluster, then padding.
 
   Steps of a cluster need all processes, so one without a batch takes part with
   padding, whose labels are -1, until all of them know.
@@ -332,23 +333,23 @@ def keep_pace(
     batches: may end with an error.
     number: of the batches.
     options, features: of the batches, see `iterate_batches`.
-    errors: receives the error.
+    errors: of this process; receives those of the batches.
   """
-  try:
+  with collect(errors):
     for batch in batches:
+      if errors:
+        break
       yield batch
       number -= 1
-  except Exception as error:  # Other processes would wait, whatever it is.
-    errors.append(error)
-    if jax.process_count() > 1:
-      row = _RowLoader((), options, range(0), features)._padding()
-      row = {**row, "label": np.int32(-1)}
-      del row["error"]
-      for _ in range(number):
-        yield {
-          name: np.stack([value] * options.local_size)
-          for name, value in row.items()
-        }
+  if errors and jax.process_count() > 1:
+    row = _RowLoader((), options, range(0), features)._padding()
+    row = {**row, "label": np.int32(-1)}
+    del row["error"]
+    for _ in range(number):
+      yield {
+        name: np.stack([value] * options.local_size)
+        for name, value in row.items()
+      }
 
 
 def _open_batches(load_row):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import pickle
 import re
 import sys
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -116,6 +117,15 @@ def gather_objects(value: Any) -> list[Any]:
   ]
 
 
+@contextlib.contextmanager
+def collect(errors: list[Exception]) -> Iterator[None]:
+  """Appends an error to a list, for `agree`, instead of raising it."""
+  try:
+    yield
+  except Exception as error:  # Other processes wait, whatever it is.
+    errors.append(error)
+
+
 def in_all_processes(function: Callable[..., Any], *args: Any) -> Any:
   """Calls a function in every process; if it fails in one, it fails in all.
 
@@ -128,10 +138,8 @@ def in_all_processes(function: Callable[..., Any], *args: Any) -> Any:
     InputError: in every process, if the function raised anything in one.
   """
   result, errors = None, []
-  try:
+  with collect(errors):
     result = function(*args)
-  except Exception as caught:  # The others wait, whatever it is.
-    errors.append(caught)
   agree(errors)
   return result
 

@@ -72,7 +72,7 @@ def evaluate(config, workdir, evaluated):
 
 
 def test_a_failure_is_reported_and_the_rest_is_resumed(
-  evaluate, folder, tmp_path, caplog
+  evaluate, folder, workdir, tmp_path, caplog
 ):
   names = [
     folder,
@@ -87,6 +87,7 @@ def test_a_failure_is_reported_and_the_rest_is_resumed(
   reason = found.failed[names[1]]
   assert "2.png" in reason and "Replace the file" in reason
   assert "/b failed: " in caplog.text
+  assert ": NaN" not in (workdir / "evaluation" / "a.json").read_text()
 
   broken.write_bytes(content)
   again, scored = evaluate(*names)

@@ -36,7 +36,7 @@ def path(detector, tmp_path_factory):
 def test_the_file_is_the_detector_for_any_number_of_images(detector, path):
   loaded = export.load(path)
   decoded = [detector.decode(make_image(seed, 48, 48)) for seed in range(3)]
-  want = detector.detect(decoded)
+  want = list(detector.detect(decoded))
   assert len({detection.image_score for detection in want}) == 3
   for number in (1, 3):
     outputs = loaded(np.stack([image.pixels for image in decoded[:number]]))

@@ -45,7 +45,7 @@ def test_the_file_is_the_detector_for_any_number_of_images(trained, path):
   # What is compiled after an export is as it was before.
   detector = AnomalyDetector.from_workdir(trained[0])
   decoded = decode(detector, 3)
-  want = detector.detect(decoded)
+  want = list(detector.detect(decoded))
   assert len({detection.image_score for detection in want}) == 3
   images = np.stack([image.pixels for image in decoded])
   session = onnxruntime.InferenceSession(path)
@@ -75,7 +75,7 @@ def test_without_category_and_state_words(trained, tmp_path):
   session = onnxruntime.InferenceSession(path)
   decoded = decode(detector, 3)
   images = np.stack([image.pixels for image in decoded])
-  check(session, images, detector.detect(decoded))
+  check(session, images, list(detector.detect(decoded)))
 
 
 def test_a_wrong_file_is_not_written(trained, tmp_path, monkeypatch):

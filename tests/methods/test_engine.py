@@ -77,7 +77,7 @@ def test_exports_are_the_detector(run, tmp_path):
   detector = AnomalyDetector.from_workdir(run[0])
   decoded = [detector.decode(make_image(seed, 48, 48)) for seed in range(3)]
   images = np.stack([image.pixels for image in decoded])
-  want = detector.detect(decoded)
+  want = list(detector.detect(decoded))
   export.export(detector, tmp_path / "made.cops")
   loaded = export.load(tmp_path / "made.cops")
   assert loaded.metadata["method"] == detector.config.method
