@@ -20,7 +20,7 @@ COMMANDS = {
   "calibrate": "choose the thresholds of verdicts",
   "export": "write a whole detector as one file",
   "datasets": "list, check and prepare data sets",
-  "weights": "export and publish prompts, show what a file of weights holds",
+  "weights": "save and publish prompts, show what a file of weights holds",
   "compare": "put the results of several runs into one table",
 }
 

@@ -123,7 +123,7 @@ def prepare(words, root):
   if "--pretrained=published/visa" in words:
     call("weights", "publish", run, "--out=published/visa")
   if any("epoch_10.pth" in word for word in words):
-    call("weights", "export", run, f"--out={root}/epoch_10.pth")
+    call("weights", "save", run, f"--out={root}/epoch_10.pth")
 
 
 def execute(line, root, clip):

@@ -164,7 +164,7 @@ def test_flipped_bits(trained, tmp_path):
     ("eval.py", place, f"--datasets={images}"),
     (*COPS, "calibrate", place, f"--data={images}"),
     (*COPS, "export", place, f"--out={workdir}/a.cops"),
-    (*COPS, "weights", "export", place, f"--out={workdir}/a.safetensors"),
+    (*COPS, "weights", "save", place, f"--out={workdir}/a.safetensors"),
   ):
     code, _, err = run(*command)
     assert code == 0, err

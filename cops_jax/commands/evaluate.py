@@ -31,7 +31,7 @@ def _parser() -> argparse.ArgumentParser:
   group.add_argument(
     "--checkpoint",
     help="trained prompts: a work directory, the authors' epoch_N.pth, which"
-    " needs --config, or exported prompts; default: those in --workdir",
+    " needs --config, or saved prompts; default: those in --workdir",
   )
   flags.add(group, "--pretrained")
   parser.add_argument(

@@ -29,7 +29,7 @@ def _parser() -> argparse.ArgumentParser:
     "--init_from",
     default="",
     help="trained prompts to begin from: a work directory, the authors'"
-    " epoch_N.pth, exported prompts, or published ones: a folder, or OWNER/NAME"
+    " epoch_N.pth, saved prompts, or published ones: a folder, or OWNER/NAME"
     " or OWNER/NAME@REVISION on the Hugging Face hub; the optimizer starts"
     " fresh",
   )

@@ -1,11 +1,11 @@
-"""Exports and publishes trained prompts, shows what a file of weights holds.
+"""Saves and publishes trained prompts, shows what a file of weights holds.
 
-  cops weights export --workdir=runs/demo --out=prompts.pth
+  cops weights save --workdir=runs/demo --out=prompts.pth
   cops weights publish --workdir=runs/visa --out=published/visa
   cops weights inspect prompts.pth
   cops weights inspect runs/demo
 
-`export` writes a run's newest prompts as one file: .safetensors or, for the
+`save` writes a run's newest prompts as one file: .safetensors or, for the
 authors' code, .pth. `publish` writes them as a folder that --pretrained takes,
 with their config, thresholds and model card, ready for `hf upload`. `inspect`
 prints what a file of weights holds, without running any of it; of a run its
@@ -37,7 +37,7 @@ def _parser() -> argparse.ArgumentParser:
   parser = make_parser("weights", __doc__)
   commands = parser.add_subparsers(dest="command", required=True)
   command = commands.add_parser(
-    "export", help="write a run's newest prompts as one file"
+    "save", help="write a run's newest prompts as one file"
   )
   command.add_argument("--workdir", required=True, help="of a training run")
   command.add_argument(
@@ -150,8 +150,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
   from cops_jax import publish
   from cops_jax.weights import prompts
 
-  if options.command == "export":
-    print(prompts.export(options.workdir, options.out))
+  if options.command == "save":
+    print(prompts.save(options.workdir, options.out))
   elif options.command == "publish":
     show_messages()
     print(publish.publish(options.workdir, options.out, options.clip))

@@ -140,7 +140,7 @@ def _read_file(path, template, method):
   )
   if file.content_sha256 not in ("", hash_prompts(params)):
     raise InputError(
-      f"{path} is damaged: its tensors are not those that were written. Export"
+      f"{path} is damaged: its tensors are not those that were written. Save"
       " them again, or take a copy."
     )
   return params
@@ -253,7 +253,7 @@ def write_prompts(
     )
 
 
-def export(workdir: str, out: str) -> str:
+def save(workdir: str, out: str) -> str:
   """Writes the newest prompts of a work directory as one file.
 
   Args:

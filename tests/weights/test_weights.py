@@ -42,12 +42,12 @@ def untrained_config(untrained):
 
 
 @pytest.fixture(scope="module")
-def exported(untrained, tmp_path_factory):
+def saved(untrained, tmp_path_factory):
   """Both formats of the run's prompts."""
-  folder = tmp_path_factory.mktemp("exported")
+  folder = tmp_path_factory.mktemp("saved")
   paths = [folder / "prompts.pth", folder / "prompts.safetensors"]
   for path in paths:
-    prompts.export(str(untrained[0]), str(path))
+    prompts.save(str(untrained[0]), str(path))
   return paths
 
 
@@ -68,18 +68,18 @@ def parameters(workdir):
 
 
 def test_runs_and_exports_record_how_they_were_made(
-  untrained, exported, clip_folder
+  untrained, saved, clip_folder
 ):
   workdir, config = untrained
   record, expected = read_record(workdir), parameters(workdir)
   content = (clip_folder / "model.safetensors").read_bytes()
   assert record.clip_sha256 == hashlib.sha256(content).hexdigest()
   assert record.version == cops_jax.__version__
-  for path in exported:
+  for path in saved:
     loaded, _ = prompts.load_prompts(path, expected)
     chex.assert_trees_all_equal(loaded, expected)
     assert prompts.find_record(path) == record
-  for path in (workdir, *exported):
+  for path in (workdir, *saved):
     assert prompts.recorded_config(path).to_dict() == config.to_dict()
     text = inspect(str(path))
     assert "trained on demo_auxiliary with CLIP" in text
@@ -88,7 +88,7 @@ def test_runs_and_exports_record_how_they_were_made(
 
 def test_the_command_exports(untrained, tmp_path, capsys):
   out = tmp_path / "deeper" / "prompts.pth"
-  main(["export", f"--workdir={untrained[0]}", f"--out={out}"])
+  main(["save", f"--workdir={untrained[0]}", f"--out={out}"])
   expected = f"{out}: the prompts of step 0 of {untrained[0]}\n"
   assert capsys.readouterr().out == expected
   assert out.is_file()
@@ -97,8 +97,8 @@ def test_the_command_exports(untrained, tmp_path, capsys):
 @pytest.mark.parametrize(
   "arguments, expected",
   (
-    (("export", "--workdir={0}", "--out=a.bin"), "must end in .safetensors or"),
-    (("export", "--workdir={0}/no", "--out=a.pth"), "holds no training run"),
+    (("save", "--workdir={0}", "--out=a.bin"), "must end in .safetensors or"),
+    (("save", "--workdir={0}/no", "--out=a.pth"), "holds no training run"),
     (("inspect", "{0}/no"), "no cannot be read: No such file or directory"),
     (("inspect", "{0}/checkpoints"), "checkpoints holds no training run"),
     (("inspect", "{0}/run.json"), "neither safetensors nor torch's zip format"),
@@ -147,11 +147,11 @@ def test_inspect_of_a_run_and_of_something_else(untrained, tmp_path):
 
 
 def test_training_begins_from_a_file_or_a_run(
-  untrained, exported, untrained_config, tmp_path
+  untrained, saved, untrained_config, tmp_path
 ):
   untrained_config.seed = 7
   expected = parameters(untrained[0])
-  for index, start in enumerate((untrained[0], exported[0])):
+  for index, start in enumerate((untrained[0], saved[0])):
     workdir = tmp_path / str(index)
     training.train(untrained_config, workdir, init_from=start)
     chex.assert_trees_all_equal(parameters(workdir), expected)
@@ -201,9 +201,9 @@ def test_a_start_that_does_not_fit_writes_nothing(untrained_config, tmp_path):
 
 
 def test_prompts_that_are_not_finite_are_refused(
-  exported, untrained_config, tmp_path
+  saved, untrained_config, tmp_path
 ):
-  with safe_open(exported[1], framework="numpy") as file:
+  with safe_open(saved[1], framework="numpy") as file:
     tensors = {name: file.get_tensor(name) for name in file.keys()}
     metadata = file.metadata()
   path = tmp_path / "prompts.safetensors"
@@ -222,7 +222,7 @@ def test_prompts_that_are_not_finite_are_refused(
 
 
 def test_another_clip_is_refused_unless_allowed(
-  untrained, exported, untrained_config, other_clip, tmp_path
+  untrained, saved, untrained_config, other_clip, tmp_path
 ):
   before = sorted(untrained[0].iterdir())
   untrained_config.clip.weights = str(other_clip)
@@ -234,16 +234,16 @@ def test_another_clip_is_refused_unless_allowed(
   workdir = tmp_path / "new"
   for action, arguments in (
     (training.train, dict(workdir=untrained[0])),
-    (training.train, dict(workdir=workdir, init_from=exported[0])),
+    (training.train, dict(workdir=workdir, init_from=saved[0])),
     (many.evaluate, dict(workdir=untrained[0])),
-    (many.evaluate, dict(workdir=workdir, checkpoint=exported[1])),
+    (many.evaluate, dict(workdir=workdir, checkpoint=saved[1])),
   ):
     with pytest.raises(InputError, match=hashes):
       action(untrained_config, **arguments)
   assert sorted(untrained[0].iterdir()) == before and not workdir.exists()
   training.train(untrained_config, untrained[0], allow_other_clip=True)
   training.train(
-    untrained_config, workdir, init_from=exported[0], allow_other_clip=True
+    untrained_config, workdir, init_from=saved[0], allow_other_clip=True
   )
 
 
