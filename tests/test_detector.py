@@ -141,7 +141,7 @@ def test_tiles(detector):
     assert_same(detector(small, tiles), detector(small))
   image = make_image(1, 150, 100)
   found, whole = detector(image, tiles="2x3"), detector(image)
-  parts = tiling.cut(image, (2, 3), 48)
+  parts = detector.decode(image, tiles="2x3").parts
   seen = detector([Image.fromarray(part) for part in parts])
   assert found.grid == (2, 3)
   highest = max(part.image_score for part in seen)
