@@ -123,15 +123,10 @@ def _read(path):
   """Returns what a process wrote of itself; empty if that cannot be read."""
   try:
     found = json.loads(read_file(path))
-    return found if isinstance(found["process"], int) else {}
-  except (
-    FileNotFoundError,
-    ValueError,
-    LookupError,
-    TypeError,
-    RecursionError,
-  ):
+  except (FileNotFoundError, ValueError, RecursionError):
     return {}
+  is_whole = isinstance(found, dict) and isinstance(found.get("process"), int)
+  return found if is_whole else {}
 
 
 def _is_over(holder):
@@ -156,10 +151,9 @@ def _in_use(workdir, purpose, holder, advice):
 
 
 def _name(holder):
-  try:
-    return (
-      f"process {holder['process']} on host {holder['host']}, since"
-      f" {holder['since']}"
-    )
-  except KeyError:
+  if not holder:
     return "another process"
+  return (
+    f"process {holder['process']} on host {holder.get('host')}, since"
+    f" {holder.get('since')}"
+  )

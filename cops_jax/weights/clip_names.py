@@ -194,24 +194,25 @@ def config_from_openai(
     )
 
   def shape(name, num_axes):
-    tensor = tensors.get(name)
-    if tensor is None or tensor.ndim != num_axes or not tensor.size:
-      found = "missing" if tensor is None else f"of shape {tensor.shape}"
+    found = tensors[name].shape if name in tensors else ()
+    if len(found) != num_axes or 0 in found:
       raise InputError(
-        f"{source} holds no CLIP in OpenAI's names: {name} is {found}; it must"
-        f" have {num_axes} axes"
+        f"{source} holds no CLIP in OpenAI's names: {name} is of shape {found},"
+        f" or missing; it must have {num_axes} axes"
       )
-    return tensor.shape
+    return found
 
   def tower(prefix, width):
-    blocks = re.compile(re.escape(prefix) + r"transformer\.resblocks\.(\d+)\.")
-    layers = {match[1] for match in map(blocks.match, tensors) if match}
+    layers = f"{prefix}transformer.resblocks."
+    numbers = {
+      name.removeprefix(layers).partition(".")[0]
+      for name in tensors
+      if name.startswith(layers)
+    }
     return dict(
       hidden_size=width,
-      intermediate_size=shape(
-        f"{prefix}transformer.resblocks.0.mlp.c_fc.weight", 2
-      )[0],
-      num_hidden_layers=len(layers),
+      intermediate_size=shape(f"{layers}0.mlp.c_fc.weight", 2)[0],
+      num_hidden_layers=len(numbers),
       num_attention_heads=max(1, width // _OPENAI_HEAD_WIDTH),
       hidden_act="quick_gelu",
     )

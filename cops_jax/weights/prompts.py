@@ -29,11 +29,8 @@ from cops_jax.weights.tensor_files import HASH, check_tensors, read_tensor_file
 
 # The one key of the authors' files.
 _ROOT = "prompt_learner"
-# Parts that CoPS's authors' files always have, and the words that they serve.
-_CONDITIONAL_WORDS = {
-  "prototype_extractor": "state",
-  "category_vae": "category",
-}
+# Parts that CoPS's authors' files always have, of state and category words.
+_CONDITIONAL = ("prototype_extractor", "category_vae")
 
 
 def find_record(path: str | os.PathLike) -> Record | None:
@@ -173,13 +170,10 @@ def _require_authors_format(trainable, method, path):
       f"{path}: the method {method!r} has no authors' format, only"
       f" {' and '.join(authors_names.METHODS)} have; .safetensors holds any"
     )
-  absent = [
-    words for part, words in _CONDITIONAL_WORDS.items() if part not in trainable
-  ]
-  if method == "cops" and absent:
+  if method == "cops" and not all(part in trainable for part in _CONDITIONAL):
     raise InputError(
-      f"{path}: the authors' format has no prompts without"
-      f" {' and '.join(absent)} words; .safetensors has"
+      f"{path}: the authors' format has no prompts without state and category"
+      " words; .safetensors has"
     )
 
 
