@@ -1,5 +1,7 @@
 """CoPS against the authors' code, on random weights."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -38,8 +40,8 @@ def visa_features():
 
 
 def encode(model, recipe):
-  variables, images = golden.variables(), golden.images(recipe)
-  return model.apply(variables, images, method=encode_images)
+  apply = functools.partial(model.apply, method=encode_images)
+  return jax.jit(apply)(golden.variables(), golden.images(recipe))
 
 
 def test_vision_features(expected, features):
@@ -54,9 +56,8 @@ def test_training_outputs(recipe, expected):
     jnp.asarray(expected[f"enc.{name}_features"]) for name in ("image", "patch")
   ]
   noise = jnp.asarray(expected["in.train_noise"])[:, None]
-  outputs = golden.model(recipe).apply(
-    golden.variables(), *features, noise, is_training=True
-  )
+  apply = functools.partial(golden.model(recipe).apply, is_training=True)
+  outputs = jax.jit(apply)(golden.variables(), *features, noise)
   actual = {
     "prototypes": outputs.prototypes,
     "distance_normal": outputs.distances[:, scoring.NORMAL],
@@ -75,16 +76,16 @@ def test_training_outputs(recipe, expected):
 def test_evaluation_outputs(recipe, expected, features):
   model, noise = golden.model(recipe), jnp.asarray(expected["in.eval_noise"])
   noise = noise.transpose(1, 0, 2)
-  outputs = model.apply(golden.variables(), *features, noise, is_training=False)
+  apply = functools.partial(model.apply, is_training=False)
+  outputs = jax.jit(apply)(golden.variables(), *features, noise)
   alpha = model.config.evaluation.alpha
   patch_scores = scoring.weighted_patch_scores(
     outputs.patch_probability, outputs.distances, alpha
   )
   probability = jax.nn.softmax(outputs.image_logits)[:, scoring.ANOMALY]
   batch = dict(zip(("image_features", "patch_features"), features, strict=True))
-  detected = detect_anomalies(
-    model, golden.variables(), batch | {"noise": noise}
-  )
+  detect = jax.jit(functools.partial(detect_anomalies, model))
+  detected = detect(golden.variables(), batch | {"noise": noise})
   actual = {
     "prototypes": outputs.prototypes,
     "text_features": outputs.text_features,
@@ -112,9 +113,9 @@ def test_half_precision_is_close(visa_features):
 def apply(features, fields=None, params=None, is_training=False):
   params = params or golden.variables()["params"]
   noise = jnp.ones((len(features[0]), 1, features[0].shape[-1]))
-  return golden.model("visa", fields).apply(
-    {"params": params}, *features, noise, is_training=is_training
-  )
+  model = golden.model("visa", fields)
+  apply = functools.partial(model.apply, is_training=is_training)
+  return jax.jit(apply)({"params": params}, *features, noise)
 
 
 def test_injection_modes_swap_the_states(visa_features):
@@ -177,7 +178,6 @@ def test_words_follow_their_features_alone(visa_features, state, category):
 PUBLISHED_SIZES = {
   # patch, image, vision width and layers, text width; parameters.
   "ViT-B/16": (16, 224, 768, 12, 512, 149_620_737),
-  "ViT-L/14": (14, 224, 1024, 24, 768, 427_616_513),
   "ViT-L/14@336": (14, 336, 1024, 24, 768, 427_944_193),
 }
 

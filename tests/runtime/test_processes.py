@@ -41,12 +41,15 @@ def folders(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def flags(arguments, folders):
+def flags(arguments, folders, tmp_path_factory):
+  """Of training from features that both processes compute."""
   return (
     *arguments,
     *(f"--config.train.{name}={value}" for name, value in SETTINGS.items()),
     f"--config.train.dataset={folders[0]}",
     f"--config.evaluation.datasets=('{folders[1]}',)",
+    "--config.feature_cache.dtype=float32",
+    f"--config.features_dir={tmp_path_factory.mktemp('features')}",
     "--heartbeat_timeout_seconds=5",
   )
 
@@ -66,7 +69,7 @@ def whole(flags, tmp_path_factory):
 def test_two_processes_train_and_evaluate_as_one(
   whole, folders, clip_folder, data_dir, tmp_path
 ):
-  """This process, on eight devices: losses, metrics, parameters and files."""
+  """This process, on eight devices, from images: losses, metrics, the rest."""
   config = make_config(clip_folder, data_dir)
   config.train.update(SETTINGS)
   config.train.dataset = folders[0]
@@ -95,17 +98,13 @@ def test_two_processes_train_and_evaluate_as_one(
 
 
 def test_a_cluster_ends_together_and_resumes(whole, flags, folders, tmp_path):
-  """An error, SIGTERM and SIGKILL in one; the result is that of a whole run.
-
-  Both train from features that both computed.
-  """
+  """An error, SIGTERM and SIGKILL in one; the result is that of a whole run."""
   workdir = tmp_path / "run"
 
   def start():
     return start_cluster(
       *(2, 2, "train.py", *flags, f"--workdir={workdir}"),
       "--config.train.checkpoint_every_steps=2",
-      "--config.feature_cache.dtype=float32",
       f"--config.features_dir={tmp_path}/features",
     )
 
