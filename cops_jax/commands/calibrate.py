@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from cops_jax.commands import command_line, flags, make_parser
 from cops_jax.errors import InputError
 from cops_jax.progress import show_messages
+from cops_jax.tables import shorten_list
 
 _FALSE_ALARMS = 0.01
 
@@ -85,6 +86,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     from cops_jax import datasets
 
     examples = datasets.load(options.data, "test", options.data_dir)
+    for note in shorten_list(examples.notes):
+      print(f"{examples.name}: {note}")
     chosen = calibrate.from_labelled_data(detector, examples, rate, tiles)
   if options.pretrained:
     path = publish.change_thresholds(options.pretrained, out, chosen)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from cops_jax.commands import command_line, make_parser
 from cops_jax.errors import InputError
 from cops_jax.progress import show_messages
-from cops_jax.tables import align
+from cops_jax.tables import align, shorten_list
 
 
 def _state(name, options):
@@ -42,7 +42,8 @@ def _list(options):
   lines = [("name", "state", "test images", "licence", "where to get it")]
   for name, row in (SPECIFICATIONS | FURTHER).items():
     size = row.size or str(row.num_test_images)
-    cells = (size, row.licence, row.homepage)
+    source = f"pip install {row.package}" if row.package else row.homepage
+    cells = (size, row.licence, source)
     lines.append((name, _state(name, options), *cells))
   lines = align(lines, num_text_columns=len(lines[0]))
   lines.insert(
@@ -68,6 +69,7 @@ def _check(options):
 
 def _prepare(options):
   from cops_jax.datasets import SPECIFICATIONS, preparation
+  from cops_jax.datasets.prepared import read_contents
 
   names = options.names
   if options.all:
@@ -76,7 +78,8 @@ def _prepare(options):
         print(f"{name}: no original files, see the list command")
       else:
         names.append(name)
-  rows, errors = [("name", "train images", "test images")], []
+  rows, notes = [("name", "train images", "test images")], []
+  errors = []
   for name in names:
     try:
       builder = preparation.prepare(name, options.data_dir, options.manual_dir)
@@ -89,7 +92,9 @@ def _prepare(options):
       for split in ("train", "test")
     )
     rows.append((name, *counts))
-  print("\n".join(align(rows, num_text_columns=1)))
+    found = read_contents(builder)["notes"]
+    notes += (f"{name}: {note}" for note in shorten_list(found))
+  print("\n".join([*align(rows, num_text_columns=1), *notes]))
   if errors:
     sys.exit("\n".join(errors))
   return 0

@@ -83,7 +83,6 @@ class Published(dataset_builder.ShardBasedBuilder, skip_registration=True):
     listing.oddities += count_differences(
       self.name, len(test), sum(row.is_anomaly for row in test)
     )
-    listing.warn(self.name)
     self.notes, self.mask_notes = listing.notes, {}
     progress = Progress(len(listing.images), "images")
     num_done = 0

@@ -125,6 +125,5 @@ def load_custom(
   """
   name, listing = name_of(reader, root), read_listing(reader, root)
   listing.require_sound(name)
-  listing.warn(name)
   images = [image for image in listing.images if image.split == split]
   return FileExamples(name, root, images, listing.notes, by_contents)

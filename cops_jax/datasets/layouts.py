@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import logging
 import os
 import pathlib
 import re
@@ -14,8 +13,6 @@ from typing import Any
 from cops_jax.errors import InputError
 from cops_jax.images.finding import IMAGE_SUFFIXES, is_hidden
 from cops_jax.tables import shorten_list
-
-_logger = logging.getLogger(__name__)
 
 NORMAL_KIND = "good"
 
@@ -75,12 +72,6 @@ class Listing:
     return self.oddities + [f"{number} hidden files were skipped"] * (
       number > 0
     )
-
-  def warn(self, name: str) -> None:
-    """Logs the first notes, if there are any."""
-    if self.notes:
-      notes = "; ".join(shorten_list(self.notes))
-      _logger.warning("data set %s: %s", name, notes)
 
   def require_sound(self, name: str) -> None:
     """Raises InputError, with the first problems, if there are any."""

@@ -273,8 +273,6 @@ def _describe_data(result, examples, fingerprint):
   if examples.is_published:
     labels = [image.label for image in result.images]
     differences = count_differences(examples.name, len(labels), sum(labels))
-  for difference in differences:
-    _logger.warning("%s: %s", examples.name, difference)
   return dataclasses.replace(
     result,
     identity=str(examples.identity),

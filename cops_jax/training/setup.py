@@ -24,6 +24,7 @@ from cops_jax.paths import AnyPath
 from cops_jax.runs.record import check_clip, find_record
 from cops_jax.runtime.mesh import make_mesh, num_device_bytes, replicate
 from cops_jax.runtime.processes import in_all_processes
+from cops_jax.tables import shorten_list
 from cops_jax.training.step import TrainState
 from cops_jax.weights import pretrained, prompts
 from cops_jax.weights.clip import PretrainedCLIP, clip_of
@@ -59,6 +60,8 @@ def load(
   clip = clip_of(config)
   model = build_model(config, clip)
   examples = load_examples(config, config.train.dataset, config.train.split)
+  for note in shorten_list(examples.notes):
+    _logger.warning("%s: %s", examples.name, note)
   if not examples[0]["has_mask"]:  # Reported before features are computed.
     raise _no_mask(examples.name, examples[0]["path"])
   return config, clip, model, examples

@@ -57,7 +57,8 @@ def test_prepare_and_list(tmp_path, directories):
   assert "https://endotect.com" in rows["endo"]
   write_tree("visa", tmp_path)  # It would be downloaded.
   code, out, _ = call("datasets", "prepare", "--all", *directories)
-  assert code == 0
+  assert code == 0 and "elpv" not in out
+  assert "visa: 24 images in the test split" in out
   rows = cells(out)
   assert rows["visa"].split() == ["visa", "12", "24"]
   assert rows["isic:"] == "isic: no original files, see the list command"
@@ -76,3 +77,23 @@ def test_prepare_and_list(tmp_path, directories):
 def test_bad_arguments_are_reported(arguments, expected):
   code, _, err = call("datasets", *arguments)
   assert code and expected in err
+
+
+def test_a_package_that_brings_a_data_set(tmp_path, monkeypatch):
+  prepare = [
+    "datasets",
+    "prepare",
+    "elpv",
+    f"--data_dir={tmp_path / 'prepared'}",
+  ]
+  code, _, err = call(*prepare)
+  assert code and "not there: pip install elpv_dataset, or get ELPV from" in err
+  tree = write_tree("elpv", tmp_path / "there")
+  package = tmp_path / "site" / "elpv_dataset"
+  package.mkdir(parents=True)
+  (package / "__init__.py").write_text("raise AssertionError('imported')")
+  tree.root.rename(package / "data")
+  monkeypatch.syspath_prepend(package.parent)
+  code, out, _ = call(*prepare)
+  assert code == 0 and cells(out)["elpv"].split() == ["elpv", "-", "3"]
+  assert "1 images with a probability of an anomaly between 0 and 1 were" in out

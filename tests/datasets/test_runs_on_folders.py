@@ -22,9 +22,12 @@ def workable(config, tmp_path):
 
 def test_evaluation_on_a_folder_and_a_list(workable, trained, tmp_path):
   from cops_jax.evaluation import many
+  from cops_jax.reporting import report
+  from cops_jax.reporting.tables import format_table
 
   tree, config = workable
   write_meta(tree)
+  (tree.root / "nut/validation").mkdir()
   other = write_parts(tmp_path / "other" / "parts")
   config.evaluation.datasets = (
     f"meta_json:{tree.root}",
@@ -34,6 +37,13 @@ def test_evaluation_on_a_folder_and_a_list(workable, trained, tmp_path):
   evaluated = many.evaluate(config, tmp_path / "run", checkpoint=trained[0])
   found = evaluated.results
   assert list(found) == ["parts-meta_json", "parts"]
+  report.write(tmp_path / "run", evaluated)
+  for text in (
+    format_table(found),
+    (tmp_path / "run" / "report.html").read_text(),
+    (tmp_path / "run" / "results.json").read_text(),
+  ):
+    assert text.count("nut: validation is not read") == 1
   assert len(found["parts"].images) == 6
   scores = [
     {image.path: image.image_score for image in result.images}
