@@ -25,6 +25,7 @@ from cops_jax.datasets import (
   prepared,
 )
 from cops_jax.errors import InputError
+from cops_jax.images import read
 from cops_jax.images.masks import EMPTY, FULL
 from helpers import original_layouts
 from helpers.original_layouts import write_tree
@@ -118,8 +119,8 @@ def test_tfds_gives_pixels_without_a_given_format(tmp_path, capsys):
   assert len(source) == 6 * 5
   for example in source:
     path = example["path"].decode()
-    with Image.open(tree.root / path) as image:
-      np.testing.assert_array_equal(example["image"], image.convert("RGB"))
+    pixels = read(tree.root / path).pixels
+    np.testing.assert_array_equal(example["image"], pixels)
     mask = tree.expected[path].mask
     if mask:
       with Image.open(tree.root / mask) as image:
