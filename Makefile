@@ -14,6 +14,8 @@ NEWEST_PYTHON ?= $(shell for name in python3.14 python3.13 python3.12 python3; d
 PIP_INSTALL = .venv/bin/python -m pip install --quiet --disable-pip-version-check \
   --constraint constraints.txt
 
+EXTRAS =  # Such as [docs,test], to install them together.
+
 NUMBERS = tests/test_losses.py \
   tests/methods/test_cops.py::test_vision_features \
   tests/methods/test_cops.py::test_training_outputs \
@@ -55,7 +57,7 @@ soak: .venv/test
 
 .venv/core: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(PIP_INSTALL) --editable .
+	$(PIP_INSTALL) --editable '.$(EXTRAS)'
 	touch $@
 
 .venv/docs: .venv/core
