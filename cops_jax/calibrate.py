@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import logging
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,19 +13,23 @@ import numpy as np
 
 from cops_jax import metrics, thresholds
 from cops_jax.detector import AnomalyDetector
-from cops_jax.errors import InputError, shorten
+from cops_jax.errors import InputError
 from cops_jax.images import AnyImage
-from cops_jax.images.masks import decode_mask
+from cops_jax.images.masks import example_mask
 from cops_jax.images.tiles import normalize
 from cops_jax.metrics.proportions import (
   CONFIDENCE,
   Proportion,
   estimate,
 )
+from cops_jax.paths import readable
 from cops_jax.progress import Progress
 from cops_jax.scoring import ANOMALY
+from cops_jax.tables import count_notes
 from cops_jax.thresholds import Thresholds
 from cops_jax.typing import Bool, Float
+
+_logger = logging.getLogger(__name__)
 
 
 def from_normal_images(
@@ -44,7 +50,14 @@ def from_normal_images(
   Raises:
     InputError: there are no images, one cannot be read, or tiles are invalid.
   """
-  rows = ((detector.decode(image, tiles=tiles), 0, None) for image in images)
+  paths = (
+    readable(image) if isinstance(image, (str, os.PathLike)) else f"image {n}"
+    for n, image in enumerate(images)
+  )
+  rows = (
+    (path, detector.decode(image, tiles=tiles), 0, None, ())
+    for path, image in zip(paths, images, strict=True)
+  )
   found = _score(detector, rows, len(images))
   return _few_false_alarms(detector, found, false_alarms, tiles)
 
@@ -137,39 +150,45 @@ def _make(detector, found, image, pixel, method, tiles):
 
 
 def _decode(detector, example, tiles):
-  """Returns an example's image, label and mask."""
-  path, size = example["path"], detector.image_size
-  image, mask = detector.decode(example["image"], path, tiles), None
-  if example["has_mask"] and example["label"] != ANOMALY:
-    mask = np.zeros((size, size), bool)
-  elif example["has_mask"]:
-    try:
-      mask = decode_mask(example["mask"], size, image.orientation)
-      mask = mask.astype(bool)
-    except Exception as error:  # PIL raises many kinds of errors.
-      raise InputError(
-        f"the mask of {path} cannot be read: {shorten(error)}"
-      ) from error
-  return image, example["label"], mask
+  """Returns an example's path, image, label, mask and notes on the mask."""
+  path = example["path"]
+  image = detector.decode(example["image"], path, tiles)
+  form = (detector.image_size, image.orientation, image.size, detector.reading)
+  try:
+    mask, notes = example_mask(example, *form)
+  except InputError as error:
+    raise InputError(f"{path}: {error}") from error
+  mask = mask.astype(bool) if example["has_mask"] else None
+  return path, image, example["label"], mask, notes
 
 
 def _score(detector, rows, number):
-  """Scores images, with maps of the model's size, beside labels and masks."""
+  """Scores images, with maps of the model's size, beside labels and masks.
+
+  Args:
+    detector: of the run.
+    rows: path, image, label, mask and notes on the mask of each image.
+    number: of the rows.
+  """
   size = (detector.image_size, detector.image_size)
   progress = Progress(number, "images")
   scores, peaks, labels = [], [], []
-  pixels = metrics.PixelMetrics()
+  pixels, notes = metrics.PixelMetrics(), {}
   rows, ahead = itertools.tee(rows)
   found = detector.detect(
-    dataclasses.replace(image, size=size) for image, _, _ in ahead
+    dataclasses.replace(image, size=size) for _, image, *_ in ahead
   )
-  for detection, (_, label, mask) in zip(found, rows, strict=True):
+  for detection, row in zip(found, rows, strict=True):
+    path, image, label, mask, mask_notes = row
+    notes[path] = "\n".join([*image.notes, *mask_notes])
     scores.append(detection.image_score)
     peaks.append(detection.anomaly_map.max())
     labels.append(label == ANOMALY)
     if mask is not None:
       pixels.add(detection.anomaly_map, mask)
     progress.update(len(scores), "choosing thresholds")
+  for note in count_notes(notes):
+    _logger.warning("%s", note)
   return _Found(
     np.array(scores), np.array(peaks), np.array(labels, bool), pixels
   )

@@ -8,8 +8,6 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
-
 from cops_jax.datasets import custom, preparation
 from cops_jax.datasets.further import PUBLISHED, count_differences
 from cops_jax.datasets.prepared import read_contents
@@ -17,9 +15,9 @@ from cops_jax.datasets.schema import file_example
 from cops_jax.errors import InputError
 from cops_jax.files import digest_file
 from cops_jax.images import read
-from cops_jax.images.decoding import open_image
+from cops_jax.images.masks import RECIPES_SIDE, example_mask
 from cops_jax.progress import Progress
-from cops_jax.tables import align, shorten_list
+from cops_jax.tables import align, count_notes, shorten_list
 
 
 class Check:
@@ -172,43 +170,34 @@ def _inspect_all(
   number: int,
 ) -> None:
   """Adds what reading some examples shows; PIL works in parallel threads."""
-  progress = Progress(number, "images")
+  progress, notes = Progress(number, "images"), {}
   with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
     found = pool.map(lambda index: _inspect(*load(index)), range(number))
-    for index, (counts, format_, problems, oddities) in enumerate(found):
+    for index, (counts, format_, problems, path, lines) in enumerate(found):
       result.counts.update(counts)
-      result.formats.update(format_)
+      result.formats.update([format_])
       result.problems += problems
-      result.oddities += oddities
+      notes[path] = "\n".join(lines)
       progress.update(index + 1, f"checking {result.name}")
+  result.oddities += count_notes(notes)
 
 
 def _inspect(split, example):
-  """Counts, format, problems and oddities of one example."""
+  """Returns counts, format, problems, path and notes of one example."""
   path, place = example["path"], (example["category"], split)
   counts = [(*place, "anomalous" if example["label"] else "normal")]
-  problems, oddities = [], []
-  image = mask = None
-  try:
-    image = read(example["image"], name=f"{path}: its image")
-  except InputError as error:
-    problems.append(str(error))
-  try:
-    file = example["mask"]
-    with open_image(file[0] if isinstance(file, list) else file) as mask:
-      pass
-  except Exception as error:  # PIL raises what its many decoders raise.
-    problems.append(f"{path}: its mask cannot be read: {error}")
   if example["label"] and example["has_mask"]:
     counts.append((*place, "masks"))
-    if image and mask and sorted(mask.size) != sorted(image.size):
-      width, height = image.size
-      oddities.append(
-        f"{path}: its mask has {mask.width} x {mask.height} pixels, not"
-        f" {width} x {height}"
-      )
-    if mask and not np.any(mask.convert("L")):
-      oddities.append(f"{path}: its mask is empty, but the image is anomalous")
-  oddities += [f"{path}: {note}" for note in (image.notes if image else ())]
-  format_ = [image.stored_as if image else "unreadable"]
-  return counts, format_, problems, oddities
+  problems, format_, notes = [], "unreadable", ()
+  form = 1, (1, 1)  # A mask is read although its image cannot be.
+  try:
+    image = read(example["image"], name="its image")
+    form, format_ = (image.orientation, image.size), image.stored_as
+    notes = image.notes
+  except InputError as error:
+    problems.append(f"{path}: {error}")
+  try:
+    notes += example_mask(example, RECIPES_SIDE, *form, {}).notes
+  except InputError as error:
+    problems.append(f"{path}: {error}")
+  return counts, format_, problems, path, () if problems else notes

@@ -86,14 +86,14 @@ def example_mask(
   side: int,
   orientation: int,
   size: tuple[int, int],
-  max_pixels: int = MAX_PIXELS,
+  reading: Mapping[str, int],
 ) -> Mask:
   """Returns an example's mask at the model's size; zeros without one.
 
   Args:
     example: see `cops_jax.datasets.load`.
     side, orientation, size: see `Mask.fit`.
-    max_pixels: of a file, see `decoding.open_image`.
+    reading: see `config.reading`; its "max_pixels" are those of the mask too.
 
   Raises:
     InputError: the mask cannot be read.
@@ -101,19 +101,10 @@ def example_mask(
   if not (example["label"] and example["has_mask"]):
     return Mask(np.zeros((side, side), np.uint8))
   try:
-    return read_mask(example["mask"], max_pixels).fit(side, orientation, size)
+    mask = read_mask(example["mask"], reading.get("max_pixels", MAX_PIXELS))
+    return mask.fit(side, orientation, size)
   except Exception as error:  # PIL raises many kinds of errors.
     raise InputError(f"its mask cannot be read: {shorten(error)}") from error
-
-
-def decode_mask(
-  file: bytes | pathlib.Path,
-  size: int,
-  orientation: int = 1,
-  max_pixels: int = MAX_PIXELS,
-) -> Integer[np.ndarray, "h w"]:
-  """Returns a mask file, or its bytes, as 0 and 1, uint8, of side `size`."""
-  return read_mask(file, max_pixels).fit(size, orientation, (1, 1)).pixels
 
 
 def read_mask(files: MaskFiles, max_pixels: int = MAX_PIXELS) -> Mask:

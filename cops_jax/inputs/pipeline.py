@@ -30,11 +30,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from cops_jax.config import reading
-from cops_jax.errors import InputError, shorten
+from cops_jax.errors import InputError
 from cops_jax.files import digest_file
 from cops_jax.images import read, tiles
-from cops_jax.images.decoding import MAX_PIXELS
-from cops_jax.images.masks import decode_mask
+from cops_jax.images.masks import example_mask
 from cops_jax.losses import count_mask_pixels
 from cops_jax.runtime.processes import collect
 from cops_jax.runtime.randomness import hash_example_id
@@ -171,7 +170,13 @@ class _RowLoader:
       features = self.features.find(index)
     try:
       facts = self._read(example["image"]) if features is None else features
-      mask = self._read_mask(example["mask"], facts)
+      mask = example_mask(
+        example,
+        self.options.image_size,
+        int(facts["orientation"]),
+        tuple(facts["size"].tolist()),
+        self.options.reading,
+      )
     except InputError as error:
       return self._padding(path=example["path"], error=str(error))
     if self.features is not None and features is None:
@@ -180,7 +185,10 @@ class _RowLoader:
         " could not be read when they were computed: give the same command"
         " again"
       )
-    row = self._make_row(facts, mask, place, example)
+    # The cache has the notes on masks of when features were computed.
+    lines = dict.fromkeys([*str(facts["notes"]).splitlines(), *mask.notes])
+    facts = {**facts, "notes": np.str_("\n".join(lines))}
+    row = self._make_row(facts, mask.pixels, place, example)
     if self.options.example_ids:
       row["example_id"] = _noise_id(example)
     return {**row, "padding_mask": np.bool_(True)}
@@ -198,16 +206,6 @@ class _RowLoader:
     if options.num_tiles:
       fields["tiles"] = tiles.cut(image, options.tile_grid, options.image_size)
     return fields
-
-  def _read_mask(self, file, facts):
-    max_pixels = self.options.reading.get("max_pixels", MAX_PIXELS)
-    try:
-      return decode_mask(
-        file, self.options.image_size, int(facts["orientation"]), max_pixels
-      )
-    except Exception as error:  # PIL raises what its many decoders raise.
-      reason = f"its mask cannot be read: {shorten(error)}"
-      raise InputError(reason) from error
 
   def _padding(self, path: str = "", error: str = "") -> dict[str, Any]:
     shape = (self.options.image_size, self.options.image_size)

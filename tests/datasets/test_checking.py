@@ -1,7 +1,7 @@
 """The check of a data set's files, on trees with known faults."""
 
-import pytest
 import numpy as np
+import pytest
 from PIL import Image
 
 from cops_jax import datasets
@@ -70,10 +70,13 @@ def test_faulty_files_are_listed(tmp_path):
     "nut/test/dent/2.png: its mask",
   ]
   for expected in (
-    "nut/test/dent/3.png: its mask has 7 x 7 pixels, not 11 x 9",
-    "nut/test/dent/4.png: its mask is empty, but the image is anomalous",
-    "nut/test/good/wide.png: values need fewer than 16 bits, so the image may"
-    " be too dark; set bits_per_channel if the camera has fewer: 12 bits",
+    "1 images: the mask has another size than its image (nut/test/dent/3.png:"
+    " 7 x 7 pixels, not 11 x 9)",
+    "1 images: the mask is empty, but the image is anomalous"
+    " (nut/test/dent/4.png: 11 x 9 pixels)",
+    "1 images: values need fewer than 16 bits, so the image may be too dark;"
+    " set bits_per_channel if the camera has fewer (nut/test/good/wide.png:"
+    " 12 bits)",
     f"{tree.root}/nut/test/good/notes.txt is not an image file and was left"
     " out",
   ):

@@ -12,7 +12,7 @@ from cops_jax.detector import AnomalyDetector
 from cops_jax.errors import InputError
 from cops_jax.evaluation import findings, results
 from cops_jax.evaluation.evaluator import Evaluator
-from cops_jax.images.masks import decode_mask
+from cops_jax.images.masks import read_mask
 from cops_jax.inputs.pipeline import Subset
 from cops_jax.runtime.mesh import make_mesh, replicate, replicated_sharding
 from cops_jax.weights.clip import load_clip
@@ -184,7 +184,8 @@ def test_saved_maps_are_the_measured_ones(evaluate, examples, base, tmp_path):
   )
   assert result.mean == pytest.approx(base.mean, abs=1e-3)
   masks = {
-    example["path"]: decode_mask(example["mask"], 48) for example in examples
+    example["path"]: read_mask(example["mask"]).fit(48, 1, (112, 112)).pixels
+    for example in examples
   }
   assert {path.name for path in tmp_path.iterdir()} == {
     f"{category}.npz" for category in result.categories

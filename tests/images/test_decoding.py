@@ -11,7 +11,7 @@ from PIL import Image
 
 from cops_jax.errors import InputError
 from cops_jax.images import finding, read
-from cops_jax.images.masks import decode_mask
+from cops_jax.images.masks import read_mask
 
 
 def encode(image, format="PNG", **options):
@@ -304,7 +304,7 @@ def test_other_files_are_refused(tmp_path):
   ):
     path.write_bytes(content)
     for file in (content, path):
-      for decode in (read, lambda file: decode_mask(file, 8)):
+      for decode in (read, read_mask):
         with pytest.raises(ValueError, match=expected):
           decode(file)
 
@@ -330,7 +330,7 @@ def test_images_of_too_many_pixels_are_refused(tmp_path):
   with pytest.raises(InputError, match="more than 0.05 million pixels"):
     read(path, max_pixels=50_000)
   with pytest.raises(ValueError):
-    decode_mask(path, 8, max_pixels=50_000)
+    read_mask(path, 50_000)
   Image.new("1", (20_000, 10_000)).save(path)
   with pytest.raises(InputError, match="80 million"):
     read(path)

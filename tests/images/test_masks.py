@@ -168,7 +168,7 @@ def test_several_masks_of_an_image_are_united(tmp_path):
 
 def read_example(mask, side=20, orientation=1, size=(50, 40), label=1):
   example = {"label": label, "has_mask": True, "mask": encode(mask)}
-  return example_mask(example, side, orientation, size)
+  return example_mask(example, side, orientation, size, {})
 
 
 def test_masks_are_binary_before_and_after_resizing():
