@@ -84,22 +84,18 @@ class AnomalyDetector:
 
   It compiles one step for each power of two of images on each device. An
   image's result depends on its pixels alone, not on its name or batch.
+
+  Attributes:
+    thresholds: for verdicts; None for no verdicts.
   """
 
-  def __init__(
-    self,
-    config: Any,
-    trainable: Any,
-    clip: PretrainedCLIP,
-    thresholds: Thresholds | None = None,
-  ):
+  def __init__(self, config: Any, trainable: Any, clip: PretrainedCLIP):
     """Puts the model on all devices of this process.
 
     Args:
       config: a ConfigDict with the fields of `cops_jax.config`.
       trainable: trained prompts.
       clip: from `clip_of`.
-      thresholds: for verdicts.
 
     Raises:
       InputError: the config does not fit CLIP.
@@ -113,7 +109,7 @@ class AnomalyDetector:
     self.config, self.clip, self.trainable = config, clip, trainable
     self.image_size = config.model.image_size_pixels
     self.reading = reading(config)
-    self.thresholds = thresholds
+    self.thresholds: Thresholds | None = None
     self._mesh = make_mesh(jax.local_devices())
     clip_params, shardings = place_clip(
       clip, model, self._mesh, config.clip.split_over_devices
@@ -184,7 +180,6 @@ class AnomalyDetector:
     prompts: str | os.PathLike,
     *,
     config: Any = None,
-    thresholds: Thresholds | None = None,
     allow_other_clip: bool = False,
   ) -> AnomalyDetector:
     """Loads a CLIP and trained prompts.
@@ -194,7 +189,6 @@ class AnomalyDetector:
       prompts: see `prompts.load_prompts`.
       config: a ConfigDict with the fields of `cops_jax.config`; by default the
         one in the prompts' record. The authors' files have no record.
-      thresholds: for verdicts.
       allow_other_clip: see `from_workdir`.
 
     Raises:
@@ -213,7 +207,7 @@ class AnomalyDetector:
     config = config.copy_and_resolve_references()
     config.clip.weights = str(clip)
     config.clip.revision = config.clip.sha256 = ""
-    return cls._load(config, prompts, record, allow_other_clip, thresholds)
+    return cls._load(config, prompts, record, allow_other_clip)
 
   @classmethod
   def from_clip(
@@ -246,13 +240,7 @@ class AnomalyDetector:
 
   @classmethod
   def _load(
-    cls,
-    config,
-    prompts,
-    record=None,
-    allow_other_clip=False,
-    thresholds=None,
-    clip=None,
+    cls, config, prompts, record=None, allow_other_clip=False, clip=None
   ):
     from cops_jax.runs.record import check_clip
     from cops_jax.weights.clip import clip_of
@@ -266,7 +254,7 @@ class AnomalyDetector:
     model = build_model(config, clip)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     trainable, _ = load_trainable(config, model, clip, prompts, device)
-    return cls(config, trainable, clip, thresholds)
+    return cls(config, trainable, clip)
 
   def _use_thresholds(self, folder):
     """Takes the folder's thresholds if they were chosen for these prompts."""

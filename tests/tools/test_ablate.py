@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from configs import ablations
+from cops_jax.clip.features import join_params
 from cops_jax.errors import InputError
-from cops_jax.evaluation.step import make_predict_step
+from cops_jax.evaluation.step import detect_anomalies
 from cops_jax.runs.record import Record
 from cops_jax.runtime.mesh import make_mesh
 from cops_jax.training import step as steps
@@ -76,21 +77,28 @@ def test_a_part_is_neither_trained_nor_computed(base, name):
 
 
 def test_without_distance_weighting_alpha_has_no_effect(base):
-  maps = {}
-  rng = np.random.default_rng(0)
-  batch = {"image": rng.integers(0, 256, (1, 48, 48, 3), dtype=np.uint8)}
-  mesh = make_mesh(jax.devices()[:1])
+  rng, models = np.random.default_rng(0), []
+  batch = {
+    "image_features": rng.standard_normal((1, 24), np.float32),
+    "patch_features": rng.standard_normal((1, 2, 9, 24), np.float32),
+  }
   for name, alpha in (
     ("full", 0.1),
     ("no_distance_weighting", 0.1),
     ("no_distance_weighting", 0.9),
   ):
     base.evaluation.alpha = alpha
-    config, clip, model, params = prepare(base, name)
-    step = make_predict_step(model, mesh)
-    found = jax.device_get(step(params, clip.params, batch))
-    maps[name, alpha] = found["anomaly_map"].tobytes()
-  first, second, third = maps.values()
+    _, clip, model, params = prepare(base, name)
+    models.append(model)
+
+  @jax.jit
+  def detect(variables):
+    return [detect_anomalies(model, variables, batch) for model in models]
+
+  first, second, third = (
+    found["anomaly_map"].tobytes()
+    for found in jax.device_get(detect(join_params(params, clip.params)))
+  )
   assert first != second == third
 
 
