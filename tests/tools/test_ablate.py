@@ -92,12 +92,12 @@ def test_without_distance_weighting_alpha_has_no_effect(base):
     models.append(model)
 
   @jax.jit
-  def detect(variables):
+  def detect(variables, batch):
     return [detect_anomalies(model, variables, batch) for model in models]
 
+  found = detect(join_params(params, clip.params), batch)
   first, second, third = (
-    found["anomaly_map"].tobytes()
-    for found in jax.device_get(detect(join_params(params, clip.params)))
+    row["anomaly_map"].tobytes() for row in jax.device_get(found)
   )
   assert first != second == third
 
