@@ -115,7 +115,7 @@ class Published(dataset_builder.ShardBasedBuilder, skip_registration=True):
         return root
     package = self.specification.package
     spec = importlib.util.find_spec(package) if package else None
-    return spec and pathlib.Path(spec.origin).parent
+    return pathlib.Path(spec.origin).parent if spec and spec.origin else None
 
   def _get_original_files(
     self, dl_manager: tfds.download.DownloadManager

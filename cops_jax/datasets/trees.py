@@ -114,6 +114,9 @@ def _read_category(category, folder, listing, notes):
   advice = "" if normal else _advise(test, (NORMAL_KIND,))
   if not advice and not places.keys() & set(_MASKS):
     advice = _advise(folder, ("ground_truth",))
+  if nested := [f.path for f in folders if _find_test(f.path)]:
+    instead = nested[0] if test == folder else test
+    advice = f": {nested[0]} has kinds of its own, so name {instead} instead"
   if own and (lacking := [f.kind for f in anomalous if f.masks == masks]):
     advice = f": {masks} has no folder {lacking[0]}: rename that of its masks"
   if advice:

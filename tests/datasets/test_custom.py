@@ -170,6 +170,8 @@ def test_published_sets_are_read_as_folders(tmp_path, name):
     ),
     ("0.png 1.png", "move the images in {root} into good and a folder"),
     ("test/0.png", "move the images in {root}/test into good and a folder"),
+    ("test/nut/good/0.png test/nut/bad/0.png", "so name {root}/test instead$"),
+    ("good/0.png nut/ok/0.png", "so name {root}/nut instead$"),
     ("x/nut/test/good/0.png", "{root}/x can be read instead$"),
     (
       "images/0.png masks/0.png",
