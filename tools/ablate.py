@@ -39,7 +39,6 @@ def _parser():
 
 @command_line
 def main(arguments: Sequence[str] | None = None) -> None:
-  """The command line."""
   signals.catch_signals()
   options = flags.parse(_parser(), arguments)
   show_messages()

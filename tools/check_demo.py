@@ -39,7 +39,6 @@ def check(mean: Mapping[str, float]) -> tuple[bool, str]:
 
 @command_line
 def main(arguments: Sequence[str] | None = None) -> int:
-  """The command line."""
   parser = argparse.ArgumentParser(
     prog="python -m tools.check_demo",
     description=__doc__.partition("\n")[0],

@@ -25,7 +25,6 @@ _RECIPES = "demo,anomalyclip_demo,prompt_ensemble_demo"
 
 @command_line
 def main(arguments: Sequence[str] | None = None) -> None:
-  """The command line."""
   from cops_jax.reporting.comparison import compare, format_rows
   from tools import runs
 

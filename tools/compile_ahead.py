@@ -315,7 +315,6 @@ def _parser():
 
 @command_line
 def main(arguments: Sequence[str] | None = None) -> None:
-  """The command line."""
   options = flags.parse(_parser(), arguments)
   show_messages()
   jax.config.update("jax_platforms", "cpu")  # No TPU is looked for here.

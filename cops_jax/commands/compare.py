@@ -23,7 +23,6 @@ def _parser() -> argparse.ArgumentParser:
 
 @command_line
 def main(arguments: Sequence[str] | None = None) -> None:
-  """The command line."""
   options = _parser().parse_args(arguments)
   from cops_jax.reporting import comparison, tables
 

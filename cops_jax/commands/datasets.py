@@ -137,7 +137,6 @@ def _parser():
 
 @command_line
 def main(arguments: Sequence[str] | None = None) -> int:
-  """The command line; returns its exit status."""
   parser = _parser()
   options = parser.parse_args(arguments)
   if options.command == "prepare" and options.all == bool(options.names):

@@ -109,7 +109,6 @@ def _parser():
 
 @command_line
 def main(arguments: Sequence[str] | None = None) -> None:
-  """The command line."""
   parser = _parser()
   options = parser.parse_args(arguments)
   flags.require_clip_for_texts(parser, options)

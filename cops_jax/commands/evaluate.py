@@ -53,7 +53,6 @@ def _parser() -> argparse.ArgumentParser:
 
 @command_line
 def main(arguments: Sequence[str] | None = None) -> int:
-  """The command line; returns its exit status."""
   options = flags.parse(_parser(), arguments)
   show_messages()
   from cops_jax.weights import pretrained, prompts

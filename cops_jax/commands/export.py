@@ -24,7 +24,6 @@ def _parser() -> argparse.ArgumentParser:
 
 @command_line
 def main(arguments: Sequence[str] | None = None) -> None:
-  """The command line."""
   options = _parser().parse_args(arguments)
   from cops_jax.export import export
   from cops_jax.files import size_of

@@ -68,7 +68,6 @@ def _parser() -> argparse.ArgumentParser:
 
 @command_line
 def main(arguments: Sequence[str] | None = None) -> None:
-  """The command line."""
   parser = _parser()
   options = parser.parse_args(arguments)
   if options.save_maps and not options.out:

@@ -84,7 +84,6 @@ def _verify(workdir):
 
 @command_line
 def main(arguments: Sequence[str] | None = None) -> int | None:
-  """The command line; returns its exit status."""
   signals.catch_signals()
   options = flags.parse(_parser(), arguments)
   show_messages()

@@ -145,7 +145,6 @@ def _table(params):
 
 @command_line
 def main(arguments: Sequence[str] | None = None) -> None:
-  """The command line."""
   options = _parser().parse_args(arguments)
   from cops_jax import publish
   from cops_jax.weights import prompts
