@@ -135,7 +135,7 @@ def find_unprepared(
     unprepared.append(name)
     if root := builder.find_original_files(manual_dir):
       row.read(root, row.categories)
-    elif not row.archive:
+    elif not row.url:
       missing.append((name, row.homepage, row.layout))
   if missing:
     table = align([("name", "where to get it", "files"), *missing], 3)
