@@ -12,6 +12,7 @@ from typing import Any
 
 # EX_TEMPFAIL of sysexits.h: the same command again goes on.
 EXIT_CODE = 75
+_RESUMES = f"the same command resumes (exit code {EXIT_CODE})"
 
 # Seconds that a process of a cluster has left after a signal, before training
 # and in it. The launch files kill it after two minutes.
@@ -49,8 +50,7 @@ def _end_late(reader):
     pass
   time.sleep(_TRAINING_SECONDS if _is_deferred else _SECONDS)
   end_process(
-    "stopped by a signal while it waited for other processes: the same command"
-    f" goes on from the newest checkpoint (exit code {EXIT_CODE})"
+    f"stopped by a signal while it waited for other processes: {_RESUMES}"
   )
 
 
@@ -104,13 +104,16 @@ def is_due(asked: Any) -> bool:
 
 
 def stop(message: str) -> None:
-  """Ends the process as one that can be resumed; the message says from where.
+  """Ends the process as one that the same command resumes.
+
+  Args:
+    message: what was done until now.
 
   Raises:
     SystemExit: always.
   """
   # Not a log message: signal handlers may not use buffered files.
-  os.write(2, f"{message}\n".encode())
+  os.write(2, f"{message}: {_RESUMES}\n".encode())
   sys.exit(EXIT_CODE)
 
 
@@ -125,7 +128,4 @@ def _note(number, _):
 
 
 def _stop_at_once():
-  stop(
-    f"stopped by {_noted}, nothing is lost: the same command goes on (exit code"
-    f" {EXIT_CODE})"
-  )
+  stop(f"stopped by {_noted}, nothing is lost")

@@ -10,10 +10,9 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -22,17 +21,13 @@ from cops_jax.errors import InputError
 from cops_jax.evaluation.evaluator import Evaluator
 from cops_jax.files import find_files, read_file, write_file
 from cops_jax.inputs import describe_data, load_examples, pipeline
-from cops_jax.paths import AnyPath, is_address, to_path
+from cops_jax.paths import is_address, to_path
 from cops_jax.progress import Progress
 from cops_jax.runs import checkpoints, lock, metrics_log
 from cops_jax.runs.record import Record, claim_workdir, require_same_job
 from cops_jax.runtime import signals
 from cops_jax.runtime.compilation import keep_compiled_programs
-from cops_jax.runtime.mesh import (
-  make_mesh,
-  replicate,
-  shard_batch,
-)
+from cops_jax.runtime.mesh import make_mesh, replicate, shard_batch
 from cops_jax.runtime.processes import (
   agree,
   gather_objects,
@@ -42,21 +37,13 @@ from cops_jax.runtime.processes import (
 )
 from cops_jax.runtime.randomness import INIT_KEY, random_key
 from cops_jax.training import setup
-from cops_jax.training.step import (
-  STEP_FIELDS,
-  TrainState,
-  create_train_state,
-  make_optimizer,
-  make_train_step,
-)
+from cops_jax.training.step import STEP_FIELDS, TrainState
 from cops_jax.training.stopwatch import (
   Stopwatch,
   describe_speed,
   measure_speed,
 )
 from cops_jax.weights import prompts
-from cops_jax.weights.clip import PretrainedCLIP
-from cops_jax.weights.model import place_clip
 
 _logger = logging.getLogger(__name__)
 
@@ -138,36 +125,17 @@ def train(
 
 
 def _train(
-  config: Any,
-  workdir: AnyPath,
-  examples: Sequence[Mapping[str, Any]],
-  clip: PretrainedCLIP,
-  model: nn.Module,
-  params: Mapping[str, Any],
-  watch: Stopwatch,
-  profile_steps: Sequence[int],
-) -> TrainState:
+  config, workdir, examples, clip, model, params, watch, profile_steps
+):
   """Runs the remaining steps; `params` are those before the first one."""
   settings, mesh = config.train, make_mesh()
-  epoch_steps = pipeline.num_batches(len(examples), settings.batch_size)
-  num_steps = settings.num_epochs * epoch_steps
-  optimizer = make_optimizer(settings, num_steps)
-  state = replicate(create_train_state(params, optimizer), mesh)
-  clip_params, shardings = place_clip(
-    clip, model, mesh, config.clip.split_over_devices
+  num_steps, state, train_step, clip_params, shardings = setup.prepare(
+    config, examples, clip, model, params
   )
-  train_step = make_train_step(model, optimizer, mesh, shardings)
   evaluate = _make_evaluate(config, clip, model, clip_params, shardings)
-  setup.log_sizes(config, examples, num_steps, state, clip_params)
-
-  def is_due(step, every_steps):
-    is_last = step == num_steps
-    return step > 0 < every_steps and (is_last or step % every_steps == 0)
-
   with contextlib.ExitStack() as stack:
-    saved = stack.enter_context(
-      checkpoints.Checkpoints(workdir, settings.num_kept_checkpoints)
-    )
+    saved = checkpoints.Checkpoints(workdir, settings.num_kept_checkpoints)
+    stack.enter_context(saved)
     state, recent, saved_step = _restore(workdir, saved, state)
     first_step = saved_step or 0
     with watch.spend("features"):
@@ -177,98 +145,52 @@ def _train(
     stack.enter_context(contextlib.closing(batches))
     log = metrics_log.RunLog(workdir, settings.use_tensorboard)
     in_first_process(log.open, first_step)
-    progress = Progress(num_steps, "steps", start=first_step)
-    step_images = len(examples) / epoch_steps  # The last one may have fewer.
-    peak_rate = setup.peak_images_per_second(config, model)
-    logged_step, logged_seconds = first_step, watch.seconds.copy()
-    profiled = range(0)
-    if profile_steps:
-      first, last = profile_steps
-      profiled = range(max(first, first_step + 1), min(last, num_steps) + 1)
+    describe = _make_describe(config, model, examples, watch, first_step)
+    first, last = profile_steps or (1, 0)
+    profiled = range(max(first, first_step + 1), min(last, num_steps) + 1)
     profile = stack.enter_context(contextlib.ExitStack())
-
-    def save(step):
-      with watch.spend("saving"):
-        # The log first: a resumed run drops its lines after the checkpoint.
-        in_first_process(log.flush)
-        saved.save(step, state.params, state.opt_state, recent)
 
     signals.defer()
     asked = signals.ask(mesh)
     waiting = collections.deque()  # Steps that devices may still compute.
     for step in range(first_step, num_steps + 1):  # `step` of them are taken.
-      is_resumed = step == first_step
-      is_logging = is_due(step, settings.log_every_steps) and not is_resumed
-      is_saving = is_due(step, settings.checkpoint_every_steps)
-      # An evaluation that was interrupted is repeated.
-      is_evaluating = is_due(step, settings.evaluate_every_steps) and (
-        not is_resumed or in_first_process(_lacks_evaluation, workdir, step)
-      )
-      is_stopping = signals.is_due(asked) and (
-        step < num_steps or is_evaluating
-      )
-
-      # Unless the newest step is needed now, only the one before is fetched:
-      # with a step left to compute, devices never wait for the host.
-      is_needed = is_logging or is_saving or is_evaluating or is_stopping
-      num_left = 0 if is_needed or step in profiled[-1:] else 1
       with watch.spend("steps"):
+        due = _find_due(settings, workdir, step, first_step, num_steps, asked)
+        # Unless the newest step is needed now, only the one before is fetched:
+        # with a step left to compute, devices never wait for the host.
+        num_left = 0 if due or step in profiled[-1:] else 1
         failed = _fetch(waiting, num_left, recent)
       if failed:
         break
       if step in profiled[-1:]:
         profile.close()
-      if is_logging:
-        means = {
-          name: sum(terms[name] for terms in recent) / len(recent)
-          for name in recent[0]
-        }
-        recent.clear()
-        speed = measure_speed(
-          watch.seconds - logged_seconds,
-          step - logged_step,
-          step_images,
-          peak_rate,
-        )
-        logged_step, logged_seconds = step, watch.seconds.copy()
+      if "log" in due:
         in_first_process(saved.check)  # The save under way may have failed.
-        in_first_process(log.write, step, means | speed)
-        progress.update(
-          step,
-          f"epoch {math.ceil(step / epoch_steps)}/{settings.num_epochs}, loss"
-          f" {means['loss']:.4f} ({describe_speed(speed)})",
-        )
+        in_first_process(log.write, step, describe(step, recent))
       # Before the evaluation: a run killed in it resumes from this step.
-      is_saving |= is_stopping or is_evaluating or step == num_steps
-      if is_saving and step != saved_step:
-        save(step)
+      if "save" in due and step != saved_step:
+        _save(watch, log, saved, step, state, recent)
         saved_step = step
-      if is_stopping:
+      if "stop" in due:
         saved.wait()
         signals.stop(
-          f"stopped after step {step} of {num_steps}, which is saved: the same"
-          f" command resumes from there (exit code {signals.EXIT_CODE})"
+          f"stopped after step {step} of {num_steps}, which is saved"
         )
-      if is_evaluating:
+      if "evaluate" in due:
         with watch.spend("evaluating"):
-          means = evaluate(state.params)
-        in_first_process(log.write, step, means)
+          in_first_process(log.write, step, evaluate(state.params))
         in_first_process(log.flush)
       if step == num_steps:
         break
 
-      began = time.monotonic()
-      batch = next(batches, None)
-      # Input is late only if devices have finished what they were given.
-      is_late = state.step.is_ready()
-      watch.seconds["input" if is_late else "steps"] += time.monotonic() - began
+      batch = _fetch_batch(batches, state, watch)
       if batch is None:  # For one of `errors`.
         break
       if step + 1 in profiled[:1]:
         profile.enter_context(_profile(workdir, profiled))
       asked = signals.ask(mesh)
       inputs = shard_batch(batch, mesh, STEP_FIELDS)
-      with watch.spend("compiling" if is_resumed else "steps"):
+      with watch.spend("compiling" if step == first_step else "steps"):
         state, terms = train_step(state, clip_params, inputs)
       waiting.append((step + 1, terms, batch["path"][batch["padding_mask"]]))
 
@@ -276,11 +198,76 @@ def _train(
     if failed or errors:
       last_step = int(state.step)  # A step that is not finite is not counted.
       if last_step not in (first_step, saved_step):
-        save(last_step)
+        _save(watch, log, saved, last_step, state, recent)
       saved.wait()
       agree(errors)
       raise _not_finite(workdir, *failed)
   return state
+
+
+def _find_due(settings, workdir, step, first_step, num_steps, asked):
+  """Names what is due after a step: "log", "save", "stop", "evaluate"."""
+  every = {
+    "log": settings.log_every_steps,
+    "save": settings.checkpoint_every_steps,
+    "evaluate": settings.evaluate_every_steps,
+  }
+  is_last = step == num_steps
+  due = {
+    name
+    for name, steps in every.items()
+    if step > 0 < steps and (is_last or step % steps == 0)
+  }
+  if step == first_step:  # An evaluation that was interrupted is repeated.
+    due &= {"evaluate"}
+    if due and not in_first_process(_lacks_evaluation, workdir, step):
+      due = set()
+  if signals.is_due(asked) and (not is_last or "evaluate" in due):
+    due.add("stop")
+  if is_last or due & {"stop", "evaluate"}:
+    due.add("save")
+  return due
+
+
+def _save(watch, log, saved, step, state, recent):
+  with watch.spend("saving"):
+    # The log first: a resumed run drops its lines after the checkpoint.
+    in_first_process(log.flush)
+    saved.save(step, state.params, state.opt_state, recent)
+
+
+def _make_describe(config, model, examples, watch, first_step):
+  """Returns a function from a step and recent loss terms to a line of the log.
+
+  It also reports the progress, and clears the terms.
+  """
+  settings = config.train
+  epoch_steps = pipeline.num_batches(len(examples), settings.batch_size)
+  progress = Progress(
+    settings.num_epochs * epoch_steps, "steps", start=first_step
+  )
+  step_images = len(examples) / epoch_steps  # The last one may have fewer.
+  peak_rate = setup.peak_images_per_second(config, model)
+  logged_step, logged_seconds = first_step, watch.seconds.copy()
+
+  def describe(step, recent):
+    nonlocal logged_step, logged_seconds
+    means = {
+      name: sum(terms[name] for terms in recent) / len(recent)
+      for name in recent[0]
+    }
+    recent.clear()
+    spent = watch.seconds - logged_seconds
+    speed = measure_speed(spent, step - logged_step, step_images, peak_rate)
+    logged_step, logged_seconds = step, watch.seconds.copy()
+    progress.update(
+      step,
+      f"epoch {math.ceil(step / epoch_steps)}/{settings.num_epochs}, loss"
+      f" {means['loss']:.4f} ({describe_speed(speed)})",
+    )
+    return means | speed
+
+  return describe
 
 
 def _restore(workdir, saved, state):
@@ -297,6 +284,16 @@ def _restore(workdir, saved, state):
     opt_state=opt_state,
   )
   return state, recent, step
+
+
+def _fetch_batch(batches, state, watch):
+  """Returns the next batch, or None, and counts the time until it came."""
+  began = time.monotonic()
+  batch = next(batches, None)
+  # Input is late only if devices have finished what they were given.
+  is_late = state.step.is_ready()
+  watch.seconds["input" if is_late else "steps"] += time.monotonic() - began
+  return batch
 
 
 def _fetch(waiting, num_left, recent):

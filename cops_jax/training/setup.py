@@ -13,6 +13,7 @@ import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
+from clu import parameter_overview
 
 from cops_jax import methods
 from cops_jax.clip.flops import PEAK_TERA_FLOPS, prompt_flops, vision_flops
@@ -25,10 +26,15 @@ from cops_jax.runs.record import check_clip, find_record
 from cops_jax.runtime.mesh import make_mesh, num_device_bytes, replicate
 from cops_jax.runtime.processes import in_all_processes
 from cops_jax.tables import shorten_list
-from cops_jax.training.step import TrainState
+from cops_jax.training.step import (
+  TrainState,
+  create_train_state,
+  make_optimizer,
+  make_train_step,
+)
 from cops_jax.weights import pretrained, prompts
 from cops_jax.weights.clip import PretrainedCLIP, clip_of
-from cops_jax.weights.model import build_model, settle_dtype
+from cops_jax.weights.model import build_model, place_clip, settle_dtype
 
 _logger = logging.getLogger(__name__)
 
@@ -110,21 +116,37 @@ def read_start(
   return flax.traverse_util.unflatten_dict({**random, **trained})
 
 
-def log_sizes(
+def prepare(
   config: Any,
   examples: Sequence[Mapping[str, Any]],
-  num_steps: int,
-  state: TrainState,
-  clip_params: Mapping[str, Any],
-) -> None:
-  """Logs the sizes of the model, the data and the cluster."""
-  from clu import parameter_overview
+  clip: PretrainedCLIP,
+  model: nn.Module,
+  params: Mapping[str, Any],
+) -> tuple[int, TrainState, Any, Mapping[str, Any], Any]:
+  """Puts a run's state and CLIP on the devices, and logs their sizes.
 
+  Args:
+    config: a ConfigDict with the fields of `cops_jax.config`.
+    examples, clip, model: from `load`.
+    params: trainable parameters before the first step.
+
+  Returns:
+    The number of steps, the state, the compiled step, CLIP's parameters and
+    their shardings.
+  """
+  settings, mesh = config.train, make_mesh()
+  epoch_steps = pipeline.num_batches(len(examples), settings.batch_size)
+  num_steps = settings.num_epochs * epoch_steps
+  optimizer = make_optimizer(settings, num_steps)
+  state = replicate(create_train_state(params, optimizer), mesh)
+  clip_params, shardings = place_clip(
+    clip, model, mesh, config.clip.split_over_devices
+  )
+  train_step = make_train_step(model, optimizer, mesh, shardings)
   overview = parameter_overview.get_parameter_overview(
-    state.params, include_stats=False
+    params, include_stats=False
   )
   _logger.info("trainable parameters:\n%s", overview)
-  mesh = state.step.sharding.mesh
   _logger.info(
     "training on %d images of %s: %d steps of %d images; %d %s device(s) of"
     " %d process(es), mesh %s; %s trainable parameters; %.1f MB of training"
@@ -132,15 +154,16 @@ def log_sizes(
     len(examples),
     examples.name,
     num_steps,
-    config.train.batch_size,
+    settings.batch_size,
     mesh.size,
     jax.default_backend(),
     jax.process_count(),
     dict(mesh.shape),
-    f"{sum(leaf.size for leaf in jax.tree.leaves(state.params)):,}",
+    f"{sum(leaf.size for leaf in jax.tree.leaves(params)):,}",
     num_device_bytes(state) / 1e6,
     num_device_bytes(clip_params) / 1e6,
   )
+  return num_steps, state, train_step, clip_params, shardings
 
 
 def peak_images_per_second(config: Any, model: nn.Module) -> float:
