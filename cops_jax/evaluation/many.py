@@ -112,7 +112,6 @@ def evaluate(
             f"another data set is called {examples.name!r} too; give their"
             " folders different names"
           )
-        require_same(describe_data(examples))
         found[examples.name] = run.evaluate(examples, workdir, save_maps)
       except InputError as error:
         failed[name] = str(error)
@@ -207,6 +206,7 @@ class _Run:
   def evaluate(self, examples, workdir: AnyPath, save_maps) -> DatasetResult:
     """Returns the data set's kept result, or a new one."""
     fingerprint = examples.fingerprint()
+    require_same(describe_data(examples, fingerprint))
     kept = KeptResult(
       workdir, examples, fingerprint, self.provenance, save_maps
     )

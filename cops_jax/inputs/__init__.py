@@ -35,11 +35,12 @@ def load_examples(
   )
 
 
-def describe_data(examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def describe_data(
+  examples: Sequence[Mapping[str, Any]], fingerprint: str
+) -> dict[str, Any]:
   """Returns what the processes of a job compare of a data set, by name."""
+  name = repr(examples.name)
   return {
-    f"number of images of {examples.name!r}": len(examples),
-    f"SHA-256 of {examples.name!r} (see config.input.compare_bytes)": (
-      examples.fingerprint()
-    ),
+    f"number of images of {name}": len(examples),
+    f"SHA-256 of {name} (see config.input.compare_bytes)": fingerprint,
   }

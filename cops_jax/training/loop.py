@@ -94,7 +94,7 @@ def train(
     str(init_from),
     data_sha256=examples.fingerprint(),
   )
-  require_same_job(record, describe_data(examples))
+  require_same_job(record, describe_data(examples, record.data_sha256))
   params = model.init_trainable(random_key(config.seed, INIT_KEY), clip.params)
   if init_from and not in_first_process(checkpoints.find_steps, workdir):
     params = setup.read_start(config, clip, params, init_from, allow_other_clip)
@@ -359,7 +359,7 @@ def _make_evaluate(config, clip, model, clip_params, shardings):
       ]
     )
     for data in examples:
-      require_same(describe_data(data))
+      require_same(describe_data(data, data.fingerprint()))
 
   def evaluate(params):
     means = {
