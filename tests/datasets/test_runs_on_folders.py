@@ -1,11 +1,15 @@
 """Training and evaluation on folders of images."""
 
 import json
+import logging
 import shutil
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from cops_jax.errors import InputError
+from cops_jax.images.masks import CUT, EMPTY, UPRIGHT
 from helpers.listings import write_meta
 from helpers.original_layouts import write_parts
 
@@ -53,6 +57,64 @@ def test_evaluation_on_a_folder_and_a_list(workable, trained, tmp_path):
   assert 0 <= found["parts"].mean["pixel_auroc"] <= 1
   (reason,) = evaluated.failed.values()
   assert "called 'parts' too" in reason
+
+
+def test_evaluation_and_calibration_use_the_same_masks(
+  workable, trained, tmp_path, monkeypatch, caplog
+):
+  from cops_jax import calibrate, datasets, metrics
+  from cops_jax.detector import AnomalyDetector
+  from cops_jax.evaluation import many
+
+  tree, config = workable
+  dent, folder = (
+    tree.root / "nut" / n for n in ("test/dent", "ground_truth/dent")
+  )
+  Image.new("L", (11, 9)).save(folder / "0.png")
+  exif = Image.Exif()
+  exif[0x112] = 6  # Stored as 11 x 9 pixels.
+  Image.open(dent / "1.png").save(dent / "1.png", exif=exif)
+  alpha = Image.new("L", (9, 11))
+  alpha.paste(255, (0, 0, 9, 3))
+  upright = Image.new("LA", alpha.size, 255)
+  upright.putalpha(alpha)
+  upright.save(folder / "1.png")
+  soft = Image.new("L", (11, 9))
+  soft.paste(255, (2, 1, 6, 5))
+  (folder / "2.png").unlink()
+  soft.save(folder / "2.jpg", quality=75)
+
+  seen = []
+  add = metrics.PixelMetrics.add
+
+  def record(state, anomaly_map, mask):
+    seen.append(mask)
+    add(state, anomaly_map, mask)
+
+  monkeypatch.setattr(metrics.PixelMetrics, "add", record)
+  monkeypatch.setattr(logging.getLogger("cops_jax"), "propagate", True)
+  config.feature_cache.dtype = "float32"  # Has no images.
+  config.features_dir = str(tmp_path / "features")
+  found = many.evaluate(config, tmp_path / "run", checkpoint=trained[0])
+  result = found.results["parts"]
+  evaluated, seen[:] = list(seen), []
+  detector = AnomalyDetector.from_workdir(trained[0])
+  examples = datasets.load(f"folder:{tree.root}", "test")
+  caplog.clear()
+  calibrate.from_labelled_data(detector, examples)
+  np.testing.assert_array_equal(seen, evaluated)
+  for mask, drawn in zip(seen[:3], (0 * seen[0], alpha, soft), strict=True):
+    if isinstance(drawn, Image.Image):
+      drawn = drawn.resize(mask.shape, Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(mask, np.asarray(drawn) > 127)
+  for note in (
+    f"1 images: {EMPTY} (nut/test/dent/0.png: 11 x 9 pixels)",
+    f"1 images: {UPRIGHT} (nut/test/dent/1.png: 9 x 11 pixels)",
+    f"1 images: {CUT} (nut/test/dent/2.png: from 0 to 255)",
+  ):
+    assert note in result.notes
+    assert note in caplog.messages
+  assert result.num_masks == result.categories["nut"].num_masks == 2
 
 
 def test_a_truncated_image_in_a_run(workable, tmp_path):
