@@ -68,7 +68,7 @@ def test_a_whole_run(train, bucket, server, trained, tmp_path):
   make_image(0).save(photo)
   places = ["--workdir", workdir, "--out"]
   prompts = f"{bucket}/prompts.safetensors"
-  assert not weights.main(["export", *places, prompts])
+  assert not weights.main(["save", *places, prompts])
   assert not weights.main(["inspect", prompts])
   assert not predict.main([str(photo), *places, f"{bucket}/found"])
   assert set(files.find_files(f"{bucket}/found")) == {

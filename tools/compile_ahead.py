@@ -141,7 +141,7 @@ def compile_steps(
   config = config.copy_and_resolve_references()
   if config.clip.dtype == "auto":
     config.clip.dtype = "bfloat16"  # As on any TPU.
-  model = build_model(config, clip)
+  model = build_model(config, clip, "tpu")
   replicated, split = replicated_sharding(mesh), batch_sharding(mesh)
 
   def placed(tree, shardings):

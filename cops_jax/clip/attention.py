@@ -54,48 +54,34 @@ def self_attention(
     num_queries: how many of the first tokens attend; one or all.
     has_value_path: whether values are queries and keys of values too.
     implementation: "xla" holds all scores at once, "heads" those of one image
-      and head, "cudnn" and "splash" a block of them; "auto" is "heads" on CPU,
-      "splash" on TPU, "cudnn" on CUDA if it can be used, else "xla".
+      and head, "cudnn" and "splash" a block of them.
 
   Returns:
     What the queries found; and the values, or None without a value path.
   """
 
-  def attend(name, hidden):
-    function, length = _FUNCTIONS[name], hidden.shape[1]
-    # Padded before it is projected: once, and not with each head's rows.
-    padding = padded_length(length) - length if name == "splash" else 0
-    padded = jnp.pad(hidden, ((0, 0), (0, padding), (0, 0)))
-    split, merge = (
-      functools.partial(step, is_direct=name == "splash")
-      for step in (_split_heads, _merge_heads)
-    )
-    key = split(padded, layers["k_proj"], num_heads)
-    value = split(padded, layers["v_proj"], num_heads)
-    if num_queries == length:
-      query = split(padded, layers["q_proj"], num_heads)
-      own = function(query, key, value, length)
-    else:
-      query = split(hidden[:, :num_queries], layers["q_proj"], num_heads)
-      own = _xla(query, key[:, :, :length], value[:, :, :length], length)
-    found = [merge(own, layers["out_proj"])]
-    if has_value_path:
-      values = function(value, value, value, length)
-      found.append(merge(values, layers["out_proj"]))
-    return found
-
-  if implementation == "auto":
-    names = dict(cpu="heads", tpu="splash", default="xla")
-    names["cuda"] = cuda_implementation("auto", hidden.dtype)
-    ways = {
-      platform: functools.partial(attend, name)
-      for platform, name in names.items()
-    }
-    found = jax.lax.platform_dependent(hidden, **ways)
+  function, length = _FUNCTIONS[implementation], hidden.shape[1]
+  is_splash = implementation == "splash"
+  # Padded before it is projected: once, and not with each head's rows.
+  padding = padded_length(length) - length if is_splash else 0
+  padded = jnp.pad(hidden, ((0, 0), (0, padding), (0, 0)))
+  split, merge = (
+    functools.partial(step, is_direct=is_splash)
+    for step in (_split_heads, _merge_heads)
+  )
+  key = split(padded, layers["k_proj"], num_heads)
+  value = split(padded, layers["v_proj"], num_heads)
+  if num_queries == length:
+    query = split(padded, layers["q_proj"], num_heads)
+    own = function(query, key, value, length)
   else:
-    found = attend(implementation, hidden)
-  own, value = found if has_value_path else (*found, None)
-  return own, value
+    query = split(hidden[:, :num_queries], layers["q_proj"], num_heads)
+    own = _xla(query, key[:, :, :length], value[:, :, :length], length)
+  own = merge(own, layers["out_proj"])
+  if not has_value_path:
+    return own, None
+  values = function(value, value, value, length)
+  return own, merge(values, layers["out_proj"])
 
 
 def _split_heads(tokens, layer, num_heads, is_direct):
@@ -125,13 +111,20 @@ def _merge_heads(mixed, layer, is_direct):
   return merged + bias[None, None]
 
 
-def cuda_implementation(
-  implementation: str, dtype: jax.typing.DTypeLike
+def choose_implementation(
+  implementation: str, dtype: jax.typing.DTypeLike, platform: str = ""
 ) -> str:
-  """Returns how `attend` computes on CUDA in a program traced here."""
+  """Returns an implementation of `self_attention`; "auto" suits the platform.
+
+  Args:
+    platform: cpu, cuda or tpu; by default that of this process.
+  """
+  platform = platform or jax.default_backend()
   if implementation != "auto":
     return implementation
-  return "xla" if _why_not_cudnn(dtype) else "cudnn"
+  if platform in ("cuda", "gpu"):
+    return "xla" if _why_not_cudnn(dtype) else "cudnn"
+  return {"cpu": "heads", "tpu": "splash"}.get(platform, "xla")
 
 
 def require_implementation(

@@ -30,8 +30,8 @@ def on_each_device(function: Callable[..., Any]) -> Callable[..., Any]:
   return split
 
 
-def one_by_one_on_cpu(function: Callable[..., Any]) -> Callable[..., Any]:
-  """The function of one row after the other, on CPU; elsewhere of all.
+def one_by_one(function: Callable[..., Any]) -> Callable[..., Any]:
+  """The function of one row after the other.
 
   What it computes on the way then stays small, and near the processor.
   """
@@ -45,8 +45,6 @@ def one_by_one_on_cpu(function: Callable[..., Any]) -> Callable[..., Any]:
 
   @functools.wraps(function)
   def choose(array):
-    if array.shape[0] == 1:
-      return function(array)
-    return jax.lax.platform_dependent(array, cpu=map_rows, default=function)
+    return function(array) if array.shape[0] == 1 else map_rows(array)
 
   return choose

@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cops_jax.clip.devices import one_by_one_on_cpu
+from cops_jax.clip.devices import one_by_one
 from cops_jax.clip.towers import normalize_images
 from cops_jax.typing import Array, Float
 
@@ -71,8 +71,8 @@ def encode_batch(
         variables, normalize_images(images), method=encode_images
       )
 
-    if model.clip.attention == "auto":  # Each platform computes in its own way.
-      encode = one_by_one_on_cpu(encode)
+    if (model.clip.attention, model.clip.implementation) == ("auto", "heads"):
+      encode = one_by_one(encode)  # On CPU.
     return encode(batch["image"])
   return (
     batch["image_features"].astype(jnp.float32),

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cops_jax.clip.attention import self_attention
+from cops_jax.clip.attention import choose_implementation, self_attention
 from cops_jax.clip.prompts import join_parts
 from cops_jax.clip.transformers_clip import FlaxCLIPModule
 from cops_jax.typing import Array, Float, Integer
@@ -81,10 +81,17 @@ class CLIP(FlaxCLIPModule):
     config: a transformers `CLIPConfig`.
     dtype: of the computation; parameters keep their own.
     attention: of the vision tower's tokens; see `attention.self_attention`.
+    platform: where programs run; see `attention.choose_implementation`.
   """
 
   dtype: Any = jnp.float32
   attention: str = "auto"
+  platform: str = ""
+
+  @property
+  def implementation(self) -> str:
+    """The attention of the vision tower's tokens, never "auto"."""
+    return choose_implementation(self.attention, self.dtype, self.platform)
 
   def vision_streams(
     self,
@@ -147,7 +154,7 @@ class CLIP(FlaxCLIPModule):
         num_heads=attention.num_heads,
         num_queries=original.shape[1],
         has_value_path=first_value_layer <= number <= max(feature_layers),
-        implementation=self.attention,
+        implementation=self.implementation,
       )
       if value is not None:
         value_path += value

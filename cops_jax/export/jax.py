@@ -75,13 +75,13 @@ def export(detector: AnomalyDetector, out: str | os.PathLike) -> dict[str, Any]:
 
     write_onnx(detector, out, metadata)
     return metadata
-  from cops_jax.clip.attention import cuda_implementation
+  from cops_jax.clip.attention import choose_implementation
 
   metadata |= {
     "format": _FORMAT,
     "platforms": list(PLATFORMS),
-    "cuda_attention": cuda_implementation(
-      config.clip.attention, config.clip.dtype
+    "cuda_attention": choose_implementation(
+      config.clip.attention, config.clip.dtype, "cuda"
     ),
     "readable_by": _READABLE_BY.format(jaxlib.__version__),
   }
@@ -98,12 +98,17 @@ def _trace(detector):
   from cops_jax.evaluation.step import make_predict_step
   from cops_jax.weights.model import build_model
 
-  model = build_model(detector.config, detector.clip)
-  predict = make_predict_step(model, make_mesh(jax.devices()[:1]))
+  mesh = make_mesh(jax.devices()[:1])
 
-  @jax.jit
-  def step(trainable, clip_params, images):
-    return predict(trainable, clip_params, {"image": images})
+  def make_step(platform):
+    model = build_model(detector.config, detector.clip, platform)
+    predict = make_predict_step(model, mesh)
+
+    @jax.jit
+    def step(trainable, clip_params, images):
+      return predict(trainable, clip_params, {"image": images})
+
+    return step
 
   (batch,) = jax_export.symbolic_shape("batch")
   shape = (batch, detector.image_size, detector.image_size, 3)
@@ -114,10 +119,11 @@ def _trace(detector):
     ),
     jax.ShapeDtypeStruct(shape, np.uint8),
   )
-  # Each on its own: the TPU's kernels cannot be lowered beside others'.
   contents = {
     f"function-{platform}": bytes(
-      jax_export.export(step, platforms=[platform])(*arguments).serialize()
+      jax_export.export(make_step(platform), platforms=[platform])(
+        *arguments
+      ).serialize()
     )
     for platform in PLATFORMS
   }

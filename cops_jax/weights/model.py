@@ -49,12 +49,15 @@ def _fast_dtype():
   return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
 
-def build_model(config: Any, clip: PretrainedCLIP) -> nn.Module:
+def build_model(
+  config: Any, clip: PretrainedCLIP, platform: str = ""
+) -> nn.Module:
   """Builds the model that a config describes, on a loaded CLIP.
 
   Args:
     config: a ConfigDict with the fields of `cops_jax.config`.
     clip: from `clip_of` or `load_clip`.
+    platform: where its programs run: cpu, cuda or tpu; by default here.
 
   Raises:
     InputError: a field's value does not fit CLIP, another field or this
@@ -66,7 +69,7 @@ def build_model(config: Any, clip: PretrainedCLIP) -> nn.Module:
   dtype = config.clip.dtype
   dtype = _fast_dtype() if dtype == "auto" else dtype
   require_implementation(config.clip.attention, dtype)
-  tower = CLIP(clip.config, jnp.dtype(dtype), attention=config.clip.attention)
+  tower = CLIP(clip.config, jnp.dtype(dtype), config.clip.attention, platform)
   return methods.find(config.method).build_model(
     ml_collections.FrozenConfigDict(config), tower, clip
   )

@@ -76,5 +76,5 @@ def until(condition, seconds=20):
   end = time.monotonic() + seconds
   while not (value := condition()):
     assert time.monotonic() < end, "waited too long"
-    time.sleep(0.02)
+    time.sleep(0.05)
   return value
