@@ -72,10 +72,8 @@ def open_features(
 ) -> FeatureCache | None:
   """Opens the cache of a data set's features, and computes the missing ones.
 
-  All processes of a cluster call it. Those that share the folder share the
-  work: each computes its part on its own devices and then waits for the other
-  parts. Those that do not share it compute all. Separate runs wait for each
-  other.
+  All processes of a cluster call it. Those that share the folder compute a part
+  each, the others compute all. Separate runs wait for each other.
 
   Args:
     config: a ConfigDict with the fields of `cops_jax.config`.
@@ -98,13 +96,8 @@ def open_features(
   if dtype == "none":
     return None
   device_size = pipeline.num_batches(batch_size, mesh.size)
-  states = None  # Prepared data do not change while they are read.
-  if not isinstance(examples[0]["image"], bytes):
-    states = [file_state(example["image"]) for example in examples]
-  manifest = _manifest(config, examples, split, model, clip)
-  if dtype == "float32":
-    manifest["images_per_device"] = device_size
-  text = json.dumps(manifest, indent=2, sort_keys=True) + "\n"
+  states = _file_states(examples)
+  text = _manifest(config, examples, split, model, clip, device_size)
   key = hashlib.sha256(text.encode()).hexdigest()[:16]
   local_mesh = make_mesh(jax.local_devices())
   options = pipeline.make_options(
@@ -117,45 +110,48 @@ def open_features(
   )
   folder = features_folder(config) / f"{examples.name}-{key}"
   cache = FeatureCache(folder, dtype, shape, len(examples))
-
-  @functools.cache  # Compiled once, and only if there is an image to encode.
-  def make_encode():
-    return _make_encode(model, clip, local_mesh, config.clip.split_over_devices)
-
-  def fill(turn):
-    part = (jax.process_index() + turn) % jax.process_count()
-    _fill(cache, examples, states, part, options, make_encode, skipped)
+  # Compiled once, and only if there is an image to encode.
+  make_encode = functools.cache(
+    lambda: _make_encode(config, model, clip, local_mesh)
+  )
 
   def begin():
     if missing := cache.missing():
       write_file(folder / "manifest.json", text)
       _require_space(cache, len(missing), examples.name)
-      fill(0)
     else:
       _logger.info("features of %s are read from %s", examples.name, folder)
 
-  def end():
-    # Other processes' features are there by now, if they share the folder.
-    if cache.missing():
-      for turn in range(1, jax.process_count()):
-        fill(turn)
+  def fill(turns):
+    for turn in turns if cache.missing() else ():
+      part = (jax.process_index() + turn) % jax.process_count()
+      _fill(cache, examples, states, part, options, make_encode, skipped)
 
-  for stage in (begin, end):
-    try:
-      in_all_processes(stage)
-    except (OSError, WriteError) as error:
-      raise InputError(
-        f"features cannot be kept in {folder}: {error}. Finished ones are kept."
-        " Choose another place with config.features_dir, or set"
-        " config.feature_cache.dtype to none."
-      ) from error
+  try:
+    in_all_processes(begin)
+    in_all_processes(fill, range(1))
+    # Processes that share the folder have computed the other parts by now.
+    in_all_processes(fill, range(1, jax.process_count()))
+  except (OSError, WriteError) as error:
+    raise InputError(
+      f"features cannot be kept in {folder}: {error}. Finished ones are kept."
+      " Choose another place with config.features_dir, or set"
+      " config.feature_cache.dtype to none."
+    ) from error
   return cache
 
 
-def _manifest(config, examples, split, model, clip):
-  """All that the stored values depend on, except for the images at a time."""
+def _file_states(examples):
+  """Sizes and times of images; None if prepared, as these do not change."""
+  if isinstance(examples[0]["image"], bytes):
+    return None
+  return [file_state(example["image"]) for example in examples]
+
+
+def _manifest(config, examples, split, model, clip, device_size):
+  """Returns all that the stored values depend on, as text."""
   vision = clip.config.vision_config
-  return {
+  manifest = {
     "version": _VERSION,
     "dataset": {
       "name": examples.name,
@@ -180,6 +176,9 @@ def _manifest(config, examples, split, model, clip):
     "backend": jax.default_backend(),
     "matmul_precision": jax.config.jax_default_matmul_precision,
   }
+  if config.feature_cache.dtype == "float32":
+    manifest["images_per_device"] = device_size
+  return json.dumps(manifest, indent=2, sort_keys=True) + "\n"
 
 
 def _require_space(cache, number, name):
@@ -253,9 +252,11 @@ def _acquire(folder, writer):
     return lock.acquire()
 
 
-def _make_encode(model, clip, mesh, split_clip):
+def _make_encode(config, model, clip, mesh):
   """From a batch on the host to its features, on this process's devices."""
-  clip_params, shardings = place_clip(clip, model, mesh, split_clip)
+  clip_params, shardings = place_clip(
+    clip, model, mesh, config.clip.split_over_devices
+  )
 
   def encode(clip_params, batch):
     return encode_batch(model, join_params({}, clip_params), batch)

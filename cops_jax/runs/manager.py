@@ -15,11 +15,10 @@ _SAVE_SECONDS = 300  # After which a save that makes no progress fails.
 
 
 class Manager(ocp.CheckpointManager):
-  """Orbax's manager, but the training loop looks for preemption."""
+  """Orbax's manager, which leaves preemption to the training loop."""
 
   def reached_preemption(self, step: int) -> bool:
-    # JAX counts the steps that it is asked about. Orbax would ask from its
-    # threads, about earlier steps, and in the first process only.
+    # Orbax would ask JAX's service, which is off: see `signals`.
     return False
 
 
