@@ -147,7 +147,7 @@ def _find_values(image: Image.Image) -> np.ndarray:
   """Returns the channel that a mask is drawn in, or the palette's indices."""
   if len(image.getbands()) == 1 and image.mode != "P":
     return np.asarray(image)
-  *colors, alpha = np.moveaxis(np.asarray(image.convert("RGBA")), -1, 0)
+  *colors, alpha = map(np.asarray, image.convert("RGBA").split())
   value = np.maximum(np.maximum(colors[0], colors[1]), colors[2])
   has_alpha = alpha.min() < alpha.max()
   if has_alpha:
