@@ -208,22 +208,13 @@ class _RowLoader:
     return fields
 
   def _padding(self, path: str = "", error: str = "") -> dict[str, Any]:
-    shape = (self.options.image_size, self.options.image_size)
+    mask = np.zeros((self.options.image_size,) * 2, np.uint8)
     if self.features is None:
-      features = {
-        "image": np.zeros((*shape, 3), np.uint8),
-        "orientation": np.int32(1),
-        "size": np.zeros(2, np.int32),
-        "notes": np.str_(""),
-      }
-      if number := self.options.num_tiles:
-        features["tiles"] = np.zeros((number, *shape, 3), np.uint8)
+      features = self._read(np.dstack([mask] * 3))
     else:
       features = self.features.padding()
     example = {**_NO_EXAMPLE, "path": path}
-    return self._make_row(
-      features, np.zeros(shape, np.uint8), 0, example, error
-    )
+    return self._make_row(features, mask, 0, example, error)
 
   def _make_row(self, features, mask, index, example, error=""):
     if self.options.full_masks:
