@@ -56,6 +56,7 @@ def count_notes(notes: Mapping[str, str], number: int = 3) -> list[str]:
       kind, _, detail = line.partition(": ")
       kinds.setdefault(kind, []).append(f"{path}: {detail}")
   return [
-    f"{len(found)} images: {kind} ({'; '.join(shorten_list(found, number))})"
+    f"{len(found)} {'image' if len(found) == 1 else 'images'}: {kind}"
+    f" ({'; '.join(shorten_list(found, number))})"
     for kind, found in kinds.items()
   ]

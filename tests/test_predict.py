@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 
 import numpy as np
@@ -280,6 +281,36 @@ def test_tiles(workdir, tmp_path, capsys):
   ):
     with pytest.raises(SystemExit, match="error: tiles are '3', expected auto"):
       main([f"--workdir={workdir}", "--tiles=3", *images])
+
+
+def test_names_of_any_bytes_and_hidden_files(workdir, tmp_path, capsys):
+  """As those of macOS, Jupyter, Windows and a NAS beside the images."""
+  folder = tmp_path / "photos"
+  (folder / "@eaDir").mkdir(parents=True)
+  (folder / ".ipynb_checkpoints").mkdir()
+  name = os.fsdecode(b"caf\xe9.png")
+  for index, path in enumerate((name, "@eaDir/a.png", "._a.png", "Thumbs.db")):
+    make_image(index).save(folder / path, "PNG")
+  skipped = " hidden or system files were skipped, such as "
+  place, out = f"--workdir={workdir}", tmp_path / "out"
+  for images in ((str(folder),), (f"{folder}/**/*",)):
+    predict_command.main([*images, place, f"--out={out}"])
+    text, messages = capsys.readouterr()
+    (row,) = map(json.loads, text.splitlines())
+    assert row["path"] == f"{folder}/caf\\xe9.png" and "image_score" in row
+    assert skipped in messages
+  assert {path.name for path in out.iterdir()} == {
+    "caf\\xe9.png",
+    "predictions.jsonl",
+  }
+  calibrate_command.main([place, "--normal", str(folder)])
+  text, messages = capsys.readouterr()
+  assert "false alarms: 0 of 1," in text and f"4{skipped}" in messages
+  (folder / name).write_bytes(b"no image")
+  with pytest.raises(SystemExit, match="1 of 1 images cannot be read"):
+    predict_command.main([str(folder), place])
+  row = json.loads(capsys.readouterr().out)
+  assert row["error"].startswith(f"{folder}/caf\\xe9.png cannot be read: it")
 
 
 def test_names_of_pictures_are_unique(tmp_path):

@@ -66,6 +66,7 @@ def export(detector: AnomalyDetector, out: str | os.PathLike) -> dict[str, Any]:
     "jax": jax.__version__,
     "jaxlib": jaxlib.__version__,
     "image_size_pixels": detector.image_size,
+    "bits_per_channel": detector.reading["bits_per_channel"],
     "exported_on": datetime.date.today().isoformat(),
     "clip_sha256": detector.clip.sha256,
     "thresholds": thresholds and dataclasses.asdict(thresholds),

@@ -224,6 +224,20 @@ def test_downloads(address, browser, detector, images, tmp_path):
   assert page.is_sound()
 
 
+def test_what_was_guessed_is_said(address, browser, tmp_path):
+  page = Page(browser, address, PHONE)
+  pages = [make_image(seed) for seed in range(2)]
+  path = tmp_path / "pages.tif"
+  pages[0].save(path, save_all=True, append_images=pages[1:])
+  page.upload(path)
+  until(lambda: page.all("li.anomaly, li.normal"))
+  remark = "only the first page or frame of several is used: 2"
+  assert page.text(".remark") == remark
+  page.one("#json").click()
+  (row,) = json.loads(downloaded("results.json").read_text())
+  assert row["note"] == remark
+
+
 def test_bad_files_do_not_affect_the_others(address, browser, images, tmp_path):
   page = Page(browser, address, PHONE)
   large, broken = tmp_path / "large.png", tmp_path / "<b>broken.jpg"

@@ -140,6 +140,7 @@ class Card {
       element.alt = "";
     }
     this.find(".shown").alt = this.name;
+    this.find(".remark").textContent = answer.note ?? "";
     this.answer = answer;
     this.find(".state").hidden = true;
     this.find(".found").hidden = false;
@@ -224,11 +225,12 @@ class Card {
   // As cops predict has it, by the thresholds of the sliders.
   toRow() {
     if (this.error) return { path: this.name, error: this.error };
-    const { image_score, tiles, boxes } = this.answer;
+    const { image_score, note, tiles, boxes } = this.answer;
     const chosen = info.thresholds;
     return {
       path: this.name,
       image_score,
+      ...(note && { note }),
       ...(tiles && { tiles }),
       verdict: this.verdict,
       threshold: shown.image,
@@ -350,7 +352,7 @@ function saveJson() {
 }
 
 function saveCsv() {
-  const columns = ["path", "image_score", "verdict", "threshold", "threshold_method", "pixel_threshold", "boxes", "error"];
+  const columns = ["path", "image_score", "verdict", "threshold", "threshold_method", "pixel_threshold", "boxes", "note", "error"];
   const cell = (value) => {
     let text = Array.isArray(value) ? JSON.stringify(value) : String(value ?? "");
     if (/^[=+\-@\t\r]/.test(text)) text = `'${text}`; // No formula in a spreadsheet.
