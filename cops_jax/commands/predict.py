@@ -6,9 +6,8 @@ r"""Finds anomalies in your own images, without masks or labels.
 Prints a JSON line for each image: path, image_score, verdict, threshold, how it
 was chosen, boxes (left, top, right, bottom in pixels) around anomalous regions.
 With --out also writes predictions.jsonl and a picture of each image with the
-anomaly map and the boxes over it and the verdict below. Photographs are turned
-upright first, as their EXIF data say; transparent ones are laid on white. An
-image that cannot be read has a line with
+anomaly map and the boxes over it and the verdict below. What was guessed when
+an image was read is its "note". An image that cannot be read has a line with
 "error", the rest goes on, and the exit code is 1. Verdicts need thresholds:
 `cops calibrate`.
 
