@@ -113,7 +113,7 @@ def parse_visa(text: str) -> Splits:
     entry = {
       "img_path": row["image"],
       "mask_path": row["mask"],
-      "anomaly": ("normal", "anomaly").index(row["label"]),
+      "anomaly": {"normal": 0, "anomaly": 1}.get(row["label"]),
     }
     categories = splits.setdefault(row["split"], {})
     categories.setdefault(row["object"], []).append(entry)

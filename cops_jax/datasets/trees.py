@@ -89,9 +89,15 @@ def _read_category(category, folder, listing, notes):
 
   test = _find_test(folder)
   if test is None:
+    advice = _advise(folder)
+    names = list_folders(folder.parent)
+    if near := difflib.get_close_matches(
+      folder.name.casefold(), names, 1, 0.75
+    ):
+      advice = advice or f": rename {names[near[0]]} to {category}"
     listing.problems.append(
       f"category {category!r} has no test images; expected {folder}/test/*/*"
-      f" in an image format{_advise(folder)}"
+      f" in an image format{advice}"
     )
     return
   children = list_folders(folder, listing)

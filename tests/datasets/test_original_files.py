@@ -172,11 +172,12 @@ def test_several_processes_prepare_at_once(tmp_path):
 
 def test_several_problems_are_reported_before_anything_is_written(tmp_path):
   tree = write_tree("mvtec_ad", tmp_path)
-  shutil.rmtree(tree.root / "bottle")
+  (tree.root / "bottle").rename(tree.root / "botle")
   (tree.root / "pill/ground_truth/crack/001_mask.png").unlink()
   with pytest.raises(InputError) as error:
     load(tree)
   assert "category 'bottle' has no test images" in str(error.value)
+  assert f"rename {tree.root}/botle to bottle\n" in str(error.value)
   assert (
     "pill/ground_truth/crack holds 1 masks for the 2 anomalous images"
     in str(error.value)
@@ -305,11 +306,8 @@ def visa(tmp_path):
   "row, expected",
   (
     (None, "lacks the column 'mask'"),
-    (("test", "normal", "../x.JPG", ""), "../x.JPG is outside"),
     (("test", "anomaly", "{image}", ""), "1 of 2 anomalous images have no"),
-    (("test", "anomaly", "{image}", "x.png"), "x.png does not exist"),
-    (("test", "odd", "{image}", ""), "cannot be read: .*not in tuple"),
-    (("test", "normal", "{image}", ""), "test.JPG 2 times"),
+    (("test", "odd", "{image}", ""), "test pcb1: .* anomaly .0 or 1."),
   ),
 )
 def test_bad_tables_of_visa_are_refused(visa, row, expected):
