@@ -72,8 +72,8 @@ def test_evaluation_and_calibration_use_the_same_masks(
   )
   Image.new("L", (11, 9)).save(folder / "0.png")
   exif = Image.Exif()
-  exif[0x112] = 6  # Stored as 11 x 9 pixels.
-  Image.open(dent / "1.png").save(dent / "1.png", exif=exif)
+  for name, exif[0x112] in (("1.png", 6), ("2.png", 3)):
+    Image.open(dent / name).save(dent / name, exif=exif)
   alpha = Image.new("L", (9, 11))
   alpha.paste(255, (0, 0, 9, 3))
   upright = Image.new("LA", alpha.size, 255)
@@ -103,10 +103,11 @@ def test_evaluation_and_calibration_use_the_same_masks(
   caplog.clear()
   calibrate.from_labelled_data(detector, examples)
   np.testing.assert_array_equal(seen, evaluated)
-  for mask, drawn in zip(seen[:3], (0 * seen[0], alpha, soft), strict=True):
-    if isinstance(drawn, Image.Image):
-      drawn = drawn.resize(mask.shape, Image.Resampling.BILINEAR)
+  turned = soft.rotate(180)
+  for mask, drawn in zip(seen[1:3], (alpha, turned), strict=True):
+    drawn = drawn.resize(mask.shape, Image.Resampling.BILINEAR)
     np.testing.assert_array_equal(mask, np.asarray(drawn) > 127)
+  assert not np.any(seen[:1] + seen[3:])
   for note in (
     f"1 images: {EMPTY} (nut/test/dent/0.png: 11 x 9 pixels)",
     f"1 images: {UPRIGHT} (nut/test/dent/1.png: 9 x 11 pixels)",
