@@ -154,8 +154,10 @@ def plot_losses(
   if not names:
     return None
   num_columns = -(-len(names) // 2)
-  figure = Figure(figsize=(3 * num_columns, 5.4), layout="constrained")
+  figure = Figure(figsize=(3 * num_columns, 5.4))
   figure.suptitle(title)
+  # To let matplotlib find the margins takes as long as to draw.
+  figure.subplots_adjust(0.08, 0.1, 0.98, 0.87, wspace=0.35, hspace=0.45)
   axes = figure.subplots(2, num_columns, squeeze=False).flat
   epochs = [row["step"] / epoch_steps for row in rows]
   for axis, name in itertools.zip_longest(axes, names):
