@@ -41,9 +41,9 @@ def read_meta_json(
   {"train": {CATEGORY: [ENTRY, ...]}, "test": {...}} where an entry has img_path
   and mask_path, relative to the root or absolute, specie_name, the kind of
   anomaly, and anomaly, 0 or 1; images of a probability between are left out. Of
-  absolute paths from elsewhere, the longest
-  end that is a file below the root counts. A category has masks for all its
-  anomalous images or, with empty mask_paths, for none.
+  absolute paths from elsewhere, the longest end that is a file below the root
+  counts. A category has masks for all its anomalous images or, with empty
+  mask_paths, for none.
 
   Args:
     root: of the data set.
