@@ -74,10 +74,12 @@ def pytest_unconfigure(config):
 # The files that take longest, so that both workers end at the same time.
 _FIRST = (
   *("test_processes", "test_runs_in_buckets", "test_documentation"),
-  *("test_engine", "test_evaluator", "test_resume", "test_page"),
-  *("test_reproduce", "test_feature_cache", "test_cops", "test_original_files"),
-  *("test_towers", "test_loop", "test_server", "test_notebooks"),
-  *("test_platforms", "test_ablate", "test_cluster", "test_benchmarks"),
+  *("test_loop", "test_evaluator", "test_step", "test_page", "test_resume"),
+  *("test_cops", "test_engine", "test_predict", "test_benchmarks"),
+  *("test_feature_cache", "test_towers", "test_onnx", "test_jax"),
+  *("test_anomalyclip", "test_platforms", "test_cluster", "test_many"),
+  *("test_original_files", "test_prompt_ensemble", "test_server"),
+  *("test_notebooks", "test_ablate", "test_publish"),
 )
 
 
