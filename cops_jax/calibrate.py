@@ -17,16 +17,11 @@ from cops_jax.errors import InputError
 from cops_jax.images import AnyImage
 from cops_jax.images.masks import example_mask
 from cops_jax.images.tiles import normalize
-from cops_jax.metrics.proportions import (
-  CONFIDENCE,
-  Proportion,
-  estimate,
-)
 from cops_jax.paths import readable
 from cops_jax.progress import Progress
 from cops_jax.scoring import ANOMALY
 from cops_jax.tables import count_notes
-from cops_jax.thresholds import Thresholds
+from cops_jax.thresholds import CONFIDENCE, Proportion, Thresholds, estimate
 from cops_jax.typing import Bool, Float
 
 _logger = logging.getLogger(__name__)

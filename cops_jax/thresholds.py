@@ -12,7 +12,6 @@ from cops_jax import metrics
 from cops_jax.errors import InputError
 from cops_jax.files import read_file, seal, unseal, write_file
 from cops_jax.images.tiles import normalize
-from cops_jax.metrics.proportions import Proportion
 from cops_jax.paths import AnyPath, to_path
 from cops_jax.typing import Bool, Float
 
@@ -20,6 +19,45 @@ _FILE = "thresholds.json"
 # Regions smaller than this share of the map are not reported.
 _LEAST_AREA = 1e-4
 _LEAST_MARGIN = 1e-4
+CONFIDENCE = 0.95  # Of intervals.
+
+
+@dataclasses.dataclass(frozen=True)
+class Proportion:
+  """How many of some images were counted, such as false alarms.
+
+  Attributes:
+    count: of those that were.
+    total: of all.
+    low, high: confidence interval of the share among images of their kind.
+  """
+
+  count: int
+  total: int
+  low: float
+  high: float
+
+  def __str__(self) -> str:
+    return (
+      f"{self.count} of {self.total}, {self.count / self.total:.1%}"
+      f" ({CONFIDENCE:.0%} interval {self.low:.1%} to {self.high:.1%})"
+    )
+
+
+def estimate(count: int, total: int) -> Proportion:
+  """Returns a proportion with its exact interval at `CONFIDENCE`.
+
+  The normal approximation would be wrong for few images and for none counted
+  (Clopper and Pearson, Biometrika 1934).
+
+  Args:
+    count: from 0 to total.
+    total: at least 1.
+  """
+  from scipy import stats  # Slow to import.
+
+  interval = stats.binomtest(count, total).proportion_ci(CONFIDENCE, "exact")
+  return Proportion(count, total, float(interval.low), float(interval.high))
 
 
 @dataclasses.dataclass(frozen=True)

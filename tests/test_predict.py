@@ -16,7 +16,6 @@ from cops_jax.detector import AnomalyDetector
 from cops_jax.errors import InputError
 from cops_jax.images import finding
 from cops_jax.images.drawing import overlay
-from cops_jax.metrics.proportions import estimate
 from helpers.images import make_image
 
 
@@ -90,7 +89,9 @@ def test_photos_in_a_folder(photos, workdir, predict_photos, tmp_path, capsys):
   assert "false alarms: 0 of 3, 0.0% (95% interval 0.0% to 70.8%)" in text
   assert "misses" not in text
   chosen = thresholds.read_thresholds(workdir)
-  assert chosen.false_alarms == estimate(0, 3) and chosen.misses is None
+  assert (
+    chosen.false_alarms == thresholds.estimate(0, 3) and chosen.misses is None
+  )
 
   out = tmp_path / "out"
   rows, _ = predict_photos(f"--out={out}", "--save_maps")
@@ -202,7 +203,7 @@ def test_thresholds_of_labelled_data(workdir, tmp_path, data_dir, capsys):
     ("false alarms", chosen.false_alarms, scores[~labels] >= chosen.image),
     ("misses", chosen.misses, scores[labels] < chosen.image),
   ):
-    assert errors == estimate(int(is_wrong.sum()), 6)
+    assert errors == thresholds.estimate(int(is_wrong.sum()), 6)
     assert f"{kind}: {errors}\n" in text
   # Without masks: a little above the pixels of normal images.
   assert 0 < chosen.pixel - maps[~labels].max() < 1e-3

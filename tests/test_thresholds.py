@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from cops_jax import thresholds
 from cops_jax.errors import InputError
 from cops_jax.files import seal
-from cops_jax.metrics.proportions import estimate
-from cops_jax.thresholds import Thresholds
+from cops_jax.thresholds import CONFIDENCE, Thresholds, estimate
 
 
 @pytest.mark.parametrize("rate, expected", ((0.0, 0), (0.25, 2), (0.3, 2)))
@@ -76,3 +76,24 @@ def test_boxes():
   assert boxes == [(100, 60, 200, 100), (30, 10, 55, 25)]
   assert thresholds.find_boxes(anomaly_map, 0.6) == [(50, 20, 55, 25)]
   assert thresholds.find_boxes(np.zeros((5, 5)), 0.1) == []
+
+
+@pytest.mark.parametrize("share", (0.01, 0.07, 0.3, 0.95))
+@pytest.mark.parametrize("total", (8, 48, 306))
+def test_the_interval_holds_the_share_at_least_as_often_as_it_says(
+  share, total
+):
+  """By the probability of each count, without drawing any."""
+  counts = np.arange(total + 1)
+  intervals = [estimate(int(count), total) for count in counts]
+  is_inside = [row.low <= share <= row.high for row in intervals]
+  probability = stats.binom.pmf(counts, total, share)
+  assert probability[is_inside].sum() >= CONFIDENCE - 1e-9
+
+
+def test_few_images_show_little():
+  none = estimate(0, 8)
+  assert (none.low, round(none.high, 3)) == (0.0, 0.369)
+  assert str(none) == "0 of 8, 0.0% (95% interval 0.0% to 36.9%)"
+  all_of_them = estimate(8, 8)
+  assert (round(all_of_them.low, 3), all_of_them.high) == (0.631, 1.0)
