@@ -193,36 +193,23 @@ def _mvtec_loco(tree):
 
 
 def _real_iad(tree):
-  for category in PUBLISHED["real_iad"].categories:
+  (tree.root / "realiad_jsons/realiad_jsons").mkdir(parents=True)
+  for name in PUBLISHED["real_iad"].categories:
     lists = {"meta": {"normal_class": "OK"}, "train": [], "test": []}
-
-    def add(split, name, kind, category=category, lists=lists):
-      path = f"realiad_1024/{category}/{name}.jpg"
-      mask = f"{name}.png" if kind != "OK" else None
-      tree.image(
-        path,
-        split,
-        category,
-        kind if mask else "good",
-        mask=mask and path.replace("jpg", "png"),
-      )
-      if mask:
-        tree.mask(path.replace("jpg", "png"))
-      lists[split].append(
-        {
-          "image_path": f"{name}.jpg",
-          "mask_path": mask,
-          "anomaly_class": kind,
-          "category": category,
-        }
-      )
-
-    add("train", f"OK/S0001/{category}_0001_OK_C1", "OK")
-    add("test", f"OK/S0002/{category}_0002_OK_C1", "OK")
-    add("test", f"NG/HS/S0003/{category}__0003_NG_HS_C1", "HS")
-    add("test", f"NG/HS/S0003/{category}__0003_NG_HS_C2", "OK")  # Not in view.
-    path = tree.root / "realiad_jsons/realiad_jsons" / f"{category}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    for split, stem, kind in (
+      ("train", f"OK/S0001/{name}_0001_OK_C1", "OK"),
+      ("test", f"OK/S0002/{name}_0002_OK_C1", "OK"),
+      ("test", f"NG/HS/S0003/{name}__0003_NG_HS_C1", "HS"),
+      ("test", f"NG/HS/S0003/{name}__0003_NG_HS_C2", "OK"),  # Not in view.
+    ):
+      path, mask = f"realiad_1024/{name}/{stem}.jpg", None
+      if kind != "OK":
+        mask = path.replace("jpg", "png")
+        tree.mask(mask)
+      tree.image(path, split, name, kind if mask else "good", mask=mask)
+      entry = {"image_path": f"{stem}.jpg", "anomaly_class": kind}
+      lists[split].append(entry | {"mask_path": mask and f"{stem}.png"})
+    path = tree.root / "realiad_jsons/realiad_jsons" / f"{name}.json"
     path.write_text(json.dumps(lists))
 
 
