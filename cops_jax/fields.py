@@ -298,6 +298,7 @@ FIELDS = {
     8,
     "Images in a step, over all devices. An epoch's last step may have fewer.",
     low=1,
+    high=2**16,
   ),
   "train.accumulate_steps": Field(
     1, "Steps whose mean gradient updates the parameters once.", low=1
@@ -348,6 +349,7 @@ FIELDS = {
     "Images in a step, over all devices; 0 for 1 per CPU, 8 per GPU or TPU."
     " No result depends on it.",
     low=0,
+    high=2**16,
     role=_NOTHING,
   ),
   "evaluation.num_samples": Field(

@@ -41,7 +41,7 @@ def test_defaults_pass_their_checks():
     ("clip.dtype", "float16", "one of auto, float32, bfloat16"),
     ("input.max_image_megapixels", 0.0, "at least 1e-06 and below inf"),
     ("train.num_epochs", -1, "at least 0 and at most 2147483647"),
-    ("train.batch_size", 10**20, "at least 1 and at most 2147483647"),
+    ("train.batch_size", 10**20, "at least 1 and at most 65536"),
     ("train.batch_size", True, "a whole number"),
     ("train.batch_size", None, "a whole number"),
     ("evaluation.datasets", ("visa", "visa"), "a list without repetition"),

@@ -173,7 +173,8 @@ class _Run:
     config, record, clip, model = in_all_processes(
       _load_model, config, workdir, checkpoint, allow_other_clip
     )
-    require_same_job(Record(config.to_dict(), clip.sha256), request)
+    here = Record(config.to_dict(), clip.sha256)
+    require_same_job(here, clip.config, request)
     is_trained, mesh = methods.find(config.method).IS_TRAINED, make_mesh()
     trainable, source = load_trainable(
       config, model, clip, checkpoint, replicated_sharding(mesh)

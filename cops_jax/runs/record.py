@@ -13,7 +13,14 @@ from cops_jax import __version__
 from cops_jax.config import complete, decides, restore
 from cops_jax.errors import InputError, MissingRunError
 from cops_jax.fields import FIELDS, Role
-from cops_jax.files import exists, read_file, seal, unseal, write_file
+from cops_jax.files import (
+  digest_file,
+  exists,
+  read_file,
+  seal,
+  unseal,
+  write_file,
+)
 from cops_jax.paths import to_path
 from cops_jax.runtime.processes import require_same
 
@@ -69,7 +76,9 @@ def package_versions() -> dict[str, str]:
   return {name: metadata.version(name) for name in _PACKAGES}
 
 
-def require_same_job(record: Record, others: Mapping[str, Any]) -> None:
+def require_same_job(
+  record: Record, clip_config: Any, others: Mapping[str, Any]
+) -> None:
   """Raises an error in all processes unless they are of the same job.
 
   All processes of a cluster call this before they compute together.
@@ -77,6 +86,7 @@ def require_same_job(record: Record, others: Mapping[str, Any]) -> None:
   Args:
     record: record of this process's run. Fields that name places on a host may
       differ.
+    clip_config: CLIP's configuration; a transformers.CLIPConfig.
     others: further values that must be equal, by name.
 
   Raises:
@@ -93,6 +103,9 @@ def require_same_job(record: Record, others: Mapping[str, Any]) -> None:
     }
     | {
       "SHA-256 of CLIP": record.clip_sha256,
+      "SHA-256 of CLIP's config.json": digest_file(
+        clip_config.to_json_string().encode()
+      ),
       "init_from": record.init_from,
     }
     | others

@@ -94,7 +94,9 @@ def train(
     str(init_from),
     data_sha256=examples.fingerprint(),
   )
-  require_same_job(record, describe_data(examples, record.data_sha256))
+  require_same_job(
+    record, clip.config, describe_data(examples, record.data_sha256)
+  )
   params = model.init_trainable(random_key(config.seed, INIT_KEY), clip.params)
   if init_from and not in_first_process(checkpoints.find_steps, workdir):
     params = setup.read_start(config, clip, params, init_from, allow_other_clip)

@@ -245,6 +245,7 @@ start(training.train, "demo", nuts, {
 start(training.train, "demo", {"train.dataset": "folder:fewer"}, {})
 start(training.train, "demo", {"train.dataset": "folder:changed"}, {})
 start(training.train, "demo", nuts, {"clip.weights": "clip"})
+start(training.train, "demo", nuts, {"clip.weights": "heads"})
 start(many.evaluate, ensemble, {}, {"evaluation.num_pictures": 0})
 start(many.evaluate, ensemble, {"model.texts": "texts.txt"}, {})
 start(many.evaluate, ensemble, {"evaluation.datasets": ["folder:fewer"]}, {})
@@ -263,6 +264,7 @@ DIFFERENCES = (
   "number of images of 'fewer' is 14 in process 0 and 13 in process 1; SHA",
   "SHA-256 of 'changed' (see config.input.compare_bytes) is",
   "SHA-256 of CLIP is",
+  "SHA-256 of CLIP's config.json is",
   "config.evaluation.num_pictures is 4 in process 0 and 0 in process 1",
   "SHA-256 of the prompts is",
   "version of jax is '0.0' in process 0 and '0.1' in process 1",
@@ -294,6 +296,8 @@ def test_processes_agree_and_refuse_to_differ(clip_folder, data_dir, tmp_path):
   (folders[1] / "texts.txt").write_text(texts.replace("clean {}\n", ""))
   flip(shutil.copytree(clip_folder, folders[1] / "clip") / "model.safetensors")
 
+  heads = shutil.copytree(clip_folder, folders[1] / "heads") / "config.json"
+  heads.write_text(heads.read_text().replace("quick_gelu", "gelu"))
   address = f"127.0.0.1:{free_port()}"
   pair = [
     Program(script, address, str(index), json.dumps(fields), folder=folder)
