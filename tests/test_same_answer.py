@@ -47,7 +47,7 @@ ENCODINGS = {
     "bilevel.png": (make_image(0, mode="1"), {}),
     "cmyk.jpg": (make_image(0, mode="CMYK"), {}),
     "deep.png": (_deep(16), {}),
-    "deep_tiff.tif": (_deep(16), {}),
+    "deep.tif": (_deep(16), {}),
     "dark.png": (_deep(12), {}),
     "clear.png": (_clear("RGBA"), {}),
     "clear_grey.png": (_clear("LA"), {}),
@@ -62,7 +62,7 @@ ENCODINGS = {
   },
   12: {
     "deep.png": (_deep(12), {}),
-    "deep_tiff.tif": (_deep(12), {}),
+    "deep.tif": (_deep(12), {}),
     "integers.tif": (_deep(12, np.int32), {}),
   },
 }

@@ -182,7 +182,9 @@ def _masks_beside(files, folder):
   found = {}
   for group in groups.values():
     masks = [file for file in group if _MASK_ENDING.search(file.stem.lower())]
-    masks = masks or [file for file in group if file.suffix.lower() == ".png"]
+    kinds = {file.suffix.lower() for file in group}
+    if not masks and kinds in ({".png", ".jpg"}, {".png", ".jpeg"}):
+      masks = [file for file in group if file.suffix.lower() == ".png"]
     images = [file for file in group if file not in masks]
     if masks and len(images) == 1:
       found[images[0]] = masks
