@@ -59,6 +59,7 @@ def make_result(name, metrics, num_categories=3):
     },
     image_threshold=0.5,
     pixel_threshold=0.2,
+    num_masks=7,
     curves=dict.fromkeys(names, rise),
   )
   mask = None if np.isnan(metrics["pixel_ap"]) else np.eye(60, dtype=np.uint8)
@@ -137,6 +138,8 @@ def test_what_it_says(text):
     "<dt>btad, mpdd</dt><dd>not prepared</dd>",
     "<dt>isic</dt><dd>broken</dd>",
     "pixel AUPRO-200 (no masks)",
+    "<th>masks</th>",
+    "<td>0.200</td><td>7</td>",
     *(f"<dt>{word}</dt>" for word in ("AUROC", "AUPRO", "F1-max", "AP")),
   ):
     assert words in text
