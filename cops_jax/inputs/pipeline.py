@@ -31,12 +31,11 @@ from jax.sharding import Mesh
 
 from cops_jax.config import reading
 from cops_jax.errors import InputError
-from cops_jax.files import digest_file
 from cops_jax.images import read, tiles
 from cops_jax.images.masks import example_mask
 from cops_jax.losses import count_mask_pixels
 from cops_jax.runtime.processes import collect
-from cops_jax.runtime.randomness import hash_example_id
+from cops_jax.runtime.randomness import hash_example
 from cops_jax.typing import Integer
 
 if TYPE_CHECKING:
@@ -190,7 +189,7 @@ class _RowLoader:
     facts = {**facts, "notes": np.str_("\n".join(lines))}
     row = self._make_row(facts, mask.pixels, place, example)
     if self.options.example_ids:
-      row["example_id"] = _noise_id(example)
+      row["example_id"] = hash_example(example)
     return {**row, "padding_mask": np.bool_(True)}
 
   def _read(self, file):
@@ -235,17 +234,6 @@ class _RowLoader:
       "padding_mask": np.bool_(False),
       "error": np.str_(error),
     }
-
-
-def _noise_id(example):
-  """Hashes a prepared image's data set and id, or a file's path and content.
-
-  So training on a folder of any name and in any place has the same results.
-  """
-  scope = example["dataset"]
-  if not isinstance(example["image"], bytes):
-    scope = digest_file(example["image"], may_remember=True)
-  return hash_example_id(scope, example["id"])
 
 
 class Subset(Sequence):

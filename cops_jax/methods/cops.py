@@ -135,7 +135,7 @@ class Outputs(NamedTuple):
     prototypes: prototypes of each state; None without state words.
     distances: cosine distance of each patch to its nearest prototype; None
       without state words.
-    text_features: L2-normalised.
+    text_features: L2-normalised; without conditional words the same for all.
     patch_probability: probabilities for each feature layer.
     image_logits: cosine over temperature.
     category_bias: decoded from the codes; None without category words.
@@ -145,7 +145,7 @@ class Outputs(NamedTuple):
 
   prototypes: Float[Array, "b s=2 k d"] | None
   distances: Float[Array, "b s=2 n"] | None
-  text_features: Float[Array, "b s=2 d"]
+  text_features: Float[Array, "_b s=2 d"]
   patch_probability: Float[Array, "b f n s=2"]
   image_logits: Float[Array, "b s=2"]
   category_bias: Float[Array, "_b z d"] | None
@@ -233,7 +233,7 @@ class CoPS(nn.Module):
     self,
     image_features: Float[Array, "b d"],
     patch_features: Float[Array, "b f n d"],
-    noise: Float[Array, "_b z d"] | None,
+    noise: Float[Array, "b z d"] | None,
     *,
     is_training: bool,
   ) -> Outputs:
@@ -242,8 +242,8 @@ class CoPS(nn.Module):
     Args:
       image_features, patch_features: from `encode_images`.
       noise: standard normal. In training it perturbs the posterior's mean; in
-        evaluation it is the code itself, drawn from the prior, and (1, z, d)
-        serves all images. None without category words.
+        evaluation it takes the place of `evaluation_codes`. Without category
+        words it is not read.
       is_training: which of the two.
     """
     settings = self.config.model
@@ -258,10 +258,11 @@ class CoPS(nn.Module):
 
     category_bias = mean = log_var = None
     if settings.num_category_words:
-      codes = noise
       if is_training:
         mean, log_var = self.category_vae.encode(image_features)
         codes = mean[:, None] + jnp.exp(log_var / 2)[:, None] * noise
+      else:
+        codes = self.evaluation_codes()[None] if noise is None else noise
       category_bias = self.category_vae.decode(codes)
 
     prompts, deep_prompts = self.synthesise_prompts(prototypes, category_bias)
@@ -272,10 +273,6 @@ class CoPS(nn.Module):
     text_features = self.clip.encode_prompts(prompts, deep_prompts)  # b s z d
     text_features = scoring.normalize(
       scoring.normalize(text_features.astype(jnp.float32)).mean(axis=2)
-    )
-    # Prompts with neither kind of conditional words are the same for all.
-    text_features = jnp.broadcast_to(
-      text_features, (image_features.shape[0], *text_features.shape[1:])
     )
     image_logits, patch_logits = scoring.text_logits(
       image_features, patch_features, text_features, settings.temperature
@@ -381,15 +378,9 @@ class CoPS(nn.Module):
     features: tuple[Float[Array, "b d"], Float[Array, "b f n d"]],
     batch: Mapping[str, jax.Array],
   ) -> tuple[Float[Array, "b"], Float[Array, "b n"]]:
-    """Returns scores of images and patches; see `methods.Model`.
-
-    The batch may have noise (b, z, d) in place of the codes that the config's
-    seed determines for all images.
-    """
-    settings, noise = self.config.evaluation, batch.get("noise")
-    if noise is None and self.needs_noise:
-      noise = self.evaluation_codes()[None]
-    outputs = self(*features, noise, is_training=False)
+    """Returns scores of images and patches; see `methods.Model`."""
+    settings = self.config.evaluation
+    outputs = self(*features, batch.get("noise"), is_training=False)
     patch_scores = scoring.weighted_patch_scores(
       outputs.patch_probability,
       outputs.distances if settings.distance_weighting else None,

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cops_jax.files import digest_file
 from cops_jax.typing import Array, Float, Integer
 
 # Purposes of random numbers, which decide beside the seed.
@@ -19,9 +22,16 @@ def random_key(seed: int, purpose: int) -> jax.Array:
   return jax.random.fold_in(jax.random.key(seed), purpose)
 
 
-def hash_example_id(dataset: str, example_id: str) -> np.uint32:
-  """Returns the number that keys an example's noise in training."""
-  digest = hashlib.sha256(f"{dataset}/{example_id}".encode()).digest()
+def hash_example(example: Mapping[str, Any]) -> np.uint32:
+  """Returns the number that keys an example's noise in training.
+
+  It is that of a prepared image's data set and id, or of a file's content and
+  path. So training on a folder of any name and in any place is the same.
+  """
+  scope = example["dataset"]
+  if not isinstance(example["image"], bytes):
+    scope = digest_file(example["image"], may_remember=True)
+  digest = hashlib.sha256(f"{scope}/{example['id']}".encode()).digest()
   return np.uint32(int.from_bytes(digest[:4], "little"))
 
 
