@@ -14,7 +14,6 @@ from cops_jax import losses, scoring
 from cops_jax.clip.features import init_parts
 from cops_jax.clip.prompts import LearnedPrompts, join_parts
 from cops_jax.clip.towers import CLIP
-from cops_jax.runtime.randomness import EVALUATION_KEY
 from cops_jax.typing import Array, Float
 
 TITLE = "CoPS"
@@ -35,6 +34,7 @@ FIELDS = (
 )
 IS_TRAINED = True
 
+_CODES_KEY = 2  # Beside the seed; other numbers are for other purposes.
 # Which state's prototypes the prompts of (normal, anomaly) receive.
 PROTOTYPE_INJECTIONS = {"crossed": (1, 0), "matched": (0, 1)}
 
@@ -210,7 +210,7 @@ class CoPS(nn.Module):
     """Returns the category codes of evaluation, the same for all images."""
     shape = self.config.evaluation.num_samples, self.clip.config.projection_dim
     # NumPy's numbers are the same on every platform, to the last bit.
-    rng = np.random.default_rng((self.config.seed, EVALUATION_KEY))
+    rng = np.random.default_rng((self.config.seed, _CODES_KEY))
     return jnp.array(rng.standard_normal(shape, np.float32))
 
   @nn.nowrap
