@@ -28,7 +28,7 @@ from cops_jax.datasets.schema import (
   example_features,
   file_example,
 )
-from cops_jax.datasets.specifications import Specification
+from cops_jax.datasets.specifications import SPECIFICATIONS, Specification
 from cops_jax.errors import InputError, shorten
 from cops_jax.images import masks
 from cops_jax.images.decoding import open_image
@@ -91,7 +91,7 @@ class Published(dataset_builder.ShardBasedBuilder, skip_registration=True):
       nonlocal num_done
       for image in images:
         example = file_example(image, root, self.name)
-        example["mask"], notes = _stored_mask(image)
+        example["mask"], notes = _stored_mask(image, self.name)
         self.mask_notes[example["path"]] = "\n".join(notes)
         yield example["id"], example
         num_done += 1
@@ -165,15 +165,21 @@ def _download(row: Specification, root: pathlib.Path) -> pathlib.Path:
 
 
 def _stored_mask(
-  listed: ListedImage,
+  listed: ListedImage, dataset: str
 ) -> tuple[pathlib.Path | bytes, Sequence[str]]:
-  """Returns a mask's file if it is plain to see, else a PNG, and notes."""
+  """Returns a mask's file if it is plain to see, else a PNG, and notes.
+
+  In the paper's data sets soft edges are anomalous too, as in the authors'
+  code: published results count them.
+  """
   path = listed.masks[0] if listed.masks else listed.image
   try:
     if not listed.masks:
       with open_image(path) as image:
         return _png(np.zeros(image.size[::-1], np.uint8)), ()
-    mask = masks.read_mask(listed.masks)
+    mask = masks.read_mask(
+      listed.masks, has_soft_edges=dataset not in SPECIFICATIONS
+    )
     notes = mask.fit(masks.RECIPES_SIDE, 1, mask.pixels.shape[::-1]).notes
     if len(listed.masks) == 1:
       with open_image(path) as image:

@@ -107,7 +107,12 @@ def example_mask(
     raise InputError(f"its mask cannot be read: {shorten(error)}") from error
 
 
-def read_mask(files: MaskFiles, max_pixels: int = MAX_PIXELS) -> Mask:
+def read_mask(
+  files: MaskFiles,
+  max_pixels: int = MAX_PIXELS,
+  *,
+  has_soft_edges: bool = True,
+) -> Mask:
   """Returns the anomalous pixels of a mask as it is stored.
 
   A mask has two values, of which black is the background:
@@ -125,6 +130,8 @@ def read_mask(files: MaskFiles, max_pixels: int = MAX_PIXELS) -> Mask:
   Args:
     files: see `MaskFiles`.
     max_pixels: of a file, see `decoding.open_image`.
+    has_soft_edges: False if every value above 0 is anomalous, without the
+      second rule, as in the authors' code.
 
   Raises:
     ValueError: the file has no two such values, or files differ in size. For a
@@ -132,8 +139,11 @@ def read_mask(files: MaskFiles, max_pixels: int = MAX_PIXELS) -> Mask:
   """
   if isinstance(files, (bytes, os.PathLike)):
     with open_image(files, max_pixels) as image:
-      return _find_anomalous(_find_values(image), image.format == "JPEG")
-  masks = [read_mask(file, max_pixels) for file in files]
+      is_lossy = image.format == "JPEG"
+      return _find_anomalous(_find_values(image), is_lossy, has_soft_edges)
+  masks = [
+    read_mask(file, max_pixels, has_soft_edges=has_soft_edges) for file in files
+  ]
   shapes = {mask.pixels.shape for mask in masks}
   if len(shapes) > 1:
     found = ", ".join(f"{width} x {height}" for height, width in sorted(shapes))
@@ -174,7 +184,9 @@ def _find_values(image: Image.Image) -> np.ndarray:
   )
 
 
-def _find_anomalous(values: np.ndarray, is_lossy: bool) -> Mask:
+def _find_anomalous(
+  values: np.ndarray, is_lossy: bool, has_soft_edges: bool
+) -> Mask:
   """Returns where a channel is anomalous, by the rules of `read_mask`."""
   low, high = values.min(), values.max()
   if not (low >= 0 and np.isfinite(high)):
@@ -182,6 +194,8 @@ def _find_anomalous(values: np.ndarray, is_lossy: bool) -> Mask:
   between = values[(values > low) & (values < high)]
   if not between.size:
     return Mask(values > (low if low < high else 0))
+  if not has_soft_edges:
+    return Mask(values > 0)
   levels = np.unique(between)
   is_exact = np.issubdtype(values.dtype, np.integer) and not is_lossy
   if is_exact and (

@@ -77,7 +77,8 @@ def test_original_files_are_read_back(name, tmp_path):
       if name == "mvtec_loco":
         files = sorted(files[0].iterdir())
       united = sum((pixels(file.read_bytes()) for file in files), start=0) > 0
-      if name in ("mvtec_loco", "visa"):  # Several masks, class indices.
+      # Several masks, class indices, JPEG.
+      if name in ("mvtec_loco", "visa", "kvasir"):
         assert set(np.unique(mask)) == {0, 255}
         np.testing.assert_array_equal(mask > 0, united)
       else:
@@ -104,6 +105,23 @@ def test_odd_masks_are_noted_and_plain_to_see(tmp_path, monkeypatch, caplog):
   ):
     assert note in examples.notes
     assert f"data set btad: {note}" in caplog.messages
+
+
+def test_soft_edges_count_as_in_the_authors_code(tmp_path):
+  tree = write_tree("kvasir", tmp_path)
+  drawn = np.zeros((64, 64), np.uint8)
+  drawn[20:41, 13:50] = 255
+  path = tree.root / "masks/k1.jpg"
+  Image.fromarray(drawn).convert("RGB").save(path, quality=60)
+  with Image.open(path) as image:
+    expected = np.asarray(image.convert("L")) > 0
+  (stored,) = (
+    example["mask"]
+    for example in load(tree)
+    if example["path"] == "images/k1.jpg"
+  )
+  assert (drawn > 0).sum() < expected.sum()
+  np.testing.assert_array_equal(pixels(stored), 255 * expected)
 
 
 def test_tfds_gives_pixels_without_a_given_format(tmp_path, capsys):
