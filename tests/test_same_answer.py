@@ -1,18 +1,20 @@
 """Every command gives the same score for the same file, in any encoding."""
 
+import importlib.util
 import json
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from cops_jax import export, images
+from cops_jax import detector as detector_module
+from cops_jax import export, images, training
 from cops_jax.commands import predict
 from cops_jax.detector import AnomalyDetector
 from cops_jax.evaluation import many
 from helpers.config import make_config
 from helpers.demo_pages import post, serve
-from helpers.images import make_image
+from helpers.images import make_image, write_folder
 
 
 def _exif(orientation):
@@ -68,10 +70,22 @@ ENCODINGS = {
 }
 
 
-@pytest.mark.parametrize("bits", ENCODINGS)
-def test_one_file_has_one_score(bits, clip_folder, data_dir, tmp_path):
+@pytest.mark.parametrize(
+  "recipe, bits",
+  (
+    *(("demo", 16), ("anomalyclip_demo", 16)),
+    *(("prompt_ensemble_demo", 16), ("prompt_ensemble_demo", 12)),
+  ),
+)
+def test_one_file_has_one_score(
+  recipe, bits, clip_folder, data_dir, tmp_path, monkeypatch
+):
   """Evaluated, predicted, on the page and by an exported file."""
-  config = make_config(clip_folder, data_dir, "prompt_ensemble_demo")
+  # Each device computes one image at a time, so that little is compiled.
+  monkeypatch.setattr(detector_module, "_MAX_DEVICE_IMAGES", 1)
+  monkeypatch.setattr("cops_jax.export.jax.PLATFORMS", ("cpu",))
+  config = make_config(clip_folder, data_dir, recipe)
+  config.evaluation.batch_size = 8
   config.input.bits_per_channel = bits
   folder = tmp_path / "parts" / "test" / "good"
   folder.mkdir(parents=True)
@@ -79,6 +93,10 @@ def test_one_file_has_one_score(bits, clip_folder, data_dir, tmp_path):
     image.save(folder / name, **options)
   workdir = tmp_path / "run"
   name = f"folder:{tmp_path / 'parts'}"
+  if recipe != "prompt_ensemble_demo":
+    config.train.dataset = write_folder(tmp_path / "masked", 2)
+    config.train.num_epochs = 0
+    training.train(config, workdir)
   result = many.evaluate(config, workdir, names=[name]).results["parts"]
   evaluated = {
     image.path.removeprefix("test/good/"): image.image_score
@@ -86,11 +104,12 @@ def test_one_file_has_one_score(bits, clip_folder, data_dir, tmp_path):
   }
   assert evaluated.keys() == ENCODINGS[bits].keys()
 
+  detector = AnomalyDetector.from_workdir(workdir)
+  monkeypatch.setattr(predict.flags, "open_detector", lambda _: detector)
   out = tmp_path / "out"
   predict.main([str(folder), f"--workdir={workdir}", f"--out={out}"])
   lines = (out / "predictions.jsonl").read_text().splitlines()
   rows = [json.loads(line) for line in lines]
-  detector = AnomalyDetector.from_workdir(workdir)
   export.export(detector, tmp_path / "made.cops")
   exported = export.load(tmp_path / "made.cops")
   side, bits = (
@@ -98,10 +117,18 @@ def test_one_file_has_one_score(bits, clip_folder, data_dir, tmp_path):
     for name in ("image_size_pixels", "bits_per_channel")
   )
   paths = [folder / name for name in evaluated]
-  batch = [
-    images.read(path, bits_per_channel=bits).resize(side) for path in paths
-  ]
-  by_export = exported(np.stack(batch))["image_score"]
+  batch = np.stack(
+    [images.read(path, bits_per_channel=bits).resize(side) for path in paths]
+  )
+  by_export = exported(batch)["image_score"]
+  # CoPS's is compared in tests/export.
+  if recipe != "demo" and importlib.util.find_spec("jax2onnx"):
+    import onnxruntime
+
+    export.export(detector, tmp_path / "made.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "made.onnx")
+    scores, _ = session.run(None, {"images": batch})
+    np.testing.assert_allclose(scores, by_export, atol=1e-5)
   with serve(detector) as port:
     on_page = [post(port, path.read_bytes())[1] for path in paths]
 

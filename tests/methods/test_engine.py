@@ -1,16 +1,13 @@
-"""Training, evaluation, detector and exports of methods that are not CoPS."""
+"""Training and evaluation of methods that are not CoPS."""
 
-import numpy as np
 import pytest
 
-from cops_jax import calibrate, export, training
-from cops_jax.detector import AnomalyDetector
+from cops_jax import training
 from cops_jax.errors import InputError
 from cops_jax.evaluation import many
-from cops_jax.inputs import load_examples
 from cops_jax.reporting import report, tables
 from helpers.config import make_config
-from helpers.images import make_image, write_folder
+from helpers.images import write_folder
 
 
 @pytest.fixture(scope="module")
@@ -58,48 +55,6 @@ def test_the_report_and_the_table(run):
     <= tables.means_of(tables.read_results(workdir))["parts"]["pixel_aupro_200"]
     <= 1
   )
-
-
-def test_the_detector_scores_as_the_evaluation(run, folder):
-  """There is no noise that could differ."""
-  workdir, found, _ = run
-  detector = AnomalyDetector.from_workdir(workdir)
-  root = folder.removeprefix("folder:")
-  for image in found.results["parts"].images:
-    detection = detector(f"{root}/{image.path}")
-    assert detection.image_score == pytest.approx(image.image_score, abs=1e-5)
-  examples = load_examples(detector.config, folder, "test")
-  chosen = calibrate.from_labelled_data(detector, examples)
-  assert chosen.prompts_sha256 == detector.prompts_sha256
-
-
-def test_exports_are_the_detector(run, tmp_path):
-  detector = AnomalyDetector.from_workdir(run[0])
-  decoded = [detector.decode(make_image(seed, 48, 48)) for seed in range(3)]
-  images = np.stack([image.pixels for image in decoded])
-  want = list(detector.detect(decoded))
-  export.export(detector, tmp_path / "made.cops")
-  loaded = export.load(tmp_path / "made.cops")
-  assert loaded.metadata["method"] == detector.config.method
-  outputs = [loaded(images)]
-  try:
-    import jax2onnx  # noqa: F401
-    import onnxruntime
-  except ImportError:
-    pass
-  else:
-    export.export(detector, tmp_path / "made.onnx")
-    session = onnxruntime.InferenceSession(tmp_path / "made.onnx")
-    names = ["image_score", "anomaly_map"]
-    values = session.run(names, {"images": images})
-    outputs.append(dict(zip(names, values, strict=True)))
-  for found in outputs:
-    for row, detection in enumerate(want):
-      score = pytest.approx(detection.image_score, abs=1e-5)
-      assert found["image_score"][row] == score
-      np.testing.assert_allclose(
-        found["anomaly_map"][row], detection.anomaly_map, atol=1e-5
-      )
 
 
 def test_a_run_of_another_method_is_refused(trained_run, make, tmp_path):
