@@ -7,8 +7,8 @@ The second command trains and evaluates all of them. The full model is that of
 configs/demo.py, and also smooths its patches, which the demo does not.
 
 Mean and standard deviation over seeds 0, 1 and 2, in percent, on demo_unseen,
-on a processor with AVX-512. One with AVX2 rounds differently, which moves a
-single run by up to a point:
+on a processor with AVX-512, by a version that drew codes for each image. One
+with AVX2 rounds differently, which moves a single run by up to a point:
 
                          image AUROC    image AP  pixel AUROC    pixel AP
   full                    84.2 ± 0.5  88.8 ± 0.3   91.6 ± 0.6  36.1 ± 0.4
