@@ -178,6 +178,10 @@ def _load_folder(folder, sha256):
   config_file = _existing(folder / "config.json")
   try:
     config = make_config(json.loads(config_file.read_text("utf-8")))
+    num_layers = (
+      config.text_config.num_hidden_layers
+      + config.vision_config.num_hidden_layers
+    )
   except (ValueError, RecursionError) as error:
     raise InputError(f"{config_file} is not JSON: {error}") from error
   except (AttributeError, TypeError) as error:
@@ -187,6 +191,11 @@ def _load_folder(folder, sha256):
     "model.safetensors",
   )
   file = read_tensor_file(_existing(folder / name), sha256)
+  if num_layers > len(file.tensors):  # Building so many could take forever.
+    raise InputError(
+      f"{config_file} describes {num_layers} layers, but {file.path} holds only"
+      f" {len(file.tensors)} tensors"
+    )
   params = clip_names.params_from_tensors(
     file.tensors,
     config,

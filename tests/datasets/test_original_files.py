@@ -100,8 +100,8 @@ def test_odd_masks_are_noted_and_plain_to_see(tmp_path, monkeypatch, caplog):
   np.testing.assert_array_equal(pixels(masks["02/test/ko/0000.png"]), drawn)
   assert masks["01/test/ko/0000.bmp"] == first.read_bytes()
   for note in (
-    f"1 images: {EMPTY} (02/test/ko/0001.png: 11 x 9 pixels)",
-    f"1 images: {FULL} (01/test/ko/0000.bmp: 11 x 9 pixels)",
+    f"1 image: {EMPTY} (02/test/ko/0001.png: 11 x 9 pixels)",
+    f"1 image: {FULL} (01/test/ko/0000.bmp: 11 x 9 pixels)",
   ):
     assert note in examples.notes
     assert f"data set btad: {note}" in caplog.messages

@@ -265,6 +265,10 @@ def test_damaged_config_is_refused(copy):
     ("[]", "config.json is not CLIP's"),
     ('{"vision_config": 3}', "config.json is not CLIP's"),
     (
+      '{"vision_config": {"num_hidden_layers": 1000000000}}',
+      "1000000012 layers, but .* holds only 110 tensors",
+    ),
+    (
       '{"vision_config": {"num_hidden_layers": 1, "hidden_size": "many"}}',
       "its sizes describe no CLIP that can be built",
     ),
