@@ -90,6 +90,7 @@ class _Patient(requests.adapters.BaseAdapter):
 
 def _download(name, revision, choose):
   import huggingface_hub
+  import huggingface_hub.constants  # It is no attribute otherwise.
 
   endpoint = huggingface_hub.constants.ENDPOINT
   session = huggingface_hub.get_session()

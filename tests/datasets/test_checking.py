@@ -70,11 +70,11 @@ def test_faulty_files_are_listed(tmp_path):
     "nut/test/dent/2.png: its mask",
   ]
   for expected in (
-    "1 images: the mask has another size than its image (nut/test/dent/3.png:"
+    "1 image: the mask has another size than its image (nut/test/dent/3.png:"
     " 7 x 7 pixels, not 11 x 9)",
-    "1 images: the mask is empty, but the image is anomalous"
+    "1 image: the mask is empty, but the image is anomalous"
     " (nut/test/dent/4.png: 11 x 9 pixels)",
-    "1 images: values need fewer than 16 bits, so the image may be too dark;"
+    "1 image: values need fewer than 16 bits, so the image may be too dark;"
     " set bits_per_channel if the camera has fewer (nut/test/good/wide.png:"
     " 12 bits)",
     f"{tree.root}/nut/test/good/notes.txt is not an image file and was left"

@@ -109,9 +109,9 @@ def test_evaluation_and_calibration_use_the_same_masks(
     np.testing.assert_array_equal(mask, np.asarray(drawn) > 127)
   assert not np.any(seen[:1] + seen[3:])
   for note in (
-    f"1 images: {EMPTY} (nut/test/dent/0.png: 11 x 9 pixels)",
-    f"1 images: {UPRIGHT} (nut/test/dent/1.png: 9 x 11 pixels)",
-    f"1 images: {CUT} (nut/test/dent/2.png: from 0 to 255)",
+    f"1 image: {EMPTY} (nut/test/dent/0.png: 11 x 9 pixels)",
+    f"1 image: {UPRIGHT} (nut/test/dent/1.png: 9 x 11 pixels)",
+    f"1 image: {CUT} (nut/test/dent/2.png: from 0 to 255)",
   ):
     assert note in result.notes
     assert note in caplog.messages
