@@ -41,22 +41,27 @@ def whole_file(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     WriteError: it cannot be written.
   """
   path = to_path(path)
+  with _raise_write_errors(path), contextlib.ExitStack() as stack:
+    if is_address(path):
+      folder = stack.enter_context(tempfile.TemporaryDirectory())
+      partial = pathlib.Path(folder, "file")
+    else:
+      partial = path.parent / f".{uuid.uuid4().hex}.partial"
+      path.parent.mkdir(parents=True, exist_ok=True)
+      stack.callback(partial.unlink, missing_ok=True)
+    yield partial
+    if is_address(path):
+      with _open_bucket(path, is_writing=True) as (bucket, name):
+        bucket.put_file(os.fspath(partial), name)
+    else:
+      sync(partial)
+      os.replace(partial, path)
+
+
+@contextlib.contextmanager
+def _raise_write_errors(path):
   try:
-    with contextlib.ExitStack() as stack:
-      if is_address(path):
-        folder = stack.enter_context(tempfile.TemporaryDirectory())
-        partial = pathlib.Path(folder, "file")
-      else:
-        partial = path.parent / f".{uuid.uuid4().hex}.partial"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        stack.callback(partial.unlink, missing_ok=True)
-      yield partial
-      if is_address(path):
-        with _open_bucket(path, is_writing=True) as (bucket, name):
-          bucket.put_file(os.fspath(partial), name)
-      else:
-        sync(partial)
-        os.replace(partial, path)
+    yield
   except OSError as error:
     raise WriteError(
       f"{path} cannot be written: {error.strerror or error}"
@@ -76,8 +81,16 @@ def write_file(path: str | os.PathLike, content: str | bytes) -> None:
     WriteError: it cannot be written.
   """
   content = content.encode() if isinstance(content, str) else content
-  with whole_file(path) as partial:
-    partial.write_bytes(content)
+  if not is_address(path):
+    with whole_file(path) as partial:
+      partial.write_bytes(content)
+    return
+  # Without a temporary file, which a killed process would leave behind.
+  with (
+    _raise_write_errors(path),
+    _open_bucket(to_path(path), is_writing=True) as (bucket, name),
+  ):
+    bucket.pipe_file(name, content)
 
 
 def create_file(path: str | os.PathLike, content: bytes) -> None:
