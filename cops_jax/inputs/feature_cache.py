@@ -68,7 +68,7 @@ class FeatureCache:
     return [
       int(shard * self.shard_size + row)
       for shard in range(-(-self.num_images // self.shard_size))
-      for row in np.flatnonzero(self._open(shard)["checksums"] == 0)
+      for row in np.flatnonzero(self._read(shard)[0] == 0)
     ]
 
   def find(self, index: int) -> dict[str, Any] | None:
@@ -82,12 +82,11 @@ class FeatureCache:
       InputError: they are damaged, or of another image or cache.
     """
     shard, row = divmod(index, self.shard_size)
-    arrays = self._open(shard)
-    checksum = arrays["checksums"][row]
-    if not checksum:
+    checksums, features = self._read(shard, range(row, row + 1))
+    if not checksums[row]:
       return None
-    content = arrays["features"][row].tobytes()
-    if checksum != self._checksum(index, content):
+    content = features.tobytes()
+    if checksums[row] != self._checksum(index, content):
       raise self._damaged(shard, f"the checksum of image {index} differs")
     rows = np.frombuffer(content[: -_FACTS.itemsize], jnp.dtype(self.dtype))
     rows = rows.reshape(-1, self.shape[-1])
@@ -163,7 +162,9 @@ class FeatureCache:
       InputError: the shard is damaged.
     """
     (shard,) = {index // self.shard_size for index in features}
-    arrays = np.array(self._open(shard))
+    number = min(self.shard_size, self.num_images - shard * self.shard_size)
+    arrays = np.zeros((), self._layout(number))
+    arrays["checksums"], arrays["features"] = self._read(shard, range(number))
     for index, content in features.items():
       row = index % self.shard_size
       arrays["features"][row] = np.frombuffer(content, np.uint8)
@@ -178,24 +179,37 @@ class FeatureCache:
   def _path(self, shard):
     return self.folder / f"{shard:06}.npy"
 
-  def _open(self, shard):
-    """A shard's arrays, memory-mapped; of zeros if there is no file."""
+  def _layout(self, number):
+    features = ("features", "u1", (number, self.num_bytes))
+    return np.dtype([("checksums", "<u8", number), features])
+
+  def _read(self, shard, rows=range(0)):
+    """Returns a shard's checksums and some features; zeros without a file.
+
+    Read, not memory-mapped: a file that is cut would end the process.
+    """
     number = min(self.shard_size, self.num_images - shard * self.shard_size)
-    layout = np.dtype(
-      [
-        ("checksums", "<u8", number),
-        ("features", "u1", (number, self.num_bytes)),
-      ]
-    )
+    size = len(rows) * self.num_bytes
+    checksums, features = bytes(8 * number), bytes(size)
     try:
-      arrays = np.lib.format.open_memmap(self._path(shard), mode="r")
+      with open(self._path(shard), "rb") as file:
+        np.lib.format.read_magic(file)
+        shape, _, layout = np.lib.format.read_array_header_1_0(file)
+        if shape or layout != self._layout(number):
+          raise ValueError(f"its layout is {layout}")
+        checksums = file.read(8 * number)
+        file.seek(rows.start * self.num_bytes, os.SEEK_CUR)
+        features = file.read(size)
+        if len(checksums) < 8 * number or len(features) < size:
+          raise ValueError("it is cut")
     except (FileNotFoundError, NotADirectoryError):
-      return np.zeros((), layout)
+      pass
     except Exception as error:  # A damaged header raises many kinds.
       raise self._damaged(shard, error) from error
-    if arrays.shape or arrays.dtype != layout:
-      raise self._damaged(shard, f"its layout is {arrays.dtype}")
-    return arrays
+    return (
+      np.frombuffer(checksums, "<u8"),
+      np.frombuffer(features, np.uint8).reshape(len(rows), self.num_bytes),
+    )
 
   def _checksum(self, index, content):
     place = zlib.crc32(f"{self.folder.name}/{index}".encode())
