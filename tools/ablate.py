@@ -33,7 +33,6 @@ def _parser():
     default=list(ablations.ABLATIONS),
     help="names of the ablations to compare",
   )
-  flags.add_config(parser)
   return parser
 
 

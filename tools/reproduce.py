@@ -203,7 +203,6 @@ def _parser():
   parser.add_argument(
     "--dry_run", action="store_true", help="only list the runs and the data"
   )
-  flags.add_config(parser)
   return parser
 
 

@@ -42,6 +42,7 @@ def make_parser(name: str, text: str) -> argparse.ArgumentParser:
   parser.add_argument(
     "--seeds", type=seeds, default=[0], help="seeds to train each config with"
   )
+  flags.add_config(parser)
   return parser
 
 

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec
 
 
 def on_each_device(function: Callable[..., Any]) -> Callable[..., Any]:
-  """The function of each device's own rows of its arguments.
+  """Returns a function that each device computes on its own rows.
 
   For kernels and loops, which the compiler does not split over the devices of
   `mesh.jit_step`. Arrays, and results, have as many rows.
@@ -31,7 +31,7 @@ def on_each_device(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def one_by_one(function: Callable[..., Any]) -> Callable[..., Any]:
-  """The function of one row after the other.
+  """Returns a function that computes one row after the other.
 
   What it computes on the way then stays small, and near the processor.
   """

@@ -124,7 +124,7 @@ PUBLISHED = SPECIFICATIONS | FURTHER
 def count_differences(
   name: str, num_images: int, num_anomalies: int
 ) -> list[str]:
-  """How a test split's numbers of images differ from the published data set's.
+  """Returns how a test split's counts differ from the published data set's.
 
   Args:
     name: of a data set; only published ones have known numbers.

@@ -162,7 +162,7 @@ class FeatureCache:
       InputError: the shard is damaged.
     """
     (shard,) = {index // self.shard_size for index in features}
-    number = min(self.shard_size, self.num_images - shard * self.shard_size)
+    number = self._num_rows(shard)
     arrays = np.zeros((), self._layout(number))
     arrays["checksums"], arrays["features"] = self._read(shard, range(number))
     for index, content in features.items():
@@ -179,6 +179,9 @@ class FeatureCache:
   def _path(self, shard):
     return self.folder / f"{shard:06}.npy"
 
+  def _num_rows(self, shard):
+    return min(self.shard_size, self.num_images - shard * self.shard_size)
+
   def _layout(self, number):
     features = ("features", "u1", (number, self.num_bytes))
     return np.dtype([("checksums", "<u8", number), features])
@@ -188,7 +191,7 @@ class FeatureCache:
 
     Read, not memory-mapped: a file that is cut would end the process.
     """
-    number = min(self.shard_size, self.num_images - shard * self.shard_size)
+    number = self._num_rows(shard)
     size = len(rows) * self.num_bytes
     checksums, features = bytes(8 * number), bytes(size)
     try:

@@ -191,7 +191,7 @@ def test_uploads_at_the_same_time_are_limited(detector):
 
 
 def test_half_sent_requests_are_bounded(detector, monkeypatch):
-  """In number at once, and each in time; then the page answers again."""
+  """Idle connections are limited and closed; then the page answers again."""
   monkeypatch.setattr(server, "_MAX_CONNECTIONS", 5)
   monkeypatch.setattr(server, "_REQUEST_SECONDS", 2.0)
   with serve(detector) as port, contextlib.ExitStack() as stack:

@@ -114,7 +114,7 @@ def test_every_example_is_scored_once(examples, base):
 
 
 def test_scores_and_maps_are_the_detectors(clip_folder, data_dir, tmp_path):
-  """With tiles; and the same for the same pixels, whatever they are called."""
+  """Tiles are used, and the same pixels score the same under any name."""
   root = tmp_path / "plates"
   write_folder(root / "one", 3)
   for index, path in enumerate(sorted(root.glob("one/test/*/*.png"))):

@@ -180,7 +180,7 @@ def _mvtec_ad_2(tree):
 
 
 def _mvtec_loco(tree):
-  """With two masks for an image, each of another value and place."""
+  """Writes two masks for an image, which differ in value and place."""
   for category in PUBLISHED["mvtec_loco"].categories:
     tree.image(f"{category}/train/good/000.png", "train", category)
     tree.image(f"{category}/test/good/000.png", "test", category)

@@ -127,7 +127,7 @@ def test_a_tiff_of_12_bits_declares_them():
 
 
 def test_white_may_be_zero():
-  """In TIFF; PIL inverts those of 8 bits."""
+  """A TIFF may store white as 0; PIL inverts only those of 8 bits."""
   file = io.BytesIO()
   Image.fromarray(ramp(16)).save(file, "TIFF", tiffinfo={262: 0})
   got = read(file.getvalue()).pixels[..., 0]

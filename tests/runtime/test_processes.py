@@ -42,7 +42,7 @@ def folders(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def flags(arguments, folders, tmp_path_factory):
-  """Of training from features that both processes compute."""
+  """Returns flags to train on features that both processes compute."""
   return (
     *arguments,
     *(f"--config.train.{name}={value}" for name, value in SETTINGS.items()),
