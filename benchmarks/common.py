@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from cops_jax.clip.transformers_clip import CLIPConfig
+from cops_jax.backbones.transformers_clip import CLIPConfig
 from cops_jax.config import recipe
 from cops_jax.weights.clip import OPENAI_TOKENS, PretrainedCLIP, load_clip
 from cops_jax.weights.clip_names import clip_param_shapes

@@ -14,30 +14,30 @@ import numpy as np
 
 from benchmarks import plain
 from benchmarks.common import Row, load, measure
-from cops_jax.clip.features import join_params
-from cops_jax.clip.flops import prompt_flops, vision_flops
+from cops_jax.backbones.features import join_params
+from cops_jax.backbones.flops import prompt_flops, vision_flops
 from cops_jax.evaluation.step import make_predict_step
 from cops_jax.runtime.mesh import make_mesh, replicate, shard_batch
-from cops_jax.weights.model import build_model, place_clip
+from cops_jax.weights.model import build_model, place_backbone
 
 _TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
 
 
 def rows(is_quick: bool) -> Iterator[Row]:
   """Yields rows as they are measured."""
-  config, clip = load(is_quick)
-  model, mesh = build_model(config, clip), make_mesh(jax.devices()[:1])
+  config, backbone = load(is_quick)
+  model, mesh = build_model(config, backbone), make_mesh(jax.devices()[:1])
   trainable = replicate(model.init_trainable(jax.random.key(0)), mesh)
-  clip_params, _ = place_clip(clip, model, mesh, is_split=False)
-  params = trainable, clip_params
+  backbone_params, _ = place_backbone(backbone, model, mesh, is_split=False)
+  params = trainable, backbone_params
   step = make_predict_step(model, mesh)
   num_tokens = model.num_prompt_tokens(is_training=False)
-  flops = vision_flops(config, clip.config)
-  flops += prompt_flops(num_tokens, clip.config, is_training=False)
+  flops = vision_flops(config, backbone.config)
+  flops += prompt_flops(num_tokens, backbone.config, is_training=False)
   repeats = 10 if is_quick else 3
 
   is_cpu = jax.default_backend() == "cpu"
-  rate = _matrix_rate(clip.config, config, 1 if is_cpu else 8)
+  rate = _matrix_rate(backbone.config, config, 1 if is_cpu else 8)
   yield Row("matrix product", note=f"{rate / 1e9:.0f} GFLOP/s")
   side = config.model.image_size_pixels
   rng = np.random.default_rng(0)
@@ -69,7 +69,7 @@ def _plain_row(model, params, batch, ours, our_seconds):
   step, config = plain.make_step(model), model.config
   variables = join_params(*params)
   for name, values in step(variables, batch["image"]).items():
-    tolerance = _TOLERANCE[config.clip.dtype]
+    tolerance = _TOLERANCE[config.backbone.dtype]
     np.testing.assert_allclose(ours[name], values, atol=tolerance, rtol=0)
   seconds = measure(lambda: step(variables, batch["image"]), len(our_seconds))
   ratio = np.median(our_seconds) / np.median(seconds)
@@ -77,9 +77,9 @@ def _plain_row(model, params, batch, ours, our_seconds):
   return Row("the same, plainly, 1 image", seconds, note)
 
 
-def _matrix_rate(clip, config, number):
+def _matrix_rate(backbone, config, number):
   """Returns FLOP a second of a layer's largest matrix product."""
-  vision, dtype = clip.vision_config, jnp.dtype(config.clip.dtype)
+  vision, dtype = backbone.vision_config, jnp.dtype(config.backbone.dtype)
   tokens = (config.model.image_size_pixels // vision.patch_size) ** 2 + 1
   tokens *= number
   width, hidden = vision.hidden_size, vision.intermediate_size

@@ -16,8 +16,11 @@ import numpy as np
 from scipy import ndimage
 
 from cops_jax import scoring
-from cops_jax.clip.prompts import join_parts
-from cops_jax.clip.towers import normalize_images, resize_position_embedding
+from cops_jax.backbones.clip import (
+  normalize_images,
+  resize_position_embedding,
+)
+from cops_jax.backbones.prompts import join_parts
 from cops_jax.methods.cops import CoPS
 from cops_jax.scoring import (
   normalize,
@@ -81,8 +84,8 @@ def _enlarge(values, size):
 
 def _features(model, images):
   class_token, value_paths = _vision(model, images)
-  project = model.clip.visual_projection
-  patches = project(model.clip.vision_model.post_layernorm(value_paths))
+  project = model.backbone.visual_projection
+  patches = project(model.backbone.vision_model.post_layernorm(value_paths))
   patches = patches.astype(jnp.float32)
   image_features = project(class_token).astype(jnp.float32)
   patches = smooth_patches(patches, model.config.model.smoothing_window_patches)
@@ -92,13 +95,13 @@ def _features(model, images):
   parts, deep_prompts = model.synthesise_prompts(
     prototypes, model.category_vae.decode(codes)
   )
-  texts = _text(model.clip, join_parts(parts), deep_prompts)
+  texts = _text(model.backbone, join_parts(parts), deep_prompts)
   texts = normalize(normalize(texts.astype(jnp.float32)).mean(axis=2))
   return patches, image_features, prototype_distances(fused, prototypes), texts
 
 
 def _vision(model, images):
-  settings, tower = model.config.model, model.clip.vision_model
+  settings, tower = model.config.model, model.backbone.vision_model
   tokens = tower.embeddings.patch_embedding(images)
   batch, side, _, width = tokens.shape
   first = tower.embeddings.class_embedding.astype(tokens.dtype)
@@ -125,14 +128,14 @@ def _vision(model, images):
   return hidden[:, 0], jnp.stack([found[n] for n in settings.feature_layers], 1)
 
 
-def _text(clip, prompts, deep_prompts):
+def _text(backbone, prompts, deep_prompts):
   """Every prompt with CLIP's full length; the end token's features."""
-  tower = clip.text_model
+  tower = backbone.text_model
   table = tower.embeddings.position_embedding.embedding
   *shape, length, width = prompts.shape
   hidden = prompts.reshape(-1, length, width)
   hidden = jnp.pad(hidden, ((0, 0), (0, len(table) - length), (0, 0)))
-  hidden = (hidden + table[None]).astype(clip.dtype)
+  hidden = (hidden + table[None]).astype(backbone.dtype)
   mask = jnp.ones(hidden.shape[:2], jnp.int32)
   for index, layer in enumerate(tower.encoder.layers.layers):
     if 1 <= index <= len(deep_prompts):
@@ -140,4 +143,4 @@ def _text(clip, prompts, deep_prompts):
       hidden = hidden.at[:, 1 : 1 + len(deep)].set(deep[None])
     (hidden,) = layer(hidden, attention_mask=mask)
   last = tower.final_layer_norm(hidden[:, length - 1])
-  return clip.text_projection(last).reshape(*shape, -1)
+  return backbone.text_projection(last).reshape(*shape, -1)

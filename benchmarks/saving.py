@@ -23,9 +23,9 @@ from cops_jax.weights.model import build_model
 
 def rows(is_quick: bool) -> Iterator[Row]:
   """Measures in a folder of the system for temporary files."""
-  config, clip = load(is_quick)
+  config, backbone = load(is_quick)
   optimizer = make_optimizer(config.train, num_steps=1)
-  params = build_model(config, clip).init_trainable(jax.random.key(0))
+  params = build_model(config, backbone).init_trainable(jax.random.key(0))
   # As in training: a copy on every device.
   state = replicate(create_train_state(params, optimizer), make_mesh())
   leaves = jax.tree.leaves((state.params, state.opt_state))

@@ -25,28 +25,28 @@ from cops_jax.training.step import (
   make_optimizer,
   make_train_step,
 )
-from cops_jax.weights.model import build_model, place_clip
+from cops_jax.weights.model import build_model, place_backbone
 
 _NUM_IMAGES = 2
 _NUM_EPOCHS = {"none": 2, "bfloat16": 10}
 
 
-def _step_seconds(config, clip, examples) -> np.ndarray:
+def _step_seconds(config, backbone, examples) -> np.ndarray:
   """Returns seconds of a step in each epoch but the first."""
   mesh = make_mesh(jax.devices()[:1])
-  model = build_model(config, clip)
+  model = build_model(config, backbone)
   cache = features.open_features(
-    *(config, examples, "test", model, clip, mesh), batch_size=1
+    *(config, examples, "test", model, backbone, mesh), batch_size=1
   )
   optimizer = make_optimizer(config.train, num_steps=1)
   params = model.init_trainable(jax.random.key(0))
   state = replicate(create_train_state(params, optimizer), mesh)
-  clip_params, _ = place_clip(clip, model, mesh, is_split=False)
+  backbone_params, _ = place_backbone(backbone, model, mesh, is_split=False)
   step = make_train_step(model, optimizer, mesh)
   num_epochs = 1 + _NUM_EPOCHS[config.feature_cache.dtype]
   options = pipeline.BatchOptions(
     image_size=config.model.image_size_pixels,
-    patch_size=clip.config.vision_config.patch_size,
+    patch_size=backbone.config.vision_config.patch_size,
     batch_size=1,
     shuffle_seed=0,
     example_ids=True,
@@ -59,7 +59,7 @@ def _step_seconds(config, clip, examples) -> np.ndarray:
     start = time.perf_counter()
     for _ in range(_NUM_IMAGES):
       batch = shard_batch(next(batches), mesh, STEP_FIELDS)
-      state, terms = step(state, clip_params, batch)
+      state, terms = step(state, backbone_params, batch)
       assert np.isfinite(terms["loss"])
     seconds.append((time.perf_counter() - start) / _NUM_IMAGES)
   return np.array(seconds[1:])
@@ -67,7 +67,7 @@ def _step_seconds(config, clip, examples) -> np.ndarray:
 
 def rows(is_quick: bool) -> Iterator[Row]:
   """Yields rows as they are measured."""
-  config, clip = load(is_quick)
+  config, backbone = load(is_quick)
   plain = None
   with tempfile.TemporaryDirectory() as folder:
     root = pathlib.Path(folder)
@@ -76,7 +76,7 @@ def rows(is_quick: bool) -> Iterator[Row]:
     config.features_dir = str(root)
     for dtype in _NUM_EPOCHS:
       config.feature_cache.dtype = dtype
-      seconds = _step_seconds(config, clip, examples)
+      seconds = _step_seconds(config, backbone, examples)
       what = f"training step of 1 image, feature cache {dtype}"
       note = ""
       if plain is not None:

@@ -14,8 +14,8 @@ def get_config():
   """AnomalyCLIP at a tiny size."""
   config = default()
   config.method = "anomalyclip"
-  config.clip.weights = "demo"
-  config.clip.dtype = "float32"
+  config.backbone.weights = "demo"
+  config.backbone.dtype = "float32"
   config.feature_cache.dtype = "float32"
 
   config.model.image_size_pixels = 112

@@ -15,8 +15,8 @@ def get_config():
   """The vision tower and number format are those of AnomalyCLIP's code."""
   config = default()
   config.method = "anomalyclip"
-  config.clip.weights = "openai/clip-vit-large-patch14-336"
-  config.clip.dtype = "float32"
+  config.backbone.weights = "openai/clip-vit-large-patch14-336"
+  config.backbone.dtype = "float32"
 
   config.model.image_size_pixels = 518
   config.model.feature_layers = (24,)

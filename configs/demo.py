@@ -27,8 +27,8 @@ EXPECTED_PERCENT = {
 def get_config():
   """CoPS at a tiny size."""
   config = default()
-  config.clip.weights = "demo"
-  config.clip.dtype = "float32"
+  config.backbone.weights = "demo"
+  config.backbone.dtype = "float32"
   config.feature_cache.dtype = "float32"
 
   config.model.image_size_pixels = 112

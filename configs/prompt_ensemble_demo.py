@@ -13,8 +13,8 @@ def get_config():
   """The prompt ensemble at a tiny size."""
   config = default()
   config.method = "prompt_ensemble"
-  config.clip.weights = "demo"
-  config.clip.dtype = "float32"
+  config.backbone.weights = "demo"
+  config.backbone.dtype = "float32"
   config.feature_cache.dtype = "float32"
 
   config.model.image_size_pixels = 112

@@ -15,7 +15,7 @@ def get_config():
   """The defaults are this recipe's values; it writes them out."""
   config = default()
   config.method = "cops"
-  config.clip.weights = "openai/clip-vit-large-patch14-336"
+  config.backbone.weights = "openai/clip-vit-large-patch14-336"
 
   config.model.image_size_pixels = 518
   config.model.feature_layers = (24,)

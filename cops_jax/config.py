@@ -73,21 +73,21 @@ def _recipe_folder():
   return installed if installed.exists() else package.parent / "configs"
 
 
-def ensemble_of(weights: str, clip: Any) -> Any:
+def ensemble_of(weights: str, backbone: Any) -> Any:
   """Returns the recipe prompt_ensemble for any CLIP.
 
   Like the recipe for OpenAI's ViT-L/14@336, it has 37 x 37 patches of the last
   layer and a value path from the sixth layer on.
 
   Args:
-    weights: value of config.clip.weights; the recipe of the demo's CLIP is
+    weights: value of config.backbone.weights; the recipe of the demo's CLIP is
       prompt_ensemble_demo.
-    clip: the configuration of CLIP; a transformers.CLIPConfig.
+    backbone: the configuration of CLIP; a transformers.CLIPConfig.
   """
   if weights == "demo":
     return recipe("prompt_ensemble_demo")
-  config, vision = recipe("prompt_ensemble"), clip.vision_config
-  config.clip.weights = weights
+  config, vision = recipe("prompt_ensemble"), backbone.vision_config
+  config.backbone.weights = weights
   config.model.image_size_pixels = 37 * vision.patch_size
   config.model.feature_layers = (vision.num_hidden_layers,)
   config.model.num_value_layers = max(vision.num_hidden_layers - 5, 0)
@@ -150,12 +150,12 @@ def decides(name: str, role: Role) -> bool:
   return role in (section if own is None else own)
 
 
-def check_values(config: Any, clip: Any) -> None:
+def check_values(config: Any, backbone: Any) -> None:
   """Checks every field of a config.
 
   Args:
     config: a ConfigDict.
-    clip: the configuration of CLIP, with its sizes; a transformers.CLIPConfig.
+    backbone: configuration of CLIP; a transformers.CLIPConfig.
 
   Raises:
     InputError: a field is missing, its value does not fit its limits, CLIP or
@@ -182,7 +182,7 @@ def check_values(config: Any, clip: Any) -> None:
       )
     if not field.accepts(values[name]):
       _refuse(name, values[name], field.describe_limits())
-  for name, expected in _misfits(config, clip, unread):
+  for name, expected in _misfits(config, backbone, unread):
     if name not in unread:
       _refuse(name, values[name], expected)
 
@@ -203,11 +203,11 @@ def _refuse(name, value, expected):
   raise InputError(f"config.{name} is {value!r}; it must be {expected}")
 
 
-def _misfits(config, clip, unread):
+def _misfits(config, backbone, unread):
   """Yields fields that do not fit CLIP or others, and what they must be."""
   from cops_jax.images.tiles import EXPECTED, parse_grid
 
-  model, vision = config.model, clip.vision_config
+  model, vision = config.model, backbone.vision_config
   if model.image_size_pixels % vision.patch_size:
     expected = f"a multiple of the patch size {vision.patch_size}"
     yield "model.image_size_pixels", expected
@@ -219,8 +219,8 @@ def _misfits(config, clip, unread):
     yield "model.num_value_layers", f"at most the {num_layers} vision layers"
   if model.smoothing_window_patches % 2 == 0:
     yield "model.smoothing_window_patches", "odd"
-  if model.num_state_words and clip.projection_dim % model.num_heads:
-    width = clip.projection_dim
+  if model.num_state_words and backbone.projection_dim % model.num_heads:
+    width = backbone.projection_dim
     yield "model.num_heads", f"a divisor of CLIP's joint width {width}"
   num_words = sum(
     model[field]
@@ -231,7 +231,7 @@ def _misfits(config, clip, unread):
     yield "model.num_context_words", "at least 1 if there are no other words"
   if model.deep_prompt_length > num_words:
     yield "model.deep_prompt_length", f"at most the {num_words} learned words"
-  num_layers = clip.text_config.num_hidden_layers
+  num_layers = backbone.text_config.num_hidden_layers
   if model.deep_prompt_depth >= num_layers:
     expected = f"less than the {num_layers} text layers"
     yield "model.deep_prompt_depth", expected

@@ -89,55 +89,55 @@ class AnomalyDetector:
     thresholds: for verdicts; None for no verdicts.
   """
 
-  def __init__(self, config: Any, trainable: Any, clip: PretrainedCLIP):
+  def __init__(self, config: Any, trainable: Any, backbone: PretrainedCLIP):
     """Puts the model on all devices of this process.
 
     Args:
       config: a ConfigDict with the fields of `cops_jax.config`.
       trainable: trained prompts.
-      clip: from `clip_of`.
+      backbone: from `load_backbone`.
 
     Raises:
-      InputError: the config does not fit CLIP.
+      InputError: the config does not fit the backbone.
     """
     from cops_jax.config import reading
     from cops_jax.evaluation.step import make_predict_step
-    from cops_jax.weights.model import build_model, place_clip, settle_dtype
+    from cops_jax.weights.model import build_model, place_backbone, settle_dtype
 
     config = settle_dtype(config, None)
-    model = build_model(config, clip)
-    self.config, self.clip, self.trainable = config, clip, trainable
+    model = build_model(config, backbone)
+    self.config, self.backbone, self.trainable = config, backbone, trainable
     self.image_size = config.model.image_size_pixels
     self.reading = reading(config)
     self.thresholds: Thresholds | None = None
     self._mesh = make_mesh(jax.local_devices())
-    clip_params, shardings = place_clip(
-      clip, model, self._mesh, config.clip.split_over_devices
+    backbone_params, shardings = place_backbone(
+      backbone, model, self._mesh, config.backbone.split_over_devices
     )
-    self._params = (replicate(trainable, self._mesh), clip_params)
+    self._params = (replicate(trainable, self._mesh), backbone_params)
     self._step = make_predict_step(model, self._mesh, shardings)
     self._lock = threading.Lock()
     self._warned = set()
 
   @classmethod
   def from_workdir(
-    cls, workdir: str | os.PathLike, *, allow_other_clip: bool = False
+    cls, workdir: str | os.PathLike, *, allow_other_backbone: bool = False
   ) -> AnomalyDetector:
     """Loads the newest prompts of a training run, and their thresholds.
 
     Args:
       workdir: run directory.
-      allow_other_clip: whether to accept CLIP weights other than those that the
-        prompts were trained with.
+      allow_other_backbone: whether to accept another backbone's weights than
+        those that the prompts were trained on.
 
     Raises:
-      InputError: there is no run, or its CLIP is not available.
+      InputError: there is no run, or its backbone is not available.
     """
     from cops_jax.runs.record import read_record
 
     record = read_record(workdir)
     config = record.to_config(str(workdir))
-    loaded = cls._load(config, workdir, record, allow_other_clip)
+    loaded = cls._load(config, workdir, record, allow_other_backbone)
     return loaded._use_thresholds(workdir)
 
   @classmethod
@@ -145,21 +145,21 @@ class AnomalyDetector:
     cls,
     name: str | os.PathLike,
     *,
-    clip: str | os.PathLike | None = None,
-    allow_other_clip: bool = False,
+    backbone: str | os.PathLike | None = None,
+    allow_other_backbone: bool = False,
   ) -> AnomalyDetector:
     """Loads pretrained prompts, and their thresholds.
 
     Args:
       name: OWNER/NAME or OWNER/NAME@REVISION on the Hugging Face hub, or a
         folder in that layout; see `weights.pretrained`.
-      clip: location of the CLIP, see config.clip.weights in `cops_jax.config`;
-        by default the one in the prompts' record.
-      allow_other_clip: see `from_workdir`.
+      backbone: location of the backbone, see config.backbone.weights in
+        `cops_jax.config`; by default the one in the prompts' record.
+      allow_other_backbone: see `from_workdir`.
 
     Raises:
       InputError: there is no such repository or folder, it is damaged or of a
-        later version, or its CLIP is not available.
+        later version, or its backbone is not available.
     """
     from cops_jax.weights import pretrained
     from cops_jax.weights.prompts import find_record
@@ -168,28 +168,28 @@ class AnomalyDetector:
     prompts = folder / pretrained.PROMPTS
     record = find_record(prompts)
     config = record.to_config(str(name))
-    if clip is not None:
-      config.clip.weights, config.clip.revision = str(clip), ""
-    loaded = cls._load(config, prompts, record, allow_other_clip)
+    if backbone is not None:
+      config.backbone.weights, config.backbone.revision = str(backbone), ""
+    loaded = cls._load(config, prompts, record, allow_other_backbone)
     return loaded._use_thresholds(folder)
 
   @classmethod
   def from_files(
     cls,
-    clip: str | os.PathLike,
+    backbone: str | os.PathLike,
     prompts: str | os.PathLike,
     *,
     config: Any = None,
-    allow_other_clip: bool = False,
+    allow_other_backbone: bool = False,
   ) -> AnomalyDetector:
     """Loads a CLIP and trained prompts.
 
     Args:
-      clip: see config.clip.weights in `cops_jax.config`.
+      backbone: see config.backbone.weights in `cops_jax.config`.
       prompts: see `prompts.load_prompts`.
       config: a ConfigDict with the fields of `cops_jax.config`; by default the
         one in the prompts' record. The authors' files have no record.
-      allow_other_clip: see `from_workdir`.
+      allow_other_backbone: see `from_workdir`.
 
     Raises:
       InputError: a file cannot be used, or there is no config.
@@ -205,14 +205,14 @@ class AnomalyDetector:
         )
       config = record.to_config(str(prompts))
     config = config.copy_and_resolve_references()
-    config.clip.weights = str(clip)
-    config.clip.revision = config.clip.sha256 = ""
-    return cls._load(config, prompts, record, allow_other_clip)
+    config.backbone.weights = str(backbone)
+    config.backbone.revision = config.backbone.sha256 = ""
+    return cls._load(config, prompts, record, allow_other_backbone)
 
   @classmethod
   def from_clip(
     cls,
-    clip: str | os.PathLike = "openai/clip-vit-large-patch14-336",
+    backbone: str | os.PathLike = "openai/clip-vit-large-patch14-336",
     *,
     normal: Sequence[str] = (),
     anomalous: Sequence[str] = (),
@@ -220,7 +220,7 @@ class AnomalyDetector:
     """Loads a CLIP and compares images with hand-written texts, untrained.
 
     Args:
-      clip: see config.clip.weights in `cops_jax.config`.
+      backbone: see config.backbone.weights in `cops_jax.config`.
       normal: texts for normal images, such as "a clean weld"; by default the
         normal states of the recipe prompt_ensemble's texts.
       anomalous: texts for anomalous images, likewise.
@@ -231,30 +231,32 @@ class AnomalyDetector:
     from cops_jax.config import ensemble_of
     from cops_jax.weights.clip import load_clip
 
-    loaded = load_clip(str(clip))
-    config = ensemble_of(str(clip), loaded.config)
+    loaded = load_clip(str(backbone))
+    config = ensemble_of(str(backbone), loaded.config)
     settings = config.model
     settings.normal_texts = tuple(normal) or settings.normal_texts
     settings.anomalous_texts = tuple(anomalous) or settings.anomalous_texts
-    return cls._load(config, "", clip=loaded)
+    return cls._load(config, "", backbone=loaded)
 
   @classmethod
   def _load(
-    cls, config, prompts, record=None, allow_other_clip=False, clip=None
+    cls, config, prompts, record=None, allow_other_backbone=False, backbone=None
   ):
-    from cops_jax.runs.record import check_clip
-    from cops_jax.weights.clip import clip_of
+    from cops_jax.runs.record import check_backbone
+    from cops_jax.weights.clip import load_backbone
     from cops_jax.weights.model import build_model, load_trainable, settle_dtype
 
     config = settle_dtype(config, record)
-    clip = clip or clip_of(config)
+    backbone = backbone or load_backbone(config)
     if record is not None:
-      check_clip(record, clip.sha256, str(prompts), allow_other_clip)
+      check_backbone(
+        record, backbone.sha256, str(prompts), allow_other_backbone
+      )
     keep_compiled_programs(config)
-    model = build_model(config, clip)
+    model = build_model(config, backbone)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    trainable, _ = load_trainable(config, model, clip, prompts, device)
-    return cls(config, trainable, clip)
+    trainable, _ = load_trainable(config, model, backbone, prompts, device)
+    return cls(config, trainable, backbone)
 
   def _use_thresholds(self, folder):
     """Takes the folder's thresholds if they were chosen for these prompts."""
@@ -380,7 +382,8 @@ class AnomalyDetector:
       outputs = jax.device_get(outputs)
       if not np.isfinite(outputs["image_score"]).all():
         raise InputError(
-          "scores are not finite: the prompts, or CLIP, hold NaN or infinity"
+          "scores are not finite: the prompts, or the backbone, hold NaN or"
+          " infinity"
         )
       rows = zip(outputs["image_score"], outputs["anomaly_map"], strict=True)
       yield from itertools.islice(rows, len(batch))

@@ -128,7 +128,7 @@ FIELDS = {
     "none",
     "Type in which each image's vision features are kept on disk, so that the"
     ' vision tower computes them once for all runs and evaluations: "float32",'
-    ' "bfloat16" (as exact if clip.dtype is bfloat16, half the size) or'
+    ' "bfloat16" (as exact if backbone.dtype is bfloat16, half the size) or'
     ' "float16". "none" computes them in every step.',
     _BOTH,  # Rounded features change the last digits.
     choices=("none", "float32", "bfloat16", "float16"),
@@ -168,25 +168,25 @@ FIELDS = {
     low=8,
     high=32,
   ),
-  "clip.weights": Field(
+  "backbone.weights": Field(
     "openai/clip-vit-large-patch14-336",
     "A Hugging Face name or folder, OpenAI's own .pt or a state dict with"
     ' OpenAI\'s names, or "demo" for the toy in this package.',
     is_local=True,
   ),
-  "clip.revision": Field(
+  "backbone.revision": Field(
     "",
     "Branch, tag or commit on the Hugging Face hub; an empty string stands for"
     " the newest.",
     is_local=True,
   ),
-  "clip.sha256": Field(
+  "backbone.sha256": Field(
     "",
     "Required SHA-256 of the file with the weights; an empty string accepts"
     " any.",
     is_local=True,
   ),
-  "clip.dtype": Field(
+  "backbone.dtype": Field(
     "auto",
     'Type of CLIP\'s computation: "float32", "bfloat16", or "auto": bfloat16 on'
     " GPU and TPU, float32 on CPU, where it is faster. A run keeps the type it"
@@ -194,13 +194,13 @@ FIELDS = {
     _BOTH,
     choices=("auto", "float32", "bfloat16"),
   ),
-  "clip.attention": Field(
+  "backbone.attention": Field(
     "auto",
     'How the vision tower computes attention: "auto" as suits the platform, or'
     ' "xla", "heads", "cudnn" (CUDA), "splash" (TPU).',
     choices=("auto", "xla", "heads", "cudnn", "splash"),
   ),
-  "clip.split_over_devices": Field(
+  "backbone.split_over_devices": Field(
     False,
     "Splits CLIP's parameters over the devices: saves memory, and costs their"
     " exchange in every step.",

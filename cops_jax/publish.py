@@ -20,7 +20,7 @@ from cops_jax.paths import AnyPath, is_address, to_path
 from cops_jax.reporting.report import make_environment
 from cops_jax.reporting.tables import read_results
 from cops_jax.runs.checkpoints import Checkpoints
-from cops_jax.runs.record import Record, check_clip, read_record
+from cops_jax.runs.record import Record, check_backbone, read_record
 from cops_jax.tables import one_line, shorten_list
 from cops_jax.thresholds import Thresholds
 from cops_jax.weights import pretrained, prompts
@@ -39,7 +39,7 @@ _LICENCES = {
 
 
 def publish(
-  workdir: str | os.PathLike, out: str | os.PathLike, clip: str = ""
+  workdir: str | os.PathLike, out: str | os.PathLike, backbone: str = ""
 ) -> str:
   """Writes a run's newest prompts as a folder, ready for `hf upload`.
 
@@ -61,7 +61,7 @@ def publish(
   """
   out = to_path(out)
   require_replaceable(out)
-  record = _without_places(read_record(workdir), workdir, clip)
+  record = _without_places(read_record(workdir), workdir, backbone)
   if not methods.find(record.config["method"]).IS_TRAINED:
     raise InputError(
       f"{workdir} has no prompts to publish: the method"
@@ -71,7 +71,7 @@ def publish(
     step, trainable = saved.restore_params()
   digest = prompts.hash_prompts(trainable)
   chosen = _find_thresholds(workdir, digest)
-  weights = record.config["clip"]["weights"]
+  weights = record.config["backbone"]["weights"]
   contents = {
     CONFIG: record.to_json(),
     PROMPTS: prompts.to_safetensors(trainable, record),
@@ -82,7 +82,7 @@ def publish(
       prompts_sha256=digest,
       hub_clip=weights if split_hub_name(weights) else "",
       thresholds=chosen,
-      results=_find_results(to_path(workdir), digest, record.clip_sha256),
+      results=_find_results(to_path(workdir), digest, record.backbone_sha256),
     ),
   }
   if chosen:
@@ -143,7 +143,7 @@ def require_replaceable(out: str | os.PathLike) -> None:
     )
 
 
-def _without_places(record: Record, workdir: Any, clip: str) -> Record:
+def _without_places(record: Record, workdir: Any, backbone: str) -> Record:
   """Returns a record for others: names of data and runs without their paths."""
   config = record.to_config(str(workdir))
   config.data_dir = config.manual_dir = config.features_dir = ""
@@ -151,10 +151,10 @@ def _without_places(record: Record, workdir: Any, clip: str) -> Record:
   config.evaluation.datasets = tuple(
     map(_last_part, config.evaluation.datasets)
   )
-  weights = config.clip.weights
-  if clip:
-    check_clip(record, load_clip(clip).sha256, str(workdir), False)
-    config.clip.weights, config.clip.revision = clip, ""
+  weights = config.backbone.weights
+  if backbone:
+    check_backbone(record, load_clip(backbone).sha256, str(workdir), False)
+    config.backbone.weights, config.backbone.revision = backbone, ""
   elif weights != DEMO_CLIP and not split_hub_name(weights):
     _logger.warning(
       "the folder names the CLIP %s, which others do not have: name the one on"
@@ -188,13 +188,13 @@ def _find_thresholds(workdir, prompts_sha256):
   return None
 
 
-def _find_results(workdir, prompts_sha256, clip_sha256):
+def _find_results(workdir, prompts_sha256, backbone_sha256):
   """Returns the run's results if they were measured on these prompts."""
   reason = "there are none"
   if exists(workdir / "results.json"):
     found = read_results(workdir)
-    evaluated = found.get("prompts_sha256"), found.get("clip_sha256")
-    if evaluated == (prompts_sha256, clip_sha256):
+    evaluated = found.get("prompts_sha256"), found.get("backbone_sha256")
+    if evaluated == (prompts_sha256, backbone_sha256):
       return found
     reason = "results.json is of other prompts or of another CLIP"
   _logger.warning(
@@ -259,9 +259,9 @@ def make_card(
       title=methods.find(config["method"]).TITLE,
       front_matter=_front_matter(config, data["licence_id"], hub_clip),
       config=config,
-      clip=hub_clip or config["clip.weights"],
+      backbone=hub_clip or config["backbone.weights"],
       is_on_hub=bool(hub_clip),
-      is_toy=config["clip.weights"] == "demo",
+      is_toy=config["backbone.weights"] == "demo",
       data=data,
       record=record,
       step=step,

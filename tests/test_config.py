@@ -38,7 +38,7 @@ def test_defaults_pass_their_checks():
   "name, value, expected",
   (
     ("seed", -1, "at least 0 and at most 4294967295"),
-    ("clip.dtype", "float16", "one of auto, float32, bfloat16"),
+    ("backbone.dtype", "float16", "one of auto, float32, bfloat16"),
     ("input.max_image_megapixels", 0.0, "at least 1e-06 and below inf"),
     ("train.num_epochs", -1, "at least 0 and at most 2147483647"),
     ("train.batch_size", 10**20, "at least 1 and at most 65536"),
@@ -110,12 +110,12 @@ def test_a_config_that_lacks_a_field_is_refused():
 
 
 def test_a_config_is_checked_before_it_becomes_a_model(config, clip_folder):
-  clip = load_clip(str(clip_folder))
+  backbone = load_clip(str(clip_folder))
   config.model.num_heads = 5
   with pytest.raises(InputError, match="a divisor of CLIP's joint width 24"):
-    build_model(config, clip)
+    build_model(config, backbone)
   config.model.num_state_words = 0  # Heads are those of prototypes.
-  build_model(config, clip)
+  build_model(config, backbone)
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_a_config_is_checked_before_it_becomes_a_model(config, clip_folder):
     ("train.learning_rate", Role.TRAINING),
     ("evaluation.alpha", Role.RESULTS),
     ("model.feature_layers", Role.TRAINING | Role.RESULTS),
-    ("clip.weights", Role(0)),
+    ("backbone.weights", Role(0)),
     ("model.forgotten", Role.TRAINING | Role.RESULTS),
   ),
 )
@@ -179,8 +179,8 @@ def test_a_config_of_another_version_is_refused(sections, expected):
 @pytest.mark.parametrize("name", configuration.recipe_names())
 def test_recipes_pass_their_checks(name):
   config = configuration.recipe(name)
-  clip = DEMO_CLIP if config.clip.weights == "demo" else LARGE_CLIP
-  configuration.check_values(config, clip)
+  backbone = DEMO_CLIP if config.backbone.weights == "demo" else LARGE_CLIP
+  configuration.check_values(config, backbone)
   assert config.is_locked
   assert config.train.dataset not in config.evaluation.datasets or (
     config.method == "prompt_ensemble"  # It is not trained.

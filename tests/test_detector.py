@@ -175,7 +175,7 @@ def test_thresholds_are_for_the_prompts_they_were_chosen_for(
 
 def test_scores_that_are_not_numbers_are_refused(detector):
   trainable = jax.tree.map(lambda leaf: leaf * np.nan, detector.trainable)
-  broken = AnomalyDetector(detector.config, trainable, detector.clip)
+  broken = AnomalyDetector(detector.config, trainable, detector.backbone)
   with pytest.raises(
     InputError, match="not finite: the prompts, or CLIP, hold"
   ):

@@ -92,7 +92,7 @@ def root(trained, clip_folder, tmp_path_factory):
   return root
 
 
-def overrides(command, words, root, clip):
+def overrides(command, words, root, backbone):
   """Flags that make train's and evaluate's work tiny."""
   recipe = next((w[9:] for w in words if w.startswith("--config=")), "demo")
   if recipe not in configuration.recipe_names():
@@ -101,7 +101,7 @@ def overrides(command, words, root, clip):
   values = {"data_dir": root / "data", "evaluation.batch_size": 8}
   # The run that is evaluated has a config of its own.
   if command == "train" or any(w.startswith("--config=") for w in words):
-    values = small_fields(clip, root / "data", method)
+    values = small_fields(backbone, root / "data", method)
     values["features_dir"] = root / "features"
     values["train.dataset"] = f"folder:{root}/screws"
     values["train.num_epochs"] = 0
@@ -125,10 +125,10 @@ def prepare(words, root):
     call("weights", "save", run, f"--out={root}/epoch_10.pth")
 
 
-def execute(line, root, clip):
+def execute(line, root, backbone):
   """Runs a line of a block as a shell would: exit status, output, errors."""
   for name, value in NAMES.items():
-    line = line.replace(name, value.format(root=root, clip=clip))
+    line = line.replace(name, value.format(root=root, backbone=backbone))
   program, command, *words = shlex.split(line)
   assert program == "cops", line
   arguments = []
@@ -146,7 +146,7 @@ def execute(line, root, clip):
     arguments = [w.replace("=runs/", "=new/") for w in arguments]
   prepare(arguments, root)
   if is_run:  # The last value of a flag counts.
-    arguments += overrides(command, arguments, root, clip)
+    arguments += overrides(command, arguments, root, backbone)
   return call(command, *arguments)
 
 

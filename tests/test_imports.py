@@ -12,7 +12,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 LAYERS = (
   ("", "typing", "errors", "progress", "tables"),
   ("paths", "files"),
-  ("clip", "losses", "scoring", "metrics", "images", "datasets"),
+  ("backbones", "losses", "scoring", "metrics", "images", "datasets"),
   ("methods",),
   ("fields", "config", "runs", "runtime"),
   ("inputs", "weights"),
@@ -69,4 +69,4 @@ def test_one_module_imports_transformers():
     for name, path in MODULES.items()
     if re.search(r"^\s*(from|import) transformers\b", path.read_text(), re.M)
   ]
-  assert found == ["cops_jax.clip.transformers_clip"]
+  assert found == ["cops_jax.backbones.transformers_clip"]

@@ -57,7 +57,7 @@ def provenance(workdir):
     "version": "1.2",
     "checkpoint": "step 3 of /secret/run",
     "prompts_sha256": thresholds.read_thresholds(workdir).prompts_sha256,
-    "clip_sha256": record.clip_sha256,
+    "backbone_sha256": record.backbone_sha256,
     "config": record.to_config("").to_dict(),
     "versions": {"jax": "0.0"},
     "device": "1 x cpu",
@@ -165,7 +165,7 @@ def test_the_card(workdir, tmp_path, caplog):
   assert "By cops_jax 1.2 on 1 x cpu." in text
   values = provenance(workdir)
   for part in (
-    *(values["prompts_sha256"], values["clip_sha256"]),
+    *(values["prompts_sha256"], values["backbone_sha256"]),
     *(read_record(workdir).data_sha256, "made for cops_jax, free to use"),
     'AnomalyDetector.from_pretrained("OWNER/tiny", clip="CLIP")',
     "| seed | 0 |",
@@ -236,7 +236,7 @@ def test_places_of_this_machine_are_left_out(
     for place in (b"secret", bytes(clip_folder.parent)):
       assert place not in content, name
   detector = AnomalyDetector.from_pretrained(tmp_path / "tiny")
-  assert detector.config.clip.weights == "some/clip"
+  assert detector.config.backbone.weights == "some/clip"
   assert detector.config.train.dataset == "folder:screws"
   assert detector.config.evaluation.datasets == ("meta_json:nuts", "visa")
   card = ModelCard.load(tmp_path / "tiny" / "README.md")

@@ -23,7 +23,7 @@ def train(arguments, bucket, clip_folder):
     files.write_file(f"{bucket}/clip/{path.name}", path.read_bytes())
   return (
     *("train.py", *arguments, f"--workdir={bucket}/run"),
-    f"--config.clip.weights={bucket}/clip",
+    f"--config.backbone.weights={bucket}/clip",
   )
 
 

@@ -76,12 +76,12 @@ def test_evaluation_needs_no_config_and_writes_its_files(trained):
   (
     ("train", "--config.train.epochs=3", 2, " or --config.train.num_epochs"),
     ("train", "--config.train.batch_size=x", 2, "batch_size: invalid int va"),
-    ("train", "--allow_other_clip=2", 2, "neither true nor false"),
+    ("train", "--allow_other_backbone=2", 2, "neither true nor false"),
     ("train", "--config.evaluation.datasets=('a", 2, "is no list such as (12,"),
     ("train", "--profile_steps=2,1", 2, "numbers of the first and the last st"),
     ("train", "--config=vsia", 1, "'vsia' is not a recipe; the recipes are ab"),
     ("train", "--config.model.image_size_pixels=50", 1, "patch size 16"),
-    ("train", "--config.clip.weights=/nowhere", 1, "'/nowhere' is neither"),
+    ("train", "--config.backbone.weights=/nowhere", 1, "'/nowhere' is neither"),
     ("train", "--config.train.dataset=folder:x", 1, "x is not a folder"),
     ("train", "surplus", 2, "unrecognized arguments: surplus"),
     ("evaluate", "--config.seed=0", 1, "holds no training run"),
@@ -102,24 +102,24 @@ def test_fields_are_set_by_flags():
   parser = make_parser("train", "")
   flags.add_config(parser)
   flags.add_cluster(parser)
-  flags.add(parser, "--allow_other_clip", **flags.BOOL)
+  flags.add(parser, "--allow_other_backbone", **flags.BOOL)
   options = flags.parse(
     parser,
     [
       *("--config=ablations:no_vae", "--config.train.b1=0.25"),
       *("--config.evaluation.datasets=folder:/a", "--config.seed", "1"),
-      *("--config.model.feature_layers=(2,3)", "--config.clip.dtype=auto"),
+      *("--config.model.feature_layers=(2,3)", "--config.backbone.dtype=auto"),
       *("--config.train.use_tensorboard", "--config.compilation_cache=False"),
-      *("--allow_other_clip=true", "--distributed=false"),
+      *("--allow_other_backbone=true", "--distributed=false"),
     ],
   )
-  assert options.allow_other_clip is True and options.distributed is False
+  assert options.allow_other_backbone is True and options.distributed is False
   config = flags.read_config(options)
   assert config.model.num_category_words == 0
   assert config.train.b1 == 0.25 and config.seed == 1
   assert config.evaluation.datasets == ("folder:/a",)
   assert config.model.feature_layers == (2, 3)
-  assert config.clip.dtype == "auto"
+  assert config.backbone.dtype == "auto"
   assert config.train.use_tensorboard is True
   assert config.compilation_cache is False
 

@@ -45,7 +45,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
   workdir = pathlib.Path(options.workdir)
   configs = {name: ablations.ablate(config, name) for name in options.only}
   found, failures = runs.run_all(
-    configs, workdir, options.seeds, allow_other_clip=options.allow_other_clip
+    configs,
+    workdir,
+    options.seeds,
+    allow_other_backbone=options.allow_other_backbone,
   )
   if found:
     rows = compare(found, base=_BASE)

@@ -7,7 +7,7 @@ from cached features and the evaluation step what the compiler says: memory of a
 chip, operations and bytes, what chips exchange; and the least time that the
 chip's published peak rates allow for these. Nothing is run. Fields of the
 config can be set: --config.model.image_size_pixels=336. CLIP is OpenAI's
-ViT-L/14@336 unless config.clip.weights is a folder or "demo".
+ViT-L/14@336 unless config.backbone.weights is a folder or "demo".
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 
 from benchmarks.common import clip_config
-from cops_jax.clip.attention import padded_length
-from cops_jax.clip.flops import PEAK_TERA_FLOPS
-from cops_jax.clip.towers import cast_matrices
+from cops_jax.backbones.attention import padded_length
+from cops_jax.backbones.clip import cast_matrices
+from cops_jax.backbones.flops import PEAK_TERA_FLOPS
 from cops_jax.commands import command_line, flags, make_parser
 from cops_jax.errors import InputError, shorten
 from cops_jax.evaluation.step import make_predict_step
 from cops_jax.progress import show_messages
 from cops_jax.runtime.mesh import (
+  backbone_shardings,
   batch_sharding,
-  clip_shardings,
   make_mesh,
   replicated_sharding,
 )
@@ -127,21 +127,21 @@ def read_clip(name: str) -> PretrainedCLIP:
 
 
 def compile_steps(
-  config: Any, clip: PretrainedCLIP, mesh: Mesh, images_per_chip: int
+  config: Any, backbone: PretrainedCLIP, mesh: Mesh, images_per_chip: int
 ) -> Iterator[Report]:
   """Yields reports of both training steps and of the evaluation step.
 
   Args:
     config: a ConfigDict with the fields of `cops_jax.config`; its batch sizes
       are not read.
-    clip: see `read_clip`.
+    backbone: see `read_clip`.
     mesh: see `tpu_mesh`.
     images_per_chip: images in a step for each chip.
   """
   config = config.copy_and_resolve_references()
-  if config.clip.dtype == "auto":
-    config.clip.dtype = "bfloat16"  # As on any TPU.
-  model = build_model(config, clip, "tpu")
+  if config.backbone.dtype == "auto":
+    config.backbone.dtype = "bfloat16"  # As on any TPU.
+  model = build_model(config, backbone, "tpu")
   replicated, split = replicated_sharding(mesh), batch_sharding(mesh)
 
   def placed(tree, shardings):
@@ -155,13 +155,15 @@ def compile_steps(
       shardings,
     )
 
-  clip_params = jax.eval_shape(
-    lambda params: cast_matrices(params, model.clip.dtype), clip.params
+  backbone_params = jax.eval_shape(
+    lambda params: cast_matrices(params, model.backbone.dtype), backbone.params
   )
-  shardings = clip_shardings(clip_params, mesh, config.clip.split_over_devices)
-  clip_params = placed(clip_params, shardings)
+  shardings = backbone_shardings(
+    backbone_params, mesh, config.backbone.split_over_devices
+  )
+  backbone_params = placed(backbone_params, shardings)
   optimizer = make_optimizer(config.train, num_steps=1)
-  trainable = trainable_shapes(model, clip, replicated)
+  trainable = trainable_shapes(model, backbone, replicated)
   state = placed(
     jax.eval_shape(
       lambda params: create_train_state(params, optimizer), trainable
@@ -184,14 +186,14 @@ def compile_steps(
     batch = {key: fields[key] for key in fields if key not in unread}
     number = images_per_chip if "image" in batch else 0
     flops = number * _kernel_flops(model, config.model.image_size_pixels)
-    yield _compile(name, step, (first, clip_params, batch), flops)
+    yield _compile(name, step, (first, backbone_params, batch), flops)
 
 
 def _kernel_flops(model, side):
   """Returns an image's: products of padded queries, keys and values."""
-  if model.clip.attention not in ("auto", "splash"):
+  if model.backbone.attention not in ("auto", "splash"):
     return 0
-  vision = model.clip.config.vision_config
+  vision = model.backbone.config.vision_config
   length = padded_length((side // vision.patch_size) ** 2 + 1)
   num_kernels = (
     vision.num_hidden_layers
@@ -204,8 +206,8 @@ def _kernel_flops(model, side):
 def _batch_shapes(config, model):
   """Returns the shape of a row and the type of each field of a batch."""
   side = config.model.image_size_pixels
-  patches = (side // model.clip.config.vision_config.patch_size) ** 2
-  width = model.clip.config.projection_dim
+  patches = (side // model.backbone.config.vision_config.patch_size) ** 2
+  width = model.backbone.config.projection_dim
   targets = {"mask_counts": ((patches,), np.int32)}
   if model.needs_masks:
     targets = {"mask": ((side, side), np.uint8)}
@@ -321,13 +323,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
   config, topology = flags.read_config(options), options.topology
   images_per_chip = max(options.images_per_chip, 1)
   mesh = tpu_mesh(topology)
-  clip = read_clip(config.clip.weights)
+  backbone = read_clip(config.backbone.weights)
   kind = mesh.devices.flat[0].device_kind
   print(
     f"{topology}: {mesh.size} x {kind}, {images_per_chip} images a chip;"
     " all numbers are for one chip"
   )
-  reports = list(compile_steps(config, clip, mesh, images_per_chip))
+  reports = list(compile_steps(config, backbone, mesh, images_per_chip))
   print(table(reports, kind))
 
 

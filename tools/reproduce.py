@@ -14,7 +14,7 @@ run's directory for each recipe and seed: the papers' numbers, ours as mean and
 standard deviation over the seeds, and the difference. After a failure the other
 runs continue; failures are reported at the end, with exit code 1.
 
-Fields can be set for all recipes: --config.clip.weights=ViT-L-14-336px.pt.
+Fields can be set for all recipes: --config.backbone.weights=ViT-L-14-336px.pt.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from cops_jax.reporting.comparison import Row, Runs, compare, format_rows
 from cops_jax.reporting.papers import paper_results
 from cops_jax.runtime import signals
 from cops_jax.tables import align
-from cops_jax.weights.clip import clip_of
+from cops_jax.weights.clip import load_backbone
 from cops_jax.weights.model import settle_dtype
 from tools import runs
 
@@ -90,7 +90,7 @@ def make_configs(
       config.update_from_flattened_dict(own)
       config = settle_dtype(config, None)
       if "feature_cache.dtype" not in own:
-        config.feature_cache.dtype = config.clip.dtype
+        config.feature_cache.dtype = config.backbone.dtype
       if config.evaluation.datasets:
         configs[name] = config
   return configs
@@ -232,14 +232,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
   print(f"{len(planned)} runs: {', '.join(planned)}", flush=True)
   if options.dry_run:
     return
-  clip_of(next(iter(configs.values())))  # A missing CLIP is reported first.
+  load_backbone(
+    next(iter(configs.values()))
+  )  # A missing CLIP is reported first.
   if unprepared:
     named = zip(("data_dir", "manual_dir"), places, strict=True)
     given = [f"--{name}={place}" for name, place in named if place]
     datasets.main(["prepare", *unprepared, *given])
   workdir = pathlib.Path(options.workdir)
   found, failures = runs.run_all(
-    configs, workdir, options.seeds, allow_other_clip=options.allow_other_clip
+    configs,
+    workdir,
+    options.seeds,
+    allow_other_backbone=options.allow_other_backbone,
   )
   if found:
     changed = {

@@ -38,7 +38,7 @@ def make_parser(name: str, text: str) -> argparse.ArgumentParser:
   parser = commands.make_parser(name, text)
   parser.prog = f"python -m tools.{name}"
   flags.add(parser, "--workdir", required=True)
-  flags.add(parser, "--allow_other_clip")
+  flags.add(parser, "--allow_other_backbone")
   parser.add_argument(
     "--seeds", type=seeds, default=[0], help="seeds to train each config with"
   )
@@ -64,16 +64,18 @@ def list_runs(
 
 
 def train_and_evaluate(
-  config: Any, workdir: pathlib.Path, *, allow_other_clip: bool = False
+  config: Any, workdir: pathlib.Path, *, allow_other_backbone: bool = False
 ) -> Evaluated:
   """Returns a run's results; finished work is not repeated."""
   from cops_jax import training
   from cops_jax.evaluation import many
 
   if is_trained(config):
-    training.train(config, workdir, allow_other_clip=allow_other_clip)
+    training.train(config, workdir, allow_other_backbone=allow_other_backbone)
     signals.release()  # An evaluation may be ended at any time.
-  evaluated = many.evaluate(config, workdir, allow_other_clip=allow_other_clip)
+  evaluated = many.evaluate(
+    config, workdir, allow_other_backbone=allow_other_backbone
+  )
   if evaluated.results:
     from cops_jax.reporting.report import write
 
@@ -86,7 +88,7 @@ def run_all(
   workdir: pathlib.Path,
   seeds: Sequence[int],
   *,
-  allow_other_clip: bool = False,
+  allow_other_backbone: bool = False,
 ) -> tuple[Runs, dict[str, str]]:
   """Trains and evaluates what is not finished; continues after a failure.
 
@@ -94,7 +96,7 @@ def run_all(
     configs: by name.
     workdir: receives a folder for each name and seed.
     seeds: to train each config with.
-    allow_other_clip: see `training.train`.
+    allow_other_backbone: see `training.train`.
 
   Returns:
     The content of results.json by name and seed; and reasons by failed run.
@@ -115,7 +117,7 @@ def run_all(
     folder, label = workdir / name / f"seed-{seed}", f"{name} with seed {seed}"
     try:
       evaluated = train_and_evaluate(
-        config, folder, allow_other_clip=allow_other_clip
+        config, folder, allow_other_backbone=allow_other_backbone
       )
       if evaluated.results:
         found.setdefault(name, {})[seed] = results_json(evaluated)

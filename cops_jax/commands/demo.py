@@ -34,7 +34,7 @@ def _load_models(options):
     (options.pretrained, AnomalyDetector.from_pretrained),
   ):
     for name in names:
-      detector = load(name, allow_other_clip=options.allow_other_clip)
+      detector = load(name, allow_other_backbone=options.allow_other_backbone)
       models.append((detector, f"Prompts of {name}"))
   if not models and not clip:
     models.append((load_detector(), "The embedded prompts"))
@@ -47,7 +47,7 @@ def _load_models(options):
   return [
     (
       detector,
-      f"{prompts}, on CLIP {detector.config.clip.weights!r}."
+      f"{prompts}, on CLIP {detector.config.backbone.weights!r}."
       f" {_tell(detector.thresholds)}",
     )
     for detector, prompts in models
@@ -97,7 +97,9 @@ def _parser():
   parser = make_parser("demo", __doc__)
   repeated = dict(action="append", default=[])
   flags.add(parser, "--workdir", "--pretrained", **repeated)
-  flags.add(parser, "--clip", "--normal", "--anomalous", "--allow_other_clip")
+  flags.add(
+    parser, "--clip", "--normal", "--anomalous", "--allow_other_backbone"
+  )
   parser.add_argument(
     "--host",
     default="127.0.0.1",

@@ -26,7 +26,7 @@ _logger = logging.getLogger(__name__)
 def _parser() -> argparse.ArgumentParser:
   parser = make_parser("evaluate", __doc__)
   flags.add(parser, "--workdir", required=True)
-  flags.add(parser, "--allow_other_clip", **flags.BOOL)
+  flags.add(parser, "--allow_other_backbone", **flags.BOOL)
   group = parser.add_mutually_exclusive_group()
   group.add_argument(
     "--checkpoint",
@@ -79,7 +79,7 @@ def _evaluate(config, options, checkpoint):
     names=options.datasets,
     checkpoint=checkpoint,
     save_maps=options.save_maps,
-    allow_other_clip=options.allow_other_clip,
+    allow_other_backbone=options.allow_other_backbone,
   )
   if jax.process_index() == 0:
     for name, reason in found.failed.items():

@@ -53,7 +53,7 @@ _SHARED = {
     help='with --clip, a text for anomalous, such as "a weld with a crack"; may'
     " be repeated",
   ),
-  "--allow_other_clip": dict(
+  "--allow_other_backbone": dict(
     action="store_true", help="accept other CLIP weights than the run's own"
   ),
   "--tiles": dict(
@@ -95,7 +95,7 @@ def add_prompts(parser: argparse.ArgumentParser, *others: str) -> None:
   """Adds the flags that name a detector; exactly one of them is required."""
   group = parser.add_mutually_exclusive_group(required=True)
   add(group, "--workdir", "--pretrained", *others)
-  add(parser, "--allow_other_clip")
+  add(parser, "--allow_other_backbone")
 
 
 def open_detector(options: argparse.Namespace) -> AnomalyDetector:
@@ -108,11 +108,11 @@ def open_detector(options: argparse.Namespace) -> AnomalyDetector:
 
   if options.pretrained:
     return AnomalyDetector.from_pretrained(
-      options.pretrained, allow_other_clip=options.allow_other_clip
+      options.pretrained, allow_other_backbone=options.allow_other_backbone
     )
   if options.workdir:
     return AnomalyDetector.from_workdir(
-      options.workdir, allow_other_clip=options.allow_other_clip
+      options.workdir, allow_other_backbone=options.allow_other_backbone
     )
   return AnomalyDetector.from_clip(
     options.clip, normal=options.normal, anomalous=options.anomalous

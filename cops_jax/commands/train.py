@@ -24,7 +24,7 @@ _logger = logging.getLogger(__name__)
 def _parser() -> argparse.ArgumentParser:
   parser = make_parser("train", __doc__)
   flags.add(parser, "--workdir", required=True)
-  flags.add(parser, "--allow_other_clip", **flags.BOOL)
+  flags.add(parser, "--allow_other_backbone", **flags.BOOL)
   parser.add_argument(
     "--init_from",
     default="",
@@ -97,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
       config,
       options.workdir,
       init_from=options.init_from,
-      allow_other_clip=options.allow_other_clip,
+      allow_other_backbone=options.allow_other_backbone,
       allow_other_data=options.allow_other_data,
       profile_steps=options.profile_steps,
     )

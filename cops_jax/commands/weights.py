@@ -132,8 +132,8 @@ def _describe(record):
   config = flatten(record.config)
   return [
     f"run:     cops_jax {record.version}, trained on"
-    f" {config.get('train.dataset')} with CLIP {config.get('clip.weights')}",
-    f"         CLIP's sha256 {record.clip_sha256}",
+    f" {config.get('train.dataset')} on {config.get('backbone.weights')}",
+    f"         its sha256 {record.backbone_sha256}",
   ]
 
 

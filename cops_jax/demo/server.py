@@ -187,7 +187,7 @@ class _Server:
         "about": about,
         "models": self._titles,
         "model": number,
-        "is_toy": detector.config.clip.weights == DEMO_CLIP,
+        "is_toy": detector.config.backbone.weights == DEMO_CLIP,
         "thresholds": thresholds and dataclasses.asdict(thresholds),
         "unfit": chosen.why_unfit(tiles) if chosen else "",
         "limits": dataclasses.asdict(self._limits),

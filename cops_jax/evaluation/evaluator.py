@@ -50,7 +50,7 @@ class Evaluator:
     self,
     config: Any,
     model: nn.Module,
-    clip: PretrainedCLIP,
+    backbone: PretrainedCLIP,
     mesh: Mesh,
     shardings: Sharding | Mapping[str, Any],
   ):
@@ -59,16 +59,16 @@ class Evaluator:
     Args:
       config: a ConfigDict with the fields of `cops_jax.config`.
       model: of the config's method.
-      clip: the CLIP of the model.
+      backbone: the model's.
       mesh: to split batches over.
-      shardings: see `mesh.clip_shardings`.
+      shardings: see `mesh.backbone_shardings`.
     """
     settings = config.evaluation
-    self._config, self._model, self._clip = config, model, clip
+    self._config, self._model, self._clip = config, model, backbone
     self._mesh = mesh
     self._step = make_predict_step(model, mesh, shardings)
     self._options = pipeline.make_options(
-      *(config, clip, mesh),
+      *(config, backbone, mesh),
       settings.batch_size or default_batch_size(mesh),
       full_masks=True,
       tile_grid=tiles.parse_grid(settings.tiles),
@@ -77,7 +77,7 @@ class Evaluator:
   def run(
     self,
     trainable: Mapping[str, Any],
-    clip_params: Mapping[str, Any],
+    backbone_params: Mapping[str, Any],
     examples: Sequence[Mapping[str, Any]],
     num_pictures: int = 0,
     maps_folder: AnyPath | None = None,
@@ -85,7 +85,7 @@ class Evaluator:
     """Scores every example of a data set once and computes the metrics.
 
     Args:
-      trainable, clip_params: the model's two parameter trees, on the mesh.
+      trainable, backbone_params: the model's two parameter trees, on the mesh.
       examples: from `cops_jax.datasets.load`.
       num_pictures: of each kind, see `results.Picture`.
       maps_folder: receives the anomaly maps, see `maps.MapWriter`; None for no
@@ -99,7 +99,7 @@ class Evaluator:
     found, errors = Findings(self._config.evaluation.pixel_metrics), []
     score = functools.partial(
       self._score,
-      (trainable, clip_params),
+      (trainable, backbone_params),
       self._open_features(examples),
       self._find_texts(examples),
       found.skipped,

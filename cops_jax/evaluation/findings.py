@@ -61,7 +61,7 @@ class Findings:
     if not (np.isfinite(score) and np.isfinite(anomaly_map).all()):
       raise InputError(
         f"the score of {path} in data set {dataset!r} is not a number: the"
-        " checkpoint or the CLIP weights are damaged"
+        " checkpoint or the backbone's weights are damaged"
       )
     image = ImageResult(dataset, category, path, int(row["label"]), score)
     ends = float(anomaly_map.min()), float(anomaly_map.max())

@@ -60,7 +60,7 @@ class KeptResult:
       provenance: see `results.Evaluated`.
       save_maps: whether the anomaly maps are kept too.
     """
-    names = ("version", "prompts_sha256", "clip_sha256")
+    names = ("version", "prompts_sha256", "backbone_sha256")
     config = complete(provenance["config"])
     key = {name: provenance[name] for name in names} | {
       "config": {

@@ -22,7 +22,7 @@ from cops_jax.paths import AnyPath, to_path
 from cops_jax.runs import lock
 from cops_jax.runs.record import (
   Record,
-  check_clip,
+  check_backbone,
   check_config,
   claim_workdir,
   package_versions,
@@ -44,11 +44,11 @@ from cops_jax.runtime.processes import (
 )
 from cops_jax.tables import group_by_reason
 from cops_jax.weights import prompts
-from cops_jax.weights.clip import clip_of
+from cops_jax.weights.clip import load_backbone
 from cops_jax.weights.model import (
   build_model,
   load_trainable,
-  place_clip,
+  place_backbone,
   settle_dtype,
 )
 
@@ -64,13 +64,13 @@ def evaluate(
   names: Sequence[str] = (),
   checkpoint: str | os.PathLike | None = None,
   save_maps: bool = False,
-  allow_other_clip: bool = False,
+  allow_other_backbone: bool = False,
 ) -> Evaluated:
   """Evaluates trained prompts on data sets, all with one compiled step.
 
   If a data set cannot be evaluated, the others still are. Each result is kept
   in evaluation/NAME.json of the work directory, and used again only for the
-  same prompts, CLIP, config, data and version.
+  same prompts, backbone, config, data and version.
 
   Args:
     config: a ConfigDict with the fields of `cops_jax.config`.
@@ -81,11 +81,11 @@ def evaluate(
     checkpoint: trained prompts, see `prompts.load_prompts`; by default
       the work directory's own.
     save_maps: whether to write the anomaly maps into maps/NAME.
-    allow_other_clip: whether to accept CLIP weights other than those that the
-      prompts were trained with.
+    allow_other_backbone: whether to accept another backbone's weights than
+      those that the prompts were trained on.
 
   Raises:
-    InputError: a name is unknown, or the prompts or CLIP cannot be used.
+    InputError: a name is unknown, or prompts or backbone cannot be used.
   """
   workdir = to_path(workdir)
   names, may_skip = _expand(names or config.evaluation.datasets)
@@ -93,7 +93,7 @@ def evaluate(
     config,
     workdir,
     checkpoint or workdir,
-    allow_other_clip,
+    allow_other_backbone,
     {"data sets": [*names], "save_maps": save_maps},
   )
   found, failed = {}, {}
@@ -168,27 +168,27 @@ class _Run:
   provenance: dict[str, Any]
 
   @classmethod
-  def load(cls, config, workdir, checkpoint, allow_other_clip, request):
+  def load(cls, config, workdir, checkpoint, allow_other_backbone, request):
     keep_compiled_programs(config)
-    config, record, clip, model = in_all_processes(
-      _load_model, config, workdir, checkpoint, allow_other_clip
+    config, record, backbone, model = in_all_processes(
+      _load_model, config, workdir, checkpoint, allow_other_backbone
     )
-    here = Record(config.to_dict(), clip.sha256)
-    require_same_job(here, clip.config, request)
+    here = Record(config.to_dict(), backbone.sha256)
+    require_same_job(here, backbone.config, request)
     is_trained, mesh = methods.find(config.method).IS_TRAINED, make_mesh()
     trainable, source = load_trainable(
-      config, model, clip, checkpoint, replicated_sharding(mesh)
+      config, model, backbone, checkpoint, replicated_sharding(mesh)
     )
     prompts_sha256 = prompts.hash_prompts(trainable)
     require_same({"SHA-256 of the prompts": prompts_sha256})
     if not record and not is_trained:  # For calibration, detector and export.
-      in_first_process(_begin_run, workdir, config, clip)
+      in_first_process(_begin_run, workdir, config, backbone)
     provenance = {
       "version": __version__,
       "checkpoint": source,
       "trained_on": _describe_training(record) if is_trained else "nothing",
       "prompts_sha256": prompts_sha256,
-      "clip_sha256": clip.sha256,
+      "backbone_sha256": backbone.sha256,
       "config": config.to_dict(),
       "versions": {"python": platform.python_version()} | package_versions(),
       "device": f"{mesh.size} x {jax.devices()[0].device_kind}",
@@ -197,11 +197,11 @@ class _Run:
       "evaluating %s on %d %s device(s)",
       *(source, mesh.size, jax.default_backend()),
     )
-    clip_params, shardings = place_clip(
-      clip, model, mesh, config.clip.split_over_devices
+    backbone_params, shardings = place_backbone(
+      backbone, model, mesh, config.backbone.split_over_devices
     )
-    evaluator = Evaluator(config, model, clip, mesh, shardings)
-    params = replicate(trainable, mesh), clip_params
+    evaluator = Evaluator(config, model, backbone, mesh, shardings)
+    params = replicate(trainable, mesh), backbone_params
     return cls(config, evaluator, params, provenance)
 
   def evaluate(self, examples, workdir: AnyPath, save_maps) -> DatasetResult:
@@ -231,14 +231,14 @@ def _describe_training(record):
   return f"{train.get('dataset')}, seed {record.config.get('seed')}"
 
 
-def _begin_run(workdir, config, clip):
+def _begin_run(workdir, config, backbone):
   """Records a run that trains nothing, if the work directory can be written."""
   with contextlib.suppress(WriteError):
-    claim_workdir(workdir, Record(config.to_dict(), clip.sha256))
+    claim_workdir(workdir, Record(config.to_dict(), backbone.sha256))
 
 
-def _load_model(config, workdir, checkpoint, allow_other_clip):
-  """Returns the config with a settled dtype, the record, CLIP and the model."""
+def _load_model(config, workdir, checkpoint, allow_other_backbone):
+  """Returns the config with a settled dtype, record, backbone and model."""
   is_trained = methods.find(config.method).IS_TRAINED
   if not is_trained and checkpoint != workdir:
     raise InputError(
@@ -247,23 +247,25 @@ def _load_model(config, workdir, checkpoint, allow_other_clip):
     )
   record = (prompts.find_record if is_trained else find_run)(checkpoint)
   config = settle_dtype(config, record)
-  clip = _load_checked_clip(config, record, checkpoint, allow_other_clip)
-  return config, record, clip, build_model(config, clip)
+  backbone = _load_checked_backbone(
+    config, record, checkpoint, allow_other_backbone
+  )
+  return config, record, backbone, build_model(config, backbone)
 
 
-def _load_checked_clip(config, record, checkpoint, allow_other_clip):
-  """Returns CLIP if it and the config are those of the prompts' training."""
+def _load_checked_backbone(config, record, checkpoint, allow_other_backbone):
+  """Returns the backbone if it and the config are those of the training."""
   if record is None:
     if methods.find(config.method).IS_TRAINED:
       _logger.warning(
-        "%s does not say which CLIP it was trained on", checkpoint
+        "%s does not say which backbone it was trained on", checkpoint
       )
-    return clip_of(config)
+    return load_backbone(config)
   prompts.require_method(record, config.method, checkpoint)
-  check_config(record, config.to_dict(), ("clip", "model"), str(checkpoint))
-  clip = clip_of(config)
-  check_clip(record, clip.sha256, str(checkpoint), allow_other_clip)
-  return clip
+  check_config(record, config.to_dict(), ("backbone", "model"), str(checkpoint))
+  backbone = load_backbone(config)
+  check_backbone(record, backbone.sha256, str(checkpoint), allow_other_backbone)
+  return backbone
 
 
 def _describe_data(result, examples, fingerprint):

@@ -114,7 +114,7 @@ class Evaluated:
     results: of the data sets that were evaluated, now or before.
     skipped: the reasons, by data set that is not prepared.
     failed: the reasons, by data set that could not be evaluated.
-    provenance: prompts, CLIP, config, versions and device of the evaluation.
+    provenance: prompts, backbone, config, versions and device.
   """
 
   results: Mapping[str, DatasetResult]

@@ -10,7 +10,7 @@ import jax
 from jax.sharding import Mesh, Sharding
 
 from cops_jax import scoring
-from cops_jax.clip.features import ENCODE_FIELDS, encode_batch, join_params
+from cops_jax.backbones.features import ENCODE_FIELDS, encode_batch, join_params
 from cops_jax.runtime.mesh import jit_step
 
 # Fields of a batch that the step reads.
@@ -32,7 +32,7 @@ def detect_anomalies(
     image_score (b,) and anomaly_map (b, h, w), float32 in [0, 1].
   """
   features = encode_batch(model, variables, batch)
-  patch_size = model.clip.config.vision_config.patch_size
+  patch_size = model.backbone.config.vision_config.patch_size
   image_size = round(features[1].shape[2] ** 0.5) * patch_size
   image_scores, patch_scores = model.apply(
     variables, features, batch, method="score"
@@ -48,23 +48,23 @@ def detect_anomalies(
 def make_predict_step(
   model: nn.Module,
   mesh: Mesh,
-  clip_shardings: Sharding | Mapping[str, Any] | None = None,
+  backbone_shardings: Sharding | Mapping[str, Any] | None = None,
 ) -> Callable[..., dict[str, jax.Array]]:
   """Compiles the step from a batch to its scores and maps.
 
   Args:
     model: a method's.
     mesh: to split batches over.
-    clip_shardings: of CLIP's parameters; None if every device has a copy.
+    backbone_shardings: None if every device has a copy.
 
   Returns:
-    `step(trainable, clip_params, batch)`, which returns image_score (b,) and
-    anomaly_map (b, h, w), float32 in [0, 1]. A batch has the inputs of
+    `step(trainable, backbone_params, batch)`, which returns image_score (b,)
+    and anomaly_map (b, h, w), float32 in [0, 1]. A batch has the inputs of
     `encode_batch`.
   """
 
-  def predict_step(trainable, clip_params, batch):
-    variables = join_params(trainable, clip_params)
+  def predict_step(trainable, backbone_params, batch):
+    variables = join_params(trainable, backbone_params)
     return detect_anomalies(model, variables, batch)
 
-  return jit_step(predict_step, mesh, clip_shardings)
+  return jit_step(predict_step, mesh, backbone_shardings)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:  # Reading a file needs none of the model's code.
   from cops_jax.detector import AnomalyDetector
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-_FORMAT = 2
+_FORMAT = 3
 # JAX promises this from the day that jaxlib was built, which no installed file
 # says, so there is no date to write down.
 _READABLE_BY = "jaxlib up to six months newer than {}"
@@ -68,7 +68,7 @@ def export(detector: AnomalyDetector, out: str | os.PathLike) -> dict[str, Any]:
     "image_size_pixels": detector.image_size,
     "bits_per_channel": detector.reading["bits_per_channel"],
     "exported_on": datetime.date.today().isoformat(),
-    "clip_sha256": detector.clip.sha256,
+    "backbone_sha256": detector.backbone.sha256,
     "thresholds": thresholds and dataclasses.asdict(thresholds),
   }
   if out.suffix.lower() == ".onnx":
@@ -76,13 +76,13 @@ def export(detector: AnomalyDetector, out: str | os.PathLike) -> dict[str, Any]:
 
     write_onnx(detector, out, metadata)
     return metadata
-  from cops_jax.clip.attention import choose_implementation
+  from cops_jax.backbones.attention import choose_implementation
 
   metadata |= {
     "format": _FORMAT,
     "platforms": list(PLATFORMS),
     "cuda_attention": choose_implementation(
-      config.clip.attention, config.clip.dtype, "cuda"
+      config.backbone.attention, config.backbone.dtype, "cuda"
     ),
     "readable_by": _READABLE_BY.format(jaxlib.__version__),
   }
@@ -102,18 +102,18 @@ def _trace(detector):
   mesh = make_mesh(jax.devices()[:1])
 
   def make_step(platform):
-    model = build_model(detector.config, detector.clip, platform)
+    model = build_model(detector.config, detector.backbone, platform)
     predict = make_predict_step(model, mesh)
 
     @jax.jit
-    def step(trainable, clip_params, images):
-      return predict(trainable, clip_params, {"image": images})
+    def step(trainable, backbone_params, images):
+      return predict(trainable, backbone_params, {"image": images})
 
     return step
 
   (batch,) = jax_export.symbolic_shape("batch")
   shape = (batch, detector.image_size, detector.image_size, 3)
-  params = jax.device_get((detector.trainable, detector.clip.params))
+  params = jax.device_get((detector.trainable, detector.backbone.params))
   arguments = (
     *jax.tree.map(
       lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params
@@ -128,7 +128,7 @@ def _trace(detector):
     )
     for platform in PLATFORMS
   }
-  trees = dict(zip(("trainable", "clip"), params, strict=True))
+  trees = dict(zip(("trainable", "backbone"), params, strict=True))
   tensors = flax.traverse_util.flatten_dict(trees, sep="/")
   contents[_WEIGHTS] = safetensors.numpy.save(
     {name: np.asarray(array, order="C") for name, array in tensors.items()}
@@ -208,7 +208,7 @@ def load(path: str | os.PathLike) -> ExportedDetector:
       function = archive.read(f"function-{platform}")
       tensors = safetensors.numpy.load(archive.read(_WEIGHTS))
     trees = flax.traverse_util.unflatten_dict(tensors, sep="/")
-    params = trees["trainable"], trees["clip"]
+    params = trees["trainable"], trees["backbone"]
     readable_by = metadata["readable_by"]
     metadata["image_size_pixels"] + 0
   except InputError:

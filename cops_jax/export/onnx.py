@@ -14,7 +14,7 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 
-from cops_jax.clip.features import join_params
+from cops_jax.backbones.features import join_params
 from cops_jax.detector import AnomalyDetector
 from cops_jax.errors import InputError, needs_extra, shorten
 from cops_jax.evaluation.step import detect_anomalies
@@ -35,7 +35,7 @@ def write_onnx(
 
   The input is images, uint8 (batch, h, w, 3). Outputs are image_score (batch,)
   and anomaly_map (batch, h, w), float32 in [0, 1]. CLIP computes in float32,
-  whatever config.clip.dtype says: few runtimes support bfloat16.
+  whatever config.backbone.dtype says: few runtimes support bfloat16.
 
   Args:
     detector: what to write.
@@ -48,9 +48,9 @@ def write_onnx(
       written.
   """
   config = detector.config.copy_and_resolve_references()
-  config.clip.dtype, config.clip.attention = "float32", "xla"
-  model = build_model(config, detector.clip)
-  params = jax.device_get((detector.trainable, detector.clip.params))
+  config.backbone.dtype, config.backbone.attention = "float32", "xla"
+  model = build_model(config, detector.backbone)
+  params = jax.device_get((detector.trainable, detector.backbone.params))
   variables = join_params(*jax.tree.map(jnp.asarray, params))
   size = sum(leaf.nbytes for leaf in jax.tree.leaves(variables))
   if size > _MAX_BYTES:

@@ -137,8 +137,8 @@ class FeatureCache:
       stored = rows.astype(jnp.dtype(self.dtype))
     if not np.isfinite(rows).all():
       raise InputError(
-        f"the features of {path} are not all numbers: the CLIP weights are"
-        " damaged"
+        f"the features of {path} are not all numbers: the backbone's weights"
+        " are damaged"
       )
     if not np.isfinite(stored).all():
       raise InputError(

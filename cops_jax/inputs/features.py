@@ -1,7 +1,7 @@
 """Frozen vision features, computed once and kept on disk.
 
-CLIP is frozen and training has no augmentation, so the vision features of an
-image never change. A cache is a folder: `manifest.json` holds all that the
+The backbone is frozen, so the features of an image that is not augmented never
+change. A cache is a folder: `manifest.json` holds all that the
 values depend on, and its hash is part of the folder's name. An image without
 features is computed at the next start.
 """
@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from cops_jax.clip.features import ENCODE_FIELDS, encode_batch, join_params
+from cops_jax.backbones.features import ENCODE_FIELDS, encode_batch, join_params
 from cops_jax.errors import InputError, WriteError
 from cops_jax.files import file_state, write_file
 from cops_jax.inputs import pipeline
@@ -34,7 +34,7 @@ from cops_jax.progress import Progress, gigabytes
 from cops_jax.runtime.mesh import jit_step, make_mesh, run_ahead, shard_batch
 from cops_jax.runtime.processes import in_all_processes
 from cops_jax.weights.clip import PretrainedCLIP
-from cops_jax.weights.model import place_clip
+from cops_jax.weights.model import place_backbone
 
 _logger = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ def open_features(
   examples: Sequence[Mapping[str, Any]],
   split: str,
   model: nn.Module,
-  clip: PretrainedCLIP,
+  backbone: PretrainedCLIP,
   mesh: Mesh,
   *,
   batch_size: int,
@@ -78,7 +78,7 @@ def open_features(
   Args:
     config: a ConfigDict with the fields of `cops_jax.config`.
     examples, split: from `cops_jax.datasets.load`.
-    model, clip: the vision tower.
+    model, backbone: the vision tower.
     mesh: of the run. Each of its devices gets as many images at a time as in
       the run's own steps: the last bits depend on that number, so in float32
       it is part of the cache's key.
@@ -97,22 +97,22 @@ def open_features(
     return None
   device_size = pipeline.num_batches(batch_size, mesh.size)
   states = _file_states(examples)
-  text = _manifest(config, examples, split, model, clip, device_size)
+  text = _manifest(config, examples, split, model, backbone, device_size)
   key = hashlib.sha256(text.encode()).hexdigest()[:16]
   local_mesh = make_mesh(jax.local_devices())
   options = pipeline.make_options(
-    config, clip, local_mesh, device_size * local_mesh.size
+    config, backbone, local_mesh, device_size * local_mesh.size
   )
   shape = (
     len(config.model.feature_layers),
     (options.image_size // options.patch_size) ** 2,
-    clip.config.projection_dim,
+    backbone.config.projection_dim,
   )
   folder = features_folder(config) / f"{examples.name}-{key}"
   cache = FeatureCache(folder, dtype, shape, len(examples))
   # Compiled once, and only if there is an image to encode.
   make_encode = functools.cache(
-    lambda: _make_encode(config, model, clip, local_mesh)
+    lambda: _make_encode(config, model, backbone, local_mesh)
   )
 
   def begin():
@@ -148,9 +148,9 @@ def _file_states(examples):
   return [file_state(example["image"]) for example in examples]
 
 
-def _manifest(config, examples, split, model, clip, device_size):
+def _manifest(config, examples, split, model, backbone, device_size):
   """Returns all that the stored values depend on, as text."""
-  vision = clip.config.vision_config
+  vision = backbone.config.vision_config
   manifest = {
     "version": _VERSION,
     "dataset": {
@@ -159,14 +159,14 @@ def _manifest(config, examples, split, model, clip, device_size):
       "split": split,
       "sha256": examples.fingerprint(),
     },
-    "clip": {
-      "sha256": clip.sha256,
+    "backbone": {
+      "sha256": backbone.sha256,
       # The rest of the tower's architecture can be seen in the weights.
       "patch_size": vision.patch_size,
       "num_attention_heads": vision.num_attention_heads,
       "hidden_act": vision.hidden_act,
       "layer_norm_eps": vision.layer_norm_eps,
-      "dtype": jnp.dtype(model.clip.dtype).name,
+      "dtype": jnp.dtype(model.backbone.dtype).name,
     },
     "image_size_pixels": config.model.image_size_pixels,
     "bits_per_channel": config.input.bits_per_channel,
@@ -252,16 +252,16 @@ def _acquire(folder, writer):
     return lock.acquire()
 
 
-def _make_encode(config, model, clip, mesh):
+def _make_encode(config, model, backbone, mesh):
   """From a batch on the host to its features, on this process's devices."""
-  clip_params, shardings = place_clip(
-    clip, model, mesh, config.clip.split_over_devices
+  backbone_params, shardings = place_backbone(
+    backbone, model, mesh, config.backbone.split_over_devices
   )
 
-  def encode(clip_params, batch):
-    return encode_batch(model, join_params({}, clip_params), batch)
+  def encode(backbone_params, batch):
+    return encode_batch(model, join_params({}, backbone_params), batch)
 
   step = jit_step(encode, mesh, shardings, num_replicated=0)
   return lambda batch: step(
-    clip_params, shard_batch(batch, mesh, ENCODE_FIELDS)
+    backbone_params, shard_batch(batch, mesh, ENCODE_FIELDS)
   )

@@ -102,13 +102,13 @@ class BatchOptions:
 
 
 def make_options(
-  config: Any, clip: Any, mesh: Mesh, batch_size: int, **kwargs: Any
+  config: Any, backbone: Any, mesh: Mesh, batch_size: int, **kwargs: Any
 ) -> BatchOptions:
   """Returns how a run makes this process's part of its batches.
 
   Args:
     config: a ConfigDict with the fields of `cops_jax.config`.
-    clip: CLIP, whose `config` holds the patch size.
+    backbone: CLIP, whose `config` holds the patch size.
     mesh: devices of the run, or of this process alone.
     batch_size: examples in a global batch.
     **kwargs: other fields of the options.
@@ -116,7 +116,7 @@ def make_options(
   is_cluster = mesh.is_multi_process
   return BatchOptions(
     image_size=config.model.image_size_pixels,
-    patch_size=clip.config.vision_config.patch_size,
+    patch_size=backbone.config.vision_config.patch_size,
     batch_size=batch_size,
     num_devices=mesh.size,
     process_index=jax.process_index() if is_cluster else 0,

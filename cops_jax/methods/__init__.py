@@ -35,28 +35,29 @@ class Method(Protocol):
   FIELDS: Collection[str]
   IS_TRAINED: bool
 
-  def build_model(self, config: Any, tower: Any, clip: Any) -> Model:
+  def build_model(self, config: Any, tower: Any, backbone: Any) -> Model:
     """Returns the model.
 
     Args:
       config: a FrozenConfigDict with the fields of `cops_jax.config`.
-      tower: a `clip.towers.CLIP`.
-      clip: the `weights.clip.PretrainedCLIP` that it is built for.
+      tower: a `backbones.clip.CLIP`.
+      backbone: the `weights.clip.PretrainedCLIP` that it is built for.
     """
 
 
 class Model(Protocol):
   """A method's model, a Flax module.
 
-  Its parameters are two trees: CLIP's under "clip", frozen, and the trainable
-  one, whose names no other method may use. Arguments named `features` are what
+  Its parameters are two trees: the backbone's under "backbone", frozen, and the
+  trainable one, whose names no other method may use. Arguments named `features`
+  are what
   `features.encode_batch` returns. A model that reads
   config.model.use_category_names has `category_text_features`, as
   `PromptEnsemble` has.
 
   Attributes:
     config: the frozen config that it was built from.
-    clip: the tower, which is its submodule.
+    backbone: the tower, which is its submodule.
     needs_masks: whether its losses read whole masks, uint8 (b, h, w), under
       "mask"; otherwise they read mask pixels by patch, int32 (b, n), under
       "mask_counts".
@@ -70,13 +71,13 @@ class Model(Protocol):
   """
 
   config: Any
-  clip: Any
+  backbone: Any
   needs_masks: bool
   needs_noise: bool
   upsampling: str
   loss_terms: Callable[..., dict[str, Array]] | None
 
-  def init_trainable(self, key: Array, clip_params: Tree) -> Tree:
+  def init_trainable(self, key: Array, backbone_params: Tree) -> Tree:
     """Returns the trainable parameters before the first step, float32."""
 
   def num_prompt_tokens(self, *, is_training: bool) -> float:

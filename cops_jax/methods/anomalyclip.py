@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 
 from cops_jax import losses, scoring
-from cops_jax.clip.features import init_parts
-from cops_jax.clip.prompts import LearnedPrompts
-from cops_jax.clip.towers import CLIP
+from cops_jax.backbones.clip import CLIP
+from cops_jax.backbones.features import init_parts
+from cops_jax.backbones.prompts import LearnedPrompts
 from cops_jax.typing import Array, Float
 
 TITLE = "AnomalyCLIP"
@@ -55,13 +55,13 @@ class AnomalyCLIP(nn.Module):
 
   Attributes:
     config: the run's, frozen.
-    clip: the frozen towers.
+    backbone: the frozen towers.
     prefix_tokens: ids before the learned words.
     suffix_tokens: ids after them, for each state.
   """
 
   config: Any
-  clip: CLIP
+  backbone: CLIP
   prefix_tokens: tuple[int, ...]
   suffix_tokens: tuple[tuple[int, ...], tuple[int, ...]]
 
@@ -72,7 +72,7 @@ class AnomalyCLIP(nn.Module):
     settings = self.config.model
     self.object_prompts = LearnedPrompts(
       settings,
-      self.clip.config.text_config.hidden_size,
+      self.backbone.config.text_config.hidden_size,
       settings.num_context_words,
     )
 
@@ -89,7 +89,7 @@ class AnomalyCLIP(nn.Module):
 
   @nn.nowrap
   def init_trainable(
-    self, key: jax.Array, clip_params: Mapping[str, Any] | None = None
+    self, key: jax.Array, backbone_params: Mapping[str, Any] | None = None
   ) -> Mapping[str, Any]:
     """Returns random trainable parameters, float32."""
     return init_parts(self, key, lambda model: model.object_prompts())
@@ -97,17 +97,17 @@ class AnomalyCLIP(nn.Module):
   def text_features(self) -> Float[Array, "s=2 d"]:
     """Returns the two prompts' features, L2-normalised."""
     words, deep_prompts = self.object_prompts()
-    prefix = self.clip.embed_tokens(jnp.array(self.prefix_tokens))
+    prefix = self.backbone.embed_tokens(jnp.array(self.prefix_tokens))
     features = []
     # One by one: they differ in length, and each has its own copy of the deep
     # prompts, whose gradients are rounded before they are added.
     for state, tokens in enumerate(self.suffix_tokens):
-      suffix = self.clip.embed_tokens(jnp.array(tokens))
+      suffix = self.backbone.embed_tokens(jnp.array(tokens))
       copy = deep_prompts
       if self.config.model.deep_prompt_cast == "float16":
         copy = round_to_float16(copy)
       features.append(
-        self.clip.encode_prompts(
+        self.backbone.encode_prompts(
           [jnp.concatenate([prefix, words[state], suffix])[None]], copy
         )
       )
@@ -154,9 +154,9 @@ class AnomalyCLIP(nn.Module):
     return scoring.probabilities(*self(*features))
 
 
-def build_model(config: Any, tower: CLIP, clip: Any) -> AnomalyCLIP:
+def build_model(config: Any, tower: CLIP, backbone: Any) -> AnomalyCLIP:
   """Returns the model; see `methods.Method`."""
-  tokens = clip.tokens
+  tokens = backbone.tokens
   normal = (tokens.object, tokens.period, tokens.end)
   return AnomalyCLIP(
     config, tower, (tokens.start,), (normal, (*tokens.damaged, *normal))

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from cops_jax import losses, scoring
-from cops_jax.clip.features import init_parts
-from cops_jax.clip.prompts import LearnedPrompts, join_parts
-from cops_jax.clip.towers import CLIP
+from cops_jax.backbones.clip import CLIP
+from cops_jax.backbones.features import init_parts
+from cops_jax.backbones.prompts import LearnedPrompts, join_parts
 from cops_jax.typing import Array, Float
 
 TITLE = "CoPS"
@@ -161,12 +161,12 @@ class CoPS(nn.Module):
 
   Attributes:
     config: the run's, frozen.
-    clip: the frozen towers.
+    backbone: the frozen towers.
     prefix_tokens, suffix_tokens: ids before and after the learned words.
   """
 
   config: Any
-  clip: CLIP
+  backbone: CLIP
   prefix_tokens: tuple[int, ...]
   suffix_tokens: tuple[int, ...]
 
@@ -174,7 +174,7 @@ class CoPS(nn.Module):
   upsampling = "nearest"
 
   def setup(self):
-    settings, width = self.config.model, self.clip.config.projection_dim
+    settings, width = self.config.model, self.backbone.config.projection_dim
     num_words = settings.num_context_words
     if settings.num_state_words:
       self.prototype_extractor = PrototypeExtractor(
@@ -208,20 +208,23 @@ class CoPS(nn.Module):
   @nn.nowrap
   def evaluation_codes(self) -> Float[Array, "z d"]:
     """Returns the category codes of evaluation, the same for all images."""
-    shape = self.config.evaluation.num_samples, self.clip.config.projection_dim
+    shape = (
+      self.config.evaluation.num_samples,
+      self.backbone.config.projection_dim,
+    )
     # NumPy's numbers are the same on every platform, to the last bit.
     rng = np.random.default_rng((self.config.seed, _CODES_KEY))
     return jnp.array(rng.standard_normal(shape, np.float32))
 
   @nn.nowrap
   def init_trainable(
-    self, key: jax.Array, clip_params: Mapping[str, Any] | None = None
+    self, key: jax.Array, backbone_params: Mapping[str, Any] | None = None
   ) -> Mapping[str, Any]:
     """Returns random trainable parameters, float32."""
     return init_parts(self, key, CoPS._use_trained_parts)
 
   def _use_trained_parts(self):
-    features = jnp.zeros((1, self.clip.config.projection_dim))
+    features = jnp.zeros((1, self.backbone.config.projection_dim))
     if self.config.model.num_state_words:
       self.prototype_extractor(features[None])
     if self.config.model.num_category_words:
@@ -270,7 +273,9 @@ class CoPS(nn.Module):
       # What prompts share would get a gradient from all of them, to be summed
       # over the devices in every layer.
       prompts = [join_parts(prompts)]
-    text_features = self.clip.encode_prompts(prompts, deep_prompts)  # b s z d
+    text_features = self.backbone.encode_prompts(
+      prompts, deep_prompts
+    )  # b s z d
     text_features = scoring.normalize(
       scoring.normalize(text_features.astype(jnp.float32)).mean(axis=2)
     )
@@ -315,7 +320,7 @@ class CoPS(nn.Module):
       words, (settings.num_context_words, end), axis=1
     )  # each: s words d
     prefix, suffix = (
-      self.clip.embed_tokens(jnp.array(tokens))[None, None, None]
+      self.backbone.embed_tokens(jnp.array(tokens))[None, None, None]
       for tokens in (self.prefix_tokens, self.suffix_tokens)
     )
     # Each broadcasts to b s z words d.
@@ -348,7 +353,7 @@ class CoPS(nn.Module):
     """
     outputs = self(*features, batch.get("noise"), is_training=True)
     padding_mask, counts = batch["padding_mask"], batch["mask_counts"]
-    patch_area = self.clip.config.vision_config.patch_size**2
+    patch_area = self.backbone.config.vision_config.patch_size**2
     terms = {
       "image": losses.image_loss(
         outputs.image_logits, batch["label"], padding_mask
@@ -392,9 +397,9 @@ class CoPS(nn.Module):
     return image_scores, patch_scores
 
 
-def build_model(config: Any, tower: CLIP, clip: Any) -> CoPS:
+def build_model(config: Any, tower: CLIP, backbone: Any) -> CoPS:
   """Returns the model; see `methods.Method`."""
-  suffix = (clip.tokens.period, clip.tokens.end)
+  suffix = (backbone.tokens.period, backbone.tokens.end)
   if not config.model.num_category_words:
-    suffix = (clip.tokens.object, *suffix)
-  return CoPS(config, tower, (clip.tokens.start,), suffix)
+    suffix = (backbone.tokens.object, *suffix)
+  return CoPS(config, tower, (backbone.tokens.start,), suffix)

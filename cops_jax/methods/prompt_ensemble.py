@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cops_jax import scoring
-from cops_jax.clip.towers import CLIP
+from cops_jax.backbones.clip import CLIP
 from cops_jax.errors import InputError
 from cops_jax.typing import Array, Float, Integer
 
@@ -50,12 +50,12 @@ class PromptEnsemble(nn.Module):
 
   Attributes:
     config: the run's, frozen.
-    clip: the frozen towers.
+    backbone: the frozen towers.
     tokens: ids of each state's sentences, from start to end token.
   """
 
   config: Any
-  clip: CLIP
+  backbone: CLIP
   tokens: tuple[Tokens, Tokens]
 
   needs_masks = needs_noise = False
@@ -69,46 +69,50 @@ class PromptEnsemble(nn.Module):
 
   @nn.nowrap
   def init_trainable(
-    self, key: jax.Array, clip_params: Mapping[str, Any]
+    self, key: jax.Array, backbone_params: Mapping[str, Any]
   ) -> Mapping[str, Any]:
     """Returns the text features of both states, (2, d); ignores the key."""
-    (text_features,) = self._encode_states(clip_params, [self.tokens])
+    (text_features,) = self._encode_states(backbone_params, [self.tokens])
     return {"ensemble": {"text_features": text_features}}
 
   @nn.nowrap
   def category_text_features(
-    self, clip: Any, categories: Sequence[str]
+    self, backbone: Any, categories: Sequence[str]
   ) -> dict[str, Float[Array, "s=2 d"]]:
     """Returns text features with each category's name in place of the object's.
 
     Args:
-      clip: a `weights.clip.PretrainedCLIP`.
+      backbone: a `weights.clip.PretrainedCLIP`.
       categories: names; "metal_nut" becomes "metal nut".
 
     Raises:
       InputError: see `PretrainedCLIP.tokenize`.
     """
     states = [
-      _tokenize(self.config, clip, name.replace("_", " "))
+      _tokenize(self.config, backbone, name.replace("_", " "))
       for name in categories
     ]
-    features = self._encode_states(clip.params, states)
+    features = self._encode_states(backbone.params, states)
     return dict(zip(categories, features, strict=True))
 
   @nn.nowrap
-  def _encode_states(self, clip_params, objects):
+  def _encode_states(self, backbone_params, objects):
     """Text features of both states, for the sentences of each object."""
     rows = [[ids for state in tokens for ids in state] for tokens in objects]
     length = max(len(ids) for row in rows for ids in row)
     # What the text tower needs, put on the device once.
     vision = ("vision_model", "visual_projection")
     text_params = jax.device_put(
-      {name: clip_params[name] for name in clip_params if name not in vision}
+      {
+        name: backbone_params[name]
+        for name in backbone_params
+        if name not in vision
+      }
     )
 
     @jax.jit  # Once for all objects, as all are of the same length.
     def encode(params, token_ids, ends):
-      variables = {"params": {"clip": params}}
+      variables = {"params": {"backbone": params}}
       return self.apply(variables, token_ids, ends, method="text_features")
 
     found = []
@@ -129,7 +133,7 @@ class PromptEnsemble(nn.Module):
       token_ids, ends: as many sentences of each state as `tokens` has; see
         `CLIP.encode_texts`.
     """
-    features = self.clip.encode_texts(token_ids, ends)
+    features = self.backbone.encode_texts(token_ids, ends)
     features = scoring.normalize(features.astype(jnp.float32))
     number = len(self.tokens[0])
     means = features[:number].mean(axis=0), features[number:].mean(axis=0)
@@ -152,24 +156,24 @@ class PromptEnsemble(nn.Module):
     )
 
 
-def build_model(config: Any, tower: CLIP, clip: Any) -> PromptEnsemble:
+def build_model(config: Any, tower: CLIP, backbone: Any) -> PromptEnsemble:
   """Returns the model; see `methods.Method`.
 
   Raises:
     InputError: see `read_texts` and `PretrainedCLIP.tokenize`.
   """
-  tokens = _tokenize(config, clip, config.model.object_name)
+  tokens = _tokenize(config, backbone, config.model.object_name)
   return PromptEnsemble(config, tower, tokens)
 
 
-def _tokenize(config, clip, name):
+def _tokenize(config, backbone, name):
   """Ids of the sentences about an object, for each state."""
   settings = config.model
   normal, anomalous, templates = read_texts(
     settings.texts, settings.normal_texts, settings.anomalous_texts
   )
   return tuple(
-    tuple(clip.tokenize(fill_templates(templates, states, name)))
+    tuple(backbone.tokenize(fill_templates(templates, states, name)))
     for states in (normal, anomalous)
   )
 

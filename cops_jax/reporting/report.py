@@ -85,7 +85,7 @@ def write_report(workdir: AnyPath, evaluated: Evaluated) -> AnyPath:
       now=datetime.datetime.now(datetime.UTC),
       command=command,
       method=method,
-      is_toy=config["clip"]["weights"] == DEMO_CLIP,
+      is_toy=config["backbone"]["weights"] == DEMO_CLIP,
       metrics=METRICS,
       results=results,
       # The paper's means would be over other data sets unless all are there.

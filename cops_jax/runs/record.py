@@ -42,7 +42,7 @@ class Record:
 
   Attributes:
     config: the resolved config, nested dictionaries.
-    clip_sha256: hash of the file with the CLIP that it was trained on.
+    backbone_sha256: hash of the file with the CLIP that it was trained on.
     init_from: where its parameters began; empty for random ones.
     version: version of this project.
     data_sha256: fingerprint of the examples that it trains on; empty for a run
@@ -50,7 +50,7 @@ class Record:
   """
 
   config: Mapping[str, Any]
-  clip_sha256: str
+  backbone_sha256: str
   init_from: str = ""
   version: str = __version__
   data_sha256: str = ""
@@ -102,7 +102,7 @@ def require_same_job(
       if name not in FIELDS or not FIELDS[name].is_local
     }
     | {
-      "SHA-256 of CLIP": record.clip_sha256,
+      "SHA-256 of CLIP": record.backbone_sha256,
       "SHA-256 of CLIP's config.json": digest_file(
         clip_config.to_json_string().encode()
       ),
@@ -173,7 +173,7 @@ def claim_workdir(
   workdir: str | os.PathLike,
   record: Record,
   *,
-  allow_other_clip: bool = False,
+  allow_other_backbone: bool = False,
   allow_other_data: bool = False,
 ) -> None:
   """Makes a work directory this run's, or checks that it is.
@@ -181,8 +181,8 @@ def claim_workdir(
   Args:
     workdir: run directory.
     record: record of this run.
-    allow_other_clip, allow_other_data: whether to accept other CLIP weights or
-      examples than the run began with.
+    allow_other_backbone, allow_other_data: whether to accept another backbone
+      or other examples than the run began with.
 
   Raises:
     InputError: it holds a run with another config, CLIP, start or data; or it
@@ -192,7 +192,9 @@ def claim_workdir(
   saved = find_record(workdir)
   if saved is not None:
     check_config(saved, record.config, None, str(workdir))
-    check_clip(saved, record.clip_sha256, str(workdir), allow_other_clip)
+    check_backbone(
+      saved, record.backbone_sha256, str(workdir), allow_other_backbone
+    )
     if saved.init_from != record.init_from:
       raise InputError(
         f"{workdir} holds a run that began from"
@@ -243,18 +245,17 @@ def check_config(
     )
 
 
-def check_clip(
-  record: Record, sha256: str, run: str, allow_other_clip: bool
+def check_backbone(
+  record: Record, sha256: str, run: str, allow_other_backbone: bool
 ) -> None:
   """Checks that CLIP's weights are those that a run was trained on.
 
   Raises:
     InputError: they are not; names both hashes.
   """
-  if sha256 != record.clip_sha256 and not allow_other_clip:
+  if sha256 != record.backbone_sha256 and not allow_other_backbone:
     raise InputError(
-      f"{run} was trained on CLIP weights with the SHA-256"
-      f" {record.clip_sha256}; the file here has {sha256}. Set"
-      " config.clip.weights to the same file, or allow_other_clip if the two"
-      " hold the same model."
+      f"{run} was trained on weights with the SHA-256 {record.backbone_sha256};"
+      f" the file here has {sha256}. Set config.backbone.weights to the same"
+      " file, or allow_other_backbone if the two hold the same model."
     )

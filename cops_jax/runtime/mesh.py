@@ -31,13 +31,13 @@ def replicated_sharding(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec())
 
 
-def clip_shardings(
-  clip_params: Mapping[str, Any], mesh: Mesh, is_split: bool
+def backbone_shardings(
+  backbone_params: Mapping[str, Any], mesh: Mesh, is_split: bool
 ) -> Sharding | Mapping[str, Any]:
-  """Returns how the devices hold CLIP's parameters.
+  """Returns how the devices hold the backbone's parameters.
 
   Args:
-    clip_params: a tree of arrays.
+    backbone_params: a tree of arrays.
     mesh: the devices.
     is_split: whether each device holds an equal part of each array, cut along
       its longest axis that the number of devices divides, instead of a copy.
@@ -56,14 +56,14 @@ def clip_shardings(
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, DATA_AXIS))
 
   if is_split:
-    return jax.tree.map(split, clip_params)
+    return jax.tree.map(split, backbone_params)
   return replicated_sharding(mesh)
 
 
 def jit_step(
   step: Callable[..., Any],
   mesh: Mesh,
-  clip_shardings: Sharding | Mapping[str, Any] | None = None,
+  shardings: Sharding | Mapping[str, Any] | None = None,
   *,
   num_replicated: int = 1,
   updates_state: bool = False,
@@ -71,10 +71,10 @@ def jit_step(
   """Compiles a step over a global batch.
 
   Args:
-    step: function whose last arguments are CLIP's parameters and a batch, whose
-      rows are split over the devices.
+    step: function whose last arguments are the backbone's parameters and a
+      batch, whose rows are split over the devices.
     mesh: the devices.
-    clip_shardings: see `clip_shardings`; None if every device has a copy.
+    shardings: see `backbone_shardings`; None if every device has a copy.
     num_replicated: number of arguments before these; every device has a copy.
     updates_state: whether the step returns a new first argument. Its memory is
       then donated and the results are replicated, not split as the batch is.
@@ -91,7 +91,7 @@ def jit_step(
     step_on_mesh,
     in_shardings=(
       *[replicated] * num_replicated,
-      replicated if clip_shardings is None else clip_shardings,
+      replicated if shardings is None else shardings,
       split,
     ),
     out_shardings=replicated if updates_state else split,

@@ -1,4 +1,4 @@
-"""Trains the prompts on one auxiliary data set; CLIP is frozen."""
+"""Trains the prompts on one auxiliary data set; the backbone is frozen."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def train(
   workdir: str | os.PathLike,
   *,
   init_from: str | os.PathLike = "",
-  allow_other_clip: bool = False,
+  allow_other_backbone: bool = False,
   allow_other_data: bool = False,
   profile_steps: Sequence[int] = (),
 ) -> TrainState:
@@ -70,8 +70,8 @@ def train(
     workdir: created if missing.
     init_from: trained prompts to begin from, see `pretrained.find_start`; an
       empty string begins from random ones. The optimizer starts fresh.
-    allow_other_clip: whether to accept other CLIP weights than those that the
-      run, or what it begins from, was trained with.
+    allow_other_backbone: whether to accept another backbone's weights than
+      those that the run, or what it begins from, was trained on.
     allow_other_data: whether to resume with other images than the run began
       with.
     profile_steps: first and last step to profile, into profile/.
@@ -87,31 +87,37 @@ def train(
   watch = Stopwatch()
   keep_compiled_programs(config)
   workdir = to_path(workdir)
-  config, clip, model, examples = in_all_processes(setup.load, config, workdir)
+  config, backbone, model, examples = in_all_processes(
+    setup.load, config, workdir
+  )
   record = Record(
     config.to_dict(),
-    clip.sha256,
+    backbone.sha256,
     str(init_from),
     data_sha256=examples.fingerprint(),
   )
   require_same_job(
-    record, clip.config, describe_data(examples, record.data_sha256)
+    record, backbone.config, describe_data(examples, record.data_sha256)
   )
-  params = model.init_trainable(random_key(config.seed, INIT_KEY), clip.params)
+  params = model.init_trainable(
+    random_key(config.seed, INIT_KEY), backbone.params
+  )
   if init_from and not in_first_process(checkpoints.find_steps, workdir):
-    params = setup.read_start(config, clip, params, init_from, allow_other_clip)
+    params = setup.read_start(
+      config, backbone, params, init_from, allow_other_backbone
+    )
   require_same({"SHA-256 of the prompts": prompts.hash_prompts(params)})
   with lock.hold(workdir, "training"):
     in_first_process(
       lambda: claim_workdir(
         workdir,
         record,
-        allow_other_clip=allow_other_clip,
+        allow_other_backbone=allow_other_backbone,
         allow_other_data=allow_other_data,
       )
     )
     state = _train(
-      config, workdir, examples, clip, model, params, watch, profile_steps
+      config, workdir, examples, backbone, model, params, watch, profile_steps
     )
     if jax.process_index() == 0 and config.train.num_epochs:
       title = methods.find(config.method).TITLE
@@ -127,14 +133,14 @@ def train(
 
 
 def _train(
-  config, workdir, examples, clip, model, params, watch, profile_steps
+  config, workdir, examples, backbone, model, params, watch, profile_steps
 ):
   """Runs the remaining steps; `params` are those before the first one."""
   settings, mesh = config.train, make_mesh()
-  num_steps, state, train_step, clip_params, shardings = setup.prepare(
-    config, examples, clip, model, params
+  num_steps, state, train_step, backbone_params, shardings = setup.prepare(
+    config, examples, backbone, model, params
   )
-  evaluate = _make_evaluate(config, clip, model, clip_params, shardings)
+  evaluate = _make_evaluate(config, backbone, model, backbone_params, shardings)
   with contextlib.ExitStack() as stack:
     saved = checkpoints.Checkpoints(workdir, settings.num_kept_checkpoints)
     stack.enter_context(saved)
@@ -142,7 +148,7 @@ def _train(
     first_step = saved_step or 0
     with watch.spend("features"):
       batches, errors = setup.open_batches(
-        config, workdir, examples, clip, model, range(first_step, num_steps)
+        config, workdir, examples, backbone, model, range(first_step, num_steps)
       )
     stack.enter_context(contextlib.closing(batches))
     log = metrics_log.RunLog(workdir, settings.use_tensorboard)
@@ -193,7 +199,7 @@ def _train(
       asked = signals.ask(mesh)
       inputs = shard_batch(batch, mesh, STEP_FIELDS)
       with watch.spend("compiling" if step == first_step else "steps"):
-        state, terms = train_step(state, clip_params, inputs)
+        state, terms = train_step(state, backbone_params, inputs)
       waiting.append((step + 1, terms, batch["path"][batch["padding_mask"]]))
 
     failed = failed or _fetch(waiting, 0, recent)
@@ -349,9 +355,9 @@ def _profile(workdir, steps):
   _logger.info("profile of steps %d to %d: %s", steps[0], steps[-1], folder)
 
 
-def _make_evaluate(config, clip, model, clip_params, shardings):
+def _make_evaluate(config, backbone, model, backbone_params, shardings):
   """A function from trainable parameters to the means on all data sets."""
-  evaluator = Evaluator(config, model, clip, make_mesh(), shardings)
+  evaluator = Evaluator(config, model, backbone, make_mesh(), shardings)
   examples = []
   if config.train.evaluate_every_steps:  # Missing ones are reported now.
     examples = in_all_processes(
@@ -367,7 +373,9 @@ def _make_evaluate(config, clip, model, clip_params, shardings):
     means = {
       f"{data.name}/{metric}": value
       for data in examples
-      for metric, value in evaluator.run(params, clip_params, data).mean.items()
+      for metric, value in evaluator.run(
+        params, backbone_params, data
+      ).mean.items()
     }
     return {
       name: value for name, value in means.items() if not math.isnan(value)

@@ -16,13 +16,13 @@ import numpy as np
 from clu import parameter_overview
 
 from cops_jax import methods
-from cops_jax.clip.flops import PEAK_TERA_FLOPS, prompt_flops, vision_flops
+from cops_jax.backbones.flops import PEAK_TERA_FLOPS, prompt_flops, vision_flops
 from cops_jax.errors import InputError
 from cops_jax.files import read_file, write_file
 from cops_jax.inputs import load_examples, pipeline
 from cops_jax.inputs.features import open_features
 from cops_jax.paths import AnyPath
-from cops_jax.runs.record import check_clip, find_record
+from cops_jax.runs.record import check_backbone, find_record
 from cops_jax.runtime.mesh import make_mesh, num_device_bytes, replicate
 from cops_jax.runtime.processes import in_all_processes
 from cops_jax.tables import shorten_list
@@ -33,8 +33,8 @@ from cops_jax.training.step import (
   make_train_step,
 )
 from cops_jax.weights import pretrained, prompts
-from cops_jax.weights.clip import PretrainedCLIP, clip_of
-from cops_jax.weights.model import build_model, place_clip, settle_dtype
+from cops_jax.weights.clip import PretrainedCLIP, load_backbone
+from cops_jax.weights.model import build_model, place_backbone, settle_dtype
 
 _logger = logging.getLogger(__name__)
 
@@ -42,14 +42,15 @@ _logger = logging.getLogger(__name__)
 def load(
   config: Any, workdir: AnyPath
 ) -> tuple[Any, PretrainedCLIP, nn.Module, Sequence[Mapping[str, Any]]]:
-  """Loads CLIP, the model on it and the examples to train on.
+  """Loads the backbone, the model on it and the examples to train on.
 
   Args:
     config: a ConfigDict with the fields of `cops_jax.config`.
     workdir: run directory; need not exist.
 
   Returns:
-    The config with the run's clip.dtype, CLIP, the model and the examples.
+    The config with the run's backbone.dtype, the backbone, the model and the
+    examples.
 
   Raises:
     InputError: one of them cannot be loaded, the images have no masks, the
@@ -63,41 +64,43 @@ def load(
   begun = find_record(workdir)
   prompts.require_method(begun, config.method, workdir)
   config = settle_dtype(config, begun)
-  clip = clip_of(config)
-  model = build_model(config, clip)
+  backbone = load_backbone(config)
+  model = build_model(config, backbone)
   examples = load_examples(config, config.train.dataset, config.train.split)
   for note in shorten_list(examples.notes):
     _logger.warning("%s: %s", examples.name, note)
   if not examples[0]["has_mask"]:  # Reported before features are computed.
     raise _no_mask(examples.name, examples[0]["path"])
-  return config, clip, model, examples
+  return config, backbone, model, examples
 
 
 def read_start(
   config: Any,
-  clip: PretrainedCLIP,
+  backbone: PretrainedCLIP,
   params: Mapping[str, Any],
   init_from: str | os.PathLike,
-  allow_other_clip: bool,
+  allow_other_backbone: bool,
 ) -> Mapping[str, Any]:
   """Returns trained parameters to begin from.
 
   Args:
     config: a ConfigDict with the fields of `cops_jax.config`.
-    clip: the run's.
+    backbone: the run's.
     params: random parameters; a VAE encoder's are kept if the trained prompts
       have none.
-    init_from, allow_other_clip: see `loop.train`.
+    init_from, allow_other_backbone: see `loop.train`.
 
   Raises:
-    InputError: they cannot be read, or belong to another CLIP or method.
+    InputError: they cannot be read, or belong to another backbone or method.
   """
 
   def find():
     path = pretrained.find_start(init_from)
     record = prompts.find_record(path)
     if record is not None:
-      check_clip(record, clip.sha256, str(init_from), allow_other_clip)
+      check_backbone(
+        record, backbone.sha256, str(init_from), allow_other_backbone
+      )
     return path
 
   path = in_all_processes(find)
@@ -119,28 +122,28 @@ def read_start(
 def prepare(
   config: Any,
   examples: Sequence[Mapping[str, Any]],
-  clip: PretrainedCLIP,
+  backbone: PretrainedCLIP,
   model: nn.Module,
   params: Mapping[str, Any],
 ) -> tuple[int, TrainState, Any, Mapping[str, Any], Any]:
-  """Puts a run's state and CLIP on the devices, and logs their sizes.
+  """Puts a run's state and backbone on the devices, and logs their sizes.
 
   Args:
     config: a ConfigDict with the fields of `cops_jax.config`.
-    examples, clip, model: from `load`.
+    examples, backbone, model: from `load`.
     params: trainable parameters before the first step.
 
   Returns:
-    The number of steps, the state, the compiled step, CLIP's parameters and
-    their shardings.
+    The number of steps, the state, the compiled step, the backbone's parameters
+    and their shardings.
   """
   settings, mesh = config.train, make_mesh()
   epoch_steps = pipeline.num_batches(len(examples), settings.batch_size)
   num_steps = settings.num_epochs * epoch_steps
   optimizer = make_optimizer(settings, num_steps)
   state = replicate(create_train_state(params, optimizer), mesh)
-  clip_params, shardings = place_clip(
-    clip, model, mesh, config.clip.split_over_devices
+  backbone_params, shardings = place_backbone(
+    backbone, model, mesh, config.backbone.split_over_devices
   )
   train_step = make_train_step(model, optimizer, mesh, shardings)
   overview = parameter_overview.get_parameter_overview(
@@ -150,7 +153,7 @@ def prepare(
   _logger.info(
     "training on %d images of %s: %d steps of %d images; %d %s device(s) of"
     " %d process(es), mesh %s; %s trainable parameters; %.1f MB of training"
-    " state and %.1f MB of CLIP on each device",
+    " state and %.1f MB of backbone on each device",
     len(examples),
     examples.name,
     num_steps,
@@ -161,20 +164,20 @@ def prepare(
     dict(mesh.shape),
     f"{sum(leaf.size for leaf in jax.tree.leaves(params)):,}",
     num_device_bytes(state) / 1e6,
-    num_device_bytes(clip_params) / 1e6,
+    num_device_bytes(backbone_params) / 1e6,
   )
-  return num_steps, state, train_step, clip_params, shardings
+  return num_steps, state, train_step, backbone_params, shardings
 
 
 def peak_images_per_second(config: Any, model: nn.Module) -> float:
   """Returns the images a second at the devices' peak rate; 0 if unknown."""
-  if jnp.dtype(config.clip.dtype).itemsize != 2:
+  if jnp.dtype(config.backbone.dtype).itemsize != 2:
     return 0.0
-  clip = model.clip.config
+  backbone = model.backbone.config
   num_tokens = model.num_prompt_tokens(is_training=True)
-  flops = prompt_flops(num_tokens, clip, is_training=True)
+  flops = prompt_flops(num_tokens, backbone, is_training=True)
   if config.feature_cache.dtype == "none":
-    flops += vision_flops(config, clip)
+    flops += vision_flops(config, backbone)
   devices = jax.devices()
   peak = 1e12 * PEAK_TERA_FLOPS.get(devices[0].device_kind, 0)
   return len(devices) * peak / flops
@@ -184,7 +187,7 @@ def open_batches(
   config: Any,
   workdir: AnyPath,
   examples: Sequence[Mapping[str, Any]],
-  clip: PretrainedCLIP,
+  backbone: PretrainedCLIP,
   model: nn.Module,
   steps: range,
 ) -> tuple[Iterator[dict[str, np.ndarray]], list[Exception]]:
@@ -196,7 +199,7 @@ def open_batches(
     config: a ConfigDict with the fields of `cops_jax.config`.
     workdir: receives skipped_files.json if files are left out.
     examples: from `cops_jax.datasets.load`.
-    clip, model: from `clip_of` and `build_model`.
+    backbone, model: from `load_backbone` and `build_model`.
     steps: numbers of the steps, from 0.
 
   Returns:
@@ -207,12 +210,12 @@ def open_batches(
   skipped = {} if config.input.unreadable_files == "skip" else None
   if steps:
     features = open_features(
-      *(config, examples, config.train.split, model, clip, mesh),
+      *(config, examples, config.train.split, model, backbone, mesh),
       batch_size=config.train.batch_size,
       skipped=skipped,
     )
   options = pipeline.make_options(
-    *(config, clip, mesh, config.train.batch_size),
+    *(config, backbone, mesh, config.train.batch_size),
     shuffle_seed=config.seed,
     full_masks=model.needs_masks,
     example_ids=model.needs_noise,

@@ -1,4 +1,4 @@
-"""One step of training, as pure functions; CLIP is frozen."""
+"""One step of training, as pure functions; the backbone is frozen."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import optax
 from jax.sharding import Mesh, Sharding
 
 from cops_jax import losses
-from cops_jax.clip.features import ENCODE_FIELDS, encode_batch, join_params
+from cops_jax.backbones.features import ENCODE_FIELDS, encode_batch, join_params
 from cops_jax.runtime.mesh import jit_step
 from cops_jax.runtime.randomness import TRAIN_KEY, example_noise, random_key
 
@@ -26,7 +26,7 @@ STEP_FIELDS = (
 
 @flax.struct.dataclass
 class TrainState:
-  """The state that a training step updates; CLIP's parameters are not in it.
+  """The state that a training step updates, without the backbone's parameters.
 
   Attributes:
     step: number of steps taken.
@@ -80,14 +80,14 @@ def create_train_state(
 def loss_and_terms(
   model: nn.Module,
   params: Mapping[str, Any],
-  clip_params: Mapping[str, Any],
+  backbone_params: Mapping[str, Any],
   batch: Mapping[str, jax.Array],
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """Returns a batch's loss and its unweighted terms.
 
   Args:
     model: a method's model.
-    params, clip_params: its two parameter trees.
+    params, backbone_params: its two parameter trees.
     batch: what `encode_batch` takes; label and padding_mask (b,); as the method
       needs them, mask_counts (b, n) or mask (b, h, w), and standard normal
       noise (b, 1, d).
@@ -95,7 +95,7 @@ def loss_and_terms(
   Returns:
     The loss and the terms by name, the loss among them, all of shape ().
   """
-  variables = join_params(params, clip_params)
+  variables = join_params(params, backbone_params)
   features = encode_batch(model, variables, batch)
   terms = model.apply(variables, features, batch, method="loss_terms")
   loss = losses.total_loss(terms)
@@ -106,7 +106,7 @@ def make_train_step(
   model: nn.Module,
   optimizer: optax.GradientTransformation,
   mesh: Mesh,
-  clip_shardings: Sharding | Mapping[str, Any] | None = None,
+  backbone_shardings: Sharding | Mapping[str, Any] | None = None,
 ) -> Callable[
   [TrainState, Mapping[str, Any], Mapping[str, jax.Array]],
   tuple[TrainState, dict[str, jax.Array]],
@@ -118,23 +118,24 @@ def make_train_step(
       and the example.
     optimizer: see `make_optimizer`.
     mesh: the devices.
-    clip_shardings: see `mesh.clip_shardings`; None if every device has a copy.
+    backbone_shardings: see `mesh.backbone_shardings`; None if every device has
+      a copy.
 
   Returns:
-    `step(state, clip_params, batch)`, which donates the state and returns the
-    next one, and the loss with its terms and the gradient's norm.
+    `step(state, backbone_params, batch)`, which donates the state and returns
+    the next one, and the loss with its terms and the gradient's norm.
   """
   key = random_key(model.config.seed, TRAIN_KEY)
-  width = model.clip.config.projection_dim
+  width = model.backbone.config.projection_dim
 
-  def train_step(state, clip_params, batch):
+  def train_step(state, backbone_params, batch):
     if model.needs_noise:
       step_key = jax.random.fold_in(key, state.step)
       noise = example_noise(step_key, batch["example_id"], width)
       batch = {**batch, "noise": noise}
 
     def loss(params):
-      return loss_and_terms(model, params, clip_params, batch)
+      return loss_and_terms(model, params, backbone_params, batch)
 
     gradients, terms = jax.grad(loss, has_aux=True)(state.params)
     gradient_norm = optax.tree.norm(gradients)
@@ -155,4 +156,4 @@ def make_train_step(
     )
     return new_state, {**terms, "gradient_norm": gradient_norm}
 
-  return jit_step(train_step, mesh, clip_shardings, updates_state=True)
+  return jit_step(train_step, mesh, backbone_shardings, updates_state=True)

@@ -179,12 +179,12 @@ def from_authors_names(
 
 
 def unused_tensors(
-  trainable: Mapping[str, Any], clip: PretrainedCLIP
+  trainable: Mapping[str, Any], backbone: PretrainedCLIP
 ) -> dict[str, np.ndarray]:
   """Returns what AnomalyCLIP's module reads from a file and never uses."""
-  embeddings = clip.params["text_model"]["embeddings"]["token_embedding"]
+  embeddings = backbone.params["text_model"]["embeddings"]["token_embedding"]
   table = np.asarray(embeddings["embedding"], np.float32)
-  prompts, tokens = trainable["object_prompts"], clip.tokens
+  prompts, tokens = trainable["object_prompts"], backbone.tokens
   num_words, width = prompts["context"].shape[1:]
   tensors = {}
   for state, words in (("pos", ()), ("neg", tokens.damaged)):

@@ -8,7 +8,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cops_jax.clip.transformers_clip import (
+from cops_jax.backbones.transformers_clip import (
   CLIPConfig,
   CLIPTokenizerFast,
   make_config,
@@ -122,14 +122,14 @@ def load_clip(
     weights = str(DEMO_FOLDER)
   if revision and (is_address(weights) or not split_hub_name(weights)):
     raise InputError(
-      f"config.clip.revision is {revision!r}, but {weights!r} is not a"
+      f"config.backbone.revision is {revision!r}, but {weights!r} is not a"
       " model on the hub; leave the field empty"
     )
   path = locate(weights, _needed_files, revision)
   return (_load_file if path.is_file() else _load_folder)(path, sha256)
 
 
-def clip_of(config: Any) -> PretrainedCLIP:
+def load_backbone(config: Any) -> PretrainedCLIP:
   """Loads the CLIP that a config names.
 
   Args:
@@ -138,8 +138,8 @@ def clip_of(config: Any) -> PretrainedCLIP:
   Raises:
     InputError: see `load_clip`.
   """
-  clip = config.clip
-  return load_clip(clip.weights, clip.revision, clip.sha256)
+  backbone = config.backbone
+  return load_clip(backbone.weights, backbone.revision, backbone.sha256)
 
 
 def _load_file(path, sha256):

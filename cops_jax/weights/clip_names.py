@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cops_jax.clip.towers import CLIP
-from cops_jax.clip.transformers_clip import CLIPConfig, make_config
+from cops_jax.backbones.clip import CLIP
+from cops_jax.backbones.transformers_clip import CLIPConfig, make_config
 from cops_jax.errors import InputError, shorten
 from cops_jax.weights.tensor_files import check_tensors
 

@@ -1,4 +1,4 @@
-"""The CLIP that a config names, and the model that it describes on it."""
+"""The backbone that a config names, and the model that it describes on it."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, Sharding
 
 from cops_jax import methods
-from cops_jax.clip.attention import require_implementation
-from cops_jax.clip.towers import CLIP, cast_matrices
+from cops_jax.backbones.attention import require_implementation
+from cops_jax.backbones.clip import CLIP, cast_matrices
 from cops_jax.config import check_values
 from cops_jax.runs.record import Record
-from cops_jax.runtime.mesh import clip_shardings
+from cops_jax.runtime.mesh import backbone_shardings
 from cops_jax.weights import prompts
 from cops_jax.weights.clip import PretrainedCLIP
 
@@ -25,7 +25,7 @@ _logger = logging.getLogger(__name__)
 
 
 def settle_dtype(config: Any, record: Record | None) -> Any:
-  """Returns a copy of a config whose clip.dtype is not "auto".
+  """Returns a copy of a config whose backbone.dtype is not "auto".
 
   Args:
     config: a ConfigDict with the fields of `cops_jax.config`.
@@ -33,12 +33,14 @@ def settle_dtype(config: Any, record: Record | None) -> Any:
       which takes bfloat16, or float32 on CPU.
   """
   config = config.copy_and_resolve_references()
-  if config.clip.dtype == "auto":
-    recorded = record.config.get("clip", {}).get("dtype") if record else None
-    config.clip.dtype = recorded or _fast_dtype()
+  if config.backbone.dtype == "auto":
+    recorded = (
+      record.config.get("backbone", {}).get("dtype") if record else None
+    )
+    config.backbone.dtype = recorded or _fast_dtype()
     _logger.info(
-      "CLIP computes in %s, as %s",
-      config.clip.dtype,
+      "the backbone computes in %s, as %s",
+      config.backbone.dtype,
       "the run does" if recorded else f"is fast on {jax.default_backend()}",
     )
   return config
@@ -50,33 +52,35 @@ def _fast_dtype():
 
 
 def build_model(
-  config: Any, clip: PretrainedCLIP, platform: str = ""
+  config: Any, backbone: PretrainedCLIP, platform: str = ""
 ) -> nn.Module:
-  """Builds the model that a config describes, on a loaded CLIP.
+  """Builds the model that a config describes, on a loaded backbone.
 
   Args:
     config: a ConfigDict with the fields of `cops_jax.config`.
-    clip: from `clip_of` or `load_clip`.
+    backbone: from `load_backbone` or `load_clip`.
     platform: where its programs run: cpu, cuda or tpu; by default here.
 
   Raises:
-    InputError: a field's value does not fit CLIP, another field or this
+    InputError: a field's value does not fit the backbone, another field or this
       machine.
   """
   import ml_collections  # No part of the core's requirements.
 
-  check_values(config, clip.config)
-  dtype = config.clip.dtype
+  check_values(config, backbone.config)
+  dtype = config.backbone.dtype
   dtype = _fast_dtype() if dtype == "auto" else dtype
-  require_implementation(config.clip.attention, dtype)
-  tower = CLIP(clip.config, jnp.dtype(dtype), config.clip.attention, platform)
+  require_implementation(config.backbone.attention, dtype)
+  tower = CLIP(
+    backbone.config, jnp.dtype(dtype), config.backbone.attention, platform
+  )
   return methods.find(config.method).build_model(
-    ml_collections.FrozenConfigDict(config), tower, clip
+    ml_collections.FrozenConfigDict(config), tower, backbone
   )
 
 
 def trainable_shapes(
-  model: nn.Module, clip: PretrainedCLIP, sharding: Sharding
+  model: nn.Module, backbone: PretrainedCLIP, sharding: Sharding
 ) -> Mapping[str, Any]:
   """Returns the shapes and types of a model's trainable tree."""
   return jax.tree.map(
@@ -85,7 +89,7 @@ def trainable_shapes(
     ),
     jax.eval_shape(
       lambda params: model.init_trainable(jax.random.key(0), params),
-      clip.params,
+      backbone.params,
     ),
   )
 
@@ -93,7 +97,7 @@ def trainable_shapes(
 def load_trainable(
   config: Any,
   model: nn.Module,
-  clip: PretrainedCLIP,
+  backbone: PretrainedCLIP,
   path: str | os.PathLike,
   sharding: Sharding,
 ) -> tuple[Mapping[str, Any], str]:
@@ -103,7 +107,7 @@ def load_trainable(
 
   Args:
     config: a ConfigDict with the fields of `cops_jax.config`.
-    model, clip: from `build_model` and `clip_of`.
+    model, backbone: from `build_model` and `load_backbone`.
     path: see `prompts.load_prompts`.
     sharding: sharding of a checkpoint's leaves.
 
@@ -112,23 +116,23 @@ def load_trainable(
   """
   method = methods.find(config.method)
   if not method.IS_TRAINED:
-    tree = model.init_trainable(jax.random.key(0), clip.params)
+    tree = model.init_trainable(jax.random.key(0), backbone.params)
     return tree, f"the {method.TITLE.lower()}, which is not trained"
-  template = trainable_shapes(model, clip, sharding)
+  template = trainable_shapes(model, backbone, sharding)
   return prompts.load_prompts(path, template, config.method)
 
 
-def place_clip(
-  clip: PretrainedCLIP, model: nn.Module, mesh: Mesh, is_split: bool
+def place_backbone(
+  backbone: PretrainedCLIP, model: nn.Module, mesh: Mesh, is_split: bool
 ) -> tuple[Mapping[str, Any], Sharding | Mapping[str, Any]]:
-  """Puts CLIP's parameters on the devices; returns them and their shardings.
+  """Puts the backbone's parameters on the devices; returns them and shardings.
 
   Args:
-    clip: CLIP that the model is built on.
+    backbone: what the model is built on.
     model: its type is that of the matrices, see `cast_matrices`.
     mesh: mesh of the devices.
-    is_split: see `mesh.clip_shardings`.
+    is_split: see `mesh.backbone_shardings`.
   """
-  params = cast_matrices(clip.params, model.clip.dtype)
-  shardings = clip_shardings(params, mesh, is_split)
+  params = cast_matrices(backbone.params, model.backbone.dtype)
+  shardings = backbone_shardings(params, mesh, is_split)
   return jax.device_put(params, shardings), shardings

@@ -22,9 +22,9 @@ from cops_jax.files import is_file, write_file
 from cops_jax.paths import to_path
 from cops_jax.runs import record as records
 from cops_jax.runs.checkpoints import Checkpoints
-from cops_jax.runs.record import Record, check_clip, from_json, read_record
+from cops_jax.runs.record import Record, check_backbone, from_json, read_record
 from cops_jax.weights import authors_names, torch_files
-from cops_jax.weights.clip import PretrainedCLIP, clip_of
+from cops_jax.weights.clip import PretrainedCLIP, load_backbone
 from cops_jax.weights.tensor_files import HASH, check_tensors, read_tensor_file
 
 # The one key of the authors' files.
@@ -213,7 +213,7 @@ def write_prompts(
   path: str | os.PathLike,
   trainable: Mapping[str, Any],
   record: Record,
-  clip: PretrainedCLIP | None = None,
+  backbone: PretrainedCLIP | None = None,
 ) -> None:
   """Writes trained prompts, float32, and the record of their run.
 
@@ -224,8 +224,8 @@ def write_prompts(
       authors' format.
     trainable: the parameters.
     record: record of the run that trained them.
-    clip: CLIP that AnomalyCLIP's were trained on; with it, an authors' file has
-      all that their module wants to find.
+    backbone: CLIP that AnomalyCLIP's were trained on; with it, an authors' file
+      has all that their module wants to find.
 
   Raises:
     InputError: the path has another ending or cannot be written, or the
@@ -236,8 +236,8 @@ def write_prompts(
     method = record.config.get("method", "cops")
     _require_authors_format(trainable, method, path)
     tensors = authors_names.to_authors_names(trainable, method)
-    if clip:
-      tensors |= authors_names.unused_tensors(trainable, clip)
+    if backbone:
+      tensors |= authors_names.unused_tensors(trainable, backbone)
     torch_files.write(path, tensors, _ROOT, record.to_json())
   elif path.suffix == ".safetensors":
     write_file(path, to_safetensors(trainable, record))
@@ -264,9 +264,9 @@ def save(workdir: str, out: str) -> str:
   record = read_record(workdir)
   with Checkpoints(workdir) as saved:
     step, trainable = saved.restore_params()
-  clip = None
+  backbone = None
   if out.endswith(".pth") and record.config.get("method") == "anomalyclip":
-    clip = clip_of(record.to_config(workdir))
-    check_clip(record, clip.sha256, workdir, allow_other_clip=False)
-  write_prompts(out, trainable, record, clip)
+    backbone = load_backbone(record.to_config(workdir))
+    check_backbone(record, backbone.sha256, workdir, allow_other_backbone=False)
+  write_prompts(out, trainable, record, backbone)
   return f"{out}: the prompts of step {step} of {workdir}"

@@ -75,7 +75,7 @@ def read_tensor_file(
     raise InputError(f"{path} cannot be read: {error.strerror}") from error
   if expected_sha256 and sha256 != expected_sha256.lower():
     raise InputError(
-      f"{path} has the SHA-256 {sha256}; config.clip.sha256 expects"
+      f"{path} has the SHA-256 {sha256}; config.backbone.sha256 expects"
       f" {expected_sha256}. Get the right file, or change the field if this is"
       " the one you want."
     )

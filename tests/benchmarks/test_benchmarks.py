@@ -13,12 +13,12 @@ from benchmarks import (
   saving,
   training,
 )
-from cops_jax.clip.features import join_params
-from cops_jax.clip.flops import prompt_flops, vision_flops
+from cops_jax.backbones.features import join_params
+from cops_jax.backbones.flops import prompt_flops, vision_flops
 from cops_jax.config import recipe
 from cops_jax.evaluation.step import make_predict_step
 from cops_jax.runtime.mesh import make_mesh
-from cops_jax.weights.clip import clip_of
+from cops_jax.weights.clip import load_backbone
 from cops_jax.weights.model import build_model
 from helpers import golden
 from helpers.config import make_config
@@ -34,31 +34,31 @@ from helpers.config import make_config
 def test_the_evaluation_step_is_the_plain_one(config, fields):
   """Stock layers, all tokens and 77 positions, full maps, scipy's filter."""
   config.update_from_flattened_dict(fields)
-  clip = clip_of(config)
-  model = build_model(config, clip)
+  backbone = load_backbone(config)
+  model = build_model(config, backbone)
   trainable = model.init_trainable(jax.random.key(0))
   rng = np.random.default_rng(0)
   batch = {"image": rng.integers(0, 256, (2, 48, 48, 3), dtype=np.uint8)}
   step = make_predict_step(model, make_mesh(jax.devices()[:1]))
-  found = step(trainable, clip.params, batch)
-  variables = join_params(trainable, clip.params)
+  found = step(trainable, backbone.params, batch)
+  variables = join_params(trainable, backbone.params)
   want = plain.make_step(model)(variables, batch["image"])
   for name, values in want.items():
     np.testing.assert_allclose(found[name], values, atol=2e-5, rtol=0)
 
 
 def test_needed_flops_of_the_published_recipe():
-  config, clip = recipe("visa"), common.clip_config()
+  config, backbone = recipe("visa"), common.clip_config()
   num_tokens = golden.model("visa").num_prompt_tokens(is_training=False)
-  flops = vision_flops(config, clip)
-  flops += prompt_flops(num_tokens, clip, is_training=False)
+  flops = vision_flops(config, backbone)
+  flops += prompt_flops(num_tokens, backbone, is_training=False)
   assert flops == pytest.approx(1.25e12, rel=0.01)
 
 
 def test_the_sections(clip_folder, data_dir, monkeypatch):
   """All but the one of whole commands."""
   config = make_config(clip_folder, data_dir)
-  loaded = config, clip_of(config)
+  loaded = config, load_backbone(config)
   for module in (evaluation, training, saving):
     monkeypatch.setattr(module, "load", lambda is_quick: loaded)
   monkeypatch.setattr(input_pipeline, "_NUM_IMAGES", 8)

@@ -38,23 +38,25 @@ def examples(unseen):
 @pytest.fixture(scope="module")
 def evaluate(clip_folder, data_dir):
   """Evaluates examples; settings are fields of config.evaluation."""
-  clip = load_clip(str(clip_folder))
+  backbone = load_clip(str(clip_folder))
 
   @functools.cache  # Equal ones compile one step.
   def make(num_devices, seed, **settings):
     config = make_config(clip_folder, data_dir)
     config.seed = seed
     config.evaluation.update({"num_samples": 3, **settings})
-    model = build_model(config, clip)
+    model = build_model(config, backbone)
     mesh = make_mesh(jax.devices()[:num_devices])
-    evaluator = Evaluator(config, model, clip, mesh, replicated_sharding(mesh))
+    evaluator = Evaluator(
+      config, model, backbone, mesh, replicated_sharding(mesh)
+    )
     trainable = model.init_trainable(jax.random.key(0))
-    return evaluator, *replicate((trainable, clip.params), mesh)
+    return evaluator, *replicate((trainable, backbone.params), mesh)
 
   def run(examples, num_devices=8, seed=0, scale=1.0, maps=None, **settings):
-    evaluator, trainable, clip_params = make(num_devices, seed, **settings)
+    evaluator, trainable, backbone_params = make(num_devices, seed, **settings)
     trainable = jax.tree.map(lambda leaf: scale * leaf, trainable)
-    return evaluator.run(trainable, clip_params, examples, 2, maps)
+    return evaluator.run(trainable, backbone_params, examples, 2, maps)
 
   return run
 
@@ -124,13 +126,15 @@ def test_scores_and_maps_are_the_detectors(clip_folder, data_dir, tmp_path):
   examples = datasets.load(f"folder:{root}", "test", None)
   config = make_config(clip_folder, data_dir)
   config.evaluation.tiles = "2x3"
-  clip = load_clip(str(clip_folder))
-  model, mesh = build_model(config, clip), make_mesh()
+  backbone = load_clip(str(clip_folder))
+  model, mesh = build_model(config, backbone), make_mesh()
   trainable = model.init_trainable(jax.random.key(0))
-  evaluator = Evaluator(config, model, clip, mesh, replicated_sharding(mesh))
-  params = replicate((trainable, clip.params), mesh)
+  evaluator = Evaluator(
+    config, model, backbone, mesh, replicated_sharding(mesh)
+  )
+  params = replicate((trainable, backbone.params), mesh)
   result = evaluator.run(*params, examples, maps_folder=tmp_path / "maps")
-  detector = AnomalyDetector(config, trainable, clip)
+  detector = AnomalyDetector(config, trainable, backbone)
   for image in result.images:
     found = detector(root / image.path, tiles="2x3")
     assert image.image_score == pytest.approx(found.image_score, abs=1e-6)

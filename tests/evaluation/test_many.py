@@ -34,9 +34,9 @@ def evaluated(monkeypatch):
   names = []
   run = Evaluator.run
 
-  def note(self, trainable, clip_params, examples, *args, **options):
+  def note(self, trainable, backbone_params, examples, *args, **options):
     names.append(examples.name)
-    return run(self, trainable, clip_params, examples, *args, **options)
+    return run(self, trainable, backbone_params, examples, *args, **options)
 
   monkeypatch.setattr(Evaluator, "run", note)
   return names
@@ -110,11 +110,15 @@ def test_a_result_is_kept_for_the_same_inputs_only(
     return bool(scored)
 
   assert is_scored() and not is_scored()
-  hash_prompts, clip_of = many.prompts.hash_prompts, many.clip_of
+  hash_prompts, load_backbone = many.prompts.hash_prompts, many.load_backbone
   for place, attribute, value in (
     (many, "__version__", "0"),
     (many.prompts, "hash_prompts", lambda tree: hash_prompts(tree)[::-1]),
-    (many, "clip_of", lambda c: dataclasses.replace(clip_of(c), sha256="0")),
+    (
+      many,
+      "load_backbone",
+      lambda c: dataclasses.replace(load_backbone(c), sha256="0"),
+    ),
   ):
     with monkeypatch.context() as patch:
       patch.setattr(place, attribute, value)

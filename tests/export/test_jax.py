@@ -75,7 +75,7 @@ def test_metadata(path):
   )
   assert metadata["image_size_pixels"] == 48
   assert metadata["thresholds"]["image"] == 0.5
-  assert len(metadata["clip_sha256"]) == 64
+  assert len(metadata["backbone_sha256"]) == 64
   assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
@@ -87,7 +87,7 @@ from cops_jax import export
 detector = export.load(sys.argv[1])
 outputs = detector(np.zeros((2, 48, 48, 3), np.uint8))
 print(outputs["anomaly_map"].shape)
-heavy = [name for name in sys.modules if name.startswith("cops_jax.clip")]
+heavy = [name for name in sys.modules if name.startswith("cops_jax.backbones")]
 assert not heavy and "transformers" not in sys.modules, heavy
 """
 

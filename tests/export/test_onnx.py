@@ -57,7 +57,7 @@ def test_the_file_is_the_detector_for_any_number_of_images(trained, path):
     Thresholds(0.5, 0.25, "by hand")
   )
   assert metadata["image_size_pixels"] == 48
-  assert metadata["clip_sha256"] == detector.clip.sha256
+  assert metadata["backbone_sha256"] == detector.backbone.sha256
   assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
@@ -68,8 +68,8 @@ def test_without_category_and_state_words(trained, tmp_path):
   config.model.update(
     num_category_words=0, num_state_words=0, smoothing_window_patches=3
   )
-  params = build_model(config, whole.clip).init_trainable(jax.random.key(0))
-  detector = AnomalyDetector(config, params, whole.clip)
+  params = build_model(config, whole.backbone).init_trainable(jax.random.key(0))
+  detector = AnomalyDetector(config, params, whole.backbone)
   path = tmp_path / "made.onnx"
   export.export(detector, path)
   session = onnxruntime.InferenceSession(path)

@@ -18,8 +18,8 @@ import numpy as np
 
 from cops_jax import config as configuration
 from cops_jax import methods
-from cops_jax.clip.features import join_params
-from cops_jax.clip.towers import CLIP
+from cops_jax.backbones.clip import CLIP
+from cops_jax.backbones.features import join_params
 from cops_jax.weights import authors_names, clip_names
 from cops_jax.weights.clip import PromptTokens
 
@@ -52,7 +52,7 @@ def clip_config(source="weights"):
 
 
 @functools.cache
-def clip_params(source="weights"):
+def backbone_params(source="weights"):
   """CLIP's parameter tree."""
   params = clip_names.params_from_tensors(
     clip_tensors(source), clip_config(source), clip_names.openai_place, "golden"
@@ -105,7 +105,7 @@ def model(recipe, fields=None):
 
 def variables():
   """Both parameter trees of `CoPS`, joined."""
-  return join_params(trainable("prompt.", load("weights")), clip_params())
+  return join_params(trainable("prompt.", load("weights")), backbone_params())
 
 
 def images(recipe):

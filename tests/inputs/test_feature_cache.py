@@ -74,7 +74,7 @@ def test_training_and_evaluation_share_a_cache(
     raise AssertionError("the vision tower was compiled")
 
   # Its images are all normalised.
-  monkeypatch.setattr("cops_jax.clip.features.normalize_images", fail)
+  monkeypatch.setattr("cops_jax.backbones.features.normalize_images", fail)
   found = many.evaluate(config, tmp_path / "other", checkpoint=without)
   found = found.results["nuts"]
   assert found.images == want.images and len(want.images) == 27
@@ -98,7 +98,7 @@ def load(root, **kwargs):
 
 
 @pytest.fixture(scope="module")
-def clip(clip_folder):
+def backbone(clip_folder):
   return load_clip(str(clip_folder))
 
 
@@ -110,14 +110,16 @@ def cache_config(config, tmp_path):
 
 
 @pytest.fixture
-def open_cache(cache_config, clip):
-  def open_cache(examples, config=cache_config, skipped=None, clip=clip):
+def open_cache(cache_config, backbone):
+  def open_cache(
+    examples, config=cache_config, skipped=None, backbone=backbone
+  ):
     return features.open_features(
       config,
       examples,
       "test",
-      build_model(config, clip),
-      clip,
+      build_model(config, backbone),
+      backbone,
       make_mesh(),
       batch_size=8,
       skipped=skipped,
@@ -352,7 +354,7 @@ def test_numbers_that_do_not_fit_are_refused(tmp_path):
 def test_bfloat16_holds_all_that_a_bfloat16_clip_computes(
   images, open_cache, cache_config
 ):
-  cache_config.clip.dtype = "bfloat16"
+  cache_config.backbone.dtype = "bfloat16"
   examples = load(images)
   exact = open_cache(examples)
   cache_config.feature_cache.dtype = "bfloat16"
@@ -365,21 +367,21 @@ def test_bfloat16_holds_all_that_a_bfloat16_clip_computes(
 
 
 def test_a_cache_depends_on_what_decides_its_values(
-  images, open_cache, cache_config, clip, monkeypatch
+  images, open_cache, cache_config, backbone, monkeypatch
 ):
   monkeypatch.setattr(features, "_fill", lambda *_: None)
 
   def num_caches(name, value):
     changed = cache_config.copy_and_resolve_references()
     changed.update_from_flattened_dict({name: value})
-    folder = open_cache(load(images), changed, clip=clip).folder
+    folder = open_cache(load(images), changed, backbone=backbone).folder
     return len(list(folder.parent.iterdir()))
 
-  for name, value in {"seed": 1, "clip.split_over_devices": True}.items():
+  for name, value in {"seed": 1, "backbone.split_over_devices": True}.items():
     assert num_caches(name, value) == 1
   changes = {
     "feature_cache.dtype": "bfloat16",
-    "clip.dtype": "bfloat16",
+    "backbone.dtype": "bfloat16",
     "input.bits_per_channel": 12,
     "model.image_size_pixels": 32,
     "model.feature_layers": (3,),
@@ -389,7 +391,7 @@ def test_a_cache_depends_on_what_decides_its_values(
     assert num_caches(name, changes[name]) == number, name
   monkeypatch.setattr(features, "_VERSION", 0)
   assert num_caches("seed", 0) == number + 1
-  clip = dataclasses.replace(clip, sha256="0" * 64)
+  backbone = dataclasses.replace(backbone, sha256="0" * 64)
   assert num_caches("seed", 0) == number + 2
 
 

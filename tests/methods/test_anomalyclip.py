@@ -8,7 +8,7 @@ import optax
 import pytest
 
 from cops_jax import metrics, scoring
-from cops_jax.clip.features import encode_images, join_params
+from cops_jax.backbones.features import encode_images, join_params
 from cops_jax.evaluation.step import detect_anomalies
 from cops_jax.methods import anomalyclip
 from cops_jax.training import step as train_steps
@@ -43,7 +43,7 @@ def trainable(prefix):
 
 
 def variables():
-  return join_params(trainable("prompt."), golden.clip_params(SOURCE))
+  return join_params(trainable("prompt."), golden.backbone_params(SOURCE))
 
 
 @pytest.fixture(scope="module")
@@ -91,14 +91,14 @@ def test_patch_probability(expected):
 def test_gradients_and_five_adam_steps(expected, features, cast):
   suffix = "_nocast" if cast == "none" else ""
   model = make_model(cast)
-  clip_params = golden.clip_params(SOURCE)
+  backbone_params = golden.backbone_params(SOURCE)
   batch = make_batch(expected, features)
   params = trainable("prompt.")
   optimizer = optax.adam(1e-3, b1=0.5, b2=0.999, eps=1e-8)
   state = optimizer.init(params)
 
   def loss(params):
-    return train_steps.loss_and_terms(model, params, clip_params, batch)
+    return train_steps.loss_and_terms(model, params, backbone_params, batch)
 
   gradient_step = jax.jit(jax.grad(loss, has_aux=True))
   rows = []

@@ -9,7 +9,7 @@ import pytest
 
 from cops_jax import config as configuration
 from cops_jax import scoring
-from cops_jax.clip.features import encode_batch, encode_images, join_params
+from cops_jax.backbones.features import encode_batch, encode_images, join_params
 from cops_jax.evaluation.step import detect_anomalies
 from cops_jax.weights.clip import OPENAI_TOKENS, PretrainedCLIP
 from cops_jax.weights.clip_names import clip_param_shapes
@@ -104,7 +104,7 @@ def test_evaluation_outputs(recipe, expected, features):
 def test_half_precision_is_close(visa_features):
   """CLIP computes in bfloat16 as on accelerators; its features are float32."""
   model = golden.model("visa")
-  model = model.clone(clip=model.clip.clone(dtype=jnp.bfloat16))
+  model = model.clone(backbone=model.backbone.clone(dtype=jnp.bfloat16))
   for low, full in zip(encode(model, "visa"), visa_features, strict=True):
     assert low.dtype == jnp.float32
     assert_close(low, full, 0.03)
@@ -192,26 +192,26 @@ def test_full_size_shapes(name):
     *(joint, image, patch),
     mlp_ratio=4,
   )
-  clip_params = clip_param_shapes(sizes)
-  clip = PretrainedCLIP(sizes, clip_params, OPENAI_TOKENS, "")
+  backbone_params = clip_param_shapes(sizes)
+  backbone = PretrainedCLIP(sizes, backbone_params, OPENAI_TOKENS, "")
   config = configuration.recipe("visa")
-  config.clip.dtype = "bfloat16"
+  config.backbone.dtype = "bfloat16"
   config.model.image_size_pixels = 37 * patch
   config.model.feature_layers = (layers // 2, layers)
   config.model.num_value_layers = layers - 2
   config.model.num_heads = 8 if joint == 512 else 12
-  model = build_model(config, clip)
+  model = build_model(config, backbone)
   trainable = jax.eval_shape(lambda: model.init_trainable(jax.random.key(0)))
 
-  def forward(trainable, clip_params, image, noise):
-    variables = join_params(trainable, clip_params)
+  def forward(trainable, backbone_params, image, noise):
+    variables = join_params(trainable, backbone_params)
     features = encode_batch(model, variables, {"image": image})
     return model.apply(variables, *features, noise, is_training=False)
 
   outputs = jax.eval_shape(
     forward,
     trainable,
-    clip_params,
+    backbone_params,
     jax.ShapeDtypeStruct((2, 37 * patch, 37 * patch, 3), np.uint8),
     jax.ShapeDtypeStruct((2, 10, joint), jnp.float32),
   )
@@ -219,4 +219,4 @@ def test_full_size_shapes(name):
   assert outputs.text_features.shape == (2, 2, joint)
   assert outputs.prototypes.shape == (2, 2, 6, joint)
   assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(outputs))
-  assert sum(leaf.size for leaf in jax.tree.leaves(clip_params)) == number
+  assert sum(leaf.size for leaf in jax.tree.leaves(backbone_params)) == number

@@ -37,8 +37,8 @@ def test_the_example_runs(coop, clip_folder, tmp_path):
   config.update_from_flattened_dict(
     {
       "method": "coop",
-      "clip.weights": str(clip_folder),
-      "clip.dtype": "float32",
+      "backbone.weights": str(clip_folder),
+      "backbone.dtype": "float32",
       "model.image_size_pixels": 48,
       "model.feature_layers": (2, 3),
       "model.num_value_layers": 2,

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from cops_jax import training
-from cops_jax.clip.features import join_params
+from cops_jax.backbones.features import join_params
 from cops_jax.commands import predict
 from cops_jax.detector import AnomalyDetector
 from cops_jax.errors import InputError
@@ -48,15 +48,15 @@ def test_scores(expected, sentences):
     golden.tower(SOURCE),
     (tuple(rows[:NUM_NORMAL]), tuple(rows[NUM_NORMAL:])),
   )
-  clip_params = golden.clip_params(SOURCE)
-  tree = model.init_trainable(jax.random.key(0), clip_params)
+  backbone_params = golden.backbone_params(SOURCE)
+  tree = model.init_trainable(jax.random.key(0), backbone_params)
   text_features = tree["ensemble"]["text_features"]
   assert_close(text_features, expected["ens.text_features"])
   batch = {
     f"{name}_features": jnp.asarray(expected[f"enc.{name}_features"])
     for name in ("image", "patch")
   }
-  outputs = detect_anomalies(model, join_params(tree, clip_params), batch)
+  outputs = detect_anomalies(model, join_params(tree, backbone_params), batch)
   assert_close(outputs["image_score"], expected["ens.image_score"])
   # The stored map is a sum over feature layers.
   num_layers = len(model.config.model.feature_layers)
@@ -207,13 +207,13 @@ def test_the_demos_clip_needs_no_more_than_its_name(tmp_path, capsys):
 def test_sizes_fit_any_clip(clip_folder):
   from cops_jax.config import ensemble_of, recipe
 
-  clip = load_clip(str(clip_folder)).config
-  config = ensemble_of(str(clip_folder), clip)
+  backbone = load_clip(str(clip_folder)).config
+  config = ensemble_of(str(clip_folder), backbone)
   assert config.model.image_size_pixels == 37 * 16
   assert config.model.feature_layers == (3,)
-  clip.vision_config.num_hidden_layers = 24
-  clip.vision_config.patch_size = 14
-  config = ensemble_of("openai/clip-vit-large-patch14-336", clip)
+  backbone.vision_config.num_hidden_layers = 24
+  backbone.vision_config.patch_size = 14
+  config = ensemble_of("openai/clip-vit-large-patch14-336", backbone)
   assert config.to_dict() == recipe("prompt_ensemble").to_dict()
 
 
@@ -240,9 +240,9 @@ def test_bad_input_is_reported(arguments, expected, tmp_path, capsys):
 
 
 def test_texts_need_a_tokenizer_and_room():
-  clip = load_clip("demo")
+  backbone = load_clip("demo")
   with pytest.raises(InputError, match="'a a.* has 82 tokens; CLIP reads at"):
-    clip.tokenize(["a " * 80])
-  bare = PretrainedCLIP(clip.config, clip.params, clip.tokens, "")
+    backbone.tokenize(["a " * 80])
+  bare = PretrainedCLIP(backbone.config, backbone.params, backbone.tokens, "")
   with pytest.raises(InputError, match="came without a tokenizer, which"):
     bare.tokenize(["a"])

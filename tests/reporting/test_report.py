@@ -21,10 +21,10 @@ PROVENANCE = {
   "checkpoint": "step 3 of runs/<made> & found",
   "trained_on": "demo_auxiliary, seed 0",
   "prompts_sha256": "aa" * 32,
-  "clip_sha256": "bb" * 32,
+  "backbone_sha256": "bb" * 32,
   "device": "8 x cpu",
   "versions": {"jax": "0.10"},
-  "config": {"clip": {"weights": "demo"}, "seed": 0},
+  "config": {"backbone": {"weights": "demo"}, "seed": 0},
 }
 MINUS = "\N{MINUS SIGN}"
 NO_PIXELS = {
@@ -163,15 +163,15 @@ def test_without_the_papers_results_nothing_is_said_of_them(tmp_path):
     assert "In percent" in text and "the paper's" not in text
 
 
-@pytest.mark.parametrize("clip", ("demo", "other"))
-def test_the_top_says_what_was_found_and_how(tmp_path, monkeypatch, clip):
+@pytest.mark.parametrize("backbone", ("demo", "other"))
+def test_the_top_says_what_was_found_and_how(tmp_path, monkeypatch, backbone):
   """By the threshold 0.5, of 40 images in each of two data sets."""
   monkeypatch.setattr(sys, "argv", ["cops evaluate", "--workdir=my run"])
   found = {name: make_result(name, FIRST) for name in ("screws", "nuts")}
   counts = collections.Counter(
     (image.label, image.image_score >= 0.5) for image in found["nuts"].images
   )
-  config = {**PROVENANCE["config"], "clip": {"weights": clip}}
+  config = {**PROVENANCE["config"], "backbone": {"weights": backbone}}
   _, text = write(tmp_path, found, config=config)
   top = text[: text.index("Results")]
   assert (
@@ -181,7 +181,7 @@ def test_the_top_says_what_was_found_and_how(tmp_path, monkeypatch, clip):
   assert "demo_auxiliary, seed 0" in top
   assert re.search(r"20\d\d-\d\d-\d\d \d\d:\d\d UTC", top)
   assert "cops evaluate " in top and "--workdir=my run" in top
-  assert ("The CLIP here is a toy" in top) == (clip == "demo")
+  assert ("The CLIP here is a toy" in top) == (backbone == "demo")
 
 
 def test_without_both_kinds_of_images_there_is_no_verdict(tmp_path):

@@ -18,7 +18,7 @@ from cops_jax.runs.record import (
 CONFIG = {
   "seed": 0,
   "data_dir": "",
-  "clip": {"weights": "demo", "dtype": "float32"},
+  "backbone": {"weights": "demo", "dtype": "float32"},
   "model": {"temperature": 0.07, "feature_layers": [24]},
   "train": {"learning_rate": 1e-3, "log_every_steps": 20},
   "evaluation": {"beta": 0.9},
@@ -43,7 +43,7 @@ def test_a_workdir_can_be_claimed_again(tmp_path):
   claim_workdir(tmp_path, RECORD)
   claim_workdir(tmp_path, changed("evaluation", "beta", 1.0))
   claim_workdir(tmp_path, changed("train", "log_every_steps", 1))
-  claim_workdir(tmp_path, changed("clip", "weights", "elsewhere"))
+  claim_workdir(tmp_path, changed("backbone", "weights", "elsewhere"))
   config = {**CONFIG, "data_dir": "elsewhere"}
   claim_workdir(tmp_path, dataclasses.replace(RECORD, config=config))
   assert (tmp_path / "run.json").read_text() == first
@@ -61,9 +61,9 @@ def test_another_config_is_refused_and_the_first_kept(tmp_path):
   (
     ({"init_from": "a.pth"}, "began from init_from='', not 'a.pth'", None),
     (
-      {"clip_sha256": "cd" * 32},
+      {"backbone_sha256": "cd" * 32},
       "(ab){32}; the file here has (cd){32}",
-      "allow_other_clip",
+      "allow_other_backbone",
     ),
     ({"data_sha256": "0"}, "other images: .*--allow_ot", "allow_other_data"),
   ),
@@ -122,11 +122,11 @@ def test_a_file_as_workdir_is_refused(tmp_path):
   (
     '{"config": 0',
     "[" * 100000,
-    '{"config": {}, "clip_sha256": ""}',
+    '{"config": {}, "backbone_sha256": ""}',
     seal({"config": {}}),
-    seal({"config": {}, "clip_sha256": 1}),
-    seal({"config": [], "clip_sha256": ""}),
-    seal({"config": {}, "clip_sha256": "", "surplus": ""}),
+    seal({"config": {}, "backbone_sha256": 1}),
+    seal({"config": [], "backbone_sha256": ""}),
+    seal({"config": {}, "backbone_sha256": "", "surplus": ""}),
   ),
 )
 def test_damaged_record_is_refused(tmp_path, text):

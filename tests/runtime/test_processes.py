@@ -17,7 +17,7 @@ from cops_jax.runs.checkpoints import Checkpoints, find_damage, find_steps
 from cops_jax.runs.metrics_log import read_metrics
 from cops_jax.runtime import processes
 from cops_jax.runtime.randomness import INIT_KEY, random_key
-from cops_jax.weights.clip import clip_of
+from cops_jax.weights.clip import load_backbone
 from cops_jax.weights.model import build_model
 from helpers.cluster import end_cluster, free_port, start_cluster
 from helpers.config import make_config, small_fields
@@ -86,7 +86,7 @@ def test_two_processes_train_and_evaluate_as_one(
       tolerance = 1e-3 if "/" in name else 1e-5
       want = pytest.approx(row[name], rel=tolerance, abs=1e-5)
       assert other[name] == want, name
-  model = build_model(config, clip_of(config))
+  model = build_model(config, load_backbone(config))
   start = model.init_trainable(random_key(config.seed, INIT_KEY))
   ends = []
   for workdir in (tmp_path, whole):
@@ -244,8 +244,8 @@ start(training.train, "demo", nuts, {
 })
 start(training.train, "demo", {"train.dataset": "folder:fewer"}, {})
 start(training.train, "demo", {"train.dataset": "folder:changed"}, {})
-start(training.train, "demo", nuts, {"clip.weights": "clip"})
-start(training.train, "demo", nuts, {"clip.weights": "heads"})
+start(training.train, "demo", nuts, {"backbone.weights": "clip"})
+start(training.train, "demo", nuts, {"backbone.weights": "heads"})
 start(many.evaluate, ensemble, {}, {"evaluation.num_pictures": 0})
 start(many.evaluate, ensemble, {"model.texts": "texts.txt"}, {})
 start(many.evaluate, ensemble, {"evaluation.datasets": ["folder:fewer"]}, {})

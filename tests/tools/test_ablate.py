@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 
 from configs import ablations
-from cops_jax.clip.features import join_params
+from cops_jax.backbones.features import join_params
 from cops_jax.errors import InputError
 from cops_jax.evaluation.step import detect_anomalies
 from cops_jax.runs.record import Record
 from cops_jax.runtime.mesh import make_mesh
 from cops_jax.training import step as steps
 from cops_jax.weights import prompts
-from cops_jax.weights.clip import clip_of
+from cops_jax.weights.clip import load_backbone
 from cops_jax.weights.model import build_model
 
 TERMS = {"image", "patch", "gather", "scatter", "kl", "reconstruction"}
@@ -38,13 +38,13 @@ def base(config):
 
 def prepare(base, name):
   config = ablations.ablate(base, name)
-  clip = clip_of(config)
-  model = build_model(config, clip)
+  backbone = load_backbone(config)
+  model = build_model(config, backbone)
   return (
     config,
-    clip,
+    backbone,
     model,
-    model.init_trainable(jax.random.key(0), clip.params),
+    model.init_trainable(jax.random.key(0), backbone.params),
   )
 
 
@@ -55,7 +55,7 @@ def flat(params):
 @pytest.mark.parametrize("name", ABSENT)
 def test_a_part_is_neither_trained_nor_computed(base, name):
   absent_params, absent_terms, num_words = ABSENT[name]
-  config, clip, model, params = prepare(base, name)
+  config, backbone, model, params = prepare(base, name)
   full = flat(prepare(base, "full")[-1])
   assert flat(params).keys() == {
     key for key in full if not key.startswith(absent_params)
@@ -72,7 +72,7 @@ def test_a_part_is_neither_trained_nor_computed(base, name):
     "padding_mask": jnp.ones(2, bool),
   }
   state = steps.create_train_state(params, optimizer)
-  _, terms = jax.eval_shape(train_step, state, clip.params, batch)
+  _, terms = jax.eval_shape(train_step, state, backbone.params, batch)
   assert terms.keys() & TERMS == TERMS - absent_terms
 
 
@@ -88,14 +88,14 @@ def test_without_distance_weighting_alpha_has_no_effect(base):
     ("no_distance_weighting", 0.9),
   ):
     base.evaluation.alpha = alpha
-    _, clip, model, params = prepare(base, name)
+    _, backbone, model, params = prepare(base, name)
     models.append(model)
 
   @jax.jit
   def detect(variables, batch):
     return [detect_anomalies(model, variables, batch) for model in models]
 
-  found = detect(join_params(params, clip.params), batch)
+  found = detect(join_params(params, backbone.params), batch)
   first, second, third = (
     row["anomaly_map"].tobytes() for row in jax.device_get(found)
   )
@@ -103,8 +103,11 @@ def test_without_distance_weighting_alpha_has_no_effect(base):
 
 
 def test_the_authors_format_has_all_parts(base, tmp_path):
-  config, clip, _, params = prepare(base, "no_vae")
-  path, record = tmp_path / "prompts.pth", Record(config.to_dict(), clip.sha256)
+  config, backbone, _, params = prepare(base, "no_vae")
+  path, record = (
+    tmp_path / "prompts.pth",
+    Record(config.to_dict(), backbone.sha256),
+  )
   reason = "authors' format has no prompts without"
   with pytest.raises(InputError, match=reason):
     prompts.write_prompts(path, params, record)

@@ -17,20 +17,20 @@ pytest.importorskip("libtpu")
 )
 def test_a_slice(config, topology, num_chips):
   """Memory, exchanges and types; with the TPU's own attention."""
-  config.clip.dtype = "auto"
+  config.backbone.dtype = "auto"
   mesh = compile_ahead.tpu_mesh(topology)
   assert mesh.size == num_chips
-  clip = compile_ahead.read_clip(config.clip.weights)
+  backbone = compile_ahead.read_clip(config.backbone.weights)
   reports = {
     report.step: report
-    for report in compile_ahead.compile_steps(config, clip, mesh, 2)
+    for report in compile_ahead.compile_steps(config, backbone, mesh, 2)
   }
   training, cached, evaluation = reports.values()
   num_parameters = sum(
     leaf.size
     for leaf in jax.tree.leaves(
       jax.eval_shape(
-        lambda: build_model(config, clip).init_trainable(jax.random.key(0))
+        lambda: build_model(config, backbone).init_trainable(jax.random.key(0))
       )
     )
   )
@@ -46,7 +46,7 @@ def test_a_slice(config, topology, num_chips):
   assert evaluation.collectives == {}
   assert evaluation.outputs == ("float32", "float32")
   assert cached.flops < training.flops  # With the attention kernels'.
-  vision = clip.config.vision_config
+  vision = backbone.config.vision_config
   kernels = 2 * vision.num_hidden_layers * 4 * 512**2 * vision.hidden_size
   assert evaluation.flops > kernels
   assert 0 < evaluation.temporary_bytes < 16e9

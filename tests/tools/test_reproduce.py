@@ -40,7 +40,7 @@ def call(manual_dir, tmp_path, monkeypatch):
   arguments = (
     *(f"--workdir={tmp_path / 'paper'}", f"--manual_dir={manual_dir}"),
     f"--config.data_dir={tmp_path / 'data'}",
-    *("--config.clip.weights=demo", "--config.train.num_epochs=1"),
+    *("--config.backbone.weights=demo", "--config.train.num_epochs=1"),
   )
   return lambda *more: reproduce.main([*arguments, *more])
 
@@ -106,7 +106,7 @@ def test_the_recipes_are_the_papers():
   assert configs["anomalyclip_visa"].evaluation.datasets == ("mvtec_ad",)
   assert list(configs["prompt_ensemble"].evaluation.datasets) == names
   assert all(
-    config.feature_cache.dtype == config.clip.dtype
+    config.feature_cache.dtype == config.backbone.dtype
     for config in configs.values()
   )
   planned = runs.list_runs(configs, [3, 4])

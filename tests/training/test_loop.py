@@ -72,8 +72,8 @@ def test_a_step_that_is_not_finite_stops_the_run(
   bad = read(examples[place]["image"]).resize(size)
   real = steps.loss_and_terms
 
-  def spoil(model, params, clip_params, batch):
-    loss, terms = real(model, params, clip_params, batch)
+  def spoil(model, params, backbone_params, batch):
+    loss, terms = real(model, params, backbone_params, batch)
     is_bad = (batch["image"] == bad[None]).all((1, 2, 3)).any()
     total = optax.tree.sum(params)
     number = jnp.where(is_bad, 0.0, 1.0) + total - stop_gradient(total)

@@ -10,10 +10,10 @@ import numpy as np
 import optax
 import pytest
 
-from cops_jax.clip import features
+from cops_jax.backbones import features
 from cops_jax.losses import count_mask_pixels
 from cops_jax.runtime.mesh import (
-  clip_shardings,
+  backbone_shardings,
   make_mesh,
   num_device_bytes,
   replicate,
@@ -50,10 +50,10 @@ def golden_batch(recipe):
 
 def golden_loss(recipe, batch, noise):
   batch = {**batch, "noise": noise}
-  model, clip_params = golden.model(recipe), golden.clip_params()
+  model, backbone_params = golden.model(recipe), golden.backbone_params()
 
   def loss(params):
-    return train_steps.loss_and_terms(model, params, clip_params, batch)
+    return train_steps.loss_and_terms(model, params, backbone_params, batch)
 
   return loss
 
@@ -103,7 +103,7 @@ def test_terms_of_absent_parts_are_absent():
   def gradients():
     params = model.init_trainable(jax.random.key(0))
     return jax.grad(train_steps.loss_and_terms, argnums=1, has_aux=True)(
-      model, params, golden.clip_params(), batch
+      model, params, golden.backbone_params(), batch
     )
 
   gradients, terms = jax.eval_shape(gradients)
@@ -117,15 +117,15 @@ def compiled(num_devices, is_split=False):
   mesh = make_mesh(jax.devices()[:num_devices])
   model = golden.model("visa", {"train.reconstruction": "pairwise"})
   optimizer = make_adam()
-  shardings = clip_shardings(golden.clip_params(), mesh, is_split)
-  clip_params = jax.device_put(golden.clip_params(), shardings)
+  shardings = backbone_shardings(golden.backbone_params(), mesh, is_split)
+  backbone_params = jax.device_put(golden.backbone_params(), shardings)
   params = model.init_trainable(jax.random.key(0))
   start = train_steps.create_train_state(params, optimizer)
   start = jax.device_get(start)
   step = train_steps.make_train_step(model, optimizer, mesh, shardings)
   state, batch = replicate(start, mesh), shard_batch(BATCHES[num_devices], mesh)
-  step = step.lower(state, clip_params, batch).compile()
-  return step, start, clip_params, mesh
+  step = step.lower(state, backbone_params, batch).compile()
+  return step, start, backbone_params, mesh
 
 
 PADDED = tiny_batch(6, 8)  # The last two rows are noise, and padding.
@@ -136,11 +136,11 @@ BATCHES = {
 
 
 def take_steps(num_devices, num_steps, is_split=False, first_step=0):
-  step, start, clip_params, mesh = compiled(num_devices, is_split)
+  step, start, backbone_params, mesh = compiled(num_devices, is_split)
   state = replicate(start.replace(step=np.int32(first_step)), mesh)
   batch, found = shard_batch(BATCHES[num_devices], mesh), []
   for _ in range(num_steps):
-    state, terms = step(state, clip_params, batch)
+    state, terms = step(state, backbone_params, batch)
     found.append(jax.device_get(terms))
   return found, jax.device_get(state.params)
 
@@ -167,13 +167,13 @@ def test_noise_is_keyed_by_the_step():
 
 def test_only_the_trainable_gradient_travels():
   """Losses are means over the global batch: a few numbers travel for them."""
-  step, start, clip_params, _ = compiled(8)
+  step, start, backbone_params, _ = compiled(8)
   total = sum(exchanges(step.as_text()).values())
   gradient = sum(leaf.nbytes for leaf in jax.tree.leaves(start.params))
   # The loss terms, and for the comparison of all images their features.
-  width = golden.model("visa").clip.config.projection_dim
+  width = golden.model("visa").backbone.config.projection_dim
   assert gradient <= total <= gradient + 4 * 8 * width * 4 + 4096
-  assert total < sum(leaf.nbytes for leaf in jax.tree.leaves(clip_params))
+  assert total < sum(leaf.nbytes for leaf in jax.tree.leaves(backbone_params))
 
 
 def test_split_clip_takes_a_part_of_the_memory_and_gives_the_same_loss():
@@ -191,8 +191,8 @@ def test_initial_distributions():
   model = golden.model("visa")
   params = model.init_trainable(jax.random.key(0))
   flat = flax.traverse_util.flatten_dict(params, sep=".")
-  assert features.CLIP_PARAMS not in params
-  width = model.clip.config.projection_dim
+  assert features.BACKBONE_PARAMS not in params
+  width = model.backbone.config.projection_dim
   limit = (6 / (4 * width)) ** 0.5
   for name, array in flat.items():
     if name.endswith(".bias"):

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 from transformers import FlaxCLIPModel
 
 from cops_jax.errors import InputError
-from cops_jax.weights import clip, clip_names
+from cops_jax.weights import backbone, clip_names
 from cops_jax.weights.clip import (
   DEMO_CLIP,
   DEMO_FOLDER,
@@ -56,10 +56,10 @@ def test_every_format_gives_the_same_parameters(tmp_path):
     for other in weight_files.FOLDER_FILES:
       (folder / other).unlink(missing_ok=True)
     shutil.copy(weight_files.DATA / name, folder)
-    clip = load_clip(str(folder))
-    expected = expected or clip
-    chex.assert_trees_all_equal(clip.params, expected.params)
-    assert clip.sha256 == sha256(folder / name)
+    backbone = load_clip(str(folder))
+    expected = expected or backbone
+    chex.assert_trees_all_equal(backbone.params, expected.params)
+    assert backbone.sha256 == sha256(folder / name)
   for name in weight_files.OPENAI_FILES:
     tensors = read_tensor_file(weight_files.DATA / name).tensors
     config = clip_names.config_from_openai(tensors, name)
@@ -103,8 +103,8 @@ def test_transformers_own_files_give_torchs_output(tmp_path, name):
     # As old versions of transformers saved it.
     state["text_model.embeddings.position_ids"] = torch.arange(20)[None]
     torch.save(state, folder / name)
-  clip = load_clip(str(folder))
-  flax_model = FlaxCLIPModel(clip.config, _do_init=False)
+  backbone = load_clip(str(folder))
+  flax_model = FlaxCLIPModel(backbone.config, _do_init=False)
   rng = np.random.default_rng(0)
   images = rng.normal(size=(2, 3, 8, 8)).astype(np.float32)
   tokens = np.array([[18, 5, 7, 3, 19], [18, 1, 2, 19, 0]], np.int32)
@@ -112,8 +112,8 @@ def test_transformers_own_files_give_torchs_output(tmp_path, name):
   with torch.no_grad():
     expected = model.get_image_features(pixels), model.get_text_features(ids)
   found = (
-    flax_model.get_image_features(images, params=clip.params),
-    flax_model.get_text_features(tokens, params=clip.params),
+    flax_model.get_image_features(images, params=backbone.params),
+    flax_model.get_text_features(tokens, params=backbone.params),
   )
   for ours, theirs in zip(found, expected, strict=True):
     np.testing.assert_allclose(ours, theirs.numpy(), rtol=1e-4, atol=1e-5)
@@ -141,13 +141,13 @@ def openai_file(tmp_path, vocabulary=20, **changes):
 def test_a_whole_openai_file(tmp_path):
   """OpenAI's vocabulary gives OpenAI's token ids; a tokenizer may be beside."""
   path = openai_file(tmp_path, vocabulary=49408)
-  clip = load_clip(path)
-  assert clip.tokens == PromptTokens(
+  backbone = load_clip(path)
+  assert backbone.tokens == PromptTokens(
     start=49406, damaged=(13568,), object=14115, period=269, end=49407
   )
-  assert clip.tokenizer is None
+  assert backbone.tokenizer is None
   with pytest.raises(InputError, match="came without a tokenizer"):
-    clip.tokenize(["a dent"])
+    backbone.tokenize(["a dent"])
   for name in ("vocab.json", "merges.txt"):
     shutil.copy(DEMO_FOLDER / name, tmp_path)
   assert load_clip(path).tokenizer == tmp_path
@@ -209,12 +209,12 @@ def test_the_hubs_cache_works_offline_and_by_revision(
   hub.fill_cache(tmp_path / "cache", "some/clip", folders, monkeypatch)
   commit = hub.commit_of(folders["v2"])
   for revision, scale in (("", 0), ("v2", 1), (commit, 1)):
-    clip = load_clip("some/clip", revision=revision)
-    assert clip.params["logit_scale"] == scale
+    backbone = load_clip("some/clip", revision=revision)
+    assert backbone.params["logit_scale"] == scale
   for name, revision, expected in (
     ("some/clip", "v3", "'some/clip' at revision 'v3' is neither"),
     ("no/such-clip", "", "'no/such-clip' is neither a file or folder here"),
-    (str(clip_folder), "main", "config.clip.revision is 'main', but"),
+    (str(clip_folder), "main", "config.backbone.revision is 'main', but"),
     (f"{clip_folder}/model.safetensors", "", "Hugging Face's names by its fo"),
   ):
     with pytest.raises(InputError, match=expected):
@@ -225,15 +225,15 @@ def test_a_hub_name_downloads_what_is_needed():
   """The preferred file of tensors, and no other."""
   needed = ["config.json", "vocab.json", "merges.txt"]
   files = [*needed, "pytorch_model.bin", "tf_model.h5"]
-  assert clip._needed_files(files) == [*needed, "pytorch_model.bin"]
+  assert backbone._needed_files(files) == [*needed, "pytorch_model.bin"]
   files.append("model.safetensors")
-  assert clip._needed_files(files) == [*needed, "model.safetensors"]
+  assert backbone._needed_files(files) == [*needed, "model.safetensors"]
 
 
 def test_tokens_of_the_demo():
-  clip = load_clip(DEMO_CLIP)
+  backbone = load_clip(DEMO_CLIP)
   vocab = json.loads((DEMO_FOLDER / "vocab.json").read_text())
-  assert clip.tokens == PromptTokens(
+  assert backbone.tokens == PromptTokens(
     start=vocab["<|startoftext|>"],
     damaged=(vocab["damaged</w>"],),
     object=vocab["object</w>"],

@@ -8,19 +8,21 @@ import pytest
 
 from cops_jax import training
 from cops_jax.runs.record import Record
-from cops_jax.weights.clip import clip_of
+from cops_jax.weights.clip import load_backbone
 from cops_jax.weights.model import build_model, settle_dtype
 
 
 def test_the_type_of_a_new_run_and_of_one_that_began(config, caplog):
   caplog.set_level(logging.INFO, "cops_jax")
-  config.clip.dtype = "auto"
+  config.backbone.dtype = "auto"
   settled = settle_dtype(config, None)
-  assert settled.clip.dtype == "float32" and config.clip.dtype == "auto"
+  assert settled.backbone.dtype == "float32" and config.backbone.dtype == "auto"
   assert "CLIP computes in float32, as is fast on cpu" in caplog.text
-  assert build_model(config, clip_of(config)).clip.dtype == jnp.float32
-  record = Record({"clip": {"dtype": "bfloat16"}}, "")
-  assert settle_dtype(config, record).clip.dtype == "bfloat16"
+  assert (
+    build_model(config, load_backbone(config)).backbone.dtype == jnp.float32
+  )
+  record = Record({"backbone": {"dtype": "bfloat16"}}, "")
+  assert settle_dtype(config, record).backbone.dtype == "bfloat16"
   assert "CLIP computes in bfloat16, as the run does" in caplog.text
 
 
@@ -28,9 +30,9 @@ def test_the_type_of_a_new_run_and_of_one_that_began(config, caplog):
 def test_a_run_records_what_it_became(config, tmp_path, dtype):
   """And "auto" goes on with a run in any type."""
   config.train.num_epochs = 0
-  config.clip.dtype = "auto" if dtype == "float32" else dtype
+  config.backbone.dtype = "auto" if dtype == "float32" else dtype
   for _ in range(2):
     training.train(config, tmp_path)
     record = json.loads((tmp_path / "run.json").read_text())
-    assert record["config"]["clip"]["dtype"] == dtype
-    config.clip.dtype = "auto"
+    assert record["config"]["backbone"]["dtype"] == dtype
+    config.backbone.dtype = "auto"

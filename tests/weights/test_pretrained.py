@@ -158,10 +158,10 @@ def test_another_clip_is_refused_unless_allowed(folder, clip_folder, tmp_path):
   tensors = load_file(path)
   save_file({**tensors, "logit_scale": np.array(3, np.float16)}, path)
   with pytest.raises(InputError, match="was trained on CLIP weights with the"):
-    AnomalyDetector.from_pretrained(folder, clip=other)
+    AnomalyDetector.from_pretrained(folder, backbone=other)
   changed = AnomalyDetector.from_pretrained(
-    folder, clip=other, allow_other_clip=True
+    folder, backbone=other, allow_other_backbone=True
   )
   moved = shutil.copytree(clip_folder, tmp_path / "moved")
-  same = AnomalyDetector.from_pretrained(folder, clip=moved)
-  assert same.clip.sha256 != changed.clip.sha256
+  same = AnomalyDetector.from_pretrained(folder, backbone=moved)
+  assert same.backbone.sha256 != changed.backbone.sha256

@@ -144,9 +144,9 @@ def test_entries_that_nothing_reads(tmp_path, monkeypatch):
 
 def test_with_clip_the_file_has_all_of_the_authors_module(tmp_path):
   """So that it loads strictly, there too."""
-  clip, tree = load_clip("demo"), trained("anomalyclip")
+  backbone, tree = load_clip("demo"), trained("anomalyclip")
   path = tmp_path / "epoch_15.pth"
-  prompts.write_prompts(path, tree, record_of("anomalyclip"), clip)
+  prompts.write_prompts(path, tree, record_of("anomalyclip"), backbone)
   loaded, _ = prompts.load_prompts(path, tree, "anomalyclip")
   chex.assert_trees_all_equal(loaded, tree)
   tensors = {
@@ -161,8 +161,8 @@ def test_with_clip_the_file_has_all_of_the_authors_module(tmp_path):
   # In OpenAI's vocabulary the ids are the stored ones.
   embedding = {"embedding": np.zeros((49408, 128), np.float32)}
   params = {"text_model": {"embeddings": {"token_embedding": embedding}}}
-  clip = dataclasses.replace(clip, tokens=OPENAI_TOKENS, params=params)
-  unused = authors_names.unused_tensors(tree, clip)
+  backbone = dataclasses.replace(backbone, tokens=OPENAI_TOKENS, params=params)
+  unused = authors_names.unused_tensors(tree, backbone)
   for name in ("tokenized_prompts_pos", "tokenized_prompts_neg"):
     np.testing.assert_array_equal(unused[name], whole_module()[name])
 

@@ -73,7 +73,7 @@ def test_runs_and_exports_record_how_they_were_made(
   workdir, config = untrained
   record, expected = read_record(workdir), parameters(workdir)
   content = (clip_folder / "model.safetensors").read_bytes()
-  assert record.clip_sha256 == hashlib.sha256(content).hexdigest()
+  assert record.backbone_sha256 == hashlib.sha256(content).hexdigest()
   assert record.version == cops_jax.__version__
   for path in saved:
     loaded, _ = prompts.load_prompts(path, expected)
@@ -83,7 +83,7 @@ def test_runs_and_exports_record_how_they_were_made(
     assert prompts.recorded_config(path).to_dict() == config.to_dict()
     text = inspect(str(path))
     assert "trained on demo_auxiliary with CLIP" in text
-    assert record.clip_sha256 in text
+    assert record.backbone_sha256 in text
 
 
 def test_the_command_exports(untrained, tmp_path, capsys):
@@ -225,10 +225,10 @@ def test_another_clip_is_refused_unless_allowed(
   untrained, saved, untrained_config, other_clip, tmp_path
 ):
   before = sorted(untrained[0].iterdir())
-  untrained_config.clip.weights = str(other_clip)
+  untrained_config.backbone.weights = str(other_clip)
   content = (other_clip / "model.safetensors").read_bytes()
   hashes = (
-    f"{read_record(untrained[0]).clip_sha256}; the file here has"
+    f"{read_record(untrained[0]).backbone_sha256}; the file here has"
     f" {hashlib.sha256(content).hexdigest()}"
   )
   workdir = tmp_path / "new"
@@ -241,9 +241,9 @@ def test_another_clip_is_refused_unless_allowed(
     with pytest.raises(InputError, match=hashes):
       action(untrained_config, **arguments)
   assert sorted(untrained[0].iterdir()) == before and not workdir.exists()
-  training.train(untrained_config, untrained[0], allow_other_clip=True)
+  training.train(untrained_config, untrained[0], allow_other_backbone=True)
   training.train(
-    untrained_config, workdir, init_from=saved[0], allow_other_clip=True
+    untrained_config, workdir, init_from=saved[0], allow_other_backbone=True
   )
 
 

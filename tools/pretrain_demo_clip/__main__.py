@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from absl import app, flags
 
-from cops_jax.clip.towers import CLIP
+from cops_jax.backbones.clip import CLIP
 from tools.pretrain_demo_clip import batches, captions, loop, model, tokenizers
 
 _OUTPUT = flags.DEFINE_string("output", None, "Folder to write.", required=True)

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from optax import contrib
 
-from cops_jax.clip.towers import CLIP
+from cops_jax.backbones.clip import CLIP
 from tools.pretrain_demo_clip.losses import total_loss
 from tools.pretrain_demo_clip.model import IMAGE_SIZE
 

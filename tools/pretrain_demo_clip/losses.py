@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from cops_jax.clip.towers import CLIP, normalize_images
+from cops_jax.backbones.clip import CLIP, normalize_images
 from cops_jax.scoring import normalize
 from cops_jax.typing import Array, Bool, Float, Integer
 from tools.pretrain_demo_clip.captions import ATTRIBUTES

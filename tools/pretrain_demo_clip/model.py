@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
-from cops_jax.clip.transformers_clip import CLIPConfig
+from cops_jax.backbones.transformers_clip import CLIPConfig
 from cops_jax.typing import Array, Float
 from cops_jax.weights.clip_names import clip_param_shapes, torch_place
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from cops_jax.clip.transformers_clip import CLIPTokenizerFast
+from cops_jax.backbones.transformers_clip import CLIPTokenizerFast
 from cops_jax.typing import Integer
 
 MAX_LENGTH = 16  # Tokens of a caption, its two ends included.

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from transformers import FlaxCLIPModel
 
-from cops_jax.clip.towers import (
+from cops_jax.backbones.clip import (
   CLIP,
   cast_matrices,
   normalize_images,
@@ -65,10 +65,10 @@ def test_plain_path_is_stock_clip(stock):
 
 def test_plain_prompts_are_stock_text_features(stock):
   ids = jnp.array([[48, 3, 7, 9, 49], [48, 5, 2, 4, 49]], jnp.int32)
-  clip = CLIP(stock.config)
+  backbone = CLIP(stock.config)
   variables = {"params": stock.params}
-  embeddings = clip.apply(variables, ids, method=CLIP.embed_tokens)
-  features = clip.apply(
+  embeddings = backbone.apply(variables, ids, method=CLIP.embed_tokens)
+  features = backbone.apply(
     variables, [embeddings], jnp.zeros((0, 2, 32)), method=CLIP.encode_prompts
   )
   padded = jnp.pad(ids, ((0, 0), (0, 72)))
@@ -89,7 +89,7 @@ def test_the_last_layer_is_computed_where_it_is_read(stock, num_value_layers):
 
 
 def test_cast_matrices_change_no_bit(stock):
-  clip = CLIP(stock.config, dtype=jnp.bfloat16)
+  backbone = CLIP(stock.config, dtype=jnp.bfloat16)
   cast = cast_matrices(stock.params, jnp.bfloat16)
   sizes = [
     sum(leaf.nbytes for leaf in jax.tree.leaves(params))
@@ -97,7 +97,7 @@ def test_cast_matrices_change_no_bit(stock):
   ]
   assert sizes[0] < 0.7 * sizes[1]
   found, want = (
-    clip.apply(
+    backbone.apply(
       {"params": params},
       random_images(),
       method=CLIP.encode_images,
@@ -111,7 +111,7 @@ def test_cast_matrices_change_no_bit(stock):
 
 def test_position_embedding():
   expected = golden.load("visa_recipe")["enc.position_embedding"]
-  embedding = golden.clip_params()["vision_model"]["embeddings"]
+  embedding = golden.backbone_params()["vision_model"]["embeddings"]
   table = embedding["position_embedding"]["embedding"]
   assert_close(resize_position_embedding(table, 7), expected)
   # CLIP's own grid comes back as it is.

@@ -10,7 +10,7 @@ import pytest
 from jax import export as jax_export
 from jax.experimental.pallas import tpu as pltpu
 
-from cops_jax.clip import attention
+from cops_jax.backbones import attention
 from cops_jax.errors import InputError
 from cops_jax.runtime.mesh import jit_step, make_mesh
 from helpers.golden import assert_close
@@ -144,7 +144,11 @@ def test_platforms_have_their_own():
   (
     ("splash", "float32", "needs a TPU, and JAX computes on cpu here"),
     ("cudnn", "bfloat16", "this machine has no CUDA device"),
-    ("cudnn", "float32", "computes in 16 bits, and config.clip.dtype is float"),
+    (
+      "cudnn",
+      "float32",
+      "computes in 16 bits, and config.backbone.dtype is float",
+    ),
   ),
 )
 def test_what_the_platform_lacks_is_refused(implementation, dtype, expected):

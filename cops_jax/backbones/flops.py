@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cops_jax.clip.transformers_clip import CLIPConfig
+from cops_jax.backbones.transformers_clip import CLIPConfig
 
 # Published peak rates of dense products in 16 bits, in TFLOP a second, by the
 # names that JAX gives to kinds of devices.
@@ -28,14 +28,14 @@ PEAK_TERA_FLOPS = {
 }
 
 
-def vision_flops(config: Any, clip: CLIPConfig) -> float:
+def vision_flops(config: Any, backbone: CLIPConfig) -> float:
   """Returns the operations for an image's features.
 
   Args:
     config: a ConfigDict with the fields of `cops_jax.config`.
-    clip: sizes.
+    backbone: sizes.
   """
-  model, vision = config.model, clip.vision_config
+  model, vision = config.model, backbone.vision_config
   num_patches = (model.image_size_pixels // vision.patch_size) ** 2
   tokens, width = num_patches + 1, vision.hidden_size
   mlp = 4 * width * vision.intermediate_size
@@ -53,13 +53,17 @@ def vision_flops(config: Any, clip: CLIPConfig) -> float:
   flops += max(num_value, 0) * (attention + 2 * tokens * width**2)
   flops += 2 * num_patches * 3 * vision.patch_size**2 * width
   flops += (
-    2 * len(model.feature_layers) * num_patches * width * clip.projection_dim
+    2
+    * len(model.feature_layers)
+    * num_patches
+    * width
+    * backbone.projection_dim
   )
   return float(flops)
 
 
 def prompt_flops(
-  num_tokens: float, clip: CLIPConfig, *, is_training: bool
+  num_tokens: float, backbone: CLIPConfig, *, is_training: bool
 ) -> float:
   """Returns the operations for an image's prompts.
 
@@ -68,10 +72,10 @@ def prompt_flops(
 
   Args:
     num_tokens: that an image costs the text tower, see `methods.Method`.
-    clip: sizes.
+    backbone: sizes.
     is_training: whether there is a gradient.
   """
-  text = clip.text_config
+  text = backbone.text_config
   width = text.hidden_size
   per_token = 8 * width**2 + 4 * width * text.intermediate_size
   passes = 2 if is_training else 1

@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cops_jax.clip.attention import choose_implementation, self_attention
-from cops_jax.clip.prompts import join_parts
-from cops_jax.clip.transformers_clip import FlaxCLIPModule
+from cops_jax.backbones.attention import choose_implementation, self_attention
+from cops_jax.backbones.prompts import join_parts
+from cops_jax.backbones.transformers_clip import FlaxCLIPModule
 from cops_jax.typing import Array, Float, Integer
 
 # Of the images CLIP was trained on, per RGB channel, in [0, 1].

@@ -1,8 +1,8 @@
-"""Frozen CLIP's features of images, for the model of any method.
+"""A frozen backbone's features of images, for the model of any method.
 
-A model (`methods.Model`) has CLIP as its submodule `clip`; its config says
-which features it needs. Its parameters are two trees: CLIP's under "clip",
-frozen, and the rest, trained.
+A model (`methods.Model`) has a frozen submodule `backbone`; its config says
+which features it needs. Its parameters are two trees: the backbone's under
+"backbone", frozen, and the rest, trained.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cops_jax.clip.devices import one_by_one
-from cops_jax.clip.towers import normalize_images
+from cops_jax.backbones.clip import normalize_images
+from cops_jax.backbones.devices import one_by_one
 from cops_jax.typing import Array, Float
 
-CLIP_PARAMS = "clip"  # The frozen subtree's name beside the trainable ones.
+# The frozen subtree's name beside the trainable ones.
+BACKBONE_PARAMS = "backbone"
 
 # Fields of a batch that `encode_batch` reads: the first or the others.
 ENCODE_FIELDS = ("image", "image_features", "patch_features")
@@ -27,15 +28,15 @@ ENCODE_FIELDS = ("image", "image_features", "patch_features")
 def encode_images(
   model: nn.Module, images: Float[Array, "b h w 3"]
 ) -> tuple[Float[Array, "b d"], Float[Array, "b f n d"]]:
-  """Returns CLIP's image and patch features, float32.
+  """Returns the backbone's image and patch features, float32.
 
   Args:
     model: bound to variables, as by `model.apply(variables, images,
-      method=encode_images)`; only CLIP's parameters are needed.
+      method=encode_images)`; only the backbone's parameters are needed.
     images: normalised.
   """
   settings = model.config.model
-  image_features, patch_features = model.clip.encode_images(
+  image_features, patch_features = model.backbone.encode_images(
     images,
     feature_layers=settings.feature_layers,
     num_value_layers=settings.num_value_layers,
@@ -57,7 +58,7 @@ def encode_batch(
   """Returns `encode_images` of a batch, or the features that the batch holds.
 
   Args:
-    model, variables: a method's; only CLIP's parameters are needed.
+    model, variables: a method's; only the backbone's parameters are needed.
     batch: image uint8 (b, h, w, 3); or image_features (b, d) and patch_features
       (b, f, n, d) in any floating-point type.
 
@@ -71,7 +72,10 @@ def encode_batch(
         variables, normalize_images(images), method=encode_images
       )
 
-    if (model.clip.attention, model.clip.implementation) == ("auto", "heads"):
+    if (model.backbone.attention, model.backbone.implementation) == (
+      "auto",
+      "heads",
+    ):
       encode = one_by_one(encode)  # On CPU.
     return encode(batch["image"])
   return (
@@ -81,10 +85,10 @@ def encode_batch(
 
 
 def join_params(
-  trainable: Mapping[str, Any], clip: Mapping[str, Any]
+  trainable: Mapping[str, Any], backbone: Mapping[str, Any]
 ) -> Mapping[str, Any]:
   """Returns a model's variables from its two parameter trees."""
-  return {"params": {**trainable, CLIP_PARAMS: clip}}
+  return {"params": {**trainable, BACKBONE_PARAMS: backbone}}
 
 
 def init_parts(
@@ -92,7 +96,8 @@ def init_parts(
 ) -> Mapping[str, Any]:
   """Returns random parameters, float32, of a method's trained parts.
 
-  `use_parts` calls these parts of the bound model, but not CLIP, which is slow.
+  `use_parts` calls these parts of the bound model, but not the backbone, which
+  is slow.
   """
 
   @jax.jit  # Compiled, values that the parameters do not need are not computed.

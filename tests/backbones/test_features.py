@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from cops_jax.clip.features import encode_batch, join_params
+from cops_jax.backbones.features import encode_batch, join_params
 from cops_jax.runtime.mesh import jit_step, make_mesh
 from helpers import golden
 from helpers.golden import assert_close
@@ -16,25 +16,25 @@ def test_a_batch_takes_no_more_memory_than_an_image(num_devices):
   model, variables = golden.model("visa"), golden.variables()
   mesh = make_mesh(jax.devices()[:num_devices])
 
-  def encode(clip_params, batch):
-    return encode_batch(model, join_params({}, clip_params), batch)
+  def encode(backbone_params, batch):
+    return encode_batch(model, join_params({}, backbone_params), batch)
 
   encode = jit_step(encode, mesh, num_replicated=0)
-  clip_params = variables["params"]["clip"]
+  backbone_params = variables["params"]["backbone"]
   rng = np.random.default_rng(0)
   images = rng.integers(0, 256, (8, 98, 98, 3), dtype=np.uint8)
 
   def compiled(number):
     batch = {"image": images[:number]}
-    return encode.lower(clip_params, batch).compile()
+    return encode.lower(backbone_params, batch).compile()
 
   one, many = (compiled(number * num_devices) for number in (1, 4))
   memory, bound = (
     step.memory_analysis().temp_size_in_bytes for step in (many, one)
   )
   assert memory < 1.5 * bound
-  found = many(clip_params, {"image": images[: 4 * num_devices]})
+  found = many(backbone_params, {"image": images[: 4 * num_devices]})
   for row in range(0, 4 * num_devices, num_devices):
     batch = {"image": images[row : row + num_devices]}
-    for all_rows, rows in zip(found, one(clip_params, batch), strict=True):
+    for all_rows, rows in zip(found, one(backbone_params, batch), strict=True):
       assert_close(all_rows[row : row + num_devices], rows, 1e-6)

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from cops_jax.clip.devices import on_each_device
+from cops_jax.backbones.devices import on_each_device
 from cops_jax.errors import InputError
 from cops_jax.typing import Array, Float
 
@@ -142,7 +142,7 @@ def require_implementation(
     reason = f"it needs a TPU, and JAX computes on {platform} here"
   if reason:
     raise InputError(
-      f"config.clip.attention is {implementation!r}, which cannot be used:"
+      f"config.backbone.attention is {implementation!r}, which cannot be used:"
       f" {reason}. Leave it 'auto'."
     )
 
@@ -150,7 +150,7 @@ def require_implementation(
 def _why_not_cudnn(dtype):
   """Why cuDNN's flash attention cannot be lowered here; "" if it can."""
   if jnp.dtype(dtype).itemsize != 2:
-    return f"it computes in 16 bits, and config.clip.dtype is {dtype}"
+    return f"it computes in 16 bits, and config.backbone.dtype is {dtype}"
   version = _cudnn_version() if jax.default_backend() == "gpu" else None
   if version is None:
     return "this machine has no CUDA device with cuDNN 9"
