@@ -50,7 +50,8 @@ def publish(
   Args:
     workdir: work directory of a training run.
     out: the folder; pretrained prompts in it are replaced.
-    clip: name on the hub of the run's CLIP, if the run took it from elsewhere.
+    backbone: name on the hub of the run's backbone, if the run took it from
+      elsewhere.
 
   Returns:
     Two sentences: what was written, and what to do next.
@@ -80,7 +81,7 @@ def publish(
       name=out.name,
       step=step,
       prompts_sha256=digest,
-      hub_clip=weights if split_hub_name(weights) else "",
+      hub_backbone=weights if split_hub_name(weights) else "",
       thresholds=chosen,
       results=_find_results(to_path(workdir), digest, record.backbone_sha256),
     ),
@@ -157,8 +158,8 @@ def _without_places(record: Record, workdir: Any, backbone: str) -> Record:
     config.backbone.weights, config.backbone.revision = backbone, ""
   elif weights != DEMO_CLIP and not split_hub_name(weights):
     _logger.warning(
-      "the folder names the CLIP %s, which others do not have: name the one on"
-      " the hub that has the same file, --clip=OWNER/NAME",
+      "the folder names the backbone %s, which others do not have: name the one"
+      " on the hub that has the same file, --backbone=OWNER/NAME",
       weights,
     )
   return dataclasses.replace(
@@ -222,7 +223,7 @@ def make_card(
   name: str,
   step: int,
   prompts_sha256: str,
-  hub_clip: str = "",
+  hub_backbone: str = "",
   thresholds: Thresholds | None = None,
   results: Mapping[str, Any] | None = None,
 ) -> str:
@@ -233,7 +234,7 @@ def make_card(
     name: suggested name of the repository.
     step: of the checkpoint.
     prompts_sha256: see `prompts.hash_prompts`.
-    hub_clip: the name of its CLIP on the hub; "" if it is not there.
+    hub_backbone: the name of its backbone on the hub; "" if it is not there.
     thresholds: chosen for the prompts, if any were.
     results: content of results.json of their evaluation, if there was one.
   """
@@ -257,10 +258,10 @@ def make_card(
     .render(
       name=name,
       title=methods.find(config["method"]).TITLE,
-      front_matter=_front_matter(config, data["licence_id"], hub_clip),
+      front_matter=_front_matter(config, data["licence_id"], hub_backbone),
       config=config,
-      backbone=hub_clip or config["backbone.weights"],
-      is_on_hub=bool(hub_clip),
+      backbone=hub_backbone or config["backbone.weights"],
+      is_on_hub=bool(hub_backbone),
       is_toy=config["backbone.weights"] == "demo",
       data=data,
       record=record,
@@ -303,20 +304,20 @@ def _to_cell(text):
   return one_line(text).replace("\\", "\\\\").replace("|", "\\|")
 
 
-def _front_matter(config, licence, hub_clip):
+def _front_matter(config, licence, hub_backbone):
   from huggingface_hub import ModelCardData
 
   from cops_jax.datasets.further import PUBLISHED
 
   data = config["train.dataset"]
-  base = {"base_model": hub_clip, "base_model_relation": "adapter"}
+  base = {"base_model": hub_backbone, "base_model_relation": "adapter"}
   values = ModelCardData(
     license=licence,
     library_name="cops_jax",
     pipeline_tag="image-segmentation",
     tags=["anomaly-detection", "zero-shot", "clip", "jax", config["method"]],
     datasets=[data] if data in PUBLISHED else None,
-    **(base if hub_clip else {}),
+    **(base if hub_backbone else {}),
   )
   return values.to_yaml().strip()
 

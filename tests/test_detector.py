@@ -177,7 +177,7 @@ def test_scores_that_are_not_numbers_are_refused(detector):
   trainable = jax.tree.map(lambda leaf: leaf * np.nan, detector.trainable)
   broken = AnomalyDetector(detector.config, trainable, detector.backbone)
   with pytest.raises(
-    InputError, match="not finite: the prompts, or CLIP, hold"
+    InputError, match="not finite: the prompts, or the backbone, hold"
   ):
     broken(make_image(0))
 

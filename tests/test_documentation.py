@@ -55,7 +55,7 @@ NAMES = {
   "--clip=openai/clip-vit-large-patch14-336": "--clip=demo",
   "a clean weld": "a clean photo",
   "a weld with a crack": "a damaged photo",
-  "openai/clip-vit-base-patch16": "{clip}",
+  "openai/clip-vit-base-patch16": "{backbone}",
   "manual_dir=DIR": "manual_dir={root}/data/downloads/manual",
   "/data/screws": "{root}/screws",
   "OWNER/visa": "published/visa",

@@ -105,7 +105,7 @@ def test_another_version_takes_the_place_of_one(
   ):
     assert part in text
   assert "the card has no results, as there are none" in caplog.text
-  assert f"the folder names the CLIP {clip_folder}, which others" in caplog.text
+  assert f"the folder names the backbone {clip_folder}, which others" in caplog.text
 
 
 def test_a_folder_of_something_else_is_left_alone(workdir, tmp_path):
@@ -135,7 +135,7 @@ def test_what_cannot_be_published(workdir, config, tmp_path):
   with pytest.raises(SystemExit) as ended:
     call("weights", "publish", f"--workdir={tmp_path}", "--out=x")
   assert "Train first: cops train" in str(ended.value)
-  with pytest.raises(InputError, match="run was trained on CLIP weights with"):
+  with pytest.raises(InputError, match="run was trained on weights with"):
     publish.publish(workdir, tmp_path / "out", "demo")
   shutil.rmtree(workdir / "checkpoints")
   with pytest.raises(InputError, match="run has no checkpoint yet"):
@@ -167,7 +167,7 @@ def test_the_card(workdir, tmp_path, caplog):
   for part in (
     *(values["prompts_sha256"], values["backbone_sha256"]),
     *(read_record(workdir).data_sha256, "made for cops_jax, free to use"),
-    'AnomalyDetector.from_pretrained("OWNER/tiny", clip="CLIP")',
+    'AnomalyDetector.from_pretrained("OWNER/tiny", backbone="BACKBONE")',
     "| seed | 0 |",
     f"| checkpoint | after step {newest_step(workdir)}, of 1 epochs in batc",
     "from a score of 0.5000 on, a pixel from 0.2500 on. Chosen as: by hand.",
@@ -267,7 +267,7 @@ def test_the_licence_is_that_of_the_data(workdir, dataset, licence, text):
       name="tiny",
       step=3,
       prompts_sha256="0" * 64,
-      hub_clip="openai/clip",
+      hub_backbone="openai/clip",
       results=results_json(Evaluated(results, {}, {}, values)),
     )
   )

@@ -18,7 +18,7 @@ def test_training_shows_progress_and_writes_its_files(trained):
   assert "| prompt_learner/context " in log
   assert "epoch 1/1, loss" in log and "9/9 steps" in log and "left" in log
   assert "8 cpu device(s) of 1 process(es), mesh {'data': 8}" in log
-  assert "MB of CLIP on each device" in log
+  assert "MB of backbone on each device" in log
   with Image.open(workdir / "losses.png") as curves:
     assert curves.width > 800
   rows = [

@@ -55,11 +55,11 @@ def _parser() -> argparse.ArgumentParser:
     help="the folder: new, empty or of pretrained prompts, which are replaced",
   )
   command.add_argument(
-    "--clip",
+    "--backbone",
     default="",
     metavar="OWNER/NAME",
-    help="the CLIP of the run on the Hugging Face hub, if the run had it from a"
-    " file or folder; it is loaded and its hash compared",
+    help="the backbone of the run on the Hugging Face hub, if the run had it"
+    " from a file or folder; it is loaded and its hash compared",
   )
   command = commands.add_parser(
     "inspect", help="print what a file of weights, or a run, holds"
@@ -153,6 +153,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(prompts.save(options.workdir, options.out))
   elif options.command == "publish":
     show_messages()
-    print(publish.publish(options.workdir, options.out, options.clip))
+    print(publish.publish(options.workdir, options.out, options.backbone))
   else:
     print(inspect(options.path))

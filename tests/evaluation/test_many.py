@@ -122,7 +122,7 @@ def test_a_result_is_kept_for_the_same_inputs_only(
   ):
     with monkeypatch.context() as patch:
       patch.setattr(place, attribute, value)
-      patch.setattr(many, "check_clip", mock.Mock())
+      patch.setattr(many, "check_backbone", mock.Mock())
       assert is_scored()
     assert is_scored()
   config.evaluation.batch_size = 3

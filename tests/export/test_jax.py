@@ -163,7 +163,7 @@ def test_bad_files_are_refused(path, tmp_path):
     with pytest.raises(InputError, match="bad.cops cannot be read as an"):
       export.load(bad)
   rewrite(path, bad, {"format": 9})
-  with pytest.raises(InputError, match="bad.cops has format 9, and .* reads 2"):
+  with pytest.raises(InputError, match="bad.cops has format 9, and .* reads 3"):
     export.load(bad)
   rewrite(path, bad, {"platforms": ["tpu"]})
   with pytest.raises(InputError, match="bad.cops was made for tpu, .* on cpu "):

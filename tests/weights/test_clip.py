@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 from transformers import FlaxCLIPModel
 
 from cops_jax.errors import InputError
-from cops_jax.weights import backbone, clip_names
+from cops_jax.weights import clip, clip_names
 from cops_jax.weights.clip import (
   DEMO_CLIP,
   DEMO_FOLDER,
@@ -225,9 +225,9 @@ def test_a_hub_name_downloads_what_is_needed():
   """The preferred file of tensors, and no other."""
   needed = ["config.json", "vocab.json", "merges.txt"]
   files = [*needed, "pytorch_model.bin", "tf_model.h5"]
-  assert backbone._needed_files(files) == [*needed, "pytorch_model.bin"]
+  assert clip._needed_files(files) == [*needed, "pytorch_model.bin"]
   files.append("model.safetensors")
-  assert backbone._needed_files(files) == [*needed, "model.safetensors"]
+  assert clip._needed_files(files) == [*needed, "model.safetensors"]
 
 
 def test_tokens_of_the_demo():

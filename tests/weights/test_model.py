@@ -17,13 +17,13 @@ def test_the_type_of_a_new_run_and_of_one_that_began(config, caplog):
   config.backbone.dtype = "auto"
   settled = settle_dtype(config, None)
   assert settled.backbone.dtype == "float32" and config.backbone.dtype == "auto"
-  assert "CLIP computes in float32, as is fast on cpu" in caplog.text
+  assert "the backbone computes in float32, as is fast on cpu" in caplog.text
   assert (
     build_model(config, load_backbone(config)).backbone.dtype == jnp.float32
   )
   record = Record({"backbone": {"dtype": "bfloat16"}}, "")
   assert settle_dtype(config, record).backbone.dtype == "bfloat16"
-  assert "CLIP computes in bfloat16, as the run does" in caplog.text
+  assert "the backbone computes in bfloat16, as the run does" in caplog.text
 
 
 @pytest.mark.parametrize("dtype", ("float32", "bfloat16"))
