@@ -105,7 +105,8 @@ def test_another_version_takes_the_place_of_one(
   ):
     assert part in text
   assert "the card has no results, as there are none" in caplog.text
-  assert f"the folder names the backbone {clip_folder}, which others" in caplog.text
+  warning = f"the folder names the backbone {clip_folder}, which others"
+  assert warning in caplog.text
 
 
 def test_a_folder_of_something_else_is_left_alone(workdir, tmp_path):
