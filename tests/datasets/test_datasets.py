@@ -1,5 +1,6 @@
 """Data sets by name, and the demo's builders."""
 
+import collections
 import io
 
 import numpy as np
@@ -31,6 +32,8 @@ def test_examples_are_complete(unseen):
   assert {e["category"] for e in unseen} == set(generated.EVALUATION_CATEGORIES)
   kinds = {e["anomaly_kind"] for e in unseen}
   assert kinds == {"good", *generated.SEEN_DEFECTS, *generated.UNSEEN_DEFECTS}
+  kinds = collections.Counter(unseen.categories_and_labels())
+  assert kinds["gear", 0] == 51 and kinds["gear", 1] == 51
   for example in unseen:
     assert example["label"] == (example["anomaly_kind"] != "good")
     assert example["dataset"] == "demo_unseen"

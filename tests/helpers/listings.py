@@ -12,6 +12,10 @@ def check_examples(tree, name, split="test"):
   assert examples.name == own_name
   expected = {p: row for p, row in tree.expected.items() if row.split == split}
   assert {example["path"] for example in examples} == expected.keys()
+  assert examples.categories_and_labels() == [
+    (row.category, row.label)
+    for row in (expected[example["path"]] for example in examples)
+  ]
   for example in examples:
     row = expected[example["path"]]
     assert example["image"] == tree.root / example["path"]
