@@ -23,7 +23,7 @@ PAGES = ("README.md", *sorted(f"docs/{p.name}" for p in ROOT.glob("docs/*.md")))
 # By the block's first line.
 NOT_RUN = {
   "python -m venv .venv && . .venv/bin/activate": "installs",
-  'pip install "cops-jax[demo]"': "installs; tests/demo serves the page",
+  "cops demo --workdir=runs/visa": "serves a page until Ctrl-C: tests/demo",
   'pip install "cops-jax[onnx]"': "installs",
   "cops demo": "serves until Ctrl-C, and takes minutes: tests/demo/test_page.py"
   " and tests/test_demo_run.py",

@@ -1,7 +1,9 @@
 """The statements of the package and its files about themselves agree."""
 
+import ast
 import importlib.metadata
 import re
+import sys
 import tomllib
 
 import pytest
@@ -27,13 +29,35 @@ def test_one_version_and_one_licence():
 
 def test_hints_name_extras_that_there_are():
   extras = set(PROJECT["optional-dependencies"])
-  found = importlib.metadata.distribution("cops-jax").metadata
-  assert set(found.get_all("Provides-Extra")) == extras
   pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
   sources = sorted((ROOT / "cops_jax").rglob("*.py"))
   for path in (*pages, *sources):
     for name in re.findall(r"cops-jax\[([\w-]+)\]", path.read_text()):
       assert name in extras, f"{path}: no extra is called {name!r}"
+
+
+def test_what_is_imported_is_installed():
+  """`pip install .` brings the page's packages too; the rest are extras'."""
+
+  def normalize(name):
+    return re.match(r"[\w.-]+", name)[0].lower().replace("_", "-")
+
+  providers = importlib.metadata.packages_distributions()
+  core = {normalize(name) for name in PROJECT["dependencies"]}
+  missing = set()
+  for path in (ROOT / "cops_jax").rglob("*.py"):
+    for node in ast.walk(ast.parse(path.read_text())):
+      if isinstance(node, ast.Import):
+        names = [alias.name for alias in node.names]
+      else:
+        names = [node.module] if isinstance(node, ast.ImportFrom) else []
+      for name in {name.partition(".")[0] for name in names}:
+        if not core & {normalize(one) for one in providers.get(name, [])}:
+          missing.add(name)
+  assert missing - {"cops_jax", *sys.stdlib_module_names} <= {
+    *("jaxlib", "requests"),  # Of jax and huggingface_hub.
+    *("fsspec", "gcsfs", "jax2onnx", "onnx_ir", "onnxruntime"),
+  }
 
 
 @pytest.mark.parametrize("name", ("README.md", "CONTRIBUTING.md"))

@@ -17,7 +17,7 @@ import socket
 from collections.abc import Sequence
 
 from cops_jax.commands import command_line, flags, make_parser
-from cops_jax.errors import InputError, needs_extra
+from cops_jax.errors import InputError
 
 _LOCAL_HOSTS = ("127.0.0.1", "localhost", "[::1]")
 
@@ -77,9 +77,9 @@ def _listen(host, port):
 
 
 def _serve(options):
-  with needs_extra("the page", "demo", "starlette", "uvicorn"):
-    from cops_jax.demo.server import make_app, make_server
   import numpy as np
+
+  from cops_jax.demo.server import make_app, make_server
 
   with _listen(options.host, options.port) as listener:
     models = _load_models(options)

@@ -8,7 +8,6 @@ import json
 import re
 import select
 import socket
-import sys
 import zlib
 
 import numpy as np
@@ -257,10 +256,3 @@ def test_bad_arguments_end_the_command(port, tmp_path, arguments, expected):
   with pytest.raises(SystemExit, match=expected.format(**names)) as error:
     main([text.format(**names) for text in arguments])
   assert "\n" not in str(error.value)
-
-
-def test_a_missing_extra_is_reported(monkeypatch):
-  monkeypatch.delitem(sys.modules, "cops_jax.demo.server")
-  monkeypatch.setitem(sys.modules, "uvicorn", None)
-  with pytest.raises(SystemExit, match=r"error: .*cops-jax\[demo\]"):
-    main(["--port=0"])
