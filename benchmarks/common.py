@@ -12,10 +12,14 @@ import jax
 import numpy as np
 from PIL import Image
 
+from cops_jax import methods
+from cops_jax.backbones.dino import DINOConfig
 from cops_jax.backbones.transformers_clip import CLIPConfig
 from cops_jax.config import recipe
+from cops_jax.weights.backbone import PretrainedBackbone
 from cops_jax.weights.clip import OPENAI_TOKENS, PretrainedCLIP, load_clip
-from cops_jax.weights.clip_names import clip_param_shapes
+from cops_jax.weights.clip_names import VISION_PARAMS, clip_param_shapes
+from cops_jax.weights.dino import PretrainedDINO, dino_param_shapes
 from cops_jax.weights.model import settle_dtype
 
 
@@ -44,42 +48,79 @@ def measure(call: Callable[[], Any], repeats: int) -> np.ndarray:
   return np.array(seconds[1:])
 
 
-def clip_config() -> CLIPConfig:
-  """Returns the sizes of OpenAI's ViT-L/14@336."""
-  return CLIPConfig(
-    text_config=dict(
-      hidden_size=768,
-      intermediate_size=3072,
-      num_hidden_layers=12,
-      num_attention_heads=12,
-    ),
-    vision_config=dict(
-      hidden_size=1024,
-      intermediate_size=4096,
-      num_hidden_layers=24,
-      num_attention_heads=16,
-      image_size=336,
-      patch_size=14,
-    ),
-    projection_dim=768,
+def published_config(kind: str) -> CLIPConfig | DINOConfig:
+  """Returns the sizes of a recipe's published backbone, all of them ViT-L.
+
+  Args:
+    kind: see config.backbone.kind in `cops_jax.config`.
+  """
+  width, num_layers, num_heads = 1024, 24, 16
+  if kind == "clip":
+    return CLIPConfig(
+      text_config=dict(
+        hidden_size=768,
+        intermediate_size=3072,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+      ),
+      vision_config=dict(
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=num_layers,
+        num_attention_heads=num_heads,
+        image_size=336,
+        patch_size=14,
+      ),
+      projection_dim=768,
+    )
+  is_second = kind == "dinov2"
+  return DINOConfig(
+    patch_size=14 if is_second else 16,
+    num_layers=num_layers,
+    num_heads=num_heads,
+    width=width,
+    mlp_width=4 * width,
+    num_registers=4,
+    layer_norm_eps=1e-6 if is_second else 1e-5,
+    position_grid=37 if is_second else 0,
+    rope_theta=0.0 if is_second else 100.0,
   )
 
 
-def load(is_quick: bool) -> tuple[Any, PretrainedCLIP]:
-  """Returns the demo's config and CLIP, or the published recipe's.
+def without_weights(config: Any) -> PretrainedBackbone:
+  """Returns the published backbone of a config's kind, with shapes alone.
 
-  The latter's CLIP has random weights.
+  CLIP's text tower is there if the method uses it.
   """
-  config = settle_dtype(recipe("demo" if is_quick else "visa"), None)
+  kind = config.backbone.kind
+  sizes = published_config(kind)
+  if kind != "clip":
+    return PretrainedDINO(sizes, dino_param_shapes(sizes), "none")
+  shapes = clip_param_shapes(sizes)
+  if not methods.find(config.method).USES_TEXT:
+    shapes = {name: shapes[name] for name in VISION_PARAMS}
+  return PretrainedCLIP(sizes, shapes, OPENAI_TOKENS, "none")
+
+
+def load(is_quick: bool, name: str = "visa") -> tuple[Any, PretrainedBackbone]:
+  """Returns the demo's config and CLIP, or a published recipe's.
+
+  The latter's backbone has random weights.
+
+  Args:
+    is_quick: whether to return the demo's.
+    name: name of the published recipe.
+  """
+  config = settle_dtype(recipe("demo" if is_quick else name), None)
   if is_quick:
     return config, load_clip("demo")
   rng = np.random.default_rng(0)
-  sizes = clip_config()
+  backbone = without_weights(config)
   params = jax.tree.map(
     lambda leaf: 0.02 * rng.standard_normal(leaf.shape, np.float32),
-    clip_param_shapes(sizes),
+    backbone.params,
   )
-  return config, PretrainedCLIP(sizes, params, OPENAI_TOKENS, "random")
+  return config, dataclasses.replace(backbone, params=params)
 
 
 def write_images(root: pathlib.Path, number: int) -> None:

@@ -16,6 +16,7 @@ from benchmarks import plain
 from benchmarks.common import Row, load, measure
 from cops_jax.backbones.features import join_params
 from cops_jax.backbones.flops import prompt_flops, vision_flops
+from cops_jax.backbones.vision import sizes_of
 from cops_jax.evaluation.step import make_predict_step
 from cops_jax.runtime.mesh import make_mesh, replicate, shard_batch
 from cops_jax.weights.model import build_model, place_backbone
@@ -79,10 +80,10 @@ def _plain_row(model, params, batch, ours, our_seconds):
 
 def _matrix_rate(backbone, config, number):
   """Returns FLOP a second of a layer's largest matrix product."""
-  vision, dtype = backbone.vision_config, jnp.dtype(config.backbone.dtype)
-  tokens = (config.model.image_size_pixels // vision.patch_size) ** 2 + 1
+  sizes, dtype = sizes_of(backbone), jnp.dtype(config.backbone.dtype)
+  tokens = (config.model.image_size_pixels // sizes.patch_size) ** 2 + 1
   tokens *= number
-  width, hidden = vision.hidden_size, vision.intermediate_size
+  width, hidden = sizes.width, sizes.mlp_width
   key = jax.random.key(0)
   left = jax.random.normal(key, (tokens, width), dtype)
   right = jax.random.normal(key, (width, hidden), dtype)

@@ -16,11 +16,11 @@ import numpy as np
 from scipy import ndimage
 
 from cops_jax import scoring
-from cops_jax.backbones.clip import (
+from cops_jax.backbones.prompts import join_parts
+from cops_jax.backbones.vision import (
   normalize_images,
   resize_position_embedding,
 )
-from cops_jax.backbones.prompts import join_parts
 from cops_jax.methods.cops import CoPS
 from cops_jax.scoring import (
   normalize,
@@ -44,7 +44,11 @@ def make_step(model: CoPS):
   @jax.jit
   def on_device(variables, images):
     patch_features, image_features, distances, text_features = model.apply(
-      variables, normalize_images(images), method=_features
+      variables,
+      normalize_images(
+        images, model.backbone.image_mean, model.backbone.image_std
+      ),
+      method=_features,
     )
     image_logits, patch_logits = text_logits(
       image_features,
@@ -67,7 +71,7 @@ def make_step(model: CoPS):
   ) -> dict[str, np.ndarray]:
     maps, scores = jax.device_get(on_device(variables, images))
     maps = [
-      ndimage.gaussian_filter(one, scoring.GAUSSIAN_SIGMA_PIXELS)
+      ndimage.gaussian_filter(one, model.config.evaluation.blur_sigma_pixels)
       for one in maps
     ]
     return {"image_score": scores, "anomaly_map": np.stack(maps)}

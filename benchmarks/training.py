@@ -17,6 +17,7 @@ import numpy as np
 
 from benchmarks.common import Row, load, write_images
 from cops_jax import datasets
+from cops_jax.backbones.vision import sizes_of
 from cops_jax.inputs import features, pipeline
 from cops_jax.runtime.mesh import make_mesh, replicate, shard_batch
 from cops_jax.training.step import (
@@ -46,7 +47,7 @@ def _step_seconds(config, backbone, examples) -> np.ndarray:
   num_epochs = 1 + _NUM_EPOCHS[config.feature_cache.dtype]
   options = pipeline.BatchOptions(
     image_size=config.model.image_size_pixels,
-    patch_size=backbone.config.vision_config.patch_size,
+    patch_size=sizes_of(backbone.config).patch_size,
     batch_size=1,
     shuffle_seed=0,
     example_ids=True,

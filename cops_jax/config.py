@@ -155,7 +155,7 @@ def check_values(config: Any, backbone: Any) -> None:
 
   Args:
     config: a ConfigDict.
-    backbone: configuration of CLIP; a transformers.CLIPConfig.
+    backbone: configuration of the backbone; see `vision.sizes_of`.
 
   Raises:
     InputError: a field is missing, its value does not fit its limits, CLIP or
@@ -205,13 +205,17 @@ def _refuse(name, value, expected):
 
 def _misfits(config, backbone, unread):
   """Yields fields that do not fit CLIP or others, and what they must be."""
+  from cops_jax.backbones.vision import sizes_of
   from cops_jax.images.tiles import EXPECTED, parse_grid
 
-  model, vision = config.model, backbone.vision_config
-  if model.image_size_pixels % vision.patch_size:
-    expected = f"a multiple of the patch size {vision.patch_size}"
+  model, sizes = config.model, sizes_of(backbone)
+  uses_text = methods.find(config.method).USES_TEXT
+  if uses_text and config.backbone.kind != "clip":
+    yield "backbone.kind", f"'clip' with the method {config.method!r}"
+  if model.image_size_pixels % sizes.patch_size:
+    expected = f"a multiple of the patch size {sizes.patch_size}"
     yield "model.image_size_pixels", expected
-  num_layers = vision.num_hidden_layers
+  num_layers = sizes.num_layers
   layers = model.feature_layers
   if not layers or min(layers) < 1 or max(layers) > num_layers:
     yield "model.feature_layers", f"whole numbers from 1 to {num_layers}"
@@ -219,8 +223,20 @@ def _misfits(config, backbone, unread):
     yield "model.num_value_layers", f"at most the {num_layers} vision layers"
   if model.smoothing_window_patches % 2 == 0:
     yield "model.smoothing_window_patches", "odd"
-  if model.num_state_words and backbone.projection_dim % model.num_heads:
-    width = backbone.projection_dim
+  if uses_text:
+    yield from _text_misfits(model, backbone, unread)
+  tiles = config.evaluation.tiles
+  if not parse_grid(tiles):
+    yield "evaluation.tiles", f'{EXPECTED}, or ""'
+  if tiles and config.feature_cache.dtype != "none":
+    expected = f'"" with feature_cache.dtype {config.feature_cache.dtype!r}'
+    yield "evaluation.tiles", f"{expected}: features are of whole images"
+
+
+def _text_misfits(model, clip, unread):
+  """Yields fields of prompts that do not fit CLIP, and what they must be."""
+  if model.num_state_words and clip.projection_dim % model.num_heads:
+    width = clip.projection_dim
     yield "model.num_heads", f"a divisor of CLIP's joint width {width}"
   num_words = sum(
     model[field]
@@ -231,16 +247,10 @@ def _misfits(config, backbone, unread):
     yield "model.num_context_words", "at least 1 if there are no other words"
   if model.deep_prompt_length > num_words:
     yield "model.deep_prompt_length", f"at most the {num_words} learned words"
-  num_layers = backbone.text_config.num_hidden_layers
+  num_layers = clip.text_config.num_hidden_layers
   if model.deep_prompt_depth >= num_layers:
     expected = f"less than the {num_layers} text layers"
     yield "model.deep_prompt_depth", expected
-  tiles = config.evaluation.tiles
-  if not parse_grid(tiles):
-    yield "evaluation.tiles", f'{EXPECTED}, or ""'
-  if tiles and config.feature_cache.dtype != "none":
-    expected = f'"" with feature_cache.dtype {config.feature_cache.dtype!r}'
-    yield "evaluation.tiles", f"{expected}: features are of whole images"
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -33,7 +33,7 @@ from cops_jax.typing import Float
 
 # The model's modules are imported where they are used: transformers is slow.
 if TYPE_CHECKING:
-  from cops_jax.weights.clip import PretrainedCLIP
+  from cops_jax.weights.backbone import PretrainedBackbone
 
 _logger = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ class AnomalyDetector:
     thresholds: for verdicts; None for no verdicts.
   """
 
-  def __init__(self, config: Any, trainable: Any, backbone: PretrainedCLIP):
+  def __init__(self, config: Any, trainable: Any, backbone: PretrainedBackbone):
     """Puts the model on all devices of this process.
 
     Args:
@@ -243,7 +243,7 @@ class AnomalyDetector:
     cls, config, prompts, record=None, allow_other_backbone=False, backbone=None
   ):
     from cops_jax.runs.record import check_backbone
-    from cops_jax.weights.clip import load_backbone
+    from cops_jax.weights.backbone import load_backbone
     from cops_jax.weights.model import build_model, load_trainable, settle_dtype
 
     config = settle_dtype(config, record)

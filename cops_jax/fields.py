@@ -168,10 +168,17 @@ FIELDS = {
     low=8,
     high=32,
   ),
+  "backbone.kind": Field(
+    "clip",
+    "Frozen vision model that features come from: CLIP, DINOv2 with registers"
+    " or DINOv3. Methods with texts need CLIP.",
+    _BOTH,
+    choices=("clip", "dinov2", "dinov3"),
+  ),
   "backbone.weights": Field(
     "openai/clip-vit-large-patch14-336",
-    "A Hugging Face name or folder, OpenAI's own .pt or a state dict with"
-    ' OpenAI\'s names, or "demo" for the toy in this package.',
+    "A Hugging Face name or folder; for CLIP also OpenAI's own .pt or a state"
+    ' dict with OpenAI\'s names, or "demo" for the toy in this package.',
     is_local=True,
   ),
   "backbone.revision": Field(
@@ -188,7 +195,7 @@ FIELDS = {
   ),
   "backbone.dtype": Field(
     "auto",
-    'Type of CLIP\'s computation: "float32", "bfloat16", or "auto": bfloat16 on'
+    'Type of its computation: "float32", "bfloat16", or "auto": bfloat16 on'
     " GPU and TPU, float32 on CPU, where it is faster. A run keeps the type it"
     " began with. All else is computed in float32.",
     _BOTH,
@@ -202,18 +209,26 @@ FIELDS = {
   ),
   "backbone.split_over_devices": Field(
     False,
-    "Splits CLIP's parameters over the devices: saves memory, and costs their"
+    "Splits its parameters over the devices: saves memory, and costs their"
     " exchange in every step.",
+  ),
+  "backbone.clip_projection": Field(
+    True,
+    "Projects CLIP's tokens to the width that it shares with texts. Does not"
+    " concern other backbones.",
+    _BOTH,
   ),
   "model.image_size_pixels": Field(
     518, "Side that images are resized to; a multiple of the patch size.", low=1
   ),
   "model.feature_layers": Field(
     (24,),
-    "Vision layers, counted from 1, whose patches are compared with prompts.",
+    "Vision layers, counted from 1, whose patches are scored.",
   ),
   "model.num_value_layers": Field(
-    24, "Last vision layers that have a value path; 0 for none.", low=0
+    24,
+    "Last layers of CLIP's vision tower that have a value path; 0 for none.",
+    low=0,
   ),
   "model.smoothing_window_patches": Field(
     5, "Side of the neighbourhood average, in patches; odd. 1 for none.", low=1
@@ -366,6 +381,12 @@ FIELDS = {
   ),
   "evaluation.beta": Field(
     0.9, "Share of the whole image's probability in its score.", low=0, high=1
+  ),
+  "evaluation.blur_sigma_pixels": Field(
+    4.0,
+    "Sigma of the anomaly map's Gaussian filter; 0 for none.",
+    low=0,
+    high=100,
   ),
   "evaluation.tiles": Field(
     "",

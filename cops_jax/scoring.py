@@ -10,9 +10,7 @@ from cops_jax.typing import Array, Float
 
 NORMAL, ANOMALY = 0, 1
 
-# The anomaly map's Gaussian filter, in pixels; scipy truncates at 4 sigma.
-GAUSSIAN_SIGMA_PIXELS = 4.0
-GAUSSIAN_RADIUS_PIXELS = 16
+_TRUNCATE_SIGMAS = 4.0  # Of the Gaussian filter; scipy's default.
 
 
 def normalize(x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
@@ -159,14 +157,21 @@ def upsample(
   return pixels.reshape(*patches.shape[:2], image_size**2, -1)
 
 
-def blurring_matrix(image_size: int) -> Float[np.ndarray, "h h"]:
-  """One axis of a Gaussian filter of sigma 4 pixels, as a matrix, float64.
+def blurring_matrix(image_size: int, sigma: float) -> Float[np.ndarray, "h h"]:
+  """One axis of a Gaussian filter, as a matrix, float64.
 
   As `scipy.ndimage.gaussian_filter` does it: edges reflected (d c b a | a b c
   d), truncated at 4 sigma.
+
+  Args:
+    image_size: pixels.
+    sigma: in pixels; 0 for the identity.
   """
-  offsets = np.arange(-GAUSSIAN_RADIUS_PIXELS, GAUSSIAN_RADIUS_PIXELS + 1)
-  kernel = np.exp(-0.5 * (offsets / GAUSSIAN_SIGMA_PIXELS) ** 2)
+  if not sigma:
+    return np.eye(image_size)
+  radius = int(_TRUNCATE_SIGMAS * sigma + 0.5)
+  offsets = np.arange(-radius, radius + 1)
+  kernel = np.exp(-0.5 * (offsets / sigma) ** 2)
   kernel /= kernel.sum()
   rows = np.arange(image_size)
   sources = (rows[:, None] + offsets) % (2 * image_size)
@@ -177,14 +182,17 @@ def blurring_matrix(image_size: int) -> Float[np.ndarray, "h h"]:
 
 
 def anomaly_maps(
-  patch_scores: Float[Array, "b n"], image_size: int, upsampling: str
+  patch_scores: Float[Array, "b n"],
+  image_size: int,
+  upsampling: str,
+  blur_sigma: float,
 ) -> Float[Array, "b h w"]:
   """Pixel maps `A p A^T` of the patch scores, upsampled and then blurred.
 
   `A` is `blurring_matrix` times `upsampling_matrix`.
   """
   side = round(patch_scores.shape[-1] ** 0.5)
-  matrix = blurring_matrix(image_size) @ upsampling_matrix(
+  matrix = blurring_matrix(image_size, blur_sigma) @ upsampling_matrix(
     image_size, side, upsampling
   )
   matrix = matrix.astype(np.float32)

@@ -14,7 +14,7 @@ from helpers.golden import assert_close
 def test_anomaly_map_is_scipys_gaussian_of_nearest(image_size, grid_size):
   """Also where the image is narrower than the filter."""
   scores = np.random.default_rng(0).random((2, grid_size**2), np.float32)
-  maps = scoring.anomaly_maps(jnp.asarray(scores), image_size, "nearest")
+  maps = scoring.anomaly_maps(jnp.asarray(scores), image_size, "nearest", 4.0)
   patch = image_size // grid_size
   for actual, row in zip(maps, scores, strict=True):
     grid = row.reshape(grid_size, grid_size)
@@ -34,12 +34,13 @@ def test_bilinear_upsampling_is_jaxs(image_size, grid_size):
     antialias=False,
   )
   assert_close(pixels.reshape(want.shape), want, 1e-6)
-  maps = scoring.anomaly_maps(
-    jnp.asarray(patches[:, 0, :, 1]), image_size, "bilinear"
-  )
-  for actual, expected in zip(maps, want[..., 1], strict=True):
-    expected = scipy.ndimage.gaussian_filter(np.asarray(expected), sigma=4)
-    assert_close(actual, expected, 2e-6)
+  for sigma in (0.0, 1.3, 4.0):
+    maps = scoring.anomaly_maps(
+      jnp.asarray(patches[:, 0, :, 1]), image_size, "bilinear", sigma
+    )
+    for actual, expected in zip(maps, want[..., 1], strict=True):
+      expected = scipy.ndimage.gaussian_filter(np.asarray(expected), sigma)
+      assert_close(actual, expected, 2e-6)
 
 
 def test_min_max_scale():

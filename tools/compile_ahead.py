@@ -6,8 +6,8 @@ Needs the extra [tpu-aot], and no TPU. Prints for the training step, the one
 from cached features and the evaluation step what the compiler says: memory of a
 chip, operations and bytes, what chips exchange; and the least time that the
 chip's published peak rates allow for these. Nothing is run. Fields of the
-config can be set: --config.model.image_size_pixels=336. CLIP is OpenAI's
-ViT-L/14@336 unless config.backbone.weights is a folder or "demo".
+config can be set: --config.model.image_size_pixels=336. The recipes' backbones
+need no download; config.backbone.weights may be a folder or "demo".
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from jax.experimental import topologies
 from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 
-from benchmarks.common import clip_config
+from benchmarks.common import without_weights
 from cops_jax.backbones.attention import padded_length
-from cops_jax.backbones.clip import cast_matrices
 from cops_jax.backbones.flops import PEAK_TERA_FLOPS
+from cops_jax.backbones.vision import cast_matrices, sizes_of
 from cops_jax.commands import command_line, flags, make_parser
 from cops_jax.errors import InputError, shorten
 from cops_jax.evaluation.step import make_predict_step
@@ -46,11 +46,15 @@ from cops_jax.training.step import (
   make_optimizer,
   make_train_step,
 )
-from cops_jax.weights.clip import OPENAI_TOKENS, PretrainedCLIP, load_clip
-from cops_jax.weights.clip_names import clip_param_shapes
+from cops_jax.weights.backbone import PretrainedBackbone, load_backbone
 from cops_jax.weights.model import build_model, trainable_shapes
 
-_OPENAI_CLIP = "openai/clip-vit-large-patch14-336"
+# Weights whose sizes are known here: nothing is downloaded.
+_PUBLISHED = (
+  "openai/clip-vit-large-patch14-336",
+  "facebook/dinov2-with-registers-large",
+  "facebook/dinov3-vitl16-pretrain-lvd1689m",
+)
 
 # Published memory of a chip in GB and its bandwidth in GB/s, by JAX's name of
 # the device kind.
@@ -118,23 +122,21 @@ def tpu_mesh(topology: str) -> Mesh:
   return make_mesh(slice_.devices)
 
 
-def read_clip(name: str) -> PretrainedCLIP:
-  """Returns CLIP's sizes and tokens; OpenAI's without its weights."""
-  if name != _OPENAI_CLIP:
-    return load_clip(name)
-  config = clip_config()
-  return PretrainedCLIP(config, clip_param_shapes(config), OPENAI_TOKENS, "")
+def read_backbone(config: Any) -> PretrainedBackbone:
+  """Returns a config's backbone; a published one without its weights."""
+  is_published = config.backbone.weights in _PUBLISHED
+  return (without_weights if is_published else load_backbone)(config)
 
 
 def compile_steps(
-  config: Any, backbone: PretrainedCLIP, mesh: Mesh, images_per_chip: int
+  config: Any, backbone: PretrainedBackbone, mesh: Mesh, images_per_chip: int
 ) -> Iterator[Report]:
   """Yields reports of both training steps and of the evaluation step.
 
   Args:
     config: a ConfigDict with the fields of `cops_jax.config`; its batch sizes
       are not read.
-    backbone: see `read_clip`.
+    backbone: see `read_backbone`.
     mesh: see `tpu_mesh`.
     images_per_chip: images in a step for each chip.
   """
@@ -193,31 +195,32 @@ def _kernel_flops(model, side):
   """Returns an image's: products of padded queries, keys and values."""
   if model.backbone.attention not in ("auto", "splash"):
     return 0
-  vision = model.backbone.config.vision_config
-  length = padded_length((side // vision.patch_size) ** 2 + 1)
-  num_kernels = (
-    vision.num_hidden_layers
-    - 1
-    + min(model.config.model.num_value_layers, vision.num_hidden_layers)
-  )
-  return num_kernels * 4 * length**2 * vision.hidden_size
+  sizes = sizes_of(model.backbone.config)
+  num_patches = (side // sizes.patch_size) ** 2
+  length = padded_length(num_patches + sizes.num_other_tokens)
+  num_kernels = sizes.num_layers
+  if num_value := model.config.model.num_value_layers:
+    # Only one token is computed after the last layer.
+    num_kernels += min(num_value, sizes.num_layers) - 1
+  return num_kernels * 4 * length**2 * sizes.width
 
 
 def _batch_shapes(config, model):
   """Returns the shape of a row and the type of each field of a batch."""
   side = config.model.image_size_pixels
-  patches = (side // model.backbone.config.vision_config.patch_size) ** 2
-  width = model.backbone.config.projection_dim
+  patches = (side // sizes_of(model.backbone.config).patch_size) ** 2
+  width = model.backbone.feature_width
+  num_layers = len(config.model.feature_layers)
   targets = {"mask_counts": ((patches,), np.int32)}
   if model.needs_masks:
     targets = {"mask": ((side, side), np.uint8)}
   return {
     "image": ((side, side, 3), np.uint8),
-    "image_features": ((width,), jnp.bfloat16),
-    "patch_features": (
-      (len(config.model.feature_layers), patches, width),
+    "image_features": (
+      (num_layers, width) if model.has_layer_tokens else (width,),
       jnp.bfloat16,
     ),
+    "patch_features": ((num_layers, patches, width), jnp.bfloat16),
     **targets,
     "label": ((), np.int32),
     "example_id": ((), np.uint32),
@@ -323,7 +326,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
   config, topology = flags.read_config(options), options.topology
   images_per_chip = max(options.images_per_chip, 1)
   mesh = tpu_mesh(topology)
-  backbone = read_clip(config.backbone.weights)
+  backbone = read_backbone(config)
   kind = mesh.devices.flat[0].device_kind
   print(
     f"{topology}: {mesh.size} x {kind}, {images_per_chip} images a chip;"

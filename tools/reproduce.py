@@ -35,7 +35,7 @@ from cops_jax.reporting.comparison import Row, Runs, compare, format_rows
 from cops_jax.reporting.papers import paper_results
 from cops_jax.runtime import signals
 from cops_jax.tables import align
-from cops_jax.weights.clip import load_backbone
+from cops_jax.weights.backbone import load_backbone
 from cops_jax.weights.model import settle_dtype
 from tools import runs
 

@@ -44,6 +44,7 @@ def self_attention(
   num_queries: int,
   has_value_path: bool,
   implementation: str,
+  rotation: tuple[Float[Array, "n d"], Float[Array, "n d"]] | None = None,
 ) -> tuple[Float[Array, "b q c"], Float[Array, "b n c"] | None]:
   """Attention without a mask, and that of the values with themselves.
 
@@ -55,6 +56,8 @@ def self_attention(
     has_value_path: whether values are queries and keys of values too.
     implementation: "xla" holds all scores at once, "heads" those of one image
       and head, "cudnn" and "splash" a block of them.
+    rotation: cosines and sines of the tokens' rotary positions, for channels of
+      one head; None for no rotation.
 
   Returns:
     What the queries found; and the values, or None without a value path.
@@ -69,13 +72,14 @@ def self_attention(
     functools.partial(step, is_direct=is_splash)
     for step in (_split_heads, _merge_heads)
   )
-  key = split(padded, layers["k_proj"], num_heads)
+  key = _rotate(split(padded, layers["k_proj"], num_heads), rotation)
   value = split(padded, layers["v_proj"], num_heads)
   if num_queries == length:
-    query = split(padded, layers["q_proj"], num_heads)
+    query = _rotate(split(padded, layers["q_proj"], num_heads), rotation)
     own = function(query, key, value, length)
   else:
     query = split(hidden[:, :num_queries], layers["q_proj"], num_heads)
+    query = _rotate(query, rotation)
     own = _xla(query, key[:, :, :length], value[:, :, :length], length)
   own = merge(own, layers["out_proj"])
   if not has_value_path:
@@ -97,6 +101,23 @@ def _split_heads(tokens, layer, num_heads, is_direct):
     return jnp.einsum("bnc,chd->bhnd", tokens, kernel) + bias
   projected = tokens @ kernel + bias[None, None]
   return projected.reshape(*tokens.shape[:2], num_heads, -1).swapaxes(1, 2)
+
+
+def _rotate(tokens, rotation):
+  """Turns the channels i and i + d/2 of each token by its angles."""
+  if rotation is None:
+    return tokens
+  # As many as there are tokens; those that only fill a block are not turned.
+  length = tokens.shape[2]
+  cosine, sine = (
+    jnp.pad(array, ((0, max(length - len(array), 0)), (0, 0)))[:length]
+    .astype(tokens.dtype)
+    .reshape(1, 1, length, -1)
+    for array in rotation
+  )
+  first, second = jnp.split(tokens, 2, axis=-1)
+  turned = jnp.concatenate([-second, first], axis=-1)
+  return tokens * cosine + turned * sine
 
 
 def _merge_heads(mixed, layer, is_direct):

@@ -7,10 +7,9 @@ stock `FlaxCLIPModel` drop in unconverted and plain CLIP stays available through
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,60 +17,8 @@ import numpy as np
 from cops_jax.backbones.attention import choose_implementation, self_attention
 from cops_jax.backbones.prompts import join_parts
 from cops_jax.backbones.transformers_clip import FlaxCLIPModule
+from cops_jax.backbones.vision import resize_position_embedding
 from cops_jax.typing import Array, Float, Integer
-
-# Of the images CLIP was trained on, per RGB channel, in [0, 1].
-IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
-IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
-
-
-def normalize_images(
-  images: Integer[Array, "b h w 3"],
-) -> Float[Array, "b h w 3"]:
-  """uint8 images as CLIP expects them."""
-  mean, std = (
-    jnp.array(values).reshape(1, 1, 1, 3) for values in (IMAGE_MEAN, IMAGE_STD)
-  )
-  return (images / 255.0 - mean) / std
-
-
-def resize_position_embedding(
-  embedding: Float[Array, "p c"], grid_size: int
-) -> Float[Array, "q c"]:
-  """Fits CLIP's vision position embedding to another patch grid.
-
-  Args:
-    embedding: class token's row, then the rows of CLIP's own square grid.
-    grid_size: patches along one side of the wanted grid.
-
-  Returns:
-    1 + grid_size**2 rows: the class token's is kept, the patches' are
-    interpolated bilinearly with half-pixel centres and no antialiasing.
-  """
-  class_row, patch_rows = embedding[:1], embedding[1:]
-  side = round(patch_rows.shape[0] ** 0.5)
-  width = embedding.shape[-1]
-  grid = jax.image.resize(
-    patch_rows.reshape(side, side, width),
-    (grid_size, grid_size, width),
-    method="bilinear",
-    antialias=False,
-  )
-  return jnp.concatenate([class_row, grid.reshape(-1, width)])
-
-
-def cast_matrices(
-  params: Mapping[str, Any], dtype: jax.typing.DTypeLike
-) -> Mapping[str, Any]:
-  """CLIP's parameters with its matrices in the type of the computation.
-
-  They are cast to it before they are used anyway, so nothing changes but their
-  memory. Embeddings, norms and biases stay as they are.
-  """
-  return flax.traverse_util.path_aware_map(
-    lambda path, leaf: leaf.astype(dtype) if path[-1] == "kernel" else leaf,
-    params,
-  )
 
 
 class CLIP(FlaxCLIPModule):
@@ -82,16 +29,49 @@ class CLIP(FlaxCLIPModule):
     dtype: of the computation; parameters keep their own.
     attention: of the vision tower's tokens; see `attention.self_attention`.
     platform: where programs run; see `attention.choose_implementation`.
+    has_projection: whether `encode_layers` projects tokens to the joint width.
   """
 
   dtype: Any = jnp.float32
   attention: str = "auto"
   platform: str = ""
+  has_projection: bool = True
+
+  # Of the images CLIP was trained on, per RGB channel, in [0, 1].
+  image_mean = (0.48145466, 0.4578275, 0.40821073)
+  image_std = (0.26862954, 0.26130258, 0.27577711)
 
   @property
   def implementation(self) -> str:
     """The attention of the vision tower's tokens, never "auto"."""
     return choose_implementation(self.attention, self.dtype, self.platform)
+
+  @property
+  def feature_width(self) -> int:
+    """Width of features: that of the joint space if they are projected."""
+    if self.has_projection:
+      return self.config.projection_dim
+    return self.config.vision_config.hidden_size
+
+  def encode_layers(
+    self, images: Float[Array, "b h w 3"], feature_layers: Sequence[int]
+  ) -> tuple[Float[Array, "b f d"], Float[Array, "b f n d"]]:
+    """Returns plain CLIP's class and patch tokens after some layers.
+
+    Args:
+      images, feature_layers: see `vision_streams`.
+
+    Returns:
+      Tokens after the post-layernorm and, with `has_projection`, the
+      projection; not L2-normalised.
+    """
+    _, tokens = self.vision_streams(
+      images, feature_layers=feature_layers, num_value_layers=0
+    )
+    tokens = self.vision_model.post_layernorm(tokens)
+    if self.has_projection:
+      tokens = self.visual_projection(tokens)
+    return tokens[:, :, 0], tokens[:, :, 1:]
 
   def vision_streams(
     self,

@@ -14,8 +14,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cops_jax.backbones.clip import normalize_images
 from cops_jax.backbones.devices import one_by_one
+from cops_jax.backbones.vision import normalize_images
 from cops_jax.typing import Array, Float
 
 # The frozen subtree's name beside the trainable ones.
@@ -26,26 +26,37 @@ ENCODE_FIELDS = ("image", "image_features", "patch_features")
 
 
 def encode_images(
-  model: nn.Module, images: Float[Array, "b h w 3"]
-) -> tuple[Float[Array, "b d"], Float[Array, "b f n d"]]:
+  model: nn.Module,
+  backbone_params: Mapping[str, Any],
+  images: Float[Array, "b h w 3"],
+) -> tuple[Float[Array, "b *f d"], Float[Array, "b f n d"]]:
   """Returns the backbone's image and patch features, float32.
 
   Args:
-    model: bound to variables, as by `model.apply(variables, images,
-      method=encode_images)`; only the backbone's parameters are needed.
+    model: a method's model, which need not be bound to variables.
+    backbone_params: the backbone's parameters.
     images: normalised.
+
+  Returns:
+    Patch features of each feature layer; and class tokens of each of them or,
+    for a method that compares images with texts, CLIP's image features (b, d).
   """
-  settings = model.config.model
-  image_features, patch_features = model.backbone.encode_images(
-    images,
-    feature_layers=settings.feature_layers,
-    num_value_layers=settings.num_value_layers,
-  )
+  settings, variables = model.config.model, {"params": backbone_params}
+  if model.has_layer_tokens:
+    features = model.backbone.apply(
+      variables, images, settings.feature_layers, method="encode_layers"
+    )
+  else:
+    features = model.backbone.apply(
+      variables,
+      images,
+      feature_layers=settings.feature_layers,
+      num_value_layers=settings.num_value_layers,
+      method="encode_images",
+    )
   # The tower gives the same numbers, in its own type, whatever is compiled
   # around it.
-  image_features, patch_features = jax.lax.optimization_barrier(
-    (image_features, patch_features)
-  )
+  image_features, patch_features = jax.lax.optimization_barrier(features)
   return (
     image_features.astype(jnp.float32),
     patch_features.astype(jnp.float32),
@@ -53,29 +64,25 @@ def encode_images(
 
 
 def encode_batch(
-  model: nn.Module, variables: Mapping[str, Any], batch: Mapping[str, Array]
-) -> tuple[Float[Array, "b d"], Float[Array, "b f n d"]]:
+  model: nn.Module,
+  backbone_params: Mapping[str, Any],
+  batch: Mapping[str, Array],
+) -> tuple[Float[Array, "b *f d"], Float[Array, "b f n d"]]:
   """Returns `encode_images` of a batch, or the features that the batch holds.
 
   Args:
-    model, variables: a method's; only the backbone's parameters are needed.
-    batch: image uint8 (b, h, w, 3); or image_features (b, d) and patch_features
-      (b, f, n, d) in any floating-point type.
-
-  Returns:
-    image_features (b, d) and patch_features (b, f, n, d), float32.
+    model, backbone_params: see `encode_images`.
+    batch: image uint8 (b, h, w, 3); or image_features and patch_features as
+      returned here, in any floating-point type.
   """
   if "image" in batch:
+    backbone = model.backbone
 
     def encode(images):
-      return model.apply(
-        variables, normalize_images(images), method=encode_images
-      )
+      images = normalize_images(images, backbone.image_mean, backbone.image_std)
+      return encode_images(model, backbone_params, images)
 
-    if (model.backbone.attention, model.backbone.implementation) == (
-      "auto",
-      "heads",
-    ):
+    if (backbone.attention, backbone.implementation) == ("auto", "heads"):
       encode = one_by_one(encode)  # On CPU.
     return encode(batch["image"])
   return (

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cops_jax.backbones.transformers_clip import CLIPConfig
+from cops_jax.backbones.vision import sizes_of
 
 # Published peak rates of dense products in 16 bits, in TFLOP a second, by the
 # names that JAX gives to kinds of devices.
@@ -28,42 +28,37 @@ PEAK_TERA_FLOPS = {
 }
 
 
-def vision_flops(config: Any, backbone: CLIPConfig) -> float:
+def vision_flops(config: Any, backbone: Any) -> float:
   """Returns the operations for an image's features.
 
   Args:
     config: a ConfigDict with the fields of `cops_jax.config`.
-    backbone: sizes.
+    backbone: its configuration; see `vision.sizes_of`.
   """
-  model, vision = config.model, backbone.vision_config
-  num_patches = (model.image_size_pixels // vision.patch_size) ** 2
-  tokens, width = num_patches + 1, vision.hidden_size
-  mlp = 4 * width * vision.intermediate_size
+  model, sizes = config.model, sizes_of(backbone)
+  num_patches = (model.image_size_pixels // sizes.patch_size) ** 2
+  tokens, width = num_patches + sizes.num_other_tokens, sizes.width
+  mlp = 4 * width * sizes.mlp_width
   attention = 4 * tokens**2 * width
-  num_layers = vision.num_hidden_layers
-  # All layers but the last: four projections, attention, MLP.
-  flops = (num_layers - 1) * (tokens * (8 * width**2 + mlp) + attention)
-  # The last: its keys and values, and the rest for the class token.
-  flops += 4 * tokens * width**2 + 4 * width**2 + mlp
-  # The value path: attention and its output projection.
-  num_value = min(
-    model.num_value_layers - num_layers + max(model.feature_layers),
-    model.num_value_layers,
-  )
-  flops += max(num_value, 0) * (attention + 2 * tokens * width**2)
-  flops += 2 * num_patches * 3 * vision.patch_size**2 * width
-  flops += (
-    2
-    * len(model.feature_layers)
-    * num_patches
-    * width
-    * backbone.projection_dim
-  )
+  layer = tokens * (8 * width**2 + mlp) + attention
+  last = max(model.feature_layers)
+  num_layers, num_value = sizes.num_layers, model.num_value_layers
+  flops = (num_layers - 1) * layer
+  if num_value:  # The last layer's keys and values, the rest for one token.
+    flops += 4 * tokens * width**2 + 4 * width**2 + mlp
+    # The value path: attention and its output projection.
+    num_value = max(min(num_value - num_layers + last, num_value), 0)
+    flops += num_value * (attention + 2 * tokens * width**2)
+  else:
+    flops += layer
+  flops += 2 * num_patches * 3 * sizes.patch_size**2 * width
+  if joint_width := getattr(backbone, "projection_dim", 0):
+    flops += 2 * len(model.feature_layers) * num_patches * width * joint_width
   return float(flops)
 
 
 def prompt_flops(
-  num_tokens: float, backbone: CLIPConfig, *, is_training: bool
+  num_tokens: float, backbone: Any, *, is_training: bool
 ) -> float:
   """Returns the operations for an image's prompts.
 
@@ -71,10 +66,12 @@ def prompt_flops(
   own.
 
   Args:
-    num_tokens: that an image costs the text tower, see `methods.Method`.
-    backbone: sizes.
+    num_tokens: tokens that an image costs the text tower, see `methods.Model`.
+    backbone: configuration of CLIP, or any other if there are no tokens.
     is_training: whether there is a gradient.
   """
+  if not num_tokens:
+    return 0.0
   text = backbone.text_config
   width = text.hidden_size
   per_token = 8 * width**2 + 4 * width * text.intermediate_size

@@ -36,7 +36,7 @@ from cops_jax.runtime.processes import (
   peak_memory_bytes,
 )
 from cops_jax.tables import count_notes
-from cops_jax.weights.clip import PretrainedCLIP
+from cops_jax.weights.backbone import PretrainedBackbone
 
 
 class Evaluator:
@@ -50,7 +50,7 @@ class Evaluator:
     self,
     config: Any,
     model: nn.Module,
-    backbone: PretrainedCLIP,
+    backbone: PretrainedBackbone,
     mesh: Mesh,
     shardings: Sharding | Mapping[str, Any],
   ):

@@ -44,7 +44,7 @@ from cops_jax.runtime.processes import (
 )
 from cops_jax.tables import group_by_reason
 from cops_jax.weights import prompts
-from cops_jax.weights.clip import load_backbone
+from cops_jax.weights.backbone import load_backbone
 from cops_jax.weights.model import (
   build_model,
   load_trainable,

@@ -10,7 +10,13 @@ import jax
 from jax.sharding import Mesh, Sharding
 
 from cops_jax import scoring
-from cops_jax.backbones.features import ENCODE_FIELDS, encode_batch, join_params
+from cops_jax.backbones.features import (
+  BACKBONE_PARAMS,
+  ENCODE_FIELDS,
+  encode_batch,
+  join_params,
+)
+from cops_jax.backbones.vision import sizes_of
 from cops_jax.runtime.mesh import jit_step
 
 # Fields of a batch that the step reads.
@@ -31,8 +37,9 @@ def detect_anomalies(
   Returns:
     image_score (b,) and anomaly_map (b, h, w), float32 in [0, 1].
   """
-  features = encode_batch(model, variables, batch)
-  patch_size = model.backbone.config.vision_config.patch_size
+  backbone_params = variables["params"][BACKBONE_PARAMS]
+  features = encode_batch(model, backbone_params, batch)
+  patch_size = sizes_of(model.backbone.config).patch_size
   image_size = round(features[1].shape[2] ** 0.5) * patch_size
   image_scores, patch_scores = model.apply(
     variables, features, batch, method="score"
@@ -40,7 +47,10 @@ def detect_anomalies(
   return {
     "image_score": image_scores,
     "anomaly_map": scoring.anomaly_maps(
-      patch_scores, image_size, model.upsampling
+      patch_scores,
+      image_size,
+      model.upsampling,
+      model.config.evaluation.blur_sigma_pixels,
     ),
   }
 

@@ -40,19 +40,33 @@ class FeatureCache:
     dtype: of the stored features.
     shape: (f, n, d) of an image's patch features.
     num_images: in the data set.
+    num_class_tokens: number of class tokens of an image; None for one without
+      an axis of its own.
   """
 
   folder: pathlib.Path
   dtype: str
   shape: tuple[int, int, int]
   num_images: int
+  num_class_tokens: int | None = None
 
   @property
   def num_bytes(self) -> int:
     """Bytes of an image's features and of how it was read."""
     layers, patches, width = self.shape
-    number = (1 + layers * patches) * width
+    number = (self._num_class_rows + layers * patches) * width
     return number * jnp.dtype(self.dtype).itemsize + _FACTS.itemsize
+
+  @property
+  def _num_class_rows(self):
+    return self.num_class_tokens or 1
+
+  @property
+  def _class_shape(self):
+    width = self.shape[-1]
+    if self.num_class_tokens is None:
+      return (width,)
+    return (self.num_class_tokens, width)
 
   @property
   def shard_size(self) -> int:
@@ -75,8 +89,8 @@ class FeatureCache:
     """Returns an image's features in the stored type, or None without any.
 
     Returns:
-      image_features (d,) and patch_features (f, n, d); orientation, size and
-      notes as in `pipeline.iterate_batches`.
+      image_features (d,) or (f, d) and patch_features (f, n, d); orientation,
+      size and notes as in `pipeline.iterate_batches`.
 
     Raises:
       InputError: they are damaged, or of another image or cache.
@@ -95,8 +109,8 @@ class FeatureCache:
       "orientation": facts["orientation"],
       "size": facts["size"],
       "notes": np.str_(facts["notes"].decode(errors="ignore")),
-      "image_features": rows[0],
-      "patch_features": rows[1:].reshape(self.shape),
+      "image_features": rows[: self._num_class_rows].reshape(self._class_shape),
+      "patch_features": rows[self._num_class_rows :].reshape(self.shape),
     }
 
   def padding(self) -> dict[str, Any]:
@@ -109,7 +123,7 @@ class FeatureCache:
       "orientation": np.int32(1),
       "size": np.zeros(2, np.int32),
       "notes": np.str_(""),
-      "image_features": np.ones(self.shape[-1], dtype),
+      "image_features": np.ones(self._class_shape, dtype),
       "patch_features": np.ones(self.shape, dtype),
     }
 
@@ -130,8 +144,9 @@ class FeatureCache:
         image's path.
     """
     path = row["path"]
+    width = self.shape[-1]
     rows = np.concatenate(
-      [image_features[None], patch_features.reshape(-1, self.shape[-1])]
+      [image_features.reshape(-1, width), patch_features.reshape(-1, width)]
     )
     with np.errstate(over="ignore"):  # It is noticed below.
       stored = rows.astype(jnp.dtype(self.dtype))

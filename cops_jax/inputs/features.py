@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from cops_jax.backbones.features import ENCODE_FIELDS, encode_batch, join_params
+from cops_jax.backbones.features import ENCODE_FIELDS, encode_batch
 from cops_jax.errors import InputError, WriteError
 from cops_jax.files import file_state, write_file
 from cops_jax.inputs import pipeline
@@ -33,14 +33,14 @@ from cops_jax.paths import require_local
 from cops_jax.progress import Progress, gigabytes
 from cops_jax.runtime.mesh import jit_step, make_mesh, run_ahead, shard_batch
 from cops_jax.runtime.processes import in_all_processes
-from cops_jax.weights.clip import PretrainedCLIP
+from cops_jax.weights.backbone import PretrainedBackbone
 from cops_jax.weights.model import place_backbone
 
 _logger = logging.getLogger(__name__)
 
 # Increase it with any change to the stored values or their layout: in the
 # decoding of images, the vision tower or the shards.
-_VERSION = 4
+_VERSION = 5
 
 
 def features_folder(config: Any) -> pathlib.Path:
@@ -64,7 +64,7 @@ def open_features(
   examples: Sequence[Mapping[str, Any]],
   split: str,
   model: nn.Module,
-  backbone: PretrainedCLIP,
+  backbone: PretrainedBackbone,
   mesh: Mesh,
   *,
   batch_size: int,
@@ -103,13 +103,15 @@ def open_features(
   options = pipeline.make_options(
     config, backbone, local_mesh, device_size * local_mesh.size
   )
+  num_layers = len(config.model.feature_layers)
   shape = (
-    len(config.model.feature_layers),
+    num_layers,
     (options.image_size // options.patch_size) ** 2,
-    backbone.config.projection_dim,
+    model.backbone.feature_width,
   )
+  num_class_tokens = num_layers if model.has_layer_tokens else None
   folder = features_folder(config) / f"{examples.name}-{key}"
-  cache = FeatureCache(folder, dtype, shape, len(examples))
+  cache = FeatureCache(folder, dtype, shape, len(examples), num_class_tokens)
   # Compiled once, and only if there is an image to encode.
   make_encode = functools.cache(
     lambda: _make_encode(config, model, backbone, local_mesh)
@@ -150,7 +152,6 @@ def _file_states(examples):
 
 def _manifest(config, examples, split, model, backbone, device_size):
   """Returns all that the stored values depend on, as text."""
-  vision = backbone.config.vision_config
   manifest = {
     "version": _VERSION,
     "dataset": {
@@ -161,13 +162,11 @@ def _manifest(config, examples, split, model, backbone, device_size):
     },
     "backbone": {
       "sha256": backbone.sha256,
-      # The rest of the tower's architecture can be seen in the weights.
-      "patch_size": vision.patch_size,
-      "num_attention_heads": vision.num_attention_heads,
-      "hidden_act": vision.hidden_act,
-      "layer_norm_eps": vision.layer_norm_eps,
+      "config": json.loads(backbone.config.to_json_string()),
       "dtype": jnp.dtype(model.backbone.dtype).name,
+      "feature_width": model.backbone.feature_width,
     },
+    "has_layer_tokens": model.has_layer_tokens,
     "image_size_pixels": config.model.image_size_pixels,
     "bits_per_channel": config.input.bits_per_channel,
     "feature_layers": list(config.model.feature_layers),
@@ -259,7 +258,7 @@ def _make_encode(config, model, backbone, mesh):
   )
 
   def encode(backbone_params, batch):
-    return encode_batch(model, join_params({}, backbone_params), batch)
+    return encode_batch(model, backbone_params, batch)
 
   step = jit_step(encode, mesh, shardings, num_replicated=0)
   return lambda batch: step(

@@ -29,6 +29,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from cops_jax.backbones.vision import sizes_of
 from cops_jax.config import reading
 from cops_jax.errors import InputError
 from cops_jax.images import read, tiles
@@ -108,7 +109,7 @@ def make_options(
 
   Args:
     config: a ConfigDict with the fields of `cops_jax.config`.
-    backbone: CLIP, whose `config` holds the patch size.
+    backbone: from `load_backbone`.
     mesh: devices of the run, or of this process alone.
     batch_size: examples in a global batch.
     **kwargs: other fields of the options.
@@ -116,7 +117,7 @@ def make_options(
   is_cluster = mesh.is_multi_process
   return BatchOptions(
     image_size=config.model.image_size_pixels,
-    patch_size=backbone.config.vision_config.patch_size,
+    patch_size=sizes_of(backbone.config).patch_size,
     batch_size=batch_size,
     num_devices=mesh.size,
     process_index=jax.process_index() if is_cluster else 0,

@@ -29,19 +29,22 @@ class Method(Protocol):
       these must have their defaults.
     IS_TRAINED: whether anything is trained. If not, the tree that the model's
       `init_trainable` computes is used as it is.
+    USES_TEXT: whether it compares images with texts, for which the backbone
+      must be CLIP. If not, CLIP's text tower is not loaded.
   """
 
   TITLE: str
   FIELDS: Collection[str]
   IS_TRAINED: bool
+  USES_TEXT: bool
 
   def build_model(self, config: Any, tower: Any, backbone: Any) -> Model:
     """Returns the model.
 
     Args:
       config: a FrozenConfigDict with the fields of `cops_jax.config`.
-      tower: a `backbones.clip.CLIP`.
-      backbone: the `weights.clip.PretrainedCLIP` that it is built for.
+      tower: the frozen backbone, a Flax module; see `backbones.vision`.
+      backbone: the `weights.backbone.PretrainedBackbone` that it is built for.
     """
 
 
@@ -50,14 +53,15 @@ class Model(Protocol):
 
   Its parameters are two trees: the backbone's under "backbone", frozen, and the
   trainable one, whose names no other method may use. Arguments named `features`
-  are what
-  `features.encode_batch` returns. A model that reads
+  are what `features.encode_batch` returns. A model that reads
   config.model.use_category_names has `category_text_features`, as
   `PromptEnsemble` has.
 
   Attributes:
     config: the frozen config that it was built from.
     backbone: the tower, which is its submodule.
+    has_layer_tokens: whether image features are the class tokens of each
+      feature layer, (b, f, d), and not CLIP's image features, (b, d).
     needs_masks: whether its losses read whole masks, uint8 (b, h, w), under
       "mask"; otherwise they read mask pixels by patch, int32 (b, n), under
       "mask_counts".
@@ -72,6 +76,7 @@ class Model(Protocol):
 
   config: Any
   backbone: Any
+  has_layer_tokens: bool
   needs_masks: bool
   needs_noise: bool
   upsampling: str

@@ -26,7 +26,7 @@ FIELDS = (
   "model.deep_prompt_depth",
   "model.deep_prompt_cast",
 )
-IS_TRAINED = True
+IS_TRAINED = USES_TEXT = True
 
 
 @jax.custom_vjp
@@ -65,7 +65,8 @@ class AnomalyCLIP(nn.Module):
   prefix_tokens: tuple[int, ...]
   suffix_tokens: tuple[tuple[int, ...], tuple[int, ...]]
 
-  needs_masks, needs_noise = True, False
+  needs_masks = True
+  needs_noise = has_layer_tokens = False
   upsampling = "bilinear"
 
   def setup(self):

@@ -14,6 +14,7 @@ from cops_jax import losses, scoring
 from cops_jax.backbones.clip import CLIP
 from cops_jax.backbones.features import init_parts
 from cops_jax.backbones.prompts import LearnedPrompts, join_parts
+from cops_jax.backbones.vision import sizes_of
 from cops_jax.typing import Array, Float
 
 TITLE = "CoPS"
@@ -32,7 +33,7 @@ FIELDS = (
   "evaluation.alpha",
   "evaluation.beta",
 )
-IS_TRAINED = True
+IS_TRAINED = USES_TEXT = True
 
 _CODES_KEY = 2  # Beside the seed; other numbers are for other purposes.
 # Which state's prototypes the prompts of (normal, anomaly) receive.
@@ -170,11 +171,11 @@ class CoPS(nn.Module):
   prefix_tokens: tuple[int, ...]
   suffix_tokens: tuple[int, ...]
 
-  needs_masks = False
+  needs_masks = has_layer_tokens = False
   upsampling = "nearest"
 
   def setup(self):
-    settings, width = self.config.model, self.backbone.config.projection_dim
+    settings, width = self.config.model, self.backbone.feature_width
     num_words = settings.num_context_words
     if settings.num_state_words:
       self.prototype_extractor = PrototypeExtractor(
@@ -208,10 +209,7 @@ class CoPS(nn.Module):
   @nn.nowrap
   def evaluation_codes(self) -> Float[Array, "z d"]:
     """Returns the category codes of evaluation, the same for all images."""
-    shape = (
-      self.config.evaluation.num_samples,
-      self.backbone.config.projection_dim,
-    )
+    shape = self.config.evaluation.num_samples, self.backbone.feature_width
     # NumPy's numbers are the same on every platform, to the last bit.
     rng = np.random.default_rng((self.config.seed, _CODES_KEY))
     return jnp.array(rng.standard_normal(shape, np.float32))
@@ -224,7 +222,7 @@ class CoPS(nn.Module):
     return init_parts(self, key, CoPS._use_trained_parts)
 
   def _use_trained_parts(self):
-    features = jnp.zeros((1, self.backbone.config.projection_dim))
+    features = jnp.zeros((1, self.backbone.feature_width))
     if self.config.model.num_state_words:
       self.prototype_extractor(features[None])
     if self.config.model.num_category_words:
@@ -353,7 +351,7 @@ class CoPS(nn.Module):
     """
     outputs = self(*features, batch.get("noise"), is_training=True)
     padding_mask, counts = batch["padding_mask"], batch["mask_counts"]
-    patch_area = self.backbone.config.vision_config.patch_size**2
+    patch_area = sizes_of(self.backbone.config).patch_size ** 2
     terms = {
       "image": losses.image_loss(
         outputs.image_logits, batch["label"], padding_mask

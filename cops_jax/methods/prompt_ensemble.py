@@ -36,7 +36,7 @@ FIELDS = (
   "model.object_name",
   "model.use_category_names",
 )
-IS_TRAINED = False
+IS_TRAINED, USES_TEXT = False, True
 
 # Files of this project by name.
 _FOLDER = pathlib.Path(__file__).parent / "prompt_texts"
@@ -58,7 +58,7 @@ class PromptEnsemble(nn.Module):
   backbone: CLIP
   tokens: tuple[Tokens, Tokens]
 
-  needs_masks = needs_noise = False
+  needs_masks = needs_noise = has_layer_tokens = False
   upsampling = "bilinear"
   loss_terms = None
 

@@ -33,7 +33,7 @@ from cops_jax.training.step import (
   make_train_step,
 )
 from cops_jax.weights import pretrained, prompts
-from cops_jax.weights.clip import PretrainedCLIP, load_backbone
+from cops_jax.weights.backbone import PretrainedBackbone, load_backbone
 from cops_jax.weights.model import build_model, place_backbone, settle_dtype
 
 _logger = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ _logger = logging.getLogger(__name__)
 
 def load(
   config: Any, workdir: AnyPath
-) -> tuple[Any, PretrainedCLIP, nn.Module, Sequence[Mapping[str, Any]]]:
+) -> tuple[Any, PretrainedBackbone, nn.Module, Sequence[Mapping[str, Any]]]:
   """Loads the backbone, the model on it and the examples to train on.
 
   Args:
@@ -76,7 +76,7 @@ def load(
 
 def read_start(
   config: Any,
-  backbone: PretrainedCLIP,
+  backbone: PretrainedBackbone,
   params: Mapping[str, Any],
   init_from: str | os.PathLike,
   allow_other_backbone: bool,
@@ -122,7 +122,7 @@ def read_start(
 def prepare(
   config: Any,
   examples: Sequence[Mapping[str, Any]],
-  backbone: PretrainedCLIP,
+  backbone: PretrainedBackbone,
   model: nn.Module,
   params: Mapping[str, Any],
 ) -> tuple[int, TrainState, Any, Mapping[str, Any], Any]:
@@ -187,7 +187,7 @@ def open_batches(
   config: Any,
   workdir: AnyPath,
   examples: Sequence[Mapping[str, Any]],
-  backbone: PretrainedCLIP,
+  backbone: PretrainedBackbone,
   model: nn.Module,
   steps: range,
 ) -> tuple[Iterator[dict[str, np.ndarray]], list[Exception]]:

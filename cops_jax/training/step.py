@@ -96,7 +96,7 @@ def loss_and_terms(
     The loss and the terms by name, the loss among them, all of shape ().
   """
   variables = join_params(params, backbone_params)
-  features = encode_batch(model, variables, batch)
+  features = encode_batch(model, backbone_params, batch)
   terms = model.apply(variables, features, batch, method="loss_terms")
   loss = losses.total_loss(terms)
   return loss, {"loss": loss, **terms}
@@ -126,7 +126,7 @@ def make_train_step(
     the next one, and the loss with its terms and the gradient's norm.
   """
   key = random_key(model.config.seed, TRAIN_KEY)
-  width = model.backbone.config.projection_dim
+  width = model.backbone.feature_width
 
   def train_step(state, backbone_params, batch):
     if model.needs_noise:

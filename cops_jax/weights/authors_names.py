@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -176,6 +177,27 @@ def from_authors_names(
       [tensors[f"{_DEEP_PROMPTS}{index}"] for index in range(depth)]
     )
   return flax.traverse_util.unflatten_dict(flat, sep=".")
+
+
+def from_uniadet_head(
+  tensors: Mapping[str, np.ndarray],
+) -> dict[str, np.ndarray]:
+  """Returns UniADet's weights from a file of its reproduction; {} of others.
+
+  Its authors have published no weights. The reproduction of the repository
+  awesome-Industry-anomaly-detection-Reproduction names them by task and layer:
+  `head.w_cls.12`, `head.w_seg.12`.
+  """
+  found = {
+    name: re.fullmatch(r"head\.w_(cls|seg)\.(\d+)", name) for name in tensors
+  }
+  if not all(found.values()):
+    return {}
+  ours = {"cls": "image_weights", "seg": "patch_weights"}
+  return {
+    f"{ours[match[1]]}.layer_{match[2]}": tensors[name]
+    for name, match in found.items()
+  }
 
 
 def unused_tensors(

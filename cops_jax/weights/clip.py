@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,9 +13,7 @@ from cops_jax.backbones.transformers_clip import (
   make_config,
 )
 from cops_jax.errors import InputError, shorten
-from cops_jax.paths import is_address
-from cops_jax.weights import clip_names
-from cops_jax.weights.locate import locate, split_hub_name
+from cops_jax.weights import clip_names, folders, places
 from cops_jax.weights.tensor_files import read_tensor_file
 
 DEMO_CLIP = "demo"
@@ -25,9 +22,9 @@ DEMO_FOLDER = pathlib.Path(__file__).parent / "demo_clip"
 _TOKENIZER = ("vocab.json", "merges.txt")
 # A folder's files of tensors, the preferred one first, and their names' form.
 _TENSOR_FILES = {
-  "model.safetensors": clip_names.torch_place,
-  "pytorch_model.bin": clip_names.torch_place,
-  "flax_model.msgpack": clip_names.flax_place,
+  "model.safetensors": places.torch_place,
+  "pytorch_model.bin": places.torch_place,
+  "flax_model.msgpack": places.flax_place,
 }
 
 
@@ -54,7 +51,8 @@ class PretrainedCLIP:
   Attributes:
     config: sizes of both towers.
     params: parameter tree of `CLIP`, float32, on the host.
-    tokens: token ids around the learned words of a prompt.
+    tokens: token ids around the learned words of a prompt; None without the
+      text tower.
     sha256: hash of the file with the weights, in hexadecimal.
     tokenizer: folder of vocab.json and merges.txt; None if there is none, as
       beside OpenAI's own files.
@@ -62,7 +60,7 @@ class PretrainedCLIP:
 
   config: CLIPConfig
   params: Mapping[str, Any]
-  tokens: PromptTokens
+  tokens: PromptTokens | None
   sha256: str
   tokenizer: pathlib.Path | None = None
 
@@ -101,7 +99,7 @@ class PretrainedCLIP:
 
 
 def load_clip(
-  weights: str, revision: str = "", sha256: str = ""
+  weights: str, revision: str = "", sha256: str = "", has_text: bool = True
 ) -> PretrainedCLIP:
   """Loads a CLIP model from the Hugging Face hub, a folder or a file.
 
@@ -113,6 +111,7 @@ def load_clip(
       the toy in this package. Folder and file may be addresses.
     revision: branch, tag or commit on the hub; "" for the newest.
     sha256: expected hash of the file with the weights; "" accepts any.
+    has_text: whether the text tower and the tokenizer are read too.
 
   Raises:
     InputError: there is no such model, or a file is missing, damaged, not the
@@ -120,29 +119,12 @@ def load_clip(
   """
   if weights == DEMO_CLIP:
     weights = str(DEMO_FOLDER)
-  if revision and (is_address(weights) or not split_hub_name(weights)):
-    raise InputError(
-      f"config.backbone.revision is {revision!r}, but {weights!r} is not a"
-      " model on the hub; leave the field empty"
-    )
-  path = locate(weights, _needed_files, revision)
-  return (_load_file if path.is_file() else _load_folder)(path, sha256)
+  path = folders.find(weights, revision, _TOKENIZER, _TENSOR_FILES)
+  load = _load_file if path.is_file() else _load_folder
+  return load(path, sha256, has_text)
 
 
-def load_backbone(config: Any) -> PretrainedCLIP:
-  """Loads the CLIP that a config names.
-
-  Args:
-    config: a ConfigDict with the fields of `cops_jax.config`.
-
-  Raises:
-    InputError: see `load_clip`.
-  """
-  backbone = config.backbone
-  return load_clip(backbone.weights, backbone.revision, backbone.sha256)
-
-
-def _load_file(path, sha256):
+def _load_file(path, sha256, has_text):
   file = read_tensor_file(path, sha256)
   if not clip_names.is_openai(file.tensors):
     raise InputError(
@@ -151,11 +133,12 @@ def _load_file(path, sha256):
       " model's config.json and tokenizer."
     )
   config = clip_names.config_from_openai(file.tensors, str(path))
-  params = clip_names.params_from_tensors(
+  params = clip_names.clip_params_from_tensors(
     file.tensors,
     config,
     clip_names.openai_place,
     f"{path} does not hold a whole CLIP in OpenAI's names",
+    has_text,
   )
   vocabulary = config.text_config.vocab_size
   if vocabulary != OPENAI_TOKENS.end + 1:
@@ -174,56 +157,36 @@ def _load_file(path, sha256):
   )
 
 
-def _load_folder(folder, sha256):
-  config_file = _existing(folder / "config.json")
+def _load_folder(folder, sha256, has_text):
+  values = folders.read_config(folder, "clip")
   try:
-    config = make_config(json.loads(config_file.read_text("utf-8")))
+    config = make_config(values)
     num_layers = (
       config.text_config.num_hidden_layers
       + config.vision_config.num_hidden_layers
     )
-  except (ValueError, RecursionError) as error:
-    raise InputError(f"{config_file} is not JSON: {error}") from error
-  except (AttributeError, TypeError) as error:
-    raise InputError(f"{config_file} is not CLIP's: {error}") from error
-  name = next(
-    (name for name in _TENSOR_FILES if (folder / name).is_file()),
-    "model.safetensors",
-  )
-  file = read_tensor_file(_existing(folder / name), sha256)
-  if num_layers > len(file.tensors):  # Building so many could take forever.
+  except (AttributeError, TypeError, ValueError) as error:
     raise InputError(
-      f"{config_file} describes {num_layers} layers, but {file.path} holds only"
-      f" {len(file.tensors)} tensors"
-    )
-  params = clip_names.params_from_tensors(
+      f"{folder / folders.CONFIG} is not CLIP's: {error}"
+    ) from error
+  file = folders.read_tensors(folder, "clip", _TENSOR_FILES, num_layers, sha256)
+  params = clip_names.clip_params_from_tensors(
     file.tensors,
     config,
-    _TENSOR_FILES[name],
+    _TENSOR_FILES[file.path.name],
     f"{file.path} does not hold the CLIP model that its config.json describes",
+    has_text,
   )
+  if not has_text:
+    return PretrainedCLIP(config, params, None, file.sha256)
   tokens = _prompt_tokens(folder)
   return PretrainedCLIP(config, params, tokens, file.sha256, folder)
 
 
-def _needed_files(names):
-  """Returns the files of a folder that are read, or the one file, ""."""
-  tensors = [name for name in _TENSOR_FILES if name in names][:1]
-  needed = ("config.json", "vocab.json", "merges.txt", *tensors, "")
-  return [name for name in needed if name in names]
-
-
-def _existing(path: pathlib.Path) -> pathlib.Path:
-  if not path.is_file():
-    raise InputError(
-      f"{path} does not exist; a Hugging Face CLIP folder holds config.json,"
-      " model.safetensors, vocab.json and merges.txt"
-    )
-  return path
-
-
 def _read_tokenizer(folder: pathlib.Path) -> CLIPTokenizerFast:
-  vocabulary, merges = (str(_existing(folder / name)) for name in _TOKENIZER)
+  vocabulary, merges = (
+    str(folders.require_file(folder / name, "clip")) for name in _TOKENIZER
+  )
   try:
     return CLIPTokenizerFast(vocab_file=vocabulary, merges_file=merges)
   except Exception as error:  # Its own kinds are not documented.

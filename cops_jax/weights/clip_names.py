@@ -12,9 +12,8 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
-import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,8 +21,15 @@ import numpy as np
 from cops_jax.backbones.clip import CLIP
 from cops_jax.backbones.transformers_clip import CLIPConfig, make_config
 from cops_jax.errors import InputError, shorten
-from cops_jax.weights.tensor_files import check_tensors
+from cops_jax.weights.places import (
+  Place,
+  flax_place,
+  params_from_tensors,
+  torch_place,
+)
 
+# CLIP's parameters that images need.
+VISION_PARAMS = ("vision_model", "visual_projection")
 # Entries besides parameters; OpenAI's archives note three sizes.
 _EXCUSED_NAMES = ("input_resolution", "context_length", "vocab_size")
 _EXCUSED_SUFFIXES = (".position_ids", ".attn_mask")
@@ -54,47 +60,6 @@ _OPENAI_PROJECTIONS = {
 }
 _OPENAI_STACKED = re.compile(r"self_attn\.([qkv])_proj\.")
 _OPENAI_HEAD_WIDTH = 64
-
-
-class Place(NamedTuple):
-  """Name and form of a parameter in a file.
-
-  Attributes:
-    name: name of the file's tensor.
-    axes: axes of the file's tensor in the order of the parameter's.
-    part: index of the parameter among three stacked ones; None if alone.
-  """
-
-  name: str
-  axes: tuple[int, ...]
-  part: int | None = None
-
-  def file_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Returns the shape of the file's tensor for a parameter's shape."""
-    shape = tuple(shape[axis] for axis in np.argsort(self.axes))
-    return shape if self.part is None else (3 * shape[0], *shape[1:])
-
-  def from_file(self, tensor: np.ndarray) -> np.ndarray:
-    """Returns the parameter, float32, from the file's tensor."""
-    if self.part is not None:
-      tensor = np.split(tensor, 3)[self.part]
-    return np.asarray(np.transpose(tensor, self.axes), np.float32)
-
-
-def flax_place(name: str, num_axes: int) -> Place:
-  """Returns a parameter's place in a file of transformers' Flax CLIP."""
-  return Place(name, tuple(range(num_axes)))
-
-
-def torch_place(name: str, num_axes: int) -> Place:
-  """Returns a parameter's place in a file of transformers' torch CLIP."""
-  stem, _, leaf = name.rpartition(".")
-  if leaf == "kernel":
-    # Dense: out in -> in out. Convolution: out in h w -> h w in out.
-    return Place(f"{stem}.weight", (1, 0) if num_axes == 2 else (2, 3, 1, 0))
-  if leaf in ("scale", "embedding"):
-    name = f"{stem}.weight"
-  return flax_place(name, num_axes)
 
 
 def openai_place(name: str, num_axes: int) -> Place:
@@ -130,11 +95,12 @@ def _param_shapes(config_json):
   )["params"]
 
 
-def params_from_tensors(
+def clip_params_from_tensors(
   tensors: Mapping[str, np.ndarray],
   config: CLIPConfig,
   place: Callable[[str, int], Place],
   source: str,
+  has_text: bool = True,
 ) -> Mapping[str, Any]:
   """Returns the float32 parameters of `CLIP(config)` from a file's tensors.
 
@@ -143,32 +109,28 @@ def params_from_tensors(
     config: sizes to check them against.
     place: `flax_place`, `torch_place` or `openai_place`, by the file's names.
     source: what an error's message begins with.
+    has_text: whether to return the text tower's parameters too. They are
+      checked in either case.
 
   Raises:
-    InputError: names every missing, unexpected and misshapen tensor at once.
+    InputError: see `places.params_from_tensors`; or the sizes are impossible.
   """
   try:
-    shapes = flax.traverse_util.flatten_dict(clip_param_shapes(config), sep=".")
+    shapes = clip_param_shapes(config)
   except Exception as error:  # Bad sizes fail late and in many ways.
     raise InputError(
       f"{source}: its sizes describe no CLIP that can be built"
       f" ({type(error).__name__}: {shorten(error)})"
     ) from error
-  places = {name: place(name, leaf.ndim) for name, leaf in shapes.items()}
   tensors = {
     name: array
     for name, array in tensors.items()
     if name not in _EXCUSED_NAMES and not name.endswith(_EXCUSED_SUFFIXES)
   }
-  expected = {
-    place.name: place.file_shape(shapes[name].shape)
-    for name, place in places.items()
-  }
-  check_tensors(tensors, expected, source)
-  params = {
-    name: place.from_file(tensors[place.name]) for name, place in places.items()
-  }
-  return flax.traverse_util.unflatten_dict(params, sep=".")
+  params = params_from_tensors(tensors, shapes, place, source)
+  if has_text:
+    return params
+  return {name: params[name] for name in VISION_PARAMS}
 
 
 def is_openai(tensors: Mapping[str, np.ndarray]) -> bool:

@@ -14,12 +14,14 @@ from jax.sharding import Mesh, Sharding
 
 from cops_jax import methods
 from cops_jax.backbones.attention import require_implementation
-from cops_jax.backbones.clip import CLIP, cast_matrices
+from cops_jax.backbones.clip import CLIP
+from cops_jax.backbones.dino import DINO
+from cops_jax.backbones.vision import cast_matrices
 from cops_jax.config import check_values
 from cops_jax.runs.record import Record
 from cops_jax.runtime.mesh import backbone_shardings
 from cops_jax.weights import prompts
-from cops_jax.weights.clip import PretrainedCLIP
+from cops_jax.weights.backbone import PretrainedBackbone
 
 _logger = logging.getLogger(__name__)
 
@@ -52,7 +54,7 @@ def _fast_dtype():
 
 
 def build_model(
-  config: Any, backbone: PretrainedCLIP, platform: str = ""
+  config: Any, backbone: PretrainedBackbone, platform: str = ""
 ) -> nn.Module:
   """Builds the model that a config describes, on a loaded backbone.
 
@@ -71,16 +73,19 @@ def build_model(
   dtype = config.backbone.dtype
   dtype = _fast_dtype() if dtype == "auto" else dtype
   require_implementation(config.backbone.attention, dtype)
-  tower = CLIP(
-    backbone.config, jnp.dtype(dtype), config.backbone.attention, platform
-  )
+  arguments = jnp.dtype(dtype), config.backbone.attention, platform
+  if config.backbone.kind == "clip":
+    projection = config.backbone.clip_projection
+    tower = CLIP(backbone.config, *arguments, has_projection=projection)
+  else:
+    tower = DINO(backbone.config, *arguments)
   return methods.find(config.method).build_model(
     ml_collections.FrozenConfigDict(config), tower, backbone
   )
 
 
 def trainable_shapes(
-  model: nn.Module, backbone: PretrainedCLIP, sharding: Sharding
+  model: nn.Module, backbone: PretrainedBackbone, sharding: Sharding
 ) -> Mapping[str, Any]:
   """Returns the shapes and types of a model's trainable tree."""
   return jax.tree.map(
@@ -97,7 +102,7 @@ def trainable_shapes(
 def load_trainable(
   config: Any,
   model: nn.Module,
-  backbone: PretrainedCLIP,
+  backbone: PretrainedBackbone,
   path: str | os.PathLike,
   sharding: Sharding,
 ) -> tuple[Mapping[str, Any], str]:
@@ -123,7 +128,7 @@ def load_trainable(
 
 
 def place_backbone(
-  backbone: PretrainedCLIP, model: nn.Module, mesh: Mesh, is_split: bool
+  backbone: PretrainedBackbone, model: nn.Module, mesh: Mesh, is_split: bool
 ) -> tuple[Mapping[str, Any], Sharding | Mapping[str, Any]]:
   """Puts the backbone's parameters on the devices; returns them and shardings.
 

@@ -24,7 +24,7 @@ from cops_jax.runs import record as records
 from cops_jax.runs.checkpoints import Checkpoints
 from cops_jax.runs.record import Record, check_backbone, from_json, read_record
 from cops_jax.weights import authors_names, torch_files
-from cops_jax.weights.clip import PretrainedCLIP, load_backbone
+from cops_jax.weights.backbone import PretrainedBackbone, load_backbone
 from cops_jax.weights.tensor_files import HASH, check_tensors, read_tensor_file
 
 # The one key of the authors' files.
@@ -105,8 +105,11 @@ def _read_file(path, template, method):
   file = read_tensor_file(path)
   if file.record:
     require_method(from_json(file.record, str(path)), method, path)
-  tensors = file.tensors
-  is_authors = file.format != "safetensors"
+  tensors = authors_names.from_uniadet_head(file.tensors)
+  if tensors and method != "uniadet":
+    raise _other_method(path, "uniadet", method)
+  is_authors = not tensors and file.format != "safetensors"
+  tensors = tensors or file.tensors
   if is_authors:
     tensors = _strip_root(tensors, path)
     found = authors_names.find_method(tensors) or method
@@ -213,7 +216,7 @@ def write_prompts(
   path: str | os.PathLike,
   trainable: Mapping[str, Any],
   record: Record,
-  backbone: PretrainedCLIP | None = None,
+  backbone: PretrainedBackbone | None = None,
 ) -> None:
   """Writes trained prompts, float32, and the record of their run.
 

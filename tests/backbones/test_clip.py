@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from transformers import FlaxCLIPModel
 
-from cops_jax.backbones.clip import (
-  CLIP,
+from cops_jax.backbones.clip import CLIP
+from cops_jax.backbones.vision import (
   cast_matrices,
   normalize_images,
   resize_position_embedding,
@@ -128,7 +128,9 @@ def test_positions_of_a_smaller_grid_are_not_antialiased():
 
 def test_normalize_images():
   images = np.array([0, 51, 255], np.uint8).reshape(1, 1, 1, 3)
-  actual = normalize_images(jnp.asarray(images))
+  actual = normalize_images(
+    jnp.asarray(images), CLIP.image_mean, CLIP.image_std
+  )
   expected = [
     (0 - 0.48145466) / 0.26862954,
     (0.2 - 0.4578275) / 0.26130258,

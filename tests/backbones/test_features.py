@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from cops_jax.backbones.features import encode_batch, join_params
+from cops_jax.backbones.features import encode_batch
 from cops_jax.runtime.mesh import jit_step, make_mesh
 from helpers import golden
 from helpers.golden import assert_close
@@ -17,7 +17,7 @@ def test_a_batch_takes_no_more_memory_than_an_image(num_devices):
   mesh = make_mesh(jax.devices()[:num_devices])
 
   def encode(backbone_params, batch):
-    return encode_batch(model, join_params({}, backbone_params), batch)
+    return encode_batch(model, backbone_params, batch)
 
   encode = jit_step(encode, mesh, num_replicated=0)
   backbone_params = variables["params"]["backbone"]

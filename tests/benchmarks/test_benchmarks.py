@@ -18,7 +18,7 @@ from cops_jax.backbones.flops import prompt_flops, vision_flops
 from cops_jax.config import recipe
 from cops_jax.evaluation.step import make_predict_step
 from cops_jax.runtime.mesh import make_mesh
-from cops_jax.weights.clip import load_backbone
+from cops_jax.weights.backbone import load_backbone
 from cops_jax.weights.model import build_model
 from helpers import golden
 from helpers.config import make_config
@@ -48,7 +48,7 @@ def test_the_evaluation_step_is_the_plain_one(config, fields):
 
 
 def test_needed_flops_of_the_published_recipe():
-  config, backbone = recipe("visa"), common.clip_config()
+  config, backbone = recipe("visa"), common.published_config("clip")
   num_tokens = golden.model("visa").num_prompt_tokens(is_training=False)
   flops = vision_flops(config, backbone)
   flops += prompt_flops(num_tokens, backbone, is_training=False)

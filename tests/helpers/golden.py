@@ -54,7 +54,7 @@ def clip_config(source="weights"):
 @functools.cache
 def backbone_params(source="weights"):
   """CLIP's parameter tree."""
-  params = clip_names.params_from_tensors(
+  params = clip_names.clip_params_from_tensors(
     clip_tensors(source), clip_config(source), clip_names.openai_place, "golden"
   )
   return jax.tree.map(jnp.asarray, params)

@@ -29,7 +29,7 @@ def make_torch_clip():
 
   source = read_tensor_file(DATA / "openai_state.pt").tensors
   config = clip_names.config_from_openai(source, "the stored file")
-  params = clip_names.params_from_tensors(
+  params = clip_names.clip_params_from_tensors(
     source, config, clip_names.openai_place, "the stored file"
   )
   result = CLIPModel(config).eval()

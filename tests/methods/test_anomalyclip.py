@@ -49,7 +49,7 @@ def variables():
 @pytest.fixture(scope="module")
 def features(expected):
   images = jnp.asarray(expected["in.image"], jnp.float32).transpose(0, 2, 3, 1)
-  return make_model().apply(variables(), images, method=encode_images)
+  return encode_images(make_model(), golden.backbone_params(SOURCE), images)
 
 
 def make_batch(expected, features):

@@ -40,8 +40,8 @@ def visa_features():
 
 
 def encode(model, recipe):
-  apply = functools.partial(model.apply, method=encode_images)
-  return jax.jit(apply)(golden.variables(), golden.images(recipe))
+  encode = jax.jit(functools.partial(encode_images, model))
+  return encode(golden.backbone_params(), golden.images(recipe))
 
 
 def test_vision_features(expected, features):
@@ -205,7 +205,7 @@ def test_full_size_shapes(name):
 
   def forward(trainable, backbone_params, image, noise):
     variables = join_params(trainable, backbone_params)
-    features = encode_batch(model, variables, {"image": image})
+    features = encode_batch(model, backbone_params, {"image": image})
     return model.apply(variables, *features, noise, is_training=False)
 
   outputs = jax.eval_shape(

@@ -17,7 +17,7 @@ from cops_jax.runs.checkpoints import Checkpoints, find_damage, find_steps
 from cops_jax.runs.metrics_log import read_metrics
 from cops_jax.runtime import processes
 from cops_jax.runtime.randomness import INIT_KEY, random_key
-from cops_jax.weights.clip import load_backbone
+from cops_jax.weights.backbone import load_backbone
 from cops_jax.weights.model import build_model
 from helpers.cluster import end_cluster, free_port, start_cluster
 from helpers.config import make_config, small_fields

@@ -14,7 +14,7 @@ from cops_jax.runs.record import Record
 from cops_jax.runtime.mesh import make_mesh
 from cops_jax.training import step as steps
 from cops_jax.weights import prompts
-from cops_jax.weights.clip import load_backbone
+from cops_jax.weights.backbone import load_backbone
 from cops_jax.weights.model import build_model
 
 TERMS = {"image", "patch", "gather", "scatter", "kl", "reconstruction"}

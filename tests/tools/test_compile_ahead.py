@@ -20,7 +20,7 @@ def test_a_slice(config, topology, num_chips):
   config.backbone.dtype = "auto"
   mesh = compile_ahead.tpu_mesh(topology)
   assert mesh.size == num_chips
-  backbone = compile_ahead.read_clip(config.backbone.weights)
+  backbone = compile_ahead.read_backbone(config)
   reports = {
     report.step: report
     for report in compile_ahead.compile_steps(config, backbone, mesh, 2)

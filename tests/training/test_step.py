@@ -32,10 +32,8 @@ TERMS = ("loss", "image", "patch", "gather", "scatter", "kl", "reconstruction")
 def golden_batch(recipe):
   """The batch, with features of the normalised images, and the noise."""
   expected = golden.load(f"{recipe}_recipe")
-  image_features, patch_features = golden.model(recipe).apply(
-    golden.variables(),
-    golden.images(recipe),
-    method=features.encode_images,
+  image_features, patch_features = features.encode_images(
+    golden.model(recipe), golden.backbone_params(), golden.images(recipe)
   )
   counts = [count_mask_pixels(mask, 14) for mask in expected["in.mask"]]
   batch = {
@@ -171,7 +169,7 @@ def test_only_the_trainable_gradient_travels():
   total = sum(exchanges(step.as_text()).values())
   gradient = sum(leaf.nbytes for leaf in jax.tree.leaves(start.params))
   # The loss terms, and for the comparison of all images their features.
-  width = golden.model("visa").backbone.config.projection_dim
+  width = golden.model("visa").backbone.feature_width
   assert gradient <= total <= gradient + 4 * 8 * width * 4 + 4096
   assert total < sum(leaf.nbytes for leaf in jax.tree.leaves(backbone_params))
 
@@ -192,7 +190,7 @@ def test_initial_distributions():
   params = model.init_trainable(jax.random.key(0))
   flat = flax.traverse_util.flatten_dict(params, sep=".")
   assert features.BACKBONE_PARAMS not in params
-  width = model.backbone.config.projection_dim
+  width = model.backbone.feature_width
   limit = (6 / (4 * width)) ** 0.5
   for name, array in flat.items():
     if name.endswith(".bias"):

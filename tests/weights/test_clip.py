@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 from transformers import FlaxCLIPModel
 
 from cops_jax.errors import InputError
-from cops_jax.weights import clip, clip_names
+from cops_jax.weights import clip, clip_names, folders
 from cops_jax.weights.clip import (
   DEMO_CLIP,
   DEMO_FOLDER,
@@ -63,7 +63,7 @@ def test_every_format_gives_the_same_parameters(tmp_path):
   for name in weight_files.OPENAI_FILES:
     tensors = read_tensor_file(weight_files.DATA / name).tensors
     config = clip_names.config_from_openai(tensors, name)
-    params = clip_names.params_from_tensors(
+    params = clip_names.clip_params_from_tensors(
       tensors, config, clip_names.openai_place, name
     )
     chex.assert_trees_all_equal(params, expected.params)
@@ -225,9 +225,10 @@ def test_a_hub_name_downloads_what_is_needed():
   """The preferred file of tensors, and no other."""
   needed = ["config.json", "vocab.json", "merges.txt"]
   files = [*needed, "pytorch_model.bin", "tf_model.h5"]
-  assert clip._needed_files(files) == [*needed, "pytorch_model.bin"]
+  kinds = clip._TOKENIZER, clip._TENSOR_FILES
+  assert folders.needed_files(files, *kinds) == [*needed, "pytorch_model.bin"]
   files.append("model.safetensors")
-  assert clip._needed_files(files) == [*needed, "model.safetensors"]
+  assert folders.needed_files(files, *kinds) == [*needed, "model.safetensors"]
 
 
 def test_tokens_of_the_demo():
@@ -262,7 +263,7 @@ def test_damaged_config_is_refused(copy):
   for text, expected in (
     ("{", "config.json is not JSON"),
     ("[" * 10**5, "config.json is not JSON"),
-    ("[]", "config.json is not CLIP's"),
+    ("[]", "config.json is not a model's"),
     ('{"vision_config": 3}', "config.json is not CLIP's"),
     (
       '{"vision_config": {"num_hidden_layers": 1000000000}}',

@@ -8,7 +8,7 @@ import pytest
 
 from cops_jax import training
 from cops_jax.runs.record import Record
-from cops_jax.weights.clip import load_backbone
+from cops_jax.weights.backbone import load_backbone
 from cops_jax.weights.model import build_model, settle_dtype
 
 

@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from cops_jax.backbones.clip import CLIP, normalize_images
+from cops_jax.backbones.clip import CLIP
+from cops_jax.backbones.vision import normalize_images
 from cops_jax.scoring import normalize
 from cops_jax.typing import Array, Bool, Float, Integer
 from tools.pretrain_demo_clip.captions import ATTRIBUTES
@@ -159,7 +160,7 @@ def total_loss(
     batch: as `batches.draw_batch` gives it.
     heads: as `model.initial_heads` gives them.
   """
-  images = normalize_images(batch["image"])
+  images = normalize_images(batch["image"], CLIP.image_mean, CLIP.image_std)
   tokens, patches, pooled, class_token = image_features(model, images)
   captions = text_features(model, batch["caption"])
   scale = jnp.exp(jnp.minimum(model.logit_scale, jnp.log(100.0)))

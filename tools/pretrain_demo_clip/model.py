@@ -13,7 +13,8 @@ from safetensors.numpy import save_file
 
 from cops_jax.backbones.transformers_clip import CLIPConfig
 from cops_jax.typing import Array, Float
-from cops_jax.weights.clip_names import clip_param_shapes, torch_place
+from cops_jax.weights.clip_names import clip_param_shapes
+from cops_jax.weights.places import torch_place
 
 IMAGE_SIZE, PATCH_SIZE = 112, 8  # Sides in pixels.
 NUM_LAYERS, NUM_VALUE_LAYERS = 5, 3

@@ -1,0 +1,120 @@
+"""The parts that all frozen vision towers share.
+
+A backbone is a Flax module whose parameters are frozen. All of them have the
+attributes `dtype`, `attention`, `implementation`, `image_mean`, `image_std` and
+`feature_width`, the width d of their features, and a method
+`encode_layers(images, feature_layers)`: class tokens (b, f, d) and patch tokens
+(b, f, n, d) after some of the layers. `CLIP` has a value path and a text tower
+besides.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+
+from cops_jax.typing import Array, Float, Integer
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+  """Sizes of a vision tower.
+
+  Attributes:
+    patch_size: side of a patch, in pixels.
+    num_layers, num_heads: numbers of layers and of attention heads.
+    width, mlp_width: channels of a token, and inside an MLP.
+    num_other_tokens: tokens besides the patches.
+  """
+
+  patch_size: int
+  num_layers: int
+  num_heads: int
+  width: int
+  mlp_width: int
+  num_other_tokens: int
+
+
+def sizes_of(config: Any) -> Sizes:
+  """Returns a tower's sizes.
+
+  Args:
+    config: a transformers.CLIPConfig or a `dino.DINOConfig`.
+  """
+  vision = getattr(config, "vision_config", None)
+  if vision is None:
+    return config.sizes
+  return Sizes(
+    patch_size=vision.patch_size,
+    num_layers=vision.num_hidden_layers,
+    num_heads=vision.num_attention_heads,
+    width=vision.hidden_size,
+    mlp_width=vision.intermediate_size,
+    num_other_tokens=1,
+  )
+
+
+def normalize_images(
+  images: Integer[Array, "b h w 3"],
+  mean: Sequence[float],
+  std: Sequence[float],
+) -> Float[Array, "b h w 3"]:
+  """Returns uint8 images as a backbone expects them.
+
+  Args:
+    images: RGB.
+    mean, std: of the backbone's training images, per channel, in [0, 1].
+  """
+  mean, std = (jnp.array(values).reshape(1, 1, 1, 3) for values in (mean, std))
+  return (images / 255.0 - mean) / std
+
+
+def resize_position_embedding(
+  embedding: Float[Array, "p c"],
+  grid_size: int,
+  method: str = "bilinear",
+  antialias: bool = False,
+) -> Float[Array, "q c"]:
+  """Fits a vision position embedding to another patch grid.
+
+  Args:
+    embedding: class token's row, then the rows of the tower's own square grid.
+    grid_size: patches along one side of the wanted grid.
+    method: "bilinear" for CLIP, "cubic" for DINOv2.
+    antialias: whether a smaller grid is filtered; it is for DINOv2.
+
+  Returns:
+    1 + grid_size**2 rows: the class token's is kept, the patches' are
+    interpolated with half-pixel centres.
+  """
+  class_row, patch_rows = embedding[:1], embedding[1:]
+  side = round(patch_rows.shape[0] ** 0.5)
+  if side == grid_size:
+    return embedding
+  width = embedding.shape[-1]
+  grid = jax.image.resize(
+    patch_rows.reshape(side, side, width),
+    (grid_size, grid_size, width),
+    method=method,
+    antialias=antialias,
+  )
+  return jnp.concatenate([class_row, grid.reshape(-1, width)])
+
+
+def cast_matrices(
+  params: Mapping[str, Any], dtype: jax.typing.DTypeLike
+) -> Mapping[str, Any]:
+  """Returns parameters with the matrices in the type of the computation.
+
+  They are cast to it before they are used anyway, so nothing changes but their
+  memory. Embeddings, norms and biases stay as they are.
+  """
+  return flax.traverse_util.path_aware_map(
+    lambda path, leaf: leaf.astype(dtype) if path[-1] == "kernel" else leaf,
+    params,
+  )

@@ -1,0 +1,147 @@
+"""UniADet: a few learned vectors on a frozen vision model, and no text.
+
+One Language-Free Foundation Model Is Enough for Universal Vision Anomaly
+Detection, arXiv 2601.05552, 2026. For each feature layer two vectors classify
+the image and two its patches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from cops_jax import losses, scoring
+from cops_jax.backbones.features import init_parts
+from cops_jax.scoring import ANOMALY
+from cops_jax.typing import Array, Float
+
+TITLE = "UniADet"
+FIELDS = ("backbone.clip_projection", "evaluation.beta")
+IS_TRAINED, USES_TEXT = True, False
+
+
+class LayerWeights(nn.Module):
+  """A normal and an anomaly vector for each feature layer.
+
+  Attributes:
+    layers: numbers of the layers, which name the parameters.
+    width: width of the vectors.
+  """
+
+  layers: Sequence[int]
+  width: int
+
+  @nn.compact
+  def __call__(self) -> Float[Array, "f s=2 d"]:
+    normal = nn.initializers.normal(0.02)
+    return jnp.stack(
+      [
+        self.param(f"layer_{number}", normal, (2, self.width))
+        for number in self.layers
+      ]
+    )
+
+
+class UniADet(nn.Module):
+  """Compares each layer's tokens with its vectors; see `methods.Model`.
+
+  Attributes:
+    config: the run's, frozen.
+    backbone: the frozen tower.
+  """
+
+  config: Any
+  backbone: nn.Module
+
+  needs_masks = has_layer_tokens = True
+  needs_noise = False
+  upsampling = "bilinear"
+
+  def setup(self):
+    layers = self.config.model.feature_layers
+    self.image_weights = LayerWeights(layers, self.backbone.feature_width)
+    self.patch_weights = LayerWeights(layers, self.backbone.feature_width)
+
+  @nn.nowrap
+  def num_prompt_tokens(self, *, is_training: bool) -> float:
+    """Returns 0: there is no text."""
+    return 0.0
+
+  @nn.nowrap
+  def init_trainable(
+    self, key: jax.Array, backbone_params: Mapping[str, Any] | None = None
+  ) -> Mapping[str, Any]:
+    """Returns random trainable parameters, float32."""
+
+    def use_weights(model):
+      return model.image_weights(), model.patch_weights()
+
+    return init_parts(self, key, use_weights)
+
+  def __call__(
+    self,
+    class_tokens: Float[Array, "b f d"],
+    patch_tokens: Float[Array, "b f n d"],
+  ) -> tuple[Float[Array, "b f s=2"], Float[Array, "b f n s=2"]]:
+    """Returns logits of images and patches by layer: cosine / temperature."""
+    return tuple(
+      jnp.einsum(
+        "bf...d,fsd->bf...s",
+        scoring.normalize(tokens),
+        scoring.normalize(weights()),
+      )
+      / self.config.model.temperature
+      for tokens, weights in (
+        (class_tokens, self.image_weights),
+        (patch_tokens, self.patch_weights),
+      )
+    )
+
+  def loss_terms(
+    self,
+    features: tuple[Float[Array, "b f d"], Float[Array, "b f n d"]],
+    batch: Mapping[str, jax.Array],
+  ) -> dict[str, jax.Array]:
+    """Returns the terms of the loss; see `methods.Model`.
+
+    Both are means over layers: the cross-entropy of the image logits, and the
+    patch loss of probabilities upsampled to the mask's size.
+    """
+    image_logits, patch_logits = self(*features)
+    masks, padding_mask = batch["mask"], batch["padding_mask"]
+    pixels = scoring.upsample(jax.nn.softmax(patch_logits), masks.shape[-1])
+    patch_loss = losses.patch_loss(
+      pixels, masks.reshape(masks.shape[0], -1), 1, padding_mask
+    )
+    image_loss = jax.vmap(losses.image_loss, in_axes=(1, None, None))
+    return {
+      "image": image_loss(image_logits, batch["label"], padding_mask).mean(),
+      "patch": patch_loss / patch_logits.shape[1],
+    }
+
+  def score(
+    self,
+    features: tuple[Float[Array, "b f d"], Float[Array, "b f n d"]],
+    batch: Mapping[str, jax.Array],
+  ) -> tuple[Float[Array, "b"], Float[Array, "b n"]]:
+    """Returns scores of images and patches; see `methods.Model`.
+
+    The image score is the mean over layers of `beta * image probability +
+    (1 - beta) * largest patch probability`.
+    """
+    beta = self.config.evaluation.beta
+    image, patches = (
+      jax.nn.softmax(logits)[..., ANOMALY] for logits in self(*features)
+    )
+    largest = patches.max(axis=-1)  # b f
+    image_scores = (beta * image + (1 - beta) * largest).mean(axis=1)
+    return image_scores, patches.mean(axis=1)
+
+
+def build_model(config: Any, tower: nn.Module, backbone: Any) -> UniADet:
+  """Returns the model; see `methods.Method`."""
+  return UniADet(config, tower)
