@@ -19,7 +19,7 @@ from cops_jax.images.masks import example_mask
 from cops_jax.images.tiles import normalize
 from cops_jax.paths import readable
 from cops_jax.progress import Progress
-from cops_jax.scoring import ANOMALY
+from cops_jax.scoring import ANOMALY, NORMAL
 from cops_jax.tables import count_notes
 from cops_jax.thresholds import CONFIDENCE, Proportion, Thresholds, estimate
 from cops_jax.typing import Bool, Float
@@ -27,34 +27,40 @@ from cops_jax.typing import Bool, Float
 _logger = logging.getLogger(__name__)
 
 
-def from_normal_images(
+def from_images(
   detector: AnomalyDetector,
-  images: Sequence[AnyImage],
-  false_alarms: float,
+  normal: Sequence[AnyImage],
+  anomalous: Sequence[AnyImage] = (),
+  false_alarms: float | None = None,
   tiles: str = "",
 ) -> Thresholds:
-  """Returns thresholds that few normal images reach.
+  """Returns thresholds chosen by images without masks.
 
   Args:
     detector: of the run.
-    images: normal images in any form that the detector takes.
-    false_alarms: share of the images that may be called anomalous, and that may
-      show an anomalous pixel.
+    normal: normal images in any form that the detector takes.
+    anomalous: anomalous images, likewise.
+    false_alarms: share of the normal images that may be called anomalous, and
+      that may show an anomalous pixel. By default the rule is that of
+      `from_labelled_data`, which needs anomalous images.
     tiles: of the later predictions, see `AnomalyDetector`.
 
   Raises:
-    InputError: there are no images, one cannot be read, or tiles are invalid.
+    InputError: images are missing, one cannot be read, or tiles are invalid.
   """
+  images = [*normal, *anomalous]
   paths = (
     readable(image) if isinstance(image, (str, os.PathLike)) else f"image {n}"
     for n, image in enumerate(images)
   )
+  labels = [NORMAL] * len(normal) + [ANOMALY] * len(anomalous)
   rows = (
-    (path, detector.decode(image, tiles=tiles), 0, None, ())
-    for path, image in zip(paths, images, strict=True)
+    (path, detector.decode(image, tiles=tiles), label, None, ())
+    for path, image, label in zip(paths, images, labels, strict=True)
   )
   found = _score(detector, rows, len(images))
-  return _few_false_alarms(detector, found, false_alarms, tiles)
+  source = f"{len(normal)} normal and {len(anomalous)} anomalous images"
+  return _choose(detector, found, source, false_alarms, tiles)
 
 
 def from_labelled_data(
@@ -67,10 +73,9 @@ def from_labelled_data(
 
   Args:
     detector: of the run.
-    examples: from `cops_jax.datasets.load`. Without masks, the pixel threshold
-      is the highest that some pixel of each normal image reaches.
-    false_alarms: if given, both thresholds are chosen by it; see
-      `from_normal_images`.
+    examples: from `cops_jax.datasets.load`. Without masks, no more of the
+      normal images show an anomalous pixel than are called anomalous.
+    false_alarms: if given, both thresholds are chosen by it; see `from_images`.
     tiles: of the later predictions, see `AnomalyDetector`.
 
   Raises:
@@ -79,24 +84,8 @@ def from_labelled_data(
   """
   rows = (_decode(detector, example, tiles) for example in examples)
   found = _score(detector, rows, len(examples))
-  if false_alarms is not None:
-    return _few_false_alarms(detector, found, false_alarms, tiles)
-  image = thresholds.of_balanced_accuracy(found.scores, found.labels)
-  if np.isnan(image):
-    raise InputError(
-      f"{examples.name!r} has {found.labels.sum()} anomalous and"
-      f" {(~found.labels).sum()} normal images; to choose by their balanced"
-      " accuracy both are needed. With normal images alone use --normal."
-    )
-  pixel = found.pixels.count().best_threshold()
-  if np.isnan(pixel):
-    normal_peaks = found.peaks[~found.labels]
-    pixel = thresholds.of_false_positive_rate(normal_peaks, 0.0)
-  method = (
-    f"largest balanced accuracy on {len(found.scores)} images of"
-    f" {examples.name}"
-  )
-  return _make(detector, found, image, pixel, method, tiles)
+  source = f"{len(found.scores)} images of {examples.name}"
+  return _choose(detector, found, source, false_alarms, tiles)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,6 +106,28 @@ class _Found:
       estimate(int(is_wrong.sum()), len(is_wrong)) if len(is_wrong) else None
       for is_wrong in (flagged[~self.labels], ~flagged[self.labels])
     )
+
+
+def _choose(detector, found, source, false_alarms, tiles):
+  """Returns thresholds by false alarms or, if None, by balanced accuracy."""
+  if false_alarms is not None:
+    return _few_false_alarms(detector, found, false_alarms, tiles)
+  image = thresholds.of_balanced_accuracy(found.scores, found.labels)
+  if np.isnan(image):
+    raise InputError(
+      f"there are {found.labels.sum()} anomalous and {(~found.labels).sum()}"
+      " normal images; to choose by their balanced accuracy both are needed."
+      " With normal images alone use --normal."
+    )
+  method = f"largest balanced accuracy on {source}"
+  pixel = found.pixels.count().best_threshold()
+  if np.isnan(pixel):
+    count, total = found.errors(image)[0].count, int((~found.labels).sum())
+    count = min(count, total - 1)
+    normal_peaks = found.peaks[~found.labels]
+    pixel = thresholds.of_false_positive_rate(normal_peaks, count / total)
+    method += f"; regions, without masks, in {count} of {total} normal images"
+  return _make(detector, found, image, pixel, method, tiles)
 
 
 def _few_false_alarms(detector, found, rate, tiles):

@@ -174,12 +174,17 @@ def check_values(config: Any, backbone: Any) -> None:
       _refuse(name, values[name], f"a {expected}")
   methods.find(config.method)
   unread = methods.unread_fields(config.method)
+  changed = [
+    f"config.{name} = {field.default!r}"
+    for name, field in FIELDS.items()
+    if name in unread and values[name] != field.default
+  ]
+  if changed:
+    raise InputError(
+      f"the method {config.method!r} does not read some of the fields that were"
+      f" set: leave {', '.join(changed)}"
+    )
   for name, field in FIELDS.items():
-    if name in unread and values[name] != field.default:
-      raise InputError(
-        f"config.{name} is {values[name]!r}, and the method"
-        f" {config.method!r} does not read it: leave it at {field.default!r}"
-      )
     if not field.accepts(values[name]):
       _refuse(name, values[name], field.describe_limits())
   for name, expected in _misfits(config, backbone, unread):

@@ -86,7 +86,7 @@ class AnomalyDetector:
   image's result depends on its pixels alone, not on its name or batch.
 
   Attributes:
-    thresholds: for verdicts; None for no verdicts.
+    thresholds: for verdicts, each for its tiles; none for no verdicts.
   """
 
   def __init__(self, config: Any, trainable: Any, backbone: PretrainedBackbone):
@@ -109,7 +109,7 @@ class AnomalyDetector:
     self.config, self.backbone, self.trainable = config, backbone, trainable
     self.image_size = config.model.image_size_pixels
     self.reading = reading(config)
-    self.thresholds: Thresholds | None = None
+    self.thresholds: Sequence[Thresholds] = ()
     self._mesh = make_mesh(jax.local_devices())
     backbone_params, shardings = place_backbone(
       backbone, model, self._mesh, config.backbone.split_over_devices
@@ -261,14 +261,14 @@ class AnomalyDetector:
   def _use_thresholds(self, folder):
     """Takes the folder's thresholds if they were chosen for these prompts."""
     found = thresholds.read_thresholds(folder)
-    if found and found.prompts_sha256 not in ("", self.prompts_sha256):
+    fits = ("", self.prompts_sha256) if found else ()
+    self.thresholds = [row for row in found if row.prompts_sha256 in fits]
+    if found and not self.thresholds:
       _logger.warning(
         "no verdicts: the thresholds of %s were chosen for other prompts than"
         " those that it has now; choose again: cops calibrate",
         folder,
       )
-      found = None
-    self.thresholds = found
     return self
 
   @property
@@ -284,18 +284,19 @@ class AnomalyDetector:
     return hash_prompts(self.trainable)
 
   def thresholds_for(self, tiles: str) -> Thresholds | None:
-    """Returns the thresholds if they were chosen with these tiles.
+    """Returns the thresholds that were chosen with these tiles, if any were.
 
-    Scores and maps with and without tiles differ. Thresholds that do not fit
-    cause one warning.
+    Scores and maps with and without tiles differ. If only other thresholds were
+    chosen, there is one warning.
 
     Args:
       tiles: from `tiles.normalize`.
     """
-    reason = self.thresholds.why_unfit(tiles) if self.thresholds else ""
-    if not reason:
-      return self.thresholds
-    if tiles not in self._warned:
+    for row in self.thresholds:
+      if row.tiles == tiles:
+        return row
+    reason = thresholds.why_unfit(self.thresholds, tiles)
+    if reason and tiles not in self._warned:
       self._warned.add(tiles)
       _logger.warning("no verdicts: %s", reason)
     return None

@@ -7,16 +7,17 @@ import dataclasses
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cops_jax import __version__, methods, thresholds
 from cops_jax.config import complete, decides
+from cops_jax.detector import AnomalyDetector
 from cops_jax.errors import InputError
 from cops_jax.fields import Role
 from cops_jax.files import delete, exists, find_files, whole_file
 from cops_jax.metrics import METRICS
-from cops_jax.paths import AnyPath, is_address, to_path
+from cops_jax.paths import is_address, to_path
 from cops_jax.reporting.report import make_environment
 from cops_jax.reporting.tables import read_results
 from cops_jax.runs.checkpoints import Checkpoints
@@ -87,7 +88,7 @@ def publish(
     ),
   }
   if chosen:
-    contents[THRESHOLDS] = chosen.to_json()
+    contents[THRESHOLDS] = thresholds.to_json(chosen)
   _write(out, contents)
   return (
     f"{out}: the prompts of step {step} of {workdir}\nRead {out / CARD}, above"
@@ -95,10 +96,10 @@ def publish(
   )
 
 
-def change_thresholds(
+def add_thresholds(
   name: str, out: str | os.PathLike, chosen: Thresholds
-) -> AnyPath:
-  """Writes pretrained prompts with other thresholds.
+) -> str:
+  """Writes pretrained prompts with further thresholds.
 
   Args:
     name: name of the prompts, see `pretrained.find`.
@@ -106,24 +107,59 @@ def change_thresholds(
     chosen: the thresholds.
 
   Returns:
-    The path of the thresholds' file.
+    A sentence, see `thresholds.put`.
 
   Raises:
     InputError: the folder holds something else or cannot be written.
   """
-  out, folder = to_path(out), pretrained.find(name)
-  require_replaceable(out)
+  folder = pretrained.find(name)
   contents = {
     file: (folder / file).read_bytes()
     for file in pretrained.FILES
     if (folder / file).is_file()
   }
-  contents[THRESHOLDS] = chosen.to_json()
+  return _add(contents, thresholds.read_thresholds(folder), out, chosen)
+
+
+def write_untrained(
+  detector: AnomalyDetector, out: str | os.PathLike, chosen: Thresholds
+) -> str:
+  """Writes the texts of a detector that is not trained, with thresholds.
+
+  Args:
+    detector: from `AnomalyDetector.from_clip`.
+    out: the folder; pretrained prompts in it are replaced.
+    chosen: thresholds of these texts. They are put beside those that the folder
+      has of them.
+
+  Returns:
+    A sentence, see `thresholds.put`.
+
+  Raises:
+    InputError: the folder holds something else or cannot be written.
+  """
+  record = Record(detector.config.to_dict(), detector.backbone.sha256)
+  contents = {
+    CONFIG: record.to_json(),
+    PROMPTS: prompts.to_safetensors(detector.trainable, record),
+  }
+  return _add(contents, [], out, chosen)
+
+
+def _add(contents, beside, out, chosen):
+  """Writes a folder with thresholds beside those of the same prompts."""
+  out = to_path(out)
+  require_replaceable(out)
+  kept = thresholds.read_thresholds(out)
+  if all(row.prompts_sha256 != chosen.prompts_sha256 for row in kept):
+    kept = beside  # Others are of prompts that are replaced.
+  rows, sentence = thresholds.put(chosen, kept, out / THRESHOLDS)
+  contents[THRESHOLDS] = thresholds.to_json(rows)
   if CARD in contents:
     text = contents[CARD].decode(errors="replace")
-    contents[CARD] = replace_thresholds(text, chosen)
+    contents[CARD] = replace_thresholds(text, rows)
   _write(out, contents)
-  return out / THRESHOLDS
+  return sentence
 
 
 def require_replaceable(out: str | os.PathLike) -> None:
@@ -177,16 +213,16 @@ def _last_part(name):
 
 
 def _find_thresholds(workdir, prompts_sha256):
-  """Returns the run's thresholds if they were chosen for these prompts."""
+  """Returns the run's thresholds that were chosen for these prompts."""
   found = thresholds.read_thresholds(workdir)
-  if found is None or found.prompts_sha256 in ("", prompts_sha256):
-    return found
-  _logger.warning(
-    "the thresholds of %s are left out, as they were chosen for other prompts"
-    " than its newest; choose again: cops calibrate --workdir=%s",
-    *(workdir, workdir),
-  )
-  return None
+  own = [row for row in found if row.prompts_sha256 in ("", prompts_sha256)]
+  if found and not own:
+    _logger.warning(
+      "the thresholds of %s are left out, as they were chosen for other prompts"
+      " than its newest; choose again: cops calibrate --workdir=%s",
+      *(workdir, workdir),
+    )
+  return own
 
 
 def _find_results(workdir, prompts_sha256, backbone_sha256):
@@ -206,15 +242,18 @@ def _find_results(workdir, prompts_sha256, backbone_sha256):
 
 
 def _write(out, contents: Mapping[str, str | bytes]):
-  """Writes all files or none; the last is that of the prompts."""
+  """Writes all files or none; the last is that of the prompts.
+
+  Files of earlier prompts are deleted.
+  """
   with contextlib.ExitStack() as stack:  # Renames them at its end, in reverse.
     for name in pretrained.FILES:
       if name in contents:
         content = contents[name]
         content = content.encode() if isinstance(content, str) else content
         stack.enter_context(whole_file(out / name)).write_bytes(content)
-  if THRESHOLDS not in contents:
-    delete(out / THRESHOLDS)
+  for name in set(pretrained.FILES) - set(contents):
+    delete(out / name)
 
 
 def make_card(
@@ -224,7 +263,7 @@ def make_card(
   step: int,
   prompts_sha256: str,
   hub_backbone: str = "",
-  thresholds: Thresholds | None = None,
+  thresholds: Sequence[Thresholds] = (),
   results: Mapping[str, Any] | None = None,
 ) -> str:
   """Returns a card: what the prompts are, their training and their results.
@@ -235,7 +274,7 @@ def make_card(
     step: of the checkpoint.
     prompts_sha256: see `prompts.hash_prompts`.
     hub_backbone: the name of its backbone on the hub; "" if it is not there.
-    thresholds: chosen for the prompts, if any were.
+    thresholds: those that were chosen for the prompts.
     results: content of results.json of their evaluation, if there was one.
   """
   config = complete(record.config)
@@ -277,7 +316,7 @@ def make_card(
   )
 
 
-def replace_thresholds(card: str, thresholds: Thresholds) -> str:
+def replace_thresholds(card: str, thresholds: Sequence[Thresholds]) -> str:
   """Returns a card with its section of thresholds replaced.
 
   Args:

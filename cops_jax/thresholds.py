@@ -1,10 +1,14 @@
-"""Thresholds that turn scores into verdicts, kept with a run."""
+"""Thresholds that turn scores into verdicts, kept with a run.
+
+A file holds those of several tilings, and of several prompts.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 import os
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -90,69 +94,116 @@ class Thresholds:
     both = {"false alarms": self.false_alarms, "misses": self.misses}
     return {name: errors for name, errors in both.items() if errors}
 
-  def to_json(self) -> str:
-    """Returns the thresholds as text."""
-    return seal(dataclasses.asdict(self), indent=2)
-
-  def why_unfit(self, tiles: str) -> str:
-    """Returns why these tiles allow no verdicts; "" if the thresholds fit.
-
-    Args:
-      tiles: from `tiles.normalize`.
-    """
-    if self.tiles == tiles:
-      return ""
-    were, now = (
-      f"with tiles {name!r}" if name else "without tiles"
-      for name in (self.tiles, tiles)
-    )
-    option = f" --tiles={tiles}" if tiles else ""
+  def __str__(self) -> str:
     return (
-      f"the thresholds were chosen {were}, and images are looked at {now};"
-      f" choose again: cops calibrate{option}"
+      f"image threshold {self.image:.4f}, pixel threshold {self.pixel:.4f}:"
+      f" {self.method}"
     )
 
 
-def read_thresholds(workdir: str | os.PathLike) -> Thresholds | None:
-  """Returns a run's thresholds; None if none were chosen.
+def to_json(rows: Iterable[Thresholds]) -> str:
+  """Returns thresholds as the text of their file."""
+  values = [dataclasses.asdict(row) for row in rows]
+  return seal({"thresholds": values}, indent=2)
+
+
+def why_unfit(rows: Sequence[Thresholds], tiles: str) -> str:
+  """Returns why no thresholds fit these tiles, if there are any; else "".
+
+  Args:
+    rows: thresholds.
+    tiles: from `tiles.normalize`.
+  """
+  chosen = [row.tiles for row in rows]
+  if not chosen or tiles in chosen:
+    return ""
+  option = f" --tiles={tiles}" if tiles else ""
+  return (
+    f"the thresholds were chosen {' and '.join(map(_describe_tiles, chosen))},"
+    f" and images are looked at {_describe_tiles(tiles)}; choose others beside"
+    f" them: cops calibrate{option}"
+  )
+
+
+def _describe_tiles(tiles):
+  return f"with tiles {tiles!r}" if tiles else "without tiles"
+
+
+def read_thresholds(workdir: str | os.PathLike) -> list[Thresholds]:
+  """Returns a run's thresholds, of all tilings; empty if none were chosen.
 
   Raises:
     InputError: the file is damaged.
   """
   path = to_path(workdir) / _FILE
   try:
-    values = unseal(read_file(path))
-    for name in ("false_alarms", "misses"):
-      if values.get(name) is not None:
-        values[name] = Proportion(**values[name])
-    found = Thresholds(**values)
-    # A threshold that no image may reach is a little above 1.
-    if not all(0 <= x <= 1 + _LEAST_MARGIN for x in (found.image, found.pixel)):
-      raise ValueError(
-        f"thresholds are from 0 to 1, not {found.image} and {found.pixel}"
-      )
-    normalize(found.tiles)
-    return found
+    return [_from_values(row) for row in unseal(read_file(path))["thresholds"]]
   except FileNotFoundError:
-    return None
-  except (OSError, ValueError, TypeError) as error:
+    return []
+  except (OSError, ValueError, TypeError, KeyError) as error:
     raise InputError(
       f"{path} is damaged ({error}). Delete it, and choose thresholds again"
       " with cops calibrate."
     ) from error
 
 
-def write_thresholds(
-  workdir: str | os.PathLike, thresholds: Thresholds
-) -> AnyPath:
-  """Keeps thresholds with a run and returns the file's path.
+def _from_values(values):
+  for name in ("false_alarms", "misses"):
+    if values[name] is not None:
+      values[name] = Proportion(**values[name])
+  found = Thresholds(**values)
+  # A threshold that no image may reach is a little above 1.
+  if not all(0 <= x <= 1 + _LEAST_MARGIN for x in (found.image, found.pixel)):
+    raise ValueError(
+      f"thresholds are from 0 to 1, not {found.image} and {found.pixel}"
+    )
+  normalize(found.tiles)
+  return found
+
+
+def put(
+  chosen: Thresholds, rows: Iterable[Thresholds], path: AnyPath
+) -> tuple[list[Thresholds], str]:
+  """Adds thresholds to those of other tiles and prompts.
+
+  Args:
+    chosen: the new ones. They replace those of the same tiles and prompts.
+    rows: thresholds that were chosen before.
+    path: of the file that they are written to.
+
+  Returns:
+    All thresholds, and a sentence about what was kept and replaced.
+  """
+  fits = ("", chosen.prompts_sha256)
+  kept, replaced = [], []
+  for row in rows:
+    is_same = row.tiles == chosen.tiles and row.prompts_sha256 in fits
+    (replaced if is_same else kept).append(row)
+  others = [
+    _describe_tiles(row.tiles)
+    if row.prompts_sha256 in fits
+    else "of other prompts"
+    for row in kept
+  ]
+  return [*kept, chosen], "".join(
+    [
+      f"kept in {path}",
+      *(f", beside those {name}" for name in dict.fromkeys(others)),
+      *(f"\nreplaced: {row}" for row in replaced),
+    ]
+  )
+
+
+def write_thresholds(workdir: str | os.PathLike, chosen: Thresholds) -> str:
+  """Keeps thresholds with a run; returns a sentence, see `put`.
 
   Raises:
-    InputError: it cannot be written.
+    InputError: the file is damaged or cannot be written.
   """
   path = to_path(workdir) / _FILE
-  write_file(path, thresholds.to_json())
-  return path
+  rows, sentence = put(chosen, read_thresholds(workdir), path)
+  write_file(path, to_json(rows))
+  return sentence
 
 
 def of_false_positive_rate(

@@ -84,9 +84,13 @@ def test_bad_values_are_reported_in_one_sentence(name, value, expected):
       "'2x3'.* with feature_cache.dtype 'float16'",
     ),
     (
-      {"method": "anomalyclip", "evaluation.beta": 0.5},
-      "beta is 0.5, and the method 'anomalyclip' does not read it: leave it at"
-      " 0.9$",
+      {
+        "method": "anomalyclip",
+        "evaluation.beta": 0.5,
+        "model.texts": "demo",
+      },
+      "'anomalyclip' does not read some .*: leave config.model.texts ="
+      " 'photos', config.evaluation.beta = 0.9$",
     ),
     (
       {f"model.num_{w}_words": 0 for w in ("context", "state", "category")},

@@ -166,10 +166,11 @@ def test_thresholds_are_for_the_prompts_they_were_chosen_for(
 ):
   run = shutil.copytree(workdir, tmp_path / "run")
   for digest, fits in ((detector.prompts_sha256, True), ("0" * 64, False)):
+    (run / "thresholds.json").unlink()
     chosen = Thresholds(0.5, 0.25, "by hand", digest)
     thresholds.write_thresholds(run, chosen)
     found = AnomalyDetector.from_workdir(run)
-    assert found.thresholds == (chosen if fits else None)
+    assert found.thresholds == ([chosen] if fits else [])
     assert ("chosen for other prompts" in caplog.text) == (not fits)
 
 

@@ -79,8 +79,8 @@ def root(trained, clip_folder, tmp_path_factory):
   """The folder in which a reader is."""
   root = tmp_path_factory.mktemp("reader")
   shutil.copytree(trained[0], root / "runs" / "visa")
-  for name in ("photos/1.png", "photos/good/2.png", "photos/good/3.png"):
-    path = root / name
+  for name in ("1.png", "good/2.png", "good/3.png", "bad/4.png"):
+    path = root / "photos" / name
     path.parent.mkdir(parents=True, exist_ok=True)
     make_image(0).save(path)
   (root / "more").mkdir()

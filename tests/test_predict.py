@@ -88,7 +88,7 @@ def test_photos_in_a_folder(photos, workdir, predict_photos, tmp_path, capsys):
   assert "at most 70.8% of others with 95% confidence" in text
   assert "false alarms: 0 of 3, 0.0% (95% interval 0.0% to 70.8%)" in text
   assert "misses" not in text
-  chosen = thresholds.read_thresholds(workdir)
+  (chosen,) = thresholds.read_thresholds(workdir)
   assert (
     chosen.false_alarms == thresholds.estimate(0, 3) and chosen.misses is None
   )
@@ -168,7 +168,8 @@ def test_lines_before_ctrl_c_are_kept(command, tmp_path, monkeypatch):
 def test_thresholds_of_labelled_data(workdir, tmp_path, data_dir, capsys):
   def choose(*arguments):
     calibrate_command.main([f"--workdir={workdir}", *arguments])
-    return thresholds.read_thresholds(workdir), capsys.readouterr().out
+    (chosen,) = thresholds.read_thresholds(workdir)
+    return chosen, capsys.readouterr().out
 
   root = tmp_path / "parts"
   for index in range(12):
@@ -205,8 +206,17 @@ def test_thresholds_of_labelled_data(workdir, tmp_path, data_dir, capsys):
   ):
     assert errors == thresholds.estimate(int(is_wrong.sum()), 6)
     assert f"{kind}: {errors}\n" in text
-  # Without masks: a little above the pixels of normal images.
-  assert 0 < chosen.pixel - maps[~labels].max() < 1e-3
+  # Without masks no more normal images show a region than are called anomalous.
+  shows_region = maps[~labels].max((1, 2)) >= chosen.pixel
+  assert shows_region.sum() == chosen.false_alarms.count
+  assert f"{shows_region.sum()} of 6 normal images\n" in text
+  again, text = choose(
+    *("--normal", str(root / "test" / "good")),
+    *("--anomalous", str(root / "test" / "bad")),
+  )
+  assert dataclasses.replace(again, method=chosen.method) == chosen
+  assert "largest balanced accuracy on 6 normal and 6 anomalous images" in text
+  assert f"replaced: {chosen}\n" in text
   chosen, _ = choose(f"--data=folder:{root}", "--false_alarms=0.2")
   assert (scores[~labels] >= chosen.image).sum() == 1
   assert chosen.false_alarms.count == 1
@@ -233,10 +243,14 @@ def test_thresholds_of_labelled_data(workdir, tmp_path, data_dir, capsys):
     ((f"--data=folder:{root}", "--false_alarms=0.1"), "no normal images"),
     ((f"--data=folder:{root}", "--false_alarms=1.5"), "false_alarms is 1.5"),
     (("--normal", "/nowhere"), "/nowhere is not a file, folder"),
+    (
+      ("--normal", str(root), "--anomalous", f"{root}/test/bad"),
+      "6 images are given as normal and as anomalous, such as",
+    ),
   ):
     with pytest.raises(SystemExit, match=f"^error: .*{expected}"):
       choose(*arguments)
-  assert thresholds.read_thresholds(workdir) == chosen
+  assert thresholds.read_thresholds(workdir) == [chosen]
 
 
 def test_tiles(workdir, tmp_path, capsys):
@@ -268,7 +282,9 @@ def test_tiles(workdir, tmp_path, capsys):
   assert {row["verdict"] for row in unfit} == {None}
   assert "thresholds were chosen without tiles, and images are" in messages
   calibrate_command.main([*place, *normal])
-  chosen = thresholds.read_thresholds(workdir)
+  assert "json, beside those without tiles\n" in capsys.readouterr().out
+  whole, chosen = thresholds.read_thresholds(workdir)
+  assert whole.tiles == ""
   assert chosen.tiles == "auto" and chosen.method.endswith("with tiles auto")
   scores = [row["image_score"] for row in rows]
   assert chosen.image == pytest.approx(max(scores[:2]), abs=1e-3)

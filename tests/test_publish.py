@@ -56,7 +56,7 @@ def provenance(workdir):
   return {
     "version": "1.2",
     "checkpoint": "step 3 of /secret/run",
-    "prompts_sha256": thresholds.read_thresholds(workdir).prompts_sha256,
+    "prompts_sha256": thresholds.read_thresholds(workdir)[0].prompts_sha256,
     "backbone_sha256": record.backbone_sha256,
     "config": record.to_config("").to_dict(),
     "versions": {"jax": "0.0"},
@@ -76,7 +76,7 @@ def test_detections_are_the_runs_own(workdir, published, tmp_path):
   images = [make_image(seed) for seed in range(3)]
   detector = AnomalyDetector.from_pretrained(published)
   wanted = AnomalyDetector.from_workdir(workdir)
-  assert detector.thresholds == wanted.thresholds is not None
+  assert detector.thresholds == wanted.thresholds != []
   for got, want in zip(detector(images), wanted(images), strict=True):
     assert got.image_score == want.image_score
     np.testing.assert_array_equal(got.anomaly_map, want.anomaly_map)
@@ -96,7 +96,7 @@ def test_another_version_takes_the_place_of_one(
   )
   assert not (out / "thresholds.json").exists()
   assert (out / ".gitattributes").read_text() == "kept"
-  assert AnomalyDetector.from_pretrained(out).thresholds is None
+  assert AnomalyDetector.from_pretrained(out).thresholds == []
   text = (out / "README.md").read_text()
   for part in (
     "These prompts were not evaluated.",
@@ -182,6 +182,7 @@ def test_the_card(workdir, tmp_path, caplog):
 
 def test_what_is_of_other_prompts_is_left_out(workdir, tmp_path, caplog):
   write_results(workdir, prompts_sha256="0" * 64)
+  (workdir / "thresholds.json").unlink()
   chosen = Thresholds(0.4, 0.2, "for others", "0" * 64)
   thresholds.write_thresholds(workdir, chosen)
   publish.publish(workdir, tmp_path / "tiny")
@@ -199,10 +200,11 @@ def test_thresholds_of_other_prompts_give_no_verdicts(
   published, tmp_path, caplog
 ):
   folder = shutil.copytree(published, tmp_path / "folder")
+  (folder / "thresholds.json").unlink()
   thresholds.write_thresholds(
     folder, Thresholds(0.4, 0.2, "for others", "0" * 64)
   )
-  assert AnomalyDetector.from_pretrained(folder).thresholds is None
+  assert AnomalyDetector.from_pretrained(folder).thresholds == []
   assert "no verdicts: the thresholds of" in caplog.text
   (folder / "thresholds.json").write_text("{}")
   with pytest.raises(InputError, match="thresholds.json is damaged"):
@@ -303,7 +305,7 @@ def test_calibrate(published, tmp_path, capsys, monkeypatch):
     shown = capsys.readouterr().out
     place = tmp_path / "copy" if out else folder
     assert f"kept in {place / 'thresholds.json'}" in shown
-    found = AnomalyDetector.from_pretrained(place).thresholds
+    (found,) = AnomalyDetector.from_pretrained(place).thresholds
     assert "reached by 0 of 3 normal images" in found.method
     text = (place / "README.md").read_text()
     assert f"Chosen as: {found.method}." in text and "by hand" not in text
@@ -313,8 +315,8 @@ def test_calibrate(published, tmp_path, capsys, monkeypatch):
     == (published / "README.md").read_bytes()
   )
   for flags, expected in (
-    (("--pretrained=some/tiny",), "some/tiny cannot be written: give a folder"),
-    ((f"--workdir={tmp_path}", "--out=x"), "--out needs --pretrained"),
+    (("--pretrained=some/tiny",), "some/tiny is no folder here: give one"),
+    ((f"--workdir={tmp_path}", "--out=x"), "--out is not for --workdir"),
   ):
     with pytest.raises(SystemExit) as ended:
       call("calibrate", *flags, "--normal", images)
@@ -327,7 +329,7 @@ def test_the_pages_choice_of_models(published):
 
   options = demo._parser().parse_args([f"--pretrained={published}"])
   ((detector, about),) = demo._load_models(options)
-  assert detector.thresholds.method == "by hand"
+  assert detector.thresholds[0].method == "by hand"
   assert about.startswith(f"Prompts of {published}, on CLIP")
 
 
@@ -340,7 +342,7 @@ def test_evaluate(published, data_dir, tmp_path):
   call("evaluate", *arguments)
   results = json.loads((tmp_path / "found" / "results.json").read_text())
   assert results["checkpoint"] == str(published / "prompts.safetensors")
-  digest = thresholds.read_thresholds(published).prompts_sha256
+  digest = thresholds.read_thresholds(published)[0].prompts_sha256
   assert results["prompts_sha256"] == digest
   with pytest.raises(SystemExit) as ended:
     call("evaluate", *arguments, f"--checkpoint={published}")
@@ -350,7 +352,7 @@ def test_evaluate(published, data_dir, tmp_path):
 def test_training_begins_from_them(published, config, tmp_path, monkeypatch):
   hub.fill_cache(tmp_path, "some/tiny", {"main": published}, monkeypatch)
   config.train.num_epochs = 0
-  digest = thresholds.read_thresholds(published).prompts_sha256
+  digest = thresholds.read_thresholds(published)[0].prompts_sha256
   for index, name in enumerate(("some/tiny", published)):
     workdir = tmp_path / str(index)
     training.train(config, workdir, init_from=name)

@@ -1,5 +1,7 @@
 """Thresholds: chosen, kept, and applied to a map."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -43,22 +45,45 @@ def test_largest_balanced_accuracy():
 
 
 def test_round_trip(tmp_path):
-  assert thresholds.read_thresholds(tmp_path) is None
-  chosen = Thresholds(
+  assert thresholds.read_thresholds(tmp_path) == []
+  path = tmp_path / "thresholds.json"
+  tiled = Thresholds(
     *(0.25, 1.0000001, "by hand", "", estimate(3, 48)), tiles="2x3"
   )
-  path = thresholds.write_thresholds(tmp_path, chosen)
-  assert thresholds.read_thresholds(tmp_path) == chosen
-  values = {"image": 0.5, "pixel": 0.5, "method": ""}
+  whole, other = (Thresholds(0.5, 0.5, "", digest) for digest in ("a", "b"))
+  newer = Thresholds(0.4, 0.5, "newer", "a")
+  for chosen, kept, shown in (
+    (tiled, [tiled], ""),
+    (whole, [tiled, whole], ", beside those with tiles '2x3'"),
+    (
+      *(other, [tiled, whole, other]),
+      ", beside those with tiles '2x3', beside those of other prompts",
+    ),
+    (
+      *(newer, [tiled, other, newer]),
+      ", beside those with tiles '2x3', beside those of other prompts\n"
+      f"replaced: {whole}",
+    ),
+  ):
+    sentence = thresholds.write_thresholds(tmp_path, chosen)
+    assert sentence == f"kept in {path}{shown}"
+    assert thresholds.read_thresholds(tmp_path) == kept
+  values = dataclasses.asdict(whole)
   for text in (
     "{",
     "[]",
     seal({"image": 1}),
-    path.read_text().replace("0.25", "-1"),
-    '{"image": 0.5, "pixel": 0.5, "method": ""}',
-    seal({**values, "misses": {"count": 1}}),
-    seal({**values, "misses": 3}),
-    seal({**values, "tiles": "3"}),
+    path.read_text().replace("0.25", "0.3"),
+    '{"thresholds": []}',
+    seal(values),
+    seal({"thresholds": values}),
+    *(
+      seal({"thresholds": [values | change]})
+      for change in (
+        *({"image": -1.0}, {"misses": {"count": 1}}, {"misses": 3}),
+        {"tiles": "3"},
+      )
+    ),
   ):
     path.write_text(text)
     with pytest.raises(InputError, match="damaged.*calibrate"):

@@ -55,13 +55,16 @@ def _load_models(options):
 
 
 def _tell(thresholds):
-  if thresholds is None:
+  if not thresholds:
     return (
       "No thresholds were chosen for them: there are no verdicts until a slider"
       " is moved."
     )
-  errors = [f"{name}: {count}" for name, count in thresholds.errors.items()]
-  return f"Thresholds: {'; '.join([thresholds.method, *errors])}."
+  parts = []
+  for row in thresholds:
+    errors = [f"{name}: {count}" for name, count in row.errors.items()]
+    parts.append("; ".join([row.method, *errors]))
+  return f"Thresholds: {'. '.join(parts)}."
 
 
 def _listen(host, port):

@@ -1,8 +1,10 @@
-"""Writes a whole detector as one file that runs without its model's code.
+r"""Writes a whole detector as one file that runs without its model's code.
 
 cops export --workdir=runs/visa --out=visa.cops
 cops export --workdir=runs/visa --out=visa.onnx
 cops export --pretrained=OWNER/visa --out=visa.cops
+cops export --clip=openai/clip-vit-large-patch14-336 --normal="a clean weld" \
+  --anomalous="a weld with a crack" --out=weld.cops
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from cops_jax.commands import command_line, flags, make_parser
 def _parser() -> argparse.ArgumentParser:
   parser = make_parser("export", __doc__)
   flags.add_prompts(parser)
+  flags.add(parser, "--normal", "--anomalous")
   parser.add_argument(
     "--out", required=True, help="the file to write; NAME.onnx is an ONNX file"
   )
@@ -24,7 +27,9 @@ def _parser() -> argparse.ArgumentParser:
 
 @command_line
 def main(arguments: Sequence[str] | None = None) -> None:
-  options = _parser().parse_args(arguments)
+  parser = _parser()
+  options = parser.parse_args(arguments)
+  flags.require_clip_for_texts(parser, options)
   from cops_jax.export import export
   from cops_jax.files import size_of
 

@@ -91,10 +91,10 @@ def add(parser: Any, *names: str, **options: Any) -> None:
     parser.add_argument(name, **{**_SHARED[name], **options})
 
 
-def add_prompts(parser: argparse.ArgumentParser, *others: str) -> None:
+def add_prompts(parser: argparse.ArgumentParser) -> None:
   """Adds the flags that name a detector; exactly one of them is required."""
   group = parser.add_mutually_exclusive_group(required=True)
-  add(group, "--workdir", "--pretrained", *others)
+  add(group, "--workdir", "--pretrained", "--clip")
   add(parser, "--allow_other_backbone")
 
 

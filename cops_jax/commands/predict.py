@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     " by default what the file declares, else input.bits_per_channel of the"
     " run's config",
   )
-  flags.add_prompts(parser, "--clip")
+  flags.add_prompts(parser)
   flags.add(parser, "--normal", "--anomalous", "--tiles")
   return parser
 
@@ -80,15 +80,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
   tiles = normalize(options.tiles)
   paths = find_images(options.images)
   detector = flags.open_detector(options)
-  if detector.thresholds is None:
-    flag = "--pretrained" if options.pretrained else "--workdir"
-    prompts = options.pretrained or options.workdir
+  if not detector.thresholds:
+    prompts = next(
+      f"--{name}={getattr(options, name)}"
+      for name in ("workdir", "pretrained", "clip")
+      if getattr(options, name)
+    )
     _logger.info(
-      "no verdicts, as no thresholds were chosen for these prompts%s",
-      f"; choose them: cops calibrate {flag}={prompts} --normal GOOD"
-      + (f" --tiles={tiles}" if tiles else "")
-      if prompts
-      else "",
+      "no verdicts, as no thresholds were chosen for these prompts; choose"
+      " them: cops calibrate %s --normal GOOD%s%s",
+      prompts,
+      f" --tiles={tiles}" if tiles else "",
+      " --out=FOLDER, and the same texts" if options.clip else "",
     )
   if options.max_megapixels:
     detector.reading["max_pixels"] = int(options.max_megapixels * 1e6)

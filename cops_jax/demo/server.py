@@ -35,7 +35,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from cops_jax import methods
+from cops_jax import methods, thresholds
 from cops_jax.datasets import generated
 from cops_jax.detector import AnomalyDetector
 from cops_jax.errors import InputError
@@ -180,7 +180,7 @@ class _Server:
   async def info(self, request):
     number, tiles = self._choose(request), _tiles(request)
     detector, about = self._models[number]
-    chosen, thresholds = detector.thresholds, detector.thresholds_for(tiles)
+    rows, chosen = detector.thresholds, detector.thresholds_for(tiles)
     colors = heat_colors(np.linspace(0.0, 1.0, 256)[None], 0.0, 1.0)
     return JSONResponse(
       {
@@ -188,8 +188,8 @@ class _Server:
         "models": self._titles,
         "model": number,
         "is_toy": detector.config.backbone.weights == DEMO_CLIP,
-        "thresholds": thresholds and dataclasses.asdict(thresholds),
-        "unfit": chosen.why_unfit(tiles) if chosen else "",
+        "thresholds": chosen and dataclasses.asdict(chosen),
+        "unfit": thresholds.why_unfit(rows, tiles),
         "limits": dataclasses.asdict(self._limits),
         "examples": {
           name: "anomaly" if defect else "normal"

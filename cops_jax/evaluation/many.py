@@ -240,12 +240,8 @@ def _begin_run(workdir, config, backbone):
 def _load_model(config, workdir, checkpoint, allow_other_backbone):
   """Returns the config with a settled dtype, record, backbone and model."""
   is_trained = methods.find(config.method).IS_TRAINED
-  if not is_trained and checkpoint != workdir:
-    raise InputError(
-      f"{checkpoint} cannot be evaluated by the method {config.method!r},"
-      " which trains nothing: leave out --checkpoint"
-    )
-  record = (prompts.find_record if is_trained else find_run)(checkpoint)
+  has_prompts = is_trained or checkpoint != workdir
+  record = (prompts.find_record if has_prompts else find_run)(checkpoint)
   config = settle_dtype(config, record)
   backbone = _load_checked_backbone(
     config, record, checkpoint, allow_other_backbone

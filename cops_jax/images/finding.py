@@ -27,6 +27,14 @@ def is_hidden(name: str) -> bool:
   return name.startswith(".") or name.casefold() in _SYSTEM
 
 
+def is_place(text: str) -> bool:
+  """Whether a text names a file, a folder or a pattern of existing ones."""
+  path = os.path.expanduser(text)
+  return os.path.exists(path) or bool(
+    glob.glob(path, recursive=True, include_hidden=True)
+  )
+
+
 def find_images(places: Iterable[str]) -> list[pathlib.Path]:
   """Returns image files in the order of the places, each once.
 

@@ -18,6 +18,7 @@ from cops_jax.backbones.clip import CLIP
 from cops_jax.backbones.dino import DINO
 from cops_jax.backbones.vision import cast_matrices
 from cops_jax.config import check_values
+from cops_jax.files import is_file
 from cops_jax.runs.record import Record
 from cops_jax.runtime.mesh import backbone_shardings
 from cops_jax.weights import prompts
@@ -108,7 +109,7 @@ def load_trainable(
 ) -> tuple[Mapping[str, Any], str]:
   """Loads trained parameters; returns them and their source, in words.
 
-  A method that trains nothing computes its own.
+  A method that trains nothing computes its own, unless there is a file of them.
 
   Args:
     config: a ConfigDict with the fields of `cops_jax.config`.
@@ -120,7 +121,7 @@ def load_trainable(
     InputError: see `prompts.load_prompts`.
   """
   method = methods.find(config.method)
-  if not method.IS_TRAINED:
+  if not method.IS_TRAINED and not is_file(path):
     tree = model.init_trainable(jax.random.key(0), backbone.params)
     return tree, f"the {method.TITLE.lower()}, which is not trained"
   template = trainable_shapes(model, backbone, sharding)

@@ -214,7 +214,7 @@ def test_downloads(address, browser, detector, images, tmp_path):
   assert {row["threshold_method"] for row in rows} == {"slider"}
   assert rows[1]["path"] == "'=1,2.png"  # No formula in a spreadsheet.
   threshold = float(rows[0]["pixel_threshold"])
-  assert 0 < threshold != detector.thresholds.pixel
+  assert 0 < threshold != want.thresholds.pixel
   for row, want in zip(rows, wanted, strict=True):
     boxes = find_boxes(want.anomaly_map, threshold)
     np.testing.assert_allclose(json.loads(row["boxes"]), boxes, atol=2)
@@ -303,7 +303,7 @@ def test_methods_and_tiles(address, browser, detector, tmp_path):
 
 
 def test_without_thresholds(browser, detector, port, images, monkeypatch):
-  monkeypatch.setattr(detector, "thresholds", None)
+  monkeypatch.setattr(detector, "thresholds", ())
   path, want = list(images.items())[1]
   _, answer = post(port, path.read_bytes())
   assert answer["verdict"] is answer["boxes"] is None

@@ -10,7 +10,7 @@ from cops_jax.demo import load_detector
 @pytest.fixture(scope="module")
 def detector():
   detector = load_detector()
-  detector.thresholds = None
+  detector.thresholds = ()
   return detector
 
 

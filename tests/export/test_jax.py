@@ -22,7 +22,7 @@ from helpers.images import make_image
 @pytest.fixture(scope="module")
 def detector(trained):
   detector = AnomalyDetector.from_workdir(trained[0])
-  detector.thresholds = Thresholds(0.5, 0.25, "by hand")
+  detector.thresholds = [Thresholds(0.5, 0.25, "by hand")]
   return detector
 
 
@@ -52,7 +52,7 @@ def test_the_file_is_the_detector_for_any_number_of_images(detector, path):
 def test_thresholds_of_tiles_are_left_out(detector, tmp_path, monkeypatch):
   """The file sees whole images."""
   monkeypatch.setattr(
-    detector, "thresholds", Thresholds(0.5, 0.25, "by hand", tiles="2x3")
+    detector, "thresholds", [Thresholds(0.5, 0.25, "by hand", tiles="2x3")]
   )
   monkeypatch.setattr("cops_jax.export.onnx.write_onnx", lambda *_: None)
   metadata = export.export(detector, tmp_path / "made.onnx")

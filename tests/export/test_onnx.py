@@ -23,7 +23,7 @@ onnxruntime = pytest.importorskip("onnxruntime")
 @pytest.fixture(scope="module")
 def path(trained, tmp_path_factory):
   detector = AnomalyDetector.from_workdir(trained[0])
-  detector.thresholds = Thresholds(0.5, 0.25, "by hand")
+  detector.thresholds = [Thresholds(0.5, 0.25, "by hand")]
   path = tmp_path_factory.mktemp("onnx") / "made.onnx"
   export.export(detector, path)
   return path

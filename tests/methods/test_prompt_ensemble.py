@@ -1,5 +1,6 @@
 """The prompt ensemble: the authors' numbers, its texts, and a CLIP alone."""
 
+import dataclasses
 import hashlib
 import json
 
@@ -7,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from cops_jax import training
+from cops_jax import publish, thresholds, training
 from cops_jax.backbones.features import join_params
-from cops_jax.commands import predict
-from cops_jax.detector import AnomalyDetector
+from cops_jax.commands import calibrate, export, predict
 from cops_jax.errors import InputError
 from cops_jax.evaluation import many
 from cops_jax.evaluation.step import detect_anomalies
+from cops_jax.images.finding import find_images
 from cops_jax.methods import prompt_ensemble
 from cops_jax.methods.prompt_ensemble import fill_templates, read_texts
 from cops_jax.weights.clip import PretrainedCLIP, load_clip
@@ -180,28 +181,13 @@ def test_categories_have_their_names_in_the_texts(config, tmp_path):
 
 
 def test_there_is_nothing_to_train(config, tmp_path):
-  with pytest.raises(InputError, match="x.pth cannot be evaluated by .* leave"):
+  with pytest.raises(InputError, match="x.pth holds no training run"):
     many.evaluate(config, tmp_path / "run", checkpoint="x.pth")
   with pytest.raises(
     InputError, match="'prompt_ensemble' has nothing to train"
   ):
     training.train(config, tmp_path / "run")
   assert not (tmp_path / "run").exists()
-
-
-def test_the_demos_clip_needs_no_more_than_its_name(tmp_path, capsys):
-  make_image(0).save(tmp_path / "photo.png")
-  arguments = [str(tmp_path), "--clip=demo"]
-  predict.main(arguments)
-  own = ("--normal", "a clean tile", "--anomalous", "a tile with a hole")
-  predict.main([*arguments, *own])
-  rows = [json.loads(row) for row in capsys.readouterr().out.splitlines()]
-  assert rows[0]["image_score"] != rows[1]["image_score"]
-  detector = AnomalyDetector.from_clip(
-    "demo", normal=["a clean tile"], anomalous=["a tile with a hole"]
-  )
-  score = detector(tmp_path / "photo.png").image_score
-  assert rows[1]["image_score"] == pytest.approx(score, abs=1e-6)
 
 
 def test_sizes_fit_any_clip(clip_folder):
@@ -246,3 +232,71 @@ def test_texts_need_a_tokenizer_and_room():
   bare = PretrainedCLIP(backbone.config, backbone.params, backbone.tokens, "")
   with pytest.raises(InputError, match="came without a tokenizer, which"):
     bare.tokenize(["a"])
+
+
+def test_texts_get_verdicts_without_training(tmp_path, capsys, monkeypatch):
+  """A folder keeps texts and thresholds; every command takes either."""
+  for index in range(4):
+    folder = tmp_path / ("good", "bad")[index % 2]
+    folder.mkdir(exist_ok=True)
+    make_image(index).save(folder / f"{index}.png")
+  out, normal, anomalous = tmp_path / "tile", "a clean tile", "a tile, a hole"
+  calibrate.main(
+    [
+      *("--clip=demo", f"--out={out}", "--normal", f"{tmp_path}/good", normal),
+      *("--anomalous", f"{tmp_path}/bad/*", "--anomalous", anomalous),
+    ]
+  )
+  text = capsys.readouterr().out
+  assert f"texts, as no file has such a name: normal {normal}\n" in text
+  assert "largest balanced accuracy on 2 normal and 2 anomalous images" in text
+  assert f"kept in {out}/thresholds.json\n" in text
+
+  exported = []
+  monkeypatch.setattr(
+    "cops_jax.export.export",
+    lambda detector, out: exported.append(detector) or {"image_size_pixels": 1},
+  )
+  texts = (f"--normal={normal}", f"--anomalous={anomalous}")
+  export.main(["--clip=demo", *texts, f"--out={out}/thresholds.json"])
+  photos = find_images([str(tmp_path)])
+  want = exported[0](photos)
+
+  # On another machine the features of texts have other last digits.
+  monkeypatch.setattr(
+    prompt_ensemble.PromptEnsemble,
+    "_encode_states",
+    lambda *_: [jnp.zeros((2, 128))],
+  )
+  capsys.readouterr()
+  predict.main([*map(str, photos), f"--pretrained={out}"])
+  rows = [json.loads(row) for row in capsys.readouterr().out.splitlines()]
+  for row, detection in zip(rows, want, strict=True):
+    assert row["image_score"] == round(detection.image_score, 6)
+    assert row["verdict"] in ("normal", "anomaly")
+    assert row["threshold_method"] in text
+
+  (chosen,) = thresholds.read_thresholds(out)
+  tiled = dataclasses.replace(chosen, tiles="2x3")
+  sentence = publish.write_untrained(exported[0], out, tiled)
+  assert sentence.endswith("thresholds.json, beside those without tiles")
+  assert thresholds.read_thresholds(out) == [chosen, tiled]
+
+
+@pytest.mark.parametrize(
+  "arguments, expected",
+  (
+    (["--normal", "nowhere"], "needs a folder for its thresholds"),
+    (["--out=x", "--normal", "nowhere"], "give either --data or images"),
+    (["--out=x", "--anomalous", "."], "--anomalous needs normal images too"),
+  ),
+)
+def test_texts_are_no_images(
+  arguments, expected, tmp_path, capsys, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
+  make_image(0).save("photo.png")
+  with pytest.raises(SystemExit) as ended:
+    calibrate.main(["--clip=demo", *arguments])
+  assert ended.value.code == 2
+  assert expected in capsys.readouterr().err
