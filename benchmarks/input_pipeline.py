@@ -3,7 +3,7 @@
 Generated photographs of 1024 x 1024 pixels, half PNG and half JPEG, half of
 them with a mask, are decoded to 518 x 518: one after the other by plain PIL,
 then by the pipeline with threads only and with worker processes, without the
-start of its processes.
+start of its processes, each with and without the class-aware augmentation.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from PIL import Image
 from benchmarks.common import Row, write_images
 from cops_jax import datasets
 from cops_jax.inputs import pipeline
+from cops_jax.inputs.augmentation import make_augmentation
 
 _NUM_IMAGES = 64
 _NUM_EPOCHS = 6
@@ -39,7 +40,7 @@ def _plain_rate(examples):
   return len(examples) / (time.perf_counter() - start)
 
 
-def _pipeline_rate(examples, num_workers):
+def _pipeline_rate(examples, num_workers, augmentation):
   """Returns images per second from the second epoch on."""
   num_steps = pipeline.num_batches(len(examples), _BATCH_SIZE)
   options = pipeline.BatchOptions(
@@ -48,6 +49,7 @@ def _pipeline_rate(examples, num_workers):
     batch_size=_BATCH_SIZE,
     num_workers=num_workers,
     shuffle_seed=0,
+    augmentation=make_augmentation(augmentation, 0, examples),
   )
   batches = pipeline.iterate_batches(
     examples, options, range((1 + _NUM_EPOCHS) * num_steps)
@@ -67,6 +69,10 @@ def rows(is_quick: bool) -> Iterator[Row]:
     plain = _plain_rate(examples)
     yield Row("plain PIL", note=f"{plain:.1f} images/s")
     for number in (0,) if is_quick else (0, 1, 2):
-      rate = _pipeline_rate(examples, number)
+      what = f"pipeline, {number} workers"
+      rate = _pipeline_rate(examples, number, "none")
       note = f"{rate:.1f} images/s, {rate / plain:.2f} times plain PIL"
-      yield Row(f"pipeline, {number} workers", note=note)
+      yield Row(what, note=note)
+      augmented = _pipeline_rate(examples, number, "class_aware")
+      note = f"{augmented:.1f} images/s, {augmented / rate:.2f} of that"
+      yield Row(f"{what}, augmented", note=note)

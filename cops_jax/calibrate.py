@@ -159,11 +159,13 @@ def _decode(detector, example, tiles):
   """Returns an example's path, image, label, mask and notes on the mask."""
   path = example["path"]
   image = detector.decode(example["image"], path, tiles)
-  form = (detector.image_size, image.orientation, image.size, detector.reading)
   try:
-    mask, notes = example_mask(example, *form)
+    mask = example_mask(
+      example, image.orientation, image.size, detector.reading
+    )
   except InputError as error:
     raise InputError(f"{path}: {error}") from error
+  mask, notes = mask.fit(detector.image_size)
   mask = mask.astype(bool) if example["has_mask"] else None
   return path, image, example["label"], mask, notes
 

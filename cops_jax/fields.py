@@ -318,6 +318,13 @@ FIELDS = {
   "train.accumulate_steps": Field(
     1, "Steps whose mean gradient updates the parameters once.", low=1
   ),
+  "train.augmentation": Field(
+    "none",
+    'What becomes of half of the images, anew at every visit: "class_aware", a'
+    ' mosaic with images of the same category or a crop; "class_agnostic", with'
+    ' images of any category. "none" leaves them whole.',
+    choices=("none", "class_aware", "class_agnostic"),
+  ),
   "train.learning_rate": Field(
     1e-3, "Adam's learning rate; constant.", low=0, below=math.inf
   ),

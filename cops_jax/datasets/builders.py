@@ -180,7 +180,8 @@ def _stored_mask(
     mask = masks.read_mask(
       listed.masks, has_soft_edges=dataset not in SPECIFICATIONS
     )
-    notes = mask.fit(masks.RECIPES_SIDE, 1, mask.pixels.shape[::-1]).notes
+    upright = mask.turn(1, mask.pixels.shape[::-1])
+    notes = upright.fit(masks.RECIPES_SIDE).notes
     if len(listed.masks) == 1:
       with open_image(path) as image:
         is_visible = np.asarray(image.convert("L")) >= _VISIBLE

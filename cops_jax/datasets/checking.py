@@ -197,7 +197,7 @@ def _inspect(split, example):
   except InputError as error:
     problems.append(f"{path}: {error}")
   try:
-    notes += example_mask(example, RECIPES_SIDE, *form, {}).notes
+    notes += example_mask(example, *form, {}).fit(RECIPES_SIDE).notes
   except InputError as error:
     problems.append(f"{path}: {error}")
   return counts, format_, problems, path, () if problems else notes

@@ -62,21 +62,24 @@ class UprightImage:
     return np.asarray(self.image.convert("RGB"))
 
   def resize(
-    self, side: int, box: tuple[float, float, float, float] | None = None
-  ) -> Integer[np.ndarray, "side side 3"]:
+    self,
+    size: int | tuple[int, int],
+    box: tuple[float, float, float, float] | None = None,
+  ) -> Integer[np.ndarray, "h w 3"]:
     """Returns the image, or a part of it, as uint8 RGB of a model's size.
 
     PIL's bicubic filter resizes it in its own mode, without keeping the aspect
     ratio. Then it is converted to RGB, as in the authors' code.
 
     Args:
-      side: width and height of the result, in pixels.
+      size: width and height of the result, in pixels; one number for both.
       box: left, top, right and bottom of the part, in pixels or fractions of
         them; None for the whole.
     """
     from PIL import Image
 
-    resized = self.image.resize((side, side), Image.Resampling.BICUBIC, box)
+    size = (size, size) if isinstance(size, int) else size
+    resized = self.image.resize(size, Image.Resampling.BICUBIC, box)
     return np.asarray(resized.convert("RGB"))
 
 

@@ -29,7 +29,7 @@ EMPTY = "the mask is empty, but the image is anomalous"
 FULL = "the mask covers all of the image"
 OTHER_SIZE = "the mask has another size than its image"
 UPRIGHT = "the mask is taken as upright, as it has the turned image's shape"
-VANISHED = "the mask vanishes at {0} x {0} pixels"
+VANISHED = "the mask vanishes at {} x {} pixels"
 # The model's size in all recipes.
 RECIPES_SIDE = 518
 # Classes of defects that a mask numbers; shades reach a higher value.
@@ -43,21 +43,18 @@ class Mask(NamedTuple):
   pixels: Bool[np.ndarray, "h w"] | Integer[np.ndarray, "h w"]
   notes: tuple[str, ...] = ()
 
-  def fit(self, side: int, orientation: int, size: tuple[int, int]) -> Mask:
-    """Returns the mask of an anomalous image as 0 and 1, uint8, at a size.
+  def turn(self, orientation: int, size: tuple[int, int]) -> Mask:
+    """Returns the mask of an anomalous image, upright.
 
-    The mask is turned as its image, unless it has the shape of the turned
-    image. PIL's bilinear filter resizes 0 and 255, and a pixel above one half
-    belongs to the mask.
+    It is turned as its image, unless it has the shape of the turned image.
 
     Args:
-      side: width and height of the result, in pixels.
       orientation: EXIF's number for how the image is stored.
       size: width and height of the upright image.
     """
     from PIL import ExifTags, Image
 
-    whole = Image.fromarray(self.pixels.astype(np.uint8) * 255)
+    whole = Image.fromarray(self.pixels.astype(np.uint8))
     sides = f"{whole.width} x {whole.height} pixels"
     width, height = size
     notes = list(self.notes)
@@ -69,40 +66,55 @@ class Mask(NamedTuple):
     else:
       whole.getexif()[ExifTags.Base.Orientation] = orientation
       whole = turn_upright(whole)
-    resized = whole.resize((side, side), Image.Resampling.BILINEAR)
-    mask = (np.asarray(resized) / 255 > 0.5).astype(np.uint8)
     if not self.pixels.any():
       notes.append(f"{EMPTY}: {sides}")
     elif self.pixels.all():
       notes.append(f"{FULL}: {sides}")
-    elif not mask.any():
-      kind = VANISHED.format(side)
-      notes.append(f"{kind}: {self.pixels.sum()} of {sides}")
-    return Mask(mask, tuple(notes))
+    return Mask(np.asarray(whole) > 0, tuple(notes))
+
+  def fit(self, size: int | tuple[int, int]) -> Mask:
+    """Returns the upright mask as 0 and 1, uint8, at a size.
+
+    PIL's bilinear filter resizes 0 and 255, and a pixel above one half belongs
+    to the mask.
+
+    Args:
+      size: width and height of the result, in pixels; one number for both.
+    """
+    from PIL import Image
+
+    size = (size, size) if isinstance(size, int) else size
+    whole = Image.fromarray(self.pixels.astype(np.uint8) * 255)
+    resized = whole.resize(size, Image.Resampling.BILINEAR)
+    mask = (np.asarray(resized) / 255 > 0.5).astype(np.uint8)
+    notes = self.notes
+    if self.pixels.any() and not mask.any():
+      number = f"{self.pixels.sum()} of {whole.width} x {whole.height} pixels"
+      notes += (f"{VANISHED.format(*size)}: {number}",)
+    return Mask(mask, notes)
 
 
 def example_mask(
   example: Mapping[str, Any],
-  side: int,
   orientation: int,
   size: tuple[int, int],
   reading: Mapping[str, int],
 ) -> Mask:
-  """Returns an example's mask at the model's size; zeros without one.
+  """Returns an example's upright mask; one pixel that is False without one.
 
   Args:
     example: see `cops_jax.datasets.load`.
-    side, orientation, size: see `Mask.fit`.
+    orientation, size: see `Mask.turn`.
     reading: see `config.reading`; its "max_pixels" are those of the mask too.
 
   Raises:
     InputError: the mask cannot be read.
   """
   if not (example["label"] and example["has_mask"]):
-    return Mask(np.zeros((side, side), np.uint8))
+    return Mask(np.zeros((1, 1), bool))
   try:
     mask = read_mask(example["mask"], reading.get("max_pixels", MAX_PIXELS))
-    return mask.fit(side, orientation, size)
+    return mask.turn(orientation, size)
   except Exception as error:  # PIL raises many kinds of errors.
     raise InputError(f"its mask cannot be read: {shorten(error)}") from error
 

@@ -34,6 +34,7 @@ from cops_jax.config import reading
 from cops_jax.errors import InputError
 from cops_jax.images import read, tiles
 from cops_jax.images.masks import example_mask
+from cops_jax.inputs.augmentation import Augmentation, read_example
 from cops_jax.losses import count_mask_pixels
 from cops_jax.runtime.processes import collect
 from cops_jax.runtime.randomness import hash_example
@@ -71,6 +72,7 @@ class BatchOptions:
     full_masks: whether masks come as pixels instead of counts by patch.
     example_ids: whether examples come with an id, which keys their noise.
     tile_grid: rows and columns of the tiles that come with an image.
+    augmentation: of images, not of features; None for none.
   """
 
   image_size: int
@@ -85,6 +87,7 @@ class BatchOptions:
   full_masks: bool = False
   example_ids: bool = False
   tile_grid: tuple[int, int] = tiles.WHOLE
+  augmentation: Augmentation | None = None
 
   @property
   def num_tiles(self) -> int:
@@ -152,33 +155,37 @@ class _RowLoader:
     step, slot = divmod(position, options.local_size)
     slot += options.process_index * options.local_size
     epoch_steps = num_batches(num_examples, options.batch_size)
-    epoch, epoch_step = divmod(self.steps[step], epoch_steps)
+    step = self.steps[step]
+    epoch, epoch_step = divmod(step, epoch_steps)
     place = epoch_step * options.batch_size + slot
     if slot >= options.batch_size or place >= num_examples:
       return self._padding()
     if options.shuffle_seed is not None:
       order = _permutation(num_examples, options.shuffle_seed, epoch)
       place = int(order[place])
-    return self._load(place)
+    return self._load(place, step)
 
-  def _load(self, place: int) -> dict[str, Any]:
-    example, features = self.examples[place], None
+  def _load(self, place: int, step: int) -> dict[str, Any]:
+    options, example = self.options, self.examples[place]
+    features, failures = None, []
     if self.features is not None:
       index = place
       if isinstance(self.examples, Subset):
         index = self.examples.indices[place]
       features = self.features.find(index)
     try:
-      facts = self._read(example["image"]) if features is None else features
-      mask = example_mask(
-        example,
-        self.options.image_size,
-        int(facts["orientation"]),
-        tuple(facts["size"].tolist()),
-        self.options.reading,
-      )
+      if features is None:
+        image, pixels, mask = read_example(
+          example, place, step, self.examples, options, failures
+        )
+        facts = self._fields(image, pixels)
+      else:
+        facts, size = features, tuple(features["size"].tolist())
+        orientation = int(facts["orientation"])
+        mask = example_mask(example, orientation, size, options.reading)
+        mask = mask.fit(options.image_size)
     except InputError as error:
-      return self._padding(path=example["path"], error=str(error))
+      return self._padding(example["path"], str(error))
     if self.features is not None and features is None:
       raise InputError(
         f"{self.features.folder} has no features of {example['path']}, which"
@@ -188,17 +195,16 @@ class _RowLoader:
     # The cache has the notes on masks of when features were computed.
     lines = dict.fromkeys([*str(facts["notes"]).splitlines(), *mask.notes])
     facts = {**facts, "notes": np.str_("\n".join(lines))}
-    row = self._make_row(facts, mask.pixels, place, example)
-    if self.options.example_ids:
+    row = self._make_row(facts, mask.pixels, place, example, *failures[:1])
+    if options.example_ids:
       row["example_id"] = hash_example(example)
     return {**row, "padding_mask": np.bool_(True)}
 
-  def _read(self, file):
-    """Returns an image's fields and, with a grid, its tiles."""
+  def _fields(self, image, pixels):
+    """Returns the fields of an image's file: pixels, facts and tiles."""
     options = self.options
-    image = read(file, name="its image", **options.reading)
     fields = {
-      "image": image.resize(options.image_size),
+      "image": pixels,
       "orientation": np.int32(image.orientation),
       "size": np.array(image.size, np.int32),
       "notes": np.str_("\n".join(image.notes)),
@@ -210,13 +216,14 @@ class _RowLoader:
   def _padding(self, path: str = "", error: str = "") -> dict[str, Any]:
     mask = np.zeros((self.options.image_size,) * 2, np.uint8)
     if self.features is None:
-      features = self._read(np.dstack([mask] * 3))
+      black = np.dstack([mask] * 3)
+      features = self._fields(read(black), black)
     else:
       features = self.features.padding()
     example = {**_NO_EXAMPLE, "path": path}
-    return self._make_row(features, mask, 0, example, error)
+    return self._make_row(features, mask, 0, example, (path, error))
 
-  def _make_row(self, features, mask, index, example, error=""):
+  def _make_row(self, features, mask, index, example, failure=("", "")):
     if self.options.full_masks:
       targets = {"mask": mask}
     else:
@@ -233,7 +240,7 @@ class _RowLoader:
       "category": np.str_(example["category"]),
       "path": np.str_(example["path"]),
       "padding_mask": np.bool_(False),
-      "error": np.str_(error),
+      "failure": np.array(failure),
     }
 
 
@@ -280,7 +287,7 @@ def iterate_batches(
     int32, category and path str, padding_mask bool and, if the options ask for
     it, example_id uint32, all (b,); and how the image was read: orientation
     int32 (b,), 1 for upright, size int32 (b, 2), width and height, and notes
-    str (b,), a line for each. Padding and skipped examples have padding_mask
+    str (b,), a line for each, all of a mosaic's own image. Padding and skipped examples have padding_mask
     False and zeros, but features of ones.
 
   Raises:
@@ -289,10 +296,10 @@ def iterate_batches(
   load_row = _RowLoader(examples, options, steps, features)
   with contextlib.closing(_open_batches(load_row)) as batches:
     for batch in batches:
-      for row in np.flatnonzero(batch["error"] != ""):
-        path, reason = str(batch["path"][row]), str(batch["error"][row])
-        _leave_out(examples, path, reason, skipped)
-      yield {name: batch[name] for name in batch if name != "error"}
+      for path, reason in batch.pop("failure").tolist():
+        if reason:
+          _leave_out(examples, path, reason, skipped)
+      yield batch
 
 
 def keep_pace(
@@ -322,7 +329,7 @@ def keep_pace(
   if errors and jax.process_count() > 1:
     row = _RowLoader((), options, range(0), features)._padding()
     row = {**row, "label": np.int32(-1)}
-    del row["error"]
+    del row["failure"]
     for _ in range(number):
       yield {
         name: np.stack([value] * options.local_size)

@@ -13,8 +13,8 @@ import numpy as np
 from cops_jax.files import digest_file
 from cops_jax.typing import Array, Float, Integer
 
-# Purposes of random numbers, folded into the seed's key.
-INIT_KEY, TRAIN_KEY = range(2)
+# Purposes of random numbers, which keys have beside the seed.
+INIT_KEY, TRAIN_KEY, AUGMENTATION_KEY = range(3)
 
 
 def random_key(seed: int, purpose: int) -> jax.Array:

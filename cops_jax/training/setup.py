@@ -20,6 +20,7 @@ from cops_jax.backbones.flops import PEAK_TERA_FLOPS, prompt_flops, vision_flops
 from cops_jax.errors import InputError
 from cops_jax.files import read_file, write_file
 from cops_jax.inputs import load_examples, pipeline
+from cops_jax.inputs.augmentation import make_augmentation
 from cops_jax.inputs.features import open_features
 from cops_jax.paths import AnyPath
 from cops_jax.runs.record import check_backbone, find_record
@@ -176,11 +177,17 @@ def peak_images_per_second(config: Any, model: nn.Module) -> float:
   backbone = model.backbone.config
   num_tokens = model.num_prompt_tokens(is_training=True)
   flops = prompt_flops(num_tokens, backbone, is_training=True)
-  if config.feature_cache.dtype == "none":
+  if not _reads_features(config):
     flops += vision_flops(config, backbone)
   devices = jax.devices()
   peak = 1e12 * PEAK_TERA_FLOPS.get(devices[0].device_kind, 0)
   return len(devices) * peak / flops
+
+
+def _reads_features(config):
+  """Whether steps read cached features; augmented images have none."""
+  is_augmented = config.train.augmentation != "none"
+  return config.feature_cache.dtype != "none" and not is_augmented
 
 
 def open_batches(
@@ -193,7 +200,8 @@ def open_batches(
 ) -> tuple[Iterator[dict[str, np.ndarray]], list[Exception]]:
   """Returns this process's part of each step's batch.
 
-  Cached features are computed first, if the config asks for them.
+  Cached features are computed first, if the config asks for them and images
+  are not augmented.
 
   Args:
     config: a ConfigDict with the fields of `cops_jax.config`.
@@ -208,15 +216,25 @@ def open_batches(
   """
   mesh, features, errors = make_mesh(), None, []
   skipped = {} if config.input.unreadable_files == "skip" else None
-  if steps:
+  if steps and _reads_features(config):
     features = open_features(
       *(config, examples, config.train.split, model, backbone, mesh),
       batch_size=config.train.batch_size,
       skipped=skipped,
     )
+  elif steps and config.feature_cache.dtype != "none":
+    _logger.info(
+      "the feature cache is for evaluations only: training images are augmented"
+      " (config.train.augmentation=%s)",
+      config.train.augmentation,
+    )
+  augmentation = in_all_processes(
+    make_augmentation, config.train.augmentation, config.seed, examples
+  )
   options = pipeline.make_options(
     *(config, backbone, mesh, config.train.batch_size),
     shuffle_seed=config.seed,
+    augmentation=augmentation,
     full_masks=model.needs_masks,
     example_ids=model.needs_noise,
   )

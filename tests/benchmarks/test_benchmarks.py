@@ -74,6 +74,7 @@ def test_the_sections(clip_folder, data_dir, monkeypatch):
     ("training step of 1 image, feature cache bfloat16", "times as fast"),
     ("until training continues", "of that"),
     ("pipeline, 0 workers", "times plain PIL"),
+    ("pipeline, 0 workers, augmented", "of that"),
     ("all pixel metrics, 10 maps of 518 x 518", "scikit-learn's AUROC and AP"),
   ):
     assert words in notes[what]

@@ -188,7 +188,7 @@ def test_saved_maps_are_the_measured_ones(evaluate, examples, base, tmp_path):
   )
   assert result.mean == pytest.approx(base.mean, abs=1e-3)
   masks = {
-    example["path"]: read_mask(example["mask"]).fit(48, 1, (112, 112)).pixels
+    example["path"]: read_mask(example["mask"]).fit(48).pixels
     for example in examples
   }
   assert {path.name for path in tmp_path.iterdir()} == {

@@ -3,7 +3,14 @@
 import json
 
 from cops_jax import datasets
+from cops_jax.datasets.schema import Examples
 from helpers.original_layouts import Tree
+
+
+class Made(list):
+  """Examples that a test made."""
+
+  categories_and_labels = Examples.categories_and_labels
 
 
 def check_examples(tree, name, split="test"):

@@ -168,7 +168,7 @@ def test_several_masks_of_an_image_are_united(tmp_path):
 
 def read_example(mask, side=20, orientation=1, size=(50, 40), label=1):
   example = {"label": label, "has_mask": True, "mask": encode(mask)}
-  return example_mask(example, side, orientation, size, {})
+  return example_mask(example, orientation, size, {}).fit(side)
 
 
 def test_masks_are_binary_before_and_after_resizing():
@@ -207,7 +207,7 @@ def test_what_is_odd_about_a_mask_is_noted():
   small = np.zeros((2000, 2000), bool)
   small[100:103, 7] = True
   for mask, note in (
-    (small, f"{VANISHED.format(20)}: 3 of 2000 x 2000 pixels"),
+    (small, f"{VANISHED.format(20, 20)}: 3 of 2000 x 2000 pixels"),
     (np.ones((40, 50), bool), f"{FULL}: 50 x 40 pixels"),
     (np.zeros((40, 50), bool), f"{EMPTY}: 50 x 40 pixels"),
   ):

@@ -1,0 +1,221 @@
+"""Mosaics of training images, and crops of them.
+
+The class-aware augmentation of UniADet (arXiv 2601.05552). At each visit an
+image stays as it is with probability 1/2. Otherwise it becomes, with equal
+probability, one tile of a mosaic or one cell of its own grid, of 2 x 2 or of
+3 x 3. Its category and label stay.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cops_jax.errors import InputError
+from cops_jax.images import read
+from cops_jax.images.decoding import UprightImage
+from cops_jax.images.masks import Mask, example_mask
+from cops_jax.runtime.randomness import AUGMENTATION_KEY, hash_example
+from cops_jax.typing import Integer
+
+if TYPE_CHECKING:
+  from cops_jax.inputs.pipeline import BatchOptions
+
+_GRIDS = (2, 3)
+
+
+@dataclasses.dataclass(frozen=True)
+class Change:
+  """What becomes of an image at one visit.
+
+  Attributes:
+    number: rows and columns of the grid.
+    places: of a mosaic's images in the data set, row by row; none for a crop.
+    rng: chooses a crop's cell.
+  """
+
+  number: int
+  places: Sequence[int]
+  rng: np.random.Generator
+
+
+@dataclasses.dataclass(frozen=True)
+class Augmentation:
+  """Draws what becomes of images; can be passed to worker processes.
+
+  Attributes:
+    kind: value of config.train.augmentation.
+    seed: of the run.
+    pools: places of the images that join one of a category and label.
+  """
+
+  kind: str
+  seed: int
+  pools: Mapping[tuple[str, int], np.ndarray]
+
+  def draw(
+    self, example: Mapping[str, Any], place: int, step: int
+  ) -> Change | None:
+    """Returns the change of the example at a place in a step, if any."""
+    rng = np.random.default_rng(
+      (self.seed, AUGMENTATION_KEY, step, int(hash_example(example)))
+    )
+    if rng.random() < 0.5:
+      return None
+    number, places = int(rng.choice(_GRIDS)), []
+    if rng.random() < 0.5:
+      category, label = example["category"], int(example["label"])
+      pool = self.pools[_scope(self.kind, category), label]
+      others = rng.choice(pool, number**2 - 1)
+      places = rng.permutation([place, *others]).tolist()
+    return Change(number, places, rng)
+
+
+def make_augmentation(
+  kind: str, seed: int, examples: Sequence[Mapping[str, Any]]
+) -> Augmentation | None:
+  """Returns an augmentation of a data set's images.
+
+  Args:
+    kind: value of config.train.augmentation; None is returned for "none".
+    seed: of the run.
+    examples: from `cops_jax.datasets.load`.
+  """
+  if kind == "none":
+    return None
+  pools = {}
+  for place, (category, label) in enumerate(examples.categories_and_labels()):
+    for joined in range(label, 2):  # Normal images join anomalous ones too.
+      key = _scope(kind, category), joined
+      pools.setdefault(key, []).append(place)
+  pools = {key: np.array(places) for key, places in pools.items()}
+  return Augmentation(kind, seed, pools)
+
+
+def _scope(kind, category):
+  return category if kind == "class_aware" else ""
+
+
+def read_example(
+  example: Mapping[str, Any],
+  place: int,
+  step: int,
+  examples: Sequence[Mapping[str, Any]],
+  options: BatchOptions,
+  failures: list[tuple[str, str]],
+) -> tuple[UprightImage, Integer[np.ndarray, "s s 3"], Mask]:
+  """Reads an image and its mask, and augments them if the options say so.
+
+  Args:
+    example: the one at `place` in `examples`.
+    step: number of the training step.
+    options: of the batches.
+    failures: receives path and reason of a mosaic's other images that cannot
+      be read. The example itself takes their places.
+
+  Returns:
+    The upright image, and its pixels and mask at the model's size. Notes on the
+    mask are on that of the example.
+
+  Raises:
+    InputError: the example cannot be read.
+  """
+  side, augmentation, change = options.image_size, options.augmentation, None
+  image, mask = own = _open(example, options.reading)
+  if augmentation is not None:
+    change = augmentation.draw(example, place, step)
+  if change is None:
+    return image, image.resize(side), mask.fit(side)
+  if not change.places:
+    part, part_mask = crop(image, mask, bool(example["label"]), change)
+    return image, part.resize(side), part_mask.fit(side)
+
+  def open_tile(other):
+    if other == place:
+      return own
+    try:
+      return _open(examples[other], options.reading)
+    except InputError as error:
+      failures.append((examples[other]["path"], str(error)))
+      return own
+
+  tiles = map(open_tile, change.places)
+  pixels, mask_pixels = make_mosaic(tiles, change.number, side)
+  return image, pixels, mask._replace(pixels=mask_pixels)
+
+
+def _open(example, reading):
+  """Returns an example's image and mask, upright and of their own sizes."""
+  image = read(example["image"], name="its image", **reading)
+  return image, example_mask(example, image.orientation, image.size, reading)
+
+
+def make_mosaic(
+  tiles: Iterable[tuple[UprightImage, Mask]], number: int, side: int
+) -> tuple[Integer[np.ndarray, "s s 3"], Integer[np.ndarray, "s s"]]:
+  """Returns the pixels of a mosaic and of its mask.
+
+  Each tile is resized once, to its place.
+
+  Args:
+    tiles: upright images and masks, row by row.
+    number: rows and columns.
+    side: width and height of the mosaic, in pixels.
+  """
+  pixels = np.empty((side, side, 3), np.uint8)
+  mask = np.empty((side, side), np.uint8)
+  boxes = _grid((side, side), number)
+  for (left, top, right, bottom), (tile, part) in zip(
+    boxes, tiles, strict=True
+  ):
+    size, place = (right - left, bottom - top), np.s_[top:bottom, left:right]
+    pixels[place], mask[place] = tile.resize(size), part.fit(size).pixels
+  return pixels, mask
+
+
+def crop(
+  image: UprightImage, mask: Mask, is_anomalous: bool, change: Change
+) -> tuple[UprightImage, Mask]:
+  """Returns a cell of an image and of its mask, before they are resized.
+
+  It is a random one or, of an anomalous image, a random one of those with a
+  pixel of the mask. If there are none, and if the image has fewer pixels than
+  cells along a side, all of the image is returned.
+
+  Args:
+    image, mask: upright. A mask of another size has cells of its own.
+    is_anomalous: whether the image is.
+    change: the drawn one.
+  """
+  parts = [
+    mask.pixels[top:bottom, left:right]
+    for left, top, right, bottom in _grid(
+      mask.pixels.shape[::-1], change.number
+    )
+  ]
+  cells = [
+    cell for cell, part in enumerate(parts) if part.any() or not is_anomalous
+  ]
+  if not cells or min(image.size) < change.number:
+    return image, mask
+  cell = change.rng.choice(cells)
+  box = _grid(image.size, change.number)[cell]
+  image = dataclasses.replace(image, image=image.image.crop(box))
+  return image, mask._replace(pixels=parts[cell]) if is_anomalous else mask
+
+
+def _grid(size, number):
+  """Returns left, top, right and bottom of each cell, row by row."""
+  across, down = (
+    [round(index * length / number) for index in range(number + 1)]
+    for length in size
+  )
+  return [
+    (left, top, right, bottom)
+    for top, bottom in itertools.pairwise(down)
+    for left, right in itertools.pairwise(across)
+  ]
