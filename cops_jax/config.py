@@ -175,14 +175,14 @@ def check_values(config: Any, backbone: Any) -> None:
   methods.find(config.method)
   unread = methods.unread_fields(config.method)
   changed = [
-    f"config.{name} = {field.default!r}"
+    f"config.{name}={field.default!r}"
     for name, field in FIELDS.items()
     if name in unread and values[name] != field.default
   ]
   if changed:
     raise InputError(
-      f"the method {config.method!r} does not read some of the fields that were"
-      f" set: leave {', '.join(changed)}"
+      f"the method {config.method!r} does not read fields that were set; leave"
+      f" them at their defaults: {', '.join(changed)}"
     )
   for name, field in FIELDS.items():
     if not field.accepts(values[name]):

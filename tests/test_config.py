@@ -89,8 +89,8 @@ def test_bad_values_are_reported_in_one_sentence(name, value, expected):
         "evaluation.beta": 0.5,
         "model.texts": "demo",
       },
-      "'anomalyclip' does not read some .*: leave config.model.texts ="
-      " 'photos', config.evaluation.beta = 0.9$",
+      "'anomalyclip' does not read .*defaults: config.model.texts='photos',"
+      " config.evaluation.beta=0.9$",
     ),
     (
       {f"model.num_{w}_words": 0 for w in ("context", "state", "category")},

@@ -1,14 +1,15 @@
 """The method that docs/methods.md adds."""
 
 import re
+import shlex
 import sys
 
 import jax
 import numpy as np
 import pytest
 
-from cops_jax import config as configuration
 from cops_jax import export, methods, training
+from cops_jax.commands import flags, train
 from cops_jax.detector import AnomalyDetector
 from cops_jax.evaluation import many
 from cops_jax.runs.metrics_log import read_metrics
@@ -33,12 +34,14 @@ def coop(tmp_path, monkeypatch):
 def test_the_example_runs(coop, clip_folder, tmp_path):
   assert isinstance(coop, methods.Method)
   folder = write_folder(tmp_path / "parts", 6)
-  config = configuration.recipe("visa")
+  (command,) = re.findall(r"^cops train (.*\\\n.*)", TEXT, re.M)
+  words = shlex.split(command.replace("\\\n", " "))
+  config = flags.read_config(train._parser().parse_args(words))
+  assert config.method == "coop" and config.feature_cache.dtype == "float32"
   config.update_from_flattened_dict(
     {
-      "method": "coop",
+      "features_dir": str(tmp_path / "features"),
       "backbone.weights": str(clip_folder),
-      "backbone.dtype": "float32",
       "model.image_size_pixels": 48,
       "model.feature_layers": (2, 3),
       "model.num_value_layers": 2,
