@@ -28,8 +28,8 @@ from cops_jax.weights.places import (
   torch_place,
 )
 
-# CLIP's parameters that images need.
-VISION_PARAMS = ("vision_model", "visual_projection")
+# CLIP's parameters that images need; the module cannot be built without a scale.
+VISION_PARAMS = ("vision_model", "visual_projection", "logit_scale")
 # Entries besides parameters; OpenAI's archives note three sizes.
 _EXCUSED_NAMES = ("input_resolution", "context_length", "vocab_size")
 _EXCUSED_SUFFIXES = (".position_ids", ".attn_mask")

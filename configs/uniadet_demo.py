@@ -1,0 +1,30 @@
+"""UniADet on the demo's generated data and toy CLIP, no download.
+
+  cops train --config=uniadet_demo --workdir=runs/u_demo
+  cops evaluate --workdir=runs/u_demo
+"""
+
+from cops_jax.config import default
+
+
+def get_config():
+  """UniADet at a tiny size."""
+  config = default()
+  config.method = "uniadet"
+  config.backbone.weights = "demo"
+  config.backbone.dtype = "float32"
+  config.feature_cache.dtype = "float32"
+
+  config.model.image_size_pixels = 112
+  config.model.feature_layers = (2, 3, 4, 5)
+  config.model.num_value_layers = 0
+
+  config.train.dataset = "demo_auxiliary"
+  config.train.num_epochs = 15
+  config.train.batch_size = 8
+  config.train.learning_rate = 1e-3
+
+  config.evaluation.datasets = ("demo_unseen",)
+  config.evaluation.batch_size = 8
+  config.evaluation.beta = 0.5
+  return config
