@@ -1,7 +1,7 @@
 """UniADet on the demo's generated data and toy CLIP, no download.
 
-  cops train --config=uniadet_demo --workdir=runs/u_demo
-  cops evaluate --workdir=runs/u_demo
+cops train --config=uniadet_demo --workdir=runs/u_demo
+cops evaluate --workdir=runs/u_demo
 """
 
 from cops_jax.config import default
@@ -16,7 +16,7 @@ def get_config():
   config.feature_cache.dtype = "float32"
 
   config.model.image_size_pixels = 112
-  config.model.feature_layers = (2, 3, 4, 5)
+  config.model.feature_layers = (3, 4, 5)
   config.model.num_value_layers = 0
 
   config.train.dataset = "demo_auxiliary"

@@ -224,6 +224,9 @@ def _misfits(config, backbone, unread):
   layers = model.feature_layers
   if not layers or min(layers) < 1 or max(layers) > num_layers:
     yield "model.feature_layers", f"whole numbers from 1 to {num_layers}"
+  if model.num_value_layers and not uses_text:
+    expected = f"0 with the method {config.method!r}, which has no value path"
+    yield "model.num_value_layers", expected
   if model.num_value_layers > num_layers:
     yield "model.num_value_layers", f"at most the {num_layers} vision layers"
   if model.smoothing_window_patches % 2 == 0:

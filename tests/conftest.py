@@ -76,7 +76,7 @@ _FIRST = (
   *("test_processes", "test_runs_in_buckets", "test_documentation"),
   *("test_loop", "test_evaluator", "test_step", "test_page", "test_resume"),
   *("test_cops", "test_engine", "test_predict", "test_benchmarks"),
-  *("test_feature_cache", "test_towers", "test_onnx", "test_jax"),
+  *("test_feature_cache", "test_clip", "test_onnx", "test_jax"),
   *("test_anomalyclip", "test_platforms", "test_cluster", "test_many"),
   *("test_original_files", "test_prompt_ensemble", "test_server"),
   *("test_notebooks", "test_ablate", "test_publish"),

@@ -213,6 +213,24 @@ def test_recipes_have_their_papers_values(recipe, values):
   assert (model.deep_prompt_length, model.deep_prompt_depth) == (4, 8)
 
 
+@pytest.mark.parametrize("auxiliary", ("visa", "mvtec"))
+@pytest.mark.parametrize(
+  "kind, size", (("clip", 518), ("dinov2", 518), ("dinov3", 512))
+)
+def test_uniadets_recipes_have_its_papers_values(auxiliary, kind, size):
+  config = configuration.recipe(f"uniadet_{auxiliary}:{kind}")
+  assert config.backbone.kind == kind
+  assert config.model.image_size_pixels == size
+  assert config.model.feature_layers == (12, 15, 18, 21, 24)
+  train, evaluation = config.train, config.evaluation
+  assert (train.num_epochs, train.batch_size, train.learning_rate) == (
+    15,
+    8,
+    1e-3,
+  )
+  assert (evaluation.beta, evaluation.blur_sigma_pixels) == (0.5, 4.0)
+
+
 def test_recipes_are_read_from_any_file(tmp_path):
   visa = configuration.recipe("visa").to_dict()
   assert configuration.recipe(f"{ROOT}/configs/visa.py").to_dict() == visa

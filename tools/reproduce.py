@@ -45,6 +45,7 @@ RECIPES = {
   "cops": ("visa", "mvtec"),
   "anomalyclip": ("anomalyclip_mvtec", "anomalyclip_visa"),
   "prompt_ensemble": ("prompt_ensemble",),
+  "uniadet": ("uniadet_visa", "uniadet_mvtec"),
 }
 
 
@@ -162,7 +163,10 @@ def make_rows(configs: Mapping[str, Any], found: Runs) -> list[Row]:
     for seed, content in contents.items():
       both = seeds.setdefault(seed, {"datasets": {}})
       both["datasets"] |= content["datasets"]
-  papers = {name: paper_results(name) for name in ("cops", *merged)}
+  papers = {"cops": paper_results({"method": "cops"})} | {
+    config.method: paper_results(config.to_dict())
+    for config in configs.values()
+  }
   reported = {
     metric
     for paper in papers.values()

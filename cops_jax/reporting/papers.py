@@ -1,13 +1,15 @@
-"""The papers' own results, shown beside a run's."""
+"""Results of papers and of their reproductions, shown beside a run's."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 _ALL = {
   "cops": ("image_auroc", "image_ap", "pixel_auroc", "pixel_ap"),
   # AnomalyCLIP computes AUPRO from 200 thresholds.
   "anomalyclip": ("image_auroc", "image_ap", "pixel_auroc", "pixel_aupro_200"),
+  "uniadet": ("image_auroc", "pixel_ap"),
 }
 # By method and data set, in percent. Data sets without masks have the first two
 # metrics, data sets without normal images the last two.
@@ -46,14 +48,44 @@ _PERCENT = {
 _PIXELS_ONLY = ("isic", "cvc_colondb", "cvc_clinicdb", "kvasir", "endo")
 
 
-def paper_results(method: str) -> dict[str, Mapping[str, float]]:
+# UniADet's image AUROC and pixel AP, in percent, for the data sets below, by
+# backbone and number of normal images.
+_UNIADET_DATASETS = ("mvtec_ad", "visa", "real_iad")
+_UNIADET_PERCENT = {
+  ("clip", 0): ((92.4, 42.8), (88.0, 28.0), (78.6, 33.6)),
+  ("dinov2", 0): ((93.5, 50.9), (91.3, 32.7), (82.5, 43.1)),
+  ("dinov3", 0): ((94.0, 52.7), (91.9, 32.5), (81.2, 41.6)),
+  ("clip", 1): ((95.9, 54.6), (91.3, 32.5)),
+  ("clip", 4): ((97.7, 58.8), (93.3, 36.7), (84.3, 37.2)),
+  ("dinov2", 1): ((97.6, 63.1), (95.2, 42.1), (88.7, 48.4)),
+  ("dinov2", 2): ((98.0, 64.1), (96.1, 44.2), (89.0, 46.7)),
+  ("dinov2", 4): ((98.7, 65.4), (96.9, 45.2), (90.3, 48.5)),
+  ("dinov3", 4): ((98.2, 69.0), (97.1, 45.5), (88.5, 49.8)),
+}
+# Its authors have published no code. By backbone and data set, without normal
+# images.
+_UNIADET_REPRODUCED = {
+  ("clip", "mvtec_ad"): "image AUROC 90.0 to 91.4 and pixel AP 43.3 to 44.2 on"
+  " MVTec AD, with CLIP without its projection",
+  ("dinov2", "visa"): "image AUROC 89.6 to 90.9 and pixel AP 32.2 to 33.1 on"
+  " VisA",
+}
+
+
+def paper_results(config: Mapping[str, Any]) -> dict[str, dict[str, float]]:
   """Returns a paper's metrics by data set, in [0, 1].
 
   Args:
-    method: see `cops_jax.methods`; a method without a paper has no results.
+    config: nested dictionaries. A method without a paper has no results;
+      UniADet's depend on the backbone and the number of normal images.
   """
+  method = config["method"]
+  percent = _PERCENT.get(method, {})
+  if method == "uniadet":
+    values = _UNIADET_PERCENT.get(_uniadet_key(config), ())
+    percent = dict(zip(_UNIADET_DATASETS, values, strict=False))
   found = {}
-  for name, values in _PERCENT.get(method, {}).items():
+  for name, values in percent.items():
     metrics = _ALL[method]
     if name in _PIXELS_ONLY:
       metrics = metrics[2:]
@@ -62,3 +94,20 @@ def paper_results(method: str) -> dict[str, Mapping[str, float]]:
       for metric, value in zip(metrics, values, strict=False)
     }
   return found
+
+
+def reproduced_results(config: Mapping[str, Any], name: str) -> str:
+  """Returns, in words, what others' reproductions of a paper had, in percent.
+
+  Args:
+    config: see `paper_results`.
+    name: name of the data set.
+  """
+  if config["method"] != "uniadet" or _uniadet_key(config)[1]:
+    return ""
+  return _UNIADET_REPRODUCED.get((config["backbone"]["kind"], name), "")
+
+
+def _uniadet_key(config):
+  number = config["evaluation"].get("num_normal_images", 0)
+  return config["backbone"]["kind"], number

@@ -22,7 +22,7 @@ from cops_jax.images.drawing import LINE_COLOR, TILE_PIXELS, heat_colors
 from cops_jax.metrics import METRICS
 from cops_jax.paths import AnyPath, to_path
 from cops_jax.reporting.charts import draw_charts
-from cops_jax.reporting.papers import paper_results
+from cops_jax.reporting.papers import paper_results, reproduced_results
 from cops_jax.reporting.tables import domains, percent, write_results
 from cops_jax.scoring import ANOMALY
 from cops_jax.tables import group_by_reason, shorten_list
@@ -64,12 +64,12 @@ def write_report(workdir: AnyPath, evaluated: Evaluated) -> AnyPath:
     InputError: it cannot be written.
   """
   provenance, results = evaluated.provenance, evaluated.results
-  config = provenance["config"]
-  method = config.get("method", "cops")
+  config = {"method": "cops", **provenance["config"]}
+  method = config["method"]
   means = {name: result.mean for name, result in results.items()}
   papers = {
     name: paper
-    for name, paper in paper_results(method).items()
+    for name, paper in paper_results(config).items()
     if name in results and results[name].is_published
   }
   program, *arguments = sys.argv
@@ -91,6 +91,9 @@ def write_report(workdir: AnyPath, evaluated: Evaluated) -> AnyPath:
       # The paper's means would be over other data sets unless all are there.
       means=means | group_means(results, domains()),
       papers=papers,
+      reproduced="; ".join(
+        filter(None, (reproduced_results(config, name) for name in papers))
+      ),
       has_papers=any(
         not math.isnan(means[name][metric])
         for name, paper in papers.items()

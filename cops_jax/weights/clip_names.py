@@ -28,7 +28,7 @@ from cops_jax.weights.places import (
   torch_place,
 )
 
-# CLIP's parameters that images need; the module cannot be built without a scale.
+# CLIP's parameters that images need; without a scale its module is not built.
 VISION_PARAMS = ("vision_model", "visual_projection", "logit_scale")
 # Entries besides parameters; OpenAI's archives note three sizes.
 _EXCUSED_NAMES = ("input_resolution", "context_length", "vocab_size")

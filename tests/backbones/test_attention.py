@@ -63,9 +63,9 @@ def attend(qkv, implementation):
 
 
 @pytest.mark.parametrize("implementation", ("xla", "heads", "splash"))
-def test_projections_one_query_and_the_value_path(implementation):
+def test_projections_rotation_one_query_and_the_value_path(implementation):
   """Against what they are made of."""
-  keys = iter(jax.random.split(jax.random.key(1), 9))
+  keys = iter(jax.random.split(jax.random.key(1), 10))
   is_interpreted = implementation == "splash"  # One image at a time.
   hidden = jax.random.normal(next(keys), (1 if is_interpreted else 2, 9, 12))
   layers = {
@@ -84,6 +84,15 @@ def test_projections_one_query_and_the_value_path(implementation):
     apply(f"{name}_proj", hidden).reshape(*hidden.shape[:2], 2, 6)
     for name in "qkv"
   )
+  # The class token, which is the one query, is turned too here.
+  angles = np.asarray(jax.random.normal(next(keys), (9, 6)))
+  rotation = np.cos(angles), np.sin(angles)
+  query, key = (
+    array * rotation[0][:, None]
+    + np.concatenate([-array[..., 3:], array[..., :3]], axis=-1)
+    * rotation[1][:, None]
+    for array in (query, key)
+  )
   interpret = contextlib.nullcontext
   if is_interpreted:
     interpret = pltpu.force_tpu_interpret_mode
@@ -96,6 +105,7 @@ def test_projections_one_query_and_the_value_path(implementation):
         num_queries=num_queries,
         has_value_path=True,
         implementation=implementation,
+        rotation=rotation,
       )
     want, want_values = (
       apply("out_proj", plain(*arrays).reshape(hidden.shape))

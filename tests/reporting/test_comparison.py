@@ -73,7 +73,9 @@ def test_methods_stand_beside_their_papers():
         0: content(mvtec_ad={"image_auroc": 0.7}, btad={"image_auroc": 0.6})
       },
     },
-    papers={name: paper_results(name) for name in ("cops", "anomalyclip")},
+    papers={
+      name: paper_results({"method": name}) for name in ("cops", "anomalyclip")
+    },
   )
   found = texts(rows)
   assert found["mvtec_ad", "cops", "image_auroc"] == "95.0 ± 1.4 (+0.0)"
@@ -89,7 +91,7 @@ def test_methods_stand_beside_their_papers():
   cells = [line.split() for line in lines]
   assert ["btad", "cops,", "paper", "93.6", "94.9", "94.6", "42.6"] in cells
   runs = {"cops": {0: content(False, btad={"image_auroc": 0.9})}}
-  row = compare(runs, papers={"cops": paper_results("cops")})[0]
+  row = compare(runs, papers={"cops": paper_results({"method": "cops"})})[0]
   assert row.text == "90.0" and row.reference == pytest.approx(0.936)
 
 

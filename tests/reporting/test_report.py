@@ -154,6 +154,26 @@ def test_the_papers_results_stand_beside_ours(text):
   assert "Below each number the paper's" in text
 
 
+@pytest.mark.parametrize(
+  "kind, shots, below, reproduced",
+  (("dinov2", 0, "93.5", True), ("dinov2", 4, "98.7", False)),
+)
+def test_uniadets_results_are_those_of_its_backbone(
+  tmp_path, kind, shots, below, reproduced
+):
+  config = {
+    "method": "uniadet",
+    "seed": 0,
+    "backbone": {"kind": kind, "weights": "x"},
+    "evaluation": {"num_normal_images": shots},
+  }
+  names = ("mvtec_ad", "visa")
+  found = {name: make_result(name, FIRST) for name in names}
+  _, text = write(tmp_path, found, config=config)
+  assert f"90.0<small>{below} " in text
+  assert ("Reproductions by others had image AUROC 89.6" in text) == reproduced
+
+
 def test_without_the_papers_results_nothing_is_said_of_them(tmp_path):
   result = dataclasses.replace(
     make_result("mvtec_ad", FIRST), is_published=False

@@ -66,7 +66,7 @@ def test_the_command(call, tmp_path, capsys):
       (row["dataset"], row["metric"]): row for row in csv.DictReader(file)
     }
   for name in ("btad", "isic"):
-    for metric, paper in paper_results("cops")[name].items():
+    for metric, paper in paper_results({"method": "cops"})[name].items():
       row = rows[name, metric]
       assert float(row["reference"]) == paper and row["difference"] == ""
       assert float(row["mean"]) == FIRST[metric] and row["runs"] == "2"
@@ -95,13 +95,14 @@ def test_bad_input_is_reported(call, manual_dir, tmp_path):
 def test_the_recipes_are_the_papers():
   names = list(SPECIFICATIONS)
   configs = reproduce.make_configs(
-    ["cops", "anomalyclip", "prompt_ensemble"], names, {"train.b1": 0.7}
+    list(reproduce.RECIPES), names, {"train.b1": 0.7}
   )
   for name, auxiliary in (("visa", "visa"), ("anomalyclip_mvtec", "mvtec_ad")):
     config = configs[name]
     assert config.train.dataset == auxiliary
     rest = [other for other in names if other != auxiliary]
     assert list(config.evaluation.datasets) == rest
+  assert configs["uniadet_mvtec"].evaluation.datasets == ("visa",)
   assert configs["mvtec"].evaluation.datasets == ("visa",)
   assert configs["anomalyclip_visa"].evaluation.datasets == ("mvtec_ad",)
   assert list(configs["prompt_ensemble"].evaluation.datasets) == names
