@@ -38,6 +38,7 @@ def get_config(backbone="dinov2"):
   config.model.temperature = 0.07
 
   config.train.dataset = "visa"
+  config.train.augmentation = "class_aware"
   config.train.num_epochs = 15
   config.train.batch_size = 8
   config.train.learning_rate = 1e-3

@@ -14,7 +14,8 @@ from typing import Any
 
 from cops_jax import methods
 from cops_jax.errors import InputError
-from cops_jax.fields import FIELDS, SECTIONS, Role
+from cops_jax.field_types import Role
+from cops_jax.fields import FIELDS, SECTIONS
 
 _KINDS = {
   str: "text",

@@ -14,7 +14,7 @@ from cops_jax import __version__, methods, thresholds
 from cops_jax.config import complete, decides
 from cops_jax.detector import AnomalyDetector
 from cops_jax.errors import InputError
-from cops_jax.fields import Role
+from cops_jax.field_types import Role
 from cops_jax.files import delete, exists, find_files, whole_file
 from cops_jax.metrics import METRICS
 from cops_jax.paths import is_address, to_path

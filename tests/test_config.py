@@ -10,7 +10,8 @@ from transformers import CLIPConfig
 
 from cops_jax import config as configuration
 from cops_jax.errors import InputError
-from cops_jax.fields import FIELDS, Role
+from cops_jax.field_types import Role
+from cops_jax.fields import FIELDS
 from cops_jax.weights.clip import DEMO_FOLDER, load_clip
 from cops_jax.weights.model import build_model
 from helpers.scripts import ROOT, start_afresh

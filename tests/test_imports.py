@@ -14,7 +14,7 @@ LAYERS = (
   ("paths", "files"),
   ("backbones", "losses", "scoring", "metrics", "images", "datasets"),
   ("methods",),
-  ("fields", "config", "runs", "runtime"),
+  ("field_types", "fields", "config", "runs", "runtime"),
   ("inputs", "weights"),
   ("evaluation",),
   ("training",),

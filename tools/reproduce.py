@@ -28,7 +28,7 @@ from cops_jax.commands import command_line, datasets, flags
 from cops_jax.config import decides, recipe
 from cops_jax.datasets import SPECIFICATIONS, preparation
 from cops_jax.errors import InputError
-from cops_jax.fields import Role
+from cops_jax.field_types import Role
 from cops_jax.paths import require_local
 from cops_jax.progress import show_messages
 from cops_jax.reporting.comparison import Row, Runs, compare, format_rows

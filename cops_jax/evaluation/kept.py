@@ -21,7 +21,7 @@ from cops_jax.evaluation.results import (
   Picture,
   without_nan,
 )
-from cops_jax.fields import Role
+from cops_jax.field_types import Role
 from cops_jax.files import (
   delete,
   find_files,

@@ -287,8 +287,8 @@ def iterate_batches(
     int32, category and path str, padding_mask bool and, if the options ask for
     it, example_id uint32, all (b,); and how the image was read: orientation
     int32 (b,), 1 for upright, size int32 (b, 2), width and height, and notes
-    str (b,), a line for each, all of a mosaic's own image. Padding and skipped examples have padding_mask
-    False and zeros, but features of ones.
+    str (b,), a line for each, all of a mosaic's own image. Padding and skipped
+    examples have padding_mask False and zeros, but features of ones.
 
   Raises:
     InputError: an example cannot be read, or its features are damaged.

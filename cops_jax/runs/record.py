@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from cops_jax import __version__
 from cops_jax.config import complete, decides, restore
 from cops_jax.errors import InputError, MissingRunError
-from cops_jax.fields import FIELDS, Role
+from cops_jax.field_types import Role
+from cops_jax.fields import FIELDS
 from cops_jax.files import (
   digest_file,
   exists,
