@@ -23,7 +23,7 @@ The demo's CLIP is a toy: this says little about the parts on real images.
 """
 
 from cops_jax.config import recipe
-from cops_jax.errors import InputError
+from cops_jax.errors import UsageError, suggest
 
 # Overrides by name.
 ABLATIONS = {
@@ -41,11 +41,12 @@ def ablate(config, name):
   """A copy of a config with an ablation's overrides.
 
   Raises:
-    InputError: there is no ablation of that name.
+    UsageError: there is no ablation of that name.
   """
   if name not in ABLATIONS:
-    raise InputError(
-      f"{name!r} is not an ablation; the ablations are {', '.join(ABLATIONS)}"
+    raise UsageError(
+      f"{name!r} is not an ablation{suggest(name, ABLATIONS)}; the ablations"
+      f" are {', '.join(ABLATIONS)}"
     )
   config = config.copy_and_resolve_references()
   config.update_from_flattened_dict(ABLATIONS[name])

@@ -13,9 +13,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from cops_jax import methods
-from cops_jax.errors import InputError
+from cops_jax.errors import InputError, UsageError, suggest
 from cops_jax.field_types import Role
 from cops_jax.fields import FIELDS, SECTIONS
+from cops_jax.paths import expand
 
 _KINDS = {
   str: "text",
@@ -46,13 +47,16 @@ def recipe(name: str) -> Any:
   if path.suffix != ".py":
     path = _recipe_folder() / f"{place}.py"
     if place not in recipe_names():
-      raise InputError(
-        f"{place!r} is not a recipe; the recipes are"
-        f" {', '.join(recipe_names())}"
+      raise UsageError(
+        f"{place!r} is not a recipe{suggest(place, recipe_names())}; the"
+        f" recipes are {', '.join(recipe_names())}"
       )
   try:
     get_config = runpy.run_path(str(path))["get_config"]
-    return get_config(*filter(None, [argument])).lock()
+    config = get_config(*filter(None, [argument]))
+    for field, value in flatten(config.to_dict()).items():
+      config.update_from_flattened_dict({field: _expand(value)})
+    return config.lock()
   except InputError:
     raise
   except OSError as error:
@@ -60,6 +64,13 @@ def recipe(name: str) -> Any:
   except Exception as error:  # Anything may be wrong with a user's file.
     reason = f"{type(error).__name__}: {error}"
     raise InputError(f"{path} makes no config: {reason}") from error
+
+
+def _expand(value):
+  """Returns a field's value with ~ expanded where it is a path."""
+  if isinstance(value, tuple):
+    return tuple(map(_expand, value))
+  return expand(value) if isinstance(value, str) else value
 
 
 def recipe_names() -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 
 class InputError(ValueError):
@@ -11,6 +11,10 @@ class InputError(ValueError):
 
   The message is complete: what and where, what was expected, what to do.
   """
+
+
+class UsageError(InputError):
+  """A command line is wrong; the command ends with status 2."""
 
 
 class WriteError(InputError):
@@ -23,6 +27,14 @@ class MissingRunError(InputError):
   def __init__(self, message: str, workdir: object):
     command = f"cops train --config=... --workdir={workdir}"
     super().__init__(f"{message} Train first: {command}")
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+  """Returns " (did you mean A or B?)", or an empty string if none is near."""
+  import difflib
+
+  near = difflib.get_close_matches(name, list(known))
+  return f" (did you mean {' or '.join(near)}?)" if near else ""
 
 
 def shorten(reason: object) -> str:

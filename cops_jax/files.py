@@ -96,7 +96,7 @@ def write_file(path: str | os.PathLike, content: str | bytes) -> None:
 def create_file(path: str | os.PathLike, content: bytes) -> None:
   """Writes a new file, or raises FileExistsError; one of many succeeds."""
   if not is_address(path):
-    with open(path, "xb") as file:
+    with to_path(path).open("xb") as file:
       file.write(content)
     return
   with _open_bucket(path, is_writing=True) as (bucket, name):
@@ -106,21 +106,23 @@ def create_file(path: str | os.PathLike, content: bytes) -> None:
 def read_file(path: str | os.PathLike) -> bytes:
   """Returns a file's content."""
   if not is_address(path):
-    return pathlib.Path(path).read_bytes()
+    return to_path(path).read_bytes()
   with _open_bucket(path) as (bucket, name):
     return bucket.cat_file(name)
 
 
 def exists(path: str | os.PathLike) -> bool:
   """Returns whether there is a file or a folder."""
-  return bool(_find_kind(path)) if is_address(path) else os.path.exists(path)
+  if is_address(path):
+    return bool(_find_kind(path))
+  return os.path.exists(to_path(path))
 
 
 def is_file(path: str | os.PathLike) -> bool:
   """Returns whether there is a file."""
   if is_address(path):
     return _find_kind(path) == "file"
-  return os.path.isfile(path)
+  return os.path.isfile(to_path(path))
 
 
 def _find_kind(address):
@@ -135,7 +137,7 @@ def size_of(path: str | os.PathLike) -> int:
   """Returns the number of bytes of a file."""
   if is_address(path):
     return find_files(path)[""]
-  return os.path.getsize(path)
+  return os.path.getsize(to_path(path))
 
 
 def find_files(path: str | os.PathLike) -> dict[str, int]:
@@ -145,7 +147,7 @@ def find_files(path: str | os.PathLike) -> dict[str, int]:
   """
   if is_address(path):
     return {name: info["size"] for name, info in _find_in_bucket(path).items()}
-  found = {}
+  found, path = {}, to_path(path)
   for folder, _, names in os.walk(path):
     for name in names:
       file = pathlib.Path(folder, name)
@@ -167,7 +169,7 @@ def _find_in_bucket(address):
 def rename(path: str | os.PathLike, to: str | os.PathLike) -> None:
   """Renames a folder; in a bucket its files are copied and deleted."""
   if not is_address(path):
-    os.rename(path, to)
+    os.rename(to_path(path), to_path(to))
     return
   with _open_bucket(path) as (bucket, root):
     for name in _find_in_bucket(path):
@@ -181,7 +183,7 @@ def delete(path: str | os.PathLike) -> None:
     if is_address(path):
       with _open_bucket(path) as (bucket, name):
         bucket.rm(name, recursive=True)
-    elif os.path.isdir(path):
+    elif os.path.isdir(path := to_path(path)):
       shutil.rmtree(path)
     else:
       os.unlink(path)
@@ -313,10 +315,20 @@ def _digest_path(path, *_):
 _remember_digest = functools.lru_cache(2**17)(_digest_path)
 
 
+def to_json(value: Any, **options: Any) -> str:
+  r"""Returns JSON to be written as UTF-8.
+
+  Args:
+    value: of JSON's types. File names' bytes outside UTF-8 become \udcNN.
+    **options: of `json.dumps`.
+  """
+  text = json.dumps(value, ensure_ascii=False, **options)
+  return text.encode(errors="backslashreplace").decode()
+
+
 def seal(values: Mapping[str, Any], indent: int | None = None) -> str:
   """Returns a dictionary as JSON that holds its own SHA-256."""
-  sealed = {**values, _SEAL: _digest(values)}
-  return json.dumps(sealed, indent=indent) + "\n"
+  return to_json({**values, _SEAL: _digest(values)}, indent=indent) + "\n"
 
 
 def unseal(text: str | bytes) -> dict[str, Any]:

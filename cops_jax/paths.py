@@ -20,8 +20,18 @@ def is_address(path: str | os.PathLike) -> bool:
   return re.match(r"[a-z][a-z0-9+.-]+:/", os.fspath(path)) is not None
 
 
+def expand(text: str) -> str:
+  """Replaces ~ by the home folder where a path begins.
+
+  That is at the beginning and, for flags, prefixes such as folder: and lists,
+  after a colon, comma, equals sign or quote.
+  """
+  home = os.path.expanduser("~")
+  return re.sub(r"(?<![^=:,'\"])~(?=/|$)", lambda _: home, text)
+
+
 def to_path(path: str | os.PathLike) -> AnyPath:
-  """Returns a local path or, for an address, a path of etils.
+  """Returns a local path, with ~ expanded, or a path of etils for an address.
 
   Files at either are read and written by `cops_jax.files`.
 
@@ -29,7 +39,7 @@ def to_path(path: str | os.PathLike) -> AnyPath:
     InputError: the address is not gs://BUCKET/PATH, or gcsfs is not installed.
   """
   if not is_address(path):
-    return pathlib.Path(path)
+    return pathlib.Path(os.path.expanduser(path))
   text = os.fspath(path)
   if not re.match("gs://[^/]", text):
     raise InputError(

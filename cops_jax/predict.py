@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -13,7 +12,7 @@ import numpy as np
 
 from cops_jax.detector import AnomalyDetector, Detection
 from cops_jax.errors import InputError
-from cops_jax.files import write_file
+from cops_jax.files import to_json, write_file
 from cops_jax.images import UprightImage, read
 from cops_jax.images.drawing import annotate, overlay, to_file
 from cops_jax.images.tiles import WHOLE
@@ -132,11 +131,11 @@ def predict_files(
         image = read(path, **detector.reading)
         _write_pictures(out / names[len(rows)], image, outcome, save_maps)
       rows.append(to_row(path, outcome))
-      print(json.dumps(rows[-1]), flush=True)
+      print(to_json(rows[-1]), flush=True)
       progress.update(len(rows), "predicting")
   finally:  # An interruption loses no line.
     if out:
-      text = "".join(json.dumps(row) + "\n" for row in rows)
+      text = "".join(to_json(row) + "\n" for row in rows)
       write_file(out / "predictions.jsonl", text)
   return sum("error" in row for row in rows)
 

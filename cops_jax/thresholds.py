@@ -256,9 +256,12 @@ def find_boxes(
   ignored. A box is (left, top, right, bottom) in pixels, the last two
   exclusive.
   """
+  regions = anomaly_map >= threshold
+  if not regions.any():
+    return []
   from scipy import ndimage  # Slow to import.
 
-  labels, _ = ndimage.label(anomaly_map >= threshold, np.ones((3, 3)))
+  labels, _ = ndimage.label(regions, np.ones((3, 3)))
   areas = np.bincount(labels.ravel())
   boxes = []
   for label, (rows, columns) in enumerate(ndimage.find_objects(labels), 1):

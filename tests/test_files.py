@@ -1,6 +1,7 @@
 """Files on disks and in buckets, written whole or not at all, and sealed."""
 
 import concurrent.futures
+import json
 import os
 import pathlib
 import sys
@@ -62,6 +63,28 @@ def test_one_of_many_creates_a_file(folder):
   with concurrent.futures.ThreadPoolExecutor(4) as pool:
     (winner,) = [one for one in pool.map(create, range(8)) if one is not None]
   assert files.read_file(folder / "lock") == b"%d" % winner
+
+
+def test_the_home_folder(tmp_path, monkeypatch):
+  monkeypatch.setenv("HOME", str(tmp_path))
+  files.write_file("~/a/b", "text")
+  assert files.read_file("~/a/b") == (tmp_path / "a/b").read_bytes()
+  assert files.is_file("~/a/b") and files.find_files("~/a") == {"b": 4}
+  files.delete("~/a")
+  assert not files.exists("~/a")
+  home = str(tmp_path)
+  for text, expected in (
+    ("--out=~/a", f"--out={home}/a"),
+    ("~", home),
+    (
+      "--datasets=folder:~/a,meta_json:~/b",
+      f"--datasets=folder:{home}/a,meta_",
+    ),
+    ("--config.evaluation.datasets=('folder:~/a',)", f"('folder:{home}/a',)"),
+  ):
+    assert expected in paths.expand(text)
+  for text in ("a~", "gs://b/~/c", "~$a.docx", "--out=a/~/b", "HEAD~1"):
+    assert paths.expand(text) == text
 
 
 def test_what_cannot_be_written_to_a_disk(tmp_path):
@@ -180,6 +203,13 @@ def test_every_changed_bit_of_a_sealed_file_is_noticed():
     changed[place // 8] ^= 1 << place % 8
     with pytest.raises(ValueError):
       files.unseal(bytes(changed))
+
+
+def test_json_is_utf_8():
+  values = {"ä": os.fsdecode(b"\xe9")}
+  assert files.to_json(values) == r'{"ä": "\udce9"}'
+  assert json.loads(files.to_json(values)) == values
+  assert files.unseal(files.seal(values).encode()) == values
 
 
 @pytest.mark.parametrize("text", ("[]", "1", "{", "[" * 100_000, b"\xff", "{}"))

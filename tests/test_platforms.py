@@ -67,6 +67,11 @@ if __name__ == "__main__":
   import cops_jax.detector
   slow = {"transformers", "flax", "orbax", "scipy"} & sys.modules.keys()
   assert not slow, slow
+  import cops_jax.predict
+  cops_jax.detector.AnomalyDetector.from_pretrained(sys.argv[3])
+  slow = {"orbax", "optax", "grain", "tensorflow_datasets", "matplotlib", "clu"}
+  slow = (slow | {"scipy.ndimage", "scipy.stats"}) & sys.modules.keys()
+  assert not slow, f"cops predict imports {slow}"
   import cops_jax.training, cops_jax.weights
   from cops_jax import datasets
   from cops_jax.inputs import pipeline
@@ -88,7 +93,8 @@ def test_neither_torch_nor_tensorflow_is_imported(tmp_path):
   """From original files to batches, also in worker processes.
 
   Modules on the path stand in for both packages. The detector is imported
-  without the model's packages, which take seconds.
+  without the model's packages, which take seconds, and `cops predict` without
+  those of training, data sets and reports.
   """
   write_tree("kvasir", tmp_path)
   packages = tmp_path / "packages"
@@ -99,7 +105,8 @@ def test_neither_torch_nor_tensorflow_is_imported(tmp_path):
   script = tmp_path / "script.py"
   script.write_text(IMPORT)
   variables = {**os.environ, "PYTHONPATH": f"{packages}{os.pathsep}{ROOT}"}
-  arguments = (script, tmp_path / "prepared", tmp_path)
+  prompts = ROOT / "cops_jax" / "demo" / "prompts"
+  arguments = (script, tmp_path / "prepared", tmp_path, prompts)
   with start_afresh(*arguments, env=variables) as process:
     first = process.stdout.readline()
     # The workers have these pipes, too.

@@ -39,7 +39,7 @@ def _parser():
 @command_line
 def main(arguments: Sequence[str] | None = None) -> None:
   signals.catch_signals()
-  options = flags.parse(_parser(), arguments)
+  options = _parser().parse_args(arguments)
   show_messages()
   config = flags.read_config(options, ablations.get_config)
   workdir = pathlib.Path(options.workdir)

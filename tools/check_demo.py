@@ -8,12 +8,11 @@ code 1 if a metric lies outside.
 
 from __future__ import annotations
 
-import argparse
 import pathlib
 from collections.abc import Mapping, Sequence
 
 from configs.demo import EXPECTED_PERCENT
-from cops_jax.commands import command_line
+from cops_jax.commands import TOOL, command_line, make_parser
 from cops_jax.metrics import METRICS
 from cops_jax.reporting import tables
 
@@ -39,11 +38,7 @@ def check(mean: Mapping[str, float]) -> tuple[bool, str]:
 
 @command_line
 def main(arguments: Sequence[str] | None = None) -> int:
-  parser = argparse.ArgumentParser(
-    prog="python -m tools.check_demo",
-    description=__doc__.partition("\n")[0],
-    allow_abbrev=False,
-  )
+  parser = make_parser("check_demo", __doc__, TOOL)
   parser.add_argument("--workdir", required=True, help="of the demo's run")
   options = parser.parse_args(arguments)
   means = tables.means_of(tables.read_results(pathlib.Path(options.workdir)))

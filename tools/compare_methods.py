@@ -12,11 +12,10 @@ trained is evaluated once: seeds change nothing.
 
 from __future__ import annotations
 
-import argparse
 import pathlib
 from collections.abc import Sequence
 
-from cops_jax.commands import command_line
+from cops_jax.commands import TOOL, command_line, make_parser
 from cops_jax.config import recipe
 from cops_jax.progress import show_messages
 
@@ -28,11 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
   from cops_jax.reporting.comparison import compare, format_rows
   from tools import runs
 
-  parser = argparse.ArgumentParser(
-    prog="python -m tools.compare_methods",
-    description=__doc__.partition("\n")[0],
-    allow_abbrev=False,
-  )
+  parser = make_parser("compare_methods", __doc__, TOOL)
   parser.add_argument("--workdir", required=True, type=pathlib.Path)
   parser.add_argument("--seeds", default="0,1,2", type=runs.seeds)
   parser.add_argument("--recipes", default=_RECIPES, help="see configs/")

@@ -30,7 +30,7 @@ from benchmarks.common import without_weights
 from cops_jax.backbones.attention import padded_length
 from cops_jax.backbones.flops import PEAK_TERA_FLOPS
 from cops_jax.backbones.vision import cast_matrices, sizes_of
-from cops_jax.commands import command_line, flags, make_parser
+from cops_jax.commands import TOOL, command_line, flags, make_parser
 from cops_jax.errors import InputError, shorten
 from cops_jax.evaluation.step import make_predict_step
 from cops_jax.progress import show_messages
@@ -301,8 +301,7 @@ def table(reports: Sequence[Report], kind: str) -> str:
 
 
 def _parser():
-  parser = make_parser("compile_ahead", __doc__)
-  parser.prog = "python -m tools.compile_ahead"
+  parser = make_parser("compile_ahead", __doc__, TOOL)
   parser.add_argument(
     "--topology",
     default="v5e:4x4",
@@ -320,7 +319,7 @@ def _parser():
 
 @command_line
 def main(arguments: Sequence[str] | None = None) -> None:
-  options = flags.parse(_parser(), arguments)
+  options = _parser().parse_args(arguments)
   show_messages()
   jax.config.update("jax_platforms", "cpu")  # No TPU is looked for here.
   config, topology = flags.read_config(options), options.topology

@@ -27,7 +27,7 @@ from cops_jax import methods
 from cops_jax.commands import command_line, datasets, flags
 from cops_jax.config import decides, recipe
 from cops_jax.datasets import SPECIFICATIONS, preparation
-from cops_jax.errors import InputError
+from cops_jax.errors import InputError, UsageError
 from cops_jax.field_types import Role
 from cops_jax.paths import require_local
 from cops_jax.progress import show_messages
@@ -71,7 +71,7 @@ def make_configs(
   configs = {}
   for method in names:
     if method not in RECIPES:
-      raise InputError(
+      raise UsageError(
         f"there is no table of the method {method!r}; known are"
         f" {', '.join(RECIPES)}"
       )
@@ -125,7 +125,7 @@ def find_unprepared(
   unprepared, missing = [], []
   for name in names:
     if name not in SPECIFICATIONS:
-      raise InputError(
+      raise UsageError(
         f"{name!r} is not a data set of the tables; these are"
         f" {', '.join(SPECIFICATIONS)}"
       )
@@ -213,10 +213,10 @@ def _parser():
 @command_line
 def main(arguments: Sequence[str] | None = None) -> None:
   signals.catch_signals()
-  options = flags.parse(_parser(), arguments)
+  options = _parser().parse_args(arguments)
   show_messages()
   if options.config:
-    raise InputError(
+    raise UsageError(
       "--config is not read here: the recipes are those of the papers. Set"
       " fields with --config.FIELD=VALUE"
     )

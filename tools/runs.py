@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import pathlib
 import sys
@@ -14,7 +13,7 @@ from cops_jax import __version__, commands, methods
 from cops_jax.commands import flags
 from cops_jax.errors import InputError
 from cops_jax.evaluation.results import Evaluated, without_nan
-from cops_jax.files import write_file
+from cops_jax.files import to_json, write_file
 from cops_jax.reporting.comparison import Row, Runs, write_rows
 from cops_jax.reporting.tables import results_json
 from cops_jax.runtime import signals
@@ -35,8 +34,7 @@ def make_parser(name: str, text: str) -> argparse.ArgumentParser:
     name: name of the tool's module.
     text: the module's docstring.
   """
-  parser = commands.make_parser(name, text)
-  parser.prog = f"python -m tools.{name}"
+  parser = commands.make_parser(name, text, commands.TOOL)
   flags.add(parser, "--workdir", required=True)
   flags.add(parser, "--allow_other_backbone")
   parser.add_argument(
@@ -160,7 +158,7 @@ def write_table(
     "runs": runs,
     "failures": failures,
   }
-  text_of_json = json.dumps(without_nan(content), indent=2)
+  text_of_json = to_json(without_nan(content), indent=2)
   write_file(workdir / "table.json", text_of_json + "\n")
   print(text)
 

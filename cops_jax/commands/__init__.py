@@ -8,25 +8,59 @@ from __future__ import annotations
 
 import argparse
 import functools
+import gc
+import io
 import os
+import re
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
-from cops_jax.errors import InputError, shorten
+from cops_jax.errors import InputError, UsageError, shorten, suggest
+from cops_jax.paths import expand
 
+TOOL = "python -m tools.{}"  # How a clone's tools are called.
 _EXIT_SECONDS = 20
 
 
-def make_parser(name: str, description: str) -> argparse.ArgumentParser:
-  """A command's parser of arguments, without any yet.
+class Parser(argparse.ArgumentParser):
+  """Parses arguments, with ~ in them expanded; suggests flags for unknown ones.
+
+  It refuses unknown arguments even if it is another parser's command.
+  """
+
+  _given: Sequence[str] = ()
+
+  def parse_known_args(self, args=None, namespace=None):
+    self._given = [*map(expand, sys.argv[1:] if args is None else args)]
+    options, rest = super().parse_known_args(self._given, namespace)
+    if rest:
+      self.error(f"unrecognized arguments: {' '.join(rest)}")
+    return options, rest
+
+  def error(self, message: str) -> NoReturn:
+    flags = re.findall(r"^  (?:-\w, )?(--[\w.]+)", self.format_help(), re.M)
+    names = [text.partition("=")[0] for text in self._given]
+    for name in names:
+      if name.startswith("--") and name not in flags:
+        if near := suggest(name, flags):
+          message += near if name in message else f"; {name}{near}"
+    super().error(message)
+
+
+def make_parser(
+  name: str, description: str, program: str = "cops {}"
+) -> Parser:
+  """Returns a parser without arguments.
 
   Args:
-    name: of the command.
+    name: of the command or tool.
     description: its module's docstring, shown as it is.
+    program: how it is called, with {} for the name.
   """
-  return argparse.ArgumentParser(
-    prog=f"cops {name}",
+  return Parser(
+    prog=program.format(name),
     description=description,
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
@@ -40,22 +74,41 @@ def end_soon() -> None:
   ending.start()
 
 
+def _write_utf8():
+  """Standard output into files and pipes is UTF-8 whatever the locale."""
+  out = sys.stdout
+  if isinstance(out, io.TextIOWrapper) and out.encoding.lower() != "utf-8":
+    encoding = None if out.isatty() else "utf-8"
+    out.reconfigure(encoding=encoding, errors="backslashreplace")
+
+
 def command_line(
   main: Callable[[Sequence[str] | None], int | None],
 ) -> Callable[..., int | None]:
   """Decorates the main of a command, which may be given its arguments.
 
   An `InputError`, or the system's about a file, ends the program with its
-  message and exit status 1. Output that is closed early, as by `... | head`,
-  ends it with status 1 and without a message, and Ctrl-C with status 130.
+  message and exit status 1, a `UsageError` with 2. Output that is closed early,
+  as by `... | head`, ends it with status 1 and without a message, and Ctrl-C
+  with status 130. Output into files and pipes is UTF-8.
   """
 
   @functools.wraps(main)
   def run(arguments: Sequence[str] | None = None) -> int | None:
+    if arguments is None:
+      # Imports and traces make millions of objects that live to the end.
+      gc.set_threshold(200_000, 20, 50)
     try:
-      status = main(arguments)
-      sys.stdout.flush()
-      return status
+      try:
+        _write_utf8()
+        return main(arguments)
+      finally:
+        if arguments is None:
+          gc.freeze()  # An exit need not look through them.
+        print(end="", flush=True)
+    except UsageError as error:
+      print(f"error: {error}", file=sys.stderr)
+      sys.exit(2)
     except InputError as error:
       if arguments is None:
         end_soon()

@@ -29,7 +29,7 @@ import os
 from collections.abc import Sequence
 
 from cops_jax.commands import command_line, flags, make_parser
-from cops_jax.errors import InputError
+from cops_jax.errors import InputError, UsageError
 from cops_jax.progress import show_messages
 from cops_jax.tables import shorten_list
 
@@ -110,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
   show_messages()
   rate = options.false_alarms
   if rate is not None and not 0 <= rate < 1:
-    raise InputError(f"--false_alarms is {rate}, expected from 0 to below 1")
+    raise UsageError(f"--false_alarms is {rate}, expected from 0 to below 1")
   from cops_jax import calibrate, publish, thresholds
   from cops_jax.files import exists
   from cops_jax.images.tiles import normalize

@@ -53,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
 
 @command_line
 def main(arguments: Sequence[str] | None = None) -> int:
-  options = flags.parse(_parser(), arguments)
+  options = _parser().parse_args(arguments)
   show_messages()
   from cops_jax.weights import pretrained, prompts
 
@@ -82,14 +82,15 @@ def _evaluate(config, options, checkpoint):
     allow_other_backbone=options.allow_other_backbone,
   )
   if jax.process_index() == 0:
-    for name, reason in found.failed.items():
-      print(f"{name} failed: {reason}", file=sys.stderr)
     if found.results:
       print(tables.format_table(found.results), flush=True)
       print(f"report: {report.write(options.workdir, found)}")
   if not found.results:
     sys.exit("error: no data set was evaluated")
   if found.failed:
-    return 1
+    total = len(found.failed) + len(found.results)
+    sys.exit(
+      f"error: {len(found.failed)} of {total} data sets failed, see above"
+    )
   _logger.info("the evaluation is finished: %s", ", ".join(found.results))
   return 0

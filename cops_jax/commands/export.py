@@ -30,9 +30,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
   parser = _parser()
   options = parser.parse_args(arguments)
   flags.require_clip_for_texts(parser, options)
-  from cops_jax.export import export
+  from cops_jax.export import export, require_file_name
   from cops_jax.files import size_of
 
+  require_file_name(options.out)
   detector = flags.open_detector(options)
   metadata = export(detector, options.out)
   text = (

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from cops_jax.commands import end_soon
-from cops_jax.errors import InputError
+from cops_jax.errors import UsageError
 
 if TYPE_CHECKING:
   from cops_jax.detector import AnomalyDetector
@@ -207,23 +207,6 @@ def _parse_tuple(text):
   return tuple(value) if isinstance(value, list | tuple) else (value,)
 
 
-def parse(
-  parser: argparse.ArgumentParser, arguments: Sequence[str] | None
-) -> argparse.Namespace:
-  """Returns a command's options; suggests fields if one is misspelt."""
-  options, rest = parser.parse_known_args(arguments)
-  if rest:
-    import difflib
-
-    from cops_jax.fields import FIELDS
-
-    names = [f"--config.{name}" for name in FIELDS]
-    near = difflib.get_close_matches(rest[0].partition("=")[0], names)
-    advice = f"; did you mean {' or '.join(near)}?" if near else ""
-    parser.error(f"unrecognized arguments: {' '.join(rest)}{advice}")
-  return options
-
-
 def set_fields(options: argparse.Namespace) -> dict[str, Any]:
   """Returns the values of the fields that flags set, by dotted name."""
   return {
@@ -250,7 +233,7 @@ def read_config(
 
   source = options.config
   if source is None and default is None:
-    raise InputError(
+    raise UsageError(
       f"--config is missing; the recipes are {', '.join(recipe_names())}"
     )
   name = re.sub(r":\w+$", "", source or "")

@@ -85,7 +85,7 @@ def _verify(workdir):
 @command_line
 def main(arguments: Sequence[str] | None = None) -> int | None:
   signals.catch_signals()
-  options = flags.parse(_parser(), arguments)
+  options = _parser().parse_args(arguments)
   show_messages()
   if options.verify:
     return _verify(options.workdir)

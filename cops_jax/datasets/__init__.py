@@ -11,7 +11,7 @@ from cops_jax.datasets.further import FURTHER
 from cops_jax.datasets.preparation import why_unprepared
 from cops_jax.datasets.prepared import PreparedExamples
 from cops_jax.datasets.specifications import SPECIFICATIONS
-from cops_jax.errors import InputError
+from cops_jax.errors import InputError, UsageError, suggest
 
 __all__ = [
   "FURTHER",
@@ -26,11 +26,12 @@ NAMES = tuple(BUILDERS)
 
 
 def require_known(name: str) -> None:
-  """Raises InputError if no data set has that name."""
+  """Raises UsageError if no data set has that name."""
   if name not in NAMES:
-    raise InputError(
-      f"unknown data set {name!r}; known are {', '.join(NAMES)}, and for your"
-      " own images folder:PATH and meta_json:PATH"
+    raise UsageError(
+      f"unknown data set {name!r}{suggest(name, NAMES)}; known are"
+      f" {', '.join(NAMES)}, and for your own images folder:PATH and"
+      " meta_json:PATH"
     )
 
 

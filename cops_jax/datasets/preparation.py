@@ -115,7 +115,9 @@ def prepare(
       read_contents(builder, [*getattr(builder, "notes", ()), *notes])
   except OSError as error:
     raise InputError(
-      f"data set {name!r} cannot be prepared in {home}: {error}"
+      f"data set {name!r} cannot be prepared in {home}:"
+      f" {error.strerror or error}. Choose another folder with data_dir, as by"
+      " --config.data_dir=DIR"
     ) from error
   return builder
 

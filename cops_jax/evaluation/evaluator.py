@@ -100,7 +100,7 @@ class Evaluator:
     score = functools.partial(
       self._score,
       (trainable, backbone_params),
-      self._open_features(examples),
+      self._open_features(examples, found.skipped),
       self._find_texts(examples),
       found.skipped,
       errors,
@@ -138,7 +138,7 @@ class Evaluator:
       peak_memory_bytes=peak_memory_bytes(),
     )
 
-  def _open_features(self, examples):
+  def _open_features(self, examples, skipped):
     may_skip = self._config.input.unreadable_files == "skip"
     return open_features(
       self._config,
@@ -148,7 +148,7 @@ class Evaluator:
       self._clip,
       self._mesh,
       batch_size=self._options.batch_size,
-      skipped={} if may_skip else None,
+      skipped=skipped if may_skip else None,
     )
 
   def _find_texts(self, examples):

@@ -25,9 +25,9 @@ import safetensors.numpy
 from jax import export as jax_export
 
 from cops_jax import __version__
-from cops_jax.errors import InputError, shorten
-from cops_jax.files import fetch, whole_file
-from cops_jax.paths import is_address, to_path
+from cops_jax.errors import InputError, UsageError, shorten
+from cops_jax.files import fetch, to_json, whole_file
+from cops_jax.paths import AnyPath, is_address, to_path
 from cops_jax.runtime.mesh import make_mesh
 from cops_jax.typing import Array, Float
 
@@ -42,12 +42,37 @@ _READABLE_BY = "jaxlib up to six months newer than {}"
 _WEIGHTS, _METADATA = "weights.safetensors", "metadata.json"
 
 
+def require_file_name(out: str | os.PathLike) -> AnyPath:
+  """Returns the path of a file to export to.
+
+  Raises:
+    InputError: it is a folder, ends in neither .cops nor .onnx, or the packages
+      for ONNX are missing.
+  """
+  path = to_path(out)
+  is_folder = not is_address(path) and path.is_dir()
+  if is_folder or os.fspath(out).endswith("/"):
+    raise UsageError(f"{out} is a folder: name a file, such as model.cops")
+  if path.suffix not in (".cops", ".onnx"):
+    raise UsageError(
+      f"{out} ends in {path.suffix!r}: .cops is a file for JAX, .onnx one for"
+      " ONNX runtimes; `cops weights save` writes prompts as .pth or"
+      " .safetensors"
+    )
+  if path.suffix == ".onnx":
+    from cops_jax.export.onnx import import_packages
+
+    import_packages()
+  return path
+
+
 def export(detector: AnomalyDetector, out: str | os.PathLike) -> dict[str, Any]:
   """Writes a detector as one file.
 
   Args:
     detector: to be written.
-    out: the file; one named .onnx is written by `onnx.write_onnx`.
+    out: the file, see `require_file_name`; one named .onnx is written by
+      `onnx.write_onnx`.
 
   Returns:
     The metadata that the file holds.
@@ -55,9 +80,7 @@ def export(detector: AnomalyDetector, out: str | os.PathLike) -> dict[str, Any]:
   Raises:
     InputError: it cannot be written.
   """
-  out = to_path(out)
-  if not is_address(out) and out.is_dir():
-    raise InputError(f"{out} is a folder: name a file, such as model.cops")
+  out = require_file_name(out)
   # The file's function sees whole images.
   config, thresholds = detector.config, detector.thresholds_for("")
   metadata = {
@@ -71,7 +94,7 @@ def export(detector: AnomalyDetector, out: str | os.PathLike) -> dict[str, Any]:
     "backbone_sha256": detector.backbone.sha256,
     "thresholds": thresholds and dataclasses.asdict(thresholds),
   }
-  if out.suffix.lower() == ".onnx":
+  if out.suffix == ".onnx":
     from cops_jax.export.onnx import write_onnx
 
     write_onnx(detector, out, metadata)
@@ -87,7 +110,7 @@ def export(detector: AnomalyDetector, out: str | os.PathLike) -> dict[str, Any]:
     "readable_by": _READABLE_BY.format(jaxlib.__version__),
   }
   contents = _trace(detector)
-  contents[_METADATA] = json.dumps(metadata, indent=2) + "\n"
+  contents[_METADATA] = to_json(metadata, indent=2) + "\n"
   with whole_file(out) as partial, zipfile.ZipFile(partial, "w") as archive:
     for name, content in contents.items():
       archive.writestr(name, content)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import importlib
 import logging
 import os
 import warnings
@@ -18,7 +18,7 @@ from cops_jax.backbones.features import join_params
 from cops_jax.detector import AnomalyDetector
 from cops_jax.errors import InputError, needs_extra, shorten
 from cops_jax.evaluation.step import detect_anomalies
-from cops_jax.files import write_file
+from cops_jax.files import to_json, write_file
 from cops_jax.paths import AnyPath
 from cops_jax.weights.model import build_model
 
@@ -68,14 +68,21 @@ def write_onnx(
   write_file(path, content)
 
 
-def _convert(function, side, metadata):
+def import_packages() -> None:
+  """Raises InputError if a package of the extra [onnx] is missing."""
   # It would send usage data and leave a file in the temporary folder.
   os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
   with needs_extra("an ONNX file", "onnx", *_PACKAGES):
-    import onnx_ir
-    import onnxruntime  # noqa: F401
-    from jax2onnx import to_onnx
-    from onnx_ir.passes.common import RemoveUnusedNodesPass
+    for name in _PACKAGES:
+      importlib.import_module(name)
+
+
+def _convert(function, side, metadata):
+  import_packages()
+  import onnx_ir
+  from jax2onnx import to_onnx
+  from onnx_ir.passes.common import RemoveUnusedNodesPass
+
   # Of the graph's inner values, whose types nobody needs.
   logging.getLogger("onnx_ir.serde").setLevel(logging.ERROR)
   (batch,) = jax.export.symbolic_shape("batch")
@@ -92,7 +99,7 @@ def _convert(function, side, metadata):
     )
   RemoveUnusedNodesPass()(graph)
   graph.metadata_props.update(
-    {name: json.dumps(value) for name, value in metadata.items()}
+    {name: to_json(value) for name, value in metadata.items()}
   )
   return onnx_ir.to_proto(graph).SerializeToString()
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from cops_jax.errors import InputError
+from cops_jax.errors import UsageError
 from cops_jax.images.decoding import UprightImage, resize_map
 from cops_jax.typing import Float, Integer
 
@@ -59,13 +59,13 @@ def normalize(text: str) -> str:
   """Returns "auto", a grid such as "2x3" or, for the whole alone, "".
 
   Raises:
-    InputError: the text names no tiles.
+    UsageError: the text names no tiles.
   """
   if text == AUTO:
     return text
   grid = parse_grid(text)
   if grid is None:
-    raise InputError(f"tiles are {text!r}, expected {AUTO} or {EXPECTED}")
+    raise UsageError(f"tiles are {text!r}, expected {AUTO} or {EXPECTED}")
   return "" if grid == WHOLE else "{}x{}".format(*grid)
 
 

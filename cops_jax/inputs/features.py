@@ -26,7 +26,7 @@ from jax.sharding import Mesh
 
 from cops_jax.backbones.features import ENCODE_FIELDS, encode_batch
 from cops_jax.errors import InputError, WriteError
-from cops_jax.files import file_state, write_file
+from cops_jax.files import file_state, to_json, write_file
 from cops_jax.inputs import pipeline
 from cops_jax.inputs.feature_cache import FeatureCache
 from cops_jax.paths import require_local
@@ -177,7 +177,7 @@ def _manifest(config, examples, split, model, backbone, device_size):
   }
   if config.feature_cache.dtype == "float32":
     manifest["images_per_device"] = device_size
-  return json.dumps(manifest, indent=2, sort_keys=True) + "\n"
+  return to_json(manifest, indent=2, sort_keys=True) + "\n"
 
 
 def _require_space(cache, number, name):

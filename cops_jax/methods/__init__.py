@@ -12,7 +12,7 @@ import pkgutil
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Protocol, runtime_checkable
 
-from cops_jax.errors import InputError
+from cops_jax.errors import InputError, suggest
 
 # The methods' modules have the types; this module needs no JAX.
 Array = Any
@@ -107,7 +107,8 @@ def find(name: str) -> Method:
   """
   if name not in names():
     raise InputError(
-      f"config.method is {name!r}; the methods are {', '.join(names())}"
+      f"config.method is {name!r}{suggest(name, names())}; the methods are"
+      f" {', '.join(names())}"
     )
   return importlib.import_module(f"{__name__}.{name}")
 

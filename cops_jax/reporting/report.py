@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import datetime
-import json
 import math
 import os
 import pathlib
@@ -17,7 +16,7 @@ import numpy as np
 
 from cops_jax import methods
 from cops_jax.evaluation.results import Evaluated, group_means
-from cops_jax.files import write_file
+from cops_jax.files import to_json, write_file
 from cops_jax.images.drawing import LINE_COLOR, TILE_PIXELS, heat_colors
 from cops_jax.metrics import METRICS
 from cops_jax.paths import AnyPath, to_path
@@ -108,7 +107,7 @@ def write_report(workdir: AnyPath, evaluated: Evaluated) -> AnyPath:
       line_color=LINE_COLOR,
       heat=heat,
       not_evaluated=group_by_reason({**evaluated.skipped, **evaluated.failed}),
-      config=json.dumps(config, indent=2),
+      config=to_json(config, indent=2),
     )
   )
   write_file(workdir / "report.html", text)

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import filelock
 
 from cops_jax.errors import InputError, WriteError
-from cops_jax.files import create_file, delete, read_file, write_file
+from cops_jax.files import create_file, delete, read_file, to_json, write_file
 from cops_jax.paths import is_address, to_path
 from cops_jax.runtime.processes import in_first_process
 
@@ -67,7 +67,7 @@ def _acquire(workdir, purpose):
       raise _in_use(workdir, purpose, _read(holder), advice) from error
     except NotImplementedError:  # The file system has no locks.
       return _create(workdir, purpose)
-    write_file(holder, json.dumps(_describe_self()) + "\n")
+    write_file(holder, to_json(_describe_self()) + "\n")
     return lock.release
   except OSError as error:
     raise WriteError(
@@ -80,7 +80,7 @@ def _create(workdir, purpose):
   path = workdir / f".{purpose}.held"
   while True:
     try:
-      create_file(path, json.dumps(_describe_self()).encode())
+      create_file(path, to_json(_describe_self()).encode())
       return functools.partial(_delete, path)
     except FileExistsError:
       holder = _read(path)

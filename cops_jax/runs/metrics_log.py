@@ -10,13 +10,25 @@ from collections.abc import Mapping
 from typing import Any
 
 from cops_jax.errors import InputError, needs_extra
-from cops_jax.files import read_file, write_file
+from cops_jax.files import read_file, to_json, write_file
 from cops_jax.paths import AnyPath, is_address
 
 _METRICS_FILE = "metrics.jsonl"
 _CURVES_FILE = "losses.png"
 # Begins the names of measured times, which differ from run to run.
 TIME_PREFIX = "time/"
+
+
+def import_writers() -> Any:
+  """Returns the module of clu that writes TensorBoard's files.
+
+  Raises:
+    InputError: the extra [tensorboard] is not installed.
+  """
+  packages = ("clu", "tensorboard", "tensorflow")
+  with needs_extra("config.train.use_tensorboard", "tensorboard", *packages):
+    from clu import metric_writers
+  return metric_writers
 
 
 class RunLog:
@@ -40,23 +52,14 @@ class RunLog:
     """Drops the lines of steps after `last_step`, which will be taken again.
 
     Raises:
-      InputError: metrics.jsonl is damaged or cannot be written, or TensorBoard
-        is asked for and not installed.
+      InputError: metrics.jsonl is damaged or cannot be written; or see
+        `import_writers`.
     """
     if self._use_tensorboard:
-      with needs_extra(
-        "config.train.use_tensorboard",
-        "tensorboard",
-        *("clu", "tensorboard", "tensorflow"),
-      ):
-        from clu import metric_writers
-      self._tensorboard = metric_writers.SummaryWriter(
-        str(self._workdir / "tensorboard")
-      )
+      folder = str(self._workdir / "tensorboard")
+      self._tensorboard = import_writers().SummaryWriter(folder)
     if rows := _read_rows(self._workdir):
-      lines = [
-        json.dumps(row) + "\n" for row in rows if row["step"] <= last_step
-      ]
+      lines = [to_json(row) + "\n" for row in rows if row["step"] <= last_step]
       write_file(self._path, "".join(lines))
       if self._lines is not None:
         self._lines = lines
@@ -67,7 +70,7 @@ class RunLog:
     Raises:
       InputError: the file cannot be written.
     """
-    line = json.dumps({"step": step, **scalars}) + "\n"
+    line = to_json({"step": step, **scalars}) + "\n"
     if self._lines is not None:
       self._lines.append(line)
     else:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import json
 import logging
 import math
 import os
@@ -19,7 +18,7 @@ import jax.numpy as jnp
 from cops_jax import methods
 from cops_jax.errors import InputError
 from cops_jax.evaluation.evaluator import Evaluator
-from cops_jax.files import find_files, read_file, write_file
+from cops_jax.files import find_files, read_file, to_json, write_file
 from cops_jax.inputs import describe_data, load_examples, pipeline
 from cops_jax.paths import is_address, to_path
 from cops_jax.progress import Progress
@@ -330,7 +329,7 @@ def _not_finite(workdir, step, terms, paths):
     "terms": {name: repr(term) for name, term in terms.items()},
     "examples": paths,
   }
-  in_first_process(write_file, report, json.dumps(content, indent=2) + "\n")
+  in_first_process(write_file, report, to_json(content, indent=2) + "\n")
   shown = ", ".join(paths[:_MAX_SHOWN] + ["..."] * (len(paths) > _MAX_SHOWN))
   return InputError(
     f"step {step} is not finite in: {', '.join(names)}. Its images are {shown};"

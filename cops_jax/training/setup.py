@@ -18,11 +18,12 @@ from clu import parameter_overview
 from cops_jax import methods
 from cops_jax.backbones.flops import PEAK_TERA_FLOPS, prompt_flops, vision_flops
 from cops_jax.errors import InputError
-from cops_jax.files import read_file, write_file
+from cops_jax.files import read_file, to_json, write_file
 from cops_jax.inputs import load_examples, pipeline
 from cops_jax.inputs.augmentation import make_augmentation
 from cops_jax.inputs.features import open_features
 from cops_jax.paths import AnyPath
+from cops_jax.runs.metrics_log import import_writers
 from cops_jax.runs.record import check_backbone, find_record
 from cops_jax.runtime.mesh import make_mesh, num_device_bytes, replicate
 from cops_jax.runtime.processes import in_all_processes
@@ -62,6 +63,8 @@ def load(
       f"the method {config.method!r} has nothing to train: evaluate it, cops"
       " evaluate --config=... --workdir=..."
     )
+  if config.train.use_tensorboard and jax.process_index() == 0:
+    import_writers()  # Missing packages are reported first.
   begun = find_record(workdir)
   prompts.require_method(begun, config.method, workdir)
   config = settle_dtype(config, begun)
@@ -282,7 +285,7 @@ def _list_skipped(path, skipped):
     before = dict(json.loads(read_file(path)))
   except (OSError, ValueError, TypeError, RecursionError):  # None, or damaged.
     before = {}
-  write_file(path, json.dumps({**before, **skipped}, indent=2) + "\n")
+  write_file(path, to_json({**before, **skipped}, indent=2) + "\n")
 
 
 def _no_mask(name, path):

@@ -82,10 +82,15 @@ def clip_param_shapes(config: CLIPConfig) -> Mapping[str, Any]:
 
 @functools.lru_cache(maxsize=4)  # Tracing is slow.
 def _param_shapes(config_json):
-  config = make_config(json.loads(config_json))
+  values, num_layers = json.loads(config_json), {}
+  for tower in ("text", "vision"):  # One layer is traced for all.
+    section = values[f"{tower}_config"]
+    num_layers[f"{tower}_model"] = section["num_hidden_layers"]
+    section["num_hidden_layers"] = 1
+  config = make_config(values)
   side = config.vision_config.image_size
   tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-  return jax.eval_shape(
+  shapes = jax.eval_shape(
     CLIP(config).init,
     jax.random.key(0),
     tokens,
@@ -93,6 +98,11 @@ def _param_shapes(config_json):
     tokens,
     tokens,
   )["params"]
+  for tower, number in num_layers.items():
+    encoder = shapes[tower]["encoder"]
+    layer = encoder["layers"]["0"]
+    encoder["layers"] = {str(index): layer for index in range(number)}
+  return shapes
 
 
 def clip_params_from_tensors(

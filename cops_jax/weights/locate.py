@@ -52,7 +52,7 @@ def locate(
   Raises:
     InputError: there is nothing, or it cannot be copied or downloaded.
   """
-  name = os.fspath(name)
+  name = os.path.expanduser(name)
   if is_address(name):
     return fetch(name, choose)
   if os.path.exists(name):
@@ -66,10 +66,13 @@ def locate(
   try:
     return _download(repository[0], revision or repository[1] or None, choose)
   except Exception as error:  # The hub's client has many kinds.
+    reason = type(error).__name__
+    if getattr(error, "filename", None):  # Of its cache, which HF_HOME moves.
+      reason = f"{error.filename}: {error.strerror}; see HF_HOME"
     at = f" at revision {revision!r}" if revision else ""
     raise InputError(
       f"{name!r}{at} is neither a file or folder here nor a repository that can"
-      f" be downloaded from the Hugging Face hub ({type(error).__name__}), and"
+      f" be downloaded from the Hugging Face hub ({reason}), and"
       " the hub's cache does not have it"
     ) from error
 

@@ -21,7 +21,6 @@ from cops_jax.errors import InputError
 from cops_jax.files import is_file, write_file
 from cops_jax.paths import to_path
 from cops_jax.runs import record as records
-from cops_jax.runs.checkpoints import Checkpoints
 from cops_jax.runs.record import Record, check_backbone, from_json, read_record
 from cops_jax.weights import authors_names, torch_files
 from cops_jax.weights.backbone import PretrainedBackbone, load_backbone
@@ -85,6 +84,8 @@ def load_prompts(
     params, source = _read_file(path, template, method), str(path)
   else:
     require_method(records.find_record(path), method, path)
+    from cops_jax.runs.checkpoints import Checkpoints  # Orbax is slow.
+
     with Checkpoints(path) as saved:
       step, params = saved.restore_params(template)
     source = f"step {step} of {path}"
@@ -265,6 +266,8 @@ def save(workdir: str, out: str) -> str:
       run's CLIP is needed and not available.
   """
   record = read_record(workdir)
+  from cops_jax.runs.checkpoints import Checkpoints  # Orbax is slow.
+
   with Checkpoints(workdir) as saved:
     step, trainable = saved.restore_params()
   backbone = None

@@ -69,7 +69,7 @@ def test_prepare_and_list(tmp_path, directories):
   (
     (["prepare"], "takes names of data sets or --all"),
     (["prepare", "visa", "--all"], "takes names of data sets or --all"),
-    (["prepare", "mvtec"], "unknown data set 'mvtec'; known are mvtec_ad"),
+    (["prepare", "mvtec"], "unknown data set 'mvtec' (did you mean mvtec_ad"),
     (["check", "folder:/nowhere"], "/nowhere is not a folder"),
     ([], "required: command"),
   ),

@@ -94,6 +94,23 @@ def test_results_do_not_depend_on_batches_devices_or_order(
     ]
 
 
+def test_an_unreadable_file_is_reported_once(config, tmp_path, caplog):
+  """Though the features' cache and the evaluation both meet it."""
+  name = write_folder(tmp_path / "a", 4, has_masks=False)
+  (tmp_path / "a/test/good/00.png").write_bytes(b"")
+  config.features_dir, config.feature_cache.dtype = str(tmp_path), "float32"
+  config.input.unreadable_files = "skip"
+  backbone, mesh = load_clip(config.backbone.weights), make_mesh()
+  model, sharding = build_model(config, backbone), replicated_sharding(mesh)
+  evaluator = Evaluator(config, model, backbone, mesh, sharding)
+  params = model.init_trainable(jax.random.key(0)), backbone.params
+  found = evaluator.run(
+    *replicate(params, mesh), datasets.load(name, "test"), num_pictures=0
+  )
+  assert len(found.images) == 3
+  assert caplog.text.count("left out test/good/00.png") == 1
+
+
 def test_codes_depend_on_the_seed(evaluate, examples, base):
   other = evaluate(examples, batch_size=8, seed=1)
   assert np.abs(scores(other) - scores(base)).max() > 0

@@ -180,7 +180,6 @@ def test_command(trained, tmp_path, capsys):
   assert text.startswith(f"{out}: ") and "for cpu, cuda, tpu" in text
   assert export.load(out).metadata["thresholds"] is None
   for workdir, place, expected in (
-    (trained[0], tmp_path, "is a folder: name a file"),
     (trained[0], out / "made.cops", "made.cops cannot be written: "),
     (tmp_path, out, "holds no training run"),
   ):

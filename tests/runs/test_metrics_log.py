@@ -51,12 +51,6 @@ def test_a_damaged_line_is_named(tmp_path, line):
     open_log(tmp_path)
 
 
-def test_tensorboard_needs_its_package(tmp_path, monkeypatch):
-  monkeypatch.setitem(sys.modules, "clu.metric_writers", None)
-  with pytest.raises(InputError, match=r"\[tensorboard\]"):
-    open_log(tmp_path, use_tensorboard=True)
-
-
 def test_tensorboard_gets_the_same_numbers(tmp_path, monkeypatch):
   """clu's own writer needs tensorflow; this one notes what it is given."""
   calls = []

@@ -74,18 +74,16 @@ def test_methods(made, tmp_path, capsys):
 @pytest.mark.parametrize(
   "command, argument, expected",
   (
-    (compare_methods, "--recipes=vsia", "'vsia' is not a recipe"),
-    (
-      ablate,
-      "--only=full,no_clip",
-      "'no_clip' is not an ablation; the .* full",
-    ),
+    (compare_methods, "--recipes=vsia", "'vsia' is not a recipe (did you"),
+    (ablate, "--only=full,no_vea", "'no_vea' is not an ablation (did you mean"),
+    (ablate, "--olny=full", "--olny=full (did you mean --only?)"),
   ),
 )
 def test_bad_input_is_reported(
-  tmp_path, monkeypatch, command, argument, expected
+  tmp_path, monkeypatch, capsys, command, argument, expected
 ):
   monkeypatch.setattr(ablate.signals, "catch_signals", lambda: None)
-  with pytest.raises(SystemExit, match=f"^error: .*{expected}"):
+  with pytest.raises(SystemExit, match="^2$"):
     command.main([f"--workdir={tmp_path}", argument])
+  assert expected in capsys.readouterr().err
   assert not any(tmp_path.iterdir())
