@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Sequence
 
 from cops_jax import __version__
+from cops_jax.commands import command_line
+from cops_jax.errors import UsageError, suggest
 
 # In the order in which a user meets them.
 COMMANDS = {
@@ -22,6 +25,7 @@ COMMANDS = {
   "datasets": "list, check and prepare data sets",
   "weights": "save and publish prompts, show what a file of weights holds",
   "compare": "put the results of several runs into one table",
+  "cache": "show what is kept on this computer, and remove it",
 }
 
 
@@ -31,16 +35,18 @@ Zero-shot visual anomaly detection with CLIP, in JAX.
 
 {}
 
-cops COMMAND --help shows a command's arguments; cops --version the version."""
+cops COMMAND --help shows a command's arguments; cops --version the version;
+cops --print-completion bash (or zsh) a script that completes them."""
 
 
-def main() -> int | None:
-  """Calls the command that the program's first argument names.
+@command_line
+def main(arguments: Sequence[str] | None = None) -> int | None:
+  """Calls the command that the first argument names.
 
   Returns:
     Its exit status.
   """
-  name, *arguments = sys.argv[1:] or [""]
+  name, *rest = (sys.argv[1:] if arguments is None else arguments) or [""]
   if name in ("", "-h", "--help"):
     rows = (f"  {name:10} {text}" for name, text in COMMANDS.items())
     usage = _USAGE.format("\n".join(rows))
@@ -49,15 +55,19 @@ def main() -> int | None:
   if name == "--version":
     print(f"cops_jax {__version__}")
     return 0
+  if name == "--print-completion":
+    from cops_jax.commands.completion import make_script
+
+    print(make_script(rest[0] if rest else "", COMMANDS))
+    return 0
   if name not in COMMANDS:
-    print(
-      f"error: {name!r} is not a command; the commands are"
-      f" {', '.join(COMMANDS)}",
-      file=sys.stderr,
+    raise UsageError(
+      f"{name!r} is not a command{suggest(name, COMMANDS)}; the commands are"
+      f" {', '.join(COMMANDS)}"
     )
-    return 2
-  sys.argv = [f"cops {name}", *arguments]
-  return importlib.import_module(f"cops_jax.commands.{name}").main()
+  command = importlib.import_module(f"cops_jax.commands.{name}")
+  sys.argv = [f"cops {name}", *rest]
+  return command.main(None if arguments is None else rest)
 
 
 if __name__ == "__main__":

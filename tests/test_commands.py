@@ -1,19 +1,39 @@
 """How commands begin and end."""
 
 import importlib.metadata
+import logging
 import os
+import shutil
+import subprocess
+import sys
 import time
+import types
 
 import pytest
 
-from cops_jax.__main__ import COMMANDS
-from cops_jax.commands import command_line
+from cops_jax.__main__ import COMMANDS, main
+from cops_jax.commands import command_line, flags, make_parser
 from cops_jax.config import recipe_names
+from cops_jax.datasets.preparation import prepare
 from cops_jax.errors import InputError, needs_extra
+from cops_jax.evaluation.results import Evaluated
 from cops_jax.fields import FIELDS
 from cops_jax.runs.checkpoints import Checkpoints
 from cops_jax.runs.record import read_record
+from helpers.scripts import call as script
 from helpers.scripts import start_afresh
+
+# Calls the script's function as the shell does.
+COMPLETE = """
+complete_last() {
+  COMP_WORDS=("$@") COMP_CWORD=$(($# - 1)) COMPREPLY=()
+  _shtab_cops cops "${@: -1}" "${@: -2:1}"
+  echo "${COMPREPLY[@]}"
+}
+complete_last cops pred
+complete_last cops datasets prep
+complete_last cops datasets prepare --man
+"""
 
 
 def call(*arguments, folder):
@@ -50,12 +70,126 @@ def test_help_is_shown_at_once_in_any_folder(name, tmp_path):
     )
 
 
-@pytest.mark.parametrize("arguments", ([], ["no_such"], ["predict", "--no"]))
-def test_a_wrong_command_is_reported_with_status_2(arguments, tmp_path):
-  code, out, err, _ = call(*arguments, folder=tmp_path)
-  assert (code, out) == (2, "")
-  assert "cops" in err or "the commands are demo, train" in err
-  assert "Traceback" not in err
+@pytest.mark.parametrize(
+  "line, expected",
+  (
+    ("", "usage: cops COMMAND"),
+    ("predcit", "'predcit' is not a command (did you mean predict?); the comm"),
+    ("train --workdr=x", "required: --workdir; --workdr (did you mean --workd"),
+    ("train --workdir=x --config.modl.num_heads=8", "an --config.model.num_he"),
+    ("train --workdir=x", "--config is missing; the recipes are ablations, an"),
+    ("train --workdir=x --config=vsia", "is not a recipe (did you mean visa?)"),
+    ("datasets check visa --deap", "arguments: --deap (did you mean --deep or"),
+    ("datasets prepare vsia", "unknown data set 'vsia' (did you mean visa"),
+    ("export --workdir=x --out=demo.pth", "demo.pth ends in '.pth': .cops is "),
+    ("export --workdir=x --out=new.cops/", "new.cops/ is a folder: name a fil"),
+    ("export --workdir=x --out=.", ". is a folder: name a file, such as model"),
+    ("predict x --clip=demo --tiles=3", "tiles are '3', expected auto or rows"),
+    ("calibrate --workdir=x --data=visa --false_alarms=1.5", "rms is 1.5, exp"),
+  ),
+)
+def test_wrong_usage_ends_with_status_2_and_names_near_ones(
+  line, expected, tmp_path, monkeypatch, capsys
+):
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(sys, "argv", ["cops"])
+  with pytest.raises(SystemExit, match="^2$"):
+    sys.exit(main(line.split()))
+  out, err = capsys.readouterr()
+  assert not out and expected in err
+  assert not list(tmp_path.iterdir())
+
+
+def test_what_is_kept_is_listed_and_removed(tmp_path, monkeypatch):
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+  repository = tmp_path / "hub" / "models--own--clip"
+  folders = {
+    "visa": tmp_path / "data" / "visa",
+    "features": tmp_path / "data" / "features",
+    "compiled": tmp_path / "cops_jax" / "compiled",
+    "own/clip": repository,
+  }
+  for folder in folders.values():
+    (folder / "a").mkdir(parents=True)
+    (folder / "a" / "b").write_bytes(bytes(1_500_000))
+  found = types.SimpleNamespace(
+    repo_id="own/clip", size_on_disk=1_500_000, repo_path=repository
+  )
+  monkeypatch.setattr(
+    "huggingface_hub.scan_cache_dir",
+    lambda: types.SimpleNamespace(repos=[found]),
+  )
+  place = f"--data_dir={tmp_path}/data"
+  _, out, _ = script("cache", place)
+  rows = [line.split() for line in out.splitlines()[1:]]
+  assert [row[0] for row in rows] == [*folders, "total"]
+  assert {row[-1] for row in rows} == {"1.5", "6.0"}
+  code, _, err = script("cache", "remove", "featurs", "--yes")
+  assert code == 2 and "nothing is kept as 'featurs'" in err
+  monkeypatch.setattr("builtins.input", lambda _: "n")
+  code, _, err = script("cache", place, "remove", "features")
+  assert code == 1 and "nothing was removed" in err
+  assert all(folder.exists() for folder in folders.values())
+  script("cache", "remove", place, "--yes", "features", "own/clip")
+  left = [name for name, folder in folders.items() if folder.exists()]
+  assert left == ["visa", "compiled"]
+
+
+@pytest.mark.skipif(not shutil.which("bash"), reason="needs bash")
+def test_a_shell_completes_commands_and_flags(capsys):
+  main(["--print-completion", "zsh"])
+  assert "--manual_dir" in capsys.readouterr().out
+  main(["--print-completion", "bash"])
+  text = capsys.readouterr().out + COMPLETE
+  found = subprocess.check_output(["bash"], input=text, text=True)
+  assert found.split() == ["predict", "prepare", "--manual_dir"]
+
+
+def test_packages_are_missed_before_any_work(monkeypatch):
+  monkeypatch.setitem(sys.modules, "jax2onnx", None)
+  _, _, err = script("export", "--workdir=/nowhere", "--out=a.onnx")
+  assert 'pip install "cops-jax[onnx]"' in err
+
+
+def test_the_home_folder_in_flags_and_recipes(tmp_path, monkeypatch):
+  monkeypatch.setenv("HOME", str(tmp_path))
+  recipe = "from cops_jax.config import recipe\n\ndef get_config():\n"
+  recipe += "  config = recipe('demo')\n  config.data_dir = '~/data'\n"
+  recipe += "  config.evaluation.datasets = ('folder:~/a',)\n  return config\n"
+  (tmp_path / "recipe.py").write_text(recipe)
+  parser = make_parser("cops train", "")
+  flags.add_config(parser)
+  options = parser.parse_args(
+    ["--config=~/recipe.py", "--config.backbone.weights=~/clip"]
+  )
+  config = flags.read_config(options)
+  assert config.data_dir == f"{tmp_path}/data"
+  assert config.evaluation.datasets == (f"folder:{tmp_path}/a",)
+  assert config.backbone.weights == f"{tmp_path}/clip"
+  for name, *arguments in (
+    ("evaluate", "--workdir=~/run"),
+    ("predict", "--clip=~/run", "/etc/hostname"),
+    ("compare", "~/run"),
+    ("weights", "inspect", "~/run"),
+  ):
+    code, _, err = script(name, *arguments)
+    assert code == 1 and f"{tmp_path}/run" in err
+
+
+def test_a_read_only_home_names_the_field(tmp_path):
+  (tmp_path / "file").write_bytes(b"")
+  with pytest.raises(InputError, match="Not a directory. .*--config.data_dir="):
+    prepare("demo_auxiliary", str(tmp_path / "file" / "data"))
+
+
+def test_a_failed_data_set_is_reported_once(monkeypatch, tmp_path):
+  def fail(*_, **__):
+    logging.getLogger("cops_jax").error("folder:x failed: it is empty")
+    return Evaluated({}, {}, {"folder:x": "it is empty"}, {})
+
+  monkeypatch.setattr("cops_jax.evaluation.many.evaluate", fail)
+  _, out, err = script("evaluate", "--config=demo", f"--workdir={tmp_path}")
+  assert (out + err).count("it is empty") == 1
 
 
 def test_the_console_command_is_the_same():
@@ -71,14 +205,30 @@ command_line(lambda _: print("a line"))()
 """
 
 
-@pytest.mark.parametrize("flags", ([], ["-u"]))  # At the end, and at once.
-def test_closed_output_ends_a_command_without_a_message(flags):
+@pytest.mark.parametrize(
+  "arguments",
+  (
+    ["-c", PRINT],  # At the end.
+    ["-u", "-c", PRINT],  # At once.
+    ["-m", "cops_jax", "-h"],
+    ["-m", "cops_jax", "train", "-h"],
+  ),
+)
+def test_closed_output_ends_a_command_without_a_message(arguments):
   reader, writer = os.pipe()
   os.close(reader)
   with open(writer, "wb") as closed:
-    with start_afresh(*flags, "-c", PRINT, stdout=closed) as process:
+    with start_afresh(*arguments, stdout=closed) as process:
       _, err = process.communicate()
-  assert (process.returncode, err) == (1, "")
+  # argparse ends its help with status 0 if it cannot be written.
+  assert not err and process.returncode == ("train" not in arguments)
+
+
+def test_output_into_pipes_is_utf_8():
+  latin = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+  line = PRINT.replace("a line", "\u00e4")
+  with start_afresh("-c", line, env=latin, text=False) as process:
+    assert process.communicate()[0] == "\u00e4\n".encode()
 
 
 def test_an_error_is_reported_in_one_sentence(tmp_path):

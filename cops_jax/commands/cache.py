@@ -1,0 +1,117 @@
+"""Shows what is kept on this computer, and removes it.
+
+  cops cache
+  cops cache remove features
+  cops cache remove visa openai/clip-vit-large-patch14-336
+
+Prepared data sets, cached vision features, compiled programs, copies of files
+in buckets and downloads. All of it is made again when it is needed; a data set
+only if its original files are still there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from cops_jax.commands import command_line, make_parser
+from cops_jax.errors import UsageError, suggest
+from cops_jax.files import delete, find_files
+from cops_jax.tables import align
+
+_OWN = {
+  "compiled": "compiled programs",
+  "copies": "copies of files in buckets",
+  "prompts": "published prompts",
+}
+
+
+class _Kept(NamedTuple):
+  what: str
+  size: int
+  folder: pathlib.Path
+
+
+def find(data_dir: str | None = None) -> dict[str, _Kept]:
+  """Returns what is kept, by name: a description, bytes and the folder.
+
+  Args:
+    data_dir: folder of prepared data sets; None for TFDS's default.
+  """
+  import huggingface_hub
+  import pooch
+  import tensorflow_datasets as tfds
+
+  from cops_jax.datasets import NAMES
+
+  data = pathlib.Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
+  own = pathlib.Path(pooch.os_cache("cops_jax"))
+  folders = {name: (data / name, "prepared data set") for name in NAMES}
+  folders["features"] = data / "features", "vision features"
+  for folder in sorted(own.glob("*/")):
+    folders[folder.name] = folder, _OWN.get(folder.name, "downloads")
+  kept = {
+    name: _Kept(what, sum(find_files(folder).values()), folder)
+    for name, (folder, what) in folders.items()
+    if folder.is_dir()
+  }
+  try:
+    repositories = huggingface_hub.scan_cache_dir().repos
+  except huggingface_hub.CacheNotFound:
+    repositories = ()
+  for repository in sorted(repositories, key=lambda found: found.repo_id):
+    kept[repository.repo_id] = _Kept(
+      "from the Hugging Face hub", repository.size_on_disk, repository.repo_path
+    )
+  return kept
+
+
+def _describe(kept):
+  rows = [("name", "what", "where", "MB")]
+  for name, (what, size, folder) in kept.items():
+    rows.append((name, what, str(folder), f"{size / 1e6:,.1f}"))
+  total = sum(one.size for one in kept.values())
+  rows.append(("total", "", "", f"{total / 1e6:,.1f}"))
+  return "\n".join(align(rows, num_text_columns=3))
+
+
+def _confirm():
+  try:
+    return input("Remove these? [y/N] ").strip().lower() in ("y", "yes")
+  except EOFError:
+    return False
+
+
+def _parser() -> argparse.ArgumentParser:
+  parser = make_parser("cache", __doc__)
+  text = "prepared data; ~/tensorflow_datasets if not given"
+  parser.add_argument("--data_dir", help=text)
+  commands = parser.add_subparsers(dest="command")
+  remove = commands.add_parser("remove", help="remove what has these names")
+  remove.add_argument("names", nargs="+", metavar="NAME")
+  remove.add_argument("--yes", action="store_true", help="do not ask")
+  remove.add_argument("--data_dir", help=text, default=argparse.SUPPRESS)
+  return parser
+
+
+@command_line
+def main(arguments: Sequence[str] | None = None) -> None:
+  options = _parser().parse_args(arguments)
+  kept = find(options.data_dir)
+  if options.command is None:
+    print(_describe(kept))
+    return
+  for name in options.names:
+    if name not in kept:
+      raise UsageError(
+        f"nothing is kept as {name!r}{suggest(name, kept)}: see cops cache"
+      )
+  chosen = {name: kept[name] for name in options.names}
+  print(_describe(chosen))
+  if not options.yes and not _confirm():
+    sys.exit("nothing was removed")
+  for one in chosen.values():
+    delete(one.folder)

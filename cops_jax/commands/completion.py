@@ -1,0 +1,39 @@
+"""Scripts for shells that complete commands and flags, by shtab."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Mapping
+
+import shtab
+
+from cops_jax.commands import Parser
+from cops_jax.errors import UsageError
+
+# What shtab leaves without completion are mostly files: in each shell, a
+# pattern and its replacement.
+_FILES = {
+  "bash": ("-o bashdefault", "-o bashdefault -o default"),
+  "zsh": (r'(?m)^(  ".*:)"$', r'\1_files"'),
+}
+
+
+def make_script(shell: str, commands: Mapping[str, str]) -> str:
+  """Returns the completion script of a shell.
+
+  Args:
+    shell: "bash" or "zsh".
+    commands: descriptions by command.
+
+  Raises:
+    UsageError: it is another shell.
+  """
+  if shell not in _FILES:
+    raise UsageError(f"--print-completion is {shell!r}, expected bash or zsh")
+  parser = Parser(prog="cops")
+  group = parser.add_subparsers()
+  for name, text in commands.items():
+    own = importlib.import_module(f"cops_jax.commands.{name}")._parser()
+    group.add_parser(name, help=text, parents=[own], add_help=False)
+  return re.sub(*_FILES[shell], shtab.complete(parser, shell))
