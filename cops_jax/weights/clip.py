@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import pathlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -84,9 +86,11 @@ class PretrainedCLIP:
         for word in sentence.lower().split():
           word = word.rstrip(".,;:!?") or word
           if f"{word}</w>" not in known:
+            words = re.findall(r"(\w{3,})</w>", " ".join(known))
+            near = difflib.get_close_matches(word, words, 12, cutoff=0)
             raise InputError(
-              f"this CLIP does not know the word {word!r} of {sentence!r}: its"
-              " vocabulary is that of its own captions"
+              f"this CLIP does not know the word {word!r} of {sentence!r}, only"
+              f" those of its own captions, such as {', '.join(near)}"
             )
     limit = self.config.text_config.max_position_embeddings
     found = [tuple(tokenizer(text).input_ids) for text in sentences]

@@ -207,8 +207,9 @@ def test_sizes_fit_any_clip(clip_folder):
   "arguments, expected",
   (
     (
-      ["--clip=demo", "--normal", "a clean weld"],
-      "not know the word 'weld' of",
+      ["--clip=demo", "--normal", "a scratched tile"],
+      "not know the word 'scratched' of 'a photo of a scratched tile .', only"
+      " those of its own captions, such as scratch, ",
     ),
     (
       ["--clip=demo", "--workdir=run"],
