@@ -11,12 +11,14 @@ import pytest
 from cops_jax import publish, thresholds, training
 from cops_jax.backbones.features import join_params
 from cops_jax.commands import calibrate, export, predict
+from cops_jax.detector import AnomalyDetector
 from cops_jax.errors import InputError
 from cops_jax.evaluation import many
 from cops_jax.evaluation.step import detect_anomalies
 from cops_jax.images.finding import find_images
 from cops_jax.methods import prompt_ensemble
 from cops_jax.methods.prompt_ensemble import fill_templates, read_texts
+from cops_jax.thresholds import Thresholds
 from cops_jax.weights.clip import PretrainedCLIP, load_clip
 from helpers import golden
 from helpers.config import make_config
@@ -150,6 +152,12 @@ def test_results_are_of_the_texts(config, tmp_path):
   hashes = {row.provenance["prompts_sha256"] for row in found}
   assert len(hashes) == 2 and first.results != second.results
   again = many.evaluate(config, tmp_path / "run")
+  assert again.results == second.results
+  detector = AnomalyDetector.from_workdir(tmp_path / "run")
+  publish.write_untrained(detector, tmp_path / "kept", Thresholds(1.0, 1.0, ""))
+  path.write_text(path.read_text().replace("faulty", "flawed"))
+  kept = tmp_path / "kept" / "prompts.safetensors"
+  again = many.evaluate(config, tmp_path / "run", checkpoint=kept)
   assert again.results == second.results
   config.model.normal_texts = ("a clean object",)
   with pytest.raises(InputError, match="another config: model.normal_texts is"):
