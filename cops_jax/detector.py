@@ -6,11 +6,11 @@ print(detection.image_score, detection.anomaly_map.shape)
 for detection in detector(["a.png", "b.png"]):
   print(detection.is_anomaly)
 detection = detector("large.jpg", tiles="auto")  # Finds small defects.
+detection.picture("large.jpg").save("found.jpg")
 """
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import logging
 import os
@@ -22,6 +22,7 @@ import jax
 import numpy as np
 
 from cops_jax import thresholds
+from cops_jax.detection import Detection
 from cops_jax.errors import InputError
 from cops_jax.images import AnyImage, read
 from cops_jax.images import tiles as tiling
@@ -29,7 +30,6 @@ from cops_jax.images.tiles import DecodedImage
 from cops_jax.runtime.compilation import keep_compiled_programs
 from cops_jax.runtime.mesh import make_mesh, replicate, shard_batch
 from cops_jax.thresholds import Thresholds
-from cops_jax.typing import Float
 
 # The model's modules are imported where they are used: transformers is slow.
 if TYPE_CHECKING:
@@ -39,44 +39,6 @@ _logger = logging.getLogger(__name__)
 
 # Images on a device at once; batches are padded to powers of two up to it.
 _MAX_DEVICE_IMAGES = 8
-
-
-@dataclasses.dataclass(frozen=True)
-class Detection:
-  """The result of one image.
-
-  Attributes:
-    image_score: anomaly score of the image, in [0, 1].
-    anomaly_map: anomaly score of each pixel, in [0, 1], at the upright image's
-      size.
-    thresholds: used for verdicts; None without any.
-    grid: rows and columns of the tiles; (1, 1) for the whole alone.
-    notes: what was guessed when the image was read.
-  """
-
-  image_score: float
-  anomaly_map: Float[np.ndarray, "h w"]
-  thresholds: Thresholds | None = None
-  grid: tuple[int, int] = tiling.WHOLE
-  notes: tuple[str, ...] = ()
-
-  @property
-  def is_anomaly(self) -> bool | None:
-    """Whether the score reaches the threshold; None without a threshold."""
-    if self.thresholds is None:
-      return None
-    return self.image_score >= self.thresholds.image
-
-  @property
-  def boxes(self) -> list[tuple[int, int, int, int]] | None:
-    """Regions at or above the pixel threshold, largest first.
-
-    Each is (left, top, right, bottom) in pixels, the last two exclusive; None
-    without a threshold.
-    """
-    if self.thresholds is None:
-      return None
-    return thresholds.find_boxes(self.anomaly_map, self.thresholds.pixel)
 
 
 class AnomalyDetector:

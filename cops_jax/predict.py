@@ -1,24 +1,28 @@
-"""Predictions on image files as lines of JSON and as pictures."""
+"""Predictions on image files as lines of JSON, and as a folder with a page."""
 
 from __future__ import annotations
 
+import collections
 import io
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from cops_jax.detector import AnomalyDetector, Detection
+from cops_jax.detection import Detection
+from cops_jax.detector import AnomalyDetector
 from cops_jax.errors import InputError
 from cops_jax.files import to_json, write_file
-from cops_jax.images import UprightImage, read
-from cops_jax.images.drawing import annotate, overlay, to_file
+from cops_jax.images import read
+from cops_jax.images.drawing import pair, to_file
 from cops_jax.images.tiles import WHOLE
 from cops_jax.paths import AnyPath, is_address, readable
 from cops_jax.progress import Progress
+from cops_jax.weights.clip import DEMO_CLIP
 
+_THUMBNAIL_PIXELS = 300
 _MAX_NAME_BYTES = 200  # Of 255: a number and a suffix are appended.
 
 
@@ -53,34 +57,11 @@ def to_row(
     return row | dict.fromkeys(names)
   return {
     **row,
-    "verdict": _verdict(outcome),
+    "verdict": outcome.verdict,
     "threshold": outcome.thresholds.image,
     "threshold_method": outcome.thresholds.method,
     "boxes": outcome.boxes,
   }
-
-
-def heatmap(image: UprightImage, detection: Detection) -> bytes:
-  """Returns an image at its own size under its anomaly map's colours, as PNG.
-
-  Boxes surround anomalous regions, and score and verdict are written below.
-  The lightest colour stands for twice the threshold, without thresholds for 1.
-  """
-  high = 2 * detection.thresholds.pixel if detection.thresholds else 1.0
-  shown = overlay(image.pixels, detection.anomaly_map, 0.0, high)
-  words = [f"score {detection.image_score:.3f}"]
-  if detection.thresholds:
-    threshold = f"threshold {detection.thresholds.image:.3f}"
-    words = [_verdict(detection), *words, threshold]
-  picture = annotate(
-    shown, detection.boxes or [], words, bool(detection.is_anomaly)
-  )
-  # Level 1 takes a fifth of the default's time on a photograph.
-  return to_file(picture, "PNG", compress_level=1)
-
-
-def _verdict(detection):
-  return "anomaly" if detection.is_anomaly else "normal"
 
 
 def _names(paths):
@@ -104,40 +85,79 @@ def predict_files(
   out: AnyPath | None = None,
   save_maps: bool = False,
   tiles: str = "",
-) -> int:
-  """Prints a line for each image, and writes lines and pictures.
+  skipped: Mapping[str, int] | None = None,
+) -> list[dict[str, Any]]:
+  """Prints a line for each image, and writes a folder with a page.
 
   Args:
     detector: scores the images.
     paths: of the images.
-    out: folder for predictions.jsonl and pictures; None for no files.
+    out: folder for the page, lines, a table and pictures; None for no files.
+      Those of an earlier run are replaced.
     save_maps: whether to write the anomaly maps there too.
     tiles: see `AnomalyDetector`.
+    skipped: see `summarize`.
 
   Returns:
-    The number of unreadable images.
+    The images' lines.
 
   Raises:
     InputError: the folder holds some of the images, or cannot be written.
   """
-  if out:
-    _require_apart(out, paths)
   names = _names(paths)
+  if out:
+    from cops_jax.reporting import found  # Slow to import.
+
+    _require_apart(out, paths)
+    pictures = [f"pictures/{name}.jpg" for name in names]
+    maps = [f"maps/{name}.npy" for name in names if save_maps]
+    found.replace_earlier(out, [*found.FILES, *pictures, *maps])
   progress = Progress(len(paths), "images")
-  rows = []
+  rows, thumbnails = [], {}
   try:
     for path, outcome in predict(detector, paths, tiles):
+      row = to_row(path, outcome)
       if out and isinstance(outcome, Detection):
         image = read(path, **detector.reading)
-        _write_pictures(out / names[len(rows)], image, outcome, save_maps)
-      rows.append(to_row(path, outcome))
-      print(to_json(rows[-1]), flush=True)
+        row["picture"] = pictures[len(rows)]
+        thumbnails[row["picture"]] = _draw(out / row["picture"], image, outcome)
+        if save_maps:
+          _write_map(out / maps[len(rows)], outcome.anomaly_map)
+      rows.append(row)
+      print(to_json(row), flush=True)
       progress.update(len(rows), "predicting")
   finally:  # An interruption loses no line.
     if out:
-      text = "".join(to_json(row) + "\n" for row in rows)
-      write_file(out / "predictions.jsonl", text)
-  return sum("error" in row for row in rows)
+      is_toy = detector.config.backbone.weights == DEMO_CLIP
+      fitting = detector.thresholds_for(tiles)
+      summary = summarize(rows, skipped)
+      found.write(out, rows, thumbnails, summary, fitting, is_toy)
+  return rows
+
+
+def summarize(
+  rows: Sequence[Mapping[str, Any]], skipped: Mapping[str, int] | None = None
+) -> str:
+  """Says how many images were called what.
+
+  Args:
+    rows: of `to_row`.
+    skipped: numbers of images that are not read, by suffix.
+  """
+  counts = collections.Counter(
+    "unreadable" if "error" in row else row["verdict"] for row in rows
+  )
+  parts = []
+  if counts["anomaly"] + counts["normal"]:
+    anomalies = "anomaly" if counts["anomaly"] == 1 else "anomalies"
+    parts = [f"{counts['anomaly']} {anomalies}", f"{counts['normal']} normal"]
+  if counts["unreadable"]:
+    parts.append(f"{counts['unreadable']} unreadable")
+  if skipped:
+    total = sum(skipped.values())
+    parts.append(f"{total} skipped ({', '.join(sorted(skipped))})")
+  images = f"{len(rows)} image{'' if len(rows) == 1 else 's'}"
+  return ": ".join([images, *filter(None, [", ".join(parts)])])
 
 
 def _require_apart(out, paths):
@@ -151,10 +171,23 @@ def _require_apart(out, paths):
       )
 
 
-def _write_pictures(stem, image, detection, save_maps):
-  picture = heatmap(image, detection)
-  write_file(stem.with_name(f"{stem.name}.png"), picture)
-  if save_maps:
-    file = io.BytesIO()
-    np.save(file, detection.anomaly_map)
-    write_file(stem.with_name(f"{stem.name}.npy"), file.getvalue())
+def _draw(path, image, detection):
+  """Writes an image's picture, and returns a small one without words."""
+  from PIL import Image
+
+  picture = detection.picture(image)
+  write_file(path, to_file(picture, "JPEG", quality=90))
+  chosen = detection.thresholds
+  small = pair(
+    image.pixels,
+    detection.anomaly_map,
+    chosen and chosen.pixel,
+    _THUMBNAIL_PIXELS,
+  )
+  return to_file(Image.fromarray(small), "WEBP", quality=75)
+
+
+def _write_map(path, anomaly_map):
+  file = io.BytesIO()
+  np.save(file, anomaly_map)
+  write_file(path, file.getvalue())

@@ -18,7 +18,7 @@ LAYERS = (
   ("inputs", "weights"),
   ("evaluation",),
   ("training",),
-  ("thresholds", "detector", "reporting", "export"),
+  ("thresholds", "detection", "detector", "reporting", "export"),
   ("predict", "calibrate", "publish", "demo"),
   ("commands",),
   ("__main__",),

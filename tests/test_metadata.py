@@ -56,7 +56,7 @@ def test_what_is_imported_is_installed():
           missing.add(name)
   assert missing - {"cops_jax", *sys.stdlib_module_names} <= {
     *("jaxlib", "requests"),  # Of jax and huggingface_hub.
-    *("fsspec", "gcsfs", "jax2onnx", "onnx_ir", "onnxruntime"),
+    *("fsspec", "gcsfs", "jax2onnx", "onnx_ir", "onnxruntime", "pillow_heif"),
   }
 
 

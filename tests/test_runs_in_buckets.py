@@ -72,7 +72,8 @@ def test_a_whole_run(train, bucket, server, trained, tmp_path):
   assert not weights.main(["inspect", prompts])
   assert not predict.main([str(photo), *places, f"{bucket}/found"])
   assert set(files.find_files(f"{bucket}/found")) == {
-    *("photo.png", "predictions.jsonl")
+    *("predictions.jsonl", "predictions.csv", "index.html"),
+    *("pictures/photo.jpg", ".cops_predict.json"),
   }
 
 

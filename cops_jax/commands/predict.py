@@ -5,10 +5,12 @@ r"""Finds anomalies in your own images, without masks or labels.
 
 Prints a JSON line for each image: path, image_score, verdict, threshold, how it
 was chosen, boxes (left, top, right, bottom in pixels) around anomalous regions.
-With --out also writes predictions.jsonl and a picture of each image with the
-anomaly map and the boxes over it and the verdict below. What was guessed when
-an image was read is its "note". An image that cannot be read has a line with
-"error", the rest goes on, and the exit code is 1. Verdicts need thresholds:
+With --out also writes a report to look at, index.html, and beside it pictures
+of the images and their anomaly maps, predictions.jsonl and predictions.csv. The
+files that an earlier run wrote there are replaced, others are kept. What was
+guessed when an image was read is its "note". An image that cannot be read has a
+line with "error", the rest goes on, and the exit code is 1. Images of other
+kinds in folders are skipped and counted. Verdicts need thresholds:
 `cops calibrate`.
 
   cops predict photos/ --clip=openai/clip-vit-large-patch14-336 \
@@ -25,6 +27,7 @@ rows and columns the line then says as "tiles"; verdicts need thresholds that
 from __future__ import annotations
 
 import argparse
+import collections
 import logging
 import sys
 from collections.abc import Sequence
@@ -39,7 +42,7 @@ _logger = logging.getLogger(__name__)
 def _parser() -> argparse.ArgumentParser:
   parser = make_parser("predict", __doc__)
   parser.add_argument("images", nargs="+", help="files, folders and patterns")
-  parser.add_argument("--out", type=to_path, help="folder for pictures")
+  parser.add_argument("--out", type=to_path, help="folder for a report")
   parser.add_argument(
     "--save_maps",
     action="store_true",
@@ -75,10 +78,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
   show_messages()
   from cops_jax.images.finding import find_images
   from cops_jax.images.tiles import normalize
-  from cops_jax.predict import predict_files
+  from cops_jax.predict import predict_files, summarize
 
   tiles = normalize(options.tiles)
-  paths = find_images(options.images)
+  skipped = collections.Counter()
+  paths = find_images(options.images, options.out, skipped)
   detector = flags.open_detector(options)
   if not detector.thresholds:
     prompts = next(
@@ -97,8 +101,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     detector.reading["max_pixels"] = int(options.max_megapixels * 1e6)
   if options.bits_per_channel:
     detector.reading["bits_per_channel"] = options.bits_per_channel
-  num_failed = predict_files(
-    detector, paths, options.out, options.save_maps, tiles
+  rows = predict_files(
+    detector, paths, options.out, options.save_maps, tiles, skipped
   )
-  if num_failed:
-    sys.exit(f"{num_failed} of {len(paths)} images cannot be read")
+  text = summarize(rows, skipped)
+  if options.out:
+    text += f"; report: {options.out / 'index.html'}"
+  if any("error" in row for row in rows):
+    sys.exit(text)
+  _logger.info("%s", text)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cops_jax.errors import InputError, shorten
+from cops_jax.errors import InputError, needs_extra, shorten
 from cops_jax.paths import readable
 from cops_jax.typing import Float, Integer
 
@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 
 # PIL's other decoders start programs (EPS) or are little tested.
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
+# How files of HEIC begin, after their first four bytes.
+_HEIC = tuple(
+  f"ftyp{brand}".encode()
+  for brand in ("heic", "heix", "heim", "heis", "hevc", "hevx", "mif1", "msf1")
+)
 # A file of a few kilobytes can need gigabytes when decoded.
 MAX_PIXELS = 80_000_000
 BITS_PER_CHANNEL = 16
@@ -104,6 +109,7 @@ def read(
     than its default; floating-point numbers are refused.
   - Of several pages or frames the first is used.
   - CMYK becomes RGB by PIL's formula, without a colour profile.
+  - HEIC is read if pillow-heif is installed, which the extra `heic` does.
 
   Args:
     image: see `AnyImage`.
@@ -166,16 +172,23 @@ def _open_file(file, max_pixels):
 def _identify(file, max_pixels):
   from PIL import Image, UnidentifiedImageError
 
-  if not file.read(1):
+  start = file.read(12)
+  if not start:
     raise ValueError("it is empty")
+  formats = FORMATS
+  if start[4:] in _HEIC:
+    with needs_extra("HEIC", "heic", "pillow_heif"):
+      import pillow_heif
+    pillow_heif.register_heif_opener()
+    formats = ("HEIF",)
   too_many = ValueError(f"it has more than {max_pixels / 1e6:g} million pixels")
   if Image.MAX_IMAGE_PIXELS and max_pixels > Image.MAX_IMAGE_PIXELS:
     Image.MAX_IMAGE_PIXELS = max_pixels  # PIL's own limit is a default too.
   try:
-    image = Image.open(file, formats=FORMATS)
+    image = Image.open(file, formats=formats)
   except UnidentifiedImageError as error:  # Its message may name a BytesIO.
     raise ValueError(
-      f"it is not an image in one of {', '.join(FORMATS)}"
+      f"it is not an image in one of {', '.join(formats)}"
     ) from error
   except (
     Image.DecompressionBombError,
@@ -273,12 +286,12 @@ def _count_pages(image, file):
   if file is not None:
     # Opened again: counting may lose the page that has been decoded.
     with contextlib.suppress(Exception):
-      number = Image.open(file, formats=FORMATS).n_frames
+      number = Image.open(file, formats=(image.format,)).n_frames
   return [f"only the first page or frame of several is used: {number}"]
 
 
 def _find_depth(image, file):
-  """Returns a file's bits per channel and, of a PNG, those of its sBIT."""
+  """Returns a file's bits per channel, and those it declares; 0 for none."""
   if hasattr(image, "tag_v2"):
     return max(image.tag_v2.get(_BITS, (1,))), 0
   if image.format == "PNG" and file is not None:
@@ -292,7 +305,9 @@ def _find_depth(image, file):
     return depth, 0
   if image.mode == "I":
     return 32, 0
-  return (16 if image.mode.startswith("I;16") else 8), 0
+  depth = 16 if image.mode.startswith("I;16") else 8
+  # The plugin scales grey to 16 bits, and colours to 8.
+  return depth, depth if image.format == "HEIF" else 0
 
 
 def _find_bits(union, depth, significant, given):
@@ -301,7 +316,7 @@ def _find_bits(union, depth, significant, given):
   Args:
     union: of the bits of all values.
     depth: bits that a channel is stored in, more than 8.
-    significant: of a PNG's sBIT; 0 without one.
+    significant: that the file declares, as a PNG's sBIT; 0 for none.
     given: `read`'s bits_per_channel.
   """
   if depth < 16:

@@ -1,22 +1,22 @@
-"""Pictures of images with their ground truth, anomaly maps and boxes."""
+"""Pictures of images with their ground truth and anomaly maps."""
 
 from __future__ import annotations
 
 import base64
 import io
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cops_jax.typing import Bool, Float, Integer
+from cops_jax.typing import Float, Integer
 
 if TYPE_CHECKING:
   from PIL import Image
 
 TILE_PIXELS = 224
-_OUTLINE_PIXELS = 2
-# Colour of outlines and boxes, absent from heat maps and rare in images.
+# Colour of outlines, absent from heat maps and rare in images.
 LINE_COLOR = (0, 235, 255)
 _BAND_COLOR = (40, 44, 52)
 _LEAST_LETTER_PIXELS = 12
@@ -39,7 +39,7 @@ _HEAT_TABLE = (
 
 
 def to_file(image: Image.Image, kind: str, **options: Any) -> bytes:
-  """Returns an image as a file's bytes, "PNG" or "JPEG", by PIL's options."""
+  """Returns an image as a file's bytes, such as "PNG", by PIL's options."""
   file = io.BytesIO()
   image.save(file, kind, **options)
   return file.getvalue()
@@ -66,47 +66,94 @@ def overlay(
   anomaly_map: Float[np.ndarray, "h w"],
   low: float,
   high: float,
+  threshold: float = math.nan,
 ) -> Integer[np.ndarray, "h w 3"]:
-  """Lays a map's colours on an image; higher values are more opaque."""
+  """Lays a map's colours on an image and outlines regions.
+
+  Args:
+    image: to draw on.
+    anomaly_map: higher values are more opaque.
+    low, high: ends of the colour scale.
+    threshold: regions at or above it are outlined; NaN outlines none.
+  """
   from PIL import Image
 
   # Bytes alone: photographs have many pixels.
   colors = Image.fromarray(heat_colors(anomaly_map, low, high))
   opacity = _levels(anomaly_map, low, high, 255 * _MAX_OPACITY)
-  return np.asarray(
-    Image.composite(colors, Image.fromarray(image), Image.fromarray(opacity))
+  mixed = Image.composite(
+    colors, Image.fromarray(image), Image.fromarray(opacity)
   )
+  return _outline(np.array(mixed), anomaly_map >= threshold)
 
 
-def outlines(
-  regions: Bool[np.ndarray, "h w"], width: int
-) -> Bool[np.ndarray, "h w"]:
-  """Returns the regions' pixels at most `width` from a pixel outside.
+def _outline(picture, regions):
+  """Draws light lines with dark edges around regions, and returns the picture.
 
-  Pixels beyond the picture's border are outside.
+  They cover no pixel of a region, however small, except at the picture's
+  border. Their width grows with the picture.
   """
+  if not regions.any():
+    return picture
   from scipy import ndimage  # Slow to import.
 
-  square = np.ones((2 * width + 1, 2 * width + 1))
-  return regions & ~ndimage.binary_erosion(regions, square)
+  width = max(2, max(regions.shape) // 250)
+  for grown, color in ((width + (width + 1) // 2, 0), (width, LINE_COLOR)):
+    near = ndimage.maximum_filter(regions.view(np.uint8), 2 * grown + 1)
+    picture[near.view(bool) & ~regions] = color
+  border = np.ones_like(regions)
+  border[width:-width, width:-width] = False
+  picture[regions & border] = LINE_COLOR
+  return picture
 
 
-def annotate(
+def pair(
   image: Integer[np.ndarray, "h w 3"],
-  boxes: Sequence[tuple[int, int, int, int]],
-  words: Sequence[str],
-  is_marked: bool,
-) -> Image.Image:
-  """Returns an image with boxes on it and words in a band below it.
+  anomaly_map: Float[np.ndarray, "h w"],
+  threshold: float | None,
+  side: int,
+) -> Integer[np.ndarray, "new_h new_w 3"]:
+  """Returns an image beside itself under its anomaly map.
 
-  Lines and letters grow with the image. A narrow image has one word a line, and
-  the picture is wide enough for it.
+  If it is more than twice as wide as high, it is above instead.
 
   Args:
-    image: to draw on.
-    boxes: see `thresholds.find_boxes`.
+    image, anomaly_map: of one size.
+    threshold: for pixels. Regions that reach it are outlined, and the lightest
+      colour stands for twice of it; for 1 without a threshold.
+    side: longest side of each of the two, in pixels; larger ones are reduced.
+  """
+  from PIL import Image
+
+  shown, values = Image.fromarray(image), Image.fromarray(anomaly_map)
+  for one in (shown, values):
+    one.thumbnail((side, side), Image.Resampling.BILINEAR)
+  image, anomaly_map = np.asarray(shown), np.asarray(values)
+  has_none = threshold is None
+  high, threshold = (1.0, math.nan) if has_none else (2 * threshold, threshold)
+  axis = 0 if shown.width > 2 * shown.height else 1
+  gap = list(image.shape)
+  gap[axis] = max(2, max(shown.size) // 150)
+  parts = (
+    image,
+    np.full(gap, _BAND_COLOR, np.uint8),
+    overlay(image, anomaly_map, 0.0, high, threshold),
+  )
+  return np.concatenate(parts, axis)
+
+
+def caption(
+  image: Integer[np.ndarray, "h w 3"], words: Sequence[str], is_marked: bool
+) -> Image.Image:
+  """Returns an image with words in a band below it.
+
+  Letters grow with the image. A narrow image has one word a line, and the
+  picture is wide enough for it.
+
+  Args:
+    image: to write below.
     words: to write.
-    is_marked: whether the band has the boxes' colour.
+    is_marked: whether the band has the outlines' colour.
   """
   from PIL import Image, ImageDraw, ImageFont
 
@@ -119,6 +166,7 @@ def annotate(
   _, _, right, bottom = ImageDraw.Draw(Image.new("L", (1, 1))).textbbox(
     (size // 2, size // 2), text, font
   )
+  back, ink = (LINE_COLOR, "black") if is_marked else (_BAND_COLOR, "white")
   picture = Image.new(
     "RGB",
     (max(width, int(right) + size // 2), height + int(bottom) + size // 2),
@@ -126,13 +174,6 @@ def annotate(
   )
   picture.paste(Image.fromarray(image))
   draw = ImageDraw.Draw(picture)
-  line = max(1, size // 8)
-  for left, top, right, bottom in boxes:
-    # Around the region; a dark line keeps it apart from a light image.
-    for grown, color in ((2 * line, "black"), (line, LINE_COLOR)):
-      place = (left - grown, top - grown, right + grown - 1, bottom + grown - 1)
-      draw.rectangle(place, outline=color, width=line)
-  back, ink = (LINE_COLOR, "black") if is_marked else (_BAND_COLOR, "white")
   draw.rectangle((0, height, *picture.size), fill=back)
   draw.text((size // 2, height + size // 2), text, ink, font)
   return picture
@@ -171,9 +212,7 @@ def picture_tiles(
     white = np.uint8(255) * (mask > 0)
     tiles["truth"] = scale(white, Image.Resampling.NEAREST)
   tiles["map"] = heat_colors(shown, low, high)
-  mixed = overlay(tiles["image"], shown, low, high).copy()
-  mixed[outlines(shown >= threshold, _OUTLINE_PIXELS)] = LINE_COLOR
-  tiles["overlay"] = mixed
+  tiles["overlay"] = overlay(tiles["image"], shown, low, high, threshold)
   files = {
     name: to_file(Image.fromarray(tile), "JPEG", quality=88)
     for name, tile in tiles.items()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import collections
 import glob
+import importlib.util
 import logging
 import os
 import pathlib
@@ -12,7 +14,20 @@ from cops_jax.errors import InputError
 
 _logger = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+# Lists the files that `cops predict` wrote to a folder.
+MANIFEST = ".cops_predict.json"
+_HEIC_SUFFIXES = (".heic", ".heif", ".hif")
+IMAGE_SUFFIXES = (
+  *(".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"),
+  *(_HEIC_SUFFIXES if importlib.util.find_spec("pillow_heif") else ()),
+)
+# Of other images, which are counted.
+_OTHER_SUFFIXES = (
+  *_HEIC_SUFFIXES,
+  *(".avif", ".gif", ".jp2", ".jxl", ".pgm", ".ppm", ".psd", ".tga"),
+  *(".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".raw", ".rw2"),
+  *(".dcm", ".exr", ".hdr", ".nii"),
+)
 _SYSTEM = (
   *("thumbs.db", "desktop.ini", "@eadir", "#recycle", "$recycle.bin"),
   *("lost+found", "__macosx", "__pycache__"),
@@ -35,28 +50,38 @@ def is_place(text: str) -> bool:
   )
 
 
-def find_images(places: Iterable[str]) -> list[pathlib.Path]:
+def find_images(
+  places: Iterable[str],
+  out: str | os.PathLike | None = None,
+  skipped: collections.Counter | None = None,
+) -> list[pathlib.Path]:
   """Returns image files in the order of the places, each once.
 
-  Hidden files and folders below a place are skipped, and a warning counts them.
+  Files below a place are skipped if they are hidden, in a folder that `cops
+  predict` wrote, or images of a kind that is not read. Warnings count them.
 
   Args:
     places: files, folders and patterns such as "photos/**/*.jpg". Folders are
       searched for image suffixes, with all folders below.
+    out: a folder below them that is not searched either.
+    skipped: receives the numbers of images that are not read, by suffix.
 
   Raises:
     InputError: there is no image in a place; names it.
   """
+  skipped = collections.Counter() if skipped is None else skipped
+  out = out and os.path.realpath(out)
   found, hidden = {}, []
   for place in places:
     try:
-      paths = _find(pathlib.Path(place).expanduser(), hidden)
+      paths = _find(pathlib.Path(place).expanduser(), out, hidden, skipped)
     except (OSError, RuntimeError) as error:  # Such as an unknown user.
       raise InputError(f"{place} cannot be read: {error}") from error
     if not paths:
+      others = f"; {_explain(skipped)}" if skipped else ""
       raise InputError(
         f"{place} is not a file, folder or pattern with images in it"
-        f" ({', '.join(IMAGE_SUFFIXES)})"
+        f" ({', '.join(IMAGE_SUFFIXES)}){others}"
       )
     for path in paths:
       found.setdefault(os.path.realpath(path), path)
@@ -65,25 +90,40 @@ def find_images(places: Iterable[str]) -> list[pathlib.Path]:
       "%d hidden or system files were skipped, such as %s",
       *(len(hidden), hidden[0]),
     )
+  if skipped:
+    _logger.warning("%s", _explain(skipped))
   return list(found.values())
 
 
-def _find(path, hidden):
+def _explain(skipped):
+  """Says which images were skipped, and how some of them are read."""
+  counts = [f"{number} {suffix}" for suffix, number in skipped.most_common()]
+  text = f"images of kinds that are not read were skipped: {', '.join(counts)}"
+  if not skipped.keys().isdisjoint(_HEIC_SUFFIXES):
+    text += '; HEIC needs pip install "cops-jax[heic]"'
+  return text
+
+
+def _find(path, out, hidden, skipped):
   if path.is_dir():
-    return sorted(_walk(path, hidden))
+    return sorted(_walk(path, out, hidden, skipped))
   if path.is_file():
     return [path]
-  named, files = set(path.parts), []
+  named, files = {*path.parts, ""}, []
   for name in sorted(glob.glob(str(path), recursive=True, include_hidden=True)):
     file = pathlib.Path(name)
     if any(map(is_hidden, set(file.parts) - named)):
       hidden.append(file.name)
-    elif not file.is_dir():
+    elif not file.is_dir() and not any(
+      _has_results(parent, out)
+      for parent in file.parents
+      if parent.name not in named
+    ):
       files.append(file)
   return files
 
 
-def _walk(folder, hidden):
+def _walk(folder, out, hidden, skipped):
   """Yields files with image suffixes; an unreadable folder is an error."""
 
   def fail(error):
@@ -91,11 +131,23 @@ def _walk(folder, hidden):
 
   for parent, folders, files in os.walk(folder, onerror=fail):
     hidden += filter(is_hidden, (*folders, *files))
-    folders[:] = [name for name in folders if not is_hidden(name)]
-    # A broken link is an image that cannot be read, and is reported.
-    yield from (
-      pathlib.Path(parent, name)
-      for name in files
-      if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
-      and not is_hidden(name)
-    )
+    folders[:] = [
+      name
+      for name in folders
+      if not is_hidden(name)
+      and not _has_results(pathlib.Path(parent, name), out)
+    ]
+    for name in files:
+      suffix = os.path.splitext(name)[1].lower()
+      if is_hidden(name):
+        continue
+      if suffix in IMAGE_SUFFIXES:
+        # A broken link is an image that cannot be read, and is reported.
+        yield pathlib.Path(parent, name)
+      elif suffix in _OTHER_SUFFIXES:
+        skipped[suffix] += 1
+
+
+def _has_results(folder, out):
+  is_out = out and os.path.realpath(folder) == out
+  return is_out or (folder / MANIFEST).is_file()

@@ -19,7 +19,7 @@ from cops_jax.evaluation.results import Evaluated, group_means
 from cops_jax.files import to_json, write_file
 from cops_jax.images.drawing import LINE_COLOR, TILE_PIXELS, heat_colors
 from cops_jax.metrics import METRICS
-from cops_jax.paths import AnyPath, to_path
+from cops_jax.paths import AnyPath, readable, to_path
 from cops_jax.reporting.charts import draw_charts
 from cops_jax.reporting.papers import paper_results, reproduced_results
 from cops_jax.reporting.tables import domains, percent, write_results
@@ -71,47 +71,59 @@ def write_report(workdir: AnyPath, evaluated: Evaluated) -> AnyPath:
     for name, paper in paper_results(config).items()
     if name in results and results[name].is_published
   }
-  program, *arguments = sys.argv
-  command = f"{pathlib.Path(program).name} {shlex.join(arguments)}".strip()
-  heat = heat_colors(np.linspace(0, 1, 9)[None] ** 2, 0.0, 1.0)[0].tolist()
-  text = (
-    make_environment()
-    .get_template("report.html.jinja")
-    .render(
-      title=f"{methods.find(method).TITLE}: zero-shot anomaly detection",
-      summary=_summarize(results),
-      provenance=provenance,
-      now=datetime.datetime.now(datetime.UTC),
-      command=command,
-      method=method,
-      is_toy=config["backbone"]["weights"] == DEMO_CLIP,
-      metrics=METRICS,
-      results=results,
-      # The paper's means would be over other data sets unless all are there.
-      means=means | group_means(results, domains()),
-      papers=papers,
-      reproduced="; ".join(
-        filter(None, (reproduced_results(config, name) for name in papers))
-      ),
-      has_papers=any(
-        not math.isnan(means[name][metric])
-        for name, paper in papers.items()
-        for metric in paper
-      ),
-      verdicts=_VERDICTS.values(),
-      verdict=_verdict,
-      place=_place,
-      notes=lambda result: [*_reasons(result), *shorten_list(result.notes)],
-      draw_charts=draw_charts,
-      tile_pixels=TILE_PIXELS,
-      line_color=LINE_COLOR,
-      heat=heat,
-      not_evaluated=group_by_reason({**evaluated.skipped, **evaluated.failed}),
-      config=to_json(config, indent=2),
-    )
+  text = render_page(
+    "report.html.jinja",
+    title=f"{methods.find(method).TITLE}: zero-shot anomaly detection",
+    summary=_summarize(results),
+    provenance=provenance,
+    method=method,
+    is_toy=config["backbone"]["weights"] == DEMO_CLIP,
+    metrics=METRICS,
+    results=results,
+    # The paper's means would be over other data sets unless all are there.
+    means=means | group_means(results, domains()),
+    papers=papers,
+    reproduced="; ".join(
+      filter(None, (reproduced_results(config, name) for name in papers))
+    ),
+    has_papers=any(
+      not math.isnan(means[name][metric])
+      for name, paper in papers.items()
+      for metric in paper
+    ),
+    verdicts=_VERDICTS.values(),
+    verdict=_verdict,
+    place=_place,
+    notes=lambda result: [*_reasons(result), *shorten_list(result.notes)],
+    draw_charts=draw_charts,
+    tile_pixels=TILE_PIXELS,
+    not_evaluated=group_by_reason({**evaluated.skipped, **evaluated.failed}),
+    config=to_json(config, indent=2),
   )
   write_file(workdir / "report.html", text)
   return workdir / "report.html"
+
+
+def render_page(template: str, **values: Any) -> str:
+  """Returns a page's text, with the command, the time and the map's colours.
+
+  Args:
+    template: file name of a template of this package.
+    **values: for the template.
+  """
+  program, *arguments = sys.argv
+  command = f"{pathlib.Path(program).name} {shlex.join(arguments)}".strip()
+  return (
+    make_environment()
+    .get_template(template)
+    .render(
+      **values,
+      command=readable(command),
+      now=datetime.datetime.now(datetime.UTC),
+      heat=heat_colors(np.linspace(0, 1, 9)[None] ** 2, 0.0, 1.0)[0].tolist(),
+      line_color=LINE_COLOR,
+    )
+  )
 
 
 def make_environment() -> Any:

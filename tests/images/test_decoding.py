@@ -3,6 +3,7 @@
 import io
 import os
 import struct
+import sys
 import zlib
 
 import numpy as np
@@ -277,6 +278,49 @@ def test_photographs_are_turned_upright(orientation, format, mode, tmp_path):
 def test_an_image_with_damaged_exif_data_is_left_as_it_is():
   data = encode(noise_image("RGB"), exif=b"Exif\0\0damaged")
   np.testing.assert_array_equal(read(data).pixels, noise_image("RGB"))
+
+
+def test_heic_needs_its_extra(tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, "pillow_heif", None)
+  path = tmp_path / "a.HEIC"
+  path.write_bytes(b"\0\0\0\x1cftypheic")
+  expected = r'a.HEIC cannot be read: .* pip install "cops-jax\[heic\]"'
+  with pytest.raises(InputError, match=expected):
+    read(path)
+  monkeypatch.setattr(finding, "IMAGE_SUFFIXES", (".png",))
+  with pytest.raises(InputError, match="skipped: 1 .heic; HEIC needs pip"):
+    finding.find_images([str(tmp_path)])
+
+
+def test_photographs_of_phones(tmp_path):
+  """HEIC turned by its container, and grey of 10 bits for any setting."""
+  pillow_heif = pytest.importorskip("pillow_heif")
+  pillow_heif.register_heif_opener()
+  upright = noise_image("RGB", (70, 40)).resize((140, 80))
+  exif = Image.Exif()
+  exif[0x112] = 6
+  path = tmp_path / "a.HEIC"
+  lossless = dict(quality=-1, chroma=444, matrix_coefficients=0)
+  lying = upright.transpose(Image.Transpose.ROTATE_90)
+  lying.save(path, "HEIF", exif=exif.tobytes(), **lossless)
+  assert finding.find_images([str(tmp_path)]) == [path]
+  for file in (path, path.read_bytes()):
+    found = read(file)
+    assert found.size == upright.size and found.stored_as == "HEIF RGB"
+    np.testing.assert_array_equal(found.pixels, upright)
+  with pytest.raises(InputError, match="more than 0.01 million pixels"):
+    read(path, max_pixels=10_000)
+  with pytest.raises(InputError, match="a.HEIC cannot be read"):
+    path.write_bytes(path.read_bytes()[:-200])
+    read(path)
+
+  values = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64) % 1024
+  grey = pillow_heif.from_bytes("I;16", (64, 64), (values << 6).tobytes())
+  grey.save(tmp_path / "b.heic", quality=-1)
+  for bits in (16, 12):
+    found = read(tmp_path / "b.heic", bits_per_channel=bits)
+    np.testing.assert_array_equal(found.pixels[..., 0], values >> 2)
+    assert not found.notes
 
 
 def test_a_damaged_png_is_refused():

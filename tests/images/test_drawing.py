@@ -67,7 +67,7 @@ def test_the_overlay_outlines_what_reaches_the_threshold(tiles):
 def test_words_stand_below_the_image_and_can_be_read(width, height, is_marked):
   image = np.full((height, width, 3), 128, np.uint8)
   picture = np.asarray(
-    drawing.annotate(image, [], ["anomaly", "score 0.874"], is_marked)
+    drawing.caption(image, ["anomaly", "score 0.874"], is_marked)
   )
   np.testing.assert_array_equal(picture[:height, :width], image)
   band = picture[height:]
@@ -80,10 +80,36 @@ def test_words_stand_below_the_image_and_can_be_read(width, height, is_marked):
   assert band.shape[0] <= max(0.15 * height, 45)
 
 
-def test_boxes_are_drawn_around_regions():
-  image = np.full((200, 200, 3), 255, np.uint8)
-  picture = np.asarray(drawing.annotate(image, [(50, 60, 90, 100)], [], True))
-  inside = picture[60:100, 50:90]
-  assert (inside == 255).all()
-  for place in ((80, 49), (80, 90), (59, 70), (100, 70)):
-    assert tuple(picture[place]) == drawing.LINE_COLOR
+def test_outlines_cover_no_pixel_of_a_region():
+  """However small it is; at the picture's border they lie within."""
+  image = np.full((300, 300, 3), 255, np.uint8)
+  for rows, columns in ((slice(60, 61), slice(50, 51)), (slice(0, 40),) * 2):
+    found = np.zeros((300, 300), np.float32)
+    found[rows, columns] = 1e-3
+    shown = drawing.overlay(image, found, 0.0, 1e9, threshold=1e-3)
+    line = (shown == drawing.LINE_COLOR).all(-1)
+    assert (shown[~line & (found > 0)] > 250).all()
+    assert line[rows, columns.stop].all() and line[rows.stop, columns].all()
+    assert not shown[rows, columns.stop + 2].any()  # A dark edge.
+    assert line[0, 0] == (rows.start == 0)
+
+
+@pytest.mark.parametrize("width, height", ((90, 60), (150, 60), (12, 60)))
+def test_pairs(width, height):
+  """A wide image is above its map, others are beside it."""
+  image = np.full((height, width, 3), 200, np.uint8)
+  found = np.zeros((height, width), np.float32)
+  found[:, : width // 2] = 0.5
+  for threshold, side, factor in ((0.25, 4096, 1), (None, 30, 30)):
+    shown = drawing.pair(image, found, threshold, side)
+    size = np.array((height, width))
+    if factor > 1:
+      size = np.maximum(size * side // max(size), 1)
+    axis = 0 if width > 2 * height else 1
+    whole, gap = size.copy(), 2
+    whole[axis] = 2 * size[axis] + gap
+    assert shown.shape[:2] == tuple(whole)
+    original, mapped = np.split(shown, [size[axis]], axis)
+    np.testing.assert_array_equal(original, 200)
+    has_line = (mapped == drawing.LINE_COLOR).all(-1).any()
+    assert has_line == (threshold is not None) and (mapped == 200).any()
