@@ -262,10 +262,11 @@ def find_boxes(
   from scipy import ndimage  # Slow to import.
 
   labels, _ = ndimage.label(regions, np.ones((3, 3)))
-  areas = np.bincount(labels.ravel())
   boxes = []
-  for label, (rows, columns) in enumerate(ndimage.find_objects(labels), 1):
-    if areas[label] >= _LEAST_AREA * anomaly_map.size:
+  for label, place in enumerate(ndimage.find_objects(labels), 1):
+    area = np.count_nonzero(labels[place] == label)
+    if area >= _LEAST_AREA * anomaly_map.size:
+      rows, columns = place
       box = (columns.start, rows.start, columns.stop, rows.stop)
-      boxes.append((int(areas[label]), tuple(map(int, box))))
+      boxes.append((int(area), tuple(map(int, box))))
   return [box for _, box in sorted(boxes, key=lambda row: (-row[0], row[1]))]

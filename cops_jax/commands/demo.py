@@ -13,17 +13,21 @@ recipe demo trained with seed 0, whose thresholds `cops calibrate
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from cops_jax.commands import command_line, flags, make_parser
 from cops_jax.errors import InputError
 
-_LOCAL_HOSTS = ("127.0.0.1", "localhost", "[::1]")
+_LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1", "[::1]")
 
 
 def _load_models(options):
   """Detectors and what the page says about each."""
+  import numpy as np
+
   from cops_jax.demo import load_detector
   from cops_jax.detector import AnomalyDetector
   from cops_jax.weights.clip import DEMO_CLIP
@@ -44,17 +48,19 @@ def _load_models(options):
       clip, normal=options.normal, anomalous=options.anomalous
     )
     models.append((detector, "Hand-written prompts"))
+  # Compiles now, so that the first upload does not wait for it.
+  models[0][0](np.zeros((8, 8), np.uint8))
   return [
     (
       detector,
       f"{prompts}, on CLIP {detector.config.backbone.weights!r}."
-      f" {_tell(detector.thresholds)}",
+      f" {_describe(detector.thresholds)}",
     )
     for detector, prompts in models
   ]
 
 
-def _tell(thresholds):
+def _describe(thresholds):
   if not thresholds:
     return (
       "No thresholds were chosen for them: there are no verdicts until a slider"
@@ -79,21 +85,43 @@ def _listen(host, port):
     ) from error
 
 
+def _find_phones_address(family):
+  """This computer's address in its network; an empty string without one."""
+  # Nothing is sent: the system chooses the address that it would send from.
+  elsewhere = "2001:db8::1" if family == socket.AF_INET6 else "192.0.2.1"
+  with socket.socket(family, socket.SOCK_DGRAM) as probe:
+    with contextlib.suppress(OSError):
+      probe.connect((elsewhere, 9))
+      return probe.getsockname()[0]
+  return ""
+
+
+def _tell(host, port, note):
+  host = f"[{host}]" if ":" in host else host
+  print(f"http://{host}:{port}  ({note})", flush=True)
+
+
 def _serve(options):
-  import numpy as np
-
-  from cops_jax.demo.server import make_app, make_server
-
   with _listen(options.host, options.port) as listener:
-    models = _load_models(options)
-    # Compiles now, so that the first upload does not wait for it.
-    models[0][0](np.zeros((8, 8), np.uint8))
     host, port = listener.getsockname()[:2]
-    host = f"[{host}]" if ":" in host else host
-    hosts = _LOCAL_HOSTS if host in _LOCAL_HOSTS else ("*",)
-    app = make_app(models, hosts=hosts)
-    print(f"http://{host}:{port}  (Ctrl-C ends it)", flush=True)
-    make_server(app).run(sockets=[listener])
+    allowed = _LOCAL_HOSTS if host in _LOCAL_HOSTS else ("*",)
+    local = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host)
+    _tell(local or host, port, "Ctrl-C ends it")
+    if local and (host := _find_phones_address(listener.family)):
+      _tell(host, port, "on a phone in the same network")
+
+    # Slow to import; until it serves, browsers wait.
+    from cops_jax.demo.server import make_app, make_server
+
+    models = ThreadPoolExecutor(1).submit(_load_models, options)
+    server = make_server(make_app(models, hosts=allowed))
+
+    def end_if_failed(models):
+      server.should_exit = models.exception() is not None
+
+    models.add_done_callback(end_if_failed)
+    server.run(sockets=[listener])
+    models.result()  # Raises the error that ended the server.
 
 
 def _parser():
@@ -106,9 +134,15 @@ def _parser():
   parser.add_argument(
     "--host",
     default="127.0.0.1",
-    help="address to serve on; by default this computer alone reaches it",
+    help="address to serve on; by default this computer alone reaches it, with"
+    " 0.0.0.0 the others in its network do too, such as phones",
   )
-  parser.add_argument("--port", type=int, default=8000, help="0: any free one")
+  parser.add_argument(
+    "--port",
+    type=int,
+    default=8000,
+    help="default %(default)s; 0: any free one",
+  )
   return parser
 
 

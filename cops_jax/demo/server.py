@@ -3,7 +3,8 @@
 `POST /api/detect?name=photo.jpg` takes a file as its body and answers with the
 row that `cops predict` prints for an image and, for the page, the image and its
 map. With `tiles`, as for `cops predict`, tiles of the image are scored too. An
-error is answered with {"error": a message} and a matching status.
+error is answered with {"error": a message} and a matching status; while the
+models are being loaded it is 503.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ import base64
 import contextlib
 import dataclasses
 import pathlib
-import threading
 import urllib.parse
 import zlib
 from collections.abc import Sequence
+from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,6 @@ from cops_jax.images import read
 from cops_jax.images.drawing import heat_colors, to_file
 from cops_jax.images.tiles import normalize
 from cops_jax.predict import to_row
-from cops_jax.weights.clip import DEMO_CLIP
 
 # Connections at a time, and the seconds in which one must begin a request.
 _MAX_CONNECTIONS, _REQUEST_SECONDS = 100, 10.0
@@ -79,17 +79,17 @@ _EXAMPLE_SIDE = 224
 class Limits:
   """Limits above which the server refuses a request."""
 
-  max_bytes: int = 20 * 2**20  # An upload's.
-  max_pixels: int = 40_000_000  # An image's, compared before it is decoded.
+  max_bytes: int = 32 * 2**20  # An upload's.
+  max_pixels: int = 50_000_000  # An image's, compared before it is decoded.
   max_images: int = 50  # On the page.
   max_requests: int = 8  # Uploads that wait or are computed at a time.
-  max_uploads: int = 32  # Uploads that arrive at a time.
-  max_seconds: float = 60.0  # For an upload to arrive.
+  max_uploads: int = 20  # Uploads that arrive at a time.
+  max_seconds: float = 100.0  # For an upload to arrive.
   max_pause_seconds: float = 5.0  # Without a byte of an upload.
 
 
 def make_app(
-  models: Sequence[tuple[AnomalyDetector, str]],
+  models: Future[Sequence[tuple[AnomalyDetector, str]]],
   limits: Limits | None = None,
   hosts: Sequence[str] = ("*",),
 ) -> ASGIApp:
@@ -97,7 +97,7 @@ def make_app(
 
   Args:
     models: detectors to choose from on the page, each with a description; the
-      first is the default.
+      first is the default. Until they are there, the page says so.
     limits: see `Limits`.
     hosts: names by which requests may call the server. Restricting them keeps
       out web sites whose own names are made to point to this server.
@@ -165,27 +165,31 @@ class _Connection(H11Protocol):
 class _Server:
   def __init__(self, models, limits):
     self._models, self._limits = models, limits
-    self._titles = _titles([detector for detector, _ in models])
     self._examples = _draw_examples()
     self._num = {"uploads": 0, "images": 0}
-    self._lock = threading.Lock()
+    self._lock = asyncio.Lock()
 
   def _choose(self, request):
-    """The number of the request's model."""
+    """The number of the request's model, and all models."""
+    if not self._models.done():
+      raise _come_back("the model is being loaded")
+    models = self._models.result()
     number = request.query_params.get("model", "0")
-    if not number.isdecimal() or int(number) >= len(self._models):
+    if not number.isdecimal() or int(number) >= len(models):
       raise HTTPException(404, f"there is no model {number}")
-    return int(number)
+    return int(number), models
 
   async def info(self, request):
-    number, tiles = self._choose(request), _tiles(request)
-    detector, about = self._models[number]
+    from cops_jax.weights.clip import DEMO_CLIP  # Slow to import.
+
+    (number, models), tiles = self._choose(request), _tiles(request)
+    detector, about = models[number]
     rows, chosen = detector.thresholds, detector.thresholds_for(tiles)
     colors = heat_colors(np.linspace(0.0, 1.0, 256)[None], 0.0, 1.0)
     return JSONResponse(
       {
         "about": about,
-        "models": self._titles,
+        "models": _titles([detector for detector, _ in models]),
         "model": number,
         "is_toy": detector.config.backbone.weights == DEMO_CLIP,
         "thresholds": chosen and dataclasses.asdict(chosen),
@@ -209,14 +213,17 @@ class _Server:
     try:
       _require_same_origin(request)
       name = request.query_params.get("name") or "the upload"
-      detector, _ = self._models[self._choose(request)]
+      number, models = self._choose(request)
       tiles = _tiles(request)
       with self._place("uploads", self._limits.max_uploads):
         content = await self._read(request, name)
       with self._place("images", self._limits.max_requests):
-        found = await run_in_threadpool(
-          self._detect, detector, name, content, tiles
-        )
+        async with self._lock:  # One image in memory, and on the device.
+          if await request.is_disconnected():
+            raise HTTPException(400, f"{name} is not wanted any more")
+          found = await run_in_threadpool(
+            self._detect, models[number][0], name, content, tiles
+          )
       return JSONResponse(found)
     except HTTPException as error:
       # A client that still sends would see a broken connection, no message.
@@ -227,11 +234,9 @@ class _Server:
   @contextlib.contextmanager
   def _place(self, what, most):
     if self._num[what] >= most:
-      raise HTTPException(
-        503,
+      raise _come_back(
         f"{self._num[what]} {what} are being processed, which is the limit;"
-        " try again in a few seconds",
-        {"Retry-After": "1"},
+        " try again in a few seconds"
       )
     self._num[what] += 1
     try:
@@ -279,30 +284,34 @@ class _Server:
       raise HTTPException(400, f"{name} did not arrive completely") from error
 
   def _detect(self, detector, name, content, tiles):
-    with self._lock:  # One image's pixels in memory, and on the device.
-      reading = {**detector.reading, "max_pixels": self._limits.max_pixels}
-      try:
-        image = read(content, name=name, **reading)
-      except InputError as error:
-        raise HTTPException(422, str(error)) from error
-      decoded = detector.decode(image, tiles=tiles)
-      shown = Image.fromarray(image.pixels)
-      shown.thumbnail((_SHOWN_SIDE, _SHOWN_SIDE))
-      (detection,) = detector.detect([decoded])
-      small = Image.fromarray(detection.anomaly_map)
-      small.thumbnail((_MAP_SIDE, _MAP_SIDE), Image.Resampling.BILINEAR)
-      values = np.asarray(small)
-      highest = max(float(values.max()), 1e-6)
-      levels = (values / highest * 255).round().astype(np.uint8)
-      width, height = decoded.size
-      return {
-        **to_row(pathlib.Path(name), detection),
-        "width": width,
-        "height": height,
-        "image": _data_url(shown, "jpeg", quality=90),
-        "map": _data_url(Image.fromarray(levels), "png"),
-        "map_max": highest,  # Level 255 of the map stands for it.
-      }
+    reading = {**detector.reading, "max_pixels": self._limits.max_pixels}
+    try:
+      image = read(content, name=name, **reading)
+    except InputError as error:
+      raise HTTPException(422, str(error)) from error
+    decoded = detector.decode(image, tiles=tiles)
+    shown = image.image.convert("RGB")
+    del image  # Its map, which comes next, is as large.
+    shown.thumbnail((_SHOWN_SIDE, _SHOWN_SIDE))
+    (detection,) = detector.detect([decoded])
+    small = Image.fromarray(detection.anomaly_map)
+    small.thumbnail((_MAP_SIDE, _MAP_SIDE), Image.Resampling.BILINEAR)
+    values = np.asarray(small)
+    highest = max(float(values.max()), 1e-6)
+    levels = (values / highest * 255).round().astype(np.uint8)
+    width, height = decoded.size
+    return {
+      **to_row(pathlib.Path(name), detection),
+      "width": width,
+      "height": height,
+      "image": _data_url(shown, "jpeg", quality=90),
+      "map": _data_url(Image.fromarray(levels), "png"),
+      "map_max": highest,  # Level 255 of the map stands for it.
+    }
+
+
+def _come_back(why):
+  return HTTPException(503, why, {"Retry-After": "1"})
 
 
 def _tiles(request):

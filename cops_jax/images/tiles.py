@@ -216,4 +216,6 @@ def join(
     return score, anomaly_map
   scores, maps = zip(*found[1:], strict=True)
   blended = blend(maps, grid, size)
-  return (score + max(scores)) / 2, (anomaly_map + blended) / 2
+  blended += anomaly_map  # In place: a photograph's has 200 MB.
+  blended /= 2
+  return (score + max(scores)) / 2, blended

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 import signal
 
 import numpy as np
@@ -20,6 +21,7 @@ detector, port = demo_pages.detector, demo_pages.port  # Fixtures.
 
 PHONE, DESKTOP = 390, 1280
 # WebDriver's names of keys.
+ENTER, ESCAPE = "\ue007", "\ue00c"
 END, HOME, LEFT = "\ue010", "\ue011", "\ue012"
 DOT = " \N{MIDDLE DOT} "
 
@@ -50,7 +52,7 @@ class Page:
     media = [{"name": name, "value": value} for name, value in media.items()]
     self.tell("Emulation.setEmulatedMedia", features=media)
     browser.get(address)
-    until(lambda: self.all("#all_examples, #notice:not([hidden])"))
+    until(lambda: self.all("#page:not(.early), #notice:not([hidden])"), 60)
     self.run(
       "window.announced = [];"
       "const live = document.getElementById('live');"
@@ -74,8 +76,8 @@ class Page:
   def text(self, selector):
     return self.one(selector).text
 
-  def press(self, slider, key):
-    self.one(f"#{slider}").send_keys(key)
+  def press(self, control, key):
+    self.one(f"#{control}").send_keys(key)
 
   def count(self, **numbers):
     """Waits for these numbers of cards: anomaly, normal, failed."""
@@ -133,9 +135,7 @@ def test_the_command_refuses_foreign_hosts(address):
     *(("127.0.0.1", 200), ("localhost", 200), ("[::1]", 200)),
     *(("elsewhere.example", 400), ("127.0.0.1.elsewhere.example", 400)),
   ):
-    response, _ = ask(
-      port, "GET", "/api/info", headers={"Host": f"{host}:{port}"}
-    )
+    response, _ = ask(port, "GET", "/", headers={"Host": f"{host}:{port}"})
     assert response.status == status, host
 
 
@@ -172,9 +172,27 @@ def test_ten_images_at_once_and_the_sliders(address, browser, images):
   assert page.all(".heat")[0].value_of_css_property("opacity") == "0"
   page.one("#reset").click()
   page.count(anomaly=number, normal=10 - number)
+  page.press("by_score", " ")
+  scores = sorted(f"{one.image_score:.3f}" for one in images.values())[::-1]
+  shown = [re.search(r"score (\S+)", card)[1] for card in page.cards()]
+  assert shown == scores
+  page.press("only", " ")
+  assert sum(one.is_displayed() for one in page.all("#list li")) == number
+  button = page.all("#list .enlarge")[0]
+  button.send_keys(ENTER)
+  large = page.one("#large")
+  assert f"score {scores[0]}" in large.text
+  assert large.size["width"] > 1200
+  painted = page.painted("#large canvas")
+  assert all(painted)
+  assert painted == page.painted("#list li:first-child canvas")
+  page.browser.switch_to.active_element.send_keys(ESCAPE)
+  until(lambda: not large.is_displayed())
+  assert page.browser.switch_to.active_element == button
+  page.press("only", " ")
   page.all(".remove")[0].click()
   assert len(page.all("li")) == 9
-  page.one("#clear").click()
+  page.press("clear", ENTER)
   assert not page.all("li") and page.is_sound()
 
 
@@ -239,7 +257,7 @@ def test_bad_files_do_not_affect_the_others(address, browser, images, tmp_path):
   page = Page(browser, address, PHONE)
   large, broken = tmp_path / "large.png", tmp_path / "<b>broken.jpg"
   with large.open("wb") as file:
-    file.truncate(20 * 2**20 + 1)
+    file.truncate(32 * 2**20 + 1)
   broken.write_bytes(b"no image")
   first, second, *_ = images
   page.upload(first, broken, large, second)
@@ -248,14 +266,14 @@ def test_bad_files_do_not_affect_the_others(address, browser, images, tmp_path):
   # They leave no holes among the results.
   assert len(page.all("#refused li")) == 2 and len(page.all("#list li")) == 2
   unread = "<b>broken.jpg cannot be read: it is not an image in one of PNG"
-  for text in (unread, "large.png has 20.0 MB; at most 20 MB can be sent"):
+  for text in (unread, "large.png has 32.0 MB; at most 32 MB can be sent"):
     assert any(text in card.text for card in page.all("li.failed"))
     page.announces(text)
   assert "2 failed" in page.text("#status")
   # Dropped, and more than the page holds: reported together.
   page.run(
     "const data = new DataTransfer();"
-    f"const large = new Blob([new Uint8Array({20 * 2**20 + 1})]);"
+    f"const large = new Blob([new Uint8Array({32 * 2**20 + 1})]);"
     "for (let i = 0; i < 60; i++)"
     "  data.items.add(new File([large], `${i}.png`));"
     "document.dispatchEvent(new DragEvent('drop', {dataTransfer: data}));"
@@ -276,30 +294,30 @@ def test_bad_files_do_not_affect_the_others(address, browser, images, tmp_path):
 
 
 def test_methods_and_tiles(address, browser, detector, tmp_path):
-  """The command without arguments has two methods; choices are in the URL."""
-  path = tmp_path / "large.png"
+  """The images stay, and are computed again; choices are in the URL."""
+  path, broken = tmp_path / "large.png", tmp_path / "broken.png"
   make_image(0, 600, 400).save(path)
+  broken.write_bytes(b"no image")
   page = Page(browser, address, PHONE)
-
-  def choose(element, url):
-    element.click()
-    until(lambda: browser.current_url.endswith(url))
-    until(lambda: page.all("#all_examples"))
-
   options = page.all("#model option")
   assert [option.text for option in options] == ["CoPS", "Prompt ensemble"]
-  choose(options[1], "?model=1")
-  assert "Hand-written prompts" in page.text("#about")
-  choose(page.all("#model option")[0], "?model=0")
-  choose(page.one("#tiles"), "?model=0&tiles=auto")
-  assert page.one("#tiles").is_selected()
-  assert "thresholds were chosen without tiles" in page.text("#unfit")
-  page.upload(path)
-  page.count(scored=1)
+  page.upload(path, broken)
+  whole = f"score {detector(path).image_score:.3f}"
+  until(lambda: whole in "".join(page.cards()))
+  options[1].click()
+  page.count(scored=1, failed=1)
+  assert whole not in page.cards()[0]
+  assert page.text("#about").startswith("Hand-written prompts")
+  options[0].click()
+  page.one("#tiles").click()
   score = f"score {detector(path, 'auto').image_score:.3f}"
-  assert f"{score}{DOT}3x4 tiles" in page.cards()[0]
-  choose(page.one("#tiles"), "?model=0")
-  assert page.text("#unfit") == "" and page.is_sound()
+  until(lambda: f"{score}{DOT}3x4 tiles" in "".join(page.cards()))
+  assert "thresholds were chosen without tiles" in page.text("#unfit")
+  page.count(failed=1)
+  assert browser.current_url.endswith("?model=0&tiles=auto")
+  browser.refresh()
+  until(lambda: page.one("#tiles").is_selected())
+  assert not page.all("li") and page.is_sound()
 
 
 def test_without_thresholds(browser, detector, port, images, monkeypatch):
@@ -312,8 +330,8 @@ def test_without_thresholds(browser, detector, port, images, monkeypatch):
   assert page.text("#image_value") == "not set"
   page.upload(path)
   page.count(scored=1, anomaly=0, normal=0)
-  assert page.cards()[0].splitlines()[-2:] == [
-    *(f"score {want.image_score:.3f}", "PNG")
+  assert page.cards()[0].splitlines()[-3:] == [
+    *(f"score {want.image_score:.3f}", "Enlarge", "PNG")
   ]
   assert page.text("#status") == "1 image"
   assert page.painted(".outline") == [0]
@@ -357,16 +375,29 @@ def test_examples_are_judged_and_other_images_are_not(address, browser, images):
   assert background == "rgba(18, 22, 29, 1)" and page.is_sound()
 
 
-def test_a_server_that_is_away_or_has_no_such_model(browser, detector, images):
-  with demo_pages.serve(detector) as port:
-    page = Page(browser, f"http://127.0.0.1:{port}?model=9", PHONE)
+def test_a_server_that_loads_or_is_away(browser, detector, images):
+  """The page begins by itself, and keeps what could not be sent."""
+  with demo_pages.serve(detector, is_loaded=False) as (port, load):
+    address = f"http://127.0.0.1:{port}"
+    browser.get(address)
+    loading = browser.find_element("id", "loading")
+    until(loading.is_displayed)
+    assert not browser.find_element("id", "drop").is_displayed()
+    load()
+    until(lambda: not loading.is_displayed())
+    page = Page(browser, f"{address}?model=9", PHONE)
     assert page.text("#notice") == "there is no model 9"
     page.announces("there is no model 9")
-    page = Page(browser, f"http://127.0.0.1:{port}", PHONE)
+    page = Page(browser, address, PHONE)
     page.run("window.setTimeout = (call) => queueMicrotask(call)")
+  paths, found = list(images)[:4], list(images.values())[:4]
+  page.upload(*paths)
+  until(page.one("#away").is_displayed)
+  page.announces("The server does not answer")
   page.all(".example")[0].click()
-  page.upload(list(images)[0])
-  page.count(failed=2)
-  for name in ("wood_good.png", "0.png"):
-    page.announces(f"{name} was not sent: the server does not answer")
-  assert page.is_sound()
+  assert page.text("#status") == f"5 images{DOT}5 to go"
+  with demo_pages.serve(detector, port=port):
+    page.one("#retry").click()
+    number = sum(one.is_anomaly for one in found)
+    page.count(anomaly=number, normal=5 - number, failed=0)
+  assert not page.one("#away").is_displayed() and page.is_sound()

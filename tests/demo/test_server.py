@@ -8,13 +8,15 @@ import json
 import re
 import select
 import socket
+import threading
+import urllib.parse
 import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from cops_jax.commands.demo import main
+from cops_jax.commands import demo as command
 from cops_jax.datasets import generated
 from cops_jax.demo import server
 from cops_jax.demo.server import _EXAMPLES
@@ -113,14 +115,37 @@ def test_the_shown_image_is_what_the_detector_scored(detector, port):
       to_bytes(Image.fromarray(np.zeros((9, 9), np.int32)), "TIFF"),
       *(422, "photo.png cannot be read: .*integers of 32 bits, of which"),
     ),
-    (black(8000, 5001), 422, "photo.png .* more than 40 million pixels"),
+    (black(8000, 6251), 422, "photo.png .* more than 50 million pixels"),
+    (black(8160, 6120)[:999], 422, "photo.png cannot be read: .*truncated"),
   ),
-  ids=("empty", "text", "half", "large", "32 bits", "40"),
+  ids=("empty", "text", "half", "large", "32 bits", "50", "a phone's"),
 )
 def test_bad_uploads_get_an_error_message(port, content, status, expected):
   got, answer = post(port, content)
   assert (got, list(answer)) == (status, ["error"])
   assert re.match(expected, answer["error"])
+
+
+def test_an_image_that_nobody_waits_for_is_not_computed(detector, monkeypatch):
+  """As when the page's reader chooses another method."""
+  content = to_bytes(make_image(0))
+  detect, seen, is_due = detector.detect, [], threading.Event()
+
+  def wait(images):
+    seen.append(1)
+    is_due.wait()
+    return detect(images)
+
+  monkeypatch.setattr(detector, "detect", wait)
+  with serve(detector, max_requests=2) as port:
+    with contextlib.ExitStack() as stack:
+      for _ in range(2):
+        stack.enter_context(begin_upload(port, len(content))).sendall(content)
+        until(lambda: len(seen) == 1)
+      until(lambda: post(port, content)[0] == 503)
+    is_due.set()
+    until(lambda: post(port, content)[0] == 200)
+    assert len(seen) == 2
 
 
 def test_uploads_of_unknown_length_are_cut_off(port):
@@ -130,7 +155,8 @@ def test_uploads_of_unknown_length_are_cut_off(port):
 
 
 def test_the_page_comes_with_a_policy(port):
-  for path in ("/", "/page.css", "/page.js", "/drawing.js", "/api/info"):
+  scripts = ("/page.js", "/card.js", "/drawing.js")
+  for path in ("/", "/page.css", *scripts, "/api/info"):
     response, content = ask(port, "GET", path)
     assert response.status == 200 and content
     policy = response.headers["Content-Security-Policy"]
@@ -241,6 +267,45 @@ def test_a_refused_upload_gets_its_sentence(detector):
     assert "at most 1 MB can be sent" in json.loads(answer)["error"]
 
 
+def test_the_page_is_there_before_its_model(detector, monkeypatch, capsys):
+  """And on all addresses, one of which a phone can open."""
+  servers, is_due, make_server = [], threading.Event(), server.make_server
+
+  def make(app):
+    servers.append(make_server(app))
+    return servers[0]
+
+  def load(options):
+    is_due.wait()
+    return [(detector, "a model")]
+
+  monkeypatch.setattr(server, "make_server", make)
+  monkeypatch.setattr(command, "_load_models", load)
+  monkeypatch.setattr(command, "_find_phones_address", lambda _: "127.0.0.2")
+  arguments = (["--host=0.0.0.0", "--port=0"],)
+  thread = threading.Thread(target=command.main, args=arguments)
+  thread.start()
+  try:
+    until(lambda: servers and servers[0].started)
+    urls = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    hosts = [urllib.parse.urlsplit(url) for url in urls]
+    assert [host.hostname for host in hosts] == ["127.0.0.1", "127.0.0.2"]
+    port = hosts[0].port
+    for host in hosts:  # As a browser names it.
+      headers = {"Host": host.netloc}
+      assert ask(port, "GET", "/", headers=headers)[0].status == 200
+    for way, path in (("GET", "/api/info"), ("POST", "/api/detect")):
+      response, body = ask(port, way, path)
+      assert response.status == 503 and response.headers["Retry-After"] == "1"
+      assert json.loads(body) == {"error": "the model is being loaded"}
+    is_due.set()
+    until(lambda: ask(port, "GET", "/api/info")[0].status == 200)
+  finally:
+    is_due.set()
+    servers[0].should_exit = True
+    thread.join()
+
+
 @pytest.mark.parametrize(
   "arguments, expected",
   (
@@ -254,5 +319,5 @@ def test_bad_arguments_end_the_command(port, tmp_path, arguments, expected):
   if "folder" in arguments[0]:
     arguments = ["--port=0", *arguments]
   with pytest.raises(SystemExit, match=expected.format(**names)) as error:
-    main([text.format(**names) for text in arguments])
+    command.main([text.format(**names) for text in arguments])
   assert "\n" not in str(error.value)

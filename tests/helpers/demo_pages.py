@@ -12,6 +12,7 @@ import json
 import socket
 import threading
 import time
+from concurrent.futures import Future
 
 import pytest
 from PIL import Image
@@ -26,15 +27,21 @@ def detector():
 
 
 @contextlib.contextmanager
-def serve(detector, hosts=("*",), others=(), **limits):
-  """Gives the port."""
-  models = [(detector, "a <model>"), *others]
-  server = make_server(make_app(models, Limits(**limits), hosts))
-  with socket.create_server(("127.0.0.1", 0)) as listener:
+def serve(detector, others=(), port=0, is_loaded=True, **limits):
+  """Gives the port; with a detector that is not loaded, what loads it too."""
+  models = Future()
+  load = functools.partial(
+    models.set_result, [(detector, "a <model>"), *others]
+  )
+  if is_loaded:
+    load()
+  server = make_server(make_app(models, Limits(**limits)))
+  with socket.create_server(("127.0.0.1", port)) as listener:
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()
     try:
-      yield listener.getsockname()[1]
+      port = listener.getsockname()[1]
+      yield port if is_loaded else (port, load)
     finally:
       server.should_exit = True
       thread.join()
