@@ -306,6 +306,12 @@ def test_the_page_is_there_before_its_model(detector, monkeypatch, capsys):
     thread.join()
 
 
+def test_help_names_the_port(capsys):
+  with pytest.raises(SystemExit):
+    command.main(["--help"])
+  assert "default 8000" in " ".join(capsys.readouterr().out.split())
+
+
 @pytest.mark.parametrize(
   "arguments, expected",
   (
