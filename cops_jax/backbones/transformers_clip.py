@@ -18,12 +18,19 @@ _unset = [name for name in ("USE_TORCH", "USE_TF") if name not in os.environ]
 os.environ.update(dict.fromkeys(_unset, "0"))
 try:
   from transformers import CLIPConfig, CLIPTokenizerFast
+  from transformers.modeling_flax_utils import ACT2FN
   from transformers.models.clip.modeling_flax_clip import FlaxCLIPModule
 finally:
   for _name in _unset:
     del os.environ[_name]
 
-__all__ = ["CLIPConfig", "CLIPTokenizerFast", "FlaxCLIPModule", "make_config"]
+__all__ = [
+  "ACT2FN",
+  "CLIPConfig",
+  "CLIPTokenizerFast",
+  "FlaxCLIPModule",
+  "make_config",
+]
 
 _TOWER_FIELDS = (
   *("hidden_size", "intermediate_size", "num_hidden_layers"),

@@ -7,8 +7,6 @@ projections of queries, keys and values into one tensor.
 
 from __future__ import annotations
 
-import functools
-import json
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -18,8 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cops_jax.backbones.clip import CLIP
-from cops_jax.backbones.transformers_clip import CLIPConfig, make_config
+from cops_jax.backbones.transformers_clip import ACT2FN, CLIPConfig
 from cops_jax.errors import InputError, shorten
 from cops_jax.weights.places import (
   Place,
@@ -76,33 +73,73 @@ def openai_place(name: str, num_axes: int) -> Place:
 
 
 def clip_param_shapes(config: CLIPConfig) -> Mapping[str, Any]:
-  """Returns the tree of `CLIP(config)` as `jax.ShapeDtypeStruct`s."""
-  return _param_shapes(config.to_json_string(use_diff=False))
+  """Returns the tree of `CLIP(config)` as `jax.ShapeDtypeStruct`s.
+
+  Tracing its initialisation would take seconds.
+
+  Raises:
+    TypeError, ValueError: no CLIP has these sizes.
+  """
+  text, vision = config.text_config, config.vision_config
+  words, patches = text.hidden_size, vision.hidden_size
+  joint = config.projection_dim
+  num_positions = (vision.image_size // vision.patch_size) ** 2 + 1
+  patch = (vision.patch_size, vision.patch_size, vision.num_channels)
+  shapes = {
+    "text_model": {
+      "embeddings": {
+        "token_embedding": {"embedding": (text.vocab_size, words)},
+        "position_embedding": {
+          "embedding": (text.max_position_embeddings, words)
+        },
+      },
+      "encoder": {"layers": _layer_shapes(text)},
+      "final_layer_norm": _norm_shapes(words),
+    },
+    "vision_model": {
+      "embeddings": {
+        "class_embedding": (patches,),
+        "patch_embedding": {"kernel": (*patch, patches)},
+        "position_embedding": {"embedding": (num_positions, patches)},
+      },
+      "pre_layrnorm": _norm_shapes(patches),
+      "encoder": {"layers": _layer_shapes(vision)},
+      "post_layernorm": _norm_shapes(patches),
+    },
+    "text_projection": {"kernel": (words, joint)},
+    "visual_projection": {"kernel": (patches, joint)},
+    "logit_scale": (),
+  }
+  return jax.tree.map(
+    lambda shape: jax.ShapeDtypeStruct(shape, jnp.float32),
+    shapes,
+    is_leaf=lambda node: isinstance(node, tuple),
+  )
 
 
-@functools.lru_cache(maxsize=4)  # Tracing is slow.
-def _param_shapes(config_json):
-  values, num_layers = json.loads(config_json), {}
-  for tower in ("text", "vision"):  # One layer is traced for all.
-    section = values[f"{tower}_config"]
-    num_layers[f"{tower}_model"] = section["num_hidden_layers"]
-    section["num_hidden_layers"] = 1
-  config = make_config(values)
-  side = config.vision_config.image_size
-  tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-  shapes = jax.eval_shape(
-    CLIP(config).init,
-    jax.random.key(0),
-    tokens,
-    jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32),
-    tokens,
-    tokens,
-  )["params"]
-  for tower, number in num_layers.items():
-    encoder = shapes[tower]["encoder"]
-    layer = encoder["layers"]["0"]
-    encoder["layers"] = {str(index): layer for index in range(number)}
-  return shapes
+def _layer_shapes(tower):
+  width, hidden = tower.hidden_size, tower.intermediate_size
+  if width % tower.num_attention_heads:
+    raise ValueError(f"{tower.num_attention_heads} heads do not divide {width}")
+  if tower.hidden_act not in ACT2FN:
+    raise ValueError(f"{tower.hidden_act!r} is not an activation")
+  dense = {"kernel": (width, width), "bias": (width,)}
+  layer = {
+    "self_attn": dict.fromkeys(
+      ("q_proj", "k_proj", "v_proj", "out_proj"), dense
+    ),
+    "layer_norm1": _norm_shapes(width),
+    "layer_norm2": _norm_shapes(width),
+    "mlp": {
+      "fc1": {"kernel": (width, hidden), "bias": (hidden,)},
+      "fc2": {"kernel": (hidden, width), "bias": (width,)},
+    },
+  }
+  return {str(index): layer for index in range(tower.num_hidden_layers)}
+
+
+def _norm_shapes(width):
+  return {"scale": (width,), "bias": (width,)}
 
 
 def clip_params_from_tensors(

@@ -5,11 +5,13 @@ import json
 import shutil
 
 import chex
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 from transformers import FlaxCLIPModel
 
+from cops_jax.backbones.clip import CLIP
 from cops_jax.errors import InputError
 from cops_jax.weights import clip, clip_names, folders
 from cops_jax.weights.clip import (
@@ -46,6 +48,15 @@ def test_round_trip_is_exact_in_half_precision(clip_folder, tmp_path):
   assert second.sha256 == sha256(tmp_path / "model.safetensors")
   with pytest.raises(InputError, match=f"{second.sha256}; .* expects 00ff"):
     load_clip(str(tmp_path), sha256="00ff")
+
+
+def test_shapes_are_those_of_the_model(clip_folder):
+  config = load_clip(str(clip_folder)).config
+  image = np.zeros((1, *[config.vision_config.image_size] * 2, 3), np.float32)
+  tokens = np.zeros((1, 1), np.int32)
+  inputs = tokens, image, tokens, tokens
+  model = jax.eval_shape(CLIP(config).init, jax.random.key(0), *inputs)
+  assert clip_names.clip_param_shapes(config) == model["params"]
 
 
 def test_every_format_gives_the_same_parameters(tmp_path):
@@ -269,6 +280,8 @@ def test_damaged_config_is_refused(copy):
       '{"vision_config": {"num_hidden_layers": 1000000000}}',
       "1000000012 layers, but .* holds only 110 tensors",
     ),
+    ('{"text_config": {"num_attention_heads": 7}}', "7 heads do not divide"),
+    ('{"text_config": {"hidden_act": "abs"}}', "'abs' is not an activation"),
     (
       '{"vision_config": {"num_hidden_layers": 1, "hidden_size": "many"}}',
       "its sizes describe no CLIP that can be built",
