@@ -14,7 +14,7 @@ from cops_jax.errors import UsageError
 # What shtab leaves without completion are mostly files: in each shell, a
 # pattern and its replacement.
 _FILES = {
-  "bash": ("-o bashdefault", "-o bashdefault -o default"),
+  "bash": (r"complete -o \w+", r"\g<0> -o default"),
   "zsh": (r'(?m)^(  ".*:)"$', r'\1_files"'),
 }
 

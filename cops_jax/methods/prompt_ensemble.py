@@ -207,7 +207,7 @@ def read_texts(
   """
   path = _FOLDER / f"{source}.txt"
   if not path.is_file():
-    path = pathlib.Path(source)
+    path = pathlib.Path(source).expanduser()
   try:
     lines = path.read_text("utf-8").splitlines()
   except (OSError, ValueError) as error:
