@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cops_jax.typing import Float, Integer
+from cops_jax.typing import Bool, Float, Integer
 
 if TYPE_CHECKING:
   from PIL import Image
@@ -66,7 +66,7 @@ def overlay(
   anomaly_map: Float[np.ndarray, "h w"],
   low: float,
   high: float,
-  threshold: float = math.nan,
+  regions: Bool[np.ndarray, "h w"],
 ) -> Integer[np.ndarray, "h w 3"]:
   """Lays a map's colours on an image and outlines regions.
 
@@ -74,7 +74,7 @@ def overlay(
     image: to draw on.
     anomaly_map: higher values are more opaque.
     low, high: ends of the colour scale.
-    threshold: regions at or above it are outlined; NaN outlines none.
+    regions: to outline; see `_outline`.
   """
   from PIL import Image
 
@@ -84,7 +84,7 @@ def overlay(
   mixed = Image.composite(
     colors, Image.fromarray(image), Image.fromarray(opacity)
   )
-  return _outline(np.array(mixed), anomaly_map >= threshold)
+  return _outline(np.array(mixed), regions)
 
 
 def _outline(picture, regions):
@@ -125,19 +125,23 @@ def pair(
   """
   from PIL import Image
 
+  high, threshold = (
+    (1.0, math.inf) if threshold is None else (2 * threshold, threshold)
+  )
+  regions = Image.fromarray(np.uint8(255) * (anomaly_map >= threshold))
   shown, values = Image.fromarray(image), Image.fromarray(anomaly_map)
   for one in (shown, values):
     one.thumbnail((side, side), Image.Resampling.BILINEAR)
   image, anomaly_map = np.asarray(shown), np.asarray(values)
-  has_none = threshold is None
-  high, threshold = (1.0, math.nan) if has_none else (2 * threshold, threshold)
+  # A small region of a large image stays.
+  regions = np.asarray(regions.resize(shown.size, Image.Resampling.BOX)) > 0
   axis = 0 if shown.width > 2 * shown.height else 1
   gap = list(image.shape)
   gap[axis] = max(2, max(shown.size) // 150)
   parts = (
     image,
     np.full(gap, _BAND_COLOR, np.uint8),
-    overlay(image, anomaly_map, 0.0, high, threshold),
+    overlay(image, anomaly_map, 0.0, high, regions),
   )
   return np.concatenate(parts, axis)
 
@@ -212,7 +216,9 @@ def picture_tiles(
     white = np.uint8(255) * (mask > 0)
     tiles["truth"] = scale(white, Image.Resampling.NEAREST)
   tiles["map"] = heat_colors(shown, low, high)
-  tiles["overlay"] = overlay(tiles["image"], shown, low, high, threshold)
+  tiles["overlay"] = overlay(
+    tiles["image"], shown, low, high, shown >= threshold
+  )
   files = {
     name: to_file(Image.fromarray(tile), "JPEG", quality=88)
     for name, tile in tiles.items()

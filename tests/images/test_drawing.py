@@ -86,7 +86,7 @@ def test_outlines_cover_no_pixel_of_a_region():
   for rows, columns in ((slice(60, 61), slice(50, 51)), (slice(0, 40),) * 2):
     found = np.zeros((300, 300), np.float32)
     found[rows, columns] = 1e-3
-    shown = drawing.overlay(image, found, 0.0, 1e9, threshold=1e-3)
+    shown = drawing.overlay(image, found, 0.0, 1e9, found > 0)
     line = (shown == drawing.LINE_COLOR).all(-1)
     assert (shown[~line & (found > 0)] > 250).all()
     assert line[rows, columns.stop].all() and line[rows.stop, columns].all()
@@ -113,3 +113,12 @@ def test_pairs(width, height):
     np.testing.assert_array_equal(original, 200)
     has_line = (mapped == drawing.LINE_COLOR).all(-1).any()
     assert has_line == (threshold is not None) and (mapped == 200).any()
+
+
+def test_a_small_region_is_outlined_in_a_small_picture():
+  image = np.full((600, 600, 3), 200, np.uint8)
+  found = np.zeros((600, 600), np.float32)
+  found[300:304, 300:304] = 0.5
+  shown = drawing.pair(image, found, 0.45, 60)
+  assert shown.shape == (60, 122, 3)
+  assert (shown == drawing.LINE_COLOR).all(-1).any()
