@@ -4,7 +4,8 @@
   python -m tools.ablate --workdir=runs/ablations
 
 The second command trains and evaluates all of them. The full model is that of
-configs/demo.py, and also smooths its patches, which the demo does not.
+configs/demo.py, and also smooths its patches, which the demo does not. With
+--config=uniadet_demo:augmented the second command takes UniADet apart.
 
 Mean and standard deviation over seeds 0, 1 and 2, in percent, on demo_unseen,
 on a processor with AVX-512, by a version that drew codes for each image. One
@@ -25,31 +26,54 @@ The demo's CLIP is a toy: this says little about the parts on real images.
 from cops_jax.config import recipe
 from cops_jax.errors import UsageError, suggest
 
-# Overrides by name.
+# Overrides by method and name.
 ABLATIONS = {
-  "full": {},
-  "no_prototypes": {"model.num_state_words": 0},
-  "no_vae": {"model.num_category_words": 0},
-  "no_smoothing": {"model.smoothing_window_patches": 1},
-  "no_distance_weighting": {"evaluation.distance_weighting": False},
-  "no_deep_prompts": {"model.deep_prompt_depth": 0},
-  "no_value_path": {"model.num_value_layers": 0},
+  "cops": {
+    "full": {},
+    "no_prototypes": {"model.num_state_words": 0},
+    "no_vae": {"model.num_category_words": 0},
+    "no_smoothing": {"model.smoothing_window_patches": 1},
+    "no_distance_weighting": {"evaluation.distance_weighting": False},
+    "no_deep_prompts": {"model.deep_prompt_depth": 0},
+    "no_value_path": {"model.num_value_layers": 0},
+  },
+  "uniadet": {
+    "full": {},
+    "no_augmentation": {"train.augmentation": "none"},
+    "class_agnostic": {"train.augmentation": "class_agnostic"},
+    "no_blur": {"evaluation.blur_sigma_pixels": 0.0},
+  },
 }
+
+
+def find(method):
+  """Returns the ablations of a method: overrides by name.
+
+  Raises:
+    UsageError: it has none.
+  """
+  if method not in ABLATIONS:
+    raise UsageError(
+      f"there are no ablations of the method {method!r}; there are of"
+      f" {' and '.join(ABLATIONS)}"
+    )
+  return ABLATIONS[method]
 
 
 def ablate(config, name):
   """A copy of a config with an ablation's overrides.
 
   Raises:
-    UsageError: there is no ablation of that name.
+    UsageError: its method has no ablation of that name.
   """
-  if name not in ABLATIONS:
+  known = find(config.method)
+  if name not in known:
     raise UsageError(
-      f"{name!r} is not an ablation{suggest(name, ABLATIONS)}; the ablations"
-      f" are {', '.join(ABLATIONS)}"
+      f"{name!r} is not an ablation{suggest(name, known)}; the ablations"
+      f" are {', '.join(known)}"
     )
   config = config.copy_and_resolve_references()
-  config.update_from_flattened_dict(ABLATIONS[name])
+  config.update_from_flattened_dict(known[name])
   return config.lock()
 
 
@@ -57,7 +81,7 @@ def get_config(name="full"):
   """An ablation of the demo.
 
   Args:
-    name: of `ABLATIONS`.
+    name: one of CoPS's in `ABLATIONS`.
   """
   config = recipe("demo")
   config.model.smoothing_window_patches = 3

@@ -1,14 +1,17 @@
 """UniADet on the demo's generated data and toy CLIP, no download.
 
-cops train --config=uniadet_demo --workdir=runs/u_demo
-cops evaluate --workdir=runs/u_demo
+  cops train --config=uniadet_demo --workdir=runs/u_demo
+  cops evaluate --workdir=runs/u_demo
+
+--config=uniadet_demo:augmented trains with class-aware augmentation, as the
+published recipe does, and cannot use cached features for that.
 """
 
 from cops_jax.config import default
 
 
-def get_config():
-  """UniADet at a tiny size."""
+def get_config(variant="plain"):
+  """UniADet at a tiny size, on the last three of the toy's five layers."""
   config = default()
   config.method = "uniadet"
   config.backbone.weights = "demo"
@@ -23,6 +26,9 @@ def get_config():
   config.train.num_epochs = 15
   config.train.batch_size = 8
   config.train.learning_rate = 1e-3
+  config.train.augmentation = {"plain": "none", "augmented": "class_aware"}[
+    variant
+  ]
 
   config.evaluation.datasets = ("demo_unseen",)
   config.evaluation.batch_size = 8

@@ -6,7 +6,8 @@ Prints a table and writes table.txt, table.csv and table.json into the work
 directory, beside a run's directory for each ablation and seed. In brackets is
 the difference to the full model. The same command again skips what is finished.
 After a failure the other runs continue; failures are reported at the end, with
-exit code 1. The config is the demo's; --config=configs/visa.py ablates another.
+exit code 1. The config is CoPS's demo; --config=configs/visa.py ablates
+another, and --config=uniadet_demo:augmented another method.
 Fields can be set: --config.train.b1=0.9.
 """
 
@@ -30,8 +31,7 @@ def _parser():
   parser.add_argument(
     "--only",
     type=flags.comma_list,
-    default=list(ablations.ABLATIONS),
-    help="names of the ablations to compare",
+    help="names of the ablations to compare; by default all of the method",
   )
   return parser
 
@@ -43,7 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
   show_messages()
   config = flags.read_config(options, ablations.get_config)
   workdir = pathlib.Path(options.workdir)
-  configs = {name: ablations.ablate(config, name) for name in options.only}
+  known = ablations.find(config.method)
+  names = options.only or known
+  configs = {name: ablations.ablate(config, name) for name in names}
   found, failures = runs.run_all(
     configs,
     workdir,
@@ -53,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
   if found:
     rows = compare(found, base=_BASE)
     table = format_rows(rows, "ablation")
-    overrides = {name: ablations.ABLATIONS[name] for name in configs}
+    overrides = {name: known[name] for name in configs}
     runs.write_table(workdir, rows, table, found, failures, overrides=overrides)
   runs.exit_on_failures(failures)
 

@@ -19,7 +19,10 @@ from cops_jax.commands import TOOL, command_line, make_parser
 from cops_jax.config import recipe
 from cops_jax.progress import show_messages
 
-_RECIPES = "demo,anomalyclip_demo,prompt_ensemble_demo"
+_RECIPES = (
+  "demo,anomalyclip_demo,uniadet_demo,uniadet_demo:augmented,"
+  "prompt_ensemble_demo"
+)
 
 
 @command_line

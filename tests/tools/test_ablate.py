@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from configs import ablations
+from cops_jax import config as configuration
 from cops_jax.backbones.features import join_params
 from cops_jax.errors import InputError
 from cops_jax.evaluation.step import detect_anomalies
@@ -117,11 +118,15 @@ def test_the_authors_format_has_all_parts(base, tmp_path):
     prompts.load_prompts(path, params)
 
 
-def test_the_configs_by_name():
-  full = ablations.get_config().to_dict()
-  assert full == ablations.get_config("full").to_dict()
-  for name, overrides in ablations.ABLATIONS.items():
-    config = ablations.get_config(name)
+@pytest.mark.parametrize(
+  "base", ("ablations", "uniadet_demo:augmented"), ids=("cops", "uniadet")
+)
+def test_the_configs_by_name(base):
+  base = configuration.recipe(base)
+  full = ablations.ablate(base, "full").to_dict()
+  assert full == base.to_dict()
+  for name, overrides in ablations.find(base.method).items():
+    config = ablations.ablate(base, name)
     assert config.is_locked
     changed = config.to_dict()
     for field, value in overrides.items():

@@ -52,7 +52,7 @@ def test_ablations(made, tmp_path, monkeypatch, capsys):
     assert len(list(csv.DictReader(file))) == 8 + 8 + 3
   content = json.loads((tmp_path / "table.json").read_text())
   assert content["overrides"] == {
-    name: ablations.ABLATIONS[name] for name in names
+    name: ablations.ABLATIONS["cops"][name] for name in names
   }
   assert content["runs"]["full"]["1"]["datasets"]["made"]["num_images"] == 1
   assert list(content["failures"]) == ["no_vae with seed 0"]
@@ -66,6 +66,8 @@ def test_methods(made, tmp_path, capsys):
   assert [row[:3] for row in rows[1:]] == [
     ["made", "demo", "2"],
     ["made", "anomalyclip_demo", "2"],
+    ["made", "uniadet_demo", "2"],
+    ["made", "uniadet_demo:augmented", "2"],
     ["made", "prompt_ensemble_demo", "1"],
   ]
   assert made.count("prompt_ensemble_demo/seed-0") == 1
