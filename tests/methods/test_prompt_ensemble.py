@@ -261,13 +261,14 @@ def test_texts_get_verdicts_without_training(tmp_path, capsys, monkeypatch):
   assert "largest balanced accuracy on 2 normal and 2 anomalous images" in text
   assert f"kept in {out}/thresholds.json\n" in text
 
-  exported = []
+  exported, file = [], tmp_path / "tile.cops"
+  file.touch()
   monkeypatch.setattr(
     "cops_jax.export.export",
     lambda detector, out: exported.append(detector) or {"image_size_pixels": 1},
   )
   texts = (f"--normal={normal}", f"--anomalous={anomalous}")
-  export.main(["--clip=demo", *texts, f"--out={out}/thresholds.json"])
+  export.main(["--clip=demo", *texts, f"--out={file}"])
   photos = find_images([str(tmp_path)])
   want = exported[0](photos)
 
