@@ -149,9 +149,11 @@ def _make(detector, found, image, pixel, method, tiles):
   tiles = normalize(tiles)
   if tiles:
     method += f", looked at with tiles {tiles}"
-  errors = found.errors(image)
+  if detector.num_normal_images:
+    method += f", compared with {detector.num_normal_images} normal images"
   return Thresholds(
-    image, pixel, method, detector.prompts_sha256, *errors, tiles
+    *(image, pixel, method, detector.prompts_sha256, *found.errors(image)),
+    *(tiles, detector.normal_images_sha256),
   )
 
 

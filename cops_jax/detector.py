@@ -11,6 +11,7 @@ detection.picture("large.jpg").save("found.jpg")
 
 from __future__ import annotations
 
+import copy
 import itertools
 import logging
 import os
@@ -48,7 +49,11 @@ class AnomalyDetector:
   image's result depends on its pixels alone, not on its name or batch.
 
   Attributes:
-    thresholds: for verdicts, each for its tiles; none for no verdicts.
+    thresholds: for verdicts, each for its tiles and normal images; none for no
+      verdicts.
+    num_normal_images: number of the images given to `with_normal_images`.
+    normal_images_sha256: SHA-256 of their pixels, in any order, as the model
+      sees them; "" without any.
   """
 
   def __init__(self, config: Any, trainable: Any, backbone: PretrainedBackbone):
@@ -63,6 +68,7 @@ class AnomalyDetector:
       InputError: the config does not fit the backbone.
     """
     from cops_jax.config import reading
+    from cops_jax.evaluation.normal_images import make_memory_step
     from cops_jax.evaluation.step import make_predict_step
     from cops_jax.weights.model import build_model, place_backbone, settle_dtype
 
@@ -78,6 +84,8 @@ class AnomalyDetector:
     )
     self._params = (replicate(trainable, self._mesh), backbone_params)
     self._step = make_predict_step(model, self._mesh, shardings)
+    self._remember = make_memory_step(model, self._mesh, shardings)
+    self.num_normal_images, self.normal_images_sha256 = 0, ""
     self._lock = threading.Lock()
     self._warned = set()
 
@@ -233,31 +241,76 @@ class AnomalyDetector:
       )
     return self
 
+  def with_normal_images(
+    self, images: AnyImage | Sequence[AnyImage], tiles: str = ""
+  ) -> AnomalyDetector:
+    """Returns a detector that also compares images with normal ones.
+
+    It shares the backbone with this one.
+
+    Args:
+      images: normal images of one product, see `images.read`; they replace
+        those that this detector has.
+      tiles: parts of them to compare with too, those of the later calls.
+
+    Raises:
+      InputError: there are no images, one cannot be read, or tiles are invalid.
+    """
+    from cops_jax.evaluation.normal_images import hash_images
+
+    images = images if isinstance(images, (list, tuple)) else [images]
+    if not images:
+      raise InputError("no normal images are given to compare images with")
+    decoded = [
+      self.decode(image, f"normal image {number} of {len(images)}", tiles)
+      for number, image in enumerate(images, start=1)
+    ]
+    pixels = np.stack(
+      [part for image in decoded for part in (image.pixels, *image.parts)]
+    )
+    found = copy.copy(self)
+    found._warned = set()
+    found.num_normal_images = len(images)
+    found.normal_images_sha256 = hash_images(pixels)
+    memory = self._remember(self._params[1], pixels)
+    found.trainable = {**self.trainable, **memory}
+    found._params = replicate(found.trainable, self._mesh), self._params[1]
+    return found
+
   @property
   def max_batch_size(self) -> int:
     """Images that are computed at once; larger batches are split."""
     return _MAX_DEVICE_IMAGES * self._mesh.size
 
   @property
+  def prompts(self) -> dict[str, Any]:
+    """The trained prompts, without the memory of normal images."""
+    from cops_jax.evaluation.step import MEMORY
+
+    trainable = self.trainable.items()
+    return {name: tree for name, tree in trainable if name != MEMORY}
+
+  @property
   def prompts_sha256(self) -> str:
     """SHA-256 of the prompts, in hexadecimal."""
     from cops_jax.weights.prompts import hash_prompts
 
-    return hash_prompts(self.trainable)
+    return hash_prompts(self.prompts)
 
   def thresholds_for(self, tiles: str) -> Thresholds | None:
     """Returns the thresholds that were chosen with these tiles, if any were.
 
-    Scores and maps with and without tiles differ. If only other thresholds were
-    chosen, there is one warning.
+    Scores and maps with and without tiles, or normal images, differ. If only
+    other thresholds were chosen, there is one warning.
 
     Args:
       tiles: from `tiles.normalize`.
     """
+    way = tiles, self.normal_images_sha256
     for row in self.thresholds:
-      if row.tiles == tiles:
+      if row.way == way:
         return row
-    reason = thresholds.why_unfit(self.thresholds, tiles)
+    reason = thresholds.why_unfit(self.thresholds, way)
     if reason and tiles not in self._warned:
       self._warned.add(tiles)
       _logger.warning("no verdicts: %s", reason)

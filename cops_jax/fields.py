@@ -318,6 +318,20 @@ FIELDS = {
     low=0,
     high=100,
   ),
+  "evaluation.num_normal_images": Field(
+    0,
+    "Normal images of each category, drawn from the training split, that the"
+    " patches of its other images are compared with; 0 for none.",
+    low=0,
+    high=2**16,
+  ),
+  "evaluation.memory_share": Field(
+    0.5,
+    "Share of the distance to normal images' patches in a patch's score, if"
+    " there are normal images.",
+    low=0,
+    high=1,
+  ),
   "evaluation.tiles": Field(
     "",
     "Rows x columns of overlapping tiles that are scored beside the whole of"

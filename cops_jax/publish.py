@@ -141,7 +141,7 @@ def write_untrained(
   record = Record(detector.config.to_dict(), detector.backbone.sha256)
   contents = {
     CONFIG: record.to_json(),
-    PROMPTS: prompts.to_safetensors(detector.trainable, record),
+    PROMPTS: prompts.to_safetensors(detector.prompts, record),
   }
   return _add(contents, [], out, chosen)
 

@@ -12,6 +12,10 @@ NORMAL, ANOMALY = 0, 1
 
 _TRUNCATE_SIGMAS = 4.0  # Of the Gaussian filter; scipy's default.
 
+# Share of an image's own probability in its score, if a method that scores by
+# that alone has normal images to compare with.
+MEMORY_BETA = 0.5
+
 
 def normalize(x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
   """L2-normalises the last axis."""
@@ -115,15 +119,63 @@ def image_scores(
 
 
 def probabilities(
-  image_logits: Float[Array, "b s=2"], patch_logits: Float[Array, "b f n s=2"]
+  image_logits: Float[Array, "b s=2"],
+  patch_logits: Float[Array, "b f n s=2"],
+  distances: Float[Array, "b n"] | None = None,
+  share: float = 0.5,
 ) -> tuple[Float[Array, "b"], Float[Array, "b n"]]:
-  """Scores of images and patches: their probabilities of anomaly alone.
+  """Returns scores of images and patches: their probabilities of anomaly alone.
 
   Of several feature layers the mean, so that scores stay in [0, 1]. AnomalyCLIP
-  sums over them, which gives all metrics the same.
+  sums over them, which gives all metrics the same. With distances, patches are
+  fused with them, and half of an image's score is that of its highest patch.
   """
   patches = jax.nn.softmax(patch_logits)[..., ANOMALY].mean(axis=1)
-  return jax.nn.softmax(image_logits)[:, ANOMALY], patches
+  if distances is None:
+    return jax.nn.softmax(image_logits)[:, ANOMALY], patches
+  patches = fuse(patches, distances, share)
+  return image_scores(image_logits, patches, MEMORY_BETA), patches
+
+
+def memory_distances(
+  patch_features: Float[Array, "b f n d"], memory: Float[Array, "f m d"]
+) -> Float[Array, "b n"]:
+  """Returns how far each patch is from the nearest one of normal images.
+
+  The mean over feature layers of 1 minus the largest cosine, at most 1 for each
+  layer, so that scores stay in [0, 1]. Cosines of one layer exist at a time.
+
+  Args:
+    patch_features: not normalised.
+    memory: L2-normalised patches of the normal images, see `make_memory`.
+  """
+
+  def of_layer(arrays):
+    patches, rows = arrays
+    cosines = jnp.einsum("bnd,md->bnm", normalize(patches), rows)
+    return jnp.clip(1 - cosines.max(axis=-1), 0, 1)
+
+  layers = patch_features.swapaxes(0, 1), memory
+  return jax.lax.map(of_layer, layers).mean(axis=0)
+
+
+def make_memory(
+  patch_features: Float[Array, "b f n d"],
+) -> Float[Array, "f m d"]:
+  """Returns the memory of normal images: all their patches, L2-normalised."""
+  _, layers, _, width = patch_features.shape
+  return normalize(patch_features).swapaxes(0, 1).reshape(layers, -1, width)
+
+
+def fuse(
+  patch_scores: Float[Array, "b n"],
+  distances: Float[Array, "b n"] | None,
+  share: float,
+) -> Float[Array, "b n"]:
+  """`(1 - share) * scores + share * distances`, or the scores without any."""
+  if distances is None:
+    return patch_scores
+  return (1 - share) * patch_scores + share * distances
 
 
 def upsampling_matrix(

@@ -1,6 +1,6 @@
 """Thresholds that turn scores into verdicts, kept with a run.
 
-A file holds those of several tilings, and of several prompts.
+A file holds those of several tilings, normal images and prompts.
 """
 
 from __future__ import annotations
@@ -78,6 +78,8 @@ class Thresholds:
       that it was chosen by; None if unknown.
     misses: anomalous images that do not, likewise.
     tiles: tiles of these images, see `tiles.normalize`.
+    normal_images_sha256: from `AnomalyDetector` of the normal images that these
+      were compared with.
   """
 
   image: float
@@ -87,6 +89,12 @@ class Thresholds:
   false_alarms: Proportion | None = None
   misses: Proportion | None = None
   tiles: str = ""
+  normal_images_sha256: str = ""
+
+  @property
+  def way(self) -> tuple[str, str]:
+    """How these images were looked at: tiles and SHA-256 of normal images."""
+    return self.tiles, self.normal_images_sha256
 
   @property
   def errors(self) -> dict[str, Proportion]:
@@ -107,30 +115,41 @@ def to_json(rows: Iterable[Thresholds]) -> str:
   return seal({"thresholds": values}, indent=2)
 
 
-def why_unfit(rows: Sequence[Thresholds], tiles: str) -> str:
-  """Returns why no thresholds fit these tiles, if there are any; else "".
+def why_unfit(rows: Sequence[Thresholds], way: tuple[str, str]) -> str:
+  """Returns why no thresholds fit a way to look at images; "" if one does.
 
   Args:
-    rows: thresholds.
-    tiles: from `tiles.normalize`.
+    rows: thresholds; without any the result is "".
+    way: see `Thresholds.way`.
   """
-  chosen = [row.tiles for row in rows]
-  if not chosen or tiles in chosen:
+  chosen = [row.way for row in rows]
+  if not chosen or way in chosen:
     return ""
+  *were, now = _describe([*chosen, way])
+  tiles, images = way
   option = f" --tiles={tiles}" if tiles else ""
+  option += " --normal_images=..." if images else ""
   return (
-    f"the thresholds were chosen {' and '.join(map(_describe_tiles, chosen))},"
-    f" and images are looked at {_describe_tiles(tiles)}; choose others beside"
-    f" them: cops calibrate{option}"
+    f"the thresholds were chosen {' and '.join(were)}, and images are looked at"
+    f" {now}; choose others beside them: cops calibrate{option}"
   )
 
 
-def _describe_tiles(tiles):
-  return f"with tiles {tiles!r}" if tiles else "without tiles"
+def _describe(ways):
+  """Returns ways in words; normal images count only if some way has them."""
+  has_images = any(images for _, images in ways)
+  texts = []
+  for tiles, images in ways:
+    text = f"with tiles {tiles!r}" if tiles else "without tiles"
+    if has_images:
+      name = f" {images[:8]}" if images else ""
+      text += f", {'with' if images else 'without'} normal images{name}"
+    texts.append(text)
+  return texts
 
 
 def read_thresholds(workdir: str | os.PathLike) -> list[Thresholds]:
-  """Returns a run's thresholds, of all tilings; empty if none were chosen.
+  """Returns all of a run's thresholds; empty if none were chosen.
 
   Raises:
     InputError: the file is damaged.
@@ -164,10 +183,10 @@ def _from_values(values):
 def put(
   chosen: Thresholds, rows: Iterable[Thresholds], path: AnyPath
 ) -> tuple[list[Thresholds], str]:
-  """Adds thresholds to those of other tiles and prompts.
+  """Adds thresholds to those of other ways and prompts.
 
   Args:
-    chosen: the new ones. They replace those of the same tiles and prompts.
+    chosen: the new ones. They replace those of the same way and prompts.
     rows: thresholds that were chosen before.
     path: of the file that they are written to.
 
@@ -177,14 +196,11 @@ def put(
   fits = ("", chosen.prompts_sha256)
   kept, replaced = [], []
   for row in rows:
-    is_same = row.tiles == chosen.tiles and row.prompts_sha256 in fits
+    is_same = row.way == chosen.way and row.prompts_sha256 in fits
     (replaced if is_same else kept).append(row)
-  others = [
-    _describe_tiles(row.tiles)
-    if row.prompts_sha256 in fits
-    else "of other prompts"
-    for row in kept
-  ]
+  own = [row.way for row in kept if row.prompts_sha256 in fits]
+  *others, _ = _describe([*own, chosen.way])
+  others += ["of other prompts"] * (len(own) < len(kept))
   return [*kept, chosen], "".join(
     [
       f"kept in {path}",

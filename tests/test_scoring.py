@@ -66,3 +66,27 @@ def test_smoothing_counts_padding(window):
     mode="constant",
   )
   assert_close(actual, want.reshape(patches.shape), 1e-6)
+
+
+def test_fused_scores():
+  """Of a method that scores an image by its probability alone."""
+  rng = np.random.default_rng(0)
+  logits = rng.normal(size=(3, 2)), rng.normal(size=(3, 2, 4, 2))
+  distances = rng.random((3, 4))
+  images, patches = scoring.probabilities(*map(jnp.asarray, logits))
+  found = scoring.probabilities(*map(jnp.asarray, (*logits, distances)), 0.2)
+  assert_close(found[1], 0.8 * patches + 0.2 * distances)
+  assert_close(found[0], 0.5 * images + 0.5 * found[1].max(axis=1))
+
+
+def test_distances_to_a_memory_are_from_0_to_1():
+  rng = np.random.default_rng(0)
+  patches = jnp.asarray(rng.normal(size=(2, 3, 4, 5)), jnp.float32)
+  memory = scoring.make_memory(patches[:1])
+  assert memory.shape == (3, 4, 5)
+  found = scoring.memory_distances(
+    jnp.concatenate([3 * patches, -patches[:1, :, :1].repeat(4, 2)]),
+    memory[:, :1],
+  )
+  assert found.min() == 0 or found.min() < 1e-6
+  assert found[2].max() == 1

@@ -30,9 +30,11 @@ def _load_models(options):
 
   from cops_jax.demo import load_detector
   from cops_jax.detector import AnomalyDetector
+  from cops_jax.images.finding import find_images
   from cops_jax.weights.clip import DEMO_CLIP
 
   models, clip = [], options.clip
+  normal = find_images(options.normal_images)
   for names, load in (
     (options.workdir, AnomalyDetector.from_workdir),
     (options.pretrained, AnomalyDetector.from_pretrained),
@@ -48,6 +50,14 @@ def _load_models(options):
       clip, normal=options.normal, anomalous=options.anomalous
     )
     models.append((detector, "Hand-written prompts"))
+  if normal:
+    models = [
+      (
+        detector.with_normal_images(normal),
+        f"{prompts} and {len(normal)} normal images",
+      )
+      for detector, prompts in models
+    ]
   # Compiles now, so that the first upload does not wait for it.
   models[0][0](np.zeros((8, 8), np.uint8))
   return [
@@ -128,9 +138,8 @@ def _parser():
   parser = make_parser("demo", __doc__)
   repeated = dict(action="append", default=[])
   flags.add(parser, "--workdir", "--pretrained", **repeated)
-  flags.add(
-    parser, "--clip", "--normal", "--anomalous", "--allow_other_backbone"
-  )
+  flags.add(parser, "--clip", "--normal", "--anomalous", "--normal_images")
+  flags.add(parser, "--allow_other_backbone")
   parser.add_argument(
     "--host",
     default="127.0.0.1",

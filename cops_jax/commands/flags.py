@@ -56,6 +56,13 @@ _SHARED = {
   "--allow_other_backbone": dict(
     action="store_true", help="accept other CLIP weights than the run's own"
   ),
+  "--normal_images": dict(
+    action="append",
+    default=[],
+    metavar="PLACE",
+    help="compare images with a few normal ones of the same product: a file,"
+    " folder or pattern; may be repeated; needs no training",
+  ),
   "--tiles": dict(
     default="",
     help='look at overlapping tiles too, for small defects: "auto" for as many'
@@ -95,28 +102,46 @@ def add_prompts(parser: argparse.ArgumentParser) -> None:
   """Adds the flags that name a detector; exactly one of them is required."""
   group = parser.add_mutually_exclusive_group(required=True)
   add(group, "--workdir", "--pretrained", "--clip")
-  add(parser, "--allow_other_backbone")
+  add(parser, "--allow_other_backbone", "--normal_images")
 
 
 def open_detector(options: argparse.Namespace) -> AnomalyDetector:
   """Returns the detector that --workdir, --pretrained or --clip names.
 
+  It reads images, and compares them with normal ones, as the other flags say.
+
+  Args:
+    options: of the command; normal_images become the files in these places.
+
   Raises:
-    InputError: it cannot be loaded.
+    InputError: it cannot be loaded, or a normal image cannot be found or read.
   """
   from cops_jax.detector import AnomalyDetector
+  from cops_jax.images.finding import find_images
 
+  values = vars(options)  # Only some commands have these flags.
+  options.normal_images = find_images(options.normal_images)
   if options.pretrained:
-    return AnomalyDetector.from_pretrained(
+    detector = AnomalyDetector.from_pretrained(
       options.pretrained, allow_other_backbone=options.allow_other_backbone
     )
-  if options.workdir:
-    return AnomalyDetector.from_workdir(
+  elif options.workdir:
+    detector = AnomalyDetector.from_workdir(
       options.workdir, allow_other_backbone=options.allow_other_backbone
     )
-  return AnomalyDetector.from_clip(
-    options.clip, normal=options.normal, anomalous=options.anomalous
-  )
+  else:
+    detector = AnomalyDetector.from_clip(
+      options.clip, normal=options.normal, anomalous=options.anomalous
+    )
+  if megapixels := values.get("max_megapixels"):
+    detector.reading["max_pixels"] = int(megapixels * 1e6)
+  if bits := values.get("bits_per_channel"):
+    detector.reading["bits_per_channel"] = bits
+  if options.normal_images:
+    detector = detector.with_normal_images(
+      options.normal_images, values.get("tiles", "")
+    )
+  return detector
 
 
 def require_clip_for_texts(

@@ -29,6 +29,7 @@ from __future__ import annotations
 import argparse
 import collections
 import logging
+import os
 import sys
 from collections.abc import Sequence
 
@@ -84,6 +85,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
   skipped = collections.Counter()
   paths = find_images(options.images, options.out, skipped)
   detector = flags.open_detector(options)
+  same = set(map(os.path.realpath, options.normal_images))
+  if number := sum(os.path.realpath(path) in same for path in paths):
+    _logger.info(
+      "%d of these images are among the normal ones that they are compared"
+      " with, so their scores are low",
+      number,
+    )
   if not detector.thresholds:
     prompts = next(
       f"--{name}={getattr(options, name)}"
@@ -92,15 +100,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     _logger.info(
       "no verdicts, as no thresholds were chosen for these prompts; choose"
-      " them: cops calibrate %s --normal GOOD%s%s",
+      " them: cops calibrate %s --normal GOOD%s%s%s",
       prompts,
+      " --normal_images=..." if same else "",
       f" --tiles={tiles}" if tiles else "",
       " --out=FOLDER, and the same texts" if options.clip else "",
     )
-  if options.max_megapixels:
-    detector.reading["max_pixels"] = int(options.max_megapixels * 1e6)
-  if options.bits_per_channel:
-    detector.reading["bits_per_channel"] = options.bits_per_channel
   rows = predict_files(
     detector, paths, options.out, options.save_maps, tiles, skipped
   )

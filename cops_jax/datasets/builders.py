@@ -219,7 +219,7 @@ def _png(array: np.ndarray) -> bytes:
 
 
 class _Demo(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-  """A `test` split of normal and defective images of some categories."""
+  """Normal and defective images of some categories, most in a `test` split."""
 
   VERSION = tfds.core.Version("1.0.0")
 
@@ -227,6 +227,7 @@ class _Demo(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   anomaly_kinds: Sequence[str]
   num_normal: int  # Images of a category.
   num_of_each_kind: int  # Images of a category and an anomaly kind.
+  num_train: int = 0  # Normal images of a category in a `train` split.
 
   def _info(self) -> DatasetInfo:
     return DatasetInfo(
@@ -239,15 +240,21 @@ class _Demo(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     )
 
   def _split_generators(self, dl_manager) -> dict[str, Any]:
-    return {"test": self._generate_examples()}
-
-  def _generate_examples(self) -> Iterator[tuple[str, dict[str, Any]]]:
     numbers = {"good": self.num_normal}
     numbers |= dict.fromkeys(self.anomaly_kinds, self.num_of_each_kind)
+    splits = {"test": self._generate_examples("test", numbers)}
+    if self.num_train:
+      numbers = {"good": self.num_train}
+      splits["train"] = self._generate_examples("train", numbers)
+    return splits
+
+  def _generate_examples(
+    self, split: str, numbers: Mapping[str, int]
+  ) -> Iterator[tuple[str, dict[str, Any]]]:
     for category in self.categories:
       for kind, number in numbers.items():
         for index in range(number):
-          example_id = f"{category}/test/{kind}/{index:03}"
+          example_id = f"{category}/{split}/{kind}/{index:03}"
           seed = zlib.crc32(f"{self.name}/{example_id}".encode())
           image, mask = generated.generate(
             category,
@@ -281,13 +288,19 @@ class DemoAuxiliary(_Demo):
 
 
 class DemoUnseen(_Demo):
-  """Six categories never seen in any training, and five more defect kinds."""
+  """Six categories never seen in any training, and five more defect kinds.
+
+  The split train has normal images alone, to compare others with.
+  """
+
+  VERSION = tfds.core.Version("1.1.0")
 
   name = "demo_unseen"
   categories = generated.EVALUATION_CATEGORIES
   anomaly_kinds = tuple(generated.DEFECTS)
   num_normal = 51
   num_of_each_kind = 3
+  num_train = 8
 
 
 # Each registers itself with TFDS under its name.

@@ -193,7 +193,9 @@ class _Server:
         "model": number,
         "is_toy": detector.config.backbone.weights == DEMO_CLIP,
         "thresholds": chosen and dataclasses.asdict(chosen),
-        "unfit": thresholds.why_unfit(rows, tiles),
+        "unfit": thresholds.why_unfit(
+          rows, (tiles, detector.normal_images_sha256)
+        ),
         "limits": dataclasses.asdict(self._limits),
         "examples": {
           name: "anomaly" if defect else "normal"

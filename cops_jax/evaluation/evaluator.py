@@ -14,6 +14,7 @@ from jax.sharding import Mesh, Sharding
 
 from cops_jax.errors import InputError
 from cops_jax.evaluation.findings import Findings
+from cops_jax.evaluation.normal_images import NormalImages, make_memory_step
 from cops_jax.evaluation.results import DatasetResult, Picture
 from cops_jax.evaluation.step import STEP_FIELDS, make_predict_step
 from cops_jax.images import read, tiles
@@ -67,6 +68,7 @@ class Evaluator:
     self._config, self._model, self._clip = config, model, backbone
     self._mesh = mesh
     self._step = make_predict_step(model, mesh, shardings)
+    self._remember = make_memory_step(model, mesh, shardings)
     self._options = pipeline.make_options(
       *(config, backbone, mesh),
       settings.batch_size or default_batch_size(mesh),
@@ -81,6 +83,7 @@ class Evaluator:
     examples: Sequence[Mapping[str, Any]],
     num_pictures: int = 0,
     maps_folder: AnyPath | None = None,
+    normal: NormalImages | None = None,
   ) -> DatasetResult:
     """Scores every example of a data set once and computes the metrics.
 
@@ -90,6 +93,8 @@ class Evaluator:
       num_pictures: of each kind, see `results.Picture`.
       maps_folder: receives the anomaly maps, see `maps.MapWriter`; None for no
         maps.
+      normal: images that each category's are compared with, see
+        `normal_images.draw`; None for none.
 
     Raises:
       InputError: an image cannot be read, its score is not finite, or the
@@ -99,14 +104,15 @@ class Evaluator:
     found, errors = Findings(self._config.evaluation.pixel_metrics), []
     score = functools.partial(
       self._score,
-      (trainable, backbone_params),
+      functools.partial(self._params, trainable, backbone_params, normal),
       self._open_features(examples, found.skipped),
       self._find_texts(examples),
-      found.skipped,
-      errors,
+      *(found.skipped, errors, examples),
     )
+    order = functools.partial(self._order, normal)
+    everything = order(range(len(examples)))
     with collect(errors), MapWriter(maps_folder) as maps:
-      for row in score(examples, f"evaluating {examples.name}"):
+      for row in score(everything, f"evaluating {examples.name}"):
         with collect(errors):
           image = found.add(row, examples.name)
           maps.write(image.category, image.path, row["anomaly_map"])
@@ -124,16 +130,24 @@ class Evaluator:
       raise InputError(f"no image of {examples.name!r} can be read")
     categories = found.categories()
     chosen = found.choose(categories, num_pictures)
-    pictures = self._draw(score, examples, found, categories, chosen, errors)
+    ranges, drawn = found.ranges(), {}
+    if chosen:
+      rows = score(order({row.index: None for _, row in chosen}))
+      drawn = self._draw(rows, examples, ranges, categories, errors)
     return DatasetResult(
       categories,
       sorted(
         (scored.image for scored in found.images),
         key=lambda image: (image.category, image.path),
       ),
-      pictures,
+      [
+        Picture(kind, row.image, drawn[row.index], *ranges[row.image.category])
+        for kind, row in chosen
+        if row.index in drawn
+      ],
       found.skipped,
       notes=count_notes(found.notes),
+      normal_images=normal.paths if normal else {},
       seconds=time.monotonic() - began,
       peak_memory_bytes=peak_memory_bytes(),
     )
@@ -158,17 +172,53 @@ class Evaluator:
     categories = sorted({example["category"] for example in examples})
     return self._model.category_text_features(self._clip, categories)
 
+  def _order(self, normal, indices):
+    """Returns indices as they are or, with normal images, by category.
+
+    Every batch is then of one category: its last one is filled with None.
+    """
+    groups = {}
+    for index in indices:
+      category = normal.categories[index] if normal else ""
+      groups.setdefault(category, []).append(index)
+    size = self._options.batch_size if normal else 1
+    return [
+      index
+      for _, group in sorted(groups.items())
+      for index in (*group, *[None] * (-len(group) % size))
+    ]
+
+  def _params(self, trainable, backbone_params, normal, indices):
+    """Yields the parameters of each step, by the first index of its batch."""
+    category = None
+    for index in indices[:: self._options.batch_size]:
+      if normal and normal.categories[index] != category:
+        category = normal.categories[index]
+        images = normal.pixels[category]
+        memory = self._remember(backbone_params, images)
+        trainable = {**trainable, **memory}
+      for _ in range(1 + self._options.num_tiles):
+        yield trainable, backbone_params
+
   def _score(
-    self, params, features, texts, skipped, errors, examples, message=""
+    self,
+    make_params,
+    features,
+    texts,
+    skipped,
+    errors,
+    examples,
+    indices,
+    message="",
   ):
     """Yields the rows of this process, with their scores and maps."""
-    options = self._options
+    options, params = self._options, make_params(indices)
     may_skip = self._config.input.unreadable_files == "skip"
     progress = Progress(len(examples), "images")
-    steps = options.one_pass(len(examples))
+    steps = options.one_pass(len(indices))
     batches = pipeline.keep_pace(
       pipeline.iterate_batches(
-        examples,
+        pipeline.Subset(examples, indices),
         options,
         steps,
         skipped=skipped if may_skip else None,
@@ -183,44 +233,43 @@ class Evaluator:
         rows = [texts.get(str(name), default) for name in batch["category"]]
         batch = {**batch, "text_features": np.stack(rows)}
       batch = shard_batch(batch, self._mesh, STEP_FIELDS)
-      return local_rows(self._step(*params, batch), self._mesh)
+      return local_rows(self._step(*next(params), batch), self._mesh)
 
     found = run_ahead(_with_tiles(batches, options.num_tiles), start)
     for step, (batch, whole) in enumerate(found, start=1):
       parts = [part for _, part in itertools.islice(found, options.num_tiles)]
       for place in np.flatnonzero(batch["padding_mask"]):
         row = {field: values[place] for field, values in batch.items()}
+        row["index"] = indices[row["index"]]
         yield row | _join([whole, *parts], place, options.tile_grid)
       if message:
         done = min(step * options.batch_size, len(examples))
         progress.update(done, message)
 
-  def _draw(self, score, examples, found, categories, chosen, errors):
-    """Scores the chosen images again, as no maps are kept, and draws them."""
-    if not chosen:
-      return []
-    ranges, pictures = found.ranges(), []
-    subset = pipeline.Subset(examples, [image.index for _, image in chosen])
+  def _draw(self, rows, examples, ranges, categories, errors):
+    """Draws images that were scored again, as no maps are kept, by index."""
+    drawn = {}
     with collect(errors):
-      for row in score(subset):
+      for row in rows:
         with collect(errors):
-          place = int(row["index"])
-          kind, (image, *_) = chosen[place]
-          low, high = ranges[image.category]
+          index, category = row["index"], str(row["category"])
+          low, high = ranges[category]
           # Cached features have no images.
-          shown = read(subset[place]["image"], **self._options.reading)
-          drawn = picture_tiles(
+          shown = read(examples[index]["image"], **self._options.reading)
+          drawn[index] = picture_tiles(
             shown.resize(self._options.image_size),
             row["mask"] if row["has_mask"] else None,
             row["anomaly_map"],
             low=low,
             high=high,
-            threshold=categories[image.category].pixel_threshold,
+            threshold=categories[category].pixel_threshold,
           )
-          pictures.append((place, Picture(kind, image, drawn, low, high)))
     agree(errors)
-    rows = itertools.chain.from_iterable(gather_objects(pictures))
-    return [picture for _, picture in sorted(rows, key=lambda row: row[0])]
+    return {
+      index: tiles
+      for part in gather_objects(drawn)
+      for index, tiles in part.items()
+    }
 
 
 def _with_tiles(batches, num_tiles):

@@ -57,10 +57,12 @@ class KeptResult:
       workdir: of the run.
       examples: from `cops_jax.datasets.load`.
       fingerprint: of the examples.
-      provenance: see `results.Evaluated`.
+      provenance: see `results.Evaluated`; and the SHA-256 of the normal images
+        that this data set's are compared with.
       save_maps: whether the anomaly maps are kept too.
     """
     names = ("version", "prompts_sha256", "backbone_sha256")
+    names = (*names, "normal_images_sha256")
     config = complete(provenance["config"])
     key = {name: provenance[name] for name in names} | {
       "config": {

@@ -14,6 +14,7 @@ import jax
 
 from cops_jax import __version__, methods
 from cops_jax.errors import InputError, WriteError
+from cops_jax.evaluation import normal_images
 from cops_jax.evaluation.evaluator import Evaluator
 from cops_jax.evaluation.kept import KeptResult
 from cops_jax.evaluation.results import DatasetResult, Evaluated
@@ -112,7 +113,7 @@ def evaluate(
             f"another data set is called {examples.name!r} too; give their"
             " folders different names"
           )
-        found[examples.name] = run.evaluate(examples, workdir, save_maps)
+        found[examples.name] = run.evaluate(name, examples, workdir, save_maps)
       except InputError as error:
         failed[name] = str(error)
         _logger.error("%s failed: %s", name, error)
@@ -204,13 +205,17 @@ class _Run:
     params = replicate(trainable, mesh), backbone_params
     return cls(config, evaluator, params, provenance)
 
-  def evaluate(self, examples, workdir: AnyPath, save_maps) -> DatasetResult:
+  def evaluate(
+    self, name, examples, workdir: AnyPath, save_maps
+  ) -> DatasetResult:
     """Returns the data set's kept result, or a new one."""
     fingerprint = examples.fingerprint()
     require_same(describe_data(examples, fingerprint))
-    kept = KeptResult(
-      workdir, examples, fingerprint, self.provenance, save_maps
-    )
+    normal = normal_images.draw(self.config, name, examples)
+    provenance = self.provenance | {
+      "normal_images_sha256": normal.sha256 if normal else ""
+    }
+    kept = KeptResult(workdir, examples, fingerprint, provenance, save_maps)
     result = kept.read()
     if result is None:
       result = self.evaluator.run(
@@ -218,6 +223,7 @@ class _Run:
         examples,
         num_pictures=self.config.evaluation.num_pictures,
         maps_folder=kept.maps_folder,
+        normal=normal,
       )
       result = _describe_data(result, examples, fingerprint)
       kept.write(result)

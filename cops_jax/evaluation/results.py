@@ -78,6 +78,8 @@ class DatasetResult:
     data_sha256: fingerprint of the data's contents.
     notes: on the data: omissions, guesses and differences from the published
       ones.
+    normal_images: paths of the images that each category's were compared
+      with, by category; empty for none.
     is_published: whether the data are one of the published data sets
       with the known numbers of images. Only these are compared with the paper.
     seconds: duration of the evaluation, compilation included.
@@ -91,6 +93,9 @@ class DatasetResult:
   identity: str = ""
   data_sha256: str = ""
   notes: Sequence[str] = ()
+  normal_images: Mapping[str, Sequence[str]] = dataclasses.field(
+    default_factory=dict
+  )
   is_published: bool = False
   seconds: float = math.nan
   peak_memory_bytes: int = 0

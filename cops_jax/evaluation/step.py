@@ -19,6 +19,9 @@ from cops_jax.backbones.features import (
 from cops_jax.backbones.vision import sizes_of
 from cops_jax.runtime.mesh import jit_step
 
+# The subtree, beside trained ones, of normal images' patches.
+MEMORY = "memory"
+
 # Fields of a batch that the step reads.
 STEP_FIELDS = (*ENCODE_FIELDS, "text_features")
 
@@ -31,7 +34,8 @@ def detect_anomalies(
   """Returns scores and maps of a batch.
 
   Args:
-    model, variables: a method's.
+    model, variables: a method's. Patches of normal images may be under
+      "memory", see `normal_images.make_memory_step`.
     batch: the inputs of `encode_batch`.
 
   Returns:
@@ -41,6 +45,10 @@ def detect_anomalies(
   features = encode_batch(model, backbone_params, batch)
   patch_size = sizes_of(model.backbone.config).patch_size
   image_size = round(features[1].shape[2] ** 0.5) * patch_size
+  if MEMORY in variables["params"]:
+    memory = variables["params"][MEMORY]["patches"]
+    distances = scoring.memory_distances(features[1], memory)
+    batch = {**batch, "memory_distances": distances}
   image_scores, patch_scores = model.apply(
     variables, features, batch, method="score"
   )

@@ -92,6 +92,7 @@ def export(detector: AnomalyDetector, out: str | os.PathLike) -> dict[str, Any]:
     "bits_per_channel": detector.reading["bits_per_channel"],
     "exported_on": datetime.date.today().isoformat(),
     "backbone_sha256": detector.backbone.sha256,
+    "num_normal_images": detector.num_normal_images,
     "thresholds": thresholds and dataclasses.asdict(thresholds),
   }
   if out.suffix == ".onnx":

@@ -166,12 +166,14 @@ class _RowLoader:
     return self._load(place, step)
 
   def _load(self, place: int, step: int) -> dict[str, Any]:
-    options, example = self.options, self.examples[place]
+    options, index = self.options, place
     features, failures = None, []
+    if isinstance(self.examples, Subset):
+      index = self.examples.indices[place]
+    if index is None:
+      return self._padding()
+    example = self.examples[place]
     if self.features is not None:
-      index = place
-      if isinstance(self.examples, Subset):
-        index = self.examples.indices[place]
       features = self.features.find(index)
     try:
       if features is None:
@@ -248,17 +250,18 @@ class Subset(Sequence):
   """Some of a data set's examples; can be passed to worker processes.
 
   Attributes:
-    indices: their positions in the data set.
+    indices: their positions in the data set; None stands for padding.
   """
 
-  def __init__(self, examples: Sequence, indices: Sequence[int]):
+  def __init__(self, examples: Sequence, indices: Sequence[int | None]):
     self._examples, self.indices = examples, indices
 
   def __len__(self) -> int:
     return len(self.indices)
 
   def __getitem__(self, index: int) -> Mapping[str, Any]:
-    return self._examples[self.indices[index]]
+    place = self.indices[index]
+    return _NO_EXAMPLE if place is None else self._examples[place]
 
 
 def iterate_batches(

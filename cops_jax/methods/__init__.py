@@ -91,7 +91,11 @@ class Model(Protocol):
   def score(
     self, features: tuple[Array, Array], batch: Mapping[str, Array]
   ) -> tuple[Array, Array]:
-    """Returns scores of images (b,) and of their patches (b, n), in [0, 1]."""
+    """Returns scores of images (b,) and of their patches (b, n), in [0, 1].
+
+    With normal images to compare with, the batch has memory_distances (b, n),
+    for `scoring.fuse`.
+    """
 
 
 def names() -> tuple[str, ...]:

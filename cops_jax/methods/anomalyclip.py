@@ -152,7 +152,11 @@ class AnomalyCLIP(nn.Module):
     batch: Mapping[str, jax.Array],
   ) -> tuple[Float[Array, "b"], Float[Array, "b n"]]:
     """Returns scores of images and patches; see `methods.Model`."""
-    return scoring.probabilities(*self(*features))
+    return scoring.probabilities(
+      *self(*features),
+      batch.get("memory_distances"),
+      self.config.evaluation.memory_share,
+    )
 
 
 def build_model(config: Any, tower: CLIP, backbone: Any) -> AnomalyCLIP:

@@ -389,6 +389,9 @@ class CoPS(nn.Module):
       outputs.distances if settings.distance_weighting else None,
       settings.alpha,
     )
+    patch_scores = scoring.fuse(
+      patch_scores, batch.get("memory_distances"), settings.memory_share
+    )
     image_scores = scoring.image_scores(
       outputs.image_logits, patch_scores, settings.beta
     )

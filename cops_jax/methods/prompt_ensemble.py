@@ -152,7 +152,9 @@ class PromptEnsemble(nn.Module):
     text_features = batch.get("text_features", text_features)
     temperature = self.config.model.temperature
     return scoring.probabilities(
-      *scoring.text_logits(*features, text_features, temperature)
+      *scoring.text_logits(*features, text_features, temperature),
+      batch.get("memory_distances"),
+      self.config.evaluation.memory_share,
     )
 
 

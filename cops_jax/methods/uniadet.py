@@ -131,15 +131,20 @@ class UniADet(nn.Module):
     """Returns scores of images and patches; see `methods.Model`.
 
     The image score is the mean over layers of `beta * image probability +
-    (1 - beta) * largest patch probability`.
+    (1 - beta) * largest patch probability`. With normal images it is `beta *
+    mean image probability + (1 - beta) * largest fused patch score`.
     """
     beta = self.config.evaluation.beta
     image, patches = (
       jax.nn.softmax(logits)[..., ANOMALY] for logits in self(*features)
     )
-    largest = patches.max(axis=-1)  # b f
+    largest, patches = patches.max(axis=-1), patches.mean(axis=1)
+    if "memory_distances" in batch:
+      share = self.config.evaluation.memory_share
+      patches = scoring.fuse(patches, batch["memory_distances"], share)
+      largest = patches.max(axis=-1, keepdims=True)
     image_scores = (beta * image + (1 - beta) * largest).mean(axis=1)
-    return image_scores, patches.mean(axis=1)
+    return image_scores, patches
 
 
 def build_model(config: Any, tower: nn.Module, backbone: Any) -> UniADet:

@@ -76,11 +76,11 @@ def paper_results(config: Mapping[str, Any]) -> dict[str, dict[str, float]]:
   """Returns a paper's metrics by data set, in [0, 1].
 
   Args:
-    config: nested dictionaries. A method without a paper has no results;
-      UniADet's depend on the backbone and the number of normal images.
+    config: nested dictionaries. A method without a paper has no results, and
+      with normal images only UniADet has; its depend on the backbone too.
   """
   method = config["method"]
-  percent = _PERCENT.get(method, {})
+  percent = {} if num_normal_images(config) else _PERCENT.get(method, {})
   if method == "uniadet":
     values = _UNIADET_PERCENT.get(_uniadet_key(config), ())
     percent = dict(zip(_UNIADET_DATASETS, values, strict=False))
@@ -109,5 +109,9 @@ def reproduced_results(config: Mapping[str, Any], name: str) -> str:
 
 
 def _uniadet_key(config):
-  number = config["evaluation"].get("num_normal_images", 0)
-  return config["backbone"]["kind"], number
+  return config["backbone"]["kind"], num_normal_images(config)
+
+
+def num_normal_images(config: Mapping[str, Any]) -> int:
+  """Returns the number of normal images in a recorded config."""
+  return config.get("evaluation", {}).get("num_normal_images", 0)

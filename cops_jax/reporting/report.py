@@ -21,8 +21,17 @@ from cops_jax.images.drawing import LINE_COLOR, TILE_PIXELS, heat_colors
 from cops_jax.metrics import METRICS
 from cops_jax.paths import AnyPath, readable, to_path
 from cops_jax.reporting.charts import draw_charts
-from cops_jax.reporting.papers import paper_results, reproduced_results
-from cops_jax.reporting.tables import domains, percent, write_results
+from cops_jax.reporting.papers import (
+  num_normal_images,
+  paper_results,
+  reproduced_results,
+)
+from cops_jax.reporting.tables import (
+  describe_normal_images,
+  domains,
+  percent,
+  write_results,
+)
 from cops_jax.scoring import ANOMALY
 from cops_jax.tables import group_by_reason, shorten_list
 from cops_jax.weights.clip import DEMO_CLIP
@@ -73,7 +82,7 @@ def write_report(workdir: AnyPath, evaluated: Evaluated) -> AnyPath:
   }
   text = render_page(
     "report.html.jinja",
-    title=f"{methods.find(method).TITLE}: zero-shot anomaly detection",
+    title=f"{methods.find(method).TITLE}: {_describe_task(config)}",
     summary=_summarize(results),
     provenance=provenance,
     method=method,
@@ -95,6 +104,7 @@ def write_report(workdir: AnyPath, evaluated: Evaluated) -> AnyPath:
     verdict=_verdict,
     place=_place,
     notes=lambda result: [*_reasons(result), *shorten_list(result.notes)],
+    normal_images=describe_normal_images,
     draw_charts=draw_charts,
     tile_pixels=TILE_PIXELS,
     not_evaluated=group_by_reason({**evaluated.skipped, **evaluated.failed}),
@@ -143,6 +153,13 @@ def make_environment() -> Any:
     "n/a" if math.isnan(value) else f"{value:.3f}"
   )
   return environment
+
+
+def _describe_task(config):
+  number = num_normal_images(config)
+  if not number:
+    return "zero-shot anomaly detection"
+  return f"anomaly detection with {number} normal images of each category"
 
 
 def _summarize(results):

@@ -69,8 +69,18 @@ def format_table(results: Mapping[str, DatasetResult]) -> str:
         f"{name}: pixel metrics are over {result.num_masks} masks of"
         f" {sum(image.label for image in result.images)} anomalous images"
       )
-    texts += [f"{name}: {note}" for note in shorten_list(result.notes)]
+    for notes in (describe_normal_images(result), result.notes):
+      texts += [f"{name}: {note}" for note in shorten_list(notes)]
   return "\n".join(texts)
+
+
+def describe_normal_images(result: DatasetResult) -> list[str]:
+  """Returns which normal images each category was compared with, in lines."""
+  return [
+    f"{category} was compared with {len(paths)} normal images:"
+    f" {', '.join(paths)}"
+    for category, paths in result.normal_images.items()
+  ]
 
 
 def results_json(evaluated: Evaluated) -> dict[str, Any]:
@@ -92,6 +102,7 @@ def results_json(evaluated: Evaluated) -> dict[str, Any]:
       "identity": result.identity,
       "data_sha256": result.data_sha256,
       "notes": result.notes,
+      "normal_images": result.normal_images,
       "is_published": result.is_published,
       "num_images": len(result.images),
       "num_anomalous_images": sum(image.label for image in result.images),

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from cops_jax import methods
 from cops_jax.errors import InputError
+from cops_jax.evaluation import normal_images
 from cops_jax.evaluation.evaluator import Evaluator
 from cops_jax.files import find_files, read_file, to_json, write_file
 from cops_jax.inputs import describe_data, load_examples, pipeline
@@ -367,13 +368,17 @@ def _make_evaluate(config, backbone, model, backbone_params, shardings):
     )
     for data in examples:
       require_same(describe_data(data, data.fingerprint()))
+  normal = [
+    normal_images.draw(config, *row)
+    for row in zip(config.evaluation.datasets, examples, strict=False)
+  ]
 
   def evaluate(params):
     means = {
       f"{data.name}/{metric}": value
-      for data in examples
+      for data, images in zip(examples, normal, strict=True)
       for metric, value in evaluator.run(
-        params, backbone_params, data
+        params, backbone_params, data, normal=images
       ).mean.items()
     }
     return {

@@ -23,7 +23,13 @@ def test_unknown_names_are_refused(data_dir):
   ):
     datasets.load("mvtec", "test")
   with pytest.raises(InputError, match="no split 'train'; it has: test"):
-    datasets.load("demo_unseen", "train", data_dir)
+    datasets.load("demo_auxiliary", "train", data_dir)
+
+
+def test_normal_images_for_training(data_dir):
+  normal = datasets.load("demo_unseen", "train", data_dir)
+  kinds = collections.Counter(normal.categories_and_labels())
+  assert kinds == {(name, 0): 8 for name in generated.EVALUATION_CATEGORIES}
 
 
 def test_examples_are_complete(unseen):

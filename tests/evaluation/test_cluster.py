@@ -20,6 +20,7 @@ def read_maps(folder):
 def test_two_processes_find_what_one_finds(trained, tmp_path):
   """Seven images in threes: batches, and the last one, are not full."""
   data = write_folder(tmp_path / "plates", 7)
+  shutil.copytree(tmp_path / "plates/test/good", tmp_path / "plates/train/good")
   tables, results, maps = [], [], []
   for num_processes in (1, 2):
     workdir = tmp_path / str(num_processes)
@@ -29,6 +30,7 @@ def test_two_processes_find_what_one_finds(trained, tmp_path):
       *(f"--workdir={workdir}", f"--datasets={data}"),
       *("--config.evaluation.batch_size=3", "--save_maps"),
       "--config.evaluation.tiles=1x2",
+      "--config.evaluation.num_normal_images=3",
     )
     codes, logs = end_cluster(cluster)
     assert codes == num_processes * [0], logs
@@ -40,7 +42,7 @@ def test_two_processes_find_what_one_finds(trained, tmp_path):
   assert len(tables[0].splitlines()) == 1 + 7
   # Pixels and pictures of both processes count.
   assert not np.isnan(results[0]["categories"]["plates"]["metrics"]["pixel_ap"])
-  for field in ("categories", "images"):
+  for field in ("categories", "images", "normal_images"):
     assert results[1][field] == results[0][field]
   shown = [
     [(picture["kind"], picture["image"]["path"]) for picture in one["pictures"]]

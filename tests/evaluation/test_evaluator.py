@@ -10,7 +10,7 @@ import pytest
 from cops_jax import datasets, metrics, scoring
 from cops_jax.detector import AnomalyDetector
 from cops_jax.errors import InputError
-from cops_jax.evaluation import findings, results
+from cops_jax.evaluation import findings, normal_images, results
 from cops_jax.evaluation.evaluator import Evaluator
 from cops_jax.images.masks import read_mask
 from cops_jax.inputs.pipeline import Subset
@@ -53,10 +53,18 @@ def evaluate(clip_folder, data_dir):
     trainable = model.init_trainable(jax.random.key(0))
     return evaluator, *replicate((trainable, backbone.params), mesh)
 
-  def run(examples, num_devices=8, seed=0, scale=1.0, maps=None, **settings):
+  def run(
+    examples,
+    num_devices=8,
+    seed=0,
+    scale=1.0,
+    maps=None,
+    normal=None,
+    **settings,
+  ):
     evaluator, trainable, backbone_params = make(num_devices, seed, **settings)
     trainable = jax.tree.map(lambda leaf: scale * leaf, trainable)
-    return evaluator.run(trainable, backbone_params, examples, 2, maps)
+    return evaluator.run(trainable, backbone_params, examples, 2, maps, normal)
 
   return run
 
@@ -132,17 +140,25 @@ def test_every_example_is_scored_once(examples, base):
     assert picture.image == image
 
 
-def test_scores_and_maps_are_the_detectors(clip_folder, data_dir, tmp_path):
-  """Tiles are used, and the same pixels score the same under any name."""
+def test_scores_and_maps_are_the_detectors(
+  clip_folder, data_dir, tmp_path, monkeypatch
+):
+  """With tiles, under any name, and with each category's normal images."""
   root = tmp_path / "plates"
   write_folder(root / "one", 3)
   for index, path in enumerate(sorted(root.glob("one/test/*/*.png"))):
     make_image(index, *((48, 48) if index else (130, 80))).save(path)
-  shutil.copytree(root / "one", root / "two")
+  for name in ("two", "three"):
+    shutil.copytree(root / "one", root / name)
   (root / "two/test/good/02.png").rename(root / "two/test/good/other.png")
+  for name, seed in (("one", 10), ("two", 10), ("three", 20)):
+    folder = root / name / "train" / "good"
+    folder.mkdir(parents=True)
+    for number in range(2):
+      make_image(seed + number).save(folder / f"{number}.png")
   examples = datasets.load(f"folder:{root}", "test", None)
   config = make_config(clip_folder, data_dir)
-  config.evaluation.tiles = "2x3"
+  config.evaluation.update(tiles="2x3", num_normal_images=2)
   backbone = load_clip(str(clip_folder))
   model, mesh = build_model(config, backbone), make_mesh()
   trainable = model.init_trainable(jax.random.key(0))
@@ -150,18 +166,71 @@ def test_scores_and_maps_are_the_detectors(clip_folder, data_dir, tmp_path):
     config, model, backbone, mesh, replicated_sharding(mesh)
   )
   params = replicate((trainable, backbone.params), mesh)
-  result = evaluator.run(*params, examples, maps_folder=tmp_path / "maps")
-  detector = AnomalyDetector(config, trainable, backbone)
+  shown = []
+
+  def draw(image, mask, anomaly_map, **_):
+    shown.append(anomaly_map)
+    return {"map": str(len(shown) - 1)}
+
+  monkeypatch.setattr("cops_jax.evaluation.evaluator.picture_tiles", draw)
+  normal = normal_images.draw(config, f"folder:{root}", examples)
+  maps_folder = tmp_path / "maps"
+  result = evaluator.run(*params, examples, 9, maps_folder, normal)
+  plain = AnomalyDetector(config, trainable, backbone)
+  detectors = {
+    name: plain.with_normal_images([root / path for path in paths], "2x3")
+    for name, paths in result.normal_images.items()
+  }
+  drawn = {
+    picture.image.path: shown[int(picture.tiles["map"])]
+    for picture in result.pictures
+  }
+  assert len(drawn) == len(result.images) == 9
   for image in result.images:
-    found = detector(root / image.path, tiles="2x3")
+    found = detectors[image.category](root / image.path, tiles="2x3")
     assert image.image_score == pytest.approx(found.image_score, abs=1e-6)
     if found.anomaly_map.shape == (48, 48):
-      with np.load(tmp_path / "maps" / f"{image.category}.npz") as maps:
+      with np.load(maps_folder / f"{image.category}.npz") as maps:
         saved = maps[image.path]  # float16
       np.testing.assert_allclose(saved, found.anomaly_map, atol=1e-3)
-  one, two = np.split(scores(result), 2)
+      np.testing.assert_allclose(
+        drawn[image.path], found.anomaly_map, atol=1e-6
+      )
+  one, three, two = np.split(scores(result), 3)
   np.testing.assert_allclose(one, two, atol=1e-6)
-  assert len(set(one)) == 3
+  assert len({*one, *three}) == 6
+
+
+def test_normal_images_are_drawn_by_seed_and_name(
+  evaluate, unseen, data_dir, clip_folder
+):
+  """In any order of examples and for any batches; and few are an error."""
+  config = make_config(clip_folder, data_dir)
+  config.evaluation.num_normal_images = 2
+
+  def draw(examples):
+    return normal_images.draw(config, "demo_unseen", examples)
+
+  class Listed(Chosen):
+    categories_and_labels = datasets.schema.Examples.categories_and_labels
+
+  indices = range(0, 612, 80)
+  drawn = draw(Listed(unseen, indices))
+  again = draw(Listed(unseen, indices[::-1]))
+  assert again.paths == drawn.paths and again.sha256 == drawn.sha256
+  assert drawn.pixels["biscuit"].shape == (2, 48, 48, 3)
+  assert all("/train/good/" in path for path in drawn.paths["biscuit"])
+  want = evaluate(Listed(unseen, indices), batch_size=3, normal=drawn)
+  got = evaluate(Listed(unseen, indices[::-1]), batch_size=8, normal=again)
+  assert [row.path for row in got.images] == [row.path for row in want.images]
+  np.testing.assert_allclose(scores(got), scores(want), rtol=1e-5)
+  assert got.normal_images == drawn.paths
+  config.seed = 1
+  other = draw(Listed(unseen, indices))
+  assert other.paths != drawn.paths and other.sha256 != drawn.sha256
+  config.evaluation.num_normal_images = 9
+  with pytest.raises(InputError, match="has 8 normal images of 'biscuit'$"):
+    draw(Listed(unseen, indices))
 
 
 def test_best_and_worst_pictures_are_furthest_from_the_threshold():

@@ -147,6 +147,15 @@ def test_a_result_is_kept_for_the_same_inputs_only(
   write("red")
   assert is_scored()
 
+  config.evaluation.num_normal_images = 1
+  (reason,) = evaluate(folder)[0].failed.values()
+  assert "drawn from the split 'train': split 'train' of data set" in reason
+  image = tmp_path / "a/train/good/00.png"
+  image.parent.mkdir(parents=True)
+  for color in ("red", "blue"):  # The evaluated split stays the same.
+    write(color)
+    assert is_scored() and not is_scored()
+
 
 def test_damage_to_a_kept_result_is_noticed(
   quick, evaluate, folder, workdir, caplog

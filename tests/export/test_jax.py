@@ -21,8 +21,14 @@ from helpers.images import make_image
 
 @pytest.fixture(scope="module")
 def detector(trained):
-  detector = AnomalyDetector.from_workdir(trained[0])
-  detector.thresholds = [Thresholds(0.5, 0.25, "by hand")]
+  """With two normal images, whose patches the file holds."""
+  normal = [make_image(seed) for seed in (10, 11)]
+  plain = AnomalyDetector.from_workdir(trained[0])
+  detector = plain.with_normal_images(normal)
+  images = detector.normal_images_sha256
+  detector.thresholds = [
+    Thresholds(0.5, 0.25, "by hand", normal_images_sha256=images)
+  ]
   return detector
 
 
@@ -74,6 +80,7 @@ def test_metadata(path):
     f"jaxlib up to six months newer than {metadata['jaxlib']}"
   )
   assert metadata["image_size_pixels"] == 48
+  assert metadata["num_normal_images"] == 2
   assert metadata["thresholds"]["image"] == 0.5
   assert len(metadata["backbone_sha256"]) == 64
   assert [file.name for file in path.parent.iterdir()] == [path.name]

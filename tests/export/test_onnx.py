@@ -62,7 +62,7 @@ def test_the_file_is_the_detector_for_any_number_of_images(trained, path):
 
 
 def test_without_category_and_state_words(trained, tmp_path):
-  """No codes and no distances; with patches that are smoothed."""
+  """No codes and no prototypes; patches smoothed, and compared with images'."""
   whole = AnomalyDetector.from_workdir(trained[0])
   config = whole.config.copy_and_resolve_references()
   config.model.update(
@@ -70,6 +70,7 @@ def test_without_category_and_state_words(trained, tmp_path):
   )
   params = build_model(config, whole.backbone).init_trainable(jax.random.key(0))
   detector = AnomalyDetector(config, params, whole.backbone)
+  detector = detector.with_normal_images([make_image(10), make_image(11)])
   path = tmp_path / "made.onnx"
   export.export(detector, path)
   session = onnxruntime.InferenceSession(path)

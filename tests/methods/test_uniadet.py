@@ -134,6 +134,33 @@ def test_scores_and_maps(case):
   assert_close(unblurred[1:2], STORED[f"eval.{kind}.map_unblurred"])
 
 
+def test_few_normal_images(case):
+  """Also with other shares than 0.5, which does not tell places apart."""
+  kind, weights = case.kind, weights_from("start", case.kind)
+  memory = np.array(SIZES["memory"])
+  patches = scoring.make_memory(case.features[1][memory])
+  trainable = {**weights, "memory": {"patches": patches}}
+  variables = join_params(trainable, case.backbone.params)
+  found = detect_anomalies(case.model, variables, case.batch)
+  assert_close(found["image_score"], STORED[f"few.{kind}.image_score"])
+  first = next(row for row in range(4) if row not in memory)
+  wanted = STORED[f"few.{kind}.anomaly_map"][0]
+  assert_close(found["anomaly_map"][first], wanted)
+  distances = scoring.memory_distances(case.features[1], patches)
+  assert_close(distances, STORED[f"few.{kind}.distance"])
+  plain = STORED[f"eval.{kind}.patch_probability"][..., 1].mean(axis=1)
+  image = jax.nn.softmax(STORED[f"eval.{kind}.class_logits"])[..., 1].mean(1)
+  fields = {"evaluation.memory_share": 0.2, "evaluation.beta": 0.9}
+  model = make_model(kind, case.backbone, fields)
+  found, fused = model.apply(
+    join_params(weights, case.backbone.params),
+    *(case.features, {"memory_distances": distances}),
+    method="score",
+  )
+  assert_close(fused, 0.8 * plain + 0.2 * distances)
+  assert_close(found, 0.9 * image + 0.1 * fused.max(axis=1))
+
+
 @pytest.mark.parametrize("beta", (0.0, 0.2, 1.0))
 def test_the_image_score_is_a_mean_over_layers(case, beta):
   """Beta is the share of the class token; 0.5 would not tell."""

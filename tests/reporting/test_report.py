@@ -178,9 +178,19 @@ def test_without_the_papers_results_nothing_is_said_of_them(tmp_path):
   result = dataclasses.replace(
     make_result("mvtec_ad", FIRST), is_published=False
   )
-  for found in ({"screws": make_result("screws", FIRST)}, {"mvtec_ad": result}):
-    _, text = write(tmp_path, found)
+  few = dataclasses.replace(
+    make_result("mvtec_ad", FIRST), normal_images={"part 0": ["a.png"]}
+  )
+  for found, number in (
+    ({"screws": make_result("screws", FIRST)}, 0),
+    ({"mvtec_ad": result}, 0),
+    ({"mvtec_ad": few}, 1),
+  ):
+    fields = {"evaluation": {"num_normal_images": number}}
+    _, text = write(tmp_path, found, config=PROVENANCE["config"] | fields)
     assert "In percent" in text and "the paper's" not in text
+  assert "detection with 1 normal images of each category" in text
+  assert "part 0 was compared with 1 normal images: a.png" in text
 
 
 @pytest.mark.parametrize("backbone", ("demo", "other"))

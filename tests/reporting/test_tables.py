@@ -14,7 +14,9 @@ from helpers.scripts import ROOT
 
 
 def test_table():
-  results = {"made": make_result(FIRST, SECOND)}
+  images = {"c0": ["c0/x.png", "c0/y.png"]}
+  result = dataclasses.replace(make_result(FIRST, SECOND), normal_images=images)
+  results = {"made": result}
   lines = tables.format_table(results).splitlines()
   assert lines[0].split() == (
     "data set category image AUROC image AP image F1-max pixel AUROC pixel AP"
@@ -25,10 +27,11 @@ def test_table():
   assert ["made", "c0", *first] in cells
   assert ["made", "c1", "70.0", "60.0", "50.0", *["n/a"] * 5] in cells
   assert ["made", "mean", "80.0", "70.0", "60.0", *first[3:]] in cells
-  assert len({len(line) for line in lines[:-2]}) == 1
-  assert lines[-2:] == [
+  assert len({len(line) for line in lines[:-3]}) == 1
+  assert lines[-3:] == [
     "made: 1 of 2 images left out, as they could not be read: see results.json",
     "made: pixel metrics are over 1 masks of 1 anomalous images",
+    "made: c0 was compared with 2 normal images: c0/x.png, c0/y.png",
   ]
 
 
