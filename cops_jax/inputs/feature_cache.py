@@ -7,6 +7,7 @@ whole or not at all.
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
 import pathlib
 import zlib
@@ -201,6 +202,18 @@ class FeatureCache:
     features = ("features", "u1", (number, self.num_bytes))
     return np.dtype([("checksums", "<u8", number), features])
 
+  def _header(self, number):
+    """Returns the first bytes of a shard, as `np.save` writes them.
+
+    They are compared, not parsed: now and then Python 3.11's parser raises
+    SystemError in one of several threads.
+    """
+    file, layout = io.BytesIO(), self._layout(number)
+    descr = np.lib.format.dtype_to_descr(layout)
+    header = {"descr": descr, "fortran_order": False, "shape": ()}
+    np.lib.format.write_array_header_1_0(file, header)
+    return file.getvalue()
+
   def _read(self, shard, rows=range(0)):
     """Returns a shard's checksums and some features; zeros without a file.
 
@@ -211,10 +224,9 @@ class FeatureCache:
     checksums, features = bytes(8 * number), bytes(size)
     try:
       with open(self._path(shard), "rb") as file:
-        np.lib.format.read_magic(file)
-        shape, _, layout = np.lib.format.read_array_header_1_0(file)
-        if shape or layout != self._layout(number):
-          raise ValueError(f"its layout is {layout}")
+        header = self._header(number)
+        if file.read(len(header)) != header:
+          raise ValueError("its header is of other features")
         checksums = file.read(8 * number)
         file.seek(rows.start * self.num_bytes, os.SEEK_CUR)
         features = file.read(size)
@@ -222,7 +234,7 @@ class FeatureCache:
           raise ValueError("it is cut")
     except (FileNotFoundError, NotADirectoryError):
       pass
-    except Exception as error:  # A damaged header raises many kinds.
+    except (OSError, ValueError) as error:
       raise self._damaged(shard, error) from error
     return (
       np.frombuffer(checksums, "<u8"),

@@ -1,5 +1,6 @@
 """The cache of vision features: exact, shared, resumable, never stale."""
 
+import ast
 import collections
 import concurrent.futures
 import dataclasses
@@ -319,6 +320,22 @@ def test_damage_is_noticed(images, open_cache, fake_tower, monkeypatch):
   path.unlink()
   open_cache(examples)
   read_all()
+
+
+def test_features_are_read_without_parsing_text(
+  images, open_cache, fake_tower, monkeypatch
+):
+  """CPython 3.11's parser fails in threads, which is no damage to a file."""
+  examples = load(images)
+  cache = open_cache(examples)
+
+  def fail(*_, **kwargs):
+    raise SystemError("AST constructor recursion depth mismatch")
+
+  with monkeypatch.context() as context:
+    context.setattr(ast, "parse", fail)
+    batches = iterate(examples, features=cache)
+  assert len(batches) == 6
 
 
 def test_a_full_disk_is_noticed_before_and_during(
