@@ -11,7 +11,7 @@ def small_fields(clip_folder, data_dir, method="cops"):
     "feature_cache.dtype": "none",
     "model.image_size_pixels": 48,
     "model.feature_layers": (2, 3),
-    "model.num_value_layers": 2,
+    "model.num_value_layers": 2 if methods.find(method).USES_TEXT else 0,
     "model.num_heads": 4,
     "model.deep_prompt_depth": 2,
     "train.num_epochs": 1,

@@ -35,11 +35,23 @@ def trained_run(make, tmp_path_factory):
   return workdir
 
 
-@pytest.fixture(scope="module", params=("AnomalyCLIP", "Prompt ensemble"))
+@pytest.fixture(
+  scope="module", params=("AnomalyCLIP", "Prompt ensemble", "UniADet")
+)
 def run(request, make, trained_run, tmp_path_factory):
-  """A work directory and its evaluation; nothing trains the ensemble's."""
+  """A work directory and its evaluation; nothing trains the ensemble's.
+
+  UniADet is trained and evaluated from cached class tokens of all layers.
+  """
   if request.param == "AnomalyCLIP":
     return trained_run, many.evaluate(make(), trained_run), request.param
+  if request.param == "UniADet":
+    workdir = tmp_path_factory.mktemp("uniadet") / "run"
+    config = make("uniadet_demo")
+    config.features_dir = str(workdir.parent / "features")
+    config.feature_cache.dtype = "bfloat16"
+    training.train(config, workdir)
+    return workdir, many.evaluate(config, workdir), request.param
   workdir = tmp_path_factory.mktemp("ensemble") / "run"
   config = make("prompt_ensemble_demo")
   return workdir, many.evaluate(config, workdir), request.param
