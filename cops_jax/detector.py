@@ -51,6 +51,7 @@ class AnomalyDetector:
   Attributes:
     thresholds: for verdicts, each for its tiles and normal images; none for no
       verdicts.
+    origin: who trained the prompts, if no run of this project did.
     num_normal_images: number of the images given to `with_normal_images`.
     normal_images_sha256: SHA-256 of their pixels, in any order, as the model
       sees them; "" without any.
@@ -78,6 +79,7 @@ class AnomalyDetector:
     self.image_size = config.model.image_size_pixels
     self.reading = reading(config)
     self.thresholds: Sequence[Thresholds] = ()
+    self.origin = ""
     self._mesh = make_mesh(jax.local_devices())
     backbone_params, shardings = place_backbone(
       backbone, model, self._mesh, config.backbone.split_over_devices
@@ -121,27 +123,24 @@ class AnomalyDetector:
     """Loads pretrained prompts, and their thresholds.
 
     Args:
-      name: OWNER/NAME or OWNER/NAME@REVISION on the Hugging Face hub, or a
-        folder in that layout; see `weights.pretrained`.
+      name: such as "cops-visa" or a folder; see `pretrained.find`.
       backbone: location of the backbone, see config.backbone.weights in
         `cops_jax.config`; by default the one in the prompts' record.
       allow_other_backbone: see `from_workdir`.
 
     Raises:
-      InputError: there is no such repository or folder, it is damaged or of a
-        later version, or its backbone is not available.
+      InputError: there are no such prompts, they are damaged or of a later
+        version, or their backbone is not available.
     """
-    from cops_jax.weights import pretrained
-    from cops_jax.weights.prompts import find_record
+    from cops_jax.weights import pretrained, prompts
 
-    folder = pretrained.find(name)
-    prompts = folder / pretrained.PROMPTS
-    record = find_record(prompts)
+    path = pretrained.find(name)
+    record = prompts.find_record(path)
     config = record.to_config(str(name))
     if backbone is not None:
       config.backbone.weights, config.backbone.revision = str(backbone), ""
-    loaded = cls._load(config, prompts, record, allow_other_backbone)
-    return loaded._use_thresholds(folder)
+    loaded = cls._load(config, path, record, allow_other_backbone)
+    return loaded._use_thresholds(path.parent)
 
   @classmethod
   def from_files(
@@ -158,25 +157,19 @@ class AnomalyDetector:
       backbone: see config.backbone.weights in `cops_jax.config`.
       prompts: see `prompts.load_prompts`.
       config: a ConfigDict with the fields of `cops_jax.config`; by default the
-        one in the prompts' record. The authors' files have no record.
+        one in the prompts' record.
       allow_other_backbone: see `from_workdir`.
 
     Raises:
       InputError: a file cannot be used, or there is no config.
     """
-    from cops_jax.weights.prompts import find_record
+    from cops_jax.weights.prompts import find_record, recorded_config
 
-    record = find_record(prompts)
-    if config is None:
-      if record is None:
-        raise InputError(
-          f"{prompts} does not say with which config it was trained; give a"
-          ' config, such as cops_jax.config.recipe("visa")'
-        )
-      config = record.to_config(str(prompts))
+    config = config or recorded_config(prompts)
     config = config.copy_and_resolve_references()
     config.backbone.weights = str(backbone)
     config.backbone.revision = config.backbone.sha256 = ""
+    record = find_record(prompts)
     return cls._load(config, prompts, record, allow_other_backbone)
 
   @classmethod
@@ -226,7 +219,9 @@ class AnomalyDetector:
     model = build_model(config, backbone)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     trainable, _ = load_trainable(config, model, backbone, prompts, device)
-    return cls(config, trainable, backbone)
+    loaded = cls(config, trainable, backbone)
+    loaded.origin = record.origin if record else ""
+    return loaded
 
   def _use_thresholds(self, folder):
     """Takes the folder's thresholds if they were chosen for these prompts."""

@@ -102,7 +102,7 @@ def add_thresholds(
   """Writes pretrained prompts with further thresholds.
 
   Args:
-    name: name of the prompts, see `pretrained.find`.
+    name: a folder or repository, see `pretrained.find`.
     out: the folder, which may be their own; pretrained prompts are replaced.
     chosen: the thresholds.
 
@@ -112,7 +112,7 @@ def add_thresholds(
   Raises:
     InputError: the folder holds something else or cannot be written.
   """
-  folder = pretrained.find(name)
+  folder = pretrained.find(name).parent
   contents = {
     file: (folder / file).read_bytes()
     for file in pretrained.FILES
@@ -121,16 +121,18 @@ def add_thresholds(
   return _add(contents, thresholds.read_thresholds(folder), out, chosen)
 
 
-def write_untrained(
+def write_detector(
   detector: AnomalyDetector, out: str | os.PathLike, chosen: Thresholds
 ) -> str:
-  """Writes the texts of a detector that is not trained, with thresholds.
+  """Writes a detector's texts or authors' prompts, with thresholds.
+
+  The folder requires the detector's backbone.
 
   Args:
-    detector: from `AnomalyDetector.from_clip`.
+    detector: its prompts have no folder of their own.
     out: the folder; pretrained prompts in it are replaced.
-    chosen: thresholds of these texts. They are put beside those that the folder
-      has of them.
+    chosen: thresholds of these prompts. They are put beside those that the
+      folder has of them.
 
   Returns:
     A sentence, see `thresholds.put`.
@@ -138,7 +140,9 @@ def write_untrained(
   Raises:
     InputError: the folder holds something else or cannot be written.
   """
-  record = Record(detector.config.to_dict(), detector.backbone.sha256)
+  record = Record(
+    detector.config.to_dict(), detector.backbone.sha256, origin=detector.origin
+  )
   contents = {
     CONFIG: record.to_json(),
     PROMPTS: prompts.to_safetensors(detector.prompts, record),

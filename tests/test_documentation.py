@@ -58,6 +58,7 @@ NAMES = {
   "manual_dir=DIR": "manual_dir={root}/data/downloads/manual",
   "/data/screws": "{root}/screws",
   "OWNER/visa": "published/visa",
+  "cops-visa": "published/visa",
   "configs/ablations.py": f"{ROOT}/configs/ablations.py",
 }
 
@@ -159,6 +160,7 @@ def test_every_command_block_runs(page, root, clip_folder, monkeypatch):
       text = "\n".join(lines).replace(
         'split="test")', f'split="test", data_dir="{root}/data")'
       )
+      text = text.replace("cops-visa", "published/visa")
       with capture():
         exec(compile(text, page, "exec"), {})
       continue

@@ -22,7 +22,7 @@ from cops_jax.runs.record import Record, claim_workdir, read_record
 from cops_jax.thresholds import Thresholds
 from cops_jax.weights import pretrained
 from helpers import hub
-from helpers.images import make_image, write_folder
+from helpers.images import make_image
 from helpers.made_results import FIRST, SECOND, make_result
 
 
@@ -311,7 +311,7 @@ def test_calibrate(published, tmp_path, capsys, monkeypatch):
     assert f"Chosen as: {found.method}." in text and "by hand" not in text
   assert contents(folder) == contents(tmp_path / "copy")
   assert (
-    pretrained.find("some/tiny").joinpath("README.md").read_bytes()
+    pretrained.find("some/tiny").with_name("README.md").read_bytes()
     == (published / "README.md").read_bytes()
   )
   for flags, expected in (
@@ -331,22 +331,6 @@ def test_the_pages_choice_of_models(published):
   ((detector, about),) = demo._load_models(options)
   assert detector.thresholds[0].method == "by hand"
   assert about.startswith(f"Prompts of {published}, on CLIP")
-
-
-def test_evaluate(published, data_dir, tmp_path):
-  data = write_folder(tmp_path / "few", 4)
-  arguments = [
-    *(f"--pretrained={published}", f"--workdir={tmp_path}/found"),
-    *(f"--datasets={data}", f"--config.data_dir={data_dir}"),
-  ]
-  call("evaluate", *arguments)
-  results = json.loads((tmp_path / "found" / "results.json").read_text())
-  assert results["checkpoint"] == str(published / "prompts.safetensors")
-  digest = thresholds.read_thresholds(published)[0].prompts_sha256
-  assert results["prompts_sha256"] == digest
-  with pytest.raises(SystemExit) as ended:
-    call("evaluate", *arguments, f"--checkpoint={published}")
-  assert ended.value.code == 2
 
 
 def test_training_begins_from_them(published, config, tmp_path, monkeypatch):

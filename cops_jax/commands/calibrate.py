@@ -4,7 +4,7 @@ r"""Chooses the thresholds of verdicts and keeps them with the prompts.
   cops calibrate --workdir=runs/visa --data=btad --false_alarms=0.01
   cops calibrate --workdir=runs/visa --normal photos/*.jpg
   cops calibrate --workdir=runs/visa --normal photos/good --anomalous photos/bad
-  cops calibrate --pretrained=OWNER/visa --out=visa --normal photos/*.jpg
+  cops calibrate --pretrained=cops-visa --out=visa --normal photos/*.jpg
   cops calibrate --clip=openai/clip-vit-large-patch14-336 --out=weld \
     --normal photos/good "a clean weld" --anomalous "a weld with a crack"
 
@@ -16,10 +16,9 @@ one that no more of the normal images reach than the image threshold. With
 this share of the normal images reaches. The errors that the images show are
 printed and kept, with their confidence intervals.
 
-A run keeps its thresholds. Prompts of the Hugging Face hub, and texts with
---clip, get them in the folder --out, which `--pretrained` then takes. Those of
-several --tiles are kept beside each other, and a verdict is by those of the
-same tiles.
+A run keeps its thresholds. Prompts that are downloaded, and texts with --clip,
+get them in the folder --out, which `--pretrained` then takes. Those of several
+--tiles are kept beside each other, and a verdict is by those of the same tiles.
 """
 
 from __future__ import annotations
@@ -114,6 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
   from cops_jax import calibrate, publish, thresholds
   from cops_jax.files import exists
   from cops_jax.images.tiles import normalize
+  from cops_jax.weights import published
 
   tiles = normalize(options.tiles)
   normal, anomalous = _find_images(parser, options)
@@ -134,12 +134,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for note in shorten_list(examples.notes):
       print(f"{examples.name}: {note}")
     chosen = calibrate.from_labelled_data(detector, examples, rate, tiles)
-  if options.pretrained:
-    kept = publish.add_thresholds(options.pretrained, out, chosen)
-  elif options.clip:
-    kept = publish.write_untrained(detector, out, chosen)
-  else:
+  if options.workdir:
     kept = thresholds.write_thresholds(options.workdir, chosen)
+  elif options.clip or published.is_name(options.pretrained):
+    kept = publish.write_detector(detector, out, chosen)
+  else:
+    kept = publish.add_thresholds(options.pretrained, out, chosen)
   print(chosen)
   for name, errors in chosen.errors.items():
     print(f"{name}: {errors}")

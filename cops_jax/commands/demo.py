@@ -1,7 +1,7 @@
 """Serves a web page that finds anomalies in the images dropped on it.
 
   cops demo --workdir=runs/visa
-  cops demo --pretrained=OWNER/visa
+  cops demo --pretrained=cops-visa
   cops demo --clip=openai/clip-vit-large-patch14-336
   cops demo
 

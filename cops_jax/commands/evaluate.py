@@ -2,7 +2,7 @@
 
   cops evaluate --workdir=runs/demo
   cops evaluate --workdir=runs/visa --datasets=all
-  cops evaluate --pretrained=OWNER/visa --workdir=runs/published
+  cops evaluate --pretrained=cops-visa --workdir=runs/authors
 
 Prints a table; writes report.html, results.json and scores.csv into the work
 directory. The config is the run's own, and fields can be set:
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
   checkpoint = options.checkpoint
   if options.pretrained:
-    checkpoint = pretrained.find(options.pretrained) / pretrained.PROMPTS
+    checkpoint = pretrained.find(options.pretrained)
   config = flags.read_config(
     options, lambda: prompts.recorded_config(checkpoint or options.workdir)
   )

@@ -2,7 +2,7 @@ r"""Writes a whole detector as one file that runs without its model's code.
 
 cops export --workdir=runs/visa --out=visa.cops
 cops export --workdir=runs/visa --out=visa.onnx
-cops export --pretrained=OWNER/visa --out=visa.cops
+cops export --pretrained=cops-visa --out=visa.cops
 cops export --clip=openai/clip-vit-large-patch14-336 --normal="a clean weld" \
   --anomalous="a weld with a crack" --out=weld.cops
 """

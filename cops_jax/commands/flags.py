@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from cops_jax.commands import end_soon
 from cops_jax.errors import UsageError
+from cops_jax.weights.published import AUTHORS_FILES
 
 if TYPE_CHECKING:
   from cops_jax.detector import AnomalyDetector
@@ -32,8 +33,9 @@ _SHARED = {
   ),
   "--pretrained": dict(
     metavar="NAME",
-    help="pretrained prompts: OWNER/NAME or OWNER/NAME@REVISION on the Hugging"
-    " Face hub, or a folder that `cops weights publish` wrote",
+    help=f"pretrained prompts: {', '.join(AUTHORS_FILES)} (the authors' own,"
+    " see `cops weights list`), OWNER/NAME or OWNER/NAME@REVISION on the"
+    " Hugging Face hub, or a folder that `cops weights publish` wrote",
   ),
   "--clip": dict(
     help="use this CLIP with hand-written texts, without training: a Hugging"

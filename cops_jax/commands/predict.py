@@ -1,7 +1,7 @@
 r"""Finds anomalies in your own images, without masks or labels.
 
   cops predict photos/ more/*.jpg --workdir=runs/visa --out=found
-  cops predict photos/ --pretrained=OWNER/visa
+  cops predict photos/ --pretrained=cops-visa
 
 Prints a JSON line for each image: path, image_score, verdict, threshold, how it
 was chosen, boxes (left, top, right, bottom in pixels) around anomalous regions.
@@ -77,6 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.error("--save_maps needs --out")
   flags.require_clip_for_texts(parser, options)
   show_messages()
+  from cops_jax.files import exists
   from cops_jax.images.finding import find_images
   from cops_jax.images.tiles import normalize
   from cops_jax.predict import predict_files, summarize
@@ -98,13 +99,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
       for name in ("workdir", "pretrained", "clip")
       if getattr(options, name)
     )
+    is_kept = options.workdir or exists(options.pretrained or "")
+    out = "" if is_kept else " --out=FOLDER"
     _logger.info(
       "no verdicts, as no thresholds were chosen for these prompts; choose"
       " them: cops calibrate %s --normal GOOD%s%s%s",
       prompts,
       " --normal_images=..." if same else "",
       f" --tiles={tiles}" if tiles else "",
-      " --out=FOLDER, and the same texts" if options.clip else "",
+      out + (", and the same texts" if options.clip else ""),
     )
   rows = predict_files(
     detector, paths, options.out, options.save_maps, tiles, skipped

@@ -29,9 +29,8 @@ def _parser() -> argparse.ArgumentParser:
     "--init_from",
     default="",
     help="trained prompts to begin from: a work directory, the authors'"
-    " epoch_N.pth, saved prompts, or published ones: a folder, or OWNER/NAME"
-    " or OWNER/NAME@REVISION on the Hugging Face hub; the optimizer starts"
-    " fresh",
+    " epoch_N.pth, saved prompts, or what --pretrained of other commands takes,"
+    " such as cops-visa; the optimizer starts fresh",
   )
   parser.add_argument(
     "--allow_other_data",

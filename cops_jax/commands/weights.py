@@ -1,15 +1,18 @@
-"""Saves and publishes trained prompts, shows what a file of weights holds.
+"""Saves, publishes and lists trained prompts, shows what weights hold.
 
+  cops weights list
   cops weights save --workdir=runs/demo --out=prompts.pth
   cops weights publish --workdir=runs/visa --out=published/visa
   cops weights inspect prompts.pth
   cops weights inspect runs/demo
 
-`save` writes a run's newest prompts as one file: .safetensors or, for the
-authors' code, .pth. `publish` writes them as a folder that --pretrained takes,
-with their config, thresholds and model card, ready for `hf upload`. `inspect`
-prints what a file of weights holds, without running any of it; of a run its
-newest checkpoint, its config and its CLIP.
+`list` shows the prompts that the methods' authors published, which --pretrained
+takes by name, and where copies are kept. `save` writes a run's newest prompts
+as one file: .safetensors or, for the authors' code, .pth. `publish` writes them
+as a folder that --pretrained takes, with their config, thresholds and model
+card, ready for `hf upload`. `inspect` prints what a file of weights holds,
+without running any of it; of a run its newest checkpoint, its config and its
+CLIP.
 """
 
 from __future__ import annotations
@@ -36,6 +39,7 @@ _CONTENTS = {
 def _parser() -> argparse.ArgumentParser:
   parser = make_parser("weights", __doc__)
   commands = parser.add_subparsers(dest="command", required=True)
+  commands.add_parser("list", help="show the prompts that authors published")
   command = commands.add_parser(
     "save", help="write a run's newest prompts as one file"
   )
@@ -68,6 +72,24 @@ def _parser() -> argparse.ArgumentParser:
   return parser
 
 
+def _list_published():
+  from cops_jax.config import recipe
+  from cops_jax.weights import published
+
+  lines = []
+  for name, file in published.AUTHORS_FILES.items():
+    config, kept = recipe(file.recipe), published.kept_path(name)
+    lines += [
+      f"{name}: {config.method}, trained on {config.train.dataset};"
+      f" --config={file.recipe}; {config.backbone.weights}",
+      f"  from    {published.addresses(name)[0]}",
+      f"  licence {file.licence}, of this repository",
+      f"  hash    {' or '.join(file.hashes)}",
+      f"  kept    {kept}{'' if kept.exists() else ' (not downloaded yet)'}",
+    ]
+  return "\n".join(lines)
+
+
 def inspect(path: str) -> str:
   """Returns what a file of weights or a run's newest checkpoint holds, as text.
 
@@ -75,6 +97,7 @@ def inspect(path: str) -> str:
     InputError: the file cannot be read, or the folder holds no run.
   """
   from cops_jax.runs.record import from_json
+  from cops_jax.weights import published
   from cops_jax.weights.tensor_files import read_tensor_file
 
   if exists(path) and not is_file(path):
@@ -101,6 +124,8 @@ def inspect(path: str) -> str:
   ]
   if file.record:
     lines += _describe(from_json(file.record, path))
+  elif record := published.find_record(file):
+    lines += _describe(record)
   return "\n".join([*lines, _table(dict(file.tensors))])
 
 
@@ -131,9 +156,9 @@ def _describe(record):
 
   config = flatten(record.config)
   return [
-    f"run:     cops_jax {record.version}, trained on"
+    f"run:     {record.origin or f'cops_jax {record.version}'}, trained on"
     f" {config.get('train.dataset')} on {config.get('backbone.weights')}",
-    f"         its sha256 {record.backbone_sha256}",
+    f"         its sha256 {record.backbone_sha256 or 'is unknown'}",
   ]
 
 
@@ -149,7 +174,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
   from cops_jax import publish
   from cops_jax.weights import prompts
 
-  if options.command == "save":
+  if options.command == "list":
+    print(_list_published())
+  elif options.command == "save":
     print(prompts.save(options.workdir, options.out))
   elif options.command == "publish":
     show_messages()

@@ -234,6 +234,8 @@ def _describe_training(record):
   if record is None:
     return "not recorded"
   train = record.config.get("train", {})
+  if record.origin:
+    return f"{train.get('dataset')}: {record.origin}"
   return f"{train.get('dataset')}, seed {record.config.get('seed')}"
 
 
@@ -264,7 +266,9 @@ def _load_checked_backbone(config, record, checkpoint, allow_other_backbone):
       )
     return load_backbone(config)
   prompts.require_method(record, config.method, checkpoint)
-  check_config(record, config.to_dict(), ("backbone", "model"), str(checkpoint))
+  if not record.origin:
+    sections = ("backbone", "model")
+    check_config(record, config.to_dict(), sections, str(checkpoint))
   backbone = load_backbone(config)
   check_backbone(record, backbone.sha256, str(checkpoint), allow_other_backbone)
   return backbone

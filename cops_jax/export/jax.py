@@ -93,6 +93,7 @@ def export(detector: AnomalyDetector, out: str | os.PathLike) -> dict[str, Any]:
     "exported_on": datetime.date.today().isoformat(),
     "backbone_sha256": detector.backbone.sha256,
     "num_normal_images": detector.num_normal_images,
+    "origin": detector.origin,
     "thresholds": thresholds and dataclasses.asdict(thresholds),
   }
   if out.suffix == ".onnx":

@@ -43,11 +43,13 @@ class Record:
 
   Attributes:
     config: the resolved config, nested dictionaries.
-    backbone_sha256: hash of the file with the CLIP that it was trained on.
+    backbone_sha256: hash of the file with the CLIP that it was trained on;
+      empty if unknown.
     init_from: where its parameters began; empty for random ones.
     version: version of this project.
     data_sha256: fingerprint of the examples that it trains on; empty for a run
       that trains nothing.
+    origin: who trained the prompts, if no run of this project did.
   """
 
   config: Mapping[str, Any]
@@ -55,6 +57,7 @@ class Record:
   init_from: str = ""
   version: str = __version__
   data_sha256: str = ""
+  origin: str = ""
 
   def to_config(self, source: str) -> ml_collections.ConfigDict:
     """Returns the config as one of this version.
@@ -254,7 +257,7 @@ def check_backbone(
   Raises:
     InputError: they are not; names both hashes.
   """
-  if sha256 != record.backbone_sha256 and not allow_other_backbone:
+  if record.backbone_sha256 not in ("", sha256) and not allow_other_backbone:
     raise InputError(
       f"{run} was trained on weights with the SHA-256 {record.backbone_sha256};"
       f" the file here has {sha256}. Set config.backbone.weights to the same"

@@ -22,7 +22,7 @@ from cops_jax.files import is_file, write_file
 from cops_jax.paths import to_path
 from cops_jax.runs import record as records
 from cops_jax.runs.record import Record, check_backbone, from_json, read_record
-from cops_jax.weights import authors_names, torch_files
+from cops_jax.weights import authors_names, published, torch_files
 from cops_jax.weights.backbone import PretrainedBackbone, load_backbone
 from cops_jax.weights.tensor_files import HASH, check_tensors, read_tensor_file
 
@@ -33,7 +33,9 @@ _CONDITIONAL = ("prototype_extractor", "category_vae")
 
 
 def find_record(path: str | os.PathLike) -> Record | None:
-  """Returns the record of the run that trained prompts; None if it has none.
+  """Returns the record of prompts' training; None if they have none.
+
+  The authors' published files have one that stands in for theirs.
 
   Args:
     path: a work directory or a file; see `load_prompts`.
@@ -43,8 +45,10 @@ def find_record(path: str | os.PathLike) -> Record | None:
   """
   if not is_file(path):
     return read_record(path)
-  text = read_tensor_file(path).record
-  return from_json(text, str(path)) if text else None
+  file = read_tensor_file(path)
+  if file.record:
+    return from_json(file.record, str(path))
+  return published.find_record(file)
 
 
 def recorded_config(path: str | os.PathLike) -> Any:
@@ -56,7 +60,8 @@ def recorded_config(path: str | os.PathLike) -> Any:
   record = find_record(path)
   if record is None:
     raise InputError(
-      f"{path} does not say with which config it was trained; add --config"
+      f"{path} does not say with which config it was trained; give one, such"
+      " as that of the recipe visa, --config=visa"
     )
   return record.to_config(str(path))
 

@@ -24,6 +24,7 @@ def detector(trained):
   """With two normal images, whose patches the file holds."""
   normal = [make_image(seed) for seed in (10, 11)]
   plain = AnomalyDetector.from_workdir(trained[0])
+  plain.origin = "cops-visa, the authors' prompts"
   detector = plain.with_normal_images(normal)
   images = detector.normal_images_sha256
   detector.thresholds = [
@@ -82,6 +83,7 @@ def test_metadata(path):
   assert metadata["image_size_pixels"] == 48
   assert metadata["num_normal_images"] == 2
   assert metadata["thresholds"]["image"] == 0.5
+  assert metadata["origin"] == "cops-visa, the authors' prompts"
   assert len(metadata["backbone_sha256"]) == 64
   assert [file.name for file in path.parent.iterdir()] == [path.name]
 

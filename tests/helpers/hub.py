@@ -1,7 +1,8 @@
 """A Hugging Face hub: what its client asks for, and a cache as it lays it out.
 
-The client reads its settings from the environment when it is imported, so a
-server is for other processes, and a cache may be for this one.
+Beside it a server of plain files. The hub's client reads its settings from the
+environment when it is imported, so a server is for other processes, and a cache
+may be for this one.
 """
 
 import contextlib
@@ -56,11 +57,20 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
   def _send(self, status, content, headers, has_body):
     self.send_response(status)
-    for name, value in {**headers, "Content-Length": len(content)}.items():
+    for name, value in {"Content-Length": len(content), **headers}.items():
       self.send_header(name, value)
     self.end_headers()
     if has_body:
       self.wfile.write(content)
+
+
+class Files(_Handler):
+  """Contents and headers by path, in place of repositories."""
+
+  def _answer(self, has_body):
+    self.server.asked.append(self.path)
+    missing = 404, b"", {}
+    self._send(*self.server.repositories.get(self.path, missing), has_body)
 
 
 def commit_of(folder):
@@ -69,15 +79,15 @@ def commit_of(folder):
 
 
 @contextlib.contextmanager
-def serve(repositories):
-  """A server of folders by repository and revision; gives it.
+def serve(repositories, handler=_Handler):
+  """A server of folders by repository and revision, or of `Files`; gives it.
 
   Its `asked` are the paths of all requests, its `address` is for HF_ENDPOINT.
   """
-  server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
+  server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
   server.repositories, server.asked = repositories, []
   server.address = f"http://127.0.0.1:{server.server_address[1]}"
-  thread = threading.Thread(target=server.serve_forever)
+  thread = threading.Thread(target=server.serve_forever, args=(0.02,))
   thread.start()
   try:
     yield server

@@ -288,7 +288,7 @@ def test_texts_get_verdicts_without_training(tmp_path, capsys, monkeypatch):
 
   (chosen,) = thresholds.read_thresholds(out)
   tiled = dataclasses.replace(chosen, tiles="2x3")
-  sentence = publish.write_untrained(exported[0], out, tiled)
+  sentence = publish.write_detector(exported[0], out, tiled)
   assert sentence.endswith("thresholds.json, beside those without tiles")
   assert thresholds.read_thresholds(out) == [chosen, tiled]
 

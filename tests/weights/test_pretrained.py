@@ -26,7 +26,7 @@ def folder(published, tmp_path):
 
 
 def test_folders_and_other_starts(published, trained, folder):
-  assert pretrained.find(published) == published
+  assert pretrained.find(published) == published / "prompts.safetensors"
   assert pretrained.find_start(published) == published / "prompts.safetensors"
   for path in (trained[0], folder / "prompts.safetensors", "gs://bucket/run"):
     assert pretrained.find_start(path) == path
@@ -59,6 +59,8 @@ def test_names_of_nothing(published, clip_folder, tmp_path, monkeypatch):
   for name in ("nowhere", "/no/where", "a/b/c", "../a/b", "owner/", "a/b@", ""):
     with pytest.raises(InputError, match="nor OWNER/NAME or OWNER/NAME@REVIS"):
       pretrained.find(name)
+  with pytest.raises(InputError, match=r"hub \(did you mean cops-visa or"):
+    pretrained.find("cops-vis")
   for name in ("some/others", "some/prompts@v3"):
     with pytest.raises(InputError, match=f"'{name}' is .* downloaded .* cache"):
       pretrained.find(name)
@@ -67,7 +69,8 @@ def test_names_of_nothing(published, clip_folder, tmp_path, monkeypatch):
   # A folder here of that name is meant.
   monkeypatch.chdir(tmp_path)
   shutil.copytree(published, tmp_path / "some" / "prompts")
-  assert str(pretrained.find("some/prompts")) == "some/prompts"
+  found = str(pretrained.find("some/prompts"))
+  assert found == "some/prompts/prompts.safetensors"
 
 
 DOWNLOAD = """
@@ -123,10 +126,11 @@ def test_the_hubs_own_client_downloads_once(published, folder, tmp_path):
   assert result.returncode == 0, result.stderr
   found, (downloads, later_downloads) = json.loads(result.stdout)
   for path, source in zip(found[0], (published, folder), strict=False):
-    assert path.endswith(hub.commit_of(source))
-    assert {
-      path.name: path.read_bytes() for path in pathlib.Path(path).iterdir()
-    } == {name: (source / name).read_bytes() for name in pretrained.FILES}
+    kept = pathlib.Path(path).parent
+    assert kept.name == hub.commit_of(source)
+    assert {path.name: path.read_bytes() for path in kept.iterdir()} == {
+      name: (source / name).read_bytes() for name in pretrained.FILES
+    }
   assert downloads == later_downloads > 0
   for names, reasons in zip(
     found,
@@ -149,7 +153,7 @@ def test_an_address(published, bucket):
     content = (published / name).read_bytes()
     files.write_file(f"{bucket}/prompts/{name}", content)
   found = pretrained.find(f"{bucket}/prompts")
-  assert sorted(os.listdir(found)) == sorted(os.listdir(published))
+  assert sorted(os.listdir(found.parent)) == sorted(os.listdir(published))
 
 
 def test_another_clip_is_refused_unless_allowed(folder, clip_folder, tmp_path):

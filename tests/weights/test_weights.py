@@ -254,5 +254,5 @@ def test_a_recorded_config_of_another_version_is_refused(untrained, tmp_path):
   with pytest.raises(InputError, match="made by version .* 'forgotten'|forgo"):
     prompts.recorded_config(tmp_path)
   path = weight_files.DATA / "epoch_1.pth"
-  with pytest.raises(InputError, match="with which config it was trained; add"):
+  with pytest.raises(InputError, match="which config it was trained; give"):
     prompts.recorded_config(path)
