@@ -161,7 +161,10 @@ def find_record(file: TensorFile) -> Record | None:
 
 def _find_fault(path, name):
   """Returns why a file is not the published one; "" if it is."""
-  content = pathlib.Path(path).read_bytes()
+  try:
+    content = pathlib.Path(path).read_bytes()
+  except OSError as error:
+    return f"it cannot be read ({error.strerror})"
   if content.startswith(_POINTER):
     return "it is a Git LFS pointer to that file"
   blob, expected = _hash_blob(content), AUTHORS_FILES[name].hashes

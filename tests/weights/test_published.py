@@ -161,6 +161,10 @@ def test_a_file_put_there_by_hand(kept, monkeypatch):
     kept.path.write_bytes(content)
     with pytest.raises(InputError, match=f"of cops-visa: {reason}. Delete it"):
       pretrained.find("cops-visa")
+  kept.path.unlink()
+  kept.path.mkdir()
+  with pytest.raises(InputError, match="cannot be read .Is a directory.. Dele"):
+    pretrained.find("cops-visa")
   assert kept.server.asked == []
 
 
