@@ -20,6 +20,7 @@ from typing import NamedTuple
 from cops_jax.commands import command_line, make_parser
 from cops_jax.errors import UsageError, suggest
 from cops_jax.files import delete, find_files
+from cops_jax.paths import require_local, to_path
 from cops_jax.tables import align
 
 _OWN = {
@@ -47,7 +48,9 @@ def find(data_dir: str | None = None) -> dict[str, _Kept]:
 
   from cops_jax.datasets import NAMES
 
-  data = pathlib.Path(data_dir or tfds.core.constants.DATA_DIR).expanduser()
+  if data_dir:
+    require_local(data_dir, "the folder of prepared data, --data_dir,")
+  data = to_path(data_dir or tfds.core.constants.DATA_DIR)
   own = pathlib.Path(pooch.os_cache("cops_jax"))
   folders = {name: (data / name, "prepared data set") for name in NAMES}
   folders["features"] = data / "features", "vision features"

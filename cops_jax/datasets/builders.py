@@ -32,6 +32,7 @@ from cops_jax.datasets.specifications import SPECIFICATIONS, Specification
 from cops_jax.errors import InputError, shorten
 from cops_jax.images import masks
 from cops_jax.images.decoding import open_image
+from cops_jax.paths import to_path
 from cops_jax.progress import Progress
 
 _logger = logging.getLogger(__name__)
@@ -110,7 +111,7 @@ class Published(dataset_builder.ShardBasedBuilder, skip_registration=True):
     """
     downloads = pathlib.Path(self.data_dir_root) / "downloads"
     for parent in (manual_dir or downloads / "manual", downloads):
-      root = pathlib.Path(parent).expanduser() / self.name
+      root = to_path(parent) / self.name
       if root.is_dir():
         return root
     package = self.specification.package

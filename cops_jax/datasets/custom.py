@@ -18,7 +18,7 @@ from cops_jax.datasets.schema import Examples, file_example
 from cops_jax.datasets.trees import read_tree
 from cops_jax.errors import InputError
 from cops_jax.files import digest_file, digest_lines, file_state
-from cops_jax.paths import require_local
+from cops_jax.paths import require_local, to_path
 
 
 class FileExamples(Examples):
@@ -85,7 +85,7 @@ def locate(name: str) -> tuple[str, pathlib.Path] | None:
   if not colon or reader not in READERS:
     return None
   require_local(path, f"the folder of data set {name!r}")
-  root = pathlib.Path(path).expanduser().resolve()
+  root = to_path(path).resolve()
   if reader == "meta_json" and root.name == META_FILE:
     root = root.parent
   if not path or not root.is_dir():

@@ -29,7 +29,7 @@ from cops_jax.errors import InputError, WriteError
 from cops_jax.files import file_state, to_json, write_file
 from cops_jax.inputs import pipeline
 from cops_jax.inputs.feature_cache import FeatureCache
-from cops_jax.paths import require_local
+from cops_jax.paths import require_local, to_path
 from cops_jax.progress import Progress, gigabytes
 from cops_jax.runtime.mesh import jit_step, make_mesh, run_ahead, shard_batch
 from cops_jax.runtime.processes import in_all_processes
@@ -56,7 +56,7 @@ def features_folder(config: Any) -> pathlib.Path:
     data_dir = config.data_dir or tfds.core.constants.DATA_DIR
     folder = os.path.join(data_dir, "features")
   require_local(folder, "the folder of cached features, config.features_dir,")
-  return pathlib.Path(folder).expanduser()
+  return to_path(folder)
 
 
 def open_features(

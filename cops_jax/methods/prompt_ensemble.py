@@ -26,6 +26,7 @@ import numpy as np
 from cops_jax import scoring
 from cops_jax.backbones.clip import CLIP
 from cops_jax.errors import InputError
+from cops_jax.paths import to_path
 from cops_jax.typing import Array, Float, Integer
 
 TITLE = "Prompt ensemble"
@@ -209,7 +210,7 @@ def read_texts(
   """
   path = _FOLDER / f"{source}.txt"
   if not path.is_file():
-    path = pathlib.Path(source).expanduser()
+    path = to_path(source)
   try:
     lines = path.read_text("utf-8").splitlines()
   except (OSError, ValueError) as error:
