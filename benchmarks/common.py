@@ -16,8 +16,8 @@ from cops_jax import methods
 from cops_jax.backbones.dino import DINOConfig
 from cops_jax.backbones.transformers_clip import CLIPConfig
 from cops_jax.config import recipe
-from cops_jax.weights.backbone import PretrainedBackbone
-from cops_jax.weights.clip import OPENAI_TOKENS, PretrainedCLIP, load_clip
+from cops_jax.weights.backbone import PretrainedBackbone, load_backbone
+from cops_jax.weights.clip import DEMO_CLIP, OPENAI_TOKENS, PretrainedCLIP
 from cops_jax.weights.clip_names import VISION_PARAMS, clip_param_shapes
 from cops_jax.weights.dino import PretrainedDINO, dino_param_shapes
 from cops_jax.weights.model import settle_dtype
@@ -102,18 +102,14 @@ def without_weights(config: Any) -> PretrainedBackbone:
   return PretrainedCLIP(sizes, shapes, OPENAI_TOKENS, "none")
 
 
-def load(is_quick: bool, name: str = "visa") -> tuple[Any, PretrainedBackbone]:
-  """Returns the demo's config and CLIP, or a published recipe's.
+def load(name: str) -> tuple[Any, PretrainedBackbone]:
+  """Returns a recipe's config and backbone.
 
-  The latter's backbone has random weights.
-
-  Args:
-    is_quick: whether to return the demo's.
-    name: name of the published recipe.
+  A demo's is the toy CLIP, a published recipe's has random weights.
   """
-  config = settle_dtype(recipe("demo" if is_quick else name), None)
-  if is_quick:
-    return config, load_clip("demo")
+  config = settle_dtype(recipe(name), None)
+  if config.backbone.weights == DEMO_CLIP:
+    return config, load_backbone(config)
   rng = np.random.default_rng(0)
   backbone = without_weights(config)
   params = jax.tree.map(

@@ -5,6 +5,8 @@ The published recipe with ViT-L/14@336 at 518 x 518 pixels and random weights.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import time
 from collections.abc import Iterator
 
@@ -17,16 +19,22 @@ from benchmarks.common import Row, load, measure
 from cops_jax.backbones.features import join_params
 from cops_jax.backbones.flops import prompt_flops, vision_flops
 from cops_jax.backbones.vision import sizes_of
+from cops_jax.evaluation.normal_images import make_memory_step
 from cops_jax.evaluation.step import make_predict_step
 from cops_jax.runtime.mesh import make_mesh, replicate, shard_batch
+from cops_jax.weights.clip import DEMO_FOLDER
 from cops_jax.weights.model import build_model, place_backbone
 
+_OTHER_RECIPES = (
+  *("anomalyclip_visa", "prompt_ensemble", "uniadet_visa:clip"),
+  *("uniadet_visa:dinov2", "uniadet_visa:dinov3"),
+)
 _TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
 
 
 def rows(is_quick: bool) -> Iterator[Row]:
   """Yields rows as they are measured."""
-  config, backbone = load(is_quick)
+  config, backbone = load("demo" if is_quick else "visa")
   model, mesh = build_model(config, backbone), make_mesh(jax.devices()[:1])
   trainable = replicate(model.init_trainable(jax.random.key(0)), mesh)
   backbone_params, _ = place_backbone(backbone, model, mesh, is_split=False)
@@ -64,6 +72,39 @@ def rows(is_quick: bool) -> Iterator[Row]:
     )
     first = first or (batch, jax.device_get(compiled(*params, placed)), seconds)
   yield _plain_row(model, params, *first)
+  del params, trainable, backbone_params  # Another backbone takes their place.
+  names = ("uniadet_demo",) if is_quick else _OTHER_RECIPES
+  yield from map(_method_row, names)
+
+
+def _method_row(name):
+  """Times the step of one image, for UniADet also with four normal images."""
+  config, backbone = load(name)
+  if config.method == "prompt_ensemble":  # The toy's tokenizer and its words.
+    config.model.texts = "demo"
+    backbone = dataclasses.replace(backbone, tokenizer=DEMO_FOLDER)
+  model, mesh = build_model(config, backbone), make_mesh(jax.devices()[:1])
+  trainable = model.init_trainable(jax.random.key(0), backbone.params)
+  number = sum(leaf.size for leaf in jax.tree.leaves(trainable))
+  backbone_params, _ = place_backbone(backbone, model, mesh, is_split=False)
+  side = config.model.image_size_pixels
+  rng = np.random.default_rng(0)
+  images = rng.integers(0, 256, (4, side, side, 3), dtype=np.uint8)
+  batch = shard_batch({"image": images[:1]}, mesh)
+  seconds, notes = [], [f"{number:,} numbers beside the backbone"]
+  for shots in (0, 4) if config.method == "uniadet" else (0,):
+    if shots:
+      memory = make_memory_step(model, mesh)(backbone_params, images)
+      trainable = {**trainable, **memory}
+    params = replicate(trainable, mesh), backbone_params
+    compiled = make_predict_step(model, mesh).lower(*params, batch).compile()
+    run = functools.partial(compiled, *params, batch)
+    seconds.append(measure(run, 3))
+    megabytes = compiled.memory_analysis().temp_size_in_bytes / 1e6
+    notes.append(f"{megabytes:.0f} MB temporary")
+  if len(seconds) > 1:
+    notes.append(f"with 4 normal images {np.median(seconds[1]):.3g} s")
+  return Row(f"{name}: 1 image", seconds[0], "; ".join(notes))
 
 
 def _plain_row(model, params, batch, ours, our_seconds):

@@ -23,7 +23,7 @@ from cops_jax.weights.model import build_model
 
 def rows(is_quick: bool) -> Iterator[Row]:
   """Measures in a folder of the system for temporary files."""
-  config, backbone = load(is_quick)
+  config, backbone = load("demo" if is_quick else "visa")
   optimizer = make_optimizer(config.train, num_steps=1)
   params = build_model(config, backbone).init_trainable(jax.random.key(0))
   # As in training: a copy on every device.

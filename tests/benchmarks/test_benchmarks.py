@@ -57,10 +57,13 @@ def test_needed_flops_of_the_published_recipe():
 
 def test_the_sections(clip_folder, data_dir, monkeypatch):
   """All but the one of whole commands."""
-  config = make_config(clip_folder, data_dir)
-  loaded = config, load_backbone(config)
+
+  def load(name):
+    config = make_config(clip_folder, data_dir, name)
+    return config, load_backbone(config)
+
   for module in (evaluation, training, saving):
-    monkeypatch.setattr(module, "load", lambda is_quick: loaded)
+    monkeypatch.setattr(module, "load", load)
   monkeypatch.setattr(input_pipeline, "_NUM_IMAGES", 8)
   monkeypatch.setattr(input_pipeline, "_NUM_EPOCHS", 1)
   notes = {
@@ -71,7 +74,8 @@ def test_the_sections(clip_folder, data_dir, monkeypatch):
   for what, words in (
     ("evaluation step, 4 image(s)", "of the matrix rate"),
     ("the same, plainly, 1 image", "the step above takes"),
-    ("training step of 1 image, feature cache bfloat16", "times as fast"),
+    ("demo: training step of 1 image, feature cache bfloat16", "times as fast"),
+    ("uniadet_demo: 1 image", "with 4 normal images"),
     ("until training continues", "of that"),
     ("pipeline, 0 workers", "times plain PIL"),
     ("pipeline, 0 workers, augmented", "of that"),
