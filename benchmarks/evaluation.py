@@ -72,7 +72,6 @@ def rows(is_quick: bool) -> Iterator[Row]:
     )
     first = first or (batch, jax.device_get(compiled(*params, placed)), seconds)
   yield _plain_row(model, params, *first)
-  del params, trainable, backbone_params  # Another backbone takes their place.
   names = ("uniadet_demo",) if is_quick else _OTHER_RECIPES
   yield from map(_method_row, names)
 

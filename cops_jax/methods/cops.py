@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -14,7 +15,6 @@ from cops_jax import losses, scoring
 from cops_jax.backbones.clip import CLIP
 from cops_jax.backbones.features import init_parts
 from cops_jax.backbones.prompts import LearnedPrompts, join_parts
-from cops_jax.backbones.vision import sizes_of
 from cops_jax.typing import Array, Float
 
 TITLE = "CoPS"
@@ -108,9 +108,7 @@ class CategoryVAE(nn.Module):
   width: int
 
   def setup(self):
-    def dense():
-      return nn.Dense(self.width, kernel_init=_normal)
-
+    dense = functools.partial(nn.Dense, self.width, kernel_init=_normal)
     self.encoder = dense()
     self.mean = dense()
     self.log_var = dense()
@@ -344,14 +342,10 @@ class CoPS(nn.Module):
     features: tuple[Float[Array, "b d"], Float[Array, "b f n d"]],
     batch: Mapping[str, jax.Array],
   ) -> dict[str, jax.Array]:
-    """Returns the terms of the loss; see `methods.Model`.
-
-    Without state words there are no gather and scatter terms, without category
-    words no kl and reconstruction terms.
-    """
+    """Returns the terms of the loss; see `methods.Model`."""
     outputs = self(*features, batch.get("noise"), is_training=True)
     padding_mask, counts = batch["padding_mask"], batch["mask_counts"]
-    patch_area = sizes_of(self.backbone.config).patch_size ** 2
+    patch_area = self.config.model.image_size_pixels**2 // counts.shape[1]
     terms = {
       "image": losses.image_loss(
         outputs.image_logits, batch["label"], padding_mask
