@@ -79,7 +79,8 @@ def root(trained, clip_folder, tmp_path_factory):
   """The folder in which a reader is."""
   root = tmp_path_factory.mktemp("reader")
   shutil.copytree(trained[0], root / "runs" / "visa")
-  for name in ("1.png", "good/2.png", "good/3.png", "bad/4.png"):
+  names = ("1.png", "good/2.png", "good/3.png", "bad/4.png", "more/5.png")
+  for name in names:
     path = root / "photos" / name
     path.parent.mkdir(parents=True, exist_ok=True)
     make_image(0).save(path)
@@ -87,6 +88,9 @@ def root(trained, clip_folder, tmp_path_factory):
   for name in ("more/4.jpg", "photo.jpg", "large.jpg", "a.png", "b.png"):
     make_image(1).save(root / name)
   write_folder(root / "screws", 6)
+  (root / "screws/train/good").mkdir(parents=True)
+  for index in range(4):
+    make_image(index).save(root / "screws/train/good" / f"{index}.png")
   for name in ("visa", "mvtec_ad"):
     write_tree(name, root / "data" / "downloads" / "manual")
   return root

@@ -312,52 +312,45 @@ def test_normal_images(workdir, tmp_path, capsys):
     path.parent.mkdir(exist_ok=True)
     make_image(index).save(path)
   good, place = f"--normal_images={tmp_path}/good", f"--workdir={workdir}"
-
-  def find(*flags):
-    capsys.readouterr()
-    predict_command.main([str(tmp_path), place, *flags])
-    lines, messages = capsys.readouterr()
-    return [json.loads(line) for line in lines.splitlines()], messages
-
-  rows, messages = find(good)
-  assert "2 of these images are among the normal ones" in messages
-  assert f"{workdir} --normal GOOD --normal_images=..." in messages
-  files = [tmp_path / "good" / f"{index}.png" for index in (1, 0)]
-  plain = AnomalyDetector.from_workdir(workdir)
-  detector = plain.with_normal_images(files)
-  for row in rows:
-    found = detector(row["path"]).image_score
-    assert row["image_score"] == pytest.approx(found, abs=1e-5)
-  assert rows[2]["image_score"] != pytest.approx(
-    plain(rows[2]["path"]).image_score, abs=1e-4
-  )
-
   normal = ["--normal", f"{tmp_path}/2.png", f"{tmp_path}/3.png"]
   calibrate_command.main([place, good, *normal])
   (chosen,) = thresholds.read_thresholds(workdir)
   assert chosen.method.endswith("compared with 2 normal images")
-  assert chosen.prompts_sha256 == plain.prompts_sha256
+  capsys.readouterr()
+  predict_command.main([str(tmp_path), place, good])
+  lines, messages = capsys.readouterr()
+  assert "2 of these images are among the normal ones" in messages
+
+  plain = AnomalyDetector.from_workdir(workdir)
+  files = [tmp_path / "good" / f"{index}.png" for index in (1, 0)]
+  detector = plain.with_normal_images(files)
+  assert chosen.prompts_sha256 == detector.prompts_sha256
   assert chosen.normal_images_sha256 == detector.normal_images_sha256
-  rows, _ = find(good)
-  assert {row["threshold"] for row in rows} == {chosen.image}
-  for flags, now in (
-    ((), "without normal images"),
-    ((f"--normal_images={tmp_path}/2.png",), "with normal images"),
+  rows = [json.loads(line) for line in lines.splitlines()]
+  found = detector([row["path"] for row in rows])
+  for row, detection in zip(rows, found, strict=True):
+    assert row["image_score"] == round(detection.image_score, 6)
+    assert row["threshold"] == detection.thresholds.image == chosen.image
+
+  capsys.readouterr()
+  for other, now in (
+    (plain, "without normal images"),
+    (plain.with_normal_images(tmp_path / "2.png"), "with normal images"),
   ):
-    rows, messages = find(*flags)
-    assert {row["verdict"] for row in rows} == {None}
+    assert other.thresholds_for("") is None
+    messages = capsys.readouterr().err
     assert "the thresholds were chosen without tiles, with normal" in messages
     assert f"are looked at without tiles, {now}" in messages
   (tmp_path / "empty").mkdir()
-  (tmp_path / "good" / "broken.png").write_bytes(b"no image")
-  for flag, expected in (
-    (f"--normal_images={tmp_path}/empty", "empty is not a file, folder or pat"),
-    (good, "good/broken.png cannot be read: "),
+  empty = f"--normal_images={tmp_path}/empty"
+  with pytest.raises(SystemExit, match="^error: .*empty is not a file, folder"):
+    predict_command.main([str(tmp_path), place, empty])
+  for images, expected in (
+    ([b"no image"], "^normal image 1 of 1 cannot be read: "),
+    ([], "^no normal images are given"),
   ):
-    with pytest.raises(SystemExit, match=f"^error: .*{expected}"):
-      find(flag)
-  with pytest.raises(InputError, match="^no normal images are given"):
-    plain.with_normal_images([])
+    with pytest.raises(InputError, match=expected):
+      plain.with_normal_images(images)
 
 
 def test_names_of_any_bytes_and_hidden_files(workdir, tmp_path, capsys):

@@ -18,6 +18,10 @@ kinds in folders are skipped and counted. Verdicts need thresholds:
 
 needs no run: it compares images with hand-written texts.
 
+  cops predict photos/ --workdir=runs/visa --normal_images=photos/good
+
+also compares them with a few normal images of the same product.
+
 A defect of a few pixels vanishes when a large photograph is shrunk to what the
 model sees. With --tiles=auto the photograph is also looked at in tiles, whose
 rows and columns the line then says as "tiles"; verdicts need thresholds that
