@@ -150,7 +150,7 @@ def _make(detector, found, image, pixel, method, tiles):
   if tiles:
     method += f", looked at with tiles {tiles}"
   if detector.num_normal_images:
-    method += f", compared with {detector.num_normal_images} normal images"
+    method += f", compared with normal images ({detector.num_normal_images})"
   return Thresholds(
     *(image, pixel, method, detector.prompts_sha256, *found.errors(image)),
     *(tiles, detector.normal_images_sha256),

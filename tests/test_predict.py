@@ -315,7 +315,7 @@ def test_normal_images(workdir, tmp_path, capsys):
   normal = ["--normal", f"{tmp_path}/2.png", f"{tmp_path}/3.png"]
   calibrate_command.main([place, good, *normal])
   (chosen,) = thresholds.read_thresholds(workdir)
-  assert chosen.method.endswith("compared with 2 normal images")
+  assert chosen.method.endswith("compared with normal images (2)")
   capsys.readouterr()
   predict_command.main([str(tmp_path), place, good])
   lines, messages = capsys.readouterr()

@@ -324,13 +324,19 @@ def test_calibrate(published, tmp_path, capsys, monkeypatch):
     assert expected in capsys.readouterr().err
 
 
-def test_the_pages_choice_of_models(published):
+def test_the_pages_choice_of_models(published, tmp_path):
   from cops_jax.commands import demo
 
-  options = demo._parser().parse_args([f"--pretrained={published}"])
+  make_image(0).save(tmp_path / "good.png")
+  options = demo._parser().parse_args(
+    [f"--pretrained={published}", f"--normal_images={tmp_path}"]
+  )
   ((detector, about),) = demo._load_models(options)
   assert detector.thresholds[0].method == "by hand"
-  assert about.startswith(f"Prompts of {published}, on CLIP")
+  assert detector.num_normal_images == 1
+  assert about.startswith(
+    f"Prompts of {published}, with normal images (1), on CLIP"
+  )
 
 
 def test_training_begins_from_them(published, config, tmp_path, monkeypatch):

@@ -54,7 +54,7 @@ def _load_models(options):
     models = [
       (
         detector.with_normal_images(normal),
-        f"{prompts} and {len(normal)} normal images",
+        f"{prompts}, with normal images ({len(normal)})",
       )
       for detector, prompts in models
     ]

@@ -38,7 +38,7 @@ class NormalImages:
 
   Attributes:
     categories: of the examples that are to be evaluated, in their order.
-    paths: by category.
+    paths: by category, sorted.
     pixels: by category, uint8 (k, h, w, 3); after each image its tiles.
   """
 
@@ -114,7 +114,7 @@ def _draw(config, name, examples):
         f" {category!r}"
       )
     rows = [normal[place] for _, place in sorted(places)[:number]]
-    paths[category], images = [row["path"] for row in rows], []
+    paths[category], images = sorted(row["path"] for row in rows), []
     for row in rows:
       image = read(row["image"], name=row["path"], **options)
       images.append(image.resize(size))

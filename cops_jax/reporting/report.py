@@ -159,7 +159,7 @@ def _describe_task(config):
   number = num_normal_images(config)
   if not number:
     return "zero-shot anomaly detection"
-  return f"anomaly detection with {number} normal images of each category"
+  return f"anomaly detection with normal images ({number} of each category)"
 
 
 def _summarize(results):

@@ -77,7 +77,7 @@ def format_table(results: Mapping[str, DatasetResult]) -> str:
 def describe_normal_images(result: DatasetResult) -> list[str]:
   """Returns which normal images each category was compared with, in lines."""
   return [
-    f"{category} was compared with {len(paths)} normal images:"
+    f"{category} was compared with normal images ({len(paths)}):"
     f" {', '.join(paths)}"
     for category, paths in result.normal_images.items()
   ]

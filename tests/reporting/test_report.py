@@ -189,8 +189,8 @@ def test_without_the_papers_results_nothing_is_said_of_them(tmp_path):
     fields = {"evaluation": {"num_normal_images": number}}
     _, text = write(tmp_path, found, config=PROVENANCE["config"] | fields)
     assert "In percent" in text and "the paper's" not in text
-  assert "detection with 1 normal images of each category" in text
-  assert "part 0 was compared with 1 normal images: a.png" in text
+  assert "anomaly detection with normal images (1 of each category)" in text
+  assert "part 0 was compared with normal images (1): a.png" in text
 
 
 @pytest.mark.parametrize("backbone", ("demo", "other"))

@@ -31,7 +31,7 @@ def test_table():
   assert lines[-3:] == [
     "made: 1 of 2 images left out, as they could not be read: see results.json",
     "made: pixel metrics are over 1 masks of 1 anomalous images",
-    "made: c0 was compared with 2 normal images: c0/x.png, c0/y.png",
+    "made: c0 was compared with normal images (2): c0/x.png, c0/y.png",
   ]
 
 
