@@ -70,7 +70,8 @@ if __name__ == "__main__":
   import cops_jax.predict
   cops_jax.detector.AnomalyDetector.from_pretrained(sys.argv[3])
   slow = {"orbax", "optax", "grain", "tensorflow_datasets", "matplotlib", "clu"}
-  slow = (slow | {"scipy.ndimage", "scipy.stats"}) & sys.modules.keys()
+  slow |= {"scipy.ndimage", "scipy.sparse", "scipy.stats"}
+  slow &= sys.modules.keys()
   assert not slow, f"cops predict imports {slow}"
   import cops_jax.training, cops_jax.weights
   from cops_jax import datasets

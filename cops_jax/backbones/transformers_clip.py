@@ -7,10 +7,26 @@ of it is used: CLIP's configuration, its Flax modules and its tokenizer. A
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import sys
 from collections.abc import Mapping
 from typing import Any
 
+
+def _load_lazily(package, name):
+  """Has a package's module loaded when it is used, not when it is imported."""
+  path = f"{package}.{name}"
+  if path not in sys.modules:
+    spec = importlib.util.find_spec(path)
+    spec.loader = importlib.util.LazyLoader(spec.loader)
+    module = sys.modules[path] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    setattr(sys.modules[package], name, module)
+
+
+# transformers imports it to generate texts, and it imports much of scipy.
+_load_lazily("jax.experimental", "sparse")
 # Without these, transformers imports torch and tensorflow where they are
 # installed, which takes seconds. It decides once, so a program that also uses
 # its torch models imports transformers before this package.
