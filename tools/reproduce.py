@@ -236,9 +236,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
   print(f"{len(planned)} runs: {', '.join(planned)}", flush=True)
   if options.dry_run:
     return
-  load_backbone(
-    next(iter(configs.values()))
-  )  # A missing CLIP is reported first.
+  backbones = {config.backbone.weights: config for config in configs.values()}
+  for config in backbones.values():  # A missing one is reported first.
+    load_backbone(config)
   if unprepared:
     named = zip(("data_dir", "manual_dir"), places, strict=True)
     given = [f"--{name}={place}" for name, place in named if place]

@@ -7,6 +7,7 @@ def small_fields(clip_folder, data_dir, method="cops"):
 
   fields = {
     "data_dir": str(data_dir),
+    "backbone.kind": "clip",
     "backbone.weights": str(clip_folder),
     "feature_cache.dtype": "none",
     "model.image_size_pixels": 48,

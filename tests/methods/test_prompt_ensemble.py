@@ -154,7 +154,7 @@ def test_results_are_of_the_texts(config, tmp_path):
   again = many.evaluate(config, tmp_path / "run")
   assert again.results == second.results
   detector = AnomalyDetector.from_workdir(tmp_path / "run")
-  publish.write_untrained(detector, tmp_path / "kept", Thresholds(1.0, 1.0, ""))
+  publish.write_detector(detector, tmp_path / "kept", Thresholds(1.0, 1.0, ""))
   path.write_text(path.read_text().replace("faulty", "flawed"))
   kept = tmp_path / "kept" / "prompts.safetensors"
   again = many.evaluate(config, tmp_path / "run", checkpoint=kept)
