@@ -77,7 +77,8 @@ def predicted(folder):
   image = make_image(0, 112, 112)
   image.save(folder / "photo.png")
   out = run(folder, "predict", "photo.png", "--workdir=run", "--out=found")
-  assert len(list((folder / "found").iterdir())) == 2
+  for name in ("index.html", "pictures/photo.jpg"):
+    assert (folder / "found" / name).is_file()
   return np.asarray(image), json.loads(out)["image_score"]
 
 
