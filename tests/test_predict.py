@@ -313,6 +313,11 @@ def test_normal_images(workdir, tmp_path, capsys):
     make_image(index).save(path)
   good, place = f"--normal_images={tmp_path}/good", f"--workdir={workdir}"
   normal = ["--normal", f"{tmp_path}/2.png", f"{tmp_path}/3.png"]
+  with pytest.raises(
+    SystemExit, match="^error: 1 images are given as --normal"
+  ):
+    calibrate_command.main([place, good, *normal, f"{tmp_path}/good/0.png"])
+  assert not thresholds.read_thresholds(workdir)
   calibrate_command.main([place, good, *normal])
   (chosen,) = thresholds.read_thresholds(workdir)
   assert chosen.method.endswith("compared with normal images (2)")

@@ -123,6 +123,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
       parser.error(f"{out} is no folder here: give one, --out=FOLDER")
     publish.require_replaceable(out)
   detector = flags.open_detector(options)
+  own = {*map(os.path.realpath, options.normal_images)}
+  if same := own & {*map(os.path.realpath, normal)}:
+    raise InputError(
+      f"{len(same)} images are given as --normal and as --normal_images, such"
+      f" as {min(same)}. They do not differ from themselves, so thresholds would"
+      " be far too low: calibrate on other normal images."
+    )
   if normal:
     if rate is None and not anomalous:
       rate = _FALSE_ALARMS
