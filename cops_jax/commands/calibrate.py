@@ -127,8 +127,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
   if same := own & {*map(os.path.realpath, normal)}:
     raise InputError(
       f"{len(same)} images are given as --normal and as --normal_images, such"
-      f" as {min(same)}. They do not differ from themselves, so thresholds would"
-      " be far too low: calibrate on other normal images."
+      f" as {min(same)}. They do not differ from themselves, so thresholds"
+      " would be far too low: calibrate on other normal images."
     )
   if normal:
     if rate is None and not anomalous:
