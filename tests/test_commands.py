@@ -84,6 +84,8 @@ def test_help_is_shown_at_once_in_any_folder(name, tmp_path):
     ("export --workdir=x --out=demo.pth", "demo.pth ends in '.pth': .cops is "),
     ("export --workdir=x --out=new.cops/", "new.cops/ is a folder: name a fil"),
     ("export --workdir=x --out=.", ". is a folder: name a file, such as model"),
+    ("export --workdir=x --out=--", "--out=-- has no value"),
+    ("train --workdir=x --config.seed=--", "--config.seed=-- has no value"),
     ("predict x --clip=demo --tiles=3", "tiles are '3', expected auto or rows"),
     ("calibrate --workdir=x --data=visa --false_alarms=1.5", "rms is 1.5, exp"),
   ),

@@ -34,6 +34,9 @@ class Parser(argparse.ArgumentParser):
 
   def parse_known_args(self, args=None, namespace=None):
     self._given = [*map(expand, sys.argv[1:] if args is None else args)]
+    for text in self._given:  # Python 3.11 takes the value for an empty list.
+      if text.startswith("--") and text.endswith("=--"):
+        self.error(f"{text} has no value")
     options, rest = super().parse_known_args(self._given, namespace)
     if rest:
       self.error(f"unrecognized arguments: {' '.join(rest)}")
