@@ -309,7 +309,7 @@ def test_a_crowd_on_the_page(detector):
     growth = _resident_megabytes() - before
   numbers = {"told to come back": len(refused), "more memory, MB": int(growth)}
   say("requests by status", {**counts, **numbers})
-  assert counts == {200: 800, 415: 100, "given up": 100} and growth < 100
+  assert counts == {200: 800, 422: 100, "given up": 100} and growth < 100
 
 
 def _resident_megabytes():
