@@ -104,11 +104,8 @@ def open_features(
     config, backbone, local_mesh, device_size * local_mesh.size
   )
   num_layers = len(config.model.feature_layers)
-  shape = (
-    num_layers,
-    (options.image_size // options.patch_size) ** 2,
-    model.backbone.feature_width,
-  )
+  num_patches = (options.image_size // options.patch_size) ** 2
+  shape = num_layers, num_patches, model.backbone.feature_width
   num_class_tokens = num_layers if model.has_layer_tokens else None
   folder = features_folder(config) / f"{examples.name}-{key}"
   cache = FeatureCache(folder, dtype, shape, len(examples), num_class_tokens)
