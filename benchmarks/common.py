@@ -80,7 +80,7 @@ def published_config(kind: str) -> CLIPConfig | DINOConfig:
     num_heads=num_heads,
     width=width,
     mlp_width=4 * width,
-    num_registers=4,
+    num_other_tokens=5,
     layer_norm_eps=1e-6 if is_second else 1e-5,
     position_grid=37 if is_second else 0,
     rope_theta=0.0 if is_second else 100.0,

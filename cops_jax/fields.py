@@ -243,7 +243,7 @@ FIELDS = {
   ),
   "train.augmentation": Field(
     "none",
-    'What becomes of half of the images, anew at every visit: "class_aware", a'
+    'Changes half of the images, anew at every visit: "class_aware" makes a'
     ' mosaic with images of the same category or a crop; "class_agnostic", with'
     ' images of any category. "none" leaves them whole.',
     choices=("none", "class_aware", "class_agnostic"),

@@ -69,7 +69,7 @@ def test_smoothing_counts_padding(window):
 
 
 def test_fused_scores():
-  """Of a method that scores an image by its probability alone."""
+  """With normal images, an image's score is half its highest patch's."""
   rng = np.random.default_rng(0)
   logits = rng.normal(size=(3, 2)), rng.normal(size=(3, 2, 4, 2))
   distances = rng.random((3, 4))

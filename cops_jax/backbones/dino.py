@@ -28,40 +28,21 @@ from cops_jax.typing import Array, Float
 
 
 @dataclasses.dataclass(frozen=True)
-class DINOConfig:
+class DINOConfig(Sizes):
   """Architecture of a DINO tower.
 
+  The tokens besides the patches are a class token and registers, which stand
+  for no patch and are dropped at the end.
+
   Attributes:
-    patch_size: side of a patch, in pixels.
-    num_layers, num_heads: numbers of layers and of attention heads.
-    width, mlp_width: channels of a token, and inside an MLP.
-    num_registers: tokens that stand for no patch and are dropped at the end.
     layer_norm_eps: epsilon of all layer norms.
     position_grid: patches along a side of the position embedding; 0 without.
     rope_theta: base of the rotary positions' frequencies; 0 for no rotation.
   """
 
-  patch_size: int
-  num_layers: int
-  num_heads: int
-  width: int
-  mlp_width: int
-  num_registers: int
   layer_norm_eps: float
   position_grid: int = 0
   rope_theta: float = 0.0
-
-  @property
-  def sizes(self) -> Sizes:
-    """The sizes that every tower has."""
-    return Sizes(
-      self.patch_size,
-      self.num_layers,
-      self.num_heads,
-      self.width,
-      self.mlp_width,
-      1 + self.num_registers,
-    )
 
   def to_json_string(self) -> str:
     """Returns the architecture as JSON."""
@@ -84,7 +65,7 @@ def rotary_angles(
   rows, columns = np.meshgrid(places, places, indexing="ij")
   angles = np.stack([rows, columns], axis=-1).reshape(-1, 2, 1) * frequencies
   angles = np.tile(angles.reshape(-1, 2 * quarter), 2) * 2 * math.pi
-  others = np.zeros((config.sizes.num_other_tokens, angles.shape[-1]))
+  others = np.zeros((config.num_other_tokens, angles.shape[-1]))
   return np.concatenate([others, angles]).astype(np.float32)
 
 
@@ -165,14 +146,15 @@ class DINO(nn.Module):
     found = jnp.stack(
       [norm(features[number - 1]) for number in feature_layers], axis=1
     )
-    return found[:, :, 0], found[:, :, config.sizes.num_other_tokens :]
+    return found[:, :, 0], found[:, :, config.num_other_tokens :]
 
   def _add_other_tokens(self, tokens):
     """Class token and registers before the patches, and positions if added."""
     config, (batch, _, width) = self.config, tokens.shape
     zeros = nn.initializers.zeros
     first = self.param("class_token", zeros, (1, 1, width))
-    registers = self.param("registers", zeros, (1, config.num_registers, width))
+    shape = (1, config.num_other_tokens - 1, width)
+    registers = self.param("registers", zeros, shape)
 
     def spread(rows):
       shape = (batch, *rows.shape[1:])

@@ -46,9 +46,9 @@ def sizes_of(config: Any) -> Sizes:
   Args:
     config: a transformers.CLIPConfig or a `dino.DINOConfig`.
   """
-  vision = getattr(config, "vision_config", None)
-  if vision is None:
-    return config.sizes
+  if isinstance(config, Sizes):
+    return config
+  vision = config.vision_config
   return Sizes(
     patch_size=vision.patch_size,
     num_layers=vision.num_hidden_layers,

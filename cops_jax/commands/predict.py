@@ -9,8 +9,8 @@ With --out also writes a report to look at, index.html, and beside it pictures
 of the images and their anomaly maps, predictions.jsonl and predictions.csv. The
 files that an earlier run wrote there are replaced, others are kept. What was
 guessed when an image was read is its "note". An image that cannot be read has a
-line with "error", the rest goes on, and the exit code is 1. Images of other
-kinds in folders are skipped and counted. Verdicts need thresholds:
+line with "error", the others are scored, and the exit code is 1. Images of
+other kinds in folders are skipped and counted. Verdicts need thresholds:
 `cops calibrate`.
 
   cops predict photos/ --clip=openai/clip-vit-large-patch14-336 \

@@ -30,7 +30,7 @@ _GRIDS = (2, 3)
 
 @dataclasses.dataclass(frozen=True)
 class Change:
-  """What becomes of an image at one visit.
+  """The change of an image at one visit.
 
   Attributes:
     number: rows and columns of the grid.
@@ -45,7 +45,7 @@ class Change:
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-  """Draws what becomes of images; can be passed to worker processes.
+  """Draws the changes of images; can be passed to worker processes.
 
   Attributes:
     kind: value of config.train.augmentation.

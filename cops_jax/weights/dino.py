@@ -25,7 +25,7 @@ _SIZES = {
   "num_layers": "num_hidden_layers",
   "num_heads": "num_attention_heads",
   "width": "hidden_size",
-  "num_registers": "num_register_tokens",
+  "num_other_tokens": "num_register_tokens",
 }
 _REQUIRED = {
   "hidden_act": "gelu",
@@ -179,6 +179,7 @@ def _make_config(kind, values, folder):
       raise ValueError(
         f"{sizes['num_heads']} heads do not divide {sizes['width']} channels"
       )
+    sizes["num_other_tokens"] += 1  # The class token.
     return DINOConfig(
       **sizes,
       layer_norm_eps=float(values["layer_norm_eps"]),

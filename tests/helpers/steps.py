@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import optax
 
-from cops_jax.training.step import make_optimizer
+from cops_jax.training.step import loss_and_terms, make_optimizer
 
 # Adam divides by the root of a second moment that may be almost zero, and so
 # turns rounding errors, which depend on the processor and the devices' number,
@@ -20,6 +20,26 @@ def make_adam(accumulate_steps=1, num_steps=100):
     b1=0.9, b2=0.999, accumulate_steps=accumulate_steps, **SMOOTH
   )
   return make_optimizer(settings, num_steps)
+
+
+def take_five_adam_steps(model, params, backbone_params, batch):
+  """The rows of loss, image and patch terms, and the first gradients."""
+  optimizer = optax.adam(1e-3, b1=0.5, b2=0.999, eps=1e-8)
+  state = optimizer.init(params)
+
+  def loss(params):
+    return loss_and_terms(model, params, backbone_params, batch)
+
+  gradient_step = jax.jit(jax.grad(loss, has_aux=True))
+  rows = []
+  for step in range(5):
+    gradients, terms = gradient_step(params)
+    rows.append([terms[name] for name in ("loss", "image", "patch")])
+    if step == 0:
+      first_gradients = gradients
+    updates, state = optimizer.update(gradients, state, params)
+    params = optax.apply_updates(params, updates)
+  return np.array(rows), first_gradients
 
 
 def assert_same_way(start, ours, other, tolerance=1e-5):

@@ -4,18 +4,17 @@ import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from cops_jax import metrics, scoring
 from cops_jax.backbones.features import encode_images, join_params
 from cops_jax.evaluation.step import detect_anomalies
 from cops_jax.methods import anomalyclip
-from cops_jax.training import step as train_steps
 from cops_jax.weights import authors_names
 from helpers import golden
 from helpers.anomaly_maps import gather
 from helpers.golden import assert_close
+from helpers.steps import take_five_adam_steps
 
 SOURCE = "anomalyclip"
 
@@ -90,26 +89,13 @@ def test_patch_probability(expected):
 @pytest.mark.parametrize("cast", ("float16", "none"))
 def test_gradients_and_five_adam_steps(expected, features, cast):
   suffix = "_nocast" if cast == "none" else ""
-  model = make_model(cast)
-  backbone_params = golden.backbone_params(SOURCE)
-  batch = make_batch(expected, features)
-  params = trainable("prompt.")
-  optimizer = optax.adam(1e-3, b1=0.5, b2=0.999, eps=1e-8)
-  state = optimizer.init(params)
-
-  def loss(params):
-    return train_steps.loss_and_terms(model, params, backbone_params, batch)
-
-  gradient_step = jax.jit(jax.grad(loss, has_aux=True))
-  rows = []
-  for step in range(5):
-    gradients, terms = gradient_step(params)
-    rows.append([terms[name] for name in ("loss", "image", "patch")])
-    if step == 0:
-      first_gradients = gradients
-    updates, state = optimizer.update(gradients, state, params)
-    params = optax.apply_updates(params, updates)
-  rows, want = np.array(rows), expected[f"train{suffix}.losses"]
+  rows, first_gradients = take_five_adam_steps(
+    make_model(cast),
+    trainable("prompt."),
+    golden.backbone_params(SOURCE),
+    make_batch(expected, features),
+  )
+  want = expected[f"train{suffix}.losses"]
   assert_close(rows[0], want[0], 1e-5)
   for column in range(3):
     assert_close(rows[:, column], want[:, column], 5e-5)

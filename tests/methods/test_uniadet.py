@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-import optax
 import pytest
 
 from cops_jax import config as configuration
@@ -18,13 +17,13 @@ from cops_jax.backbones.features import encode_images, join_params
 from cops_jax.backbones.vision import resize_position_embedding
 from cops_jax.errors import InputError
 from cops_jax.evaluation.step import detect_anomalies
-from cops_jax.training import step as train_steps
 from cops_jax.weights.clip import PretrainedCLIP
 from cops_jax.weights.dino import load_dino
 from cops_jax.weights.model import build_model
 from cops_jax.weights.prompts import load_prompts
 from helpers import dino, golden
 from helpers.golden import assert_close
+from helpers.steps import take_five_adam_steps
 
 KINDS = ("clip", "dinov2", "dinov3")
 STORED = golden.load("uniadet")
@@ -193,25 +192,13 @@ def test_a_reproductions_file_is_read(case, tmp_path):
 
 
 def test_gradients_and_five_adam_steps(case):
-  params = weights_from("start", case.kind)
-  optimizer = optax.adam(1e-3, b1=0.5, b2=0.999, eps=1e-8)
-  state = optimizer.init(params)
-
-  def loss(params):
-    return train_steps.loss_and_terms(
-      case.model, params, case.backbone.params, case.batch
-    )
-
-  gradient_step = jax.jit(jax.grad(loss, has_aux=True))
-  rows = []
-  for step in range(5):
-    gradients, terms = gradient_step(params)
-    rows.append([terms[name] for name in ("loss", "image", "patch")])
-    if step == 0:
-      first_gradients = gradients
-    updates, state = optimizer.update(gradients, state, params)
-    params = optax.apply_updates(params, updates)
-  assert_close(np.array(rows), STORED[f"train.{case.kind}.losses"])
+  rows, first_gradients = take_five_adam_steps(
+    case.model,
+    weights_from("start", case.kind),
+    case.backbone.params,
+    case.batch,
+  )
+  assert_close(rows, STORED[f"train.{case.kind}.losses"])
   wanted = weights_from("grad", case.kind)
   for name in wanted:
     stack = [list(tree[name].values()) for tree in (first_gradients, wanted)]

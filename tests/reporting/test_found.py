@@ -136,7 +136,7 @@ def test_earlier_results_are_replaced_and_other_files_kept(folder, caplog):
 
 
 def test_written_folders_are_not_read(tmp_path):
-  """That of --out, and those that earlier runs wrote."""
+  """Neither the folder --out nor folders that earlier runs wrote are read."""
   for name in ("a.png", "new/b.png", "old/pictures/c.png"):
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / name)
