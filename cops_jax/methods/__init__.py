@@ -2,7 +2,7 @@
 
 `config.method` is the module's name. The module has what `Method` lists, its
 model what `Model` lists; features, training, evaluation, detector and export
-know nothing else about it. docs/methods.md shows how to add one.
+know nothing else about it. docs/new_method.md shows how to add one.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The method that docs/methods.md adds."""
+"""The method that docs/new_method.md adds."""
 
 import re
 import shlex
@@ -16,7 +16,7 @@ from cops_jax.runs.metrics_log import read_metrics
 from helpers.images import make_image, write_folder
 from helpers.scripts import ROOT
 
-TEXT = (ROOT / "docs" / "methods.md").read_text()
+TEXT = (ROOT / "docs" / "new_method.md").read_text()
 
 
 @pytest.fixture
