@@ -1,4 +1,18 @@
-"""Chooses the thresholds of verdicts from normal images or labelled data."""
+"""Chooses thresholds from normal images or labelled data.
+
+Example:
+  ```python
+  import pathlib
+
+  from cops_jax import calibrate, thresholds
+  from cops_jax.detector import AnomalyDetector
+
+  detector = AnomalyDetector.from_workdir("runs/visa")
+  good = sorted(pathlib.Path("photos/good").glob("*.jpg"))
+  chosen = calibrate.from_images(detector, good, false_alarms=0.01)
+  print(thresholds.write_thresholds("runs/visa", chosen))
+  ```
+"""
 
 from __future__ import annotations
 
@@ -34,19 +48,21 @@ def from_images(
   false_alarms: float | None = None,
   tiles: str = "",
 ) -> Thresholds:
-  """Returns thresholds chosen by images without masks.
+  """Returns thresholds chosen from images without masks.
 
   Args:
-    detector: of the run.
-    normal: normal images in any form that the detector takes.
-    anomalous: anomalous images, likewise.
-    false_alarms: share of the normal images that may be called anomalous, and
-      that may show an anomalous pixel. By default the rule is that of
-      `from_labelled_data`, which needs anomalous images.
-    tiles: of the later predictions, see `AnomalyDetector`.
+    detector: detector that the thresholds are for.
+    normal: normal images in any form that `images.read` accepts.
+    anomalous: anomalous images in the same forms.
+    false_alarms: largest share of the normal images that can reach the image
+      threshold, and of those with a pixel that reaches the pixel threshold.
+      None applies the rule of `from_labelled_data`, which needs anomalous
+      images.
+    tiles: tiles of the later predictions, see `AnomalyDetector`.
 
   Raises:
-    InputError: images are missing, one cannot be read, or tiles are invalid.
+    InputError: if images are missing, one cannot be read, or the tiles are
+      invalid.
   """
   images = [*normal, *anomalous]
   paths = (
@@ -69,18 +85,22 @@ def from_labelled_data(
   false_alarms: float | None = None,
   tiles: str = "",
 ) -> Thresholds:
-  """Returns thresholds of the largest balanced accuracy, and F1 of pixels.
+  """Returns thresholds chosen from labelled data.
+
+  The image threshold has the largest balanced accuracy, and the pixel threshold
+  the largest F1. Without masks, the pixel threshold is one that no more normal
+  images reach than the image threshold.
 
   Args:
-    detector: of the run.
-    examples: from `cops_jax.datasets.load`. Without masks, no more of the
-      normal images show an anomalous pixel than are called anomalous.
-    false_alarms: if given, both thresholds are chosen by it; see `from_images`.
-    tiles: of the later predictions, see `AnomalyDetector`.
+    detector: detector that the thresholds are for.
+    examples: labelled examples from `cops_jax.datasets.load`.
+    false_alarms: largest share of normal images called anomalous. It replaces
+      both rules, as in `from_images`.
+    tiles: tiles of the later predictions, see `AnomalyDetector`.
 
   Raises:
-    InputError: one kind of images is missing, one cannot be read, or tiles are
-      invalid.
+    InputError: if there are no normal images or no anomalous ones, an image
+      cannot be read, or the tiles are invalid.
   """
   rows = (_decode(detector, example, tiles) for example in examples)
   found = _score(detector, rows, len(examples))
@@ -90,7 +110,7 @@ def from_labelled_data(
 
 @dataclasses.dataclass(frozen=True)
 class _Found:
-  """Scores of images, the highest values of their maps, and their truth."""
+  """Scores of images, the highest values of their maps, and their labels."""
 
   scores: Float[np.ndarray, "n"]
   peaks: Float[np.ndarray, "n"]
@@ -100,7 +120,7 @@ class _Found:
   def errors(
     self, threshold: float
   ) -> tuple[Proportion | None, Proportion | None]:
-    """Returns false alarms and misses; None without images of a kind."""
+    """Returns false alarms and misses; None without images of that kind."""
     flagged = self.scores >= threshold
     return tuple(
       estimate(int(is_wrong.sum()), len(is_wrong)) if len(is_wrong) else None
@@ -116,8 +136,8 @@ def _choose(detector, found, source, false_alarms, tiles):
   if np.isnan(image):
     raise InputError(
       f"there are {found.labels.sum()} anomalous and {(~found.labels).sum()}"
-      " normal images; to choose by their balanced accuracy both are needed."
-      " With normal images alone use --normal."
+      " normal images, but balanced accuracy needs both. Use --normal if you"
+      " have only normal images."
     )
   method = f"largest balanced accuracy on {source}"
   pixel = found.pixels.count().best_threshold()
@@ -126,21 +146,23 @@ def _choose(detector, found, source, false_alarms, tiles):
     count = min(count, total - 1)
     normal_peaks = found.peaks[~found.labels]
     pixel = thresholds.of_false_positive_rate(normal_peaks, count / total)
-    method += f"; regions, without masks, in {count} of {total} normal images"
+    method += (
+      f"; no masks: pixel threshold reached in {count} of {total} normal images"
+    )
   return _make(detector, found, image, pixel, method, tiles)
 
 
 def _few_false_alarms(detector, found, rate, tiles):
   if found.labels.all():
-    raise InputError("there are no normal images to choose thresholds by")
+    raise InputError("there are no normal images to choose thresholds from")
   image, pixel = (
     thresholds.of_false_positive_rate(values[~found.labels], rate)
     for values in (found.scores, found.peaks)
   )
   false_alarms, _ = found.errors(image)
   method = (
-    f"reached by {false_alarms.count} of {false_alarms.total} normal images, at"
-    f" most {false_alarms.high:.1%} of others with {CONFIDENCE:.0%} confidence"
+    f"reached by {false_alarms.count} of {false_alarms.total} normal images;"
+    f" true rate at most {false_alarms.high:.1%} ({CONFIDENCE:.0%} confidence)"
   )
   return _make(detector, found, image, pixel, method, tiles)
 
@@ -148,9 +170,9 @@ def _few_false_alarms(detector, found, rate, tiles):
 def _make(detector, found, image, pixel, method, tiles):
   tiles = normalize(tiles)
   if tiles:
-    method += f", looked at with tiles {tiles}"
+    method += f", with tiles {tiles}"
   if detector.num_normal_images:
-    method += f", compared with normal images ({detector.num_normal_images})"
+    method += f", with reference images ({detector.num_normal_images})"
   return Thresholds(
     *(image, pixel, method, detector.prompts_sha256, *found.errors(image)),
     *(tiles, detector.normal_images_sha256),
@@ -173,12 +195,12 @@ def _decode(detector, example, tiles):
 
 
 def _score(detector, rows, number):
-  """Scores images, with maps of the model's size, beside labels and masks.
+  """Scores images and collects their labels and masks, at the model's size.
 
   Args:
-    detector: of the run.
+    detector: detector that scores the images.
     rows: path, image, label, mask and notes on the mask of each image.
-    number: of the rows.
+    number: number of rows.
   """
   size = (detector.image_size, detector.image_size)
   progress = Progress(number, "images")

@@ -17,21 +17,20 @@ from cops_jax.typing import Float
 if TYPE_CHECKING:
   from PIL import Image
 
-# As a photograph of 12 megapixels has.
-PICTURE_SIDE = 4096
+PICTURE_SIDE = 4096  # Enough for a photograph of 12 megapixels.
 
 
 @dataclasses.dataclass(frozen=True)
 class Detection:
-  """The result of one image.
+  """The result of a detector on one image.
 
   Attributes:
-    image_score: anomaly score of the image, in [0, 1].
-    anomaly_map: anomaly score of each pixel, in [0, 1], at the upright image's
-      size.
-    thresholds: used for verdicts; None without any.
-    grid: rows and columns of the tiles; (1, 1) for the whole alone.
-    notes: what was guessed when the image was read.
+    image_score: score of the image, in [0, 1].
+    anomaly_map: anomaly map, (h, w), in [0, 1], at the size of the upright
+      image.
+    thresholds: thresholds of the verdict and the regions, or None.
+    grid: rows and columns of the tiles; (1, 1) without tiles.
+    notes: assumptions made when the image was read.
   """
 
   image_score: float
@@ -42,46 +41,51 @@ class Detection:
 
   @property
   def is_anomaly(self) -> bool | None:
-    """Whether the score reaches the threshold; None without a threshold."""
+    """True if the score reaches the threshold; None without thresholds."""
     if self.thresholds is None:
       return None
     return self.image_score >= self.thresholds.image
 
   @property
   def verdict(self) -> str | None:
-    """The word "anomaly" or "normal"; None without a threshold."""
+    """The word "anomaly" or "normal"; None without thresholds."""
     return {True: "anomaly", False: "normal", None: None}[self.is_anomaly]
 
   @property
   def boxes(self) -> list[tuple[int, int, int, int]] | None:
-    """Regions at or above the pixel threshold, largest first.
+    """Boxes around the regions at or above the pixel threshold, largest first.
 
-    Each is (left, top, right, bottom) in pixels, the last two exclusive; None
-    without a threshold.
+    Each is (left, top, right, bottom) in pixels; right and bottom are
+    exclusive. None without thresholds.
     """
     if self.thresholds is None:
       return None
     return thresholds.find_boxes(self.anomaly_map, self.thresholds.pixel)
 
   def picture(self, image: AnyImage, side: int = PICTURE_SIDE) -> Image.Image:
-    """Returns the image beside its map, and score and verdict below them.
+    """Returns the image next to its anomaly map, with a caption.
 
-    The map lies in colours over the image. The lightest colour stands for twice
-    the pixel threshold, and lines surround the regions that reach it. Without
-    thresholds it stands for 1, and there are no lines.
+    The map is drawn in colours over a copy of the image. The lightest colour
+    means twice the pixel threshold, and regions that reach the threshold are
+    outlined. Without thresholds the lightest colour means 1, and there are no
+    outlines. The caption shows the verdict, the score and the threshold.
 
     Args:
-      image: the one that was scored, see `images.read`.
-      side: longest side of each of the two, in pixels; larger ones are reduced.
+      image: the scored image, in any form that `images.read` accepts.
+      side: longest side of each half in pixels; larger images are reduced.
+
+    Returns:
+      The picture, ready to show or save.
 
     Raises:
-      InputError: the image cannot be read, or is not of the map's size.
+      InputError: if the image cannot be read, or its size differs from the
+        map's.
     """
     upright = read(image)
     if upright.size != self.anomaly_map.shape[::-1]:
       raise InputError(
-        "the image has {} x {} pixels".format(*upright.size)
-        + " and its anomaly map {1} x {0}".format(*self.anomaly_map.shape)
+        "the image has {} x {} pixels, but".format(*upright.size)
+        + " its anomaly map {1} x {0}".format(*self.anomaly_map.shape)
       )
     pixel, words = None, [f"score {self.image_score:.3f}"]
     if self.thresholds:

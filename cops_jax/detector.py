@@ -1,12 +1,17 @@
 """Anomaly detection on your own images.
 
-detector = AnomalyDetector.from_workdir("runs/visa")
-detection = detector("photo.jpg")
-print(detection.image_score, detection.anomaly_map.shape)
-for detection in detector(["a.png", "b.png"]):
-  print(detection.is_anomaly)
-detection = detector("large.jpg", tiles="auto")  # Finds small defects.
-detection.picture("large.jpg").save("found.jpg")
+Example:
+  ```python
+  from cops_jax.detector import AnomalyDetector
+
+  detector = AnomalyDetector.from_workdir("runs/visa")
+  detection = detector("photo.jpg")
+  print(detection.image_score, detection.anomaly_map.shape)
+  for detection in detector(["a.png", "b.png"]):
+    print(detection.is_anomaly)
+  detection = detector("large.jpg", tiles="auto")  # Finds small defects.
+  detection.picture("large.jpg").save("found.jpg")
+  ```
 """
 
 from __future__ import annotations
@@ -27,46 +32,46 @@ from cops_jax.detection import Detection
 from cops_jax.errors import InputError
 from cops_jax.images import AnyImage, read
 from cops_jax.images import tiles as tiling
-from cops_jax.images.tiles import DecodedImage
 from cops_jax.runtime.compilation import keep_compiled_programs
-from cops_jax.runtime.mesh import make_mesh, replicate, shard_batch
+from cops_jax.runtime.mesh import make_mesh, padded_batches, replicate
 from cops_jax.thresholds import Thresholds
 
-# The model's modules are imported where they are used: transformers is slow.
+# Functions import the model's modules because transformers is slow to import.
 if TYPE_CHECKING:
   from cops_jax.weights.backbone import PretrainedBackbone
 
 _logger = logging.getLogger(__name__)
 
-# Images on a device at once; batches are padded to powers of two up to it.
-_MAX_DEVICE_IMAGES = 8
+_MAX_DEVICE_IMAGES = 8  # In one batch, on each device.
 
 
 class AnomalyDetector:
-  """Scores images with trained prompts; threads may share one.
+  """Scores images with trained prompts.
 
-  It compiles one step for each power of two of images on each device. An
-  image's result depends on its pixels alone, not on its name or batch.
+  A detector can be shared by threads. It pads each batch to a power of two of
+  images for each device and compiles once for each such size. The result for
+  an image depends only on its pixels, not on its name or batch.
 
   Attributes:
-    thresholds: for verdicts, each for its tiles and normal images; none for no
-      verdicts.
-    origin: who trained the prompts, if no run of this project did.
-    num_normal_images: number of the images given to `with_normal_images`.
-    normal_images_sha256: SHA-256 of their pixels, in any order, as the model
-      sees them; "" without any.
+    thresholds: thresholds for verdicts, each chosen for certain tiles and
+      reference images. If empty, detections have no verdict.
+    origin: who trained the prompts, if they come from another project; empty
+      otherwise.
+    num_normal_images: number of reference images.
+    normal_images_sha256: SHA-256 of the reference images' pixels at the
+      model's size, in any order; empty without reference images.
   """
 
   def __init__(self, config: Any, trainable: Any, backbone: PretrainedBackbone):
-    """Puts the model on all devices of this process.
+    """Copies the model to all devices of this process.
 
     Args:
-      config: a ConfigDict with the fields of `cops_jax.config`.
-      trainable: trained prompts.
-      backbone: from `load_backbone`.
+      config: ConfigDict with the fields of `cops_jax.config`.
+      trainable: tree of the trained prompts.
+      backbone: backbone from `load_backbone`.
 
     Raises:
-      InputError: the config does not fit the backbone.
+      InputError: if the config does not fit the backbone.
     """
     from cops_jax.config import reading
     from cops_jax.evaluation.normal_images import make_memory_step
@@ -95,22 +100,22 @@ class AnomalyDetector:
   def from_workdir(
     cls, workdir: str | os.PathLike, *, allow_other_backbone: bool = False
   ) -> AnomalyDetector:
-    """Loads the newest prompts of a training run, and their thresholds.
+    """Loads the newest prompts of a training run and their thresholds.
 
     Args:
       workdir: run directory.
-      allow_other_backbone: whether to accept another backbone's weights than
-        those that the prompts were trained on.
+      allow_other_backbone: if True, accepts a backbone whose weights differ
+        from those that the prompts were trained on.
 
     Raises:
-      InputError: there is no run, or its backbone is not available.
+      InputError: if there is no run, or its backbone is not available.
     """
     from cops_jax.runs.record import read_record
 
     record = read_record(workdir)
     config = record.to_config(str(workdir))
     loaded = cls._load(config, workdir, record, allow_other_backbone)
-    return loaded._use_thresholds(workdir)
+    return loaded._with_thresholds(workdir)
 
   @classmethod
   def from_pretrained(
@@ -120,17 +125,18 @@ class AnomalyDetector:
     backbone: str | os.PathLike | None = None,
     allow_other_backbone: bool = False,
   ) -> AnomalyDetector:
-    """Loads pretrained prompts, and their thresholds.
+    """Loads pretrained prompts and their thresholds.
 
     Args:
-      name: such as "cops-visa" or a folder; see `pretrained.find`.
-      backbone: location of the backbone, see config.backbone.weights in
-        `cops_jax.config`; by default the one in the prompts' record.
+      name: name such as "cops-visa", repository on the hub, or folder; see
+        `pretrained.find`.
+      backbone: location of the backbone, as in config.backbone.weights; the
+        one recorded with the prompts by default.
       allow_other_backbone: see `from_workdir`.
 
     Raises:
-      InputError: there are no such prompts, they are damaged or of a later
-        version, or their backbone is not available.
+      InputError: if the prompts do not exist, are damaged or come from a later
+        version, or if their backbone is not available.
     """
     from cops_jax.weights import pretrained, prompts
 
@@ -140,7 +146,7 @@ class AnomalyDetector:
     if backbone is not None:
       config.backbone.weights, config.backbone.revision = str(backbone), ""
     loaded = cls._load(config, path, record, allow_other_backbone)
-    return loaded._use_thresholds(path.parent)
+    return loaded._with_thresholds(path.parent)
 
   @classmethod
   def from_files(
@@ -151,17 +157,17 @@ class AnomalyDetector:
     config: Any = None,
     allow_other_backbone: bool = False,
   ) -> AnomalyDetector:
-    """Loads a CLIP and trained prompts.
+    """Loads a backbone and trained prompts from files, without thresholds.
 
     Args:
-      backbone: see config.backbone.weights in `cops_jax.config`.
-      prompts: see `prompts.load_prompts`.
-      config: a ConfigDict with the fields of `cops_jax.config`; by default the
-        one in the prompts' record.
+      backbone: location of the backbone, as in config.backbone.weights.
+      prompts: file or folder of prompts, see `prompts.load_prompts`.
+      config: ConfigDict with the fields of `cops_jax.config`; the one recorded
+        with the prompts by default.
       allow_other_backbone: see `from_workdir`.
 
     Raises:
-      InputError: a file cannot be used, or there is no config.
+      InputError: if a file cannot be used, or there is no config.
     """
     from cops_jax.weights.prompts import find_record, recorded_config
 
@@ -180,16 +186,16 @@ class AnomalyDetector:
     normal: Sequence[str] = (),
     anomalous: Sequence[str] = (),
   ) -> AnomalyDetector:
-    """Loads a CLIP and compares images with hand-written texts, untrained.
+    """Loads a CLIP to compare images with hand-written texts, without training.
 
     Args:
-      backbone: see config.backbone.weights in `cops_jax.config`.
-      normal: texts for normal images, such as "a clean weld"; by default the
-        normal states of the recipe prompt_ensemble's texts.
-      anomalous: texts for anomalous images, likewise.
+      backbone: location of the CLIP, as in config.backbone.weights.
+      normal: texts for normal images, such as "a clean weld"; the normal texts
+        of the recipe `prompt_ensemble` by default.
+      anomalous: texts for anomalous images, with the same default.
 
     Raises:
-      InputError: CLIP or the texts cannot be used.
+      InputError: if the CLIP or the texts cannot be used.
     """
     from cops_jax.config import ensemble_of
     from cops_jax.weights.clip import load_clip
@@ -223,41 +229,34 @@ class AnomalyDetector:
     loaded.origin = record.origin if record else ""
     return loaded
 
-  def _use_thresholds(self, folder):
-    """Takes the folder's thresholds if they were chosen for these prompts."""
-    found = thresholds.read_thresholds(folder)
-    fits = ("", self.prompts_sha256) if found else ()
-    self.thresholds = [row for row in found if row.prompts_sha256 in fits]
-    if found and not self.thresholds:
-      _logger.warning(
-        "no verdicts: the thresholds of %s were chosen for other prompts than"
-        " those that it has now; choose again: cops calibrate",
-        folder,
-      )
+  def _with_thresholds(self, folder):
+    self.thresholds = thresholds.read_fitting(folder, self.prompts_sha256)
     return self
 
   def with_normal_images(
     self, images: AnyImage | Sequence[AnyImage], tiles: str = ""
   ) -> AnomalyDetector:
-    """Returns a detector that also compares images with normal ones.
+    """Returns a new detector that also compares images with reference images.
 
-    It shares the backbone with this one.
+    Both detectors share one backbone.
 
     Args:
-      images: normal images of one product, see `images.read`; they replace
-        those that this detector has.
-      tiles: parts of them to compare with too, those of the later calls.
+      images: reference images, in any form that `images.read` accepts: normal
+        images of one product. They replace earlier reference images.
+      tiles: tiles of the reference images to compare with as well. Use the
+        same value as in later calls of the detector.
 
     Raises:
-      InputError: there are no images, one cannot be read, or tiles are invalid.
+      InputError: if there are no images, one cannot be read, or the tiles are
+        invalid.
     """
     from cops_jax.evaluation.normal_images import hash_images
 
     images = images if isinstance(images, (list, tuple)) else [images]
     if not images:
-      raise InputError("no normal images are given to compare images with")
+      raise InputError("there are no reference images; pass at least one")
     decoded = [
-      self.decode(image, f"normal image {number} of {len(images)}", tiles)
+      self.decode(image, f"reference image {number} of {len(images)}", tiles)
       for number, image in enumerate(images, start=1)
     ]
     pixels = np.stack(
@@ -274,16 +273,15 @@ class AnomalyDetector:
 
   @property
   def max_batch_size(self) -> int:
-    """Images that are computed at once; larger batches are split."""
+    """Largest number of images in one batch, over all devices."""
     return _MAX_DEVICE_IMAGES * self._mesh.size
 
   @property
   def prompts(self) -> dict[str, Any]:
-    """The trained prompts, without the memory of normal images."""
+    """Tree of the trained prompts, without the reference images' features."""
     from cops_jax.evaluation.step import MEMORY
 
-    trainable = self.trainable.items()
-    return {name: tree for name, tree in trainable if name != MEMORY}
+    return {k: tree for k, tree in self.trainable.items() if k != MEMORY}
 
   @property
   def prompts_sha256(self) -> str:
@@ -293,13 +291,14 @@ class AnomalyDetector:
     return hash_prompts(self.prompts)
 
   def thresholds_for(self, tiles: str) -> Thresholds | None:
-    """Returns the thresholds that were chosen with these tiles, if any were.
+    """Returns the thresholds for these tiles and the reference images, or None.
 
-    Scores and maps with and without tiles, or normal images, differ. If only
-    other thresholds were chosen, there is one warning.
+    Tiles and reference images change scores and maps, so thresholds chosen
+    with other ones do not apply. If there are only such thresholds, a warning
+    reports it once.
 
     Args:
-      tiles: from `tiles.normalize`.
+      tiles: tiles from `tiles.normalize`.
     """
     way = tiles, self.normal_images_sha256
     for row in self.thresholds:
@@ -314,17 +313,22 @@ class AnomalyDetector:
   def __call__(
     self, images: AnyImage | Sequence[AnyImage], tiles: str = ""
   ) -> Detection | list[Detection]:
-    """Scores an image, or each of several.
+    """Scores one image or several.
 
     Args:
-      images: one or several, see `images.read`. Sizes may differ.
-      tiles: parts of large images to score too, for small defects: rows x
-        columns such as "2x3", or "auto" for a number by the image's size, see
-        `tiles.choose_grid`. An image with t tiles costs as much as 1 + t.
+      images: an image, or a list or tuple of images of any sizes, each in a
+        form that `images.read` accepts.
+      tiles: tiles to score in addition to the whole image, to find small
+        defects: rows x columns such as "2x3", or "auto" to choose them by the
+        image's size (see `tiles.choose_grid`). An image with t tiles takes as
+        long as 1 + t images.
+
+    Returns:
+      One detection for a single image, a list of them otherwise.
 
     Raises:
-      InputError: an image cannot be read; names its path or place. Or the tiles
-        are invalid.
+      InputError: if an image cannot be read, with its path or its position, or
+        if the tiles are invalid.
     """
     if not isinstance(images, (list, tuple)):
       return self([images], tiles)[0]
@@ -336,30 +340,32 @@ class AnomalyDetector:
 
   def decode(
     self, image: AnyImage, name: str = "", tiles: str = ""
-  ) -> DecodedImage:
-    """Decodes an image for `detect`.
+  ) -> tiling.DecodedImage:
+    """Decodes an image and its tiles to the model's size, for `detect`.
 
     Args:
-      image: see `images.read`.
-      name: for errors, if the image is not a path.
-      tiles: see `tiles.normalize`.
+      image: image in any form that `images.read` accepts.
+      name: name of the image in errors, if it is not a path.
+      tiles: tiles to cut, see `tiles.normalize`.
 
     Raises:
-      InputError: the image cannot be read, or the tiles are invalid.
+      InputError: if the image cannot be read, or the tiles are invalid.
     """
     is_path = isinstance(image, (str, os.PathLike))
     image = read(image, name="" if is_path else name, **self.reading)
     return tiling.decode(image, self.image_size, tiles)
 
   def detect(
-    self, images: Iterable[DecodedImage | InputError]
+    self, images: Iterable[tiling.DecodedImage | InputError]
   ) -> Iterator[Detection | InputError]:
-    """Yields the detections of decoded images, and errors as they come.
+    """Yields a detection for each decoded image.
 
-    It takes up to `max_batch_size` images at a time.
+    Args:
+      images: images from `decode`, read in batches of `max_batch_size`. An
+        error in place of an image is yielded unchanged.
 
     Raises:
-      InputError: the model's parameters give no finite scores.
+      InputError: if scores are not finite.
     """
     images = iter(images)
     while batch := list(itertools.islice(images, self.max_batch_size)):
@@ -379,22 +385,16 @@ class AnomalyDetector:
         )
 
   def _run(self, images):
-    """Yields scores and maps of any number of images of the model's size."""
-    for start in range(0, len(images), self.max_batch_size):
-      batch = images[start : start + self.max_batch_size]
-      size = self._mesh.size
-      while size < len(batch):
-        size *= 2
-      pixels = np.zeros((size, *batch[0].shape), np.uint8)
-      pixels[: len(batch)] = batch
-      on_devices = shard_batch({"image": pixels}, self._mesh)
-      with self._lock:  # Threads that call at once compile once.
-        outputs = self._step(*self._params, on_devices)
+    """Yields scores and maps of any number of images at the model's size."""
+    batches = padded_batches(images, self._mesh, self.max_batch_size)
+    for number, batch in batches:
+      with self._lock:  # Two threads must not compile the same step.
+        outputs = self._step(*self._params, batch)
       outputs = jax.device_get(outputs)
       if not np.isfinite(outputs["image_score"]).all():
         raise InputError(
-          "scores are not finite: the prompts, or the backbone, hold NaN or"
+          "scores are not finite: the prompts or the backbone contain NaN or"
           " infinity"
         )
       rows = zip(outputs["image_score"], outputs["anomaly_map"], strict=True)
-      yield from itertools.islice(rows, len(batch))
+      yield from itertools.islice(rows, number)

@@ -1,4 +1,17 @@
-"""Predictions on image files as lines of JSON, and as a folder with a page."""
+"""Predictions on image files as lines of JSON and as a folder with a report.
+
+Example:
+  ```python
+  import pathlib
+
+  from cops_jax.detector import AnomalyDetector
+  from cops_jax.predict import predict_files
+
+  detector = AnomalyDetector.from_workdir("runs/visa")
+  paths = sorted(pathlib.Path("photos").glob("*.jpg"))
+  rows = predict_files(detector, paths, out=pathlib.Path("found"))
+  ```
+"""
 
 from __future__ import annotations
 
@@ -23,13 +36,23 @@ from cops_jax.progress import Progress
 from cops_jax.weights.clip import DEMO_CLIP
 
 _THUMBNAIL_PIXELS = 300
-_MAX_NAME_BYTES = 200  # Of 255: a number and a suffix are appended.
+# File systems allow 255 bytes; a number and a suffix are appended.
+_MAX_NAME_BYTES = 200
 
 
 def predict(
   detector: AnomalyDetector, paths: Sequence[pathlib.Path], tiles: str = ""
 ) -> Iterator[tuple[pathlib.Path, Detection | InputError]]:
-  """Returns paths, in order, and detections or why an image cannot be read."""
+  """Yields each path with its detection, or with the error of its image.
+
+  Args:
+    detector: detector that scores the images.
+    paths: paths of the images; the order is kept.
+    tiles: tiles to score in addition to each image, see `AnomalyDetector`.
+
+  Raises:
+    InputError: if scores are not finite.
+  """
 
   def decode(path):
     try:
@@ -43,7 +66,17 @@ def predict(
 def to_row(
   path: pathlib.Path, outcome: Detection | InputError
 ) -> dict[str, Any]:
-  """Returns an image's line, of JSON's types."""
+  """Returns the result of one image as a row of values that JSON can hold.
+
+  Args:
+    path: path of the image.
+    outcome: detection or error, from `predict`.
+
+  Returns:
+    The path, and either "error" or "image_score", "verdict", "threshold",
+    "threshold_method" and "boxes". Without thresholds the last four are None.
+    "note" and "tiles" are added where they apply.
+  """
   row = {"path": readable(path)}
   if isinstance(outcome, InputError):
     return row | {"error": str(outcome)}
@@ -65,7 +98,10 @@ def to_row(
 
 
 def _names(paths):
-  """Returns unique file names: each path below the folder that all share."""
+  """Returns a unique file name for each path, from its part below their folder.
+
+  The folder is the deepest one that contains all paths.
+  """
   paths = [pathlib.Path(os.path.normpath(path.absolute())) for path in paths]
   shared = os.path.commonpath([path.parent for path in paths])
   names = {}
@@ -87,22 +123,24 @@ def predict_files(
   tiles: str = "",
   skipped: Mapping[str, int] | None = None,
 ) -> list[dict[str, Any]]:
-  """Prints a line for each image, and writes a folder with a page.
+  """Prints a line of JSON for each image, and writes a folder with a report.
 
   Args:
-    detector: scores the images.
-    paths: of the images.
-    out: folder for the page, lines, a table and pictures; None for no files.
-      Those of an earlier run are replaced.
-    save_maps: whether to write the anomaly maps there too.
-    tiles: see `AnomalyDetector`.
-    skipped: see `summarize`.
+    detector: detector that scores the images.
+    paths: paths of the images.
+    out: folder for index.html, predictions.jsonl, predictions.csv and pictures.
+      Files of an earlier call are replaced. None writes no files.
+    save_maps: if True, also writes the anomaly maps to maps/NAME.npy, float32
+      (h, w).
+    tiles: tiles to score in addition to each image, see `AnomalyDetector`.
+    skipped: numbers of skipped files by suffix, for the summary.
 
   Returns:
-    The images' lines.
+    The images' rows from `to_row`.
 
   Raises:
-    InputError: the folder holds some of the images, or cannot be written.
+    InputError: if `out` contains some of the images or cannot be written, or
+      if scores are not finite.
   """
   names = _names(paths)
   if out:
@@ -126,7 +164,7 @@ def predict_files(
       rows.append(row)
       print(to_json(row), flush=True)
       progress.update(len(rows), "predicting")
-  finally:  # An interruption loses no line.
+  finally:  # If interrupted, the report still has the finished images.
     if out:
       is_toy = detector.config.backbone.weights == DEMO_CLIP
       fitting = detector.thresholds_for(tiles)
@@ -138,11 +176,17 @@ def predict_files(
 def summarize(
   rows: Sequence[Mapping[str, Any]], skipped: Mapping[str, int] | None = None
 ) -> str:
-  """Says how many images were called what.
+  """Returns a line with the numbers of anomalies and of normal images.
 
   Args:
-    rows: of `to_row`.
-    skipped: numbers of images that are not read, by suffix.
+    rows: rows from `to_row`.
+    skipped: numbers of skipped files by suffix.
+
+  Example:
+    ```python
+    print(summarize(rows, {".gif": 2}))
+    # 5 images: 1 anomaly, 3 normal, 1 unreadable, 2 skipped (.gif)
+    ```
   """
   counts = collections.Counter(
     "unreadable" if "error" in row else row["verdict"] for row in rows
@@ -166,13 +210,13 @@ def _require_apart(out, paths):
   for path in paths:
     if out.resolve() in path.resolve().parents:
       raise InputError(
-        f"--out={out} holds images to look at, such as {path}, which pictures"
-        " could replace: choose another folder"
+        f"--out={out} contains input images, such as {path}, which could be"
+        " overwritten: choose another folder"
       )
 
 
 def _draw(path, image, detection):
-  """Writes an image's picture, and returns a small one without words."""
+  """Writes an image's picture, and returns a small one without a caption."""
   from PIL import Image
 
   picture = detection.picture(image)

@@ -1,4 +1,14 @@
-"""Writes a run's prompts, with a model card, as `weights.pretrained` reads."""
+"""Writes prompts, thresholds and a model card as a folder to publish.
+
+`cops_jax.weights.pretrained` reads such folders.
+
+Example:
+  ```python
+  from cops_jax.publish import publish
+
+  print(publish("runs/visa", "published/visa"))
+  ```
+"""
 
 from __future__ import annotations
 
@@ -31,7 +41,7 @@ from cops_jax.weights.pretrained import CARD, CONFIG, PROMPTS, THRESHOLDS
 
 _logger = logging.getLogger(__name__)
 
-# The hub's identifiers by what data sets' publishers state.
+# The hub's identifiers of the licences that data sets' publishers state.
 _LICENCES = {
   "CC BY 4.0": "cc-by-4.0",
   "CC BY-NC-SA 4.0": "cc-by-nc-sa-4.0",
@@ -44,26 +54,27 @@ def publish(
 ) -> str:
   """Writes a run's newest prompts as a folder, ready for `hf upload`.
 
-  The folder also has the thresholds that were chosen for them, and a model card
-  made from the run and its last evaluation of them. Paths of this machine are
-  left out.
+  The folder also contains the thresholds that were chosen for these prompts and
+  a model card with their training and their last evaluation. Local paths are
+  removed.
 
   Args:
-    workdir: work directory of a training run.
-    out: the folder; pretrained prompts in it are replaced.
-    backbone: name on the hub of the run's backbone, if the run took it from
-      elsewhere.
+    workdir: run directory of a training.
+    out: folder to write; pretrained prompts in it are replaced.
+    backbone: name of the run's backbone on the hub, if the run loaded it from
+      a file or folder.
 
   Returns:
-    Two sentences: what was written, and what to do next.
+    Two lines: what was written, and what to do next.
 
   Raises:
-    InputError: there is no checkpoint, the named CLIP is another or cannot be
-      downloaded, or the folder holds something else or cannot be written.
+    InputError: if there is no checkpoint, if the named backbone differs from
+      the run's or cannot be downloaded, or if the folder contains other files
+      or cannot be written.
   """
   out = to_path(out)
   require_replaceable(out)
-  record = _without_places(read_record(workdir), workdir, backbone)
+  record = _without_paths(read_record(workdir), workdir, backbone)
   if not methods.find(record.config["method"]).IS_TRAINED:
     raise InputError(
       f"{workdir} has no prompts to publish: the method"
@@ -72,7 +83,7 @@ def publish(
   with Checkpoints(workdir) as saved:
     step, trainable = saved.restore_params()
   digest = prompts.hash_prompts(trainable)
-  chosen = _find_thresholds(workdir, digest)
+  chosen = thresholds.read_fitting(workdir, digest)
   weights = record.config["backbone"]["weights"]
   contents = {
     CONFIG: record.to_json(),
@@ -91,26 +102,28 @@ def publish(
     contents[THRESHOLDS] = thresholds.to_json(chosen)
   _write(out, contents)
   return (
-    f"{out}: the prompts of step {step} of {workdir}\nRead {out / CARD}, above"
-    f" all its licence, before hf upload OWNER/{out.name} {out}"
+    f"wrote the prompts of step {step} of {workdir} to {out}\nCheck"
+    f" {out / CARD}, above all the licence, and then run"
+    f" `hf upload OWNER/{out.name} {out}`"
   )
 
 
 def add_thresholds(
   name: str, out: str | os.PathLike, chosen: Thresholds
 ) -> str:
-  """Writes pretrained prompts with further thresholds.
+  """Writes a copy of pretrained prompts with additional thresholds.
 
   Args:
-    name: a folder or repository, see `pretrained.find`.
-    out: the folder, which may be their own; pretrained prompts are replaced.
-    chosen: the thresholds.
+    name: folder or repository of the prompts, see `pretrained.find`.
+    out: folder to write, which can be the same folder; pretrained prompts in
+      it are replaced.
+    chosen: new thresholds.
 
   Returns:
-    A sentence, see `thresholds.put`.
+    A sentence about the thresholds, see `thresholds.put`.
 
   Raises:
-    InputError: the folder holds something else or cannot be written.
+    InputError: if the folder contains other files or cannot be written.
   """
   folder = pretrained.find(name).parent
   contents = {
@@ -124,21 +137,22 @@ def add_thresholds(
 def write_detector(
   detector: AnomalyDetector, out: str | os.PathLike, chosen: Thresholds
 ) -> str:
-  """Writes a detector's texts or authors' prompts, with thresholds.
+  """Writes a detector's prompts or texts as a folder, with thresholds.
 
-  The folder requires the detector's backbone.
+  This is for prompts that have no folder of their own: hand-written texts and
+  the prompts that a method's authors published. The backbone is not copied.
 
   Args:
-    detector: its prompts have no folder of their own.
-    out: the folder; pretrained prompts in it are replaced.
-    chosen: thresholds of these prompts. They are put beside those that the
-      folder has of them.
+    detector: detector to write.
+    out: folder to write; pretrained prompts in it are replaced.
+    chosen: thresholds for these prompts. They are added to those that the
+      folder has for the same prompts.
 
   Returns:
-    A sentence, see `thresholds.put`.
+    A sentence about the thresholds, see `thresholds.put`.
 
   Raises:
-    InputError: the folder holds something else or cannot be written.
+    InputError: if the folder contains other files or cannot be written.
   """
   record = Record(
     detector.config.to_dict(), detector.backbone.sha256, origin=detector.origin
@@ -150,13 +164,13 @@ def write_detector(
   return _add(contents, [], out, chosen)
 
 
-def _add(contents, beside, out, chosen):
-  """Writes a folder with thresholds beside those of the same prompts."""
+def _add(contents, earlier, out, chosen):
+  """Writes a folder, and adds thresholds to earlier ones for its prompts."""
   out = to_path(out)
   require_replaceable(out)
   kept = thresholds.read_thresholds(out)
   if all(row.prompts_sha256 != chosen.prompts_sha256 for row in kept):
-    kept = beside  # Others are of prompts that are replaced.
+    kept = earlier  # The folder's prompts and their thresholds are replaced.
   rows, sentence = thresholds.put(chosen, kept, out / THRESHOLDS)
   contents[THRESHOLDS] = thresholds.to_json(rows)
   if CARD in contents:
@@ -167,7 +181,11 @@ def _add(contents, beside, out, chosen):
 
 
 def require_replaceable(out: str | os.PathLike) -> None:
-  """Raises InputError unless a folder is new, empty or of such prompts."""
+  """Raises InputError unless a folder is new, empty or has pretrained prompts.
+
+  Args:
+    out: folder to write.
+  """
   out = to_path(out)
   try:
     names = find_files(out) if is_address(out) else os.listdir(out)
@@ -175,17 +193,17 @@ def require_replaceable(out: str | os.PathLike) -> None:
     return
   except OSError as error:
     raise InputError(
-      f"--out={out} is no folder that can be written: {error.strerror}"
+      f"--out={out} is not a folder that can be written: {error.strerror}"
     ) from error
   if names and PROMPTS not in names:
     raise InputError(
-      f"--out={out} holds something else than pretrained prompts: choose"
+      f"--out={out} contains files other than pretrained prompts: choose"
       " another folder"
     )
 
 
-def _without_places(record: Record, workdir: Any, backbone: str) -> Record:
-  """Returns a record for others: names of data and runs without their paths."""
+def _without_paths(record: Record, workdir: Any, backbone: str) -> Record:
+  """Returns a record to publish, with names of data and runs but no paths."""
   config = record.to_config(str(workdir))
   config.data_dir = config.manual_dir = config.features_dir = ""
   config.train.dataset = _last_part(config.train.dataset)
@@ -198,8 +216,8 @@ def _without_places(record: Record, workdir: Any, backbone: str) -> Record:
     config.backbone.weights, config.backbone.revision = backbone, ""
   elif weights != DEMO_CLIP and not split_hub_name(weights):
     _logger.warning(
-      "the folder names the backbone %s, which others do not have: name the one"
-      " on the hub that has the same file, --backbone=OWNER/NAME",
+      "the folder names the backbone %s, which other people do not have; name a"
+      " copy on the hub with --backbone=OWNER/NAME",
       weights,
     )
   return dataclasses.replace(
@@ -208,7 +226,7 @@ def _without_places(record: Record, workdir: Any, backbone: str) -> Record:
 
 
 def _last_part(name):
-  """Returns a path's last part after its kind, and other names as given."""
+  """Returns the last part of a path after its kind; other names unchanged."""
   kind, _, path = name.rpartition(":")
   last = os.path.basename(path.rstrip("/"))
   if path.startswith("//") or os.path.isabs(name):  # gs://BUCKET/PATH is one.
@@ -216,41 +234,30 @@ def _last_part(name):
   return f"{kind}:{last}" if kind else name
 
 
-def _find_thresholds(workdir, prompts_sha256):
-  """Returns the run's thresholds that were chosen for these prompts."""
-  found = thresholds.read_thresholds(workdir)
-  own = [row for row in found if row.prompts_sha256 in ("", prompts_sha256)]
-  if found and not own:
-    _logger.warning(
-      "the thresholds of %s are left out, as they were chosen for other prompts"
-      " than its newest; choose again: cops calibrate --workdir=%s",
-      *(workdir, workdir),
-    )
-  return own
-
-
 def _find_results(workdir, prompts_sha256, backbone_sha256):
   """Returns the run's results if they were measured on these prompts."""
-  reason = "there are none"
+  reason = "the run was not evaluated"
   if exists(workdir / "results.json"):
     found = read_results(workdir)
     evaluated = found.get("prompts_sha256"), found.get("backbone_sha256")
     if evaluated == (prompts_sha256, backbone_sha256):
       return found
-    reason = "results.json is of other prompts or of another CLIP"
+    reason = "results.json comes from other prompts or another backbone"
   _logger.warning(
-    "the card has no results, as %s; to have them: cops evaluate --workdir=%s",
+    "the card has no results because %s; to add them, run"
+    " `cops evaluate --workdir=%s` and publish again",
     *(reason, workdir),
   )
   return None
 
 
 def _write(out, contents: Mapping[str, str | bytes]):
-  """Writes all files or none; the last is that of the prompts.
+  """Writes all files or none, and deletes other files of earlier prompts.
 
-  Files of earlier prompts are deleted.
+  The file of the prompts is the last to appear.
   """
-  with contextlib.ExitStack() as stack:  # Renames them at its end, in reverse.
+  # At its end the stack renames the files, in reverse order.
+  with contextlib.ExitStack() as stack:
     for name in pretrained.FILES:
       if name in contents:
         content = contents[name]
@@ -270,16 +277,19 @@ def make_card(
   thresholds: Sequence[Thresholds] = (),
   results: Mapping[str, Any] | None = None,
 ) -> str:
-  """Returns a card: what the prompts are, their training and their results.
+  """Returns the model card of prompts: their training, results and limits.
 
   Args:
-    record: of the run that trained them, without places of its machine.
+    record: record of the training run, without local paths.
     name: suggested name of the repository.
-    step: of the checkpoint.
-    prompts_sha256: see `prompts.hash_prompts`.
-    hub_backbone: the name of its backbone on the hub; "" if it is not there.
-    thresholds: those that were chosen for the prompts.
-    results: content of results.json of their evaluation, if there was one.
+    step: step of the checkpoint.
+    prompts_sha256: SHA-256 of the prompts, from `prompts.hash_prompts`.
+    hub_backbone: name of the backbone on the hub; empty if it is not there.
+    thresholds: thresholds that were chosen for the prompts.
+    results: content of results.json, or None if they were not evaluated.
+
+  Returns:
+    The text of the card's README.md.
   """
   config = complete(record.config)
   data = _describe_data(config["train.dataset"])
@@ -290,7 +300,7 @@ def make_card(
       for name, row in results["datasets"].items()
     }
     rows |= {name: (mean, "", "") for name, mean in results["means"].items()}
-    settings = [  # Those that the evaluation had otherwise than the config.
+    settings = [  # Fields that differed in the evaluation.
       f"{name} = {value!r}"
       for name, value in complete(results["config"]).items()
       if decides(name, Role.RESULTS) and value != config.get(name)
@@ -321,11 +331,11 @@ def make_card(
 
 
 def replace_thresholds(card: str, thresholds: Sequence[Thresholds]) -> str:
-  """Returns a card with its section of thresholds replaced.
+  """Returns a card with its section on thresholds replaced.
 
   Args:
-    card: from `make_card`, edited or not.
-    thresholds: that are beside it.
+    card: text from `make_card`, which can have been edited.
+    thresholds: thresholds to describe.
   """
   template = _environment().get_template("thresholds.md.jinja")
   section = template.render(thresholds=thresholds)
@@ -337,13 +347,13 @@ def _environment():
   environment = make_environment()
   environment.filters["cell"] = _to_cell
   environment.filters["public"] = lambda notes: shorten_list(
-    [note for note in notes if "/" not in note]  # Others name files.
+    [note for note in notes if "/" not in note]  # The rest name local files.
   )
   return environment
 
 
 def _to_cell(text):
-  """Returns a name as it stands in a table of Markdown."""
+  """Returns a text escaped for a table in Markdown."""
   return one_line(text).replace("\\", "\\\\").replace("|", "\\|")
 
 
@@ -366,7 +376,7 @@ def _front_matter(config, licence, hub_backbone):
 
 
 def _describe_data(name):
-  """Returns title and licence of the training data."""
+  """Returns the title and the licence of the training data."""
   from cops_jax.datasets.further import PUBLISHED
 
   licence_id = "other"
@@ -376,9 +386,9 @@ def _describe_data(name):
     licence_id = _LICENCES.get(licence.partition(",")[0], licence_id)
   elif name.startswith("demo_"):
     title = f"{name}, generated by cops_jax"
-    licence = "made for cops_jax, free to use"
+    licence = "generated for cops_jax, free to use"
     licence_id = "apache-2.0"
   else:
-    title = f"{name}, data of its publisher"
-    licence = "not known to the program that wrote this card"
+    title = f"{name}, a custom data set"
+    licence = "not known to cops_jax"
   return {"title": title, "licence": licence, "licence_id": licence_id}

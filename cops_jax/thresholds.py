@@ -1,11 +1,13 @@
-"""Thresholds that turn scores into verdicts, kept with a run.
+"""Thresholds that turn scores into verdicts, and the file that stores them.
 
-A file holds those of several tilings, normal images and prompts.
+A run's thresholds.json can hold several: one for each combination of tiles,
+reference images and prompts.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 import os
 from collections.abc import Iterable, Sequence
@@ -19,21 +21,24 @@ from cops_jax.images.tiles import normalize
 from cops_jax.paths import AnyPath, to_path
 from cops_jax.typing import Bool, Float
 
+_logger = logging.getLogger(__name__)
+
 _FILE = "thresholds.json"
 # Regions smaller than this share of the map are not reported.
 _LEAST_AREA = 1e-4
 _LEAST_MARGIN = 1e-4
-CONFIDENCE = 0.95  # Of intervals.
+CONFIDENCE = 0.95  # Level of the confidence intervals.
 
 
 @dataclasses.dataclass(frozen=True)
 class Proportion:
-  """How many of some images were counted, such as false alarms.
+  """A number of images out of a total, such as false alarms.
 
   Attributes:
-    count: of those that were.
-    total: of all.
-    low, high: confidence interval of the share among images of their kind.
+    count: number of images counted.
+    total: number of all images.
+    low: lower end of the confidence interval of the true share.
+    high: upper end of that interval.
   """
 
   count: int
@@ -49,14 +54,19 @@ class Proportion:
 
 
 def estimate(count: int, total: int) -> Proportion:
-  """Returns a proportion with its exact interval at `CONFIDENCE`.
+  """Returns a proportion with its exact confidence interval at `CONFIDENCE`.
 
-  The normal approximation would be wrong for few images and for none counted
-  (Clopper and Pearson, Biometrika 1934).
+  The interval is Clopper and Pearson's (Biometrika 1934). The normal
+  approximation is wrong for few images and for a count of 0.
 
   Args:
-    count: from 0 to total.
-    total: at least 1.
+    count: number of images counted, from 0 to total.
+    total: number of all images, at least 1.
+
+  Example:
+    ```python
+    print(estimate(0, 8))  # 0 of 8, 0.0% (95% interval 0.0% to 36.9%)
+    ```
   """
   from scipy import stats  # Slow to import.
 
@@ -66,20 +76,22 @@ def estimate(count: int, total: int) -> Proportion:
 
 @dataclasses.dataclass(frozen=True)
 class Thresholds:
-  """The lowest scores of images and pixels that count as anomalous.
+  """The lowest image score and the lowest pixel value that are anomalous.
 
   Attributes:
-    image: for image scores.
-    pixel: for anomaly maps.
-    method: how they were chosen, in words.
-    prompts_sha256: from `prompts.hash_prompts` of the prompts that they were
-      chosen for; an empty string fits any prompts.
-    false_alarms: normal images that reach the image threshold, among the images
-      that it was chosen by; None if unknown.
-    misses: anomalous images that do not, likewise.
-    tiles: tiles of these images, see `tiles.normalize`.
-    normal_images_sha256: from `AnomalyDetector` of the normal images that these
-      were compared with.
+    image: image threshold.
+    pixel: pixel threshold.
+    method: how the thresholds were chosen, in words.
+    prompts_sha256: SHA-256 of the prompts that the thresholds were chosen for,
+      from `prompts.hash_prompts`; an empty string fits any prompts.
+    false_alarms: number of normal calibration images that reach the image
+      threshold, or None if unknown.
+    misses: number of anomalous calibration images that do not reach it, or
+      None if unknown.
+    tiles: tiles that the calibration images were scored with, see
+      `tiles.normalize`.
+    normal_images_sha256: SHA-256 of the reference images, see
+      `AnomalyDetector`; empty without reference images.
   """
 
   image: float
@@ -93,12 +105,12 @@ class Thresholds:
 
   @property
   def way(self) -> tuple[str, str]:
-    """How these images were looked at: tiles and SHA-256 of normal images."""
+    """Tiles and SHA-256 of the reference images, which scores depend on."""
     return self.tiles, self.normal_images_sha256
 
   @property
   def errors(self) -> dict[str, Proportion]:
-    """The known ones of "false alarms" and "misses", by these names."""
+    """Numbers of "false alarms" and "misses", by these names, where known."""
     both = {"false alarms": self.false_alarms, "misses": self.misses}
     return {name: errors for name, errors in both.items() if errors}
 
@@ -110,17 +122,20 @@ class Thresholds:
 
 
 def to_json(rows: Iterable[Thresholds]) -> str:
-  """Returns thresholds as the text of their file."""
+  """Returns the content of a thresholds.json."""
   values = [dataclasses.asdict(row) for row in rows]
   return seal({"thresholds": values}, indent=2)
 
 
 def why_unfit(rows: Sequence[Thresholds], way: tuple[str, str]) -> str:
-  """Returns why no thresholds fit a way to look at images; "" if one does.
+  """Returns why none of the thresholds apply to a way of scoring images.
 
   Args:
-    rows: thresholds; without any the result is "".
-    way: see `Thresholds.way`.
+    rows: thresholds.
+    way: tiles and reference images, see `Thresholds.way`.
+
+  Returns:
+    A sentence, or an empty string if some thresholds apply or there are none.
   """
   chosen = [row.way for row in rows]
   if not chosen or way in chosen:
@@ -130,29 +145,35 @@ def why_unfit(rows: Sequence[Thresholds], way: tuple[str, str]) -> str:
   option = f" --tiles={tiles}" if tiles else ""
   option += " --normal_images=..." if images else ""
   return (
-    f"the thresholds were chosen {' and '.join(were)}, and images are looked at"
-    f" {now}; choose others beside them: cops calibrate{option}"
+    f"the thresholds were chosen {' and '.join(were)}, but images are scored"
+    f" {now}; add thresholds with `cops calibrate{option}`"
   )
 
 
 def _describe(ways):
-  """Returns ways in words; normal images count only if some way has them."""
+  """Returns each way in words; omits reference images if no way has any."""
   has_images = any(images for _, images in ways)
   texts = []
   for tiles, images in ways:
     text = f"with tiles {tiles!r}" if tiles else "without tiles"
     if has_images:
       name = f" {images[:8]}" if images else ""
-      text += f", {'with' if images else 'without'} normal images{name}"
+      text += f", {'with' if images else 'without'} reference images{name}"
     texts.append(text)
   return texts
 
 
 def read_thresholds(workdir: str | os.PathLike) -> list[Thresholds]:
-  """Returns all of a run's thresholds; empty if none were chosen.
+  """Returns all thresholds of a run.
+
+  Args:
+    workdir: run directory, or folder of pretrained prompts.
+
+  Returns:
+    The thresholds in the order of the file; empty if none were chosen.
 
   Raises:
-    InputError: the file is damaged.
+    InputError: if the file is damaged.
   """
   path = to_path(workdir) / _FILE
   try:
@@ -161,9 +182,34 @@ def read_thresholds(workdir: str | os.PathLike) -> list[Thresholds]:
     return []
   except (OSError, ValueError, TypeError, KeyError) as error:
     raise InputError(
-      f"{path} is damaged ({error}). Delete it, and choose thresholds again"
-      " with cops calibrate."
+      f"{path} is damaged ({error}). Delete it and choose new thresholds with"
+      " `cops calibrate`."
     ) from error
+
+
+def read_fitting(
+  workdir: str | os.PathLike, prompts_sha256: str
+) -> list[Thresholds]:
+  """Returns a run's thresholds that were chosen for its current prompts.
+
+  A warning reports thresholds that were all chosen for other prompts.
+
+  Args:
+    workdir: run directory, or folder of pretrained prompts.
+    prompts_sha256: SHA-256 of the prompts, from `prompts.hash_prompts`.
+
+  Raises:
+    InputError: if the file is damaged.
+  """
+  found = read_thresholds(workdir)
+  fitting = [row for row in found if row.prompts_sha256 in ("", prompts_sha256)]
+  if found and not fitting:
+    _logger.warning(
+      "the thresholds in %s do not apply: they were chosen for other prompts;"
+      " choose new ones with `cops calibrate`",
+      workdir,
+    )
+  return fitting
 
 
 def _from_values(values):
@@ -171,10 +217,10 @@ def _from_values(values):
     if values[name] is not None:
       values[name] = Proportion(**values[name])
   found = Thresholds(**values)
-  # A threshold that no image may reach is a little above 1.
+  # A threshold that no image reaches can be slightly above 1.
   if not all(0 <= x <= 1 + _LEAST_MARGIN for x in (found.image, found.pixel)):
     raise ValueError(
-      f"thresholds are from 0 to 1, not {found.image} and {found.pixel}"
+      f"thresholds are {found.image} and {found.pixel}, expected 0 to 1"
     )
   normalize(found.tiles)
   return found
@@ -183,12 +229,13 @@ def _from_values(values):
 def put(
   chosen: Thresholds, rows: Iterable[Thresholds], path: AnyPath
 ) -> tuple[list[Thresholds], str]:
-  """Adds thresholds to those of other ways and prompts.
+  """Adds thresholds to earlier ones.
 
   Args:
-    chosen: the new ones. They replace those of the same way and prompts.
-    rows: thresholds that were chosen before.
-    path: of the file that they are written to.
+    chosen: new thresholds. They replace earlier ones for the same tiles,
+      reference images and prompts.
+    rows: earlier thresholds.
+    path: file that they will be written to.
 
   Returns:
     All thresholds, and a sentence about what was kept and replaced.
@@ -199,22 +246,30 @@ def put(
     is_same = row.way == chosen.way and row.prompts_sha256 in fits
     (replaced if is_same else kept).append(row)
   own = [row.way for row in kept if row.prompts_sha256 in fits]
-  *others, _ = _describe([*own, chosen.way])
-  others += ["of other prompts"] * (len(own) < len(kept))
+  *earlier, _ = _describe([*own, chosen.way])
+  earlier += ["for other prompts"] * (len(own) < len(kept))
   return [*kept, chosen], "".join(
     [
-      f"kept in {path}",
-      *(f", beside those {name}" for name in dict.fromkeys(others)),
+      f"written to {path}",
+      *(f", next to those {name}" for name in dict.fromkeys(earlier)),
       *(f"\nreplaced: {row}" for row in replaced),
     ]
   )
 
 
 def write_thresholds(workdir: str | os.PathLike, chosen: Thresholds) -> str:
-  """Keeps thresholds with a run; returns a sentence, see `put`.
+  """Adds thresholds to a run's thresholds.json.
+
+  Args:
+    workdir: run directory.
+    chosen: new thresholds. They replace earlier ones for the same tiles,
+      reference images and prompts.
+
+  Returns:
+    A sentence about what was kept and replaced, see `put`.
 
   Raises:
-    InputError: the file is damaged or cannot be written.
+    InputError: if the file is damaged or cannot be written.
   """
   path = to_path(workdir) / _FILE
   rows, sentence = put(chosen, read_thresholds(workdir), path)
@@ -225,14 +280,14 @@ def write_thresholds(workdir: str | os.PathLike, chosen: Thresholds) -> str:
 def of_false_positive_rate(
   normal_scores: Float[np.ndarray, "n"], rate: float
 ) -> float:
-  """Returns a threshold that at most a share of the normal scores reaches.
+  """Returns a threshold that at most a given share of normal scores reaches.
 
-  It lies half-way between two scores, or a little above the highest, because
-  the last bits of a score depend on its batch.
+  The threshold is half-way between two scores, or slightly above the highest
+  score, because the last bits of a score depend on its batch.
 
   Args:
-    normal_scores: at least one, of normal images or pixels.
-    rate: the share, in [0, 1).
+    normal_scores: scores of normal images or pixels, (n,), at least one.
+    rate: share of the scores that can reach the threshold, in [0, 1).
   """
   ordered = np.sort(normal_scores)[::-1]
   # 0.29 * 100 is a little less than 29.
@@ -247,14 +302,17 @@ def of_false_positive_rate(
 def of_balanced_accuracy(
   scores: Float[np.ndarray, "n"], labels: Bool[np.ndarray, "n"]
 ) -> float:
-  """Returns a threshold of the largest balanced accuracy, between two scores.
+  """Returns the threshold with the largest balanced accuracy.
 
-  It is NaN unless there are both kinds of images. The largest F1 would call
-  nearly all images anomalous where most of them are.
+  It is half-way between two scores. The threshold with the largest F1 would
+  call nearly all images anomalous if most of them are.
 
   Args:
-    scores: of images.
-    labels: whether they are anomalous.
+    scores: image scores, (n,).
+    labels: True for anomalous images, (n,).
+
+  Returns:
+    The threshold, or NaN unless there are both normal and anomalous images.
   """
   best = metrics.count_images(scores, labels).balanced_threshold()
   below = scores[scores < best]
@@ -266,11 +324,18 @@ def of_balanced_accuracy(
 def find_boxes(
   anomaly_map: Float[np.ndarray, "h w"], threshold: float
 ) -> list[tuple[int, int, int, int]]:
-  """Returns boxes around regions at or above a threshold, largest first.
+  """Returns boxes around the regions at or above a threshold.
 
-  Regions are 8-connected. Regions below a ten-thousandth of the map's area are
-  ignored. A box is (left, top, right, bottom) in pixels, the last two
-  exclusive.
+  Pixels that touch at a corner are connected. Regions smaller than a
+  ten-thousandth of the map are ignored.
+
+  Args:
+    anomaly_map: anomaly map, (h, w).
+    threshold: lowest value of a region's pixels.
+
+  Returns:
+    For each region (left, top, right, bottom) in pixels, largest region first;
+    right and bottom are exclusive.
   """
   regions = anomaly_map >= threshold
   if not regions.any():

@@ -1,4 +1,4 @@
-"""The detector on images of any kind and size, from threads too."""
+"""The detector on images of any kind and size, and from several threads."""
 
 import concurrent.futures
 import shutil
@@ -44,7 +44,7 @@ def assert_same(got, want, rtol=0.0):
   )
 
 
-def test_every_form_of_an_image_is_the_same(detector, tmp_path):
+def test_every_form_of_an_image_has_the_same_result(detector, tmp_path):
   image = make_image(0)
   path = tmp_path / "a.png"
   image.save(path)
@@ -61,11 +61,10 @@ def test_every_form_of_an_image_is_the_same(detector, tmp_path):
     assert detector(form).anomaly_map.shape == (40, 70)
   deep = np.asarray(grey).astype(np.uint16) << 8
   assert_same(detector(Image.fromarray(deep)), detector(grey))
-  want.anomaly_map[0] = 0  # It is the caller's.
+  want.anomaly_map[0] = 0  # The caller can write to it.
 
 
-def test_a_verdict_at_exactly_the_threshold():
-  """A score, and pixels, equal to the threshold are anomalous."""
+def test_a_score_or_pixel_equal_to_its_threshold_is_anomalous():
   anomaly_map = np.zeros((8, 8), np.float32)
   anomaly_map[2:5, 3:7] = 0.25
   for image, pixel, is_anomaly, boxes in (
@@ -81,7 +80,7 @@ def test_a_verdict_at_exactly_the_threshold():
 def test_photographs_are_turned_upright(detector, tmp_path, tiles, grid):
   upright = make_image(0, 60, 110)
   exif = Image.Exif()
-  exif[0x112] = 6  # Turn it clockwise.
+  exif[0x112] = 6  # Orientation: turn the image clockwise.
   path = tmp_path / "lying.png"
   upright.transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
   want = detector(upright, tiles)
@@ -89,14 +88,14 @@ def test_photographs_are_turned_upright(detector, tmp_path, tiles, grid):
   with Image.open(path) as opened:
     for lying in (path, path.read_bytes(), opened):
       assert_same(detector(lying, tiles), want)
-    assert opened.size == (110, 60)  # The caller's image is left as it was.
+    assert opened.size == (110, 60)  # The caller's image is unchanged.
 
 
 @pytest.mark.parametrize("tiles", ("", "auto"))
 def test_results_do_not_depend_on_neighbours_or_batches(
   workdir, detector, monkeypatch, tiles
 ):
-  """A batch may hold tiles of several images, or some of one's."""
+  """A batch can contain tiles of several images, or some tiles of one."""
   sizes = ((150, 100), (40, 40), (100, 200), (300, 90), (50, 170))
   images = [make_image(seed, *size) for seed, size in enumerate(2 * sizes)]
   monkeypatch.setattr(detector_module, "_MAX_DEVICE_IMAGES", 1)
@@ -134,9 +133,8 @@ def test_threads_compile_once_for_each_power_of_two(workdir, monkeypatch):
   assert sorted(compiled) == [8, 16]  # Eight devices.
 
 
-def test_tiles(detector):
-  """They are scored as images are, and their maps lie where they do."""
-  small = make_image(0, 96, 90)  # "auto" takes tiles of larger images.
+def test_tiles_are_scored_like_images_and_joined(detector):
+  small = make_image(0, 96, 90)  # "auto" cuts only larger images.
   for tiles in ("1x1", "auto"):
     assert_same(detector(small, tiles), detector(small))
   image = make_image(1, 150, 100)
@@ -161,7 +159,7 @@ def test_tiles(detector):
       detector(image, tiles)
 
 
-def test_thresholds_are_for_the_prompts_they_were_chosen_for(
+def test_thresholds_of_other_prompts_do_not_apply(
   workdir, detector, tmp_path, caplog
 ):
   run = shutil.copytree(workdir, tmp_path / "run")
@@ -174,16 +172,18 @@ def test_thresholds_are_for_the_prompts_they_were_chosen_for(
     assert ("chosen for other prompts" in caplog.text) == (not fits)
 
 
-def test_scores_that_are_not_numbers_are_refused(detector):
+def test_scores_that_are_not_finite_raise_an_error(detector):
   trainable = jax.tree.map(lambda leaf: leaf * np.nan, detector.trainable)
   broken = AnomalyDetector(detector.config, trainable, detector.backbone)
   with pytest.raises(
-    InputError, match="not finite: the prompts, or the backbone, hold"
+    InputError, match="not finite: the prompts or the backbone contain"
   ):
     broken(make_image(0))
 
 
-def test_from_files(workdir, detector, clip_folder, tmp_path):
+def test_a_detector_from_files_has_the_same_scores_and_no_thresholds(
+  workdir, detector, clip_folder, tmp_path
+):
   path = tmp_path / "prompts.safetensors"
   with Checkpoints(workdir) as saved:
     _, params = saved.restore_params()
@@ -209,7 +209,7 @@ def test_bad_images_are_refused(detector, image, expected):
     detector(image)
 
 
-def test_runs_that_cannot_be_used_are_reported(workdir, tmp_path, clip_folder):
+def test_unusable_runs_are_reported(workdir, tmp_path, clip_folder):
   with pytest.raises(InputError, match="holds no training run"):
     AnomalyDetector.from_workdir(tmp_path)
   old = shutil.copytree(workdir, tmp_path / "old")
@@ -225,7 +225,7 @@ def test_runs_that_cannot_be_used_are_reported(workdir, tmp_path, clip_folder):
     AnomalyDetector.from_files(clip_folder, released)
 
 
-def test_the_readmes_example(workdir, tmp_path, monkeypatch, capsys):
+def test_the_readmes_example_runs(workdir, tmp_path, monkeypatch, capsys):
   text = (ROOT / "README.md").read_text()
   (example,) = (
     block.partition("```")[0]
@@ -233,7 +233,7 @@ def test_the_readmes_example(workdir, tmp_path, monkeypatch, capsys):
     if "AnomalyDetector" in block.partition("```")[0]
   )
   assert len(example.strip().splitlines()) <= 6
-  named = 'from_pretrained("cops-visa")'  # Would be downloaded.
+  named = 'from_pretrained("cops-visa")'  # This would download the prompts.
   assert named in example
   example = example.replace(named, f'from_workdir("{workdir}")')
   for name in ("photo.jpg", "a.png", "b.png"):

@@ -38,7 +38,7 @@ def workdir(trained, tmp_path):
   return shutil.copytree(trained[0], tmp_path / "run")
 
 
-def test_find_images(photos):
+def test_images_are_found_by_path_folder_and_pattern(photos):
   def names(*places):
     found = finding.find_images(places)
     return [path.relative_to(photos).as_posix() for path in found]
@@ -68,7 +68,7 @@ SKIPPED = r", 2 skipped \(.avif, .gif\)"
 
 @pytest.fixture
 def predict_photos(photos, workdir, capsys):
-  """Runs the command, of whose images one is broken; rows and messages."""
+  """Runs the command on images with a broken one; returns rows and messages."""
 
   def call(*flags):
     capsys.readouterr()
@@ -80,8 +80,9 @@ def predict_photos(photos, workdir, capsys):
   return call
 
 
-def test_photos_in_a_folder(photos, workdir, predict_photos, tmp_path, capsys):
-  """Without thresholds, and with thresholds of normal images."""
+def test_a_folder_is_predicted_with_and_without_thresholds(
+  photos, workdir, predict_photos, tmp_path, capsys
+):
   before, messages = predict_photos()
   assert "no thresholds were chosen" in messages and "5/5 images" in messages
   assert f"cops calibrate --workdir={workdir} --normal" in messages
@@ -90,7 +91,7 @@ def test_photos_in_a_folder(photos, workdir, predict_photos, tmp_path, capsys):
   normal = [str(photos / "a"), str(photos / "c.PNG")]
   calibrate_command.main([f"--workdir={workdir}", "--normal", *normal])
   text, messages = capsys.readouterr()
-  assert "at most 70.8% of others with 95% confidence" in text
+  assert "true rate at most 70.8% (95% confidence)" in text
   assert "false alarms: 0 of 3, 0.0% (95% interval 0.0% to 70.8%)" in text
   assert "misses" not in text
   (chosen,) = thresholds.read_thresholds(workdir)
@@ -126,7 +127,7 @@ def test_photos_in_a_folder(photos, workdir, predict_photos, tmp_path, capsys):
   assert len(list(out.rglob("*.*"))) == 4 + 2 * 4
   page = (out / "index.html").read_text("utf-8")
   assert re.search(f"<h1>5 images: . anom.*, 1 unreadable{SKIPPED}</h1>", page)
-  with pytest.raises(InputError, match="has 1 x 2 pixels .* its .* 70 x 40"):
+  with pytest.raises(InputError, match="has 1 x 2 pixels, but .* 70 x 40"):
     want.picture(Image.new("L", (1, 2)))
 
 
@@ -135,8 +136,10 @@ def read_rows(folder):
   return [json.loads(line) for line in text.splitlines()]
 
 
-def test_a_folder_below_the_images(trained, tmp_path, monkeypatch, capsys):
-  """It is not read, and holds what came before Ctrl-C."""
+def test_the_output_folder_can_be_among_the_images(
+  trained, tmp_path, monkeypatch, capsys
+):
+  """Its pictures are not input, and after Ctrl-C it has the finished rows."""
   detector = AnomalyDetector.from_workdir(trained[0])
   monkeypatch.setattr(
     predict_command.flags, "open_detector", lambda _: detector
@@ -153,7 +156,7 @@ def test_a_folder_below_the_images(trained, tmp_path, monkeypatch, capsys):
     text, messages = call(out)
     assert messages.endswith(f"4 images; report: {out}/index.html\n")
     assert len(read_rows(out)) == len(text.splitlines()) == 4
-  with pytest.raises(SystemExit, match="0 holds images to look at"):
+  with pytest.raises(SystemExit, match="0 contains input images"):
     call(tmp_path)
 
   draw, count = predict._draw, itertools.count()
@@ -178,7 +181,9 @@ def test_a_folder_below_the_images(trained, tmp_path, monkeypatch, capsys):
   assert len(list(tmp_path.glob("*.png"))) == 4
 
 
-def test_thresholds_of_labelled_data(workdir, tmp_path, data_dir, capsys):
+def test_thresholds_from_labelled_data_are_optimal(
+  workdir, tmp_path, data_dir, capsys
+):
   def choose(*arguments):
     calibrate_command.main([f"--workdir={workdir}", *arguments])
     (chosen,) = thresholds.read_thresholds(workdir)
@@ -219,7 +224,7 @@ def test_thresholds_of_labelled_data(workdir, tmp_path, data_dir, capsys):
   ):
     assert errors == thresholds.estimate(int(is_wrong.sum()), 6)
     assert f"{kind}: {errors}\n" in text
-  # Without masks no more normal images show a region than are called anomalous.
+  # Without masks, as many normal images have regions as are called anomalous.
   shows_region = maps[~labels].max((1, 2)) >= chosen.pixel
   assert shows_region.sum() == chosen.false_alarms.count
   assert f"{shows_region.sum()} of 6 normal images\n" in text
@@ -265,8 +270,7 @@ def test_thresholds_of_labelled_data(workdir, tmp_path, data_dir, capsys):
   assert thresholds.read_thresholds(workdir) == [chosen]
 
 
-def test_tiles(workdir, tmp_path, capsys):
-  """Verdicts are by thresholds that were chosen with the same tiles."""
+def test_verdicts_need_thresholds_for_the_same_tiles(workdir, tmp_path, capsys):
   for index, size in enumerate(((40, 40), (150, 90), (80, 210))):
     make_image(index, *size).save(tmp_path / f"{index}.png")
   place = [f"--workdir={workdir}", "--tiles=auto"]
@@ -292,9 +296,9 @@ def test_tiles(workdir, tmp_path, capsys):
   calibrate_command.main([f"--workdir={workdir}", *normal])
   unfit, messages = find()
   assert {row["verdict"] for row in unfit} == {None}
-  assert "thresholds were chosen without tiles, and images are" in messages
+  assert "thresholds were chosen without tiles, but images are" in messages
   calibrate_command.main([*place, *normal])
-  assert "json, beside those without tiles\n" in capsys.readouterr().out
+  assert "json, next to those without tiles\n" in capsys.readouterr().out
   whole, chosen = thresholds.read_thresholds(workdir)
   assert whole.tiles == ""
   assert chosen.tiles == "auto" and chosen.method.endswith("with tiles auto")
@@ -305,8 +309,9 @@ def test_tiles(workdir, tmp_path, capsys):
   assert rows[2]["threshold"] == chosen.image
 
 
-def test_normal_images(workdir, tmp_path, capsys):
-  """Verdicts are by thresholds that were chosen with the same normal images."""
+def test_verdicts_need_thresholds_for_the_same_reference_images(
+  workdir, tmp_path, capsys
+):
   for index in range(5):
     path = tmp_path / ("good" if index < 2 else "") / f"{index}.png"
     path.parent.mkdir(exist_ok=True)
@@ -320,7 +325,7 @@ def test_normal_images(workdir, tmp_path, capsys):
   assert not thresholds.read_thresholds(workdir)
   calibrate_command.main([place, good, *normal])
   (chosen,) = thresholds.read_thresholds(workdir)
-  assert chosen.method.endswith("compared with normal images (2)")
+  assert chosen.method.endswith("with reference images (2)")
   capsys.readouterr()
   predict_command.main([str(tmp_path), place, good])
   lines, messages = capsys.readouterr()
@@ -339,27 +344,29 @@ def test_normal_images(workdir, tmp_path, capsys):
 
   capsys.readouterr()
   for other, now in (
-    (plain, "without normal images"),
-    (plain.with_normal_images(tmp_path / "2.png"), "with normal images"),
+    (plain, "without reference images"),
+    (plain.with_normal_images(tmp_path / "2.png"), "with reference images"),
   ):
     assert other.thresholds_for("") is None
     messages = capsys.readouterr().err
-    assert "the thresholds were chosen without tiles, with normal" in messages
-    assert f"are looked at without tiles, {now}" in messages
+    assert "the thresholds were chosen without tiles, with ref" in messages
+    assert f"are scored without tiles, {now}" in messages
   (tmp_path / "empty").mkdir()
   empty = f"--normal_images={tmp_path}/empty"
   with pytest.raises(SystemExit, match="^error: .*empty is not a file, folder"):
     predict_command.main([str(tmp_path), place, empty])
   for images, expected in (
-    ([b"no image"], "^normal image 1 of 1 cannot be read: "),
-    ([], "^no normal images are given"),
+    ([b"no image"], "^reference image 1 of 1 cannot be read: "),
+    ([], "^there are no reference images"),
   ):
     with pytest.raises(InputError, match=expected):
       plain.with_normal_images(images)
 
 
-def test_names_of_any_bytes_and_hidden_files(workdir, tmp_path, capsys):
-  """As those of macOS, Jupyter, Windows and a NAS beside the images."""
+def test_hidden_files_are_skipped_and_names_can_be_any_bytes(
+  workdir, tmp_path, capsys
+):
+  """The hidden files are those of macOS, Jupyter, Windows and a NAS."""
   folder = tmp_path / "photos"
   (folder / "@eaDir").mkdir(parents=True)
   (folder / ".ipynb_checkpoints").mkdir()
@@ -386,7 +393,7 @@ def test_names_of_any_bytes_and_hidden_files(workdir, tmp_path, capsys):
 
 
 def test_names_of_pictures_are_unique(tmp_path):
-  """They name the folders below the one that all share."""
+  """A name contains the folders below the one that all paths share."""
   names = ("a/x.png", "a/x.jpg", "b/x.png", "deep/../b/c/y.png")
   paths = [tmp_path / name for name in names]
   assert predict._names(paths) == ["a-x", "a-x-2", "b-x", "b-c-y"]

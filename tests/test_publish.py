@@ -1,4 +1,4 @@
-"""Pretrained prompts: the folder, its card, and the commands that take it."""
+"""Published prompts: the folder, its card, and the commands that use it."""
 
 import dataclasses
 import importlib
@@ -28,13 +28,13 @@ from helpers.made_results import FIRST, SECOND, make_result
 
 @pytest.fixture(autouse=True)
 def _messages(monkeypatch):
-  """Those that commands print are seen by pytest again."""
+  """Lets pytest capture the messages that commands print."""
   monkeypatch.setattr(logging.getLogger("cops_jax"), "propagate", True)
 
 
 @pytest.fixture
 def workdir(published, tmp_path):
-  """A copy of the published run's work directory."""
+  """A copy of the published run's directory."""
   return shutil.copytree(published.parent / "run", tmp_path / "run")
 
 
@@ -71,7 +71,9 @@ def write_results(workdir, names=("made",), **changes):
   write_files(workdir, Evaluated(results, {"btad": "absent"}, failed, values))
 
 
-def test_detections_are_the_runs_own(workdir, published, tmp_path):
+def test_published_prompts_detect_what_the_run_detects(
+  workdir, published, tmp_path
+):
   assert set(contents(published)) == set(pretrained.FILES)
   images = [make_image(seed) for seed in range(3)]
   detector = AnomalyDetector.from_pretrained(published)
@@ -82,17 +84,17 @@ def test_detections_are_the_runs_own(workdir, published, tmp_path):
     np.testing.assert_array_equal(got.anomaly_map, want.anomaly_map)
 
 
-def test_another_version_takes_the_place_of_one(
+def test_publishing_again_replaces_the_earlier_files(
   workdir, published, clip_folder, tmp_path, caplog
 ):
-  """Without thresholds and results, and with a local CLIP."""
+  """The run has no thresholds, no results and a local CLIP."""
   out = shutil.copytree(published, tmp_path / "tiny")
   (out / ".gitattributes").write_text("kept")
   (workdir / "thresholds.json").unlink()
   assert publish.publish(workdir, out) == (
-    f"{out}: the prompts of step {newest_step(workdir)} of {workdir}\nRead"
-    f" {out}/README.md, above all its licence, before hf upload OWNER/tiny"
-    f" {out}"
+    f"wrote the prompts of step {newest_step(workdir)} of {workdir} to {out}\n"
+    f"Check {out}/README.md, above all the licence, and then run"
+    f" `hf upload OWNER/tiny {out}`"
   )
   assert not (out / "thresholds.json").exists()
   assert (out / ".gitattributes").read_text() == "kept"
@@ -100,22 +102,22 @@ def test_another_version_takes_the_place_of_one(
   text = (out / "README.md").read_text()
   for part in (
     "These prompts were not evaluated.",
-    "nothing is known of how good they are.",
-    "None were chosen: there are scores and maps, and no verd",
+    "so their accuracy is unknown.",
+    "No thresholds were chosen, so there are scores and anomaly maps but no v",
   ):
     assert part in text
-  assert "the card has no results, as there are none" in caplog.text
-  warning = f"the folder names the backbone {clip_folder}, which others"
+  assert "no results because the run was not evaluated" in caplog.text
+  warning = f"the folder names the backbone {clip_folder}, which other"
   assert warning in caplog.text
 
 
-def test_a_folder_of_something_else_is_left_alone(workdir, tmp_path):
+def test_a_folder_with_other_files_is_not_overwritten(workdir, tmp_path):
   out = tmp_path / "out"
   out.mkdir()
   (out / "config.json").write_text('{"model_type": "clip"}')
-  with pytest.raises(InputError, match="out holds something else .* folder$"):
+  with pytest.raises(InputError, match="out contains files other .* folder$"):
     publish.publish(workdir, out)
-  with pytest.raises(InputError, match="json is no folder .* Not a directory"):
+  with pytest.raises(InputError, match="json is not a folder .* Not a dir"):
     publish.publish(workdir, out / "config.json")
   assert set(contents(out)) == {"config.json"}
 
@@ -123,7 +125,7 @@ def test_a_folder_of_something_else_is_left_alone(workdir, tmp_path):
 def test_a_failed_write_changes_nothing(workdir, published, tmp_path):
   out = shutil.copytree(published, tmp_path / "tiny")
   (out / "README.md").unlink()
-  (out / "README.md").mkdir()  # No file can take its place.
+  (out / "README.md").mkdir()  # A file cannot replace a folder.
   (workdir / "thresholds.json").unlink()
   before = sorted(os.listdir(out)), (out / "thresholds.json").read_bytes()
   with pytest.raises(InputError, match="README.md cannot be written"):
@@ -132,7 +134,7 @@ def test_a_failed_write_changes_nothing(workdir, published, tmp_path):
   assert after == before
 
 
-def test_what_cannot_be_published(workdir, config, tmp_path):
+def test_unpublishable_runs_are_refused(workdir, config, tmp_path):
   with pytest.raises(SystemExit) as ended:
     call("weights", "publish", f"--workdir={tmp_path}", "--out=x")
   assert "Train first: cops train" in str(ended.value)
@@ -150,7 +152,7 @@ def test_what_cannot_be_published(workdir, config, tmp_path):
   assert not (tmp_path / "out").exists()
 
 
-def test_the_card(workdir, tmp_path, caplog):
+def test_the_card_describes_the_run_and_its_results(workdir, tmp_path, caplog):
   write_results(workdir)
   publish.publish(workdir, tmp_path / "tiny")
   card = ModelCard.load(tmp_path / "tiny" / "README.md")
@@ -163,16 +165,18 @@ def test_the_card(workdir, tmp_path, caplog):
   text = card.text
   means = mean_metrics([FIRST, SECOND])
   assert f"| made | 1 | 1 | {100 * means['image_auroc']:.1f} |" in text
-  assert "By cops_jax 1.2 on 1 x cpu." in text
+  assert "They were computed by cops_jax 1.2 on 1 x cpu." in text
   values = provenance(workdir)
   for part in (
     *(values["prompts_sha256"], values["backbone_sha256"]),
-    *(read_record(workdir).data_sha256, "made for cops_jax, free to use"),
+    *(read_record(workdir).data_sha256, "generated for cops_jax, free to use"),
     'AnomalyDetector.from_pretrained("OWNER/tiny", backbone="BACKBONE")',
     "| seed | 0 |",
-    f"| checkpoint | after step {newest_step(workdir)}, of 1 epochs in batc",
-    "from a score of 0.5000 on, a pixel from 0.2500 on. Chosen as: by hand.",
-    "evaluated on made alone: nothing is known",
+    f"| checkpoint | step {newest_step(workdir)} |",
+    "An image with a score of 0.5000 or higher is called an anomaly. Pixels of"
+    " 0.2500 or higher in the anomaly map form regions. How these thresholds"
+    " were chosen: by hand.",
+    "evaluated only on made. Their accuracy on other images is unknown.",
     "Not evaluated: btad, x.",
     "1 images of made could not be read",
   ):
@@ -180,7 +184,9 @@ def test_the_card(workdir, tmp_path, caplog):
   assert "secret" not in text
 
 
-def test_what_is_of_other_prompts_is_left_out(workdir, tmp_path, caplog):
+def test_thresholds_and_results_of_other_prompts_are_not_published(
+  workdir, tmp_path, caplog
+):
   write_results(workdir, prompts_sha256="0" * 64)
   (workdir / "thresholds.json").unlink()
   chosen = Thresholds(0.4, 0.2, "for others", "0" * 64)
@@ -192,20 +198,18 @@ def test_what_is_of_other_prompts_is_left_out(workdir, tmp_path, caplog):
   text = (tmp_path / "tiny" / "README.md").read_text()
   assert "These prompts were not evaluated." in text
   assert "for others" not in text
-  assert "results.json is of other prompts or of another CLIP" in caplog.text
-  assert "the thresholds of" in caplog.text and "are left out" in caplog.text
+  assert "results.json comes from other prompts" in caplog.text
+  assert "do not apply: they were chosen for other prompts" in caplog.text
 
 
-def test_thresholds_of_other_prompts_give_no_verdicts(
-  published, tmp_path, caplog
-):
+def test_thresholds_of_other_prompts_are_not_used(published, tmp_path, caplog):
   folder = shutil.copytree(published, tmp_path / "folder")
   (folder / "thresholds.json").unlink()
   thresholds.write_thresholds(
     folder, Thresholds(0.4, 0.2, "for others", "0" * 64)
   )
   assert AnomalyDetector.from_pretrained(folder).thresholds == []
-  assert "no verdicts: the thresholds of" in caplog.text
+  assert "do not apply: they were chosen for other prompts" in caplog.text
   (folder / "thresholds.json").write_text("{}")
   with pytest.raises(InputError, match="thresholds.json is damaged"):
     AnomalyDetector.from_pretrained(folder)
@@ -221,7 +225,7 @@ def change_record(workdir, init_from="", **fields):
   (workdir / "run.json").write_text(changed.to_json())
 
 
-def test_places_of_this_machine_are_left_out(
+def test_local_paths_are_not_published(
   workdir, clip_folder, tmp_path, monkeypatch, caplog
 ):
   hub.fill_cache(tmp_path, "some/clip", {"main": clip_folder}, monkeypatch)
@@ -234,7 +238,7 @@ def test_places_of_this_machine_are_left_out(
   }
   change_record(workdir, "gs://secret/start", **places)
   publish.publish(workdir, tmp_path / "tiny", "some/clip")
-  assert "which others do not have" not in caplog.text
+  assert "which other people do not have" not in caplog.text
   for name, content in contents(tmp_path / "tiny").items():
     for place in (b"secret", bytes(clip_folder.parent)):
       assert place not in content, name
@@ -245,18 +249,20 @@ def test_places_of_this_machine_are_left_out(
   card = ModelCard.load(tmp_path / "tiny" / "README.md")
   assert card.data.base_model == "some/clip"
   assert card.data.license == "other"
-  assert "other trained prompts, start:" in card.text
+  assert "other trained prompts, start, so" in card.text
 
 
 @pytest.mark.parametrize(
   "dataset, licence, text",
   (
-    ("visa", "cc-by-4.0", "| its licence | CC BY 4.0 |"),
+    ("visa", "cc-by-4.0", "| licence of the data | CC BY 4.0 |"),
     ("mvtec_ad", "cc-by-nc-sa-4.0", "CC BY-NC-SA 4.0, not for commercial use"),
-    ("head_ct", "other", "| its licence | see the home page |"),
+    ("head_ct", "other", "| licence of the data | see the home page |"),
   ),
 )
-def test_the_licence_is_that_of_the_data(workdir, dataset, licence, text):
+def test_the_card_states_the_licence_of_the_data(
+  workdir, dataset, licence, text
+):
   change_record(workdir, **{"train.dataset": dataset})
   record = read_record(workdir)
   results = {name: make_result(FIRST) for name in ("btad", dataset, "endo")}
@@ -278,13 +284,15 @@ def test_the_licence_is_that_of_the_data(workdir, dataset, licence, text):
   assert card.data.base_model == "openai/clip"
   assert card.data.base_model_relation == "adapter"
   assert text in card.text
-  assert f"They were trained on {dataset}: its row says nothing" in card.text
+  assert f"were trained on {dataset}, so its row says nothing" in card.text
   assert "- btad: 2 images fewer." in card.text and "secret" not in card.text
   assert "with evaluation.beta = 0.25, unlike `config.json`" in card.text
   assert "| overall mean | " in card.text
 
 
-def test_predict(published, workdir, tmp_path, capsys):
+def test_published_prompts_and_their_run_predict_the_same(
+  published, workdir, tmp_path, capsys
+):
   make_image(0).save(tmp_path / "a.png")
   lines = []
   for flag in (f"--pretrained={published}", f"--workdir={workdir}"):
@@ -293,7 +301,9 @@ def test_predict(published, workdir, tmp_path, capsys):
   assert lines[0] == lines[1] and lines[0]["threshold"] == 0.5
 
 
-def test_calibrate(published, tmp_path, capsys, monkeypatch):
+def test_calibrate_adds_thresholds_to_a_folder_or_a_copy(
+  published, tmp_path, capsys, monkeypatch
+):
   images = tmp_path / "photos"
   images.mkdir()
   for seed in range(3):
@@ -304,11 +314,11 @@ def test_calibrate(published, tmp_path, capsys, monkeypatch):
     call("calibrate", f"--pretrained={name}", "--normal", images, *out)
     shown = capsys.readouterr().out
     place = tmp_path / "copy" if out else folder
-    assert f"kept in {place / 'thresholds.json'}" in shown
+    assert f"written to {place / 'thresholds.json'}" in shown
     (found,) = AnomalyDetector.from_pretrained(place).thresholds
     assert "reached by 0 of 3 normal images" in found.method
     text = (place / "README.md").read_text()
-    assert f"Chosen as: {found.method}." in text and "by hand" not in text
+    assert f"were chosen: {found.method}." in text and "by hand" not in text
   assert contents(folder) == contents(tmp_path / "copy")
   assert (
     pretrained.find("some/tiny").with_name("README.md").read_bytes()
@@ -324,7 +334,7 @@ def test_calibrate(published, tmp_path, capsys, monkeypatch):
     assert expected in capsys.readouterr().err
 
 
-def test_the_pages_choice_of_models(published, tmp_path):
+def test_the_page_loads_published_prompts(published, tmp_path):
   from cops_jax.commands import demo
 
   make_image(0).save(tmp_path / "good.png")
@@ -339,7 +349,9 @@ def test_the_pages_choice_of_models(published, tmp_path):
   )
 
 
-def test_training_begins_from_them(published, config, tmp_path, monkeypatch):
+def test_training_can_start_from_published_prompts(
+  published, config, tmp_path, monkeypatch
+):
   hub.fill_cache(tmp_path, "some/tiny", {"main": published}, monkeypatch)
   config.train.num_epochs = 0
   digest = thresholds.read_thresholds(published)[0].prompts_sha256

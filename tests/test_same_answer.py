@@ -1,4 +1,4 @@
-"""Every command gives the same score for the same file, in any encoding."""
+"""Every command reports the same score for the same file, in any encoding."""
 
 import importlib.util
 import json
@@ -32,7 +32,7 @@ def _deep(bits, dtype=np.uint16):
 
 
 def _clear(mode):
-  """Transparent on the left, over another colour."""
+  """An image that is transparent on the left, over another colour."""
   image = make_image(2, mode="RGBA")
   alpha = Image.new("L", image.size, 255)
   alpha.paste(0, (0, 0, 30, 40))
@@ -40,7 +40,7 @@ def _clear(mode):
   return image.quantize(64) if mode == "P" else image.convert(mode)
 
 
-# By bits per channel: files, and how each is made and saved.
+# By bits per channel: the image of each file and its options of `save`.
 ENCODINGS = {
   16: {
     "plain.png": (make_image(0), {}),
@@ -79,15 +79,15 @@ ENCODINGS = {
     ("prompt_ensemble_demo", 12),
   ),
 )
-def test_one_file_has_one_score(
+def test_all_commands_report_the_same_score(
   recipe, bits, clip_folder, data_dir, tmp_path, monkeypatch
 ):
-  """Evaluated, predicted, on the page and by an exported file."""
-  # Each device computes one image at a time, so that little is compiled.
+  """The evaluation, `cops predict`, the page and an exported file agree."""
+  # With one image at a time on each device, less is compiled.
   monkeypatch.setattr(detector_module, "_MAX_DEVICE_IMAGES", 1)
   monkeypatch.setattr("cops_jax.export.jax.PLATFORMS", ("cpu",))
   config = make_config(clip_folder, data_dir, recipe)
-  if recipe == "uniadet_demo":  # On another backbone than CLIP.
+  if recipe == "uniadet_demo":  # This recipe also tests another backbone.
     config.backbone.kind = "dinov3"
     config.backbone.weights = str(write_golden("dinov3", tmp_path / "dinov3"))
   config.evaluation.batch_size = 8
@@ -126,7 +126,7 @@ def test_one_file_has_one_score(
     [images.read(path, bits_per_channel=bits).resize(side) for path in paths]
   )
   by_export = exported(batch)["image_score"]
-  # CoPS's is compared in tests/export.
+  # tests/export compares the ONNX file of CoPS.
   if recipe != "demo" and importlib.util.find_spec("jax2onnx"):
     import onnxruntime
 
@@ -142,11 +142,11 @@ def test_one_file_has_one_score(
   for path, score, answer in zip(paths, by_export, on_page, strict=True):
     want, row = evaluated[path.name], predicted[path.name]
     assert score == pytest.approx(want, abs=1e-6)
-    # Rounded to six digits.
+    # These two are rounded to six digits.
     assert row["image_score"] == pytest.approx(want, abs=1.5e-6)
     assert answer["image_score"] == pytest.approx(want, abs=1.5e-6)
     assert answer.get("note") == row.get("note")
-  # And what was guessed is said in each place.
+  # All of them report the same assumptions.
   noted = {name for name, row in predicted.items() if "note" in row}
   assert noted == ({"dark.png", "pages.tif"} if bits == 16 else set())
   notes = [note for note in result.notes if "1 image:" in note]

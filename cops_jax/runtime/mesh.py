@@ -119,6 +119,28 @@ def shard_batch(
   }
 
 
+def padded_batches(
+  images: Sequence[np.ndarray], mesh: Mesh, max_size: int
+) -> Iterator[tuple[int, dict[str, jax.Array]]]:
+  """Yields batches of images on the devices, and the number of images in each.
+
+  Zeros pad a batch to a power of two of images for each device.
+
+  Args:
+    images: uint8 images of one size, (h, w, 3).
+    mesh: the devices, all of this process.
+    max_size: largest number of images in a batch.
+  """
+  for start in range(0, len(images), max_size):
+    batch = images[start : start + max_size]
+    size = mesh.size
+    while size < len(batch):
+      size *= 2
+    pixels = np.zeros((size, *batch[0].shape), np.uint8)
+    pixels[: len(batch)] = batch
+    yield len(batch), shard_batch({"image": pixels}, mesh)
+
+
 def local_rows(tree: Any, mesh: Mesh) -> Any:
   """Returns this process's rows of arrays that are split over the mesh."""
   if jax.process_count() == 1:

@@ -259,7 +259,7 @@ def test_texts_get_verdicts_without_training(tmp_path, capsys, monkeypatch):
   text = capsys.readouterr().out
   assert f"texts, as no file has such a name: normal {normal}\n" in text
   assert "largest balanced accuracy on 2 normal and 2 anomalous images" in text
-  assert f"kept in {out}/thresholds.json\n" in text
+  assert f"written to {out}/thresholds.json\n" in text
 
   exported, file = [], tmp_path / "tile.cops"
   file.touch()
@@ -289,7 +289,7 @@ def test_texts_get_verdicts_without_training(tmp_path, capsys, monkeypatch):
   (chosen,) = thresholds.read_thresholds(out)
   tiled = dataclasses.replace(chosen, tiles="2x3")
   sentence = publish.write_detector(exported[0], out, tiled)
-  assert sentence.endswith("thresholds.json, beside those without tiles")
+  assert sentence.endswith("thresholds.json, next to those without tiles")
   assert thresholds.read_thresholds(out) == [chosen, tiled]
 
 
