@@ -41,7 +41,7 @@ NOT_RUN = {
 }
 # Slurm, gcloud, kubectl, several hosts and buckets: tests/tools/test_launch.py,
 # tests/runtime and tests/test_runs_in_buckets.py.
-NOT_RUN_PAGES = ("docs/scaling.md",)
+NOT_RUN_PAGES = ("docs/buckets.md", "docs/scaling.md")
 # In blocks that are run: what takes minutes, tests/tools/test_runs.py, and
 # what needs the extra onnx, tests/export/test_onnx.py.
 NOT_RUN_LINES = (
