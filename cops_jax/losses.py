@@ -1,9 +1,10 @@
-"""Training losses: pure functions on arrays.
+"""Training losses, as pure functions on arrays.
 
-Every mean is over the whole (global) batch; examples that only pad it, where
-`padding_mask` is False, count nowhere. Masks come as counts: the number of mask
-pixels in each patch, which has `patch_area` pixels. Predictions are constant
-over a patch, so the counts give per-pixel losses exactly.
+Every mean is over the global batch. Examples that only pad it, for which
+`padding_mask` is False, are excluded. Masks are given as counts: the number of
+mask pixels in each patch of `patch_area` pixels. Predictions are constant
+within a patch, so counts yield the per-pixel losses exactly. A method that
+predicts each pixel passes its pixels as patches of area 1.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ _FOCAL_EPSILON = 1e-5
 def count_mask_pixels(
   mask: Integer[np.ndarray, "h w"], patch_size: int
 ) -> Integer[np.ndarray, "n"]:
-  """Returns the mask pixels in each patch, int32, in row-major order."""
+  """Returns the number of mask pixels per patch, int32, in row-major order."""
   side = mask.shape[0] // patch_size
   blocks = mask.reshape(side, patch_size, side, patch_size)
   return blocks.sum(axis=(1, 3), dtype=np.int32).reshape(-1)
 
 
 def _mean(values, weights):
-  """Weighted mean; 0 where the weights are all 0."""
+  """Returns the weighted mean of values; 0 if all weights are 0."""
   weights = jnp.broadcast_to(weights, values.shape).astype(values.dtype)
   total = weights.sum()
   return (values * weights).sum() / jnp.where(total > 0, total, 1)
@@ -43,8 +44,8 @@ def image_loss(
   labels: Integer[Array, "b"],
   padding_mask: Bool[Array, "b"],
 ) -> Float[Array, ""]:
-  """Softmax cross-entropy with the image labels."""
-  import optax  # The input's workers import this module, and need no optax.
+  """Returns the mean softmax cross-entropy of images with their labels."""
+  import optax  # Input workers import this module but do not need optax.
 
   losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
   return _mean(losses, padding_mask)
@@ -56,9 +57,10 @@ def focal_loss(
   patch_area: int,
   padding_mask: Bool[Array, "b"],
 ) -> Float[Array, ""]:
-  """Mean over pixels of `-(1 - pt)^2 log pt` (Lin et al. 2017, gamma 2).
+  """Returns the mean over pixels of `-(1 - pt)^2 log pt`.
 
-  `pt = clip(onehot(mask), e, 1 - e) . probability + e` with e = 1e-5.
+  `pt = clip(onehot(mask), e, 1 - e) . probability + e` with e = 1e-5 (Lin et
+  al., Focal Loss for Dense Object Detection, 2017, with gamma 2).
   """
   epsilon = _FOCAL_EPSILON
   normal, anomaly = probability[..., NORMAL], probability[..., ANOMALY]
@@ -79,9 +81,11 @@ def dice_loss(
   patch_area: int,
   padding_mask: Bool[Array, "b"],
 ) -> Float[Array, ""]:
-  """1 - mean over images of `(2 sum(p m) + 1) / (sum(p) + sum(m) + 1)`.
+  """Returns 1 minus the mean over images of their Dice coefficients.
 
-  The sums run over pixels (Milletari et al. 2016, with smoothing 1).
+  `(2 sum(p m) + 1) / (sum(p) + sum(m) + 1)`, summed over pixels, for the
+  probability p and the mask m of one state (Milletari et al., V-Net, 2016, with
+  smoothing 1).
   """
   overlap = (probability * counts).sum(axis=-1)
   total = probability.sum(axis=-1) * patch_area + counts.sum(axis=-1)
@@ -94,7 +98,7 @@ def patch_loss(
   patch_area: int,
   padding_mask: Bool[Array, "b"],
 ) -> Float[Array, ""]:
-  """Focal loss and both states' dice losses, summed over feature layers."""
+  """Returns the focal loss and both states' dice losses, summed over layers."""
 
   def layer_loss(probability):
     return (
@@ -118,7 +122,7 @@ def gather_loss(
   mask_counts: Integer[Array, "b n"],
   padding_mask: Bool[Array, "b"],
 ) -> Float[Array, ""]:
-  """Mean distance of mask-free patches to the normal prototypes."""
+  """Returns the mean distance of mask-free patches to the normal prototypes."""
   return _mean(distances[:, NORMAL], (mask_counts == 0) & padding_mask[:, None])
 
 
@@ -127,9 +131,9 @@ def scatter_loss(
   mask_counts: Integer[Array, "b n"],
   padding_mask: Bool[Array, "b"],
 ) -> Float[Array, ""]:
-  """Mean distance of patches with mask pixels to the anomaly prototypes.
+  """Returns the mean distance of masked patches to the anomaly prototypes.
 
-  0 where the batch has no such patch.
+  A patch with any mask pixel is masked. Without masked patches the loss is 0.
   """
   return _mean(distances[:, ANOMALY], (mask_counts > 0) & padding_mask[:, None])
 
@@ -139,9 +143,10 @@ def kl_loss(
   log_var: Float[Array, "b d"],
   padding_mask: Bool[Array, "b"],
 ) -> Float[Array, ""]:
-  """Batch mean of KL(N(mean, exp(log_var)) || N(0, I)).
+  """Returns the batch mean of KL(N(mean, exp(log_var)) || N(0, I)).
 
-  `-1/2 sum_d (1 + log_var - mean^2 - exp(log_var))` (Kingma and Welling 2014).
+  The divergence is `-1/2 sum_d (1 + log_var - mean^2 - exp(log_var))` (Kingma
+  and Welling, Auto-Encoding Variational Bayes, 2014).
   """
   divergence = -0.5 * (1 + log_var - mean**2 - jnp.exp(log_var)).sum(axis=-1)
   return _mean(divergence, padding_mask)
@@ -153,13 +158,15 @@ def reconstruction_loss(
   padding_mask: Bool[Array, "b"],
   mode: str,
 ) -> Float[Array, ""]:
-  """Mean squared difference of image features and decoded biases.
+  """Returns the mean squared difference of image features and decoded biases.
 
   Args:
-    image_features: not normalised.
-    category_bias: one sample for each image.
-    mode: "pairwise", every image with every bias, as the authors' released code
-      computes it; "matched", each image with its own; "none", 0.
+    image_features: image features, not L2-normalised.
+    category_bias: one decoded bias for each image.
+    padding_mask: False for examples that only pad the batch.
+    mode: "pairwise" compares every image with every bias, as the authors'
+      released code does; "matched" compares each image with its own bias;
+      "none" returns 0.
   """
   if mode == "none":
     return jnp.zeros(())
@@ -172,7 +179,7 @@ def reconstruction_loss(
 
 
 def total_loss(terms: Mapping[str, Float[Array, ""]]) -> Float[Array, ""]:
-  """Weighted sum of the terms: the patch loss counts four times."""
+  """Returns the sum of the loss terms; the term "patch" counts four times."""
   return sum(
     (PATCH_LOSS_WEIGHT if name == "patch" else 1.0) * term
     for name, term in terms.items()

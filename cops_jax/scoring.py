@@ -1,4 +1,4 @@
-"""From features to image scores and anomaly maps: pure functions on arrays."""
+"""Image scores and anomaly maps from features, as pure functions on arrays."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from cops_jax.typing import Array, Float
 
 NORMAL, ANOMALY = 0, 1
 
-_TRUNCATE_SIGMAS = 4.0  # Of the Gaussian filter; scipy's default.
+_TRUNCATE_SIGMAS = 4.0  # Radius of the Gaussian filter, as in scipy.
 
-# Share of an image's own probability in its score, if a method that scores by
-# that alone has normal images to compare with.
+# Share of the image probability in an image score with reference images, for
+# methods whose image score is the image probability without them.
 MEMORY_BETA = 0.5
 
 
 def normalize(x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
-  """L2-normalises the last axis."""
+  """Returns x, L2-normalised along the last axis."""
   return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
 
 
@@ -27,8 +27,8 @@ def smooth_patches(
 ) -> Float[Array, "b f n d"]:
   """Averages each patch with its neighbours in a square window.
 
-  Stride 1, zero padding, and the divisor is always window**2: the padding
-  counts (the spatial part of CoPS's alignment).
+  This is the spatial part of CoPS's alignment. The stride is 1. The grid is
+  padded with zeros, which count: the divisor is always window**2.
   """
   if window == 1:
     return patches
@@ -60,9 +60,13 @@ def text_logits(
   text_features: Float[Array, "*_b s=2 d"],
   temperature: float,
 ) -> tuple[Float[Array, "b s=2"], Float[Array, "b f n s=2"]]:
-  """Returns cosines of images and of patches with texts, over the temperature.
+  """Returns `cosine / temperature` of images and of patches with both texts.
 
-  Only text_features are L2-normalised before; (2, d) are shared by all images.
+  Args:
+    image_features, patch_features: features; L2-normalised here.
+    text_features: L2-normalised features, for each image or, with shape (2, d),
+      for all images.
+    temperature: divisor of the cosines.
   """
   shape = (image_features.shape[0], *text_features.shape[-2:])
   text_features = jnp.broadcast_to(text_features, shape)
@@ -83,10 +87,10 @@ def min_max_scale(x: Float[Array, "b n"]) -> Float[Array, "b n"]:
 def distance_weight(
   distances: Float[Array, "b s=2 n"], alpha: float
 ) -> Float[Array, "b n"]:
-  """Weight of each patch by its distances to the prototypes.
+  """Returns the weight of each patch by its distances to the prototypes.
 
-  `alpha * scaled(d_normal) + (1 - alpha) * (1 - scaled(d_anomaly))`, scaled per
-  image (the global-local weighting of CoPS section 3.4).
+  `alpha * scaled(d_normal) + (1 - alpha) * (1 - scaled(d_anomaly))`, min-max
+  scaled per image (the global-local weighting of CoPS section 3.4).
   """
   far_from_normal = min_max_scale(distances[:, NORMAL])
   near_anomaly = 1 - min_max_scale(distances[:, ANOMALY])
@@ -98,9 +102,9 @@ def weighted_patch_scores(
   distances: Float[Array, "b s=2 n"] | None,
   alpha: float,
 ) -> Float[Array, "b n"]:
-  """Weighted anomaly probability of each patch, mean over feature layers.
+  """Returns the weighted anomaly probability of each patch, a mean over layers.
 
-  Without distances it is the probability itself.
+  Without distances, the weight is 1.
   """
   scores = patch_probability[..., ANOMALY]
   if distances is not None:
@@ -113,7 +117,7 @@ def image_scores(
   patch_scores: Float[Array, "b n"],
   beta: float,
 ) -> Float[Array, "b"]:
-  """`beta * anomaly probability + (1 - beta) * largest patch score`."""
+  """Returns `beta * anomaly probability + (1 - beta) * largest patch score`."""
   probability = jax.nn.softmax(image_logits)[:, ANOMALY]
   return beta * probability + (1 - beta) * patch_scores.max(axis=-1)
 
@@ -124,11 +128,12 @@ def probabilities(
   distances: Float[Array, "b n"] | None = None,
   share: float = 0.5,
 ) -> tuple[Float[Array, "b"], Float[Array, "b n"]]:
-  """Returns scores of images and patches: their probabilities of anomaly alone.
+  """Returns the anomaly probabilities of images and patches as their scores.
 
-  Of several feature layers the mean, so that scores stay in [0, 1]. AnomalyCLIP
-  sums over them, which gives all metrics the same. With distances, patches are
-  fused with them, and half of an image's score is that of its highest patch.
+  Patch scores are means over feature layers and so stay in [0, 1]. AnomalyCLIP
+  sums over layers, which leaves all metrics the same. With `memory_distances`
+  to reference images, patch scores are fused with these, and the image score is
+  the mean of the image probability and the largest patch score.
   """
   patches = jax.nn.softmax(patch_logits)[..., ANOMALY].mean(axis=1)
   if distances is None:
@@ -140,29 +145,29 @@ def probabilities(
 def memory_distances(
   patch_features: Float[Array, "b f n d"], memory: Float[Array, "f m d"]
 ) -> Float[Array, "b n"]:
-  """Returns how far each patch is from the nearest one of normal images.
+  """Returns the distance of each patch to the nearest reference patch.
 
-  The mean over feature layers of 1 minus the largest cosine, at most 1 for each
-  layer, so that scores stay in [0, 1]. Cosines of one layer exist at a time.
+  `mean over layers of clip(1 - largest cosine, 0, 1)`. Clipping keeps scores in
+  [0, 1]. The cosines of only one layer are in memory at a time.
 
   Args:
-    patch_features: not normalised.
-    memory: L2-normalised patches of the normal images, see `make_memory`.
+    patch_features: patch features, not L2-normalised.
+    memory: L2-normalised patches of the reference images; see `make_memory`.
   """
 
-  def of_layer(arrays):
+  def layer_distances(arrays):
     patches, rows = arrays
     cosines = jnp.einsum("bnd,md->bnm", normalize(patches), rows)
     return jnp.clip(1 - cosines.max(axis=-1), 0, 1)
 
   layers = patch_features.swapaxes(0, 1), memory
-  return jax.lax.map(of_layer, layers).mean(axis=0)
+  return jax.lax.map(layer_distances, layers).mean(axis=0)
 
 
 def make_memory(
   patch_features: Float[Array, "b f n d"],
 ) -> Float[Array, "f m d"]:
-  """Returns the memory of normal images: all their patches, L2-normalised."""
+  """Returns all patches of the reference images, L2-normalised, by layer."""
   _, layers, _, width = patch_features.shape
   return normalize(patch_features).swapaxes(0, 1).reshape(layers, -1, width)
 
@@ -172,7 +177,10 @@ def fuse(
   distances: Float[Array, "b n"] | None,
   share: float,
 ) -> Float[Array, "b n"]:
-  """`(1 - share) * scores + share * distances`, or the scores without any."""
+  """Returns `(1 - share) * patch_scores + share * distances`.
+
+  Without distances, the patch scores are returned unchanged.
+  """
   if distances is None:
     return patch_scores
   return (1 - share) * patch_scores + share * distances
@@ -181,18 +189,19 @@ def fuse(
 def upsampling_matrix(
   image_size: int, grid_size: int, method: str
 ) -> Float[np.ndarray, "h gh"]:
-  """One axis of the step from a patch grid to pixels, as a matrix.
+  """Returns the matrix U that upsamples one axis of a patch grid to pixels.
 
   Args:
-    image_size: pixels, a multiple of `grid_size`.
-    grid_size: patches.
+    image_size: number of pixels; a multiple of `grid_size`.
+    grid_size: number of patches.
     method: "nearest" repeats each patch's value; "bilinear" interpolates
-      between the patches' centres, and repeats the value beyond the outermost.
+      between patch centres and extends the outermost values to the edges.
   """
   patch_size = image_size // grid_size
   if method == "nearest":
     return np.repeat(np.eye(grid_size, dtype=np.float32), patch_size, axis=0)
-  places = (np.arange(image_size) + 0.5) / patch_size - 0.5  # In the grid.
+  # Positions of the pixels' centres, in patches from the first patch's centre.
+  places = (np.arange(image_size) + 0.5) / patch_size - 0.5
   places = np.clip(places, 0, grid_size - 1)
   distances = np.abs(places[:, None] - np.arange(grid_size))
   return np.maximum(1 - distances, 0).astype(np.float32)
@@ -201,7 +210,10 @@ def upsampling_matrix(
 def upsample(
   patches: Float[Array, "b f n s"], image_size: int
 ) -> Float[Array, "b f m s"]:
-  """The bilinear `U p U^T` of each map of patches, in row-major order."""
+  """Returns the bilinear `U p U^T` of each patch map p, in row-major order.
+
+  U is `upsampling_matrix`, and m is the number of pixels, image_size**2.
+  """
   side = round(patches.shape[2] ** 0.5)
   matrix = upsampling_matrix(image_size, side, "bilinear")
   grid = patches.reshape(*patches.shape[:2], side, side, -1)
@@ -210,14 +222,14 @@ def upsample(
 
 
 def blurring_matrix(image_size: int, sigma: float) -> Float[np.ndarray, "h h"]:
-  """One axis of a Gaussian filter, as a matrix, float64.
+  """Returns the matrix that applies a Gaussian filter to one axis, float64.
 
-  As `scipy.ndimage.gaussian_filter` does it: edges reflected (d c b a | a b c
-  d), truncated at 4 sigma.
+  The filter is that of `scipy.ndimage.gaussian_filter`: reflected at the edges
+  (d c b a | a b c d) and truncated at 4 sigma.
 
   Args:
-    image_size: pixels.
-    sigma: in pixels; 0 for the identity.
+    image_size: number of pixels.
+    sigma: standard deviation in pixels; 0 returns the identity.
   """
   if not sigma:
     return np.eye(image_size)
@@ -239,9 +251,10 @@ def anomaly_maps(
   upsampling: str,
   blur_sigma: float,
 ) -> Float[Array, "b h w"]:
-  """Pixel maps `A p A^T` of the patch scores, upsampled and then blurred.
+  """Returns the anomaly maps `A p A^T` of patch scores p on the patch grid.
 
-  `A` is `blurring_matrix` times `upsampling_matrix`.
+  Upsampling and blurring are linear and separable, so A is the product of
+  `blurring_matrix` (with `blur_sigma`) and `upsampling_matrix`.
   """
   side = round(patch_scores.shape[-1] ** 0.5)
   matrix = blurring_matrix(image_size, blur_sigma) @ upsampling_matrix(

@@ -1,10 +1,10 @@
-"""Array annotations such as `Float[Array, "b n d"]`.
+"""jaxtyping's array annotations, such as `Float[Array, "b n d"]`.
 
-They are jaxtyping's; the tests check every annotated shape.
+The tests check every annotated shape.
 
-Dimension letters, the same everywhere: `b` batch, `h w` pixels, `gh gw` patch
-grid, `n` patches, `f` feature layers, `l` text length, `c` tower width, `d`
-joint embedding width, `k` prototypes, `z` samples, `s` states (normal,
+Dimension letters are the same everywhere: `b` batch, `h w` pixels, `gh gw`
+patch grid, `n` patches, `f` feature layers, `l` text length, `c` tower width,
+`d` joint embedding width, `k` prototypes, `z` samples, `s` states (normal,
 anomaly).
 """
 

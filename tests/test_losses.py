@@ -1,4 +1,4 @@
-"""The losses on patch counts against their definitions on pixels."""
+"""Losses on patch counts against their definitions on pixels."""
 
 import jax
 import jax.numpy as jnp
@@ -29,11 +29,11 @@ def on_pixels(patches):
   return grid.repeat(PATCH, axis=1).repeat(PATCH, axis=2)
 
 
-def everything(batch=BATCH):
+def no_padding(batch=BATCH):
   return jnp.ones(batch, bool)
 
 
-def test_focal_loss(case):
+def test_focal_loss_on_counts_is_that_on_pixels(case):
   mask, counts, probability = case
   normal, anomaly = (on_pixels(probability[..., state]) for state in (0, 1))
   one_hot = np.clip(np.stack([1 - mask, mask], -1), 1e-5, 1 - 1e-5)
@@ -43,38 +43,38 @@ def test_focal_loss(case):
     jnp.asarray(probability, jnp.float32),
     jnp.asarray(counts, jnp.int32),
     PATCH**2,
-    everything(),
+    no_padding(),
   )
   assert_close(actual, want)
 
 
-def test_gather_and_scatter_split_the_patches():
+def test_gather_reads_mask_free_and_scatter_masked_patches():
   distances = jnp.array([[[1.0, 2.0, 4.0], [8.0, 16.0, 32.0]]])
   counts = jnp.array([[0, 3, 0]])
-  assert losses.gather_loss(distances, counts, everything(1)) == 2.5
-  assert losses.scatter_loss(distances, counts, everything(1)) == 16.0
+  assert losses.gather_loss(distances, counts, no_padding(1)) == 2.5
+  assert losses.scatter_loss(distances, counts, no_padding(1)) == 16.0
   none = jnp.zeros((1, 3), jnp.int32)
   value, gradient = jax.value_and_grad(losses.scatter_loss)(
-    distances, none, everything(1)
+    distances, none, no_padding(1)
   )
   assert value == 0 and not gradient.any()
 
 
-def test_reconstruction_modes():
+def test_reconstruction_compares_pairs_or_own_biases_or_nothing():
   features = jnp.array([[0.0], [1.0]])
   biases = jnp.array([[1.0], [3.0]])
 
   def loss(mode):
-    return losses.reconstruction_loss(features, biases, everything(), mode)
+    return losses.reconstruction_loss(features, biases, no_padding(), mode)
 
-  # Differences: (0, 1), (0, 3), (1, 1), (1, 3); with their own: (0, 1), (1, 3).
+  # All pairs are (0, 1), (0, 3), (1, 1), (1, 3); matched: (0, 1), (1, 3).
   assert loss("pairwise") == (1 + 9 + 0 + 4) / 4
   assert loss("matched") == (1 + 4) / 2
   assert loss("none") == 0
 
 
-def test_padding_counts_nowhere(case):
-  """The losses of two images of which one is padding are those of the other."""
+def test_padding_does_not_change_any_loss(case):
+  """A real image and a padding image have the losses of the real one alone."""
   _, counts, probability = case
   rng = np.random.default_rng(1)
   first, second = rng.normal(size=(2, BATCH, 5)).astype(np.float32)
@@ -100,6 +100,6 @@ def test_padding_counts_nowhere(case):
     ]
 
   padded = every_loss(arrays, jnp.array([False, True]))
-  alone = every_loss([array[1:] for array in arrays], everything(1))
+  alone = every_loss([array[1:] for array in arrays], no_padding(1))
   for actual, want in zip(padded, alone, strict=True):
     np.testing.assert_allclose(actual, want, rtol=1e-6)

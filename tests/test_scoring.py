@@ -1,4 +1,4 @@
-"""Scoring against scipy, and at its edges."""
+"""Scoring functions against scipy and JAX, and edge cases."""
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +11,8 @@ from helpers.golden import assert_close
 
 
 @pytest.mark.parametrize("image_size, grid_size", ((112, 14), (98, 7), (24, 3)))
-def test_anomaly_map_is_scipys_gaussian_of_nearest(image_size, grid_size):
-  """Also where the image is narrower than the filter."""
+def test_nearest_anomaly_map_is_scipys_gaussian(image_size, grid_size):
+  """The smallest image is narrower than the filter."""
   scores = np.random.default_rng(0).random((2, grid_size**2), np.float32)
   maps = scoring.anomaly_maps(jnp.asarray(scores), image_size, "nearest", 4.0)
   patch = image_size // grid_size
@@ -23,8 +23,8 @@ def test_anomaly_map_is_scipys_gaussian_of_nearest(image_size, grid_size):
 
 
 @pytest.mark.parametrize("image_size, grid_size", ((112, 14), (98, 7), (24, 3)))
-def test_bilinear_upsampling_is_jaxs(image_size, grid_size):
-  """Half-pixel centres, edges clamped; and the map is its Gaussian."""
+def test_bilinear_anomaly_map_is_scipys_gaussian_of_jaxs(image_size, grid_size):
+  """JAX upsamples with half-pixel centres and clamped edges."""
   patches = np.random.default_rng(0).random((2, 1, grid_size**2, 2), np.float32)
   pixels = scoring.upsample(jnp.asarray(patches), image_size)
   want = jax.image.resize(
@@ -43,21 +43,21 @@ def test_bilinear_upsampling_is_jaxs(image_size, grid_size):
       assert_close(actual, expected, 2e-6)
 
 
-def test_min_max_scale():
+def test_min_max_scale_maps_a_constant_row_to_0():
   rows = jnp.array([[1.0, 3.0, 2.0], [4.0, 4.0, 4.0]])
   np.testing.assert_array_equal(
     scoring.min_max_scale(rows), [[0, 1, 0.5], [0, 0, 0]]
   )
 
 
-def test_without_distances_a_score_is_the_probability():
+def test_a_patch_score_without_distances_is_the_probability():
   probability = jnp.array([[[[0.8, 0.2], [0.1, 0.9]]]])
   scores = scoring.weighted_patch_scores(probability, None, alpha=0.3)
   np.testing.assert_array_equal(scores, probability[:, 0, :, scoring.ANOMALY])
 
 
 @pytest.mark.parametrize("window", (1, 3, 5))
-def test_smoothing_counts_padding(window):
+def test_smoothing_divides_by_the_whole_window_at_the_edges(window):
   patches = jax.random.normal(jax.random.key(0), (2, 2, 16, 3))
   actual = scoring.smooth_patches(patches, window)
   want = scipy.ndimage.uniform_filter(
@@ -68,8 +68,8 @@ def test_smoothing_counts_padding(window):
   assert_close(actual, want.reshape(patches.shape), 1e-6)
 
 
-def test_fused_scores():
-  """With normal images, an image's score is half its highest patch's."""
+def test_scores_with_reference_images_are_fused():
+  """Half of the image score is then the largest fused patch score."""
   rng = np.random.default_rng(0)
   logits = rng.normal(size=(3, 2)), rng.normal(size=(3, 2, 4, 2))
   distances = rng.random((3, 4))
@@ -79,7 +79,7 @@ def test_fused_scores():
   assert_close(found[0], 0.5 * images + 0.5 * found[1].max(axis=1))
 
 
-def test_distances_to_a_memory_are_from_0_to_1():
+def test_distances_to_reference_images_are_between_0_and_1():
   rng = np.random.default_rng(0)
   patches = jnp.asarray(rng.normal(size=(2, 3, 4, 5)), jnp.float32)
   memory = scoring.make_memory(patches[:1])

@@ -1,7 +1,8 @@
-"""Attention among all tokens of an image, for each platform its own way.
+"""Self-attention over an image's tokens, with one implementation per platform.
 
-All ways compute softmax(q k^T / sqrt(head_dim)) v. They differ in what of the
-scores, a square of the number of tokens for each head, exists at a time.
+All implementations compute softmax(q k^T / sqrt(head_dim)) v. They differ in
+how much of the scores, an n x n matrix per head for n tokens, is in memory at
+once.
 """
 
 from __future__ import annotations
@@ -18,19 +19,19 @@ from cops_jax.backbones.devices import on_each_device
 from cops_jax.errors import InputError
 from cops_jax.typing import Array, Float
 
-# Faults of flash attention at lengths that 128 does not divide were reported
-# for cuDNN from the first of these versions to below the second.
+# cuDNN versions, from the first to before the second, for which faults of flash
+# attention were reported at lengths that are not multiples of 128.
 _FAULTY_CUDNN = (91300, 91600)
-# Rows and columns of scores that the TPU's kernel holds at a time.
+# Side of the block of scores that the TPU kernel computes at a time.
 _SPLASH_BLOCK = 512
 _PARTS = ("kernel", "bias")
 
-# A layer's parameters, by the names of transformers' Flax CLIP: q_proj, k_proj,
-# v_proj and out_proj, each with kernel and bias.
+# Parameters of an attention layer, named as in transformers' Flax CLIP: q_proj,
+# k_proj, v_proj and out_proj, each with kernel and bias.
 Layers = Mapping[str, Mapping[str, Array]]
 
 
-@functools.partial(  # Traced once for all layers.
+@functools.partial(  # Under jit, all layers share one trace.
   jax.jit,
   static_argnames=(
     *("num_heads", "num_queries", "has_value_path", "implementation"),
@@ -46,26 +47,28 @@ def self_attention(
   implementation: str,
   rotation: tuple[Float[Array, "n d"], Float[Array, "n d"]] | None = None,
 ) -> tuple[Float[Array, "b q c"], Float[Array, "b n c"] | None]:
-  """Attention without a mask, and that of the values with themselves.
+  """Returns self-attention without a mask and, optionally, its value path.
 
   Args:
-    hidden: tokens.
-    layers: projections of them, and of what is found.
-    num_heads: that share the width.
-    num_queries: how many of the first tokens attend; one or all.
-    has_value_path: whether values are queries and keys of values too.
+    hidden: tokens, after the layer's first norm.
+    layers: parameters of the query, key, value and output projections.
+    num_heads: number of heads, which share the width c.
+    num_queries: number of tokens, from the first, that are queries; 1 or all.
+    has_value_path: if True, also computes value-value attention
+      softmax(v v^T / sqrt(head_dim)) v of all tokens.
     implementation: "xla" holds all scores at once, "heads" those of one image
       and head, "cudnn" and "splash" a block of them.
-    rotation: cosines and sines of the tokens' rotary positions, for channels of
-      one head; None for no rotation.
+    rotation: cosines and sines of the tokens' rotary angles, for the channels
+      of one head; None for no rotation.
 
   Returns:
-    What the queries found; and the values, or None without a value path.
+    The attention of the queries, and the value-value attention or None, both
+    after the output projection.
   """
 
   function, length = _FUNCTIONS[implementation], hidden.shape[1]
   is_splash = implementation == "splash"
-  # Padded before it is projected: once, and not with each head's rows.
+  # Padding the tokens before the projections pads them once, not per head.
   padding = padded_length(length) - length if is_splash else 0
   padded = jnp.pad(hidden, ((0, 0), (0, padding), (0, 0)))
   split, merge = (
@@ -89,10 +92,10 @@ def self_attention(
 
 
 def _split_heads(tokens, layer, num_heads, is_direct):
-  """Projects tokens to each head's part of them.
+  """Projects tokens (b, n, c) to heads, (b, heads, n, head_dim).
 
-  The direct product makes the order in which a TPU's kernel reads; a CPU would
-  copy its matrices for it.
+  The direct product yields the memory layout that the TPU kernel reads. On a
+  CPU it would copy the matrices.
   """
   kernel, bias = (layer[name].astype(tokens.dtype) for name in _PARTS)
   if is_direct:
@@ -104,10 +107,10 @@ def _split_heads(tokens, layer, num_heads, is_direct):
 
 
 def _rotate(tokens, rotation):
-  """Turns the channels i and i + d/2 of each token by its angles."""
+  """Rotates channels i and i + d/2 of each token by the token's angles."""
   if rotation is None:
     return tokens
-  # As many as there are tokens; those that only fill a block are not turned.
+  # Cuts the angles to the queries, or pads them: padding tokens become 0.
   length = tokens.shape[2]
   cosine, sine = (
     jnp.pad(array, ((0, max(length - len(array), 0)), (0, 0)))[:length]
@@ -121,7 +124,7 @@ def _rotate(tokens, rotation):
 
 
 def _merge_heads(mixed, layer, is_direct):
-  """Projects all heads' parts of each token."""
+  """Joins the heads of each token and applies the output projection."""
   kernel, bias = (layer[name].astype(mixed.dtype) for name in _PARTS)
   batch, heads, length, width = mixed.shape
   if is_direct:
@@ -135,52 +138,54 @@ def _merge_heads(mixed, layer, is_direct):
 def choose_implementation(
   implementation: str, dtype: jax.typing.DTypeLike, platform: str = ""
 ) -> str:
-  """Returns an implementation of `self_attention`; "auto" suits the platform.
+  """Returns an implementation of `self_attention`, never "auto".
 
   Args:
-    platform: cpu, cuda or tpu; by default that of this process.
+    implementation: config.backbone.attention; "auto" depends on the platform.
+    dtype: type of the computation.
+    platform: cpu, cuda or tpu; an empty string means this process's platform.
   """
   platform = platform or jax.default_backend()
   if implementation != "auto":
     return implementation
   if platform in ("cuda", "gpu"):
-    return "xla" if _why_not_cudnn(dtype) else "cudnn"
+    return "xla" if _cudnn_problem(dtype) else "cudnn"
   return {"cpu": "heads", "tpu": "splash"}.get(platform, "xla")
 
 
 def require_implementation(
   implementation: str, dtype: jax.typing.DTypeLike
 ) -> None:
-  """Checks that this machine can compute attention in a way, and a type.
+  """Checks that this machine supports an implementation in a type.
 
   Raises:
-    InputError: it cannot.
+    InputError: if it does not.
   """
   platform, reason = jax.default_backend(), ""
   if implementation == "cudnn":
-    reason = _why_not_cudnn(dtype)
+    reason = _cudnn_problem(dtype)
   if implementation == "splash" and platform != "tpu":
-    reason = f"it needs a TPU, and JAX computes on {platform} here"
+    reason = f"it needs a TPU, but JAX runs on {platform}"
   if reason:
     raise InputError(
       f"config.backbone.attention is {implementation!r}, which cannot be used:"
-      f" {reason}. Leave it 'auto'."
+      f" {reason}. Set it to 'auto'."
     )
 
 
-def _why_not_cudnn(dtype):
-  """Why cuDNN's flash attention cannot be lowered here; "" if it can."""
+def _cudnn_problem(dtype):
+  """Returns why cuDNN's flash attention cannot be used; empty if it can."""
   if jnp.dtype(dtype).itemsize != 2:
-    return f"it computes in 16 bits, and config.backbone.dtype is {dtype}"
+    return f"it computes in 16 bits, but config.backbone.dtype is {dtype}"
   version = _cudnn_version() if jax.default_backend() == "gpu" else None
   if version is None:
     return "this machine has no CUDA device with cuDNN 9"
   first, end = _FAULTY_CUDNN
-  return f"cuDNN {version} has faults" if first <= version < end else ""
+  return f"cuDNN {version} is faulty" if first <= version < end else ""
 
 
 def _cudnn_version():
-  """The version of cuDNN that JAX has loaded; None without one."""
+  """Returns the version of the cuDNN that JAX has loaded, or None."""
   try:
     return ctypes.CDLL("libcudnn.so.9").cudnnGetVersion()
   except (OSError, AttributeError):
@@ -188,14 +193,14 @@ def _cudnn_version():
 
 
 def _xla(query, key, value, _, implementation=None):
-  # JAX's order is tokens before heads.
+  # JAX expects tokens before heads.
   arrays = (array.swapaxes(1, 2) for array in (query, key, value))
   mixed = jax.nn.dot_product_attention(*arrays, implementation=implementation)
   return mixed.swapaxes(1, 2)
 
 
 def _by_head(query, key, value, _):
-  """One image and head after the other; its scores fit in a CPU's cache."""
+  """Computes one head of one image at a time; its scores fit a CPU's cache."""
 
   @on_each_device
   def attend(query, key, value):
@@ -218,12 +223,12 @@ def _by_head(query, key, value, _):
 
 
 def padded_length(length: int) -> int:
-  """Tokens that "splash" computes with, for a number of them."""
+  """Returns the number of tokens with the padding that "splash" needs."""
   return -(-length // _SPLASH_BLOCK) * _SPLASH_BLOCK
 
 
 def _splash(query, key, value, length):
-  """The TPU's kernel; tokens from `length` on only fill its blocks."""
+  """Computes with the TPU kernel; tokens from `length` on are padding."""
   from jax.experimental.pallas.ops.tpu import splash_attention
 
   _, heads, padded, width = query.shape
@@ -241,7 +246,7 @@ def _splash(query, key, value, length):
 
   @on_each_device
   def attend(query, key, value):
-    # The kernel multiplies 16 bits in no other precision than its own.
+    # For 16-bit inputs the kernel supports only the default precision.
     is_short = query.dtype.itemsize == 2
     with (
       jax.default_matmul_precision("default")

@@ -1,8 +1,8 @@
-"""CLIP's two towers as CoPS uses them, built on transformers' Flax CLIP.
+"""CLIP's two towers with a value path and learned prompts, all of it frozen.
 
-`CLIP` is transformers' own module with more methods, so the parameters of a
-stock `FlaxCLIPModel` drop in unconverted and plain CLIP stays available through
-`__call__`. It is frozen: nothing here is trained.
+`CLIP` adds methods to transformers' Flax module. It therefore loads the
+parameters of a stock `FlaxCLIPModel` unchanged, and its `__call__` is plain
+CLIP. Nothing in this module is trained.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ class CLIP(FlaxCLIPModule):
 
   Attributes:
     config: a transformers `CLIPConfig`.
-    dtype: of the computation; parameters keep their own.
-    attention: of the vision tower's tokens; see `attention.self_attention`.
-    platform: where programs run; see `attention.choose_implementation`.
-    has_projection: whether `encode_layers` projects tokens to the joint width.
+    dtype: type of the computation; parameters keep their own type.
+    attention: implementation of the vision tower's attention, or "auto"; see
+      `attention.self_attention`.
+    platform: platform of the programs; see `attention.choose_implementation`.
+    has_projection: if True, `encode_layers` projects tokens to the joint width.
   """
 
   dtype: Any = jnp.float32
@@ -37,18 +38,18 @@ class CLIP(FlaxCLIPModule):
   platform: str = ""
   has_projection: bool = True
 
-  # Of the images CLIP was trained on, per RGB channel, in [0, 1].
+  # Statistics of CLIP's training images per RGB channel, in [0, 1].
   image_mean = (0.48145466, 0.4578275, 0.40821073)
   image_std = (0.26862954, 0.26130258, 0.27577711)
 
   @property
   def implementation(self) -> str:
-    """The attention of the vision tower's tokens, never "auto"."""
+    """Implementation of the vision tower's attention, never "auto"."""
     return choose_implementation(self.attention, self.dtype, self.platform)
 
   @property
   def feature_width(self) -> int:
-    """Width of features: that of the joint space if they are projected."""
+    """Width of the features: the joint width if they are projected."""
     if self.has_projection:
       return self.config.projection_dim
     return self.config.vision_config.hidden_size
@@ -56,14 +57,14 @@ class CLIP(FlaxCLIPModule):
   def encode_layers(
     self, images: Float[Array, "b h w 3"], feature_layers: Sequence[int]
   ) -> tuple[Float[Array, "b f d"], Float[Array, "b f n d"]]:
-    """Returns plain CLIP's class and patch tokens after some layers.
+    """Returns plain CLIP's class and patch tokens after the given layers.
 
     Args:
       images, feature_layers: see `vision_streams`.
 
     Returns:
-      Tokens after the post-layernorm and, with `has_projection`, the
-      projection; not L2-normalised.
+      Class tokens and patch tokens after the post-layernorm and, with
+      `has_projection`, the projection. They are not L2-normalised.
     """
     _, tokens = self.vision_streams(
       images, feature_layers=feature_layers, num_value_layers=0
@@ -80,23 +81,23 @@ class CLIP(FlaxCLIPModule):
     feature_layers: Sequence[int],
     num_value_layers: int,
   ) -> tuple[Float[Array, "b c"], Float[Array, "b f n1 c"]]:
-    """Runs the vision tower's two streams, the class token first in both.
+    """Runs CLIP's own stream and the value path through the vision tower.
 
-    The last `num_value_layers` layers carry a second stream besides CLIP's own:
-    it starts as a copy of it and adds, in every layer, value-value attention
-    `out_proj(softmax(v v^T / sqrt(head_dim)) v)` and no MLP (CoPS section 3.1,
-    after CLIP Surgery and AnomalyCLIP).
+    In the last `num_value_layers` layers a second stream, the value path, runs
+    alongside CLIP's own. It starts as a copy of CLIP's stream. Each layer adds
+    value-value attention `out_proj(softmax(v v^T / sqrt(head_dim)) v)` to it,
+    and no MLP (CoPS section 3.1, after CLIP Surgery and AnomalyCLIP).
 
     Args:
-      images: normalised with CLIP's mean and standard deviation; square, the
-        side a multiple of the patch size.
-      feature_layers: 1-based numbers of the layers to read the value path from.
-      num_value_layers: how many of the last layers have the value path.
+      images: square images, normalised with CLIP's mean and standard deviation;
+        the side is a multiple of the patch size.
+      feature_layers: 1-based numbers of the layers that features come from.
+      num_value_layers: number of layers, from the last, with the value path.
 
     Returns:
-      The class token of CLIP's own stream after the last layer, and the value
-      path (CLIP's own stream in the layers without one) after each feature
-      layer.
+      The class token of CLIP's own stream after the last layer, and all tokens
+      of the value path after each feature layer, class token first. In a layer
+      without a value path the latter are those of CLIP's own stream.
     """
     tower = self.vision_model
     tokens = tower.embeddings.patch_embedding(images)
@@ -126,7 +127,7 @@ class CLIP(FlaxCLIPModule):
       if number == len(layers) and (
         number >= first_value_layer or number not in feature_layers
       ):
-        # Nothing reads the patches of CLIP's own stream after this layer.
+        # After the last layer, only the class token of this stream is read.
         original = original[:, :1]
       own, value = self_attention(
         hidden,
@@ -155,14 +156,14 @@ class CLIP(FlaxCLIPModule):
     feature_layers: Sequence[int],
     num_value_layers: int,
   ) -> tuple[Float[Array, "b d"], Float[Array, "b f n d"]]:
-    """Image features of plain CLIP, patch features of the value path.
+    """Returns plain CLIP's image features and the value path's patch features.
 
-    Args: see `vision_streams`.
+    The arguments are those of `vision_streams`.
 
     Returns:
-      The projected class token, as the authors' code reads it: without the
-      post-layernorm and not L2-normalised. And the projected patches for each
-      feature layer, in row-major order, neither smoothed nor normalised.
+      Image features: the projected class token, without the post-layernorm, as
+      in the authors' code. Patch features of each feature layer: the projected
+      patches in row-major order, not smoothed. Neither is L2-normalised.
     """
     class_token, value_paths = self.vision_streams(
       images, feature_layers=feature_layers, num_value_layers=num_value_layers
@@ -176,7 +177,7 @@ class CLIP(FlaxCLIPModule):
   def embed_tokens(
     self, token_ids: Integer[Array, "*l"]
   ) -> Float[Array, "*l c"]:
-    """Text token embeddings, without positions."""
+    """Returns embeddings of text tokens, without positions."""
     return self.text_model.embeddings.token_embedding(token_ids)
 
   def encode_prompts(
@@ -184,22 +185,23 @@ class CLIP(FlaxCLIPModule):
     parts: Sequence[Float[Array, "... _l c"]],
     deep_prompts: Float[Array, "depth t c"],
   ) -> Float[Array, "... d"]:
-    """Text features of embedded prompts, with learned tokens in deeper layers.
+    """Returns text features of embedded prompts, with deep prompts.
 
-    The tower is causal and only the last token is read, so prompts end at their
-    end token: padding to CLIP's 77 positions would not change the result. For
-    the same reason tokens that begin many prompts are computed once.
+    The tower is causal and only the end token is read, so prompts stop there:
+    padding them to CLIP's 77 positions would not change the result. For the
+    same reason, tokens that many prompts begin with are computed once.
 
     Args:
-      parts: token embeddings of the prompts' beginning, of what follows, and so
-        on, without positions; the last is the end token. A part has as many
-        axes as the prompts, and length 1 in those in which neither it nor what
-        comes before it differs.
-      deep_prompts: row i replaces the tokens 1 to t before layer i + 1 (0-based
-        layers, so never before the first); less than the tower's layers.
+      parts: consecutive parts of the prompts: token embeddings without
+        positions, up to the end token. All parts have the axes of the prompts.
+        An axis has length 1 as long as neither this part nor an earlier one
+        differs along it.
+      deep_prompts: row i replaces the tokens 1 to t before layer i + 1, counted
+        from 0, so never before the first layer. There are fewer rows than
+        layers.
 
     Returns:
-      Projected features of the last token, not L2-normalised.
+      Projected features of the end token, not L2-normalised.
     """
     tower = self.text_model
     ends = np.cumsum([part.shape[-2] for part in parts])
@@ -224,12 +226,12 @@ class CLIP(FlaxCLIPModule):
   def encode_texts(
     self, token_ids: Integer[Array, "b l"], ends: Integer[Array, "b"]
   ) -> Float[Array, "b d"]:
-    """Text features of plain CLIP, not L2-normalised.
+    """Returns text features of plain CLIP, not L2-normalised.
 
     Args:
-      token_ids: from the start token on; what follows an end token, which
-        causal attention keeps from it, may be anything.
-      ends: places of the end tokens.
+      token_ids: token ids from the start token on. Attention is causal, so ids
+        after the end token do not matter.
+      ends: positions of the end tokens.
     """
     tower = self.text_model
     table = tower.embeddings.position_embedding.embedding
@@ -242,7 +244,7 @@ class CLIP(FlaxCLIPModule):
 
 
 def _causal_layer(layer, parts, is_last):
-  """All tokens after a layer; after the last one, only the last token."""
+  """Returns the parts after a layer; if it is the last, only the end token."""
   attention = layer.self_attn
   normed = [layer.layer_norm1(part) for part in parts]
   keys = [attention.k_proj(part) for part in normed]
@@ -251,7 +253,7 @@ def _causal_layer(layer, parts, is_last):
   results = []
   for number in range(len(parts))[wanted]:
     part = parts[number][..., wanted, :]
-    part += _attend_before(
+    part += _attend_causally(
       attention,
       attention.q_proj(normed[number][..., wanted, :]),
       join_parts(keys[: number + 1]),
@@ -262,21 +264,21 @@ def _causal_layer(layer, parts, is_last):
 
 
 def _replace(part, start, deep):
-  """A part of prompts with the tokens 1, 2... replaced, broadcast to it."""
+  """Replaces the prompts' tokens 1, 2, ... in the part that begins at start."""
   first = max(1 - start, 0)
   end = min(1 + len(deep) - start, part.shape[-2])
   if first >= end:
     return part
   rows = deep[first + start - 1 : end + start - 1]
-  # Cast last: the gradient is summed over prompts, and devices, in float32.
+  # Casting last sums the gradient over prompts and devices in float32.
   rows = jnp.broadcast_to(rows, (*part.shape[:-2], *rows.shape))
   return jnp.concatenate(
     [part[..., :first, :], rows.astype(part.dtype), part[..., end:, :]], axis=-2
   )
 
 
-def _attend_before(attention, query, key, value):
-  """Causal attention of the last tokens, with a CLIP layer's own heads."""
+def _attend_causally(attention, query, key, value):
+  """Returns causal attention; the queries belong to the last of the keys."""
   shape = query.shape
   # *b l c -> b l heads head_dim
   query, key, value = (

@@ -1,4 +1,4 @@
-"""Computations on each device's own images that the compiler does not split."""
+"""Functions that each device applies to its own rows of a batch."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from jax.sharding import PartitionSpec
 
 
 def on_each_device(function: Callable[..., Any]) -> Callable[..., Any]:
-  """Returns a function that each device computes on its own rows.
+  """Returns a function that each device applies to its own rows.
 
-  For kernels and loops, which the compiler does not split over the devices of
-  `mesh.jit_step`. Arrays, and results, have as many rows.
+  Kernels and loops need it: the compiler does not split them over the devices
+  of `mesh.jit_step`. All arguments and results have the same number of rows.
   """
 
   @functools.wraps(function)
@@ -31,17 +31,17 @@ def on_each_device(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def one_by_one(function: Callable[..., Any]) -> Callable[..., Any]:
-  """Returns a function that computes one row after the other.
+  """Returns a function that computes one row at a time.
 
-  What it computes on the way then stays small, and near the processor.
+  Intermediate results then stay small and in the processor's cache.
   """
 
   @on_each_device
   def map_rows(array):
-    def of_row(row):
+    def apply_to_row(row):
       return jax.tree.map(lambda leaf: leaf[0], function(row[None]))
 
-    return jax.lax.map(of_row, array)
+    return jax.lax.map(apply_to_row, array)
 
   @functools.wraps(function)
   def choose(array):

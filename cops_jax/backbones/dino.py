@@ -2,8 +2,9 @@
 
 Oquab et al., DINOv2: Learning Robust Visual Features without Supervision, 2023;
 Darcet et al., Vision Transformers Need Registers, 2023; Siméoni et al., DINOv3,
-2025. The two differ in how patches get their positions: DINOv2 adds an
-embedding once, DINOv3 rotates queries and keys in every layer.
+2025. The two differ in how patches get their positions: DINOv2 adds position
+embeddings before the first layer, and DINOv3 rotates queries and keys in every
+layer.
 """
 
 from __future__ import annotations
@@ -31,13 +32,14 @@ from cops_jax.typing import Array, Float
 class DINOConfig(Sizes):
   """Architecture of a DINO tower.
 
-  The tokens besides the patches are a class token and registers, which stand
-  for no patch and are dropped at the end.
+  The tokens are a class token, registers and patches. Registers belong to no
+  patch and are not returned.
 
   Attributes:
     layer_norm_eps: epsilon of all layer norms.
-    position_grid: patches along a side of the position embedding; 0 without.
-    rope_theta: base of the rotary positions' frequencies; 0 for no rotation.
+    position_grid: side of the position embedding's grid, in patches; 0 without
+      a position embedding.
+    rope_theta: base of the rotary frequencies; 0 without rotation.
   """
 
   layer_norm_eps: float
@@ -52,11 +54,11 @@ class DINOConfig(Sizes):
 def rotary_angles(
   config: DINOConfig, grid_size: int
 ) -> Float[np.ndarray, "t head_dim"]:
-  """Returns the angles by which tokens are rotated, float32.
+  """Returns the rotary angles of all tokens in radians, float32.
 
-  For the patch in row i and column j of G rows, y = (2i+1)/G - 1 and
-  x = (2j+1)/G - 1; with head width d and f_m = theta^(-4m/d), m < d/4, its
-  angles are 2 pi (y f, x f) and the same again. Class token and registers,
+  The patch in row i and column j of a grid of G rows is at y = (2i+1)/G - 1
+  and x = (2j+1)/G - 1. With head width d and f_m = theta^(-4m/d) for m < d/4,
+  its angles are 2 pi (y f, x f), twice. The class token and the registers,
   which come first, have angle 0.
   """
   quarter = config.width // config.num_heads // 4
@@ -65,12 +67,12 @@ def rotary_angles(
   rows, columns = np.meshgrid(places, places, indexing="ij")
   angles = np.stack([rows, columns], axis=-1).reshape(-1, 2, 1) * frequencies
   angles = np.tile(angles.reshape(-1, 2 * quarter), 2) * 2 * math.pi
-  others = np.zeros((config.num_other_tokens, angles.shape[-1]))
-  return np.concatenate([others, angles]).astype(np.float32)
+  unrotated = np.zeros((config.num_other_tokens, angles.shape[-1]))
+  return np.concatenate([unrotated, angles]).astype(np.float32)
 
 
 class _Projections(nn.Module):
-  """The four projections of attention, as `self_attention` takes them."""
+  """Parameters of the four projections of `self_attention`."""
 
   width: int
 
@@ -87,13 +89,14 @@ class _Projections(nn.Module):
 
 
 class DINO(nn.Module):
-  """A frozen DINO tower; see `backbones.vision`.
+  """Frozen DINO tower; see `backbones.vision`.
 
   Attributes:
-    config: its architecture.
-    dtype: of the computation; parameters keep their own.
-    attention: see `attention.self_attention`.
-    platform: where programs run; see `attention.choose_implementation`.
+    config: architecture of the tower.
+    dtype: type of the computation; parameters keep their own type.
+    attention: implementation of attention, or "auto"; see
+      `attention.self_attention`.
+    platform: platform of the programs; see `attention.choose_implementation`.
   """
 
   config: DINOConfig
@@ -101,13 +104,13 @@ class DINO(nn.Module):
   attention: str = "auto"
   platform: str = ""
 
-  # Of ImageNet's images, per RGB channel, in [0, 1].
+  # Statistics of ImageNet's images per RGB channel, in [0, 1].
   image_mean = (0.485, 0.456, 0.406)
   image_std = (0.229, 0.224, 0.225)
 
   @property
   def implementation(self) -> str:
-    """The attention of the tower's tokens, never "auto"."""
+    """Implementation of the tower's attention, never "auto"."""
     return choose_implementation(self.attention, self.dtype, self.platform)
 
   @property
@@ -119,11 +122,12 @@ class DINO(nn.Module):
   def encode_layers(
     self, images: Float[Array, "b h w 3"], feature_layers: Sequence[int]
   ) -> tuple[Float[Array, "b f d"], Float[Array, "b f n d"]]:
-    """Returns class and patch tokens after some layers and the last norm.
+    """Returns class and patch tokens after the given layers and the last norm.
 
     Args:
-      images: normalised; square, the side a multiple of the patch size.
-      feature_layers: numbers of the layers, from 1.
+      images: square, normalised images; the side is a multiple of the patch
+        size.
+      feature_layers: 1-based numbers of the layers that features come from.
     """
     config, dtype = self.config, self.dtype
     size = (config.patch_size,) * 2
@@ -149,7 +153,7 @@ class DINO(nn.Module):
     return found[:, :, 0], found[:, :, config.num_other_tokens :]
 
   def _add_other_tokens(self, tokens):
-    """Class token and registers before the patches, and positions if added."""
+    """Adds the class token, the registers and, for DINOv2, positions."""
     config, (batch, _, width) = self.config, tokens.shape
     zeros = nn.initializers.zeros
     first = self.param("class_token", zeros, (1, 1, width))
@@ -176,7 +180,7 @@ class DINO(nn.Module):
 
 
 class _Layer(nn.Module):
-  """Attention and MLP, each normed before and scaled by channel after."""
+  """Transformer layer with norms before, and layer scale after, each block."""
 
   config: DINOConfig
   dtype: Any

@@ -1,8 +1,8 @@
-"""A frozen backbone's features of images, for the model of any method.
+"""Image and patch features from a frozen backbone, for the model of any method.
 
-A model (`methods.Model`) has a frozen submodule `backbone`; its config says
-which features it needs. Its parameters are two trees: the backbone's under
-"backbone", frozen, and the rest, trained.
+A model (`methods.Model`) contains the backbone as a submodule, and its config
+names the features that it needs. Its parameters are two trees: the frozen one
+of the backbone, under "backbone", and the trained one.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from cops_jax.backbones.devices import one_by_one
 from cops_jax.backbones.vision import normalize_images
 from cops_jax.typing import Array, Float
 
-# The frozen subtree's name beside the trainable ones.
+# Name of the frozen tree among a model's parameters.
 BACKBONE_PARAMS = "backbone"
 
-# Fields of a batch that `encode_batch` reads: the first or the others.
+# Fields of a batch that `encode_batch` reads: the image, or cached features.
 ENCODE_FIELDS = ("image", "image_features", "patch_features")
 
 
@@ -33,13 +33,14 @@ def encode_images(
   """Returns the backbone's image and patch features, float32.
 
   Args:
-    model: a method's model, which need not be bound to variables.
-    backbone_params: the backbone's parameters.
-    images: normalised.
+    model: model of a method; need not be bound to variables.
+    backbone_params: parameters of the backbone.
+    images: images normalised for the backbone.
 
   Returns:
-    Patch features of each feature layer; and class tokens of each of them or,
-    for a method that compares images with texts, CLIP's image features (b, d).
+    Image features, and patch features of each feature layer. The image features
+    are the class tokens of each feature layer or, for a method that compares
+    images with texts, CLIP's image features (b, d).
   """
   settings, variables = model.config.model, {"params": backbone_params}
   if model.has_layer_tokens:
@@ -54,8 +55,7 @@ def encode_images(
       num_value_layers=settings.num_value_layers,
       method="encode_images",
     )
-  # The tower gives the same numbers, in its own type, whatever is compiled
-  # around it.
+  # The barrier makes the tower's numbers independent of the program around it.
   image_features, patch_features = jax.lax.optimization_barrier(features)
   return (
     image_features.astype(jnp.float32),
@@ -68,12 +68,12 @@ def encode_batch(
   backbone_params: Mapping[str, Any],
   batch: Mapping[str, Array],
 ) -> tuple[Float[Array, "b *f d"], Float[Array, "b f n d"]]:
-  """Returns `encode_images` of a batch, or the features that the batch holds.
+  """Returns `encode_images` of a batch, or the features that it contains.
 
   Args:
     model, backbone_params: see `encode_images`.
-    batch: image uint8 (b, h, w, 3); or image_features and patch_features as
-      returned here, in any floating-point type.
+    batch: either image, uint8 (b, h, w, 3), or image_features and
+      patch_features as `encode_images` returns them, in any float type.
   """
   if "image" in batch:
     backbone = model.backbone
@@ -83,7 +83,7 @@ def encode_batch(
       return encode_images(model, backbone_params, images)
 
     if (backbone.attention, backbone.implementation) == ("auto", "heads"):
-      encode = one_by_one(encode)  # On CPU.
+      encode = one_by_one(encode)  # On a CPU, this saves memory.
     return encode(batch["image"])
   return (
     batch["image_features"].astype(jnp.float32),
@@ -101,13 +101,16 @@ def join_params(
 def init_parts(
   model: nn.Module, key: jax.Array, use_parts: Callable[[nn.Module], None]
 ) -> Mapping[str, Any]:
-  """Returns random parameters, float32, of a method's trained parts.
+  """Returns random parameters of a method's trained parts, float32.
 
-  `use_parts` calls these parts of the bound model, but not the backbone, which
-  is slow.
+  Args:
+    model: model of a method.
+    key: PRNG key.
+    use_parts: function that calls the trained parts of the bound model, but not
+      the backbone, which is slow.
   """
 
-  @jax.jit  # Compiled, values that the parameters do not need are not computed.
+  @jax.jit  # Under jit, values that no parameter needs are not computed.
   def init():
     return model.init(key, method=use_parts)["params"]
 

@@ -1,7 +1,7 @@
-"""Operations that an image needs, and those that devices can do.
+"""Floating-point operations per image, and peak rates of devices.
 
-A product of (n, k) and (k, m) counts 2 n k m. Embeddings, norms, softmax and
-anomaly maps are not counted: together less than one percent.
+A product of (n, k) and (k, m) counts as 2 n k m operations. Embeddings, norms,
+softmax and anomaly maps are not counted. Together they are below one percent.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ from typing import Any
 
 from cops_jax.backbones.vision import sizes_of
 
-# Published peak rates of dense products in 16 bits, in TFLOP a second, by the
-# names that JAX gives to kinds of devices.
+# Published peak rates of dense 16-bit products in TFLOP/s, by `device_kind`.
 PEAK_TERA_FLOPS = {
   "TPU v4": 275.0,
   "TPU v5 lite": 197.0,
@@ -29,11 +28,11 @@ PEAK_TERA_FLOPS = {
 
 
 def vision_flops(config: Any, backbone: Any) -> float:
-  """Returns the operations for an image's features.
+  """Returns the operations that compute an image's features.
 
   Args:
     config: a ConfigDict with the fields of `cops_jax.config`.
-    backbone: its configuration; see `vision.sizes_of`.
+    backbone: configuration of the backbone; see `vision.sizes_of`.
   """
   model, sizes = config.model, sizes_of(backbone)
   num_patches = (model.image_size_pixels // sizes.patch_size) ** 2
@@ -44,7 +43,7 @@ def vision_flops(config: Any, backbone: Any) -> float:
   last = max(model.feature_layers)
   num_layers, num_value = sizes.num_layers, model.num_value_layers
   flops = (num_layers - 1) * layer
-  if num_value:  # The last layer's keys and values, the rest for one token.
+  if num_value:  # The last layer: keys and values of all tokens, one query.
     flops += 4 * tokens * width**2 + 4 * width**2 + mlp
     # The value path: attention and its output projection.
     num_value = max(min(num_value - num_layers + last, num_value), 0)
@@ -60,15 +59,15 @@ def vision_flops(config: Any, backbone: Any) -> float:
 def prompt_flops(
   num_tokens: float, backbone: Any, *, is_training: bool
 ) -> float:
-  """Returns the operations for an image's prompts.
+  """Returns the operations that compute an image's prompts.
 
-  In training the gradient takes as much again: the text tower has none of its
-  own.
+  The gradient of training doubles them: it passes through the text tower, whose
+  own weights are frozen.
 
   Args:
-    num_tokens: tokens that an image costs the text tower, see `methods.Model`.
-    backbone: configuration of CLIP, or any other if there are no tokens.
-    is_training: whether there is a gradient.
+    num_tokens: text tokens per image; see `methods.Model.num_prompt_tokens`.
+    backbone: configuration of CLIP; not read if num_tokens is 0.
+    is_training: if True, counts the gradient too.
   """
   if not num_tokens:
     return 0.0

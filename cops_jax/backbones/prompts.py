@@ -1,4 +1,4 @@
-"""Learned prompts: embeddings that take the place of words."""
+"""Learned prompts: embeddings in place of words."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _normal = nn.initializers.normal(0.02)
 
 
 class LearnedPrompts(nn.Module):
-  """Learned words of one prompt for each state, and their deep prompts.
+  """Learned words of one prompt per state, and the deep prompts of both.
 
   Attributes:
-    settings: config.model; its deep_prompt_depth and deep_prompt_length are the
-      number of deeper layers with replaced tokens and of tokens in each. If
-      either is 0 there are no parameters for them.
-    width: text tower's width.
-    num_words: learned words of each prompt.
+    settings: config.model. Its deep_prompt_depth is the number of layers with
+      deep prompts, and its deep_prompt_length the number of tokens that each
+      replaces. If either is 0, there are no deep prompts.
+    width: width of the text tower.
+    num_words: number of learned words in each prompt.
   """
 
   settings: Any
@@ -32,7 +32,7 @@ class LearnedPrompts(nn.Module):
   def __call__(
     self,
   ) -> tuple[Float[Array, "s=2 l d"], Float[Array, "depth t d"]]:
-    """Returns each state's words, and the deep prompts that both share."""
+    """Returns each state's words, and the deep prompts of both states."""
     words = self.param("context", _normal, (2, self.num_words, self.width))
     depth = self.settings.deep_prompt_depth
     shape = (depth, self.settings.deep_prompt_length, self.width)
@@ -44,7 +44,7 @@ class LearnedPrompts(nn.Module):
 def join_parts(
   parts: Sequence[Float[Array, "... _l d"]],
 ) -> Float[Array, "... _l d"]:
-  """Joins consecutive parts of prompts, for as many prompts as the last."""
+  """Joins consecutive parts of prompts; all broadcast to the last part."""
   shape = parts[-1].shape[:-2]
   return jnp.concatenate(
     [jnp.broadcast_to(part, shape + part.shape[-2:]) for part in parts], axis=-2

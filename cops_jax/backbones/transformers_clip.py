@@ -1,8 +1,8 @@
-"""transformers' Flax CLIP: the only module that imports transformers.
+"""transformers' Flax CLIP. No other module imports transformers.
 
-Version 4.57 is the last series with Flax, and it gets no more fixes. So little
-of it is used: CLIP's configuration, its Flax modules and its tokenizer. A
-`config.json` is read through a list of the fields that the towers use.
+Version 4.57 is the last series with Flax and gets no more fixes. The project
+therefore uses only CLIP's configuration, Flax modules and tokenizer, and reads
+from a `config.json` only the fields that the towers use.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 
 def _load_lazily(package, name):
-  """Has a package's module loaded when it is used, not when it is imported."""
+  """Delays the loading of a package's module until it is first used."""
   path = f"{package}.{name}"
   if path not in sys.modules:
     spec = importlib.util.find_spec(path)
@@ -25,11 +25,12 @@ def _load_lazily(package, name):
     setattr(sys.modules[package], name, module)
 
 
-# transformers imports it to generate texts, and it imports much of scipy.
+# transformers imports this module for text generation, which is not used here,
+# and the module imports much of scipy.
 _load_lazily("jax.experimental", "sparse")
-# Without these, transformers imports torch and tensorflow where they are
-# installed, which takes seconds. It decides once, so a program that also uses
-# its torch models imports transformers before this package.
+# Without these variables, transformers imports torch and tensorflow if they are
+# installed, which takes seconds. It reads the variables once. A program that
+# also uses its torch models must import transformers before this package.
 _unset = [name for name in ("USE_TORCH", "USE_TF") if name not in os.environ]
 os.environ.update(dict.fromkeys(_unset, "0"))
 try:
@@ -62,18 +63,18 @@ _SECTION_FIELDS = {
 
 
 def make_config(values: Mapping[str, Any]) -> CLIPConfig:
-  """Makes CLIP's configuration from the fields that the towers use.
+  """Builds CLIP's configuration from the fields that the towers use.
 
-  All other fields are dropped. transformers acts on some of them, such as
-  `_attn_implementation_internal`, which names code to run.
+  All other fields are dropped, because transformers acts on some of them, such
+  as `_attn_implementation_internal`, which names code to run.
 
   Args:
-    values: contents of a `config.json`. Older files also hold
+    values: contents of a `config.json`. Older files also contain
       `text_config_dict` and `vision_config_dict`, which take precedence.
 
   Raises:
-    TypeError: a section is not a mapping.
-    ValueError: a value is not one that CLIP admits.
+    TypeError: if a section is not a mapping.
+    ValueError: if transformers rejects a value.
   """
   picked = {}
   for section, fields in _SECTION_FIELDS.items():

@@ -1,11 +1,11 @@
 """The parts that all frozen vision towers share.
 
-A backbone is a Flax module whose parameters are frozen. All of them have the
+A backbone is a Flax module with frozen parameters. Every backbone has the
 attributes `dtype`, `attention`, `implementation`, `image_mean`, `image_std` and
-`feature_width`, the width d of their features, and a method
-`encode_layers(images, feature_layers)`: class tokens (b, f, d) and patch tokens
-(b, f, n, d) after some of the layers. `CLIP` has a value path and a text tower
-besides.
+`feature_width`, the width d of its features. Its method
+`encode_layers(images, feature_layers)` returns class tokens (b, f, d) and patch
+tokens (b, f, n, d) after the given layers. `CLIP` also has a value path and a
+text tower.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Sizes:
     patch_size: side of a patch, in pixels.
     num_layers, num_heads: numbers of layers and of attention heads.
     width, mlp_width: channels of a token, and inside an MLP.
-    num_other_tokens: tokens besides the patches.
+    num_other_tokens: number of tokens that are not patches.
   """
 
   patch_size: int
@@ -41,10 +41,10 @@ class Sizes:
 
 
 def sizes_of(config: Any) -> Sizes:
-  """Returns a tower's sizes.
+  """Returns the sizes of a vision tower.
 
   Args:
-    config: a transformers.CLIPConfig or a `dino.DINOConfig`.
+    config: a transformers `CLIPConfig` or a `dino.DINOConfig`.
   """
   if isinstance(config, Sizes):
     return config
@@ -64,11 +64,12 @@ def normalize_images(
   mean: Sequence[float],
   std: Sequence[float],
 ) -> Float[Array, "b h w 3"]:
-  """Returns uint8 images as a backbone expects them.
+  """Returns images normalised as a backbone expects them.
 
   Args:
-    images: RGB.
-    mean, std: of the backbone's training images, per channel, in [0, 1].
+    images: RGB images, uint8.
+    mean, std: mean and standard deviation of the backbone's training images
+      per channel, in [0, 1].
   """
   mean, std = (jnp.array(values).reshape(1, 1, 1, 3) for values in (mean, std))
   return (images / 255.0 - mean) / std
@@ -80,17 +81,17 @@ def resize_position_embedding(
   method: str = "bilinear",
   antialias: bool = False,
 ) -> Float[Array, "q c"]:
-  """Fits a vision position embedding to another patch grid.
+  """Resizes a vision tower's position embedding to another patch grid.
 
   Args:
-    embedding: class token's row, then the rows of the tower's own square grid.
-    grid_size: patches along one side of the wanted grid.
+    embedding: row of the class token, then rows of the tower's square grid.
+    grid_size: side of the new grid, in patches.
     method: "bilinear" for CLIP, "cubic" for DINOv2.
-    antialias: whether a smaller grid is filtered; it is for DINOv2.
+    antialias: if True, filters when the grid shrinks, as for DINOv2.
 
   Returns:
-    1 + grid_size**2 rows: the class token's is kept, the patches' are
-    interpolated with half-pixel centres.
+    1 + grid_size**2 rows. The class token's row is unchanged; the rows of
+    patches are interpolated with half-pixel centres.
   """
   class_row, patch_rows = embedding[:1], embedding[1:]
   side = round(patch_rows.shape[0] ** 0.5)
@@ -109,10 +110,10 @@ def resize_position_embedding(
 def cast_matrices(
   params: Mapping[str, Any], dtype: jax.typing.DTypeLike
 ) -> Mapping[str, Any]:
-  """Returns parameters with the matrices in the type of the computation.
+  """Returns parameters with their matrices cast to the computation's type.
 
-  They are cast to it before they are used anyway, so nothing changes but their
-  memory. Embeddings, norms and biases stay as they are.
+  The towers cast matrices before use anyway, so only memory changes.
+  Embeddings, norms and biases keep their type.
   """
   return flax.traverse_util.path_aware_map(
     lambda path, leaf: leaf.astype(dtype) if path[-1] == "kernel" else leaf,

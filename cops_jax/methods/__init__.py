@@ -1,8 +1,8 @@
-"""Methods: a model, its losses and its scores, each in a module of this folder.
+"""Methods: each module of this folder is a model with its losses and scores.
 
-`config.method` is the module's name. The module has what `Method` lists, its
-model what `Model` lists; features, training, evaluation, detector and export
-know nothing else about it. docs/new_method.md shows how to add one.
+`config.method` is the name of the module. The module provides the attributes of
+`Method`, and its model those of `Model`. Features, training, evaluation,
+detector and export use nothing else. docs/new_method.md shows how to add one.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from typing import Any, Protocol, runtime_checkable
 
 from cops_jax.errors import InputError, suggest
 
-# The methods' modules have the types; this module needs no JAX.
+# These stand in for the types of JAX, which this module does not import.
 Array = Any
 Tree = Mapping[str, Any]
 
 
 @runtime_checkable
 class Method(Protocol):
-  """A method's module.
+  """Module of a method.
 
   Attributes:
-    TITLE: its name for people.
-    FIELDS: config fields that it reads and not every method does. The others of
-      these must have their defaults.
-    IS_TRAINED: whether anything is trained. If not, the tree that the model's
-      `init_trainable` computes is used as it is.
-    USES_TEXT: whether it compares images with texts, for which the backbone
-      must be CLIP. If not, CLIP's text tower is not loaded.
+    TITLE: name of the method to display.
+    FIELDS: config fields that this method reads but some other method does not.
+      Fields that only other methods read must keep their defaults.
+    IS_TRAINED: True if the method trains parameters; if False, the tree that
+      the model's `init_trainable` returns is used unchanged.
+    USES_TEXT: True if the method compares images with texts, which requires
+      CLIP; if False, CLIP's text tower is not loaded.
   """
 
   TITLE: str
@@ -43,35 +43,34 @@ class Method(Protocol):
 
     Args:
       config: a FrozenConfigDict with the fields of `cops_jax.config`.
-      tower: the frozen backbone, a Flax module; see `backbones.vision`.
-      backbone: the `weights.backbone.PretrainedBackbone` that it is built for.
+      tower: Flax module of the frozen backbone; see `backbones.vision`.
+      backbone: the `weights.backbone.PretrainedBackbone` with its parameters.
     """
 
 
 class Model(Protocol):
-  """A method's model, a Flax module.
+  """Model of a method: a Flax module.
 
-  Its parameters are two trees: the backbone's under "backbone", frozen, and the
-  trainable one, whose names no other method may use. Arguments named `features`
-  are what `features.encode_batch` returns. A model that reads
-  config.model.use_category_names has `category_text_features`, as
-  `PromptEnsemble` has.
+  Its parameters are two trees: the frozen one of the backbone, under
+  "backbone", and the trainable one, whose names no other method may use.
+  Arguments named `features` are the result of `features.encode_batch`. A model
+  that reads config.model.use_category_names has a method
+  `category_text_features`, as `PromptEnsemble` does.
 
   Attributes:
-    config: the frozen config that it was built from.
-    backbone: the tower, which is its submodule.
-    has_layer_tokens: whether image features are the class tokens of each
-      feature layer, (b, f, d), and not CLIP's image features, (b, d).
-    needs_masks: whether its losses read whole masks, uint8 (b, h, w), under
-      "mask"; otherwise they read mask pixels by patch, int32 (b, n), under
-      "mask_counts".
-    needs_noise: whether they read standard normal noise, (b, 1, d), under
-      "noise".
-    upsampling: from patch scores to the anomaly map, see
+    config: frozen config that the model was built from.
+    backbone: frozen tower, a submodule of the model.
+    has_layer_tokens: True if image features are the class tokens of each
+      feature layer, (b, f, d); False if they are CLIP's image features, (b, d).
+    needs_masks: True if the losses read whole masks, "mask", uint8 (b, h, w);
+      False if they read the mask pixels per patch, "mask_counts", int32 (b, n).
+    needs_noise: True if the losses read standard normal noise, "noise",
+      (b, 1, d).
+    upsampling: method from patch scores to the anomaly map; see
       `scoring.upsampling_matrix`.
-    loss_terms: (features, batch) to loss terms by name, of shape ();
-      `losses.total_loss` weighs them. The batch has label and padding_mask (b,)
-      and masks. None if nothing is trained.
+    loss_terms: function of (features, batch) that returns loss terms of shape
+      () by name, for `losses.total_loss`. The batch has label (b,),
+      padding_mask (b,) and masks. None if nothing is trained.
   """
 
   config: Any
@@ -86,15 +85,15 @@ class Model(Protocol):
     """Returns the trainable parameters before the first step, float32."""
 
   def num_prompt_tokens(self, *, is_training: bool) -> float:
-    """Returns the tokens that an image costs the text tower."""
+    """Returns the number of text tokens that are computed per image."""
 
   def score(
     self, features: tuple[Array, Array], batch: Mapping[str, Array]
   ) -> tuple[Array, Array]:
     """Returns scores of images (b,) and of their patches (b, n), in [0, 1].
 
-    With normal images to compare with, the batch has memory_distances (b, n),
-    for `scoring.fuse`.
+    With reference images, the batch has memory_distances (b, n) for
+    `scoring.fuse`.
     """
 
 
@@ -107,7 +106,7 @@ def find(name: str) -> Method:
   """Returns the module of a method.
 
   Raises:
-    InputError: there is none.
+    InputError: if there is no method of this name.
   """
   if name not in names():
     raise InputError(
@@ -118,6 +117,6 @@ def find(name: str) -> Method:
 
 
 def unread_fields(name: str) -> set[str]:
-  """Returns config fields that other methods read and this one does not."""
+  """Returns the config fields that only other methods read."""
   read_by_some = {field for other in names() for field in find(other).FIELDS}
   return read_by_some - set(find(name).FIELDS)

@@ -1,7 +1,14 @@
-"""AnomalyCLIP: two learned prompts that name no object, on a frozen CLIP.
+"""AnomalyCLIP: two learned prompts that name no category, on a frozen CLIP.
 
 Zhou et al., AnomalyCLIP: Object-agnostic Prompt Learning for Zero-shot Anomaly
-Detection, ICLR 2024.
+Detection, ICLR 2024, arXiv 2310.18961.
+
+The prompts are `[learned words] object .` for normal and `[learned words]
+damaged object .` for anomalous images, with deep prompts in the text tower.
+They are the same for all images. The image feature and the patch features of
+the value path are compared with both text features: probabilities are the
+softmax of `cosine / temperature`. The image score is the image probability, and
+the anomaly map is computed from the patch probabilities.
 """
 
 from __future__ import annotations
@@ -31,9 +38,12 @@ IS_TRAINED = USES_TEXT = True
 
 @jax.custom_vjp
 def round_to_float16(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
-  """Rounds values forward, and their gradient backward, to half precision."""
-  # Two casts XLA would drop as excess precision, and `reduce_precision` alone
-  # makes zeros of what is below half precision's normal range.
+  """Rounds values in the forward and gradients in the backward pass to float16.
+
+  The authors' code does so with the deep prompts of each state.
+  """
+  # XLA would drop a pair of casts as excess precision, and `reduce_precision`
+  # alone flushes float16's subnormal numbers to zero.
   step = 2.0**-24
   return jnp.where(
     jnp.abs(x) < 2.0**-14,
@@ -51,13 +61,12 @@ round_to_float16.defvjp(
 class AnomalyCLIP(nn.Module):
   """Compares images with the two prompts; see `methods.Model`.
 
-  CLIP computes in its own type; everything learned is float32.
+  CLIP computes in its own type; all learned parameters are float32.
 
   Attributes:
-    config: the run's, frozen.
-    backbone: the frozen towers.
-    prefix_tokens: ids before the learned words.
-    suffix_tokens: ids after them, for each state.
+    config, backbone: see `methods.Model`.
+    prefix_tokens: token ids before the learned words.
+    suffix_tokens: token ids after the learned words, for each state.
   """
 
   config: Any
@@ -79,9 +88,9 @@ class AnomalyCLIP(nn.Module):
 
   @nn.nowrap
   def num_prompt_tokens(self, *, is_training: bool) -> float:
-    """Returns an image's share of a step's two prompts.
+    """Returns an image's share of the tokens of a step's two prompts.
 
-    "damaged" counts as one token; in evaluation there are too few to count.
+    "damaged" counts as one token. In evaluation the share is negligible.
     """
     if not is_training:
       return 0.0
@@ -96,12 +105,12 @@ class AnomalyCLIP(nn.Module):
     return init_parts(self, key, lambda model: model.object_prompts())
 
   def text_features(self) -> Float[Array, "s=2 d"]:
-    """Returns the two prompts' features, L2-normalised."""
+    """Returns the text features of both prompts, L2-normalised."""
     words, deep_prompts = self.object_prompts()
     prefix = self.backbone.embed_tokens(jnp.array(self.prefix_tokens))
     features = []
-    # One by one: they differ in length, and each has its own copy of the deep
-    # prompts, whose gradients are rounded before they are added.
+    # The prompts differ in length. Each has its own copy of the deep prompts,
+    # so that gradients are rounded before they are added.
     for state, tokens in enumerate(self.suffix_tokens):
       suffix = self.backbone.embed_tokens(jnp.array(tokens))
       copy = deep_prompts
@@ -134,7 +143,7 @@ class AnomalyCLIP(nn.Module):
   ) -> dict[str, jax.Array]:
     """Returns the terms of the loss; see `methods.Model`.
 
-    The patch loss takes probabilities upsampled to the mask's size.
+    The patch loss compares each pixel's probability with the mask.
     """
     image_logits, patch_logits = self(*features)
     masks, padding_mask = batch["mask"], batch["padding_mask"]

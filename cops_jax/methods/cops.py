@@ -1,4 +1,15 @@
-"""CoPS: prompts synthesised from each image, on a frozen CLIP."""
+"""CoPS: prompts synthesised from each image, on a frozen CLIP.
+
+Conditional Prompt Synthesis for Zero-Shot Anomaly Detection, arXiv 2508.03447,
+CVPR 2026 Findings.
+
+Each state, normal and anomaly, has a prompt of learned context, state and
+category words, with deep prompts in the text tower. State words receive
+prototypes that are extracted from the image's patches. Category words receive
+biases that a VAE decodes from samples of its latent space. The image feature
+and the patch features of the value path are compared with both text features.
+In evaluation, patch scores are weighted by distances to the prototypes.
+"""
 
 from __future__ import annotations
 
@@ -35,26 +46,26 @@ FIELDS = (
 )
 IS_TRAINED = USES_TEXT = True
 
-_CODES_KEY = 2  # Beside the seed; other numbers are for other purposes.
-# Which state's prototypes the prompts of (normal, anomaly) receive.
+_CODES_KEY = 2  # Combined with the seed; other purposes use other numbers.
+# The states whose prototypes the prompts of (normal, anomaly) receive.
 PROTOTYPE_INJECTIONS = {"crossed": (1, 0), "matched": (0, 1)}
 
 _normal = nn.initializers.normal(0.02)
-# Glorot-uniform over the stacked (3d, d) matrix of the three projections:
-# limit sqrt(6 / (3d + d)), which is variance scaling of a (d, d) matrix by 1/2.
+# Glorot-uniform over the stacked (3d, d) matrix of three projections has the
+# limit sqrt(6 / (3d + d)): that of variance scaling of a (d, d) matrix by 1/2.
 _stacked_glorot = nn.initializers.variance_scaling(0.5, "fan_avg", "uniform")
 
 
 class PrototypeExtractor(nn.Module):
-  """Prototypes of both states by cross-attention from learned queries.
+  """Extracts both states' prototypes from patches, with learned queries q.
 
-  The explicit state token synthesis (ESTS) of CoPS section 3.2:
+  This is explicit state token synthesis (ESTS, CoPS section 3.2):
   `x = q + attention(ln_1(q), ln_1(patches))`, then
   `x + c_proj(quick_gelu(c_fc(ln_2(x))))`.
 
   Attributes:
     num_prototypes: number of prototypes of each state.
-    num_heads: attention heads; must divide the embedding width.
+    num_heads: number of attention heads; divides the joint width.
   """
 
   num_prototypes: int
@@ -70,7 +81,8 @@ class PrototypeExtractor(nn.Module):
     x = queries.reshape(1, -1, width)
     x = jnp.broadcast_to(x, (batch, *x.shape[1:]))
 
-    ln_1 = _layer_norm("ln_1")
+    layer_norm = functools.partial(nn.LayerNorm, 1e-5, use_fast_variance=False)
+    ln_1 = layer_norm(name="ln_1")
     keys = ln_1(patches)
 
     def split_heads(name, inputs):
@@ -84,25 +96,19 @@ class PrototypeExtractor(nn.Module):
     ).reshape(batch, -1, width)
     x = x + nn.Dense(width, kernel_init=_normal, name="out")(attended)
 
-    hidden = _layer_norm("ln_2")(x)
+    hidden = layer_norm(name="ln_2")(x)
     hidden = nn.Dense(width, kernel_init=_normal, name="c_fc")(hidden)
     hidden = hidden * jax.nn.sigmoid(1.702 * hidden)  # CLIP's quick_gelu.
     x = x + nn.Dense(width, kernel_init=_normal, name="c_proj")(hidden)
     return x.reshape(batch, 2, self.num_prototypes, width)
 
 
-def _layer_norm(name):
-  return nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, name=name)
-
-
 class CategoryVAE(nn.Module):
-  """Encodes image features and decodes category biases.
+  """Encodes image features as codes and decodes codes to category biases.
 
-  The implicit category token sampling (ICTS) of CoPS section 3.3. The encoder
-  is linear, relu and two linear heads; the decoder linear, relu, linear.
-
-  Attributes:
-    width: width of features, codes and biases alike.
+  This is implicit category token sampling (ICTS, CoPS section 3.3). The encoder
+  is linear, relu and two linear heads; the decoder is linear, relu, linear. All
+  layers, features, codes and biases have the same width.
   """
 
   width: int
@@ -123,21 +129,20 @@ class CategoryVAE(nn.Module):
     return self.mean(hidden), self.log_var(hidden)
 
   def decode(self, codes: Float[Array, "*z d"]) -> Float[Array, "*z d"]:
-    """Returns category biases, added to the category words of a prompt."""
+    """Returns the biases that are added to the category words of prompts."""
     return self.output(nn.relu(self.decoder(codes)))
 
 
 class Outputs(NamedTuple):
-  """The model's outputs for a batch; index 0 of `s` is normal, 1 anomaly.
+  """Outputs of the model for a batch; index 0 of `s` is normal, 1 is anomaly.
 
   Attributes:
     prototypes: prototypes of each state; None without state words.
-    distances: cosine distance of each patch to its nearest prototype; None
-      without state words.
-    text_features: L2-normalised; without conditional words the same for all.
-    patch_probability: probabilities for each feature layer.
-    image_logits: cosine over temperature.
-    category_bias: decoded from the codes; None without category words.
+    distances: see `scoring.prototype_distances`; None without state words.
+    text_features: L2-normalised text features of the prompts.
+    patch_probability: probabilities of patches, for each feature layer.
+    image_logits: cosines of image and text features over the temperature.
+    category_bias: biases decoded from the codes; None without category words.
     code_mean, code_log_var: the codes' posterior; None in evaluation and
       without category words.
   """
@@ -155,13 +160,12 @@ class Outputs(NamedTuple):
 class CoPS(nn.Module):
   """Conditional prompt synthesis on a frozen CLIP; see `methods.Model`.
 
-  Without state words there is no prototype extractor, without category words no
-  VAE. CLIP computes in its own type; everything learned is float32.
+  Without state words there is no prototype extractor; without category words
+  there is no VAE. CLIP uses its own type; all learned parameters are float32.
 
   Attributes:
-    config: the run's, frozen.
-    backbone: the frozen towers.
-    prefix_tokens, suffix_tokens: ids before and after the learned words.
+    config, backbone: see `methods.Model`.
+    prefix_tokens, suffix_tokens: token ids before and after the learned words.
   """
 
   config: Any
@@ -187,15 +191,15 @@ class CoPS(nn.Module):
 
   @property
   def needs_noise(self) -> bool:
-    """Whether the losses read noise; see `methods.Model`."""
+    """True if the losses read noise; see `methods.Model`."""
     return self.config.model.num_category_words > 0
 
   @nn.nowrap
   def num_prompt_tokens(self, *, is_training: bool) -> float:
-    """Returns the tokens that an image costs the text tower.
+    """Returns the number of text tokens that are computed per image.
 
-    In evaluation the context counts once, state words once for each state, the
-    rest once for each state and code. In training every prompt is whole.
+    Both states' prompts count. In evaluation, tokens from the category words on
+    count once for each code.
     """
     settings = self.config.model
     suffix = settings.num_category_words + 2
@@ -206,9 +210,9 @@ class CoPS(nn.Module):
 
   @nn.nowrap
   def evaluation_codes(self) -> Float[Array, "z d"]:
-    """Returns the category codes of evaluation, the same for all images."""
+    """Returns the category codes of evaluation, which all images share."""
     shape = self.config.evaluation.num_samples, self.backbone.feature_width
-    # NumPy's numbers are the same on every platform, to the last bit.
+    # NumPy draws the same numbers on every platform, to the last bit.
     rng = np.random.default_rng((self.config.seed, _CODES_KEY))
     return jnp.array(rng.standard_normal(shape, np.float32))
 
@@ -239,11 +243,11 @@ class CoPS(nn.Module):
     """Synthesises each image's prompts and compares the image with them.
 
     Args:
-      image_features, patch_features: from `encode_images`.
-      noise: standard normal. In training it perturbs the posterior's mean; in
-        evaluation it takes the place of `evaluation_codes`. Without category
-        words it is not read.
-      is_training: which of the two.
+      image_features, patch_features: result of `features.encode_images`.
+      noise: standard normal noise. In training it samples the codes from their
+        posterior; in evaluation it replaces `evaluation_codes`. Without
+        category words it is not read.
+      is_training: True in training, False in evaluation.
     """
     settings = self.config.model
     patch_features = scoring.smooth_patches(
@@ -266,15 +270,12 @@ class CoPS(nn.Module):
 
     prompts, deep_prompts = self.synthesise_prompts(prototypes, category_bias)
     if is_training:
-      # What prompts share would get a gradient from all of them, to be summed
-      # over the devices in every layer.
+      # A shared part would receive gradients from all images, which would be
+      # summed over the devices in every layer.
       prompts = [join_parts(prompts)]
-    text_features = self.backbone.encode_prompts(
-      prompts, deep_prompts
-    )  # b s z d
-    text_features = scoring.normalize(
-      scoring.normalize(text_features.astype(jnp.float32)).mean(axis=2)
-    )
+    texts = self.backbone.encode_prompts(prompts, deep_prompts)  # b s z d
+    texts = scoring.normalize(texts.astype(jnp.float32))
+    text_features = scoring.normalize(texts.mean(axis=2))
     image_logits, patch_logits = scoring.text_logits(
       image_features, patch_features, text_features, settings.temperature
     )
@@ -296,18 +297,17 @@ class CoPS(nn.Module):
   ) -> tuple[
     tuple[Float[Array, "_b s=2 _z _l d"], ...], Float[Array, "depth t d"]
   ]:
-    """Assembles the prompts' embeddings, without positions.
+    """Assembles the token embeddings of prompts, without positions.
 
     Args:
-      prototypes: one for each state word. Detached here: the text features do
-        not train the extractor. None without state words.
-      category_bias: added to every category word; None without any.
+      prototypes: one prototype for each state word; None without state words.
+        They are detached, so text features do not train the extractor.
+      category_bias: bias of every category word; None without category words.
 
     Returns:
-      The embeddings, in parts as `CLIP.encode_prompts` takes them, and the deep
-      prompts. Words that are the same for all images, or for all codes of an
-      image, are there once. The last part is of shape (b, s, z, l, d); without
-      category words z is 1, and without state words too, b is.
+      The parts for `CLIP.encode_prompts`, and the deep prompts. Words that all
+      images, or all codes of an image, share occur once. The last part has
+      shape (b, s, z, l, d): z is 1 without category words, b is 1 without both.
     """
     settings = self.config.model
     words, deep_prompts = self.prompt_learner()
@@ -319,7 +319,7 @@ class CoPS(nn.Module):
       self.backbone.embed_tokens(jnp.array(tokens))[None, None, None]
       for tokens in (self.prefix_tokens, self.suffix_tokens)
     )
-    # Each broadcasts to b s z words d.
+    # Each array broadcasts to b s z words d.
     words = [prefix, context[None, :, None]]
     if prototypes is not None:
       order = PROTOTYPE_INJECTIONS[settings.prototype_injection]

@@ -1,13 +1,14 @@
-"""Prompt ensemble: hand-written texts on a frozen CLIP; nothing is trained.
+"""Prompt ensemble: hand-written texts on a frozen CLIP, without training.
 
-After Jeong et al., WinCLIP, CVPR 2023, with AnomalyCLIP's value path and maps.
-The trainable tree holds both states' text features, so that CLIP's text tower
-runs once and is not part of exports.
+It follows Jeong et al., WinCLIP, CVPR 2023, with AnomalyCLIP's value path and
+maps. The text feature of a state is the mean of the features of its sentences.
+The trainable tree contains the text features of both states, so CLIP's text
+tower runs once and exports do not contain it.
 
 A file of texts has three sections, `[normal]`, `[anomalous]` and `[templates]`,
-with a text in each line. States have a {} for the object's name, templates one
-for the state; lines that begin with # are comments. Every state comes in every
-template.
+with one text per line. A state has a {} for the object's name, a template one
+for the state. Every state is put into every template. Lines that begin with #
+are comments.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ FIELDS = (
 )
 IS_TRAINED, USES_TEXT = False, True
 
-# Files of this project by name.
+# The texts that come with this project.
 _FOLDER = pathlib.Path(__file__).parent / "prompt_texts"
 _SECTIONS = ("normal", "anomalous", "templates")
 
@@ -50,9 +51,8 @@ class PromptEnsemble(nn.Module):
   """Compares images with each state's mean text; see `methods.Model`.
 
   Attributes:
-    config: the run's, frozen.
-    backbone: the frozen towers.
-    tokens: ids of each state's sentences, from start to end token.
+    config, backbone: see `methods.Model`.
+    tokens: token ids of each state's sentences, from start to end token.
   """
 
   config: Any
@@ -65,14 +65,14 @@ class PromptEnsemble(nn.Module):
 
   @nn.nowrap
   def num_prompt_tokens(self, *, is_training: bool) -> float:
-    """Returns 0: texts are encoded once."""
+    """Returns 0, because texts are encoded only once."""
     return 0.0
 
   @nn.nowrap
   def init_trainable(
     self, key: jax.Array, backbone_params: Mapping[str, Any]
   ) -> Mapping[str, Any]:
-    """Returns the text features of both states, (2, d); ignores the key."""
+    """Returns the text features of both states, (2, d), ignoring the key."""
     (text_features,) = self._encode_states(backbone_params, [self.tokens])
     return {"ensemble": {"text_features": text_features}}
 
@@ -80,14 +80,14 @@ class PromptEnsemble(nn.Module):
   def category_text_features(
     self, backbone: Any, categories: Sequence[str]
   ) -> dict[str, Float[Array, "s=2 d"]]:
-    """Returns text features with each category's name in place of the object's.
+    """Returns text features with each category's name as the object's name.
 
     Args:
       backbone: a `weights.clip.PretrainedCLIP`.
-      categories: names; "metal_nut" becomes "metal nut".
+      categories: names of categories; "metal_nut" becomes "metal nut".
 
     Raises:
-      InputError: see `PretrainedCLIP.tokenize`.
+      InputError: if `PretrainedCLIP.tokenize` rejects a sentence.
     """
     states = [
       _tokenize(self.config, backbone, name.replace("_", " "))
@@ -98,10 +98,10 @@ class PromptEnsemble(nn.Module):
 
   @nn.nowrap
   def _encode_states(self, backbone_params, objects):
-    """Text features of both states, for the sentences of each object."""
+    """Returns both states' text features for each object's sentences."""
     rows = [[ids for state in tokens for ids in state] for tokens in objects]
     length = max(len(ids) for row in rows for ids in row)
-    # What the text tower needs, put on the device once.
+    # Moving the text tower to the device once serves all objects.
     vision = ("vision_model", "visual_projection")
     text_params = jax.device_put(
       {
@@ -111,7 +111,7 @@ class PromptEnsemble(nn.Module):
       }
     )
 
-    @jax.jit  # Once for all objects, as all are of the same length.
+    @jax.jit  # Compiled once, because all objects have the same shape.
     def encode(params, token_ids, ends):
       variables = {"params": {"backbone": params}}
       return self.apply(variables, token_ids, ends, method="text_features")
@@ -128,11 +128,11 @@ class PromptEnsemble(nn.Module):
   def text_features(
     self, token_ids: Integer[Array, "b l"], ends: Integer[Array, "b"]
   ) -> Float[Array, "s=2 d"]:
-    """Returns each state's mean text, L2-normalised before and after.
+    """Returns each state's mean text feature, L2-normalised before and after.
 
     Args:
-      token_ids, ends: as many sentences of each state as `tokens` has; see
-        `CLIP.encode_texts`.
+      token_ids, ends: sentences of both states, as many of each as in `tokens`;
+        see `CLIP.encode_texts`.
     """
     features = self.backbone.encode_texts(token_ids, ends)
     features = scoring.normalize(features.astype(jnp.float32))
@@ -147,7 +147,7 @@ class PromptEnsemble(nn.Module):
   ) -> tuple[Float[Array, "b"], Float[Array, "b n"]]:
     """Returns scores of images and patches; see `methods.Model`.
 
-    The batch may have text_features (b, 2, d) of its images' categories.
+    A batch with text_features (b, 2, d) uses these in place of the model's.
     """
     text_features = self.variables["params"]["ensemble"]["text_features"]
     text_features = batch.get("text_features", text_features)
@@ -163,14 +163,14 @@ def build_model(config: Any, tower: CLIP, backbone: Any) -> PromptEnsemble:
   """Returns the model; see `methods.Method`.
 
   Raises:
-    InputError: see `read_texts` and `PretrainedCLIP.tokenize`.
+    InputError: if `read_texts` or `PretrainedCLIP.tokenize` rejects the texts.
   """
   tokens = _tokenize(config, backbone, config.model.object_name)
   return PromptEnsemble(config, tower, tokens)
 
 
 def _tokenize(config, backbone, name):
-  """Ids of the sentences about an object, for each state."""
+  """Returns token ids of the sentences about an object, for each state."""
   settings = config.model
   normal, anomalous, templates = read_texts(
     settings.texts, settings.normal_texts, settings.anomalous_texts
@@ -184,7 +184,7 @@ def _tokenize(config, backbone, name):
 def fill_templates(
   templates: Sequence[str], states: Sequence[str], name: str
 ) -> list[str]:
-  """Returns a sentence about an object for every state in every template."""
+  """Returns one sentence about an object for each state in each template."""
   return [
     template.replace("{}", state.replace("{}", name))
     for state, template in itertools.product(states, templates)
@@ -194,19 +194,19 @@ def fill_templates(
 def read_texts(
   source: str, normal: Sequence[str] = (), anomalous: Sequence[str] = ()
 ) -> tuple[list[str], list[str], list[str]]:
-  """Reads a file of texts, or one of this project's by its name.
+  """Reads the states and templates of a file of texts.
 
   Args:
-    source: a file's path, or "demo" or "photos".
-    normal, anomalous: replace the file's states, such as "a weld with a crack".
-      They may hold a {} for the object's name; an article that they begin with
-      is dropped, since templates bring their own.
+    source: path of a file, or "demo" or "photos" for this project's files.
+    normal, anomalous: states that replace the file's, such as "a weld with a
+      crack". They can contain a {} for the object's name. A leading article is
+      dropped, because templates have their own.
 
   Returns:
     Normal states, anomalous states and templates.
 
   Raises:
-    InputError: there is no such file, or a line is not as the module says.
+    InputError: if the file cannot be read, or a line or a state is invalid.
   """
   path = _FOLDER / f"{source}.txt"
   if not path.is_file():
@@ -215,9 +215,9 @@ def read_texts(
     lines = path.read_text("utf-8").splitlines()
   except (OSError, ValueError) as error:
     raise InputError(
-      f"config.model.texts is {source!r}, and no file of texts can be read"
-      f" there ({error}): give a path, or one of"
-      f" {', '.join(sorted(file.stem for file in _FOLDER.glob('*.txt')))}"
+      f"config.model.texts is {source!r}, but the file cannot be read"
+      f" ({error}). Set it to the path of a file of texts or to one of"
+      f" {', '.join(sorted(file.stem for file in _FOLDER.glob('*.txt')))}."
     ) from error
   sections = _parse(lines, path)
   for name, given in (("normal", normal), ("anomalous", anomalous)):
@@ -240,8 +240,8 @@ def _parse(lines, path):
     else:
       raise InputError(
         f"line {number} of {path} is {line!r}: expected one of the headings"
-        f" {', '.join(f'[{name}]' for name in _SECTIONS)} or, below one, a text"
-        " with one {}"
+        f" {', '.join(f'[{name}]' for name in _SECTIONS)} or, below a heading,"
+        " a text with one {}"
       )
   empty = [name for name in _SECTIONS if not sections[name]]
   if empty:

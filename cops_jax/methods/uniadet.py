@@ -1,8 +1,12 @@
-"""UniADet: a few learned vectors on a frozen vision model, and no text.
+"""UniADet: a few learned vectors on a frozen vision model, without text.
 
 One Language-Free Foundation Model Is Enough for Universal Vision Anomaly
-Detection, arXiv 2601.05552, 2026. For each feature layer two vectors classify
-the image and two its patches.
+Detection, arXiv 2601.05552, 2026.
+
+Each feature layer has two vectors (normal, anomaly) that classify the image by
+its class token, and two others that segment it by its patch tokens. Their
+probabilities are the softmax of `cosine / temperature`. Nothing else is
+learned.
 """
 
 from __future__ import annotations
@@ -25,10 +29,10 @@ IS_TRAINED, USES_TEXT = True, False
 
 
 class LayerWeights(nn.Module):
-  """A normal and an anomaly vector for each feature layer.
+  """One normal and one anomaly vector for each feature layer.
 
   Attributes:
-    layers: numbers of the layers, which name the parameters.
+    layers: numbers of the layers; they name the parameters.
     width: width of the vectors.
   """
 
@@ -50,8 +54,7 @@ class UniADet(nn.Module):
   """Compares each layer's tokens with its vectors; see `methods.Model`.
 
   Attributes:
-    config: the run's, frozen.
-    backbone: the frozen tower.
+    config, backbone: see `methods.Model`.
   """
 
   config: Any
@@ -68,7 +71,7 @@ class UniADet(nn.Module):
 
   @nn.nowrap
   def num_prompt_tokens(self, *, is_training: bool) -> float:
-    """Returns 0: there is no text."""
+    """Returns 0, because there is no text."""
     return 0.0
 
   @nn.nowrap
@@ -87,7 +90,7 @@ class UniADet(nn.Module):
     class_tokens: Float[Array, "b f d"],
     patch_tokens: Float[Array, "b f n d"],
   ) -> tuple[Float[Array, "b f s=2"], Float[Array, "b f n s=2"]]:
-    """Returns logits of images and patches by layer: cosine / temperature."""
+    """Returns image and patch logits, `cosine / temperature`, of each layer."""
     return tuple(
       jnp.einsum(
         "bf...d,fsd->bf...s",
@@ -108,8 +111,8 @@ class UniADet(nn.Module):
   ) -> dict[str, jax.Array]:
     """Returns the terms of the loss; see `methods.Model`.
 
-    Both are means over layers: the cross-entropy of the image logits, and the
-    patch loss of probabilities upsampled to the mask's size.
+    Both terms are means over layers. The patch loss compares each pixel's
+    probability with the mask.
     """
     image_logits, patch_logits = self(*features)
     masks, padding_mask = batch["mask"], batch["padding_mask"]
@@ -131,7 +134,7 @@ class UniADet(nn.Module):
     """Returns scores of images and patches; see `methods.Model`.
 
     The image score is the mean over layers of `beta * image probability +
-    (1 - beta) * largest patch probability`. With normal images it is `beta *
+    (1 - beta) * largest patch probability`. With reference images it is `beta *
     mean image probability + (1 - beta) * largest fused patch score`.
     """
     beta = self.config.evaluation.beta

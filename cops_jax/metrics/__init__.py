@@ -1,8 +1,8 @@
 """Detection metrics of a category's images and pixels.
 
-Image level: AUROC, average precision, F1-max. Pixel level: these, AUPRO and
-AUPRO from 200 thresholds, of the pixels of all masked images together.
-`metrics.counts` has the definitions.
+Image metrics are AUROC, average precision and F1-max. Pixel metrics are the
+same three, AUPRO and AUPRO-200, over the pixels of all images that have a mask.
+`metrics.counts` defines them.
 """
 
 from cops_jax.metrics.counts import (

@@ -1,4 +1,4 @@
-"""Metrics and curves from counts of images or pixels at each distinct score."""
+"""Metrics and curves from the numbers of images or pixels at each score."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from cops_jax.typing import Bool, Float, Integer
 
-# Titles by name.
+# Titles of the metrics.
 METRICS = {
   "image_auroc": "image AUROC",
   "image_ap": "image AP",
@@ -23,7 +23,7 @@ METRICS = {
 
 # AUPRO is integrated up to this false-positive rate.
 AUPRO_LIMIT = 0.3
-# Equidistant thresholds of AUPRO as some papers report it.
+# Number of equidistant thresholds of AUPRO-200.
 NUM_THRESHOLDS = 200
 _NUM_CURVE_POINTS = 300
 
@@ -32,16 +32,16 @@ Curve = tuple[Float[np.ndarray, "p"], Float[np.ndarray, "p"]]
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
-  """Images or pixels at each distinct score, by ascending score.
+  """Numbers of images or pixels (items) at each distinct score.
 
   Without normal or without anomalous items, metrics and thresholds are NaN and
-  curves empty.
+  curves are empty.
 
   Attributes:
-    scores: the distinct scores.
-    normal, anomalous: how many items have each score.
-    overlap: of pixels, the sum over anomalous ones of each score of one divided
-      by the area of the pixel's region, in any unit; None of images.
+    scores: distinct scores, ascending.
+    normal, anomalous: number of items with each score.
+    overlap: sum of 1 / (area of the pixel's region) over the anomalous pixels
+      with each score, times any constant; None for images.
     floor: scores below it are the lowest scores of float32 bins.
   """
 
@@ -67,19 +67,19 @@ class Counts:
     }
 
   def auroc(self) -> float:
-    """Area under the ROC curve, ties counting half.
+    """Returns the area under the ROC curve, in which ties count half.
 
-    The probability that an anomalous item scores above a normal one (Hanley and
-    McNeil, Radiology 1982); scikit-learn's `roc_auc_score`.
+    It is the probability that an anomalous item scores above a normal one
+    (Hanley and McNeil, Radiology 1982), as scikit-learn's `roc_auc_score`.
     """
     return _area(*_rates(self.normal, self.anomalous), limit=1.0)
 
   def average_precision(self) -> float:
-    """Average precision, the step-wise sum over thresholds.
+    """Returns the average precision, a step-wise sum over thresholds t.
 
-    `sum_t (recall_t - recall_{t-1}) precision_t`, as papers in this field
-    report it; scikit-learn's `average_precision_score`, not the trapezoidal
-    area.
+    `sum_t (recall_t - recall_{t-1}) precision_t`, as papers in this field and
+    scikit-learn's `average_precision_score` compute it. It is not the
+    trapezoidal area.
     """
     recall, precision = self._precision_recall()
     if not len(recall):
@@ -87,40 +87,41 @@ class Counts:
     return float(np.sum(np.diff(recall, prepend=0.0) * precision))
 
   def f1_max(self) -> float:
-    """The largest F1 over all thresholds that are scores.
+    """Returns the largest F1 over all thresholds.
 
-    Items that score at least as high are called anomalous. Papers in this field
-    report it as F1-max (Jeong et al., WinCLIP, CVPR 2023).
+    Each score is a threshold; items that reach it are called anomalous. Papers
+    in this field report this as F1-max (Jeong et al., WinCLIP, CVPR 2023).
     """
     f1 = self._f1()
     return float(f1.max()) if len(f1) else float("nan")
 
   def aupro(self) -> float:
-    """Area under the per-region overlap curve up to 30 % false positives.
+    """Returns the area under the per-region overlap, up to 30% false positives.
 
-    The curve has the mean over all regions of the share of a region's pixels
-    that are found, against the false-positive rate of all normal pixels. Its
-    area by the trapezoid, with linear interpolation at 0.3, is divided by 0.3
-    (Bergmann et al., The MVTec Anomaly Detection Dataset, IJCV 2021).
+    Per-region overlap is the share of a region's pixels that are found,
+    averaged over all regions. The curve plots it against the false-positive
+    rate of normal pixels. Its trapezoidal area, with linear interpolation at
+    0.3, is divided by 0.3 (Bergmann et al., The MVTec Anomaly Detection
+    Dataset, IJCV 2021).
     """
     rates = _rates(self.normal, self.overlap)
     return _area(*rates, limit=AUPRO_LIMIT) / AUPRO_LIMIT
 
   def aupro_200(self) -> float:
-    """AUPRO as AnomalyCLIP's authors compute it, from few thresholds.
+    """Returns AUPRO-200: AUPRO as AnomalyCLIP's authors compute it.
 
-    Takes the points of `aupro`'s curve at thresholds low + i (high - low) /
-    200, i from 0 to 199, where pixels that score above one are found, and of
-    these the ones with a false-positive rate below 0.3. Their rates are min-max
-    scaled to [0, 1], and the area is that of the trapezoid; 0 if all rates are
-    the same.
+    The thresholds are low + i (high - low) / 200 for i from 0 to 199, between
+    the lowest and the highest score. Pixels that score above a threshold are
+    found. Points of `aupro`'s curve with a false-positive rate below 0.3 are
+    kept, and their rates are min-max scaled to [0, 1]. The result is the
+    trapezoidal area, or 0 if all rates are equal.
     """
     if not self.normal.any() or not self.overlap.any():
       return float("nan")
     low, high = float(self.scores[0]), float(self.scores[-1])
     steps = np.arange(NUM_THRESHOLDS) / NUM_THRESHOLDS
     thresholds = low + steps * (high - low)
-    # Among bins a threshold is a float32, as scores are.
+    # Below the floor, scores are float32, and so thresholds must be, too.
     rounded = thresholds.astype(np.float32)
     thresholds = np.where(thresholds < self.floor, rounded, thresholds)
     places = np.searchsorted(self.scores, thresholds, side="right")
@@ -136,11 +137,11 @@ class Counts:
     return _area(x, overlaps[is_kept][::-1], limit=1.0)
 
   def curves(self) -> dict[str, Curve]:
-    """Returns curves to draw, from the highest threshold to the lowest.
+    """Returns curves to draw, as x and y from the highest threshold on.
 
-    Each has at most 300 points. "roc" is false-positive and true-positive rate,
-    "pr" recall and precision, of pixels "pro" false-positive rate and
-    per-region overlap.
+    "roc" is false-positive and true-positive rate, "pr" is recall and
+    precision, and "pro", for pixels only, is false-positive rate and per-region
+    overlap. A curve has at most 300 points.
     """
     found = {
       "roc": _rates(self.normal, self.anomalous),
@@ -151,25 +152,28 @@ class Counts:
     return {name: _thin(*curve) for name, curve in found.items()}
 
   def best_threshold(self) -> float:
-    """Returns the highest score that as a threshold has the F1-max."""
+    """Returns the threshold with the largest F1, the highest if several do."""
     return self._highest_of(self._f1())
 
   def balanced_threshold(self) -> float:
-    """Returns the highest score of the largest balanced accuracy.
+    """Returns the threshold with the largest balanced accuracy.
 
     Balanced accuracy is the mean of two shares: of the normal items below the
-    threshold, and of the anomalous ones that reach it (its maximum is where
-    Youden's J is largest, Cancer 1950). It is the same for any ratio of the two
-    kinds.
+    threshold, and of the anomalous items that reach it. It does not depend on
+    the ratio of the two kinds, and is largest where Youden's J is (Cancer
+    1950). If several scores qualify, the highest is returned.
     """
     false, true = _descending(self.normal, self.anomalous)
     if not len(true):
       return float("nan")
-    # In whole numbers, so that equal ones are equal.
+    # Integers keep ties exact.
     return self._highest_of(true * false[-1] - false * true[-1])
 
   def _highest_of(self, values):
-    """The first score of the largest value, the highest score's first."""
+    """Returns the highest score with the largest value.
+
+    `values` start with that of the highest score.
+    """
     return float(self.scores[-1 - values.argmax()]) if len(values) else np.nan
 
   def _precision_recall(self):
@@ -186,10 +190,10 @@ class Counts:
 def count_images(
   scores: Float[np.ndarray, "n"], labels: Bool[np.ndarray, "n"]
 ) -> Counts:
-  """Counts images by score; labels say whether they are anomalous.
+  """Counts images by score; labels are True for anomalous images.
 
   Raises:
-    ValueError: a score is NaN.
+    ValueError: if a score is NaN.
   """
   if np.isnan(scores).any():
     raise ValueError("an image score is NaN")
@@ -201,7 +205,7 @@ def count_scores(
   is_anomalous: Bool[np.ndarray, "n"],
   overlap: Float[np.ndarray, "n"] | Integer[np.ndarray, "n"] | None = None,
 ) -> Counts:
-  """Counts items; see `Counts`."""
+  """Counts images or pixels by score; see `Counts`."""
   distinct, positions = np.unique(scores, return_inverse=True)
   length = len(distinct)
   if overlap is not None:
@@ -220,7 +224,7 @@ def undefined_reasons(
   """Returns a reason for each metric that is NaN, such as "no masks".
 
   Args:
-    values: the category's metrics.
+    values: metrics of a category.
     images: counts of the category's images.
     pixels: counts of the pixels of its images with masks.
   """
@@ -238,14 +242,14 @@ def undefined_reasons(
 
 
 def _descending(normal, anomalous):
-  """Normal and anomalous items found by each threshold, the highest first."""
+  """Returns false and true positives at each threshold, the highest first."""
   if not normal.any() or not anomalous.any():
     return np.zeros((2, 0))
   return np.cumsum(normal[::-1]), np.cumsum(anomalous[::-1])
 
 
 def _rates(normal, anomalous):
-  """False and true-positive rates, from (0, 0) to (1, 1)."""
+  """Returns false-positive and true-positive rates from (0, 0) to (1, 1)."""
   false, true = _descending(normal, anomalous)
   if not len(true):
     return false, true
@@ -253,7 +257,7 @@ def _rates(normal, anomalous):
 
 
 def _area(x, y, limit):
-  """Area under the polygon through points of ascending x, up to x = limit."""
+  """Returns the area under the line through points of ascending x, to limit."""
   if not len(x):
     return float("nan")
   end = np.searchsorted(x, limit, side="right")
@@ -264,7 +268,7 @@ def _area(x, y, limit):
 
 
 def _thin(x, y):
-  """Keeps few points, each close to the dropped ones after it."""
+  """Returns at most 300 points of a curve, evenly spread along its length."""
   if len(x) <= _NUM_CURVE_POINTS:
     return x, y
   path = np.append(0, np.cumsum(np.abs(np.diff(x)) + np.abs(np.diff(y))))

@@ -1,4 +1,4 @@
-"""States that gather pixels, image by image, and count them by score."""
+"""Mergeable states that count pixels by score, image by image."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import numpy as np
 from cops_jax.metrics.counts import Counts, count_scores
 from cops_jax.typing import Bool, Float, Integer
 
-# Bins of scores in [0, 1] are 2**-20 wide from 2**-8 to 1 - 2**-8. Towards both
-# ends, where probabilities saturate, a bin is the leading bits of the float32
-# distance from the end: 2,048 bins for each halving, down to 2**-30.
+# From 2**-8 to 1 - 2**-8, bins of scores are 2**-20 wide. Nearer to 0 and to 1,
+# where probabilities saturate, a bin is the leading bits of the score's float32
+# distance from that end: 2,048 bins for each halving, down to 2**-30.
 _EDGE = 2**-8
 _INVERSE_WIDTH = 2**20
 _DROPPED_BITS = 12
@@ -23,24 +23,24 @@ _END_BINS = tuple(
 _MIDDLE_BINS = tuple(int(s * _INVERSE_WIDTH) for s in (_EDGE, 1 - _EDGE))
 _FIRST_BIN = _END_BINS[0] + _MIDDLE_BINS[0] - _END_BINS[1]
 NUM_BINS = 2 * np.diff(_END_BINS).item() + np.diff(_MIDDLE_BINS).item() + 1
-# Highest scores that are kept as they are: where few pixels are called
-# anomalous, two in one bin make a difference.
+# Number of highest scores that are stored exactly. If few pixels are called
+# anomalous, two of them in one bin change the metrics.
 _NUM_HIGHEST = 2**16
 # Pixels binned at once, so that temporaries stay in the processor's cache.
 _CHUNK_PIXELS = 2**16
 
-# Where devices multiply in bfloat16, maps leave [0, 1] by less than this.
+# Devices that multiply in bfloat16 exceed [0, 1] by less than this.
 _TOLERANCE = 0.01
-# The pixels of a region together have this weight. int64 holds millions of
-# regions; rounding changes a region's weight by half its area, below 1e-6.
+# Weight of all pixels of a region together. int64 holds millions of regions.
+# Rounding changes a region's weight by at most half its area, below 1e-6 of it.
 _REGION_WEIGHT = 2**40
 
 
 def score_bins(scores: Float[np.ndarray, "n"]) -> Integer[np.ndarray, "n"]:
-  """Bin of each score, those outside [0, 1] clipped; ascends with the score."""
+  """Returns the bin of each score, after clipping to [0, 1]."""
   scores = np.clip(scores, 0, 1).astype(np.float32)
   bins = (scores * np.float32(_INVERSE_WIDTH)).astype(np.int32)
-  # Of these three terms, all but one are at a limit.
+  # Each score is inside the limits of at most one of these three terms.
   np.clip(bins, *_MIDDLE_BINS, out=bins)
   bins += _end_bins(scores)
   bins -= _end_bins(1 - scores)
@@ -58,7 +58,7 @@ def lowest_scores() -> Float[np.ndarray, "bins"]:
   """Returns the lowest float32 score of each bin; NaN if there is none."""
   ends = np.arange(_END_BINS[0], _END_BINS[1] + 1, dtype=np.int32)
   low = (ends << _DROPPED_BITS).view(np.float32)
-  # The largest distance from 1 in each bin that a float32 score has.
+  # The largest distance from 1 that a float32 score in the bin can have.
   high = ((ends[::-1] + 1) << _DROPPED_BITS).view(np.float32)
   high = 1 - np.floor(np.nextafter(high, np.float32(0)) * 2**24) / 2**24
   middle = np.arange(_MIDDLE_BINS[0], _MIDDLE_BINS[1] + 1) / _INVERSE_WIDTH
@@ -71,23 +71,23 @@ def lowest_scores() -> Float[np.ndarray, "bins"]:
 
 @dataclasses.dataclass
 class PixelMetrics:
-  """Counts of pixels by ground truth and binned score, of any number of images.
+  """Counts of pixels by ground truth and binned score, over any set of images.
 
-  Its size is fixed, and counts are integers, so states merge exactly and in any
+  The size is fixed, and counts are integers, so states merge exactly and in any
   order.
 
-  Scores in one bin count as ties, but for the 65,536 highest, which are kept as
-  they are. All metrics are within 1e-4 of exact ones, as tests find for scores
-  that spread over the range, for standard deviations down to 0.005 and for
-  defects of 30 pixels.
+  Scores in one bin count as ties, except for the 65,536 highest scores, which
+  are stored exactly. In the tests all metrics are within 1e-4 of the exact
+  ones: for scores that spread over the range, for standard deviations down to
+  0.005 and for defects of 30 pixels.
 
   Attributes:
-    counts: of normal and of anomalous pixels.
-    overlap: of anomalous pixels, each weighing 2**40 divided by the area of its
-      region (8-connected).
-    highest: scores, whether anomalous, and weights as in `overlap`, of at least
-      the highest pixels: all above `floor`.
-    floor: a score.
+    counts: numbers of normal and of anomalous pixels in each bin.
+    overlap: sum over the anomalous pixels of each bin of 2**40 divided by the
+      area of the pixel's 8-connected region.
+    highest: scores, ground truth (True for anomalous) and weights, as in
+      `overlap`, of all pixels that score above `floor`.
+    floor: score above which pixels are stored exactly.
   """
 
   counts: Integer[np.ndarray, "2 bins"] = dataclasses.field(
@@ -106,17 +106,17 @@ class PixelMetrics:
     anomaly_map: Float[np.ndarray, "h w"],
     mask: Bool[np.ndarray, "h w"],
   ) -> None:
-    """Counts one image's pixels.
+    """Counts the pixels of one image.
 
     Raises:
-      ValueError: the map holds NaN or values outside [0, 1], or the mask is of
-        another shape or not boolean. The state is then as before.
+      ValueError: if the map contains NaN or values outside [0, 1], or if the
+        mask is not boolean or has another shape. The state is unchanged.
     """
     _check(anomaly_map, mask)
     low, high = anomaly_map.min(), anomaly_map.max()
     if low < -_TOLERANCE or high > 1 + _TOLERANCE:
       raise ValueError(
-        f"the anomaly map has values from {low} to {high}, not in [0, 1]"
+        f"the anomaly map has values from {low} to {high}, outside [0, 1]"
       )
     scores = np.clip(anomaly_map.reshape(-1), 0, 1).astype(np.float32)
     is_anomalous = mask.reshape(-1)
@@ -128,7 +128,7 @@ class PixelMetrics:
     areas = _region_areas(mask)
     weights = np.rint(_REGION_WEIGHT / areas).astype(np.int64)
     self._keep_highest(scores, is_anomalous, weights)
-    bins = bins[is_anomalous]  # Few, so they are moved one by one.
+    bins = bins[is_anomalous]  # They are few, so moving them is cheap.
     np.subtract.at(self.counts[0], bins, 1)
     np.add.at(self.counts[1], bins, 1)
     np.add.at(self.overlap, bins, weights)
@@ -146,9 +146,10 @@ class PixelMetrics:
       self.floor, self.highest = self._cut()
 
   def _cut(self):
-    """The floor that leaves no more than the number to keep, and the rest.
+    """Returns the floor that keeps at most `_NUM_HIGHEST` scores, and these.
 
-    It depends on all pixels' scores alone, not on how they were gathered.
+    The result depends only on the scores of all pixels, not on the order in
+    which they were added.
     """
     scores = self.highest[0]
     if len(scores) <= _NUM_HIGHEST:
@@ -159,16 +160,16 @@ class PixelMetrics:
     return float(floor), tuple(array[is_kept] for array in self.highest)
 
   def merge(self, other: PixelMetrics) -> PixelMetrics:
-    """The state of both sets of images together."""
+    """Returns the state of both sets of images together."""
     floor = max(self.floor, other.floor)
     merged = PixelMetrics(
       self.counts + other.counts,
       self.overlap + other.overlap,
       tuple(
         np.concatenate(
-          [mine[self.highest[0] > floor], others[other.highest[0] > floor]]
+          [ours[self.highest[0] > floor], theirs[other.highest[0] > floor]]
         )
-        for mine, others in zip(self.highest, other.highest, strict=True)
+        for ours, theirs in zip(self.highest, other.highest, strict=True)
       ),
       floor,
     )
@@ -176,7 +177,7 @@ class PixelMetrics:
     return merged
 
   def count(self) -> Counts:
-    """Returns the counts by bin and by each of the highest scores."""
+    """Returns the counts: exact for the highest scores, binned below them."""
     floor, (scores, is_anomalous, weights) = self._cut()
     bins = score_bins(scores)
     counts, overlap = self.counts.copy(), self.overlap.copy()
@@ -194,7 +195,7 @@ class PixelMetrics:
 
 
 class ExactPixelMetrics:
-  """All pixels of some images, for small data; see `PixelMetrics`."""
+  """All pixels of a few images, without bins; see `PixelMetrics`."""
 
   def __init__(self) -> None:
     self._images = []
@@ -204,11 +205,11 @@ class ExactPixelMetrics:
     anomaly_map: Float[np.ndarray, "h w"],
     mask: Bool[np.ndarray, "h w"],
   ) -> None:
-    """Keeps one image's pixels.
+    """Stores the pixels of one image.
 
     Raises:
-      ValueError: the map holds NaN, or the mask is of another shape or not
-        boolean. The state is then as before.
+      ValueError: if the map contains NaN, or if the mask is not boolean or has
+        another shape. The state is unchanged.
     """
     _check(anomaly_map, mask)
     overlap = np.zeros(mask.shape)
@@ -218,7 +219,7 @@ class ExactPixelMetrics:
     )
 
   def merge(self, other: ExactPixelMetrics) -> ExactPixelMetrics:
-    """The state of both sets of images together."""
+    """Returns the state of both sets of images together."""
     merged = ExactPixelMetrics()
     merged._images = self._images + other._images
     return merged
@@ -230,27 +231,27 @@ class ExactPixelMetrics:
     return count_scores(*map(np.concatenate, zip(*self._images, strict=True)))
 
 
-# By config.evaluation.pixel_metrics.
+# Classes by value of config.evaluation.pixel_metrics.
 PIXEL_METRICS_MODES = {"binned": PixelMetrics, "exact": ExactPixelMetrics}
 
 
 def _check(anomaly_map, mask):
   if mask.shape != anomaly_map.shape or mask.dtype != bool:
     raise ValueError(
-      f"the mask is {mask.dtype} of shape {mask.shape}, not boolean of the"
+      f"the mask is {mask.dtype} of shape {mask.shape}; expected bool of the"
       f" anomaly map's shape {anomaly_map.shape}"
     )
   if np.isnan(anomaly_map.max()):
-    raise ValueError("the anomaly map holds NaN")
+    raise ValueError("the anomaly map contains NaN")
 
 
 def _region_areas(mask):
-  """Area of the region of each anomalous pixel, in the pixels' order."""
+  """Returns the area of each anomalous pixel's region, in row-major order."""
   rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
   if not len(rows):
     return np.empty(0)
   mask = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-  from scipy import ndimage  # Takes long to import.
+  from scipy import ndimage  # Imported late because it is slow.
 
   regions, _ = ndimage.label(mask, structure=np.ones((3, 3)))
   regions = regions[mask]

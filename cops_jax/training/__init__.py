@@ -1,4 +1,4 @@
-"""Training: the compiled step and the loop."""
+"""Training of prompts: the compiled step and the loop around it."""
 
 from cops_jax.training.loop import train
 

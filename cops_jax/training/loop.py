@@ -1,4 +1,4 @@
-"""Trains the prompts on one auxiliary data set; the backbone is frozen."""
+"""The training loop: prompts are trained on one auxiliary data set."""
 
 from __future__ import annotations
 
@@ -59,30 +59,28 @@ def train(
   allow_other_data: bool = False,
   profile_steps: Sequence[int] = (),
 ) -> TrainState:
-  """Trains in a work directory, from its newest checkpoint if it has one.
+  """Trains prompts, and resumes from the run's newest checkpoint if it has one.
 
-  Writes run.json, metrics.jsonl (a line of loss terms every few steps),
-  losses.png, checkpoints/ and, if unreadable files were left out,
-  skipped_files.json with the reason for each.
+  Writes run.json, metrics.jsonl (loss terms every few steps), losses.png and
+  checkpoints/. If unreadable files were skipped, skipped_files.json contains
+  the reason for each.
 
   Args:
     config: a ConfigDict with the fields of `cops_jax.config`.
-    workdir: created if missing.
-    init_from: trained prompts to begin from, see `pretrained.find_start`; an
-      empty string begins from random ones. The optimizer starts fresh.
-    allow_other_backbone: whether to accept another backbone's weights than
-      those that the run, or what it begins from, was trained on.
-    allow_other_data: whether to resume with other images than the run began
-      with.
-    profile_steps: first and last step to profile, into profile/.
+    workdir: run directory; created if missing.
+    init_from: trained prompts to start from, see `pretrained.find_start`; an
+      empty string starts from random ones. The optimizer always starts afresh.
+    allow_other_backbone: if True, accepts other backbone weights than those of
+      the run or of `init_from`.
+    allow_other_data: if True, resumes with other images than the run has used.
+    profile_steps: first and last step to profile, into the folder profile/.
 
   Returns:
-    The final state.
+    The state after the last step.
 
   Raises:
-    InputError: see the message.
-    SystemExit: a signal came and was caught, see `signals`; what was
-      trained until then is saved.
+    InputError: if the config, an input or the run cannot be used.
+    SystemExit: after a signal; all steps until then are saved. See `signals`.
   """
   watch = Stopwatch()
   keep_compiled_programs(config)
@@ -127,7 +125,7 @@ def train(
         pipeline.num_batches(len(examples), config.train.batch_size),
       )
       if curves:
-        _logger.info("curves of the losses: %s", curves)
+        _logger.info("wrote the loss curves: %s", curves)
       _logger.info("the run took %s", watch.describe())
   return state
 
@@ -135,7 +133,7 @@ def train(
 def _train(
   config, workdir, examples, backbone, model, params, watch, profile_steps
 ):
-  """Runs the remaining steps; `params` are those before the first one."""
+  """Runs the remaining steps; `params` are the parameters before step 1."""
   settings, mesh = config.train, make_mesh()
   num_steps, state, train_step, backbone_params, shardings = setup.prepare(
     config, examples, backbone, model, params
@@ -161,11 +159,11 @@ def _train(
     signals.defer()
     asked = signals.ask(mesh)
     waiting = collections.deque()  # Steps that devices may still compute.
-    for step in range(first_step, num_steps + 1):  # `step` of them are taken.
+    for step in range(first_step, num_steps + 1):  # `step` steps are taken.
       with watch.spend("steps"):
         due = _find_due(settings, workdir, step, first_step, num_steps, asked)
-        # Unless the newest step is needed now, only the one before is fetched:
-        # with a step left to compute, devices never wait for the host.
+        # Unless the newest step is due, only the one before it is fetched. With
+        # one step left to compute, devices never wait for the host.
         num_left = 0 if due or step in profiled[-1:] else 1
         failed = _fetch(waiting, num_left, recent)
       if failed:
@@ -173,9 +171,9 @@ def _train(
       if step in profiled[-1:]:
         profile.close()
       if "log" in due:
-        in_first_process(saved.check)  # The save under way may have failed.
+        in_first_process(saved.check)  # The running save may have failed.
         in_first_process(log.write, step, describe(step, recent))
-      # Before the evaluation: a run killed in it resumes from this step.
+      # A run that is killed during the evaluation resumes from this step.
       if "save" in due and step != saved_step:
         _save(watch, log, saved, step, state, recent)
         saved_step = step
@@ -192,7 +190,7 @@ def _train(
         break
 
       batch = _fetch_batch(batches, state, watch)
-      if batch is None:  # For one of `errors`.
+      if batch is None:  # `errors` has the reason.
         break
       if step + 1 in profiled[:1]:
         profile.enter_context(_profile(workdir, profiled))
@@ -204,7 +202,7 @@ def _train(
 
     failed = failed or _fetch(waiting, 0, recent)
     if failed or errors:
-      last_step = int(state.step)  # A step that is not finite is not counted.
+      last_step = int(state.step)  # Excludes steps that are not finite.
       if last_step not in (first_step, saved_step):
         _save(watch, log, saved, last_step, state, recent)
       saved.wait()
@@ -214,7 +212,7 @@ def _train(
 
 
 def _find_due(settings, workdir, step, first_step, num_steps, asked):
-  """Names what is due after a step: "log", "save", "stop", "evaluate"."""
+  """Returns what is due after a step: "log", "save", "stop", "evaluate"."""
   every = {
     "log": settings.log_every_steps,
     "save": settings.checkpoint_every_steps,
@@ -226,7 +224,7 @@ def _find_due(settings, workdir, step, first_step, num_steps, asked):
     for name, steps in every.items()
     if step > 0 < steps and (is_last or step % steps == 0)
   }
-  if step == first_step:  # An evaluation that was interrupted is repeated.
+  if step == first_step:  # Repeats an evaluation that was interrupted.
     due &= {"evaluate"}
     if due and not in_first_process(_lacks_evaluation, workdir, step):
       due = set()
@@ -239,22 +237,22 @@ def _find_due(settings, workdir, step, first_step, num_steps, asked):
 
 def _save(watch, log, saved, step, state, recent):
   with watch.spend("saving"):
-    # The log first: a resumed run drops its lines after the checkpoint.
+    # The log comes first, since a resumed run drops lines after its checkpoint.
     in_first_process(log.flush)
     saved.save(step, state.params, state.opt_state, recent)
 
 
 def _make_describe(config, model, examples, watch, first_step):
-  """Returns a function from a step and recent loss terms to a line of the log.
+  """Returns a function of a step and recent loss terms that returns a log line.
 
-  It also reports the progress, and clears the terms.
+  The function also reports progress and clears the terms.
   """
   settings = config.train
   epoch_steps = pipeline.num_batches(len(examples), settings.batch_size)
   progress = Progress(
     settings.num_epochs * epoch_steps, "steps", start=first_step
   )
-  step_images = len(examples) / epoch_steps  # The last one may have fewer.
+  step_images = len(examples) / epoch_steps  # On average over an epoch.
   peak_rate = setup.peak_images_per_second(config, model)
   logged_step, logged_seconds = first_step, watch.seconds.copy()
 
@@ -279,7 +277,7 @@ def _make_describe(config, model, examples, watch, first_step):
 
 
 def _restore(workdir, saved, state):
-  """The state, recent loss terms and step of the newest checkpoint, if any."""
+  """Restores state, loss terms and step of the newest checkpoint, if any."""
   if in_first_process(saved.latest_step) is None:
     return state, [], None
   step, params, opt_state, recent = saved.restore(state.params, state.opt_state)
@@ -295,21 +293,21 @@ def _restore(workdir, saved, state):
 
 
 def _fetch_batch(batches, state, watch):
-  """Returns the next batch, or None, and counts the time until it came."""
+  """Returns the next batch, or None, and counts the time spent waiting."""
   began = time.monotonic()
   batch = next(batches, None)
-  # Input is late only if devices have finished what they were given.
+  # Input is late only if the devices have finished their steps.
   is_late = state.step.is_ready()
   watch.seconds["input" if is_late else "steps"] += time.monotonic() - began
   return batch
 
 
 def _fetch(waiting, num_left, recent):
-  """Moves loss terms of the oldest waiting steps to the recent ones.
+  """Moves the loss terms of the oldest waiting steps to `recent`.
 
   Returns:
-    The first step that is not finite, with its terms and its images' paths in
-    this process; None if there is none.
+    The first step that is not finite, with its terms and this process's image
+    paths; None if all steps are finite.
   """
   while len(waiting) > num_left:
     step, terms, paths = waiting.popleft()
@@ -321,7 +319,7 @@ def _fetch(waiting, num_left, recent):
 
 
 def _not_finite(workdir, step, terms, paths):
-  """The error that ends the run, and non_finite.json in its work directory."""
+  """Writes non_finite.json and returns the error that ends the run."""
   names = [name for name, term in terms.items() if not math.isfinite(term)]
   paths = [path for part in gather_objects(paths.tolist()) for path in part]
   report = workdir / "non_finite.json"
@@ -333,15 +331,15 @@ def _not_finite(workdir, step, terms, paths):
   in_first_process(write_file, report, to_json(content, indent=2) + "\n")
   shown = ", ".join(paths[:_MAX_SHOWN] + ["..."] * (len(paths) > _MAX_SHOWN))
   return InputError(
-    f"step {step} is not finite in: {', '.join(names)}. Its images are {shown};"
-    f" {report} lists all of them and the loss terms. The state before it is"
-    " kept, and the same command repeats the step from there."
+    f"step {step} has values that are not finite: {', '.join(names)}. Its"
+    f" images are {shown}; {report} lists all of them and the loss terms. The"
+    " state before this step is saved. Run the same command to repeat the step."
   )
 
 
 @contextlib.contextmanager
 def _profile(workdir, steps):
-  """Profiles the steps taken within it, into the folder profile/."""
+  """Profiles the steps in the context, into the folder profile/."""
   folder = workdir / "profile"
   with contextlib.ExitStack() as stack:
     local = folder
@@ -356,10 +354,10 @@ def _profile(workdir, steps):
 
 
 def _make_evaluate(config, backbone, model, backbone_params, shardings):
-  """A function from trainable parameters to the means on all data sets."""
+  """Returns a function of trainable parameters that evaluates all data sets."""
   evaluator = Evaluator(config, model, backbone, make_mesh(), shardings)
   examples = []
-  if config.train.evaluate_every_steps:  # Missing ones are reported now.
+  if config.train.evaluate_every_steps:  # Missing data sets fail early.
     examples = in_all_processes(
       lambda: [
         load_examples(config, name, config.evaluation.split)
@@ -389,7 +387,7 @@ def _make_evaluate(config, backbone, model, backbone_params, shardings):
 
 
 def _lacks_evaluation(workdir, step):
-  """Whether the log has no line of an evaluation after a step."""
+  """Returns True if the log has no evaluation after a step."""
   rows = metrics_log.read_metrics(workdir)
-  # Lines of loss terms, and no others, have a "loss".
+  # Only lines of loss terms have a "loss".
   return all("loss" in row for row in rows if row["step"] == step)

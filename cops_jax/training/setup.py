@@ -1,4 +1,4 @@
-"""Prepares a training run: its model, first parameters and batches."""
+"""Preparation of a training run: model, first parameters and batches."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _logger = logging.getLogger(__name__)
 def load(
   config: Any, workdir: AnyPath
 ) -> tuple[Any, PretrainedBackbone, nn.Module, Sequence[Mapping[str, Any]]]:
-  """Loads the backbone, the model on it and the examples to train on.
+  """Loads the backbone, the model and the examples to train on.
 
   Args:
     config: a ConfigDict with the fields of `cops_jax.config`.
@@ -55,16 +55,16 @@ def load(
     examples.
 
   Raises:
-    InputError: one of them cannot be loaded, the images have no masks, the
-      method trains nothing, or the run is of another method.
+    InputError: if one of them cannot be loaded, the images have no masks, the
+      method trains nothing, or the run belongs to another method.
   """
   if not methods.find(config.method).IS_TRAINED:
     raise InputError(
-      f"the method {config.method!r} has nothing to train: evaluate it, cops"
-      " evaluate --config=... --workdir=..."
+      f"the method {config.method!r} has nothing to train. Evaluate it with"
+      " `cops evaluate --config=... --workdir=...`."
     )
   if config.train.use_tensorboard and jax.process_index() == 0:
-    import_writers()  # Missing packages are reported first.
+    import_writers()  # Reports missing packages before anything is loaded.
   begun = find_record(workdir)
   prompts.require_method(begun, config.method, workdir)
   config = settle_dtype(config, begun)
@@ -73,7 +73,7 @@ def load(
   examples = load_examples(config, config.train.dataset, config.train.split)
   for note in shorten_list(examples.notes):
     _logger.warning("%s: %s", examples.name, note)
-  if not examples[0]["has_mask"]:  # Reported before features are computed.
+  if not examples[0]["has_mask"]:  # Report it before computing features.
     raise _no_mask(examples.name, examples[0]["path"])
   return config, backbone, model, examples
 
@@ -85,17 +85,17 @@ def read_start(
   init_from: str | os.PathLike,
   allow_other_backbone: bool,
 ) -> Mapping[str, Any]:
-  """Returns trained parameters to begin from.
+  """Returns trained parameters to start from.
 
   Args:
-    config: a ConfigDict with the fields of `cops_jax.config`.
-    backbone: the run's.
-    params: random parameters; a VAE encoder's are kept if the trained prompts
-      have none.
+    config, backbone: results of `load`.
+    params: random parameters; they provide the VAE encoder if the trained
+      prompts have none.
     init_from, allow_other_backbone: see `loop.train`.
 
   Raises:
-    InputError: they cannot be read, or belong to another backbone or method.
+    InputError: if the prompts cannot be read, or belong to another backbone or
+      method.
   """
 
   def find():
@@ -112,11 +112,11 @@ def read_start(
   trained, source = prompts.load_prompts(path, template, config.method)
   trained = flax.traverse_util.flatten_dict(jax.device_get(trained))
   random = flax.traverse_util.flatten_dict(params)
-  _logger.info("beginning from %s", source)
+  _logger.info("starting from %s", source)
   absent = sorted(".".join(name) for name in random.keys() - trained.keys())
   if absent:
     _logger.info(
-      "%s has no VAE encoder, which begins with random parameters: %s",
+      "%s has no VAE encoder; starting with random parameters for %s",
       init_from,
       ", ".join(absent),
     )
@@ -130,11 +130,10 @@ def prepare(
   model: nn.Module,
   params: Mapping[str, Any],
 ) -> tuple[int, TrainState, Any, Mapping[str, Any], Any]:
-  """Puts a run's state and backbone on the devices, and logs their sizes.
+  """Places a run's state and backbone on the devices, and logs their sizes.
 
   Args:
-    config: a ConfigDict with the fields of `cops_jax.config`.
-    examples, backbone, model: from `load`.
+    config, examples, backbone, model: results of `load`.
     params: trainable parameters before the first step.
 
   Returns:
@@ -157,7 +156,7 @@ def prepare(
   _logger.info(
     "training on %d images of %s: %d steps of %d images; %d %s device(s) of"
     " %d process(es), mesh %s; %s trainable parameters; %.1f MB of training"
-    " state and %.1f MB of backbone on each device",
+    " state and %.1f MB of backbone per device",
     len(examples),
     examples.name,
     num_steps,
@@ -174,7 +173,7 @@ def prepare(
 
 
 def peak_images_per_second(config: Any, model: nn.Module) -> float:
-  """Returns the images a second at the devices' peak rate; 0 if unknown."""
+  """Returns the images per second at the devices' peak rate; 0 if unknown."""
   if jnp.dtype(config.backbone.dtype).itemsize != 2:
     return 0.0
   backbone = model.backbone.config
@@ -188,7 +187,7 @@ def peak_images_per_second(config: Any, model: nn.Module) -> float:
 
 
 def _reads_features(config):
-  """Whether steps read cached features; augmented images have none."""
+  """Returns True if steps read cached features, not augmented images."""
   is_augmented = config.train.augmentation != "none"
   return config.feature_cache.dtype != "none" and not is_augmented
 
@@ -203,19 +202,17 @@ def open_batches(
 ) -> tuple[Iterator[dict[str, np.ndarray]], list[Exception]]:
   """Returns this process's part of each step's batch.
 
-  Cached features are computed first, if the config asks for them and images
-  are not augmented.
+  If the config enables the feature cache and images are not augmented, the
+  features are computed first.
 
   Args:
-    config: a ConfigDict with the fields of `cops_jax.config`.
-    workdir: receives skipped_files.json if files are left out.
-    examples: from `cops_jax.datasets.load`.
-    backbone, model: from `load_backbone` and `build_model`.
+    config, examples, backbone, model: results of `load`.
+    workdir: run directory, for skipped_files.json if files are skipped.
     steps: numbers of the steps, from 0.
 
   Returns:
-    The batches, see `pipeline.iterate_batches`, and a list that receives the
-    error where they end early, see `pipeline.keep_pace`.
+    The batches of `pipeline.iterate_batches`, and a list that receives the
+    error if they end early; see `pipeline.keep_pace`.
   """
   mesh, features, errors = make_mesh(), None, []
   skipped = {} if config.input.unreadable_files == "skip" else None
@@ -227,8 +224,8 @@ def open_batches(
     )
   elif steps and config.feature_cache.dtype != "none":
     _logger.info(
-      "the feature cache is for evaluations only: training images are augmented"
-      " (config.train.augmentation=%s)",
+      "the feature cache is used in evaluations only, because training images"
+      " are augmented (config.train.augmentation=%s)",
       config.train.augmentation,
     )
   augmentation = in_all_processes(
@@ -252,11 +249,11 @@ def open_batches(
 
 
 def _checked(batches, examples, skipped, workdir):
-  """Yields batches; lists skipped files and refuses images without masks.
+  """Yields batches, lists skipped files and rejects images without masks.
 
   The first note of each kind is logged.
   """
-  # Each process reads, and so skips, its own part.
+  # Each process reads, and therefore skips, only its own part.
   process = jax.process_index()
   suffix = f"-{process}" if process else ""
   path, num_listed = workdir / f"skipped_files{suffix}.json", 0
@@ -280,16 +277,17 @@ def _checked(batches, examples, skipped, workdir):
 
 
 def _list_skipped(path, skipped):
-  """Adds to the files that the run skipped before it was interrupted."""
+  """Adds files to those that the run skipped before it was interrupted."""
   try:
     before = dict(json.loads(read_file(path)))
-  except (OSError, ValueError, TypeError, RecursionError):  # None, or damaged.
+  except (OSError, ValueError, TypeError, RecursionError):
+    # The list does not exist or is damaged.
     before = {}
   write_file(path, to_json({**before, **skipped}, indent=2) + "\n")
 
 
 def _no_mask(name, path):
   return InputError(
-    f"data set {name!r} cannot be trained on: its images, such as {path}, come"
-    " without masks. Choose another config.train.dataset."
+    f"data set {name!r} cannot be trained on: its images, such as {path}, have"
+    " no masks. Choose another config.train.dataset."
   )

@@ -1,4 +1,4 @@
-"""One step of training, as pure functions; the backbone is frozen."""
+"""The training step, as pure functions; the backbone is frozen."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ STEP_FIELDS = (
 
 @flax.struct.dataclass
 class TrainState:
-  """The state that a training step updates, without the backbone's parameters.
+  """State that a training step updates; it excludes the backbone's parameters.
 
   Attributes:
-    step: number of steps taken.
+    step: number of completed steps, as a scalar array.
     params: trainable parameters.
-    opt_state: the optimizer's state.
-    is_finite: whether all losses and gradients so far were finite. The first
-      step with one that is not, and all later steps, change nothing else.
+    opt_state: state of the optimizer.
+    is_finite: True while all losses and gradients have been finite. From the
+      first step that is not finite on, no other attribute changes.
   """
 
-  step: Any  # An array, or what JAX puts in its place.
+  step: Any
   params: Mapping[str, Any]
   opt_state: optax.OptState
   is_finite: Any
@@ -45,10 +45,11 @@ class TrainState:
 def make_optimizer(
   settings: Any, num_steps: int
 ) -> optax.GradientTransformation:
-  """Returns Adam with the values of config.train.
+  """Returns Adam with the settings of config.train.
 
-  With accumulate_steps above 1, the last of so many steps updates parameters
-  with their mean gradient. Steps left over at the end make one more update.
+  With accumulate_steps above 1, parameters are updated once in every so many
+  steps, with the mean gradient of these steps. Steps that remain at the end
+  form one more update.
 
   Args:
     settings: config.train.
@@ -86,14 +87,14 @@ def loss_and_terms(
   """Returns a batch's loss and its unweighted terms.
 
   Args:
-    model: a method's model.
-    params, backbone_params: its two parameter trees.
-    batch: what `encode_batch` takes; label and padding_mask (b,); as the method
-      needs them, mask_counts (b, n) or mask (b, h, w), and standard normal
-      noise (b, 1, d).
+    model: model of a method.
+    params, backbone_params: the model's two parameter trees.
+    batch: fields of `encode_batch`; label and padding_mask (b,); and, if the
+      model needs them, mask_counts (b, n) or mask (b, h, w), and noise
+      (b, 1, d), standard normal.
 
   Returns:
-    The loss and the terms by name, the loss among them, all of shape ().
+    The loss, and the terms by name, including "loss", all of shape ().
   """
   variables = join_params(params, backbone_params)
   features = encode_batch(model, backbone_params, batch)
@@ -114,16 +115,16 @@ def make_train_step(
   """Compiles one optimizer step over a global batch.
 
   Args:
-    model: a method's model. The noise is keyed by its config's seed, the step
-      and the example.
+    model: model of a method. The seed of its config, the step and the example
+      determine the noise.
     optimizer: see `make_optimizer`.
-    mesh: the devices.
+    mesh: mesh of the devices.
     backbone_shardings: see `mesh.backbone_shardings`; None if every device has
-      a copy.
+      a copy of the backbone.
 
   Returns:
-    `step(state, backbone_params, batch)`, which donates the state and returns
-    the next one, and the loss with its terms and the gradient's norm.
+    A function `step(state, backbone_params, batch)`. It donates the state and
+    returns the next state, and the loss, its terms and the gradient's norm.
   """
   key = random_key(model.config.seed, TRAIN_KEY)
   width = model.backbone.feature_width
@@ -143,7 +144,7 @@ def make_train_step(
       gradients, state.opt_state, state.params
     )
     params = optax.apply_updates(state.params, updates)
-    # A process without a batch pads it with labels of -1.
+    # A process without a batch sends padding with labels of -1.
     is_missing = (batch["label"] < 0).any()
     terms["loss"] = jnp.where(is_missing, jnp.nan, terms["loss"])
     is_finite = jnp.isfinite(terms["loss"]) & jnp.isfinite(gradient_norm)

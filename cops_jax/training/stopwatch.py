@@ -11,10 +11,10 @@ from cops_jax.runs.metrics_log import TIME_PREFIX
 
 
 class Stopwatch:
-  """Adds up seconds, from when it is made.
+  """Adds up how a run spends its seconds.
 
   Attributes:
-    seconds: by what they were spent on.
+    seconds: seconds by the name that was given to `spend`.
   """
 
   def __init__(self):
@@ -23,7 +23,7 @@ class Stopwatch:
 
   @contextlib.contextmanager
   def spend(self, name: str) -> Iterator[None]:
-    """Counts the time within it; not to be nested."""
+    """Counts the time in the context; contexts must not be nested."""
     began = time.monotonic()
     try:
       yield
@@ -31,7 +31,7 @@ class Stopwatch:
       self.seconds[name] += time.monotonic() - began
 
   def describe(self) -> str:
-    """Returns the total and its parts, the largest first, on one line."""
+    """Returns one line with the total and its parts, the largest first."""
     total = time.monotonic() - self._began
     rest = total - self.seconds.total()
     parts = [*self.seconds.most_common(), ("the rest", rest)]
@@ -45,17 +45,18 @@ def measure_speed(
   step_images: float,
   peak_rate: float,
 ) -> dict[str, float]:
-  """Measures some steps, without what was done between them.
+  """Returns the speed of steps, without the time between them.
 
   Args:
-    spent: seconds that "steps" took and that devices waited for "input".
-    num_steps: in that time.
-    step_images: images in a step.
-    peak_rate: images a second at the devices' peak; 0 if it is not known.
+    spent: seconds of "steps", and of devices that waited for "input".
+    num_steps: number of steps in that time.
+    step_images: number of images in a step.
+    peak_rate: images per second at the devices' peak rate; 0 if unknown.
 
   Returns:
-    time/images_per_second, time/step_seconds, time/input_share (of the seconds)
-    and, if the peak is known, time/mfu (the share of it that is reached).
+    time/images_per_second, time/step_seconds, time/input_share (the share of
+    time spent waiting for input) and, if the peak is known, time/mfu (the share
+    of the peak that was reached).
   """
   seconds = max(spent["steps"] + spent["input"], 1e-9)
   rate = num_steps * step_images / seconds
@@ -73,7 +74,7 @@ def measure_speed(
 
 
 def describe_speed(speed: Mapping[str, float]) -> str:
-  """Describes what `measure_speed` returned in a few words."""
+  """Describes the result of `measure_speed` in a few words."""
   words = (
     f"{1000 * speed[TIME_PREFIX + 'step_seconds']:.0f} ms a step,"
     f" {speed[TIME_PREFIX + 'input_share']:.0%} waiting for input"

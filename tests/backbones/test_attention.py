@@ -1,4 +1,4 @@
-"""Every way to compute attention gives the same, on every platform its own."""
+"""Implementations of attention against NumPy, and the choice among them."""
 
 import contextlib
 import functools
@@ -25,7 +25,7 @@ def random_qkv(batch, length, heads=2, width=16, dtype=jnp.float32):
 
 
 def plain(query, key, value):
-  """Restated in numpy."""
+  """Computes attention in NumPy."""
   query, key, value = (
     np.asarray(array, np.float64) for array in (query, key, value)
   )
@@ -36,7 +36,10 @@ def plain(query, key, value):
 
 
 def attend(qkv, implementation):
-  """Of arrays "b n heads d", as `plain`; layers pick them from tokens."""
+  """Computes the attention of arrays "b n heads d", as `plain` does.
+
+  The layers' projections select the three arrays from the tokens.
+  """
   heads, width = qkv[0].shape[2:]
   hidden = jnp.concatenate(
     [array.reshape(*array.shape[:2], -1) for array in qkv], axis=-1
@@ -63,10 +66,10 @@ def attend(qkv, implementation):
 
 
 @pytest.mark.parametrize("implementation", ("xla", "heads", "splash"))
-def test_projections_rotation_one_query_and_the_value_path(implementation):
-  """Against what they are made of."""
+def test_self_attention_matches_numpy(implementation):
+  """This covers projections, rotation, a single query and the value path."""
   keys = iter(jax.random.split(jax.random.key(1), 10))
-  is_interpreted = implementation == "splash"  # One image at a time.
+  is_interpreted = implementation == "splash"  # Slow: one image suffices.
   hidden = jax.random.normal(next(keys), (1 if is_interpreted else 2, 9, 12))
   layers = {
     f"{name}_proj": {
@@ -84,7 +87,7 @@ def test_projections_rotation_one_query_and_the_value_path(implementation):
     apply(f"{name}_proj", hidden).reshape(*hidden.shape[:2], 2, 6)
     for name in "qkv"
   )
-  # The class token, which is the one query, is turned too here.
+  # In this test the class token, which is the single query, is rotated too.
   angles = np.asarray(jax.random.normal(next(keys), (9, 6)))
   rotation = np.cos(angles), np.sin(angles)
   query, key = (
@@ -115,8 +118,8 @@ def test_projections_rotation_one_query_and_the_value_path(implementation):
     assert_close(values, want_values, 1e-4)
 
 
-def test_each_device_has_its_own_images():
-  """Nothing is exchanged, whoever splits the batch."""
+def test_devices_exchange_nothing_for_attention():
+  """Each device computes the attention of its own images."""
   mesh = make_mesh()
   qkv = random_qkv(2 * mesh.size, 5)
   step = jit_step(lambda _, qkv: attend(qkv, "heads"), mesh, num_replicated=0)
@@ -129,7 +132,7 @@ def test_each_device_has_its_own_images():
 
 
 def lowered_for(platform, dtype):
-  """The program for a platform that is not here, as text."""
+  """Returns the text of the program for a platform that may be absent."""
   shapes = [jax.ShapeDtypeStruct((2, 9, 2, 64), dtype)] * 3
   name = attention.choose_implementation("auto", dtype, platform)
   function = jax.jit(functools.partial(attend, implementation=name))
@@ -137,8 +140,8 @@ def lowered_for(platform, dtype):
   return exported(shapes).mlir_module()
 
 
-def test_platforms_have_their_own():
-  """Made without a GPU, a program has XLA's attention for CUDA."""
+def test_auto_chooses_an_implementation_for_each_platform():
+  """Without a GPU on this machine, the choice for CUDA is "xla"."""
   marks = {"cpu": "while", "tpu": "tpu_custom_call"}
   for platform in ("cpu", "tpu", "cuda"):
     text = lowered_for(platform, jnp.bfloat16)
@@ -152,16 +155,18 @@ def test_platforms_have_their_own():
 @pytest.mark.parametrize(
   "implementation, dtype, expected",
   (
-    ("splash", "float32", "needs a TPU, and JAX computes on cpu here"),
+    ("splash", "float32", "needs a TPU, but JAX runs on cpu"),
     ("cudnn", "bfloat16", "this machine has no CUDA device"),
     (
       "cudnn",
       "float32",
-      "computes in 16 bits, and config.backbone.dtype is float",
+      "computes in 16 bits, but config.backbone.dtype is float",
     ),
   ),
 )
-def test_what_the_platform_lacks_is_refused(implementation, dtype, expected):
+def test_an_unsupported_implementation_is_rejected(
+  implementation, dtype, expected
+):
   with pytest.raises(InputError, match=expected):
     attention.require_implementation(implementation, dtype)
   for good in ("auto", "xla", "heads"):
@@ -170,9 +175,9 @@ def test_what_the_platform_lacks_is_refused(implementation, dtype, expected):
 
 @pytest.mark.parametrize(
   "version, reason",
-  ((91200, ""), (91301, "cuDNN 91301 has faults"), (91600, "")),
+  ((91200, ""), (91301, "cuDNN 91301 is faulty"), (91600, "")),
 )
-def test_faulty_versions_of_cudnn_are_left_alone(monkeypatch, version, reason):
+def test_faulty_versions_of_cudnn_are_not_used(monkeypatch, version, reason):
   class Library:
     def __init__(self, name):
       assert name == "libcudnn.so.9"
@@ -182,6 +187,6 @@ def test_faulty_versions_of_cudnn_are_left_alone(monkeypatch, version, reason):
 
   monkeypatch.setattr("ctypes.CDLL", Library)
   monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-  assert attention._why_not_cudnn("bfloat16") == reason
+  assert attention._cudnn_problem("bfloat16") == reason
   want = "xla" if reason else "cudnn"
   assert attention.choose_implementation("auto", jnp.bfloat16) == want

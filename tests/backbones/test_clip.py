@@ -1,4 +1,4 @@
-"""The towers against transformers' own Flax CLIP, and against the authors'."""
+"""CLIP's towers against transformers' Flax CLIP and the authors' code."""
 
 import chex
 import jax
@@ -20,7 +20,7 @@ from helpers.golden import assert_close
 
 @pytest.fixture(scope="module")
 def stock():
-  """A stock model with random parameters, and its config."""
+  """Stock Flax CLIP with random parameters."""
   config = make_clip_config(
     *((32, 3, 4), (48, 4, 4), 32, 32, 8), vocab_size=50, eos_token_id=49
   )
@@ -37,8 +37,7 @@ def random_images(batch=2, side=32):
   return jax.random.normal(jax.random.key(0), (batch, side, side, 3))
 
 
-def test_plain_path_is_stock_clip(stock):
-  """Without a value path, patches and class token are plain CLIP's."""
+def test_features_without_a_value_path_are_stock_clips(stock):
   images = random_images()
   features, patches = encode(
     stock, images, feature_layers=(2, 4), num_value_layers=0
@@ -63,7 +62,7 @@ def test_plain_path_is_stock_clip(stock):
     assert_close(patches[:, index], want)
 
 
-def test_plain_prompts_are_stock_text_features(stock):
+def test_prompts_of_plain_words_have_stock_text_features(stock):
   ids = jnp.array([[48, 3, 7, 9, 49], [48, 5, 2, 4, 49]], jnp.int32)
   backbone = CLIP(stock.config)
   variables = {"params": stock.params}
@@ -76,8 +75,10 @@ def test_plain_prompts_are_stock_text_features(stock):
 
 
 @pytest.mark.parametrize("num_value_layers", (0, 2))
-def test_the_last_layer_is_computed_where_it_is_read(stock, num_value_layers):
-  """The same whether other layers are read, or the last one's patches are."""
+def test_features_do_not_depend_on_other_feature_layers(
+  stock, num_value_layers
+):
+  """The last layer computes patches only if they are read."""
   images = random_images()
   options = dict(num_value_layers=num_value_layers)
   features, patches = encode(stock, images, feature_layers=(4,), **options)
@@ -88,7 +89,7 @@ def test_the_last_layer_is_computed_where_it_is_read(stock, num_value_layers):
   assert_close(early, features)
 
 
-def test_cast_matrices_change_no_bit(stock):
+def test_casting_matrices_changes_no_bit_of_the_features(stock):
   backbone = CLIP(stock.config, dtype=jnp.bfloat16)
   cast = cast_matrices(stock.params, jnp.bfloat16)
   sizes = [
@@ -109,16 +110,16 @@ def test_cast_matrices_change_no_bit(stock):
   chex.assert_trees_all_equal(found, want)
 
 
-def test_position_embedding():
+def test_resized_position_embedding_is_the_authors():
   expected = golden.load("visa_recipe")["enc.position_embedding"]
   embedding = golden.backbone_params()["vision_model"]["embeddings"]
   table = embedding["position_embedding"]["embedding"]
   assert_close(resize_position_embedding(table, 7), expected)
-  # CLIP's own grid comes back as it is.
+  # The embedding of CLIP's own grid is returned unchanged.
   assert_close(resize_position_embedding(table, 4), table, 1e-7)
 
 
-def test_positions_of_a_smaller_grid_are_not_antialiased():
+def test_position_embedding_of_a_smaller_grid_is_not_antialiased():
   table = np.random.default_rng(0).normal(size=(1 + 4 * 4, 3))
   blocks = table[1:].reshape(2, 2, 2, 2, 3)  # grid rows, rows, columns, c
   expected = np.vstack([table[:1], blocks.mean(axis=(1, 3)).reshape(-1, 3)])
@@ -126,7 +127,7 @@ def test_positions_of_a_smaller_grid_are_not_antialiased():
   np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
-def test_normalize_images():
+def test_images_are_normalised_per_channel():
   images = np.array([0, 51, 255], np.uint8).reshape(1, 1, 1, 3)
   actual = normalize_images(
     jnp.asarray(images), CLIP.image_mean, CLIP.image_std

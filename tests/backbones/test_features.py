@@ -1,4 +1,4 @@
-"""Features of batches, as every method reads them."""
+"""Features of batches, shared by all methods."""
 
 import jax
 import numpy as np
@@ -11,8 +11,8 @@ from helpers.golden import assert_close
 
 
 @pytest.mark.parametrize("num_devices", (1, 2))
-def test_a_batch_takes_no_more_memory_than_an_image(num_devices):
-  """On CPU, on each device."""
+def test_a_batch_needs_no_more_memory_than_one_image(num_devices):
+  """CPU devices compute the features of one image at a time."""
   model, variables = golden.model("visa"), golden.variables()
   mesh = make_mesh(jax.devices()[:num_devices])
 

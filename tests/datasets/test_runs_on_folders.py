@@ -161,7 +161,7 @@ def test_training_without_masks_is_refused(tree, config, tmp_path):
   from cops_jax import training
 
   config.train.dataset = f"folder:{tree.root}"
-  with pytest.raises(InputError, match="cannot be trained on.*without masks"):
+  with pytest.raises(InputError, match="cannot be trained on.*have no masks"):
     training.train(config, tmp_path / "some")
   config.train.dataset = f"folder:{tree.root}/short"
   with pytest.raises(InputError, match="'short' cannot be trained on"):

@@ -274,4 +274,4 @@ def test_training_on_augmented_images_caches_no_features(
   )
   assert "image" in next(batches) and not errors
   assert not (tmp_path / "features").exists()
-  assert "the feature cache is for evaluations only" in caplog.text
+  assert "the feature cache is used in evaluations only" in caplog.text

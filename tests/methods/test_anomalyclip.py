@@ -1,4 +1,4 @@
-"""AnomalyCLIP and its training against the authors' code, on random weights."""
+"""AnomalyCLIP against stored numbers of the authors' code, random weights."""
 
 import flax.traverse_util
 import jax
@@ -61,13 +61,13 @@ def make_batch(expected, features):
   }
 
 
-def test_vision_features(expected, features):
+def test_vision_features_are_the_authors(expected, features):
   assert_close(features[0], expected["enc.image_features"])
   assert_close(features[1], expected["enc.patch_features"])
 
 
 @pytest.mark.parametrize("stage", ("train", "eval", "train_nocast"))
-def test_text_features(expected, stage):
+def test_text_features_are_the_authors(expected, stage):
   cast = "none" if stage == "train_nocast" else "float16"
   actual = make_model(cast).apply(variables(), method="text_features")
   assert_close(actual, expected[f"{stage}.text_features"])
@@ -76,7 +76,7 @@ def test_text_features(expected, stage):
   assert jnp.abs(other - actual).max() > 1e-6
 
 
-def test_patch_probability(expected):
+def test_patch_probabilities_are_the_authors(expected):
   features = [
     jnp.asarray(expected[f"enc.{name}_features"]) for name in ("image", "patch")
   ]
@@ -87,7 +87,9 @@ def test_patch_probability(expected):
 
 
 @pytest.mark.parametrize("cast", ("float16", "none"))
-def test_gradients_and_five_adam_steps(expected, features, cast):
+def test_gradients_and_five_adam_steps_are_the_authors(
+  expected, features, cast
+):
   suffix = "_nocast" if cast == "none" else ""
   rows, first_gradients = take_five_adam_steps(
     make_model(cast),
@@ -104,13 +106,13 @@ def test_gradients_and_five_adam_steps(expected, features, cast):
   want = flax.traverse_util.flatten_dict(trainable(f"grad{suffix}."), sep=".")
   assert actual.keys() == want.keys()
   for name in actual:
-    # One step of float16 where that is what gradients are rounded to.
+    # Gradients that are rounded to float16 may differ by one of its steps.
     is_rounded = cast == "float16" and name.endswith("deep_prompts")
     assert_close(actual[name], want[name], 1e-3 if is_rounded else 5e-5)
 
 
-def test_evaluation(expected, features):
-  """The authors' maps are sums over feature layers, ours their means."""
+def test_scores_maps_and_metrics_are_the_authors(expected, features):
+  """The authors' maps are sums over feature layers, and ours are means."""
   batch = dict(zip(("image_features", "patch_features"), features, strict=True))
   model = make_model()
   outputs = detect_anomalies(model, variables(), batch)
@@ -132,8 +134,8 @@ def test_evaluation(expected, features):
       assert values[name] == pytest.approx(float(expected[stored]), abs=1e-4)
 
 
-def test_rounding_is_numpys_forward_and_backward():
-  """Float16's smallest steps, its ties and what is too large, under jit too."""
+def test_float16_rounding_of_values_and_gradients_is_numpys():
+  """The values include subnormal numbers, ties and overflows."""
   rng = np.random.default_rng(0)
   exponents = rng.uniform(-30, 18, 10_000)
   values = rng.choice((-1, 1), 10_000) * 2**exponents

@@ -1,4 +1,4 @@
-"""CoPS against the authors' code, on random weights."""
+"""CoPS against stored numbers of the authors' code, with random weights."""
 
 import functools
 
@@ -44,14 +44,14 @@ def encode(model, recipe):
   return encode(golden.backbone_params(), golden.images(recipe))
 
 
-def test_vision_features(expected, features):
+def test_vision_features_are_the_authors(expected, features):
   assert_close(features[0], expected["enc.image_features"])
   assert_close(features[1], expected["enc.patch_features"])
 
 
-def test_training_outputs(recipe, expected):
-  # The stored features: a cosine near 0 has ten times the relative error of
-  # the features it is made of.
+def test_training_outputs_are_the_authors(recipe, expected):
+  # This test reads the stored features, because a cosine near 0 has ten times
+  # the relative error of the features.
   features = [
     jnp.asarray(expected[f"enc.{name}_features"]) for name in ("image", "patch")
   ]
@@ -73,7 +73,7 @@ def test_training_outputs(recipe, expected):
     assert_close(value, expected[f"train.{name}"])
 
 
-def test_evaluation_outputs(recipe, expected, features):
+def test_evaluation_outputs_are_the_authors(recipe, expected, features):
   model, noise = golden.model(recipe), jnp.asarray(expected["in.eval_noise"])
   noise = noise.transpose(1, 0, 2)
   apply = functools.partial(model.apply, is_training=False)
@@ -101,8 +101,8 @@ def test_evaluation_outputs(recipe, expected, features):
     assert_close(value, expected[f"eval.{name}"])
 
 
-def test_half_precision_is_close(visa_features):
-  """CLIP computes in bfloat16 as on accelerators; its features are float32."""
+def test_features_in_bfloat16_are_close_to_those_in_float32(visa_features):
+  """On accelerators CLIP computes in bfloat16 and returns float32 features."""
   model = golden.model("visa")
   model = model.clone(backbone=model.backbone.clone(dtype=jnp.bfloat16))
   for low, full in zip(encode(model, "visa"), visa_features, strict=True):
@@ -118,8 +118,8 @@ def apply(features, fields=None, params=None, is_training=False):
   return jax.jit(apply)({"params": params}, *features, noise)
 
 
-def test_injection_modes_swap_the_states(visa_features):
-  """ "matched" on swapped queries is "crossed" on the stored ones."""
+def test_crossed_injection_swaps_the_states(visa_features):
+  """Swapped queries with "matched" equal the stored queries with "crossed"."""
   params = dict(golden.variables()["params"])
   extractor = dict(params["prototype_extractor"])
   extractor["queries"] = extractor["queries"][::-1]
@@ -146,8 +146,8 @@ def test_text_features_do_not_train_the_extractor(visa_features):
 
 @pytest.mark.parametrize("state", (True, False))
 @pytest.mark.parametrize("category", (True, False))
-def test_words_follow_their_features_alone(visa_features, state, category):
-  """State words follow the patches, category words the image, or are absent."""
+def test_words_depend_only_on_their_features(visa_features, state, category):
+  """State words depend on patches, and category words on the image feature."""
   params, fields = dict(golden.variables()["params"]), {}
   context = params["prompt_learner"]["context"]
   kept = [context[:, :6], context[:, 6:12], context[:, 12:]]
@@ -176,15 +176,15 @@ def test_words_follow_their_features_alone(visa_features, state, category):
 
 
 PUBLISHED_SIZES = {
-  # patch, image, vision width and layers, text width; parameters.
+  # Patch, image, vision width, layers, text width, and number of parameters.
   "ViT-B/16": (16, 224, 768, 12, 512, 149_620_737),
   "ViT-L/14@336": (14, 336, 1024, 24, 768, 427_944_193),
 }
 
 
 @pytest.mark.parametrize("name", PUBLISHED_SIZES)
-def test_full_size_shapes(name):
-  """OpenAI's models at 37 x 37 patches, without computing anything."""
+def test_shapes_of_published_sizes(name):
+  """OpenAI's models run on 37 x 37 patches; nothing is computed."""
   patch, image, width, layers, joint, number = PUBLISHED_SIZES[name]
   sizes = make_clip_config(
     (joint, 12, joint // 64),

@@ -1,4 +1,4 @@
-"""The method that docs/new_method.md adds."""
+"""The example method of docs/new_method.md."""
 
 import re
 import shlex
@@ -31,7 +31,7 @@ def coop(tmp_path, monkeypatch):
   del sys.modules["cops_jax.methods.coop"]
 
 
-def test_the_example_runs(coop, clip_folder, tmp_path):
+def test_the_example_method_runs(coop, clip_folder, tmp_path):
   assert isinstance(coop, methods.Method)
   folder = write_folder(tmp_path / "parts", 6)
   (command,) = re.findall(r"^cops train (.*\\\n.*)", TEXT, re.M)

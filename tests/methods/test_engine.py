@@ -1,4 +1,4 @@
-"""Training and evaluation of methods that are not CoPS."""
+"""Training and evaluation of the methods other than CoPS."""
 
 import pytest
 
@@ -29,7 +29,7 @@ def make(clip_folder, data_dir, folder):
 
 @pytest.fixture(scope="module")
 def trained_run(make, tmp_path_factory):
-  """A run of AnomalyCLIP: two steps, the second of half a batch."""
+  """Run of AnomalyCLIP with two steps, the second on half a batch."""
   workdir = tmp_path_factory.mktemp("anomalyclip") / "run"
   training.train(make(), workdir)
   return workdir
@@ -39,9 +39,10 @@ def trained_run(make, tmp_path_factory):
   scope="module", params=("AnomalyCLIP", "Prompt ensemble", "UniADet")
 )
 def run(request, make, trained_run, tmp_path_factory):
-  """A work directory and its evaluation; nothing trains the ensemble's.
+  """Run directory, its evaluation and the method's title.
 
-  UniADet is trained and evaluated from cached class tokens of all layers.
+  The prompt ensemble is not trained. UniADet is trained and evaluated on cached
+  class tokens of all layers.
   """
   if request.param == "AnomalyCLIP":
     return trained_run, many.evaluate(make(), trained_run), request.param
@@ -57,7 +58,7 @@ def run(request, make, trained_run, tmp_path_factory):
   return workdir, many.evaluate(config, workdir), request.param
 
 
-def test_the_report_and_the_table(run):
+def test_reports_and_tables_show_every_method(run):
   workdir, found, title = run
   assert not found.failed
   page = report.write(workdir, found)
@@ -69,8 +70,8 @@ def test_the_report_and_the_table(run):
   )
 
 
-def test_a_run_of_another_method_is_refused(trained_run, make, tmp_path):
-  """In one sentence, by evaluation, by training on and by training from it."""
+def test_a_run_of_another_method_is_rejected(trained_run, make, tmp_path):
+  """Evaluating, resuming and starting from the run have the same message."""
   config = make("demo")
   message = (
     f"{trained_run} holds prompts of the method 'anomalyclip', and"

@@ -1,4 +1,4 @@
-"""The prompt ensemble: the authors' numbers, its texts, and a CLIP alone."""
+"""The prompt ensemble: scores, files of texts, and commands with only CLIP."""
 
 import dataclasses
 import hashlib
@@ -36,14 +36,14 @@ def expected():
 
 @pytest.fixture(scope="module")
 def sentences(expected):
-  """Token ids in OpenAI's vocabulary, from start to end."""
+  """Token ids of the stored sentences, in OpenAI's vocabulary."""
   rows = []
   for row in expected["ens.tokens"]:
     rows.append(row[: list(row).index(49407) + 1].tolist())
   return rows
 
 
-def test_scores(expected, sentences):
+def test_scores_and_maps_match_the_stored_ones(expected, sentences):
   ids = list(expected["clip.token_embedding.ids"])
   rows = [tuple(ids.index(number) for number in row) for row in sentences]
   model = prompt_ensemble.PromptEnsemble(
@@ -67,7 +67,7 @@ def test_scores(expected, sentences):
   assert_close(maps[:1], expected["ens.anomaly_map"])
 
 
-def test_the_texts_for_photographs_are_the_authors(sentences):
+def test_texts_for_photographs_are_the_authors(sentences):
   *states, templates = read_texts("photos")
   texts = [
     text
@@ -75,7 +75,7 @@ def test_the_texts_for_photographs_are_the_authors(sentences):
     for text in fill_templates(templates, names, "object")
   ]
   assert len(texts) == len(sentences)
-  # Compared with the authors' sentences, word by word, when it was written.
+  # This digest is that of the authors' sentences, compared word by word.
   digest = hashlib.sha256("\n".join(sorted(texts)).encode()).hexdigest()
   assert digest.startswith("bbff99e4782dc830")
 
@@ -92,7 +92,7 @@ a photo of the {}.
 """
 
 
-def test_a_users_own_texts(tmp_path):
+def test_a_users_own_texts_are_read(tmp_path):
   path = tmp_path / "mine.txt"
   path.write_text(FILE)
   *states, templates = read_texts(str(path))
@@ -118,11 +118,11 @@ def test_a_users_own_texts(tmp_path):
     (FILE.replace("a photo of the {}.", "a photo."), "line 8 of .* 'a photo.'"),
     (FILE.replace("[normal]", "[good]"), r"line 2 of .* is '\[good\]': exp"),
     ("a photo", "line 1 of"),
-    (None, "no file of texts can be read there .*: give a path, or one of de"),
+    (None, "the file cannot be read .* or to one of demo, photos"),
   ),
   ids=("section", "blank", "heading", "first", "absent"),
 )
-def test_wrong_texts_are_refused(tmp_path, text, expected):
+def test_an_invalid_file_of_texts_is_rejected(tmp_path, text, expected):
   path = tmp_path / "mine.txt"
   if text is not None:
     path.write_text(text)
@@ -137,8 +137,8 @@ def config(clip_folder, data_dir, tmp_path):
   return config
 
 
-def test_results_are_of_the_texts(config, tmp_path):
-  """A run keeps its texts; an edited file of texts is another one's."""
+def test_results_follow_the_texts(config, tmp_path):
+  """Saved prompts keep their texts; an edited file changes the results."""
   path = tmp_path / "mine.txt"
   path.write_text("[normal]\n{}\n[anomalous]\nbroken {}\n[templates]\na {}.\n")
   config.model.texts = str(path)
@@ -164,8 +164,8 @@ def test_results_are_of_the_texts(config, tmp_path):
     many.evaluate(config, tmp_path / "run")
 
 
-def test_categories_have_their_names_in_the_texts(config, tmp_path):
-  """The same images as plates and as tiles, beside all as objects."""
+def test_texts_contain_the_name_of_each_category(config, tmp_path):
+  """The same images are scored as plates, as tiles and as objects."""
   for name in ("tile", "metal_plate"):
     write_folder(tmp_path / "parts" / name, 4)
   config.evaluation.datasets = (f"folder:{tmp_path / 'parts'}",)
@@ -188,7 +188,7 @@ def test_categories_have_their_names_in_the_texts(config, tmp_path):
   assert both["tile"] != pytest.approx(both["metal_plate"], abs=1e-4)
 
 
-def test_there_is_nothing_to_train(config, tmp_path):
+def test_the_prompt_ensemble_cannot_be_trained(config, tmp_path):
   with pytest.raises(InputError, match="x.pth holds no training run"):
     many.evaluate(config, tmp_path / "run", checkpoint="x.pth")
   with pytest.raises(
@@ -198,7 +198,7 @@ def test_there_is_nothing_to_train(config, tmp_path):
   assert not (tmp_path / "run").exists()
 
 
-def test_sizes_fit_any_clip(clip_folder):
+def test_the_config_of_a_clip_has_its_sizes(clip_folder):
   from cops_jax.config import ensemble_of, recipe
 
   backbone = load_clip(str(clip_folder)).config
@@ -227,14 +227,14 @@ def test_sizes_fit_any_clip(clip_folder):
     ([], "one of the arguments --workdir --pretrained --clip is required"),
   ),
 )
-def test_bad_input_is_reported(arguments, expected, tmp_path, capsys):
+def test_wrong_arguments_are_reported(arguments, expected, tmp_path, capsys):
   make_image(0).save(tmp_path / "photo.png")
   with pytest.raises(SystemExit) as caught:
     predict.main([str(tmp_path), *arguments])
   assert expected in f"{caught.value} {capsys.readouterr().err}"
 
 
-def test_texts_need_a_tokenizer_and_room():
+def test_texts_need_a_tokenizer_and_at_most_77_tokens():
   backbone = load_clip("demo")
   with pytest.raises(InputError, match="'a a.* has 82 tokens; CLIP reads at"):
     backbone.tokenize(["a " * 80])
@@ -243,8 +243,8 @@ def test_texts_need_a_tokenizer_and_room():
     bare.tokenize(["a"])
 
 
-def test_texts_get_verdicts_without_training(tmp_path, capsys, monkeypatch):
-  """A folder keeps texts and thresholds; every command takes either."""
+def test_texts_have_verdicts_without_training(tmp_path, capsys, monkeypatch):
+  """Calibration writes texts and thresholds to a folder for other commands."""
   for index in range(4):
     folder = tmp_path / ("good", "bad")[index % 2]
     folder.mkdir(exist_ok=True)
@@ -272,7 +272,8 @@ def test_texts_get_verdicts_without_training(tmp_path, capsys, monkeypatch):
   photos = find_images([str(tmp_path)])
   want = exported[0](photos)
 
-  # On another machine the features of texts have other last digits.
+  # The folder must not depend on encoding the texts again, because text
+  # features differ in the last digits between machines.
   monkeypatch.setattr(
     prompt_ensemble.PromptEnsemble,
     "_encode_states",
@@ -301,7 +302,7 @@ def test_texts_get_verdicts_without_training(tmp_path, capsys, monkeypatch):
     (["--out=x", "--anomalous", "."], "--anomalous needs normal images too"),
   ),
 )
-def test_texts_are_no_images(
+def test_texts_cannot_replace_images_of_a_calibration(
   arguments, expected, tmp_path, capsys, monkeypatch
 ):
   monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""UniADet on three backbones against its reproductions' numbers."""
+"""UniADet on three backbones against stored numbers of two reproductions."""
 
 import dataclasses
 import json
@@ -43,7 +43,7 @@ def make_model(kind, backbone, fields=None):
 
 @pytest.fixture(scope="module")
 def backbones(tmp_path_factory):
-  """The stored towers; the two DINOs are read from folders."""
+  """Stored towers; the two DINO towers are loaded from folders."""
   root = tmp_path_factory.mktemp("backbones")
   loaded = {
     kind: load_dino(kind, str(dino.write_golden(kind, root / kind)))
@@ -60,7 +60,7 @@ def backbones(tmp_path_factory):
 
 @pytest.fixture(scope="module", params=KINDS)
 def case(request, backbones):
-  """A kind's model, the backbone's parameters, features and inputs."""
+  """Model on one kind of backbone, with the backbone, features and a batch."""
   kind, backbone = request.param, backbones[request.param]
   model = make_model(kind, backbone)
   side = SIZES[kind]["image"]
@@ -79,7 +79,7 @@ def case(request, backbones):
 
 
 def weights_from(prefix, kind):
-  """Stored weights or gradients as the trainable tree."""
+  """Returns stored weights or gradients as a trainable tree."""
   return {
     f"{ours}_weights": {
       f"layer_{number}": jnp.asarray(rows, jnp.float32)
@@ -93,12 +93,12 @@ def weights_from(prefix, kind):
   }
 
 
-def test_tokens(case):
+def test_tokens_match_the_stored_ones(case):
   for actual, name in zip(case.features, ("class", "patch"), strict=True):
     assert_close(actual, STORED[f"enc.{case.kind}.{name}_tokens"])
 
 
-def test_clip_without_its_projection(backbones):
+def test_unprojected_tokens_of_clip_match_the_stored_ones(backbones):
   fields = {"backbone.clip_projection": False}
   model = make_model("clip", backbones["clip"], fields)
   images = jnp.asarray(STORED["in98.image"], jnp.float32).transpose(0, 2, 3, 1)
@@ -109,7 +109,7 @@ def test_clip_without_its_projection(backbones):
 
 
 @pytest.mark.parametrize("grid", (5, 9))
-def test_positions_of_another_grid(grid):
+def test_dinov2_positions_of_another_grid_match_the_stored_ones(grid):
   table = STORED["dinov2.embeddings.position_embeddings"][0]
   found = resize_position_embedding(
     jnp.asarray(table, jnp.float32), grid, "cubic", antialias=True
@@ -117,7 +117,7 @@ def test_positions_of_another_grid(grid):
   assert_close(found, STORED[f"enc.dinov2.position_embedding_{grid}"])
 
 
-def test_scores_and_maps(case):
+def test_scores_and_maps_match_the_stored_ones(case):
   kind, side = case.kind, SIZES[case.kind]["image"]
   variables = join_params(weights_from("start", kind), case.backbone.params)
   image_logits, patch_logits = case.model.apply(variables, *case.features)
@@ -133,8 +133,8 @@ def test_scores_and_maps(case):
   assert_close(unblurred[1:2], STORED[f"eval.{kind}.map_unblurred"])
 
 
-def test_few_normal_images(case):
-  """Also with other shares than 0.5, which does not tell places apart."""
+def test_scores_with_reference_images_match_the_stored_ones(case):
+  """Shares other than 0.5 show that no share is swapped with its complement."""
   kind, weights = case.kind, weights_from("start", case.kind)
   memory = np.array(SIZES["memory"])
   patches = scoring.make_memory(case.features[1][memory])
@@ -162,7 +162,7 @@ def test_few_normal_images(case):
 
 @pytest.mark.parametrize("beta", (0.0, 0.2, 1.0))
 def test_the_image_score_is_a_mean_over_layers(case, beta):
-  """Beta is the share of the class token; 0.5 would not tell."""
+  """Beta is the share of the class token, which 0.5 would not show."""
   fields = {"evaluation.beta": beta}
   model = make_model(case.kind, case.backbone, fields)
   variables = join_params(
@@ -191,7 +191,7 @@ def test_a_reproductions_file_is_read(case, tmp_path):
     load_prompts(path, stored, "cops")
 
 
-def test_gradients_and_five_adam_steps(case):
+def test_gradients_and_five_adam_steps_match_the_stored_ones(case):
   rows, first_gradients = take_five_adam_steps(
     case.model,
     weights_from("start", case.kind),

@@ -1,4 +1,4 @@
-"""Metrics against scikit-learn, plain reference code and hand-worked values."""
+"""Metrics against scikit-learn, brute force and hand-computed values."""
 
 import math
 
@@ -17,7 +17,7 @@ def neighbours(row, column):
 
 
 def regions_of(mask):
-  """Sets of pixels that touch by an edge or a corner, by flooding."""
+  """Returns sets of pixels that touch by an edge or a corner, by flood fill."""
   left = {(int(row), int(column)) for row, column in np.argwhere(mask)}
   regions = []
   while left:
@@ -39,7 +39,7 @@ def scores_of_regions(maps, masks):
 
 
 def brute_force_aupro(maps, masks, limit=0.3):
-  """Threshold by threshold, region by region."""
+  """Computes AUPRO threshold by threshold and region by region."""
   regions, normal = scores_of_regions(maps, masks), maps[~masks]
   area, last_rate, last_overlap = 0.0, 0.0, 0.0
   for threshold in sorted(set(maps.reshape(-1).tolist()), reverse=True):
@@ -55,7 +55,7 @@ def brute_force_aupro(maps, masks, limit=0.3):
 
 
 def reference(scores, labels, level):
-  """scikit-learn's values; F1 from its precision and recall."""
+  """Returns scikit-learn's values, with F1 from its precision and recall."""
   scores, labels = scores.reshape(-1), labels.reshape(-1)
   precision, recall, _ = sklearn_metrics.precision_recall_curve(labels, scores)
   f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-300)
@@ -66,30 +66,30 @@ def reference(scores, labels, level):
   }
 
 
-def test_images_by_hand():
-  """Anomalous 0.9 and 0.4, normal 0.4 and 0.1."""
+def test_image_metrics_match_hand_computed_values():
+  """Anomalous images score 0.9 and 0.4, normal ones 0.4 and 0.1."""
   labels = np.array([True, True, False, False])
   counts = metrics.count_images(np.array([0.9, 0.4, 0.4, 0.1]), labels)
   assert counts.compute() == pytest.approx(
     {
-      # Pairs: 1 + 1 for the first, 1/2 + 1 for the tie.
+      # Ordered pairs: 1 + 1 for 0.9, and 1/2 (a tie) + 1 for 0.4.
       "image_auroc": 3.5 / 4,
-      # Recall 1/2 at precision 1, then 1 at 2/3.
+      # Recall is 1/2 at precision 1, then 1 at precision 2/3.
       "image_ap": 0.5 * 1 + 0.5 * 2 / 3,
-      # From 0.4 on two are right and one is wrong.
+      # The threshold 0.4 finds two anomalous images and one normal image.
       "image_f1_max": 2 * 2 / (2 * 2 + 1),
     }
   )
   assert counts.best_threshold() == 0.4
-  assert counts.balanced_threshold() == 0.9  # The highest of equal ones.
+  assert counts.balanced_threshold() == 0.9  # The highest of two that tie.
   roc, pr = counts.curves().values()
   np.testing.assert_allclose(roc, ([0, 0, 0.5, 1], [0, 0.5, 1, 1]), atol=1e-12)
   np.testing.assert_allclose(pr, ([0.5, 1, 1], [1, 2 / 3, 0.5]), atol=1e-12)
 
 
 @in_both_modes
-def test_pixels_by_hand(mode):
-  """A region with 0.9 and 0.5, one with 0.8; normal 0.7, 0.6, eight 0.1."""
+def test_pixel_metrics_match_hand_computed_values(mode):
+  """Regions score (0.9, 0.5) and (0.8,); normal pixels 0.7, 0.6 and 8 x 0.1."""
   anomaly_map = np.full((1, 13), 0.1, np.float32)
   anomaly_map[0, [0, 1, 3, 5, 6]] = 0.9, 0.5, 0.8, 0.7, 0.6
   mask = np.zeros((1, 13), bool)
@@ -99,10 +99,10 @@ def test_pixels_by_hand(mode):
     {
       "pixel_auroc": (10 + 10 + 8) / 30,
       "pixel_ap": (1 + 1 + 3 / 5) / 3,
-      "pixel_f1_max": 2 * 2 / (2 * 2 + 1),  # At 0.8 one is missing.
-      # Overlap (1/2 + 1) / 2 until two of ten are wrong, then 1.
+      "pixel_f1_max": 2 * 2 / (2 * 2 + 1),  # The threshold 0.8 misses one.
+      # The overlap is (1/2 + 1) / 2 up to two false positives of ten, then 1.
       "pixel_aupro": (0.2 * 0.75 + 0.1 * 1) / 0.3,
-      "pixel_aupro_200": 0.75,  # From no false positives to 0.2, as if to 1.
+      "pixel_aupro_200": 0.75,  # Rates from 0 to 0.2, scaled to [0, 1].
     },
     abs=1e-6,
   )
@@ -112,14 +112,14 @@ def test_pixels_by_hand(mode):
   np.testing.assert_allclose(
     overlap, [0, 0.25, 0.75, 0.75, 0.75, 1, 1], atol=1e-6
   )
-  # From (0, 0) straight to (1/2, 1): 0.6 at 0.3.
+  # The curve is a line from (0, 0) to (1/2, 1), with overlap 0.6 at 0.3.
   anomaly_map = np.array([[0.5, 0.5, 0.25]], np.float32)
   counts = gather([anomaly_map], [np.array([[True, False, False]])], mode)
   assert counts.aupro() == pytest.approx(0.3 * 0.6 / 2 / 0.3)
 
 
 @pytest.mark.parametrize("decimals", (1, 2, 8))
-def test_image_metrics_are_sklearns(decimals):
+def test_image_metrics_equal_sklearns(decimals):
   rng = np.random.default_rng(decimals)
   labels = rng.random(500) < 0.3
   scores = np.round(rng.normal(labels * 0.7), decimals)
@@ -135,15 +135,15 @@ def test_image_metrics_are_sklearns(decimals):
   "spread",
   (
     {},
-    dict(center=-14, scale=4),  # Next to 0.
-    dict(center=14, scale=4),  # Next to 1.
-    dict(center=0, scale=8),  # Next to both.
-    dict(center=0, scale=0.1),  # Nearly all in 0.5 +- 0.1.
+    dict(center=-14, scale=4),  # Scores close to 0.
+    dict(center=14, scale=4),  # Scores close to 1.
+    dict(center=0, scale=8),  # Scores close to 0 and to 1.
+    dict(center=0, scale=0.1),  # Nearly all scores in 0.5 +- 0.1.
     dict(shift=0),
   ),
   ids=str,
 )
-def test_pixel_metrics_are_sklearns(spread):
+def test_pixel_metrics_equal_sklearns(spread):
   maps, masks = random_maps(**spread)
   exact = gather(maps, masks, "exact").compute()
   for name, value in reference(maps, masks, "pixel").items():
@@ -158,7 +158,7 @@ def test_pixel_metrics_are_sklearns(spread):
 
 @pytest.mark.parametrize("value", (0.0, 1e-20, 0.3, 1 - 2**-24, 1.0))
 @in_both_modes
-def test_constant_maps(value, mode):
+def test_constant_maps_have_defined_metrics(value, mode):
   masks = squares(3, 16)
   maps = np.full(masks.shape, value, np.float32)
   share = masks.mean()
@@ -176,8 +176,8 @@ def test_constant_maps(value, mode):
 
 
 @in_both_modes
-def test_aupro_is_the_brute_force_one(mode):
-  """Regions that touch by corners only and images with none are included."""
+def test_aupro_equals_brute_force(mode):
+  """Some regions touch only at corners, and one mask is empty."""
   rng = np.random.default_rng(1)
   masks = rng.random((5, 24, 24)) < 0.15
   masks[0] = False
@@ -186,7 +186,7 @@ def test_aupro_is_the_brute_force_one(mode):
   maps = np.round(maps, 1).astype(np.float32)
   actual = gather(maps, masks, mode).aupro()
   assert actual == pytest.approx(brute_force_aupro(maps, masks), abs=1e-9)
-  flat = masks & ~np.roll(masks, 1, axis=-1)  # Other regions, another value.
+  flat = masks & ~np.roll(masks, 1, axis=-1)  # Other regions change AUPRO.
   other = gather(maps, flat, mode).aupro()
   assert other == pytest.approx(brute_force_aupro(maps, flat), abs=1e-9)
   assert abs(other - actual) > 1e-3
@@ -194,7 +194,7 @@ def test_aupro_is_the_brute_force_one(mode):
 
 @in_both_modes
 @pytest.mark.parametrize("scale", (0.1, 3))
-def test_aupro_at_thresholds_is_the_brute_force_one(scale, mode):
+def test_aupro_200_equals_brute_force(scale, mode):
   maps, masks = random_maps(number=4, side=40, scale=scale)
   regions = scores_of_regions(maps, masks)
   thresholds = maps.min() + np.arange(200) / 200 * np.ptp(maps)
@@ -223,8 +223,8 @@ def test_thinned_curves_keep_their_areas():
 
 @pytest.mark.parametrize("deviation", (0.2, 0.005))
 @pytest.mark.parametrize("shift", (2, 4))
-def test_narrow_scores_and_small_defects(deviation, shift):
-  """A defect of 30 pixels in four images of 256 x 256."""
+def test_bins_are_exact_enough_for_narrow_scores(deviation, shift):
+  """The defect has 30 pixels in four images of 256 x 256."""
   rng = np.random.default_rng(0)
   masks = np.zeros((4, 256, 256), bool)
   masks[0, 100:105, 50:56] = True
@@ -232,7 +232,8 @@ def test_narrow_scores_and_small_defects(deviation, shift):
   maps = np.clip(maps, 0, 1).astype(np.float32)
   expected = gather(maps, masks, "exact").compute()
   actual = gather(maps, masks).compute()
-  few = actual.pop("pixel_aupro_200")  # Bins next to a threshold count whole.
+  # A threshold inside a bin counts the whole bin.
+  few = actual.pop("pixel_aupro_200")
   assert few == pytest.approx(expected.pop("pixel_aupro_200"), abs=1e-4)
   assert actual == pytest.approx(expected, abs=1e-5)
 
@@ -263,6 +264,6 @@ def test_undefined_metrics_have_a_reason(label, reasons, mode):
     assert all(len(x) == len(y) == 0 for x, y in counts.curves().values())
 
 
-def test_nan_scores_are_refused():
+def test_nan_image_scores_are_rejected():
   with pytest.raises(ValueError, match="NaN"):
     metrics.count_images(np.array([0.5, np.nan]), np.array([True, False]))

@@ -1,4 +1,4 @@
-"""States that gather pixels: bins, regions, merging and refused maps."""
+"""Pixel metrics: bins, merging of states, and rejected maps."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ def gather(maps, masks, mode="binned"):
 
 
 def test_a_merged_state_has_the_higher_floor(monkeypatch):
-  """Below it, one state does not have all scores."""
+  """Below its floor, a state does not store all scores."""
   monkeypatch.setattr(pixels, "_NUM_HIGHEST", 100)
   first = np.repeat(np.float32([0.5, 0.8, 0.9]), (690, 150, 60)).reshape(30, 30)
   second = np.full((5, 8), 0.6, np.float32)
@@ -53,12 +53,12 @@ def test_states_merge_exactly_in_any_order():
   "value, message, modes",
   (
     (np.nan, "NaN", ("binned", "exact")),
-    (1.5, "to 1.5, not in", ("binned",)),
+    (1.5, "to 1.5, outside", ("binned",)),
     (-0.5, "from -0.5", ("binned",)),
-    (np.inf, "not in", ("binned",)),
+    (np.inf, "outside", ("binned",)),
   ),
 )
-def test_bad_maps_change_nothing(value, message, modes):
+def test_a_rejected_map_changes_nothing(value, message, modes):
   for mode in modes:
     maps, masks = random_maps(number=3, side=16)
     state = gather(maps, masks, mode)
@@ -70,8 +70,8 @@ def test_bad_maps_change_nothing(value, message, modes):
     assert state.count().compute() == before
 
 
-def test_rounding_past_the_ends_is_clipped():
-  """Devices that multiply in bfloat16 round so."""
+def test_scores_slightly_outside_0_to_1_are_clipped():
+  """Devices that multiply in bfloat16 return such scores."""
   anomaly_map = np.array([[-0.004, 0.5, 1.004]], np.float32)
   state = gather([anomaly_map], [np.array([[False, False, True]])])
   assert state.count().auroc() == 1

@@ -5,7 +5,7 @@ from helpers.original_layouts import write_parts
 
 @pytest.fixture
 def tiny(config, tmp_path):
-  """Six images of a folder, two in a step."""
+  """Config that trains on six images of a folder, two per step."""
   tree = write_parts(tmp_path / "parts")
   config.train.dataset = f"folder:{tree.root}"
   config.train.batch_size = 2

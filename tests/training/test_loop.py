@@ -1,4 +1,4 @@
-"""The training loop in one process: three steps, each of two images."""
+"""The training loop in one process, with three steps of two images each."""
 
 import json
 
@@ -24,10 +24,10 @@ def newest_step(workdir):
     return saved.latest_step()
 
 
-def test_the_step_is_compiled_once_and_its_terms_are_averaged(
+def test_the_step_is_compiled_once_and_loss_terms_are_averaged(
   tiny, tmp_path, monkeypatch
 ):
-  """For whole batches, those with padding, and all epochs."""
+  """Whole batches, padded batches and all epochs share one program."""
   tiny.features_dir = str(tmp_path / "features")
   tiny.train.batch_size = 4
   tiny.train.num_epochs = 3
@@ -61,9 +61,9 @@ def test_the_step_is_compiled_once_and_its_terms_are_averaged(
 def test_a_step_that_is_not_finite_stops_the_run(
   tiny, tmp_path, monkeypatch, kind, names
 ):
-  """Also where the loss is finite and its gradient is not.
+  """A loss that is finite but has a gradient that is not stops the run, too.
 
-  By the time that it is noticed a step more is taken, which does not count.
+  The loop notices it one step later. That step changes nothing.
   """
   tiny.train.log_every_steps = 100
   examples = datasets.load(tiny.train.dataset, tiny.train.split)
@@ -83,7 +83,7 @@ def test_a_step_that_is_not_finite_stops_the_run(
   monkeypatch.setattr(steps, "loss_and_terms", spoil)
   workdir = tmp_path / "run"
   messages = []
-  for _ in range(2):  # The second time from the checkpoint before.
+  for _ in range(2):  # The second run resumes from the step before.
     with pytest.raises(InputError) as error:
       training.train(tiny, workdir)
     messages.append(str(error.value))
@@ -95,7 +95,7 @@ def test_a_step_that_is_not_finite_stops_the_run(
   report = json.loads((workdir / "non_finite.json").read_text())
   assert report["step"] == 2
   assert messages[0].startswith(
-    f"step 2 is not finite in: {', '.join(names)}. Its images are"
+    f"step 2 has values that are not finite: {', '.join(names)}. Its images are"
     f" {', '.join(report['examples'])};"
   )
   assert len(report["examples"]) == 2
@@ -107,7 +107,7 @@ def test_a_step_that_is_not_finite_stops_the_run(
 def test_a_run_that_is_stopped_or_killed_loses_nothing(
   tiny, tmp_path, monkeypatch
 ):
-  """Killed in its evaluations; stopped before the last one and after step 1."""
+  """It is stopped after step 1, killed in an evaluation, and stopped again."""
   tiny.train.evaluate_every_steps = 2
   tiny.evaluation.datasets = (tiny.train.dataset,)
   whole, workdir = tmp_path / "whole", tmp_path / "run"
@@ -125,7 +125,7 @@ def test_a_run_that_is_stopped_or_killed_loses_nothing(
     return real(self, *args, **kwargs)
 
   monkeypatch.setattr(Evaluator, "run", run)
-  answers = [True, False]  # The last is that before the first step.
+  answers = [True, False]  # Popped from the end: False before the first step.
   monkeypatch.setattr(
     signals, "is_due", lambda _: bool(answers) and answers.pop()
   )
@@ -134,7 +134,7 @@ def test_a_run_that_is_stopped_or_killed_loses_nothing(
   assert ended.value.code == 75 and newest_step(workdir) == 1
   with pytest.raises(Killed):
     training.train(tiny, workdir)
-  assert newest_step(workdir) == 2  # Saved before it is evaluated.
+  assert newest_step(workdir) == 2  # Saved before the evaluation.
   is_killed, answers[:] = False, [True, False]
   with pytest.raises(SystemExit):
     training.train(tiny, workdir)
@@ -142,5 +142,5 @@ def test_a_run_that_is_stopped_or_killed_loses_nothing(
   training.train(tiny, workdir)  # A signal after the last evaluation is late.
   assert len(evaluated) == 2
   assert read_metrics(workdir) == read_metrics(whole)
-  training.train(tiny, workdir)  # Nothing is left to do.
+  training.train(tiny, workdir)  # Nothing remains to be done.
   assert len(evaluated) == 2

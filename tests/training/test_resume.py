@@ -1,6 +1,6 @@
-"""Training that is stopped, killed or damaged goes on as if it had not been.
+"""Runs that are stopped, killed or damaged resume as if nothing had happened.
 
-Real processes, killed by real signals. `make soak` kills many more.
+Real signals end real processes. `make soak` kills many more.
 """
 
 import json
@@ -21,7 +21,7 @@ from helpers.scripts import Program, run, start_afresh
 
 
 def assert_same_run(workdir, whole):
-  """Loss terms, parameters and optimizer state, bit by bit."""
+  """Compares loss terms, parameters and optimizer state bit by bit."""
   assert read_metrics(workdir) == read_metrics(whole)
   (step,) = {find_steps(workdir)[-1], find_steps(whole)[-1]}
   for item in ("params", "opt_state"):
@@ -32,14 +32,14 @@ def assert_same_run(workdir, whole):
 def test_a_run_that_ends_early_resumes_as_if_it_had_not(
   trained, arguments, tmp_path
 ):
-  """A full disk, SIGTERM, SIGKILL and a flipped bit, one after the other."""
+  """A full disk, SIGTERM, SIGKILL and a flipped bit end the run in turn."""
   command = (
     *("train.py", *arguments, f"--workdir={tmp_path}"),
     "--config.train.checkpoint_every_steps=2",
   )
 
   def start_and_save():
-    """Waits until a checkpoint more is complete."""
+    """Starts the command and waits until it has saved another checkpoint."""
     before = find_steps(tmp_path)
     process = Program(*command)
     while find_steps(tmp_path) == before:
@@ -86,7 +86,7 @@ def test_a_run_that_ends_early_resumes_as_if_it_had_not(
   assert_same_run(tmp_path, trained[0])
 
 
-def test_evaluation_where_nothing_can_be_written(trained, tmp_path):
+def test_evaluation_shows_results_that_cannot_be_written(trained, tmp_path):
   """The run's newest checkpoint is damaged, too."""
   workdir = tmp_path / "run"
   shutil.copytree(trained[0], workdir, ignore=shutil.ignore_patterns("*.csv"))
@@ -102,7 +102,7 @@ def test_evaluation_where_nothing_can_be_written(trained, tmp_path):
   assert sorted(workdir.rglob("*")) == before
 
 
-# Takes from root, for the program to come, the right to write anywhere.
+# Runs a program as root without root's right to write anywhere.
 OBEY_PERMISSIONS = """
 import ctypes, os, sys
 PR_CAPBSET_DROP, CAP_DAC_OVERRIDE = 24, 1
@@ -122,7 +122,7 @@ def run_obeying(*arguments):
 def test_a_run_killed_at_random_ends_as_an_uninterrupted_one(
   num_processes, arguments, tmp_path
 ):
-  """At any time, half of them while saving, until there were enough."""
+  """Signals arrive at random times, about half of them during a save."""
   arguments = [*arguments, "--config.train.num_epochs=12"]
   arguments.append("--config.train.checkpoint_every_steps=3")
   whole, workdir = tmp_path / "whole", tmp_path / "run"
@@ -135,7 +135,7 @@ def test_a_run_killed_at_random_ends_as_an_uninterrupted_one(
     codes, phase, err = play(arguments, workdir, num_processes, rng, number)
     log.append((number.name, phase, codes, find_steps(workdir)))
     print(json.dumps(log[-1]), flush=True)
-    if set(codes) == {0}:  # Finished: begin again, after a comparison.
+    if set(codes) == {0}:  # The run is complete: compare it and start again.
       assert_same_run(workdir, whole)
       shutil.rmtree(workdir)
       counts["ended before"] += 1
@@ -144,7 +144,7 @@ def test_a_run_killed_at_random_ends_as_an_uninterrupted_one(
     counts["while saving"] += phase == "saving"
     if number == signal.SIGTERM:
       assert set(codes) <= {75, -signal.SIGTERM}, err
-    else:  # The others end by themselves.
+    else:  # The other processes end without a signal.
       ends = {0, 75, -signal.SIGABRT}
       assert set(codes) - ends == {-signal.SIGKILL}, err
     if workdir.exists() and find_steps(workdir):
@@ -158,10 +158,10 @@ def test_a_run_killed_at_random_ends_as_an_uninterrupted_one(
 
 
 def play(arguments, workdir, num_processes, rng=None, number=None):
-  """Starts processes, and ends one of them at a random time if asked to.
+  """Trains in a cluster and, with `number`, signals one process at random.
 
   Returns:
-    Exit codes, what was going on, and messages.
+    Exit codes, the phase of the run at the signal, and all messages.
   """
   processes = start_cluster(
     *(num_processes, 2, "train.py", *arguments, f"--workdir={workdir}")
@@ -175,11 +175,11 @@ def play(arguments, workdir, num_processes, rng=None, number=None):
 
 
 def wait_at_random(workdir, processes, rng):
-  """Until a moment of any kind: starting, training, saving."""
+  """Waits for a random moment of starting, training or saving; names it."""
   saved = workdir / "checkpoints"
   before = set(os.listdir(saved)) if saved.exists() else set()
   kinds = ("starting", "training", "saving", "saving")
-  # Until they have met, JAX's processes wait for each other for five minutes.
+  # Processes of a cluster wait up to five minutes for the others to start.
   kind = rng.choice(kinds[len(processes) > 1 :])
   if kind == "starting":
     time.sleep(rng.uniform(0, 10))

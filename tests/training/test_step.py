@@ -1,4 +1,4 @@
-"""Training steps against the authors' code, and on any number of devices."""
+"""Training steps against the authors' code, and on one and eight devices."""
 
 import functools
 
@@ -25,12 +25,12 @@ from helpers.golden import assert_close
 from helpers.steps import assert_same_way, make_adam, tiny_batch
 from tools.compile_ahead import exchanges
 
-# The columns of the stored losses.
+# Columns of the stored losses.
 TERMS = ("loss", "image", "patch", "gather", "scatter", "kl", "reconstruction")
 
 
 def golden_batch(recipe):
-  """The batch, with features of the normalised images, and the noise."""
+  """Returns the stored batch, with features of its images, and the noise."""
   expected = golden.load(f"{recipe}_recipe")
   image_features, patch_features = features.encode_images(
     golden.model(recipe), golden.backbone_params(), golden.images(recipe)
@@ -57,7 +57,7 @@ def golden_loss(recipe, batch, noise):
 
 
 @pytest.mark.parametrize("recipe", golden.RECIPES)
-def test_gradients_and_five_adam_steps(recipe):
+def test_gradients_and_five_adam_steps_are_the_authors(recipe):
   expected = golden.load(f"{recipe}_recipe")
   params = golden.trainable("prompt.", golden.load("weights"))
   optimizer = optax.adam(1e-3, b1=0.5, b2=0.999, eps=1e-8)
@@ -86,13 +86,13 @@ def test_gradients_and_five_adam_steps(recipe):
     golden.trainable("grad.", expected), sep="."
   )
   assert actual.keys() == want.keys()
-  # The key's bias shifts all of a query's logits alike: no gradient.
+  # The key's bias shifts all logits of a query equally: its gradient is 0.
   for name in actual.keys() - {"prototype_extractor.key.bias"}:
     assert_close(actual[name], want[name], 5e-5)
 
 
-def test_terms_of_absent_parts_are_absent():
-  """Neither gathered nor sampled, and the rest has gradients of all it has."""
+def test_models_without_state_and_category_words_have_fewer_terms():
+  """Such a model has parameters and gradients of its prompts only."""
   batch, _ = golden_batch("mvtec")
   model = golden.model(
     "mvtec", {"model.num_state_words": 0, "model.num_category_words": 0}
@@ -111,7 +111,10 @@ def test_terms_of_absent_parts_are_absent():
 
 @functools.cache
 def compiled(num_devices, is_split=False):
-  """A step, with losses that compare all images, and what it begins with."""
+  """Compiles a step and returns it with its first state, backbone and mesh.
+
+  The pairwise reconstruction loss compares all images of the batch.
+  """
   mesh = make_mesh(jax.devices()[:num_devices])
   model = golden.model("visa", {"train.reconstruction": "pairwise"})
   optimizer = make_adam()
@@ -126,7 +129,7 @@ def compiled(num_devices, is_split=False):
   return step, start, backbone_params, mesh
 
 
-PADDED = tiny_batch(6, 8)  # The last two rows are noise, and padding.
+PADDED = tiny_batch(6, 8)  # The last two rows are padding with random pixels.
 BATCHES = {
   1: {name: array[:6] for name, array in PADDED.items()},
   8: {name: np.roll(array, 3, axis=0) for name, array in PADDED.items()},
@@ -144,7 +147,7 @@ def take_steps(num_devices, num_steps, is_split=False, first_step=0):
 
 
 def test_devices_order_and_padding_do_not_matter():
-  """Six images on one device; turned, on eight devices with two of padding."""
+  """Six images on one device equal the same on eight, reordered and padded."""
   one, params = take_steps(1, 20)
   many, many_params = take_steps(8, 20)
   for name in one[0]:
@@ -153,7 +156,7 @@ def test_devices_order_and_padding_do_not_matter():
   assert_same_way(compiled(1)[1].params, params, many_params)
 
 
-def test_noise_is_keyed_by_the_step():
+def test_noise_depends_on_the_step():
   """The same parameters and images have another loss at another step."""
   (first,), _ = take_steps(8, 1)
   (again,), _ = take_steps(8, 1)
@@ -163,18 +166,18 @@ def test_noise_is_keyed_by_the_step():
     assert first[name] != other[name], name
 
 
-def test_only_the_trainable_gradient_travels():
-  """Losses are means over the global batch: a few numbers travel for them."""
+def test_devices_exchange_little_more_than_the_gradient():
+  """Losses are means over the global batch, which needs a few more numbers."""
   step, start, backbone_params, _ = compiled(8)
   total = sum(exchanges(step.as_text()).values())
   gradient = sum(leaf.nbytes for leaf in jax.tree.leaves(start.params))
-  # The loss terms, and for the comparison of all images their features.
+  # Devices also exchange loss terms and, to compare all images, features.
   width = golden.model("visa").backbone.feature_width
   assert gradient <= total <= gradient + 4 * 8 * width * 4 + 4096
   assert total < sum(leaf.nbytes for leaf in jax.tree.leaves(backbone_params))
 
 
-def test_split_clip_takes_a_part_of_the_memory_and_gives_the_same_loss():
+def test_a_split_backbone_needs_less_memory_and_has_the_same_loss():
   whole, part = (
     num_device_bytes(compiled(8, is_split)[2]) for is_split in (False, True)
   )
@@ -185,7 +188,7 @@ def test_split_clip_takes_a_part_of_the_memory_and_gives_the_same_loss():
     np.testing.assert_allclose(found[name], term, rtol=1e-5)
 
 
-def test_initial_distributions():
+def test_initial_parameters_have_the_authors_distributions():
   model = golden.model("visa")
   params = model.init_trainable(jax.random.key(0))
   flat = flax.traverse_util.flatten_dict(params, sep=".")
@@ -205,7 +208,7 @@ def test_initial_distributions():
 
 @pytest.mark.parametrize("num_steps", (2, 4, 6))
 def test_accumulated_gradients_make_one_update(num_steps):
-  """Groups of three, and of those left over at the end."""
+  """Three steps make an update, and so do the steps that remain at the end."""
   params = {"x": jnp.array([1.0, -2.0]), "y": jnp.array(3.0)}
   gradients = [
     {"x": jnp.array([0.5, 0.25]) * k, "y": jnp.array(-0.1) * k}
