@@ -1,1 +1,1 @@
-"""Zero-shot evaluation: scores and maps of whole data sets."""
+"""Evaluation: scores, anomaly maps and metrics of whole data sets."""

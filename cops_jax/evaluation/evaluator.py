@@ -1,4 +1,4 @@
-"""The evaluator: scores every example of a data set once and takes metrics."""
+"""The evaluator, which scores each example once and computes the metrics."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ from cops_jax.weights.backbone import PretrainedBackbone
 
 
 class Evaluator:
-  """Evaluates prompts on data sets as a config says, with one compiled step.
+  """Evaluates prompts on data sets with one compiled step.
 
-  In a cluster every process makes one and calls it in the same way. The
-  processes share the images, and each returns the whole result.
+  In a cluster every process creates an evaluator and makes the same calls. The
+  processes divide the images among them, and each returns the whole result.
   """
 
   def __init__(
@@ -55,14 +55,14 @@ class Evaluator:
     mesh: Mesh,
     shardings: Sharding | Mapping[str, Any],
   ):
-    """Makes the step, which is compiled at its first call.
+    """Creates the step, which is compiled when it is first called.
 
     Args:
       config: a ConfigDict with the fields of `cops_jax.config`.
-      model: of the config's method.
-      backbone: the model's.
-      mesh: to split batches over.
-      shardings: see `mesh.backbone_shardings`.
+      model: model of the config's method.
+      backbone: the model's backbone.
+      mesh: devices that batches are split over.
+      shardings: result of `mesh.backbone_shardings`.
     """
     settings = config.evaluation
     self._config, self._model, self._clip = config, model, backbone
@@ -89,16 +89,16 @@ class Evaluator:
 
     Args:
       trainable, backbone_params: the model's two parameter trees, on the mesh.
-      examples: from `cops_jax.datasets.load`.
-      num_pictures: of each kind, see `results.Picture`.
-      maps_folder: receives the anomaly maps, see `maps.MapWriter`; None for no
-        maps.
-      normal: images that each category's are compared with, see
-        `normal_images.draw`; None for none.
+      examples: a data set from `cops_jax.datasets.load`.
+      num_pictures: number of pictures of each kind, see `results.Picture`.
+      maps_folder: folder for the anomaly maps, see `maps.MapWriter`. If None,
+        no maps are written.
+      normal: reference images of each category from `normal_images.draw`. If
+        None, images are not compared.
 
     Raises:
-      InputError: an image cannot be read, its score is not finite, or the
-        features' cache cannot be used; see `features.open_features`.
+      InputError: if an image cannot be read, its score is not finite, or the
+        feature cache cannot be used; see `features.open_features`.
     """
     began = time.monotonic()
     found, errors = Findings(self._config.evaluation.pixel_metrics), []
@@ -117,7 +117,7 @@ class Evaluator:
           image = found.add(row, examples.name)
           maps.write(image.category, image.path, row["anomaly_map"])
       if errors:
-        raise errors[0]  # Incomplete maps are not kept.
+        raise errors[0]  # Makes MapWriter discard the incomplete maps.
     agree(errors)
     found = found.gather()
     num_images = len(found.images)
@@ -166,16 +166,16 @@ class Evaluator:
     )
 
   def _find_texts(self, examples):
-    """Returns text features by category; None if the model needs none."""
+    """Returns text features by category, or None if the model uses none."""
     if not self._config.model.use_category_names:
       return None
     categories = sorted({example["category"] for example in examples})
     return self._model.category_text_features(self._clip, categories)
 
   def _order(self, normal, indices):
-    """Returns indices as they are or, with normal images, by category.
+    """Returns the indices, grouped by category if there are reference images.
 
-    Every batch is then of one category: its last one is filled with None.
+    Each group is padded with None, so that no batch has two categories.
     """
     groups = {}
     for index in indices:
@@ -189,7 +189,11 @@ class Evaluator:
     ]
 
   def _params(self, trainable, backbone_params, normal, indices):
-    """Yields the parameters of each step, by the first index of its batch."""
+    """Yields the parameters of each step.
+
+    Each batch takes one step for the whole images and one for each tile. With
+    reference images, the parameters include those of the batch's category.
+    """
     category = None
     for index in indices[:: self._options.batch_size]:
       if normal and normal.categories[index] != category:
@@ -211,7 +215,7 @@ class Evaluator:
     indices,
     message="",
   ):
-    """Yields the rows of this process, with their scores and maps."""
+    """Yields the rows of this process with their scores and anomaly maps."""
     options, params = self._options, make_params(indices)
     may_skip = self._config.input.unreadable_files == "skip"
     progress = Progress(len(examples), "images")
@@ -229,7 +233,8 @@ class Evaluator:
 
     def start(batch):
       if texts:
-        default = next(iter(texts.values()))  # Padding has no category.
+        # Padding has no category; its scores are not used.
+        default = next(iter(texts.values()))
         rows = [texts.get(str(name), default) for name in batch["category"]]
         batch = {**batch, "text_features": np.stack(rows)}
       batch = shard_batch(batch, self._mesh, STEP_FIELDS)
@@ -247,14 +252,14 @@ class Evaluator:
         progress.update(done, message)
 
   def _draw(self, rows, examples, ranges, categories, errors):
-    """Draws images that were scored again, as no maps are kept, by index."""
+    """Draws pictures by index; their images are scored again for the maps."""
     drawn = {}
     with collect(errors):
       for row in rows:
         with collect(errors):
           index, category = row["index"], str(row["category"])
           low, high = ranges[category]
-          # Cached features have no images.
+          # With cached features, the batch has no images.
           shown = read(examples[index]["image"], **self._options.reading)
           drawn[index] = picture_tiles(
             shown.resize(self._options.image_size),
@@ -273,7 +278,7 @@ class Evaluator:
 
 
 def _with_tiles(batches, num_tiles):
-  """Yields each batch, then it again with each of the tiles as the image."""
+  """Yields each batch, and then a copy for each tile with it as the image."""
   for batch in batches:
     yield batch
     for tile in range(num_tiles):
@@ -281,7 +286,7 @@ def _with_tiles(batches, num_tiles):
 
 
 def _join(outputs, place, grid):
-  """Score and map of a row from the outputs of the whole and of its tiles."""
+  """Merges the outputs for the whole image and its tiles into one row's."""
   found = [
     (output["image_score"][place], output["anomaly_map"][place])
     for output in outputs

@@ -1,4 +1,4 @@
-"""Scored images and counted pixels, merged over processes into results."""
+"""Scored images and counted pixels of each process, merged into results."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from cops_jax.runtime.processes import gather_objects
 
 
 class Scored(NamedTuple):
-  """A scored image, its place in the data set, and the ends of its map."""
+  """A scored image, its index in the data set and the range of its map."""
 
   image: ImageResult
   index: int
@@ -28,15 +28,15 @@ class Scored(NamedTuple):
 
 @dataclasses.dataclass
 class Findings:
-  """The scored images and counted pixels of one process, or of all.
+  """Scored images and counted pixels of one process, or of all.
 
   Attributes:
     mode: one of `metrics.PIXEL_METRICS_MODES`.
-    images: in any order.
-    pixels: by category.
-    num_masks: those with anomalous pixels, by category.
-    skipped: paths and reasons of unreadable examples.
-    notes: by path, what was guessed when an image and its mask were read.
+    images: scored images in any order.
+    pixels: pixel metrics by category.
+    num_masks: numbers of masks with anomalous pixels by category.
+    skipped: reasons by path of unreadable images.
+    notes: guesses made when an image and its mask were read, by path.
   """
 
   mode: str
@@ -51,17 +51,17 @@ class Findings:
   notes: dict[str, str] = dataclasses.field(default_factory=dict)
 
   def add(self, row: Mapping[str, Any], dataset: str) -> ImageResult:
-    """Counts an image.
+    """Adds an image and returns its result.
 
     Raises:
-      InputError: its score or its map is not finite.
+      InputError: if its score or its anomaly map is not finite.
     """
     path, category = str(row["path"]), str(row["category"])
     score, anomaly_map = float(row["image_score"]), row["anomaly_map"]
     if not (np.isfinite(score) and np.isfinite(anomaly_map).all()):
       raise InputError(
         f"the score of {path} in data set {dataset!r} is not a number: the"
-        " checkpoint or the backbone's weights are damaged"
+        " prompts or the backbone's weights are damaged"
       )
     image = ImageResult(dataset, category, path, int(row["label"]), score)
     ends = float(anomaly_map.min()), float(anomaly_map.max())
@@ -77,7 +77,7 @@ class Findings:
     return image
 
   def gather(self) -> Findings:
-    """Returns the findings of all processes, the same in each of them."""
+    """Returns the findings of all processes; every process returns the same."""
     whole = Findings(self.mode)
     for part in gather_objects(self):
       whole.images += part.images
@@ -91,7 +91,7 @@ class Findings:
     return whole
 
   def categories(self) -> dict[str, CategoryResult]:
-    """Returns results by category, sorted."""
+    """Returns the results of each category, sorted by name."""
     images = collections.defaultdict(list)
     for scored in self.images:
       images[scored.image.category].append(scored.image)
@@ -105,7 +105,7 @@ class Findings:
     }
 
   def ranges(self) -> dict[str, tuple[float, float]]:
-    """Returns the lowest and the highest value of each category's maps."""
+    """Returns the lowest and highest value of each category's anomaly maps."""
     found = {}
     for image, _, low, high in self.images:
       old = found.get(image.category, (low, high))
@@ -115,11 +115,11 @@ class Findings:
   def choose(
     self, categories: Mapping[str, CategoryResult], number: int
   ) -> list[tuple[str, Scored]]:
-    """Returns kinds and images to show, `number` of each kind.
+    """Returns the images to show with their kinds, `number` of each kind.
 
-    The best and the worst are those whose score is furthest on the right and
-    on the wrong side of their category's threshold. The choice does not depend
-    on order or batches.
+    The scores of the best are furthest on the right side of their category's
+    threshold, those of the worst furthest on the wrong side. The choice does
+    not depend on the order of the images or on batches.
     """
     rows = sorted(
       self.images, key=lambda row: (row.image.category, row.image.path)

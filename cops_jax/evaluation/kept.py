@@ -1,4 +1,4 @@
-"""Results kept in a work directory, and used again only for the same inputs."""
+"""Results stored in a run directory and reused only for the same inputs."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ _logger = logging.getLogger(__name__)
 
 
 class KeptResult:
-  """A data set's result in evaluation/NAME.json, with all that it depends on.
+  """A data set's result in evaluation/NAME.json, stored with its inputs.
 
   Attributes:
-    maps_folder: maps/NAME, or None if maps are not saved.
+    maps_folder: the folder maps/NAME, or None if maps are not saved.
   """
 
   def __init__(
@@ -51,15 +51,15 @@ class KeptResult:
     provenance: Mapping[str, Any],
     save_maps: bool,
   ):
-    """Opens or reserves the place of a result; writes nothing.
+    """Determines the result's file and inputs; writes nothing.
 
     Args:
-      workdir: of the run.
-      examples: from `cops_jax.datasets.load`.
-      fingerprint: of the examples.
-      provenance: see `results.Evaluated`; and the SHA-256 of the normal images
-        that this data set's are compared with.
-      save_maps: whether the anomaly maps are kept too.
+      workdir: run directory.
+      examples: data set from `cops_jax.datasets.load`.
+      fingerprint: fingerprint of the examples.
+      provenance: inputs as in `results.Evaluated`, and the SHA-256 of the
+        reference images.
+      save_maps: if True, the anomaly maps are part of the result.
     """
     names = ("version", "prompts_sha256", "backbone_sha256")
     names = (*names, "normal_images_sha256")
@@ -74,15 +74,16 @@ class KeptResult:
       "fingerprint": fingerprint,
       "num_images": len(examples),
     }
-    self._key = json.loads(json.dumps(key))  # As it will be read.
+    # Tuples become lists, as in the stored key.
+    self._key = json.loads(json.dumps(key))
     self._path = workdir / "evaluation" / f"{examples.name}.json"
     self.maps_folder = workdir / "maps" / examples.name if save_maps else None
 
   def read(self) -> DatasetResult | None:
-    """Returns the result of the same evaluation; None if it is to be repeated.
+    """Returns the stored result, or None if the evaluation must be repeated.
 
-    Damage is reported, and the evaluation repeated. So is one that skipped
-    files, which may be readable by now.
+    It must be repeated if an input changed, if the stored file is damaged
+    (which is reported), or if files were skipped, which may be readable now.
     """
     result = None
     try:
@@ -95,16 +96,18 @@ class KeptResult:
     except FileNotFoundError:
       pass
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-      _logger.warning("%s cannot be used again: %s", self._path, error)
+      _logger.warning("%s cannot be reused: %s", self._path, error)
     if result is None and self.maps_folder and jax.process_index() == 0:
-      with contextlib.suppress(OSError):  # Writing will fail too, and say why.
-        # A folder never holds maps of two evaluations.
+      # If this fails, writing fails too and reports the reason.
+      with contextlib.suppress(OSError):
+        # A folder never contains maps of two evaluations.
         delete(self._path)
-        for name in self._find_maps(".partial"):  # Of a killed process.
+        for name in self._find_maps(".partial"):  # A killed process left them.
           delete(self.maps_folder / name)
-    if not all(gather_objects(result is not None)):  # All evaluate, or none.
+    # Either all processes evaluate or none does.
+    if not all(gather_objects(result is not None)):
       return None
-    _logger.info("the result of an earlier evaluation: %s", self._path)
+    _logger.info("using the stored result %s", self._path)
     return result
 
   def _find_maps(self, *suffixes):
@@ -115,7 +118,7 @@ class KeptResult:
     }
 
   def write(self, result: DatasetResult) -> None:
-    """Keeps the result; warns if it cannot be written."""
+    """Stores the result; logs a warning if it cannot be written."""
     if jax.process_index() > 0:
       return
     content = {
@@ -126,11 +129,11 @@ class KeptResult:
     try:
       write_file(self._path, seal(content))
     except (InputError, OSError) as error:
-      _logger.warning("the result is not kept: %s", error)
+      _logger.warning("the result is not stored: %s", error)
 
 
 def _with_nan(values):
-  """JSON has null for NaN."""
+  """Returns values with NaN for None, because JSON stores NaN as null."""
   return {
     name: math.nan if value is None else value for name, value in values.items()
   }

@@ -1,4 +1,4 @@
-"""Evaluation on many data sets, one after the other; the same call resumes."""
+"""Evaluation on several data sets in turn; repeating the call resumes it."""
 
 from __future__ import annotations
 
@@ -69,24 +69,25 @@ def evaluate(
 ) -> Evaluated:
   """Evaluates trained prompts on data sets, all with one compiled step.
 
-  If a data set cannot be evaluated, the others still are. Each result is kept
-  in evaluation/NAME.json of the work directory, and used again only for the
-  same prompts, backbone, config, data and version.
+  If a data set cannot be evaluated, the remaining ones still are. Each result
+  is stored in evaluation/NAME.json of the run directory, and reused only for
+  the same prompts, backbone, config, data and version.
 
   Args:
     config: a ConfigDict with the fields of `cops_jax.config`.
-    workdir: run directory. If it cannot be written there is a warning.
-    names: data sets, see `datasets.load`; "all" for the thirteen published
-      ones, of which unprepared ones are skipped. By default
+    workdir: run directory. If it cannot be written, a warning is logged.
+    names: data sets, see `datasets.load`. "all" means the thirteen published
+      ones; those that are not prepared are skipped. The default is
       config.evaluation.datasets.
-    checkpoint: trained prompts, see `prompts.load_prompts`; by default
-      the work directory's own.
-    save_maps: whether to write the anomaly maps into maps/NAME.
-    allow_other_backbone: whether to accept another backbone's weights than
+    checkpoint: trained prompts, see `prompts.load_prompts`; by default those of
+      the run directory.
+    save_maps: if True, also writes the anomaly maps to maps/NAME.
+    allow_other_backbone: if True, accepts a backbone whose weights differ from
       those that the prompts were trained on.
 
   Raises:
-    InputError: a name is unknown, or prompts or backbone cannot be used.
+    InputError: if a name is unknown, or the prompts or the backbone cannot be
+      used.
   """
   workdir = to_path(workdir)
   names, may_skip = _expand(names or config.evaluation.datasets)
@@ -99,7 +100,7 @@ def evaluate(
   )
   found, failed = {}, {}
   with contextlib.ExitStack() as stack:
-    # Without write access there is nobody to collide with.
+    # A run directory that cannot be written needs no lock.
     with contextlib.suppress(WriteError):
       stack.enter_context(lock.hold(workdir, "evaluation"))
     skipped = _find_unprepared(run.config, may_skip)
@@ -110,7 +111,7 @@ def evaluate(
         )
         if examples.name in found:
           raise InputError(
-            f"another data set is called {examples.name!r} too; give their"
+            f"another data set is also called {examples.name!r}: give their"
             " folders different names"
           )
         found[examples.name] = run.evaluate(name, examples, workdir, save_maps)
@@ -126,7 +127,11 @@ def evaluate(
 
 
 def _expand(names):
-  """Returns known names, each once, and those of "all" that may be skipped."""
+  """Returns all names, each once, and those that can be skipped if unprepared.
+
+  Raises:
+    InputError: if a name is unknown.
+  """
   from cops_jax import datasets
 
   may_skip = ()
@@ -140,12 +145,13 @@ def _expand(names):
 
 
 def _find_unprepared(config, names):
-  """Returns and logs why data sets cannot be read, on any of the hosts."""
+  """Returns, and logs, reasons by data set that is unprepared on any host."""
   from cops_jax import datasets
 
   reasons = {}
   for name in names:
-    with contextlib.suppress(Exception):  # Raised again where it is opened.
+    # An error here is raised again when the data set is opened.
+    with contextlib.suppress(Exception):
       reasons[name] = datasets.why_unprepared(
         name, config.data_dir or None, config.manual_dir or None
       )
@@ -161,7 +167,7 @@ def _find_unprepared(config, names):
 
 @dataclasses.dataclass(frozen=True)
 class _Run:
-  """Trained prompts on the devices, ready to be evaluated."""
+  """Trained prompts on the devices, ready for evaluation."""
 
   config: Any
   evaluator: Evaluator
@@ -182,7 +188,8 @@ class _Run:
     )
     prompts_sha256 = prompts.hash_prompts(trainable)
     require_same({"SHA-256 of the prompts": prompts_sha256})
-    if not record and not is_trained:  # For calibration, detector and export.
+    # Calibration, the detector and export read the record.
+    if not record and not is_trained:
       in_first_process(_begin_run, workdir, config, backbone)
     provenance = {
       "version": __version__,
@@ -208,7 +215,7 @@ class _Run:
   def evaluate(
     self, name, examples, workdir: AnyPath, save_maps
   ) -> DatasetResult:
-    """Returns the data set's kept result, or a new one."""
+    """Returns the data set's stored result, or evaluates it."""
     fingerprint = examples.fingerprint()
     require_same(describe_data(examples, fingerprint))
     normal = normal_images.draw(self.config, name, examples)
@@ -240,13 +247,16 @@ def _describe_training(record):
 
 
 def _begin_run(workdir, config, backbone):
-  """Records a run that trains nothing, if the work directory can be written."""
+  """Records an untrained method's run, if its directory can be written."""
   with contextlib.suppress(WriteError):
     claim_workdir(workdir, Record(config.to_dict(), backbone.sha256))
 
 
 def _load_model(config, workdir, checkpoint, allow_other_backbone):
-  """Returns the config with a settled dtype, record, backbone and model."""
+  """Returns the config with its dtype settled, the record, backbone and model.
+
+  The record is None if there is none.
+  """
   is_trained = methods.find(config.method).IS_TRAINED
   has_prompts = is_trained or checkpoint != workdir
   record = (prompts.find_record if has_prompts else find_run)(checkpoint)
@@ -258,11 +268,11 @@ def _load_model(config, workdir, checkpoint, allow_other_backbone):
 
 
 def _load_checked_backbone(config, record, checkpoint, allow_other_backbone):
-  """Returns the backbone if it and the config are those of the training."""
+  """Returns the backbone, checked with the config against the training's."""
   if record is None:
     if methods.find(config.method).IS_TRAINED:
       _logger.warning(
-        "%s does not say which backbone it was trained on", checkpoint
+        "%s does not record which backbone it was trained on", checkpoint
       )
     return load_backbone(config)
   prompts.require_method(record, config.method, checkpoint)
@@ -275,7 +285,7 @@ def _load_checked_backbone(config, record, checkpoint, allow_other_backbone):
 
 
 def _describe_data(result, examples, fingerprint):
-  """Returns the result with the identity of its data and notes on them."""
+  """Returns the result with the identity of its data and all notes on it."""
   from cops_jax.datasets.further import count_differences
 
   differences = []

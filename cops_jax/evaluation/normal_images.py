@@ -1,4 +1,4 @@
-"""A few normal images of each category, and the memory of their patches."""
+"""Reference images of each category, and the memory of their patches."""
 
 from __future__ import annotations
 
@@ -34,12 +34,13 @@ SPLIT = "train"
 
 @dataclasses.dataclass(frozen=True)
 class NormalImages:
-  """Normal images of each category of a data set.
+  """Reference images of each category of a data set.
 
   Attributes:
-    categories: of the examples that are to be evaluated, in their order.
-    paths: by category, sorted.
-    pixels: by category, uint8 (k, h, w, 3); after each image its tiles.
+    categories: categories of the evaluated examples, in their order.
+    paths: sorted paths of the reference images by category.
+    pixels: images by category, uint8 (k, h, w, 3); each is followed by its
+      tiles.
   """
 
   categories: Sequence[str]
@@ -48,13 +49,13 @@ class NormalImages:
 
   @property
   def sha256(self) -> str:
-    """SHA-256 of the categories and their pixels, in hexadecimal."""
+    """Hexadecimal SHA-256 of the categories and their pixels."""
     rows = sorted((name, hash_images(self.pixels[name])) for name in self.paths)
     return hashlib.sha256(repr(rows).encode()).hexdigest()
 
 
 def hash_images(images: Iterable[Integer[np.ndarray, "h w 3"]]) -> str:
-  """Returns one SHA-256 of images, in any order, in hexadecimal."""
+  """Returns the hexadecimal SHA-256 of images; their order does not matter."""
   digests = sorted(
     hashlib.sha256(np.ascontiguousarray(image)).digest() for image in images
   )
@@ -64,22 +65,22 @@ def hash_images(images: Iterable[Integer[np.ndarray, "h w 3"]]) -> str:
 def draw(
   config: Any, name: str, examples: Sequence[Mapping[str, Any]]
 ) -> NormalImages | None:
-  """Draws normal images of the training split for each category.
+  """Draws reference images for each category from the training split.
 
   An image is drawn by the hash of the seed and its id, so the choice does not
-  depend on order, batches or processes, all of which call this.
+  depend on order, batches or processes. All processes call this function.
 
   Args:
     config: a ConfigDict with the fields of `cops_jax.config`.
-    name: the data set's, see `datasets.load`.
-    examples: that are to be evaluated.
+    name: name of the data set, see `datasets.load`.
+    examples: examples to evaluate.
 
   Returns:
-    None if the config wants none.
+    The reference images, or None if config.evaluation.num_normal_images is 0.
 
   Raises:
-    InputError: there is no training split, a category has too few normal
-      images in it, or an image cannot be read.
+    InputError: if there is no training split, it has too few normal images of
+      a category, or an image cannot be read.
   """
   if not config.evaluation.num_normal_images:
     return None
@@ -94,8 +95,9 @@ def _draw(config, name, examples):
     normal = load_examples(config, name, SPLIT)
   except InputError as error:
     raise InputError(
-      f"config.evaluation.num_normal_images is {number}, and normal images are"
-      f" drawn from the split {SPLIT!r}: {error}"
+      f"config.evaluation.num_normal_images is {number}, but the split"
+      f" {SPLIT!r}, from which reference images are drawn, cannot be read:"
+      f" {error}"
     ) from error
   categories = [row[0] for row in examples.categories_and_labels()]
   ranked = {category: [] for category in sorted(set(categories))}
@@ -109,7 +111,7 @@ def _draw(config, name, examples):
   for category, places in ranked.items():
     if len(places) < number:
       raise InputError(
-        f"config.evaluation.num_normal_images is {number}, and the split"
+        f"config.evaluation.num_normal_images is {number}, but the split"
         f" {SPLIT!r} of data set {name!r} has {len(places)} normal images of"
         f" {category!r}"
       )
@@ -129,12 +131,13 @@ def make_memory_step(
   mesh: Mesh,
   backbone_shardings: Sharding | Mapping[str, Any] | None = None,
 ) -> Callable[..., dict[str, Any]]:
-  """Returns the step from normal images to the memory of their patches.
+  """Returns the step from reference images to the memory of their patches.
 
   Args:
-    model: a method's.
-    mesh: to split batches over.
-    backbone_shardings: None if every device has a copy.
+    model: model of a method.
+    mesh: devices that batches are split over.
+    backbone_shardings: shardings of the backbone's parameters; None if every
+      device has a copy.
 
   Returns:
     `step(backbone_params, images)`, which all processes call with the same
@@ -153,13 +156,13 @@ def make_memory_step(
     static_argnums=1,
     out_shardings=replicated_sharding(mesh),
   )
-  # Each process puts its own rows on its devices.
+  # Each process places its part of a batch on its own devices.
   process, processes = 0, 1
   if mesh.is_multi_process:
     process, processes = jax.process_index(), jax.process_count()
 
   def step(backbone_params, images):
-    # A batch is no larger than necessary.
+    # The smallest batch that holds the images, up to the default size.
     number = num_batches(len(images), mesh.size) * mesh.size
     size, parts = min(number, default_batch_size(mesh)), []
     local_size = size // processes

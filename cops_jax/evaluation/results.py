@@ -1,4 +1,4 @@
-"""Values that an evaluation returns, and their means."""
+"""Results of an evaluation, and means over categories and data sets."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import numpy as np
 
 from cops_jax.metrics import METRICS
 
-Curve = Sequence[Sequence[float]]  # x and y.
+Curve = Sequence[Sequence[float]]  # All x values, then all y values.
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageResult:
-  """One evaluated image, a row of scores.csv."""
+  """Result of one image; a row of scores.csv."""
 
   dataset: str
   category: str
@@ -27,16 +27,16 @@ class ImageResult:
 
 @dataclasses.dataclass(frozen=True)
 class CategoryResult:
-  """A category's metrics, with all its images and all its pixels pooled.
+  """Metrics of a category, computed over all its images and all their pixels.
 
   Attributes:
-    metrics: in [0, 1]; NaN where undefined.
-    undefined: the reason, by undefined metric.
-    image_threshold, pixel_threshold: the scores of the largest F1; NaN where
-      that is undefined.
-    curves: x and y of the defined ones among "image_roc", "image_pr",
-      "pixel_roc", "pixel_pr" and "pixel_pro".
-    num_masks: masks with anomalous pixels that pixel metrics are over.
+    metrics: values in [0, 1] by metric; NaN if undefined.
+    undefined: reasons by undefined metric.
+    image_threshold, pixel_threshold: thresholds of the largest F1; NaN if it
+      is undefined.
+    curves: defined curves by name: "image_roc", "image_pr", "pixel_roc",
+      "pixel_pr" and "pixel_pro".
+    num_masks: number of masks with anomalous pixels in the pixel metrics.
   """
 
   metrics: Mapping[str, float]
@@ -49,13 +49,13 @@ class CategoryResult:
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-  """One image in the report.
+  """An image shown in the report.
 
   Attributes:
     kind: "best", "worst" or "random".
-    image: its result.
-    tiles: see `drawing.picture_tiles`.
-    low, high: the ends of the colour scale.
+    image: result of the image.
+    tiles: pictures from `drawing.picture_tiles`.
+    low, high: values of the anomaly map at the ends of the colour scale.
   """
 
   kind: str
@@ -67,23 +67,23 @@ class Picture:
 
 @dataclasses.dataclass(frozen=True)
 class DatasetResult:
-  """A data set's results.
+  """Results of a data set.
 
   Attributes:
-    categories: by name, sorted.
-    images: sorted by category and path.
-    pictures: some of the images.
-    skipped: unreadable files, which count nowhere, and the reasons.
+    categories: results by category, sorted by name.
+    images: results of the images, sorted by category and path.
+    pictures: images to show in the report.
+    skipped: reasons by path of unreadable files, which no metric includes.
     identity: version or folder of the data.
-    data_sha256: fingerprint of the data's contents.
-    notes: on the data: omissions, guesses and differences from the published
-      ones.
-    normal_images: paths of the images that each category's were compared
-      with, by category; empty for none.
-    is_published: whether the data are one of the published data sets
-      with the known numbers of images. Only these are compared with the paper.
-    seconds: duration of the evaluation, compilation included.
-    peak_memory_bytes: of the process until then.
+    data_sha256: fingerprint of the data.
+    notes: omissions, guesses and differences from the published data set.
+    normal_images: paths of the reference images by category; empty without
+      reference images.
+    is_published: True for a published data set with the known numbers of
+      images. Only these are compared with the papers.
+    seconds: duration of the evaluation, including compilation.
+    peak_memory_bytes: peak memory of the process up to the end of the
+      evaluation.
   """
 
   categories: Mapping[str, CategoryResult]
@@ -102,23 +102,23 @@ class DatasetResult:
 
   @property
   def mean(self) -> dict[str, float]:
-    """Mean over the categories where a metric is defined, equally weighted."""
+    """Mean of each metric over the categories that define it."""
     return mean_metrics(row.metrics for row in self.categories.values())
 
   @property
   def num_masks(self) -> int:
-    """Masks with anomalous pixels that pixel metrics are over."""
+    """Number of masks with anomalous pixels in the pixel metrics."""
     return sum(row.num_masks for row in self.categories.values())
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluated:
-  """The outcome for each data set.
+  """Outcome of an evaluation on several data sets.
 
   Attributes:
-    results: of the data sets that were evaluated, now or before.
-    skipped: the reasons, by data set that is not prepared.
-    failed: the reasons, by data set that could not be evaluated.
+    results: results by data set, computed now or in an earlier evaluation.
+    skipped: reasons by data set that is not prepared.
+    failed: reasons by data set that could not be evaluated.
     provenance: prompts, backbone, config, versions and device.
   """
 
@@ -129,7 +129,7 @@ class Evaluated:
 
 
 def mean_metrics(rows: Iterable[Mapping[str, float]]) -> dict[str, float]:
-  """Returns each metric's mean over the rows that define it, else NaN."""
+  """Returns each metric's mean over the rows that define it, or NaN."""
   rows = list(rows)
   means = {}
   for name in METRICS:
@@ -141,13 +141,14 @@ def mean_metrics(rows: Iterable[Mapping[str, float]]) -> dict[str, float]:
 def group_means(
   results: Mapping[str, DatasetResult], domains: Mapping[str, str]
 ) -> dict[str, dict[str, float]]:
-  """Returns means over data sets, equally weighted, as in the paper's tables.
+  """Returns means over groups of data sets, as in the papers' tables.
 
-  A group of fewer than two data sets has no mean.
+  Data sets have equal weights. A group of fewer than two has no mean.
 
   Args:
-    results: by data set.
-    domains: "industrial" or "medical" by data set; others may be absent.
+    results: results by data set.
+    domains: "industrial" or "medical" by data set. Data sets without a domain
+      count in the overall mean only.
   """
   groups = {
     "industrial mean": [n for n in results if domains.get(n) == "industrial"],
@@ -162,7 +163,7 @@ def group_means(
 
 
 def without_nan(value: Any) -> Any:
-  """Returns nested dicts and sequences with None for NaN, which JSON lacks."""
+  """Returns nested values with None for each NaN, which JSON cannot store."""
   if isinstance(value, Mapping):
     return {name: without_nan(item) for name, item in value.items()}
   if isinstance(value, (list, tuple)):

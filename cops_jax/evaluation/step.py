@@ -1,4 +1,4 @@
-"""The compiled step from a batch to its scores and maps."""
+"""The compiled step from a batch to its scores and anomaly maps."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from cops_jax.backbones.features import (
 from cops_jax.backbones.vision import sizes_of
 from cops_jax.runtime.mesh import jit_step
 
-# The subtree, beside trained ones, of normal images' patches.
+# Subtree of the trainable parameters with the reference images' patches.
 MEMORY = "memory"
 
 # Fields of a batch that the step reads.
@@ -31,12 +31,13 @@ def detect_anomalies(
   variables: Mapping[str, Any],
   batch: Mapping[str, jax.Array],
 ) -> dict[str, jax.Array]:
-  """Returns scores and maps of a batch.
+  """Returns scores and anomaly maps of a batch.
 
   Args:
-    model, variables: a method's. Patches of normal images may be under
-      "memory", see `normal_images.make_memory_step`.
-    batch: the inputs of `encode_batch`.
+    model: model of a method.
+    variables: the model's variables. The subtree "memory" contains the patches
+      of reference images, if any; see `normal_images.make_memory_step`.
+    batch: inputs of `encode_batch`.
 
   Returns:
     image_score (b,) and anomaly_map (b, h, w), float32 in [0, 1].
@@ -68,17 +69,18 @@ def make_predict_step(
   mesh: Mesh,
   backbone_shardings: Sharding | Mapping[str, Any] | None = None,
 ) -> Callable[..., dict[str, jax.Array]]:
-  """Compiles the step from a batch to its scores and maps.
+  """Returns the compiled step from a batch to its scores and anomaly maps.
 
   Args:
-    model: a method's.
-    mesh: to split batches over.
-    backbone_shardings: None if every device has a copy.
+    model: model of a method.
+    mesh: devices that batches are split over.
+    backbone_shardings: shardings of the backbone's parameters; None if every
+      device has a copy.
 
   Returns:
     `step(trainable, backbone_params, batch)`, which returns image_score (b,)
-    and anomaly_map (b, h, w), float32 in [0, 1]. A batch has the inputs of
-    `encode_batch`.
+    and anomaly_map (b, h, w), float32 in [0, 1]. A batch contains the inputs
+    of `encode_batch`.
   """
 
   def predict_step(trainable, backbone_params, batch):

@@ -1,1 +1,1 @@
-"""Results as tables, files, a page and a model card."""
+"""Results as tables, files, reports and a model card."""

@@ -1,4 +1,4 @@
-"""A data set's histogram and curves, drawn by matplotlib as SVG."""
+"""Histogram and curves of a data set, drawn by matplotlib as SVG."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cops_jax.reporting.tables import percent
 from cops_jax.scoring import ANOMALY
 
 _RATE, _RECALL = "false-positive rate", "recall"
-# By curve: title, axes, and the metric that sums it up.
+# Title, axes and metric of each curve.
 _CURVES = {
   "image_roc": ("Image ROC", _RATE, "true-positive rate", "AUROC"),
   "image_pr": ("Image precision and recall", _RECALL, "precision", "AP"),
@@ -24,8 +24,9 @@ _CURVES = {
 }
 _NUM_BINS = 30
 _POINTS = 340, 250  # Width and height.
-_NAMED = "named "  # Begins the id of what gets a tooltip.
-# Drawn in these colors, which become the page's: it is light or dark.
+_NAMED = "named "  # Prefix of the ids of elements that get a tooltip.
+# matplotlib draws in these colors. They are then replaced by CSS variables,
+# because the page is light or dark.
 _COLORS = {
   name: f"#fe01{number:02x}"
   for number, name in enumerate(
@@ -34,7 +35,7 @@ _COLORS = {
 }
 _STYLE = {
   "svg.fonttype": "none",
-  "svg.hashsalt": "cops_jax",  # The same results give the same page.
+  "svg.hashsalt": "cops_jax",  # Makes the page reproducible.
   "font.size": 11.5,
   "axes.titlesize": 13,
   "axes.titleweight": "bold",
@@ -51,10 +52,10 @@ _STYLE = {
 
 
 def draw_charts(result: DatasetResult) -> list[str]:
-  """Returns SVG elements: the histogram of image scores and defined curves.
+  """Returns SVG elements: the histogram of image scores and all defined curves.
 
-  Their colors are CSS variables of the page. A curve and a threshold have the
-  name of their category as tooltip.
+  Their colors are CSS variables of the page. The tooltip of a curve or a
+  threshold is the name of its category.
   """
   labels = ("Image scores", "score", "images", "AUROC")
   charts = [
@@ -73,7 +74,7 @@ def draw_charts(result: DatasetResult) -> list[str]:
 
 
 def _draw(labels, value, plot, arguments):
-  """Returns an SVG element for a page that has others."""
+  """Returns an SVG element that can share a page with other SVG elements."""
   import matplotlib
   from matplotlib.figure import Figure
 
@@ -152,11 +153,11 @@ def _plot_curves(axes, name, rows):
 
 
 def _at_threshold(row: CategoryResult, level: str):
-  """Returns rates at the threshold of the largest F1.
+  """Returns the rates at the threshold of the largest F1.
 
   Returns:
-    False-positive rate, recall, precision, and the share of anomalous items,
-    which is the precision of chance.
+    False-positive rate, recall, precision and the share of anomalous items,
+    which is the precision of random scores.
   """
   recall, precision = (np.asarray(axis) for axis in row.curves[f"{level}_pr"])
   share = precision[-1]

@@ -1,4 +1,4 @@
-"""Tables of metrics over several runs: means, deviations and differences."""
+"""Tables that compare runs: means, standard deviations and differences."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from cops_jax.reporting.tables import (
 )
 from cops_jax.tables import align, one_line
 
-# Contents of results.json by name, such as a method, and run, such as a seed.
+# Contents of results.json by name and run, such as a method and a seed.
 Runs = Mapping[str, Mapping[Hashable, Mapping[str, Any]]]
 
 
@@ -28,13 +28,14 @@ class Row:
   """A metric of a data set over the runs of one name, in [0, 1].
 
   Attributes:
-    dataset: or "industrial mean", "medical mean" or "overall mean".
-    name: that the runs share.
-    metric: see `cops_jax.metrics`.
-    values: by run, where the metric is defined.
-    reference: a number to compare the mean with; NaN if there is none.
-    is_comparable: whether the reference is of the same data.
-    is_alike: whether the runs are on the same data.
+    dataset: name of the data set, or "industrial mean", "medical mean" or
+      "overall mean".
+    name: name that the runs share.
+    metric: one of `cops_jax.metrics.METRICS`.
+    values: defined values by run.
+    reference: value that the mean is compared with; NaN if there is none.
+    is_comparable: True if the reference was measured on the same data.
+    is_alike: True if all runs were evaluated on the same data.
   """
 
   dataset: str
@@ -47,7 +48,7 @@ class Row:
 
   @property
   def mean(self) -> float:
-    """Mean over the runs; NaN without runs or if their data differ."""
+    """Mean over the runs; NaN if there are none or their data differ."""
     if not self.values or (len(self.values) > 1 and not self.is_alike):
       return math.nan
     return _mean(self.values.values())
@@ -61,14 +62,14 @@ class Row:
 
   @property
   def difference(self) -> float:
-    """Mean minus reference; NaN if they cannot be compared."""
+    """Mean minus reference; NaN if they are not comparable."""
     return self.mean - self.reference if self.is_comparable else math.nan
 
   @property
   def text(self) -> str:
-    """Mean, deviation and difference in percent, as far as they are defined."""
+    """Mean in percent, with deviation and difference if they are defined."""
     if self.values and math.isnan(self.mean):
-      return "unlike data"
+      return "data differ"
     text = percent(self.mean)
     if not math.isnan(self.deviation):
       text += f" ± {percent(self.deviation)}"
@@ -83,22 +84,23 @@ def compare(
   base: str = "",
   papers: Mapping[str, Mapping[str, Mapping[str, float]]] | None = None,
 ) -> list[Row]:
-  """Returns rows of a table of means over runs.
+  """Returns the rows of a table of means over runs.
 
-  Rows of groups of data sets follow: means over the data sets for which every
-  name has a mean.
+  The last rows are means over groups of data sets, over the data sets for
+  which every name has a mean.
 
   Args:
-    runs: to compare.
-    base: name whose mean over the same runs is the others' reference.
-    papers: references by name, data set and metric. They are comparable where
-      the data are the published ones.
+    runs: results to compare.
+    base: name whose mean over the same runs is the reference of every other
+      name.
+    papers: references by name, data set and metric. They are comparable if the
+      runs used the published data.
   """
   means = {
     name: {run: means_of(content) for run, content in contents.items()}
     for name, contents in runs.items()
   }
-  facts = {}  # Each data set's, in all runs.
+  facts = {}  # Results of all runs by data set.
   for contents in runs.values():
     for content in contents.values():
       for dataset, row in content["datasets"].items():
@@ -172,12 +174,13 @@ def _mean(values):
 
 
 def format_rows(rows: Sequence[Row], title: str, reference: str = "") -> str:
-  """Returns a table to read, in percent, with a column for each metric.
+  """Returns a text table in percent with a column for each metric.
 
   Args:
-    rows: from `compare`.
-    title: of the column of names.
-    reference: what the references are; if it is given they get lines.
+    rows: rows from `compare`.
+    title: heading of the column of names.
+    reference: label of the references, which get their own lines. An empty
+      string omits them.
   """
   metrics = [m for m in METRICS if any(row.metric == m for row in rows)]
   lines = {}
@@ -200,10 +203,10 @@ def format_rows(rows: Sequence[Row], title: str, reference: str = "") -> str:
 
 
 def write_rows(path: AnyPath, rows: Sequence[Row]) -> None:
-  """Writes `compare`'s rows as comma-separated values in [0, 1].
+  """Writes rows from `compare` as comma-separated values in [0, 1].
 
   Raises:
-    InputError: the file cannot be written.
+    InputError: if the file cannot be written.
   """
   write_csv(
     path,

@@ -1,4 +1,4 @@
-"""A folder of predictions: a page, lines, a table and pictures."""
+"""The folder of `cops predict --out`: report, JSON lines, CSV and pictures."""
 
 from __future__ import annotations
 
@@ -33,41 +33,41 @@ _COLUMNS = (
 
 
 def replace_earlier(out: AnyPath, names: Collection[str]) -> None:
-  """Deletes the files that an earlier run wrote, and lists those of this one.
+  """Deletes the files of an earlier run and lists the new ones in the manifest.
 
-  Other files are kept and reported.
+  Files that the command did not write are kept and reported.
 
   Args:
-    out: the folder.
-    names: of the files that will be written to it, relative to it.
+    out: output folder.
+    names: names of the files to write, relative to the folder.
 
   Raises:
-    InputError: one of the names is another file's, or the folder cannot be
-      written.
+    InputError: if a file that the command did not write has one of the names,
+      or the folder cannot be written.
   """
   manifest = out / MANIFEST
-  there = {*files.find_files(out)} - {MANIFEST}
+  existing = {*files.find_files(out)} - {MANIFEST}
   earlier = set()
   if files.is_file(manifest):
     try:
-      earlier = {*map(str, json.loads(files.read_file(manifest)))} & there
+      listed = {*map(str, json.loads(files.read_file(manifest)))}
     except (TypeError, ValueError) as error:
       raise InputError(f"{manifest} is damaged: delete it") from error
-  # A list may be anybody's.
-  earlier = {name for name in earlier if _OWN.fullmatch(name)}
-  others = sorted(there - earlier)
-  if taken := sorted({*names} & {*others}):
+    # The manifest can be forged: only names that this command writes count.
+    earlier = {name for name in listed & existing if _OWN.fullmatch(name)}
+  foreign = sorted(existing - earlier)
+  if taken := sorted({*names} & {*foreign}):
     raise InputError(
       f"{out / taken[0]} was not written by this command and would be replaced:"
-      " choose another folder, or delete it"
+      " choose another folder, or delete the file"
     )
   files.write_file(manifest, files.to_json(sorted({*names} | earlier)))
   for name in earlier:
     files.delete(out / name)
   files.write_file(manifest, files.to_json(sorted(names)))
-  if others:
-    named = ", ".join(shorten_list(others, 3))
-    _logger.info("%s has other files, which are kept: %s", out, named)
+  if foreign:
+    named = ", ".join(shorten_list(foreign, 3))
+    _logger.info("files in %s that are not results are kept: %s", out, named)
 
 
 def write(
@@ -81,15 +81,15 @@ def write(
   """Writes predictions.jsonl, predictions.csv and index.html.
 
   Args:
-    out: the folder.
-    rows: of `predict.to_row`, with the names of pictures in the folder.
-    thumbnails: WebP files by the pictures' names.
-    summary: what is said first.
-    thresholds: of the verdicts, if there are any.
-    is_toy: whether the scores are those of the demo's CLIP.
+    out: output folder.
+    rows: rows from `predict.to_row`, with the names of pictures in the folder.
+    thumbnails: WebP files by the names of the pictures.
+    summary: heading of the report.
+    thresholds: thresholds of the verdicts; None if there are no verdicts.
+    is_toy: True if the scores come from the toy CLIP.
 
   Raises:
-    InputError: they cannot be written.
+    InputError: if a file cannot be written.
   """
   lines = "".join(files.to_json(row) + "\n" for row in rows)
   files.write_file(out / LINES, lines)
@@ -97,7 +97,7 @@ def write(
   writer = csv.writer(table)
   writer.writerow(_COLUMNS)
   writer.writerows([_cell(row.get(name)) for name in _COLUMNS] for row in rows)
-  # Spreadsheets recognise UTF-8 by its mark alone.
+  # Spreadsheets recognize UTF-8 by its byte-order mark only.
   files.write_file(out / TABLE, table.getvalue().encode("utf-8-sig"))
   text = render_page(
     "found.html.jinja",
@@ -108,7 +108,8 @@ def write(
     },
     address=urllib.parse.quote,
     thresholds=thresholds,
-    mark=round(100 * math.sqrt(0.5), 1),  # On a scale up to twice of it.
+    # The scale ends at twice the pixel threshold and is square-rooted.
+    mark=round(100 * math.sqrt(0.5), 1),
     is_toy=is_toy,
   )
   files.write_file(out / PAGE, text)
@@ -117,5 +118,5 @@ def write(
 def _cell(value):
   if not isinstance(value, str):
     return json.dumps(value) if isinstance(value, list) else value
-  # No formula in a spreadsheet.
+  # A spreadsheet would run these as formulas.
   return f"'{value}" if value.startswith(tuple("=+-@\t\r")) else value

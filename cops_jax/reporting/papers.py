@@ -1,4 +1,4 @@
-"""Results of papers and of their reproductions, shown beside a run's."""
+"""Published results of the methods, to compare a run's results with."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ _ALL = {
   "anomalyclip": ("image_auroc", "image_ap", "pixel_auroc", "pixel_aupro_200"),
   "uniadet": ("image_auroc", "pixel_ap"),
 }
-# By method and data set, in percent. Data sets without masks have the first two
-# metrics, data sets without normal images the last two.
+# Percentages by method and data set. Data sets without masks have the first two
+# metrics only, data sets without normal images the last two.
 _PERCENT = {
   "cops": {
     "mvtec_ad": (95.0, 97.8, 93.4, 41.9),
@@ -48,8 +48,8 @@ _PERCENT = {
 _PIXELS_ONLY = ("isic", "cvc_colondb", "cvc_clinicdb", "kvasir", "endo")
 
 
-# UniADet's image AUROC and pixel AP, in percent, for the data sets below, by
-# backbone and number of normal images.
+# UniADet's image AUROC and pixel AP in percent on the data sets below, by
+# backbone and number of reference images for each category.
 _UNIADET_DATASETS = ("mvtec_ad", "visa", "real_iad")
 _UNIADET_PERCENT = {
   ("clip", 0): ((92.4, 42.8), (88.0, 28.0), (78.6, 33.6)),
@@ -62,8 +62,8 @@ _UNIADET_PERCENT = {
   ("dinov2", 4): ((98.7, 65.4), (96.9, 45.2), (90.3, 48.5)),
   ("dinov3", 4): ((98.2, 69.0), (97.1, 45.5), (88.5, 49.8)),
 }
-# Its authors have published no code. By backbone and data set, without normal
-# images.
+# UniADet's authors have published no code; these are reproductions by others,
+# by backbone and data set, without reference images.
 _UNIADET_REPRODUCED = {
   ("clip", "mvtec_ad"): "image AUROC 90.0 to 91.4 and pixel AP 43.3 to 44.2 on"
   " MVTec AD, with CLIP without its projection",
@@ -73,11 +73,14 @@ _UNIADET_REPRODUCED = {
 
 
 def paper_results(config: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-  """Returns a paper's metrics by data set, in [0, 1].
+  """Returns the metrics of a method's paper by data set, in [0, 1].
+
+  The result is empty for a method without a paper. Only UniADet's paper has
+  results with reference images; they depend on the backbone.
 
   Args:
-    config: nested dictionaries. A method without a paper has no results, and
-      with normal images only UniADet has; its depend on the backbone too.
+    config: nested dictionaries, of which the method, backbone.kind and
+      evaluation.num_normal_images are read.
   """
   method = config["method"]
   percent = {} if num_normal_images(config) else _PERCENT.get(method, {})
@@ -97,7 +100,9 @@ def paper_results(config: Mapping[str, Any]) -> dict[str, dict[str, float]]:
 
 
 def reproduced_results(config: Mapping[str, Any], name: str) -> str:
-  """Returns, in words, what others' reproductions of a paper had, in percent.
+  """Returns a text with the results of reproductions by others, in percent.
+
+  It is empty if there are none.
 
   Args:
     config: see `paper_results`.
@@ -113,5 +118,5 @@ def _uniadet_key(config):
 
 
 def num_normal_images(config: Mapping[str, Any]) -> int:
-  """Returns the number of normal images in a recorded config."""
+  """Returns the number of reference images, 0 for configs of older versions."""
   return config.get("evaluation", {}).get("num_normal_images", 0)

@@ -1,4 +1,4 @@
-"""A report of an evaluation to look at: report.html."""
+"""The report of an evaluation, report.html."""
 
 from __future__ import annotations
 
@@ -36,9 +36,10 @@ from cops_jax.scoring import ANOMALY
 from cops_jax.tables import group_by_reason, shorten_list
 from cops_jax.weights.clip import DEMO_CLIP
 
-# By whether an image is anomalous and whether it is called so: the verdict, and
-# whether it is right. Here and on the page of `cops demo` right verdicts are
-# green, wrong ones are red, and nothing else is green or red.
+# Keys: whether the image is anomalous, and whether it is called anomalous.
+# Values: the name of the verdict, and whether it is right. Here and on the page
+# of `cops demo`, right verdicts are green, wrong ones are red, and nothing else
+# is green or red.
 _VERDICTS = {
   (True, True): ("found", True),
   (True, False): ("missed", False),
@@ -48,10 +49,13 @@ _VERDICTS = {
 
 
 def write(workdir: str | os.PathLike, evaluated: Evaluated) -> AnyPath:
-  """Writes report.html, results.json and scores.csv; returns the first's path.
+  """Writes report.html, results.json and scores.csv into a run directory.
+
+  Returns:
+    The path of report.html.
 
   Raises:
-    InputError: they cannot be written.
+    InputError: if a file cannot be written.
   """
   workdir = to_path(workdir)
   write_results(workdir, evaluated)
@@ -59,17 +63,17 @@ def write(workdir: str | os.PathLike, evaluated: Evaluated) -> AnyPath:
 
 
 def write_report(workdir: AnyPath, evaluated: Evaluated) -> AnyPath:
-  """Writes report.html, which needs no other file and no network.
+  """Writes report.html, which depends on no other file and no network.
 
   Args:
-    workdir: receives the file.
-    evaluated: what to show.
+    workdir: run directory.
+    evaluated: results to show.
 
   Returns:
-    The file's path.
+    The path of report.html.
 
   Raises:
-    InputError: it cannot be written.
+    InputError: if the file cannot be written.
   """
   provenance, results = evaluated.provenance, evaluated.results
   config = {"method": "cops", **provenance["config"]}
@@ -89,7 +93,7 @@ def write_report(workdir: AnyPath, evaluated: Evaluated) -> AnyPath:
     is_toy=config["backbone"]["weights"] == DEMO_CLIP,
     metrics=METRICS,
     results=results,
-    # The paper's means would be over other data sets unless all are there.
+    # No paper's mean is shown: it can be over other data sets than these.
     means=means | group_means(results, domains()),
     papers=papers,
     reproduced="; ".join(
@@ -115,11 +119,12 @@ def write_report(workdir: AnyPath, evaluated: Evaluated) -> AnyPath:
 
 
 def render_page(template: str, **values: Any) -> str:
-  """Returns a page's text, with the command, the time and the map's colours.
+  """Returns a page's text.
 
   Args:
     template: file name of a template of this package.
-    **values: for the template.
+    **values: variables of the template. The command, the time and the colours
+      of anomaly maps are added.
   """
   program, *arguments = sys.argv
   command = f"{pathlib.Path(program).name} {shlex.join(arguments)}".strip()
@@ -137,7 +142,7 @@ def render_page(template: str, **values: Any) -> str:
 
 
 def make_environment() -> Any:
-  """Returns jinja2's environment with the templates of this package."""
+  """Returns a jinja2 environment with the templates of this package."""
   import jinja2
 
   folder = resources.files("cops_jax.reporting").joinpath("templates")
@@ -159,11 +164,14 @@ def _describe_task(config):
   number = num_normal_images(config)
   if not number:
     return "zero-shot anomaly detection"
-  return f"anomaly detection with normal images ({number} of each category)"
+  return (
+    f"anomaly detection with {number} reference"
+    f" image{'' if number == 1 else 's'} of each category"
+  )
 
 
 def _summarize(results):
-  """Says in one sentence how many images were called what."""
+  """Returns a sentence with the numbers of right and wrong verdicts."""
   counts = collections.Counter()
   for result in results.values():
     for image in result.images:
@@ -171,16 +179,16 @@ def _summarize(results):
       counts[_verdict(image, threshold)] += 1
   if not any(counts[verdict] for verdict in _VERDICTS.values()):
     return (
-      "There are no verdicts on images: no category has both normal and"
-      " anomalous ones."
+      "There are no verdicts, because no category has both normal and anomalous"
+      " images."
     )
   found, missed, alarms, correct = (counts[v] for v in _VERDICTS.values())
   data = (
     f"{len(results)} data sets" if len(results) > 1 else next(iter(results))
   )
   return (
-    f"{found:,} of {found + missed:,} anomalous images of {data} were found,"
-    f" and {alarms:,} of {alarms + correct:,} normal ones were false alarms."
+    f"{found:,} of {found + missed:,} anomalous images of {data} were found;"
+    f" {alarms:,} of {alarms + correct:,} normal images were false alarms."
   )
 
 
@@ -192,7 +200,7 @@ def _verdict(image, threshold):
 
 
 def _reasons(result):
-  """Returns why metrics are undefined, a sentence for each reason."""
+  """Yields a line for each reason why metrics are undefined."""
   found = {}
   for category, row in result.categories.items():
     for metric, reason in row.undefined.items():
@@ -205,7 +213,7 @@ def _reasons(result):
 
 
 def _place(picture, threshold):
-  """Returns where a pixel threshold is on the colours of a map, in percent."""
+  """Returns the position of a pixel threshold on the colour bar, in percent."""
   place = (threshold - picture.low) / max(picture.high - picture.low, 1e-12)
-  # The root is taken as in `heat_colors`.
+  # The bar is square-rooted, as colours are in `heat_colors`.
   return round(100 * math.sqrt(min(max(place, 0), 1)), 1)

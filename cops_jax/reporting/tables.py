@@ -1,4 +1,4 @@
-"""An evaluation's results as a table to read and as files."""
+"""Results of an evaluation as a text table and as files."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ from cops_jax.metrics import METRICS
 from cops_jax.paths import AnyPath
 from cops_jax.tables import align, one_line, shorten_list
 
-# To be increased when a field of results.json changes meaning or is removed.
+# Increase it when a field of results.json changes its meaning or is removed.
 SCHEMA_VERSION = 1
 
 
 def percent(value: float, form: str = ".1f") -> str:
-  """Returns a metric for tables; `n/a` if it is undefined."""
+  """Returns a metric as text in percent, or `n/a` if it is undefined."""
   return "n/a" if math.isnan(value) else f"{100 * value:{form}}"
 
 
 def domains() -> dict[str, str]:
-  """Returns the domain of each published data set, by name."""
+  """Returns "industrial" or "medical" by name of each published data set."""
   from cops_jax.datasets.specifications import SPECIFICATIONS
 
   return {name: row.domain for name, row in SPECIFICATIONS.items()}
 
 
 def format_table(results: Mapping[str, DatasetResult]) -> str:
-  """Returns a table to read, in percent; `n/a` if a metric is undefined."""
+  """Returns a text table in percent; undefined metrics are `n/a`."""
 
   def line(name, category, row):
     cells = (percent(row[metric]) for metric in METRICS)
     return one_line(name), one_line(category), *cells
 
   lines = [("data set", "category", *METRICS.values())]
-  rules = [1]  # Where a rule stands above a line.
+  rules = [1]  # Indices of lines with a rule above them.
   for name, result in results.items():
     for category, row in result.categories.items():
       lines.append(line(name, category, row.metrics))
@@ -61,12 +61,12 @@ def format_table(results: Mapping[str, DatasetResult]) -> str:
     if result.skipped:
       number = len(result.images) + len(result.skipped)
       texts.append(
-        f"{name}: {len(result.skipped)} of {number} images left out, as they"
-        " could not be read: see results.json"
+        f"{name}: {len(result.skipped)} of {number} images could not be read"
+        " and were skipped; see results.json"
       )
     if result.num_masks:
       texts.append(
-        f"{name}: pixel metrics are over {result.num_masks} masks of"
+        f"{name}: pixel metrics include the masks of {result.num_masks} of"
         f" {sum(image.label for image in result.images)} anomalous images"
       )
     for notes in (describe_normal_images(result), result.notes):
@@ -75,16 +75,15 @@ def format_table(results: Mapping[str, DatasetResult]) -> str:
 
 
 def describe_normal_images(result: DatasetResult) -> list[str]:
-  """Returns which normal images each category was compared with, in lines."""
+  """Returns a line with the reference images of each category."""
   return [
-    f"{category} was compared with normal images ({len(paths)}):"
-    f" {', '.join(paths)}"
+    f"reference images of {category} ({len(paths)}): {', '.join(paths)}"
     for category, paths in result.normal_images.items()
   ]
 
 
 def results_json(evaluated: Evaluated) -> dict[str, Any]:
-  """Returns the content of results.json, see docs/results.md; None for NaN."""
+  """Returns the content of results.json, as docs/results.md describes it."""
   data = {}
   for name, result in evaluated.results.items():
     data[name] = {
@@ -125,10 +124,10 @@ def results_json(evaluated: Evaluated) -> dict[str, Any]:
 
 
 def write_results(workdir: AnyPath, evaluated: Evaluated) -> None:
-  """Writes results.json and scores.csv into a work directory.
+  """Writes results.json and scores.csv into a run directory.
 
   Raises:
-    InputError: they cannot be written.
+    InputError: if a file cannot be written.
   """
   content = results_json(evaluated)
   write_file(workdir / "results.json", seal(content, indent=2))
@@ -146,10 +145,10 @@ def write_results(workdir: AnyPath, evaluated: Evaluated) -> None:
 def write_csv(
   path: AnyPath, header: Sequence[str], rows: Iterable[Sequence[Any]]
 ) -> None:
-  """Writes a table as a file of comma-separated values; NaN becomes empty.
+  """Writes a table as comma-separated values; NaN becomes an empty cell.
 
   Raises:
-    InputError: it cannot be written.
+    InputError: if the file cannot be written.
   """
   file = io.StringIO()
   writer = csv.writer(file, lineterminator="\n")
@@ -160,10 +159,10 @@ def write_csv(
 
 
 def read_results(workdir: AnyPath) -> dict[str, Any]:
-  """Returns the content of a work directory's results.json.
+  """Returns the content of results.json in a run directory.
 
   Raises:
-    InputError: there is none, it is damaged or of another version.
+    InputError: if the file is missing, damaged or of another schema version.
   """
   path = workdir / "results.json"
   try:
@@ -171,18 +170,18 @@ def read_results(workdir: AnyPath) -> dict[str, Any]:
     version = content.get("schema_version")
     if version != SCHEMA_VERSION:
       raise InputError(
-        f"{path} has the schema version {version}, and this program reads"
-        f" {SCHEMA_VERSION}: evaluate again, cops evaluate --workdir={workdir}"
+        f"{path} has the schema version {version}, but this program reads"
+        f" {SCHEMA_VERSION}. Run `cops evaluate --workdir={workdir}` again"
       )
     for name, means in means_of(content).items():
       for metric, value in means.items():
         if not (math.isnan(value) or 0 <= value <= 1):
-          raise ValueError(f"{metric} of {name} is {value}, not from 0 to 1")
+          raise ValueError(f"{metric} of {name} is {value}, not in [0, 1]")
     return content
   except OSError as error:
     raise InputError(
-      f"{path} cannot be read: {error.strerror}. Evaluate first: cops evaluate"
-      f" --workdir={workdir}"
+      f"{path} cannot be read: {error.strerror}. Run `cops evaluate"
+      f" --workdir={workdir}` first"
     ) from error
   except InputError:
     raise
@@ -194,9 +193,10 @@ def read_results(workdir: AnyPath) -> dict[str, Any]:
 
 
 def means_of(content: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-  """Returns each data set's metrics from the content of results.json.
+  """Returns the mean metrics of each data set from results.json's content.
 
-  Metrics that are undefined, or that an earlier version did not have, are NaN.
+  Metrics that are undefined, or unknown to the version that wrote the file, are
+  NaN.
   """
   return {
     name: {

@@ -149,7 +149,7 @@ def test_a_result_is_kept_for_the_same_inputs_only(
 
   config.evaluation.num_normal_images = 1
   (reason,) = evaluate(folder)[0].failed.values()
-  assert "drawn from the split 'train': split 'train' of data set" in reason
+  assert "are drawn, cannot be read: split 'train' of data set" in reason
   image = tmp_path / "a/train/good/00.png"
   image.parent.mkdir(parents=True)
   for color in ("red", "blue"):  # The evaluated split stays the same.
@@ -163,7 +163,7 @@ def test_damage_to_a_kept_result_is_noticed(
   evaluate(folder)
   kept = workdir / "evaluation" / "a.json"
   for damage, reason in (
-    (lambda text: text[:-100], "cannot be used again"),
+    (lambda text: text[:-100], "cannot be reused"),
     (
       lambda text: text.replace('"image_score": 0.', '"image_score": 0.1', 1),
       "it was changed since it was written",
@@ -273,7 +273,7 @@ def test_bad_names_and_a_second_evaluation_are_refused(
   other = write_folder(tmp_path / "b" / "a", 6, has_masks=False)
   found, scored = evaluate(folder, other)
   assert scored == ["a"]
-  assert "another data set is called 'a' too" in found.failed[other]
+  assert "another data set is also called 'a'" in found.failed[other]
 
 
 def test_the_name_of_a_folder_proves_nothing(evaluate, workdir, tmp_path):

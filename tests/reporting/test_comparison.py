@@ -116,7 +116,7 @@ def test_runs_on_unlike_data_are_not_averaged():
     1: content(data="b", visa={"image_ap": 0.7}),
   }
   rows = compare({"first": {0: runs[0]}, "mean": runs})
-  assert [row.text for row in rows] == ["50.0", "unlike data"]
+  assert [row.text for row in rows] == ["50.0", "data differ"]
   assert math.isnan(rows[1].mean) and math.isnan(rows[1].deviation)
 
 
@@ -161,7 +161,7 @@ def test_the_command(tmp_path, capsys):
 @pytest.mark.parametrize(
   "text, expected",
   (
-    (None, "Evaluate first"),
+    (None, "Run `cops evaluate"),
     ('{"schema_version": 1}', "is damaged"),
     (seal({"schema_version": 9}), "has the schema version 9"),
   ),

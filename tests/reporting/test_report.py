@@ -134,7 +134,7 @@ def test_the_page_needs_nothing_else(page, text):
 
 def test_what_it_says(text):
   for words in (
-    "largest F1 on the very labels that are shown here",
+    "largest F1 on the labels of these images",
     "<dt>btad, mpdd</dt><dd>not prepared</dd>",
     "<dt>isic</dt><dd>broken</dd>",
     "pixel AUPRO-200 (no masks)",
@@ -151,7 +151,7 @@ def test_the_papers_results_stand_beside_ours(text):
   assert "90.0<small>85.4 +4.6</small>" in text
   # HeadCT: no number where a metric is undefined.
   assert text.count("<small>96.1 ") == 1 and "<small>41.9 " in text
-  assert "Below each number the paper's" in text
+  assert "The small numbers are the paper's result" in text
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,8 @@ def test_uniadets_results_are_those_of_its_backbone(
   found = {name: make_result(name, FIRST) for name in names}
   _, text = write(tmp_path, found, config=config)
   assert f"90.0<small>{below} " in text
-  assert ("Reproductions by others had image AUROC 89.6" in text) == reproduced
+  shown = "Reproductions by others report image AUROC 89.6"
+  assert (shown in text) == reproduced
 
 
 def test_without_the_papers_results_nothing_is_said_of_them(tmp_path):
@@ -188,9 +189,9 @@ def test_without_the_papers_results_nothing_is_said_of_them(tmp_path):
   ):
     fields = {"evaluation": {"num_normal_images": number}}
     _, text = write(tmp_path, found, config=PROVENANCE["config"] | fields)
-    assert "In percent" in text and "the paper's" not in text
-  assert "anomaly detection with normal images (1 of each category)" in text
-  assert "part 0 was compared with normal images (1): a.png" in text
+    assert "All values are percentages" in text and "paper's" not in text
+  assert "anomaly detection with 1 reference image of each category" in text
+  assert "reference images of part 0 (1): a.png" in text
 
 
 @pytest.mark.parametrize("backbone", ("demo", "other"))
@@ -205,13 +206,13 @@ def test_the_top_says_what_was_found_and_how(tmp_path, monkeypatch, backbone):
   _, text = write(tmp_path, found, config=config)
   top = text[: text.index("Results")]
   assert (
-    f"{2 * counts[1, True]} of 40 anomalous images of 2 data sets were found,"
-    f" and {2 * counts[0, True]} of 40 normal ones were false alarms" in top
+    f"{2 * counts[1, True]} of 40 anomalous images of 2 data sets were found;"
+    f" {2 * counts[0, True]} of 40 normal images were false alarms" in top
   )
   assert "demo_auxiliary, seed 0" in top
   assert re.search(r"20\d\d-\d\d-\d\d \d\d:\d\d UTC", top)
   assert "cops evaluate " in top and "--workdir=my run" in top
-  assert ("The CLIP here is a toy" in top) == (backbone == "demo")
+  assert ("This CLIP is a toy" in top) == (backbone == "demo")
 
 
 def test_without_both_kinds_of_images_there_is_no_verdict(tmp_path):
@@ -222,7 +223,7 @@ def test_without_both_kinds_of_images_there_is_no_verdict(tmp_path):
   }
   result = dataclasses.replace(result, categories=categories)
   _, text = write(tmp_path, {"screws": result})
-  assert "There are no verdicts on images" in text
+  assert "There are no verdicts, because no category has both" in text
   assert '<span class="tag">anomaly, no verdict</span>' in text
 
 

@@ -29,9 +29,9 @@ def test_table():
   assert ["made", "mean", "80.0", "70.0", "60.0", *first[3:]] in cells
   assert len({len(line) for line in lines[:-3]}) == 1
   assert lines[-3:] == [
-    "made: 1 of 2 images left out, as they could not be read: see results.json",
-    "made: pixel metrics are over 1 masks of 1 anomalous images",
-    "made: c0 was compared with normal images (2): c0/x.png, c0/y.png",
+    "made: 1 of 2 images could not be read and were skipped; see results.json",
+    "made: pixel metrics include the masks of 1 of 1 anomalous images",
+    "made: reference images of c0 (2): c0/x.png, c0/y.png",
   ]
 
 
