@@ -2,13 +2,13 @@
 
   python -m tools.ablate --workdir=runs/ablations --seeds=0,1,2
 
-Prints a table and writes table.txt, table.csv and table.json into the work
-directory, beside a run's directory for each ablation and seed. In brackets is
-the difference to the full model. The same command again skips what is finished.
-After a failure the other runs continue; failures are reported at the end, with
-exit code 1. The config is CoPS's demo; --config=configs/visa.py ablates
-another, and --config=uniadet_demo:augmented another method.
-Fields can be set: --config.train.b1=0.9.
+Prints a table and writes table.txt, table.csv and table.json into --workdir,
+next to a run directory for each ablation and seed. The numbers in brackets are
+differences from the full model. The same command resumes. After a failure the
+remaining runs continue; failures are reported at the end, with exit code 1.
+By default, CoPS's demo is ablated. --config=configs/visa.py chooses another
+config, --config=uniadet_demo:augmented another method. --config.train.b1=0.9
+sets a field.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from cops_jax.reporting.comparison import compare, format_rows
 from cops_jax.runtime import signals
 from tools import runs
 
-_BASE = "full"  # The others are compared with it.
+_BASE = "full"  # Name of the model that every ablation is compared with.
 
 
 def _parser():
@@ -31,7 +31,7 @@ def _parser():
   parser.add_argument(
     "--only",
     type=flags.comma_list,
-    help="names of the ablations to compare; by default all of the method",
+    help="compare only these ablations; default all of the method",
   )
   return parser
 

@@ -1,9 +1,9 @@
-"""Says whether the demo's result lies in its known range.
+"""Checks that the demo's result is in its known range.
 
   python -m tools.check_demo --workdir=runs/demo
 
-The range is that of configs/demo.py, over seeds and kinds of processors. Exit
-code 1 if a metric lies outside.
+configs/demo.py contains the range over seeds and kinds of processors. The exit
+code is 1 if a metric is outside.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from cops_jax.reporting import tables
 
 
 def check(mean: Mapping[str, float]) -> tuple[bool, str]:
-  """Whether means of the demo's metrics are as expected, and a line to print.
+  """Returns whether the demo's metrics are as expected, and a line to print.
 
   Args:
-    mean: by metric, in [0, 1].
+    mean: values in [0, 1] by metric.
   """
   is_expected, texts = True, []
   for metric, (low, high) in EXPECTED_PERCENT.items():
     value = round(100 * mean[metric], 1)
-    is_inside = low <= value <= high  # Not for NaN.
+    is_inside = low <= value <= high  # False for NaN.
     is_expected &= is_inside
     texts.append(
       f"{METRICS[metric]} {value:.1f} is"
@@ -39,7 +39,9 @@ def check(mean: Mapping[str, float]) -> tuple[bool, str]:
 @command_line
 def main(arguments: Sequence[str] | None = None) -> int:
   parser = make_parser("check_demo", __doc__, TOOL)
-  parser.add_argument("--workdir", required=True, help="of the demo's run")
+  parser.add_argument(
+    "--workdir", required=True, help="check the demo in this run directory"
+  )
   options = parser.parse_args(arguments)
   means = tables.means_of(tables.read_results(pathlib.Path(options.workdir)))
   is_expected, line = check(means["demo_unseen"])

@@ -2,12 +2,12 @@
 
   python -m tools.compare_methods --workdir=runs/methods --seeds=0,1,2
 
-Prints a table, mean and standard deviation over the seeds, and writes
-table.txt, table.csv and table.json into the work directory, beside a run's
-directory for each recipe and seed. The last epoch is evaluated; nothing is
-chosen on the evaluated data. The same command again skips what is finished. By
-default the demo's recipes are compared; others with --recipes. What is not
-trained is evaluated once: seeds change nothing.
+Prints a table of means and standard deviations over the seeds, and writes
+table.txt, table.csv and table.json into --workdir, next to a run directory for
+each recipe and seed. Prompts are evaluated after the last epoch, so nothing is
+chosen on the evaluated data. The same command resumes. By default the demo's
+recipes are compared; --recipes chooses others. Methods that are not trained are
+evaluated once, because seeds do not change them.
 """
 
 from __future__ import annotations
@@ -31,13 +31,32 @@ def main(arguments: Sequence[str] | None = None) -> None:
   from tools import runs
 
   parser = make_parser("compare_methods", __doc__, TOOL)
-  parser.add_argument("--workdir", required=True, type=pathlib.Path)
-  parser.add_argument("--seeds", default="0,1,2", type=runs.seeds)
-  parser.add_argument("--recipes", default=_RECIPES, help="see configs/")
   parser.add_argument(
-    "--datasets", help="to evaluate; by default each recipe's own"
+    "--workdir",
+    required=True,
+    type=pathlib.Path,
+    help="write tables and run directories into this folder",
   )
-  parser.add_argument("--data_dir", default="", help="of prepared data sets")
+  parser.add_argument(
+    "--seeds",
+    default="0,1,2",
+    type=runs.seeds,
+    help="train each recipe with these seeds; default %(default)s",
+  )
+  parser.add_argument(
+    "--recipes",
+    default=_RECIPES,
+    help="compare these recipes of configs/; default %(default)s",
+  )
+  parser.add_argument(
+    "--datasets",
+    help="evaluate on these data sets; default those of each recipe",
+  )
+  parser.add_argument(
+    "--data_dir",
+    default="",
+    help="read prepared data sets from this folder; default ~/tensorflow_datasets",
+  )
   options = parser.parse_args(arguments)
   show_messages()
   configs = {name: recipe(name) for name in options.recipes.split(",")}

@@ -2,12 +2,13 @@
 
   python -m tools.compile_ahead --config=configs/visa.py --topology=v5e:4x4
 
-Needs the extra [tpu-aot], and no TPU. Prints for the training step, the one
-from cached features and the evaluation step what the compiler says: memory of a
-chip, operations and bytes, what chips exchange; and the least time that the
-chip's published peak rates allow for these. Nothing is run. Fields of the
-config can be set: --config.model.image_size_pixels=336. The recipes' backbones
-need no download; config.backbone.weights may be a folder or "demo".
+Requires the extra [tpu-aot], but no TPU. Prints the compiler's numbers for the
+training step, the training step from cached features and the evaluation step:
+memory of a chip, operations, bytes accessed and bytes that chips exchange. Also
+prints the shortest times that the chip's published peak rates allow. Nothing is
+run. Flags set fields of the config: --config.model.image_size_pixels=336. The
+recipes' backbones are not downloaded; config.backbone.weights can also be a
+folder or "demo".
 """
 
 from __future__ import annotations
@@ -49,15 +50,15 @@ from cops_jax.training.step import (
 from cops_jax.weights.backbone import PretrainedBackbone, load_backbone
 from cops_jax.weights.model import build_model, trainable_shapes
 
-# Weights whose sizes are known here: nothing is downloaded.
+# Weights that are not downloaded, because their sizes are known here.
 _PUBLISHED = (
   "openai/clip-vit-large-patch14-336",
   "facebook/dinov2-with-registers-large",
   "facebook/dinov3-vitl16-pretrain-lvd1689m",
 )
 
-# Published memory of a chip in GB and its bandwidth in GB/s, by JAX's name of
-# the device kind.
+# Published memory of a chip in GB and its bandwidth in GB/s, by JAX's device
+# kind.
 CHIPS = {
   "TPU v4": (32, 1228),
   "TPU v5 lite": (16, 819),
@@ -68,13 +69,13 @@ CHIPS = {
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-  """The compiler's numbers of a step, for one chip.
+  """The compiler's numbers for a step on one chip.
 
   Attributes:
     step: name of the step.
-    argument_bytes, temporary_bytes: memory.
-    flops: operations; the compiler's count, and the attention kernels', which
-      it does not count.
+    argument_bytes, temporary_bytes: memory of arguments and temporary arrays.
+    flops: operations: the compiler's count plus those of attention kernels,
+      which the compiler does not count.
     accessed_bytes: bytes of memory that are read or written.
     collectives: bytes that chips exchange, by kind of exchange and type.
     outputs: types of the step's outputs.
@@ -92,38 +93,42 @@ class Report:
 def tpu_mesh(topology: str) -> Mesh:
   """Returns a mesh of the devices of a slice.
 
+  Args:
+    topology: kind of TPU and grid of its chips, such as "v5e:4x4".
+
   Raises:
-    InputError: there is no such slice, or libtpu is missing.
+    InputError: if libtpu is missing or does not know the slice.
   """
-  # Otherwise libtpu asks the cloud which TPU this machine has, for minutes.
+  # Otherwise libtpu spends minutes asking the cloud which TPU this machine has.
   os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-  # Several programs may compile at a time: there is no TPU to be fought for.
+  # Several programs can compile at a time, because none uses a TPU.
   os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
   try:
     import libtpu  # noqa: F401
   except ImportError as error:
     raise InputError(
-      "compiling for a TPU needs libtpu: pip install --editable '.[tpu-aot]'"
+      "compiling for a TPU requires libtpu. Run"
+      " `pip install --editable '.[tpu-aot]'`"
     ) from error
-  # A v4 chip's two cores are one device, unless this is left out.
+  # Makes the two cores of a v4 chip one device.
   options = {"chip_config_name": "megacore"} if "v4" in topology else {}
   try:
     slice_ = topologies.get_topology_desc(
       platform="tpu", topology_name=topology, **options
     )
-  except Exception as error:  # JAX and libtpu raise many kinds.
+  except Exception as error:  # JAX and libtpu raise many types of errors.
     raise InputError(
-      f"--topology={topology} is no slice that libtpu knows; examples are"
+      f"--topology={topology} is not a slice that libtpu knows; examples are"
       f" v5e:4x4, v4:2x2x2 and v6e:8x8 ({shorten(error)})"
     ) from error
-  # Programs for chips that are not here could be kept, and not read again.
+  # The cache could store programs for absent chips, but not load them again.
   jax.config.update("jax_enable_compilation_cache", False)
   compilation_cache.reset_cache()
   return make_mesh(slice_.devices)
 
 
 def read_backbone(config: Any) -> PretrainedBackbone:
-  """Returns a config's backbone; a published one without its weights."""
+  """Returns a config's backbone; published ones have shapes but no weights."""
   is_published = config.backbone.weights in _PUBLISHED
   return (without_weights if is_published else load_backbone)(config)
 
@@ -131,18 +136,18 @@ def read_backbone(config: Any) -> PretrainedBackbone:
 def compile_steps(
   config: Any, backbone: PretrainedBackbone, mesh: Mesh, images_per_chip: int
 ) -> Iterator[Report]:
-  """Yields reports of both training steps and of the evaluation step.
+  """Yields reports on both training steps and the evaluation step.
 
   Args:
     config: a ConfigDict with the fields of `cops_jax.config`; its batch sizes
       are not read.
-    backbone: see `read_backbone`.
-    mesh: see `tpu_mesh`.
-    images_per_chip: images in a step for each chip.
+    backbone: backbone from `read_backbone`.
+    mesh: mesh from `tpu_mesh`.
+    images_per_chip: number of images in a step for each chip.
   """
   config = config.copy_and_resolve_references()
   if config.backbone.dtype == "auto":
-    config.backbone.dtype = "bfloat16"  # As on any TPU.
+    config.backbone.dtype = "bfloat16"  # "auto" means bfloat16 on TPUs.
   model = build_model(config, backbone, "tpu")
   replicated, split = replicated_sharding(mesh), batch_sharding(mesh)
 
@@ -192,7 +197,10 @@ def compile_steps(
 
 
 def _kernel_flops(model, side):
-  """Returns an image's: products of padded queries, keys and values."""
+  """Returns the operations of the attention kernels for one image.
+
+  They multiply padded queries, keys and values.
+  """
   if model.backbone.attention not in ("auto", "splash"):
     return 0
   sizes = sizes_of(model.backbone.config)
@@ -200,13 +208,13 @@ def _kernel_flops(model, side):
   length = padded_length(num_patches + sizes.num_other_tokens)
   num_kernels = sizes.num_layers
   if num_value := model.config.model.num_value_layers:
-    # Only one token is computed after the last layer.
+    # In the last layer, CLIP's own stream computes one token, without a kernel.
     num_kernels += min(num_value, sizes.num_layers) - 1
   return num_kernels * 4 * length**2 * sizes.width
 
 
 def _batch_shapes(config, model):
-  """Returns the shape of a row and the type of each field of a batch."""
+  """Returns the shape of one row and the type of each field of a batch."""
   side = config.model.image_size_pixels
   patches = (side // sizes_of(model.backbone.config).patch_size) ** 2
   width = model.backbone.feature_width
@@ -251,7 +259,7 @@ _ARRAY = re.compile(r"([a-z]+)(\d+)?\[([\d,]*)\]")
 
 
 def exchanges(text: str) -> collections.Counter[tuple[str, str]]:
-  """Returns bytes that devices exchange, by kind of exchange and type.
+  """Returns the bytes that devices exchange, by kind of exchange and type.
 
   Args:
     text: text of a compiled program.
@@ -269,11 +277,11 @@ def exchanges(text: str) -> collections.Counter[tuple[str, str]]:
 
 
 def table(reports: Sequence[Report], kind: str) -> str:
-  """Returns the reports as text, a column for each step.
+  """Returns a text table of reports with a column for each step.
 
   Args:
-    reports: from `compile_steps`.
-    kind: kind of the chip; unknown kinds have no least time.
+    reports: reports from `compile_steps`.
+    kind: kind of the chip; for unknown kinds, times are omitted.
   """
   rows = [["", *(report.step for report in reports)]]
 
@@ -305,13 +313,13 @@ def _parser():
   parser.add_argument(
     "--topology",
     default="v5e:4x4",
-    help="slice: a kind of TPU and its chips' grid; default %(default)s",
+    help="compile for this kind of TPU and grid of chips; default %(default)s",
   )
   parser.add_argument(
     "--images_per_chip",
     type=int,
     default=8,
-    help="images in a step for each chip; default %(default)s",
+    help="compute this many images per chip and step; default %(default)s",
   )
   flags.add_config(parser)
   return parser
@@ -321,14 +329,14 @@ def _parser():
 def main(arguments: Sequence[str] | None = None) -> None:
   options = _parser().parse_args(arguments)
   show_messages()
-  jax.config.update("jax_platforms", "cpu")  # No TPU is looked for here.
+  jax.config.update("jax_platforms", "cpu")  # JAX need not search for a TPU.
   config, topology = flags.read_config(options), options.topology
   images_per_chip = max(options.images_per_chip, 1)
   mesh = tpu_mesh(topology)
   backbone = read_backbone(config)
   kind = mesh.devices.flat[0].device_kind
   print(
-    f"{topology}: {mesh.size} x {kind}, {images_per_chip} images a chip;"
+    f"{topology}: {mesh.size} x {kind}, {images_per_chip} images per chip;"
     " all numbers are for one chip"
   )
   reports = list(compile_steps(config, backbone, mesh, images_per_chip))

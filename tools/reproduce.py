@@ -1,20 +1,24 @@
-"""The papers' table in one command.
+"""Reproduces the papers' tables with one command.
 
   python -m tools.reproduce --manual_dir=DIR --workdir=runs/paper --seeds=0,1,2
 
-DIR holds the data sets as their publishers ship them, a folder of its name for
-each. Data sets that are missing are reported first, with where to get them;
---dry_run stops there. Then the data sets are prepared, vision features computed
-once, both recipes of each method trained with every seed, and each data set
-evaluated with prompts that were not trained on it: by CoPS all with VisA's, and
-VisA with MVTec AD's. After an interruption the same command resumes.
+DIR contains the original files, a folder for each data set. The command does
+the following:
 
-Writes table.txt, table.csv and table.json into the work directory, beside a
-run's directory for each recipe and seed: the papers' numbers, ours as mean and
-standard deviation over the seeds, and the difference. After a failure the other
-runs continue; failures are reported at the end, with exit code 1.
+1. It reports missing data sets and where to get them. --dry_run stops here.
+2. It prepares the data sets and computes the vision features once.
+3. It trains both recipes of each method with every seed.
+4. It evaluates each data set with prompts that were not trained on it. CoPS's
+   prompts for VisA are trained on MVTec AD, those for all other data sets on
+   VisA.
 
-Fields can be set for all recipes: --config.backbone.weights=ViT-L-14-336px.pt.
+The results are table.txt, table.csv and table.json in --workdir, next to a run
+directory for each recipe and seed. The table contains the papers' numbers, the
+mean and standard deviation over the seeds, and the difference. The same command
+resumes. After a failure the remaining runs continue; failures are reported at
+the end, with exit code 1.
+
+Flags set fields of all recipes: --config.backbone.weights=ViT-L-14-336px.pt.
 """
 
 from __future__ import annotations
@@ -39,8 +43,8 @@ from cops_jax.weights.backbone import load_backbone
 from cops_jax.weights.model import settle_dtype
 from tools import runs
 
-# By method. The first is evaluated on all data sets but the one that it was
-# trained on, and the second on that.
+# Recipes by method. The first is evaluated on all data sets except the one that
+# it was trained on, and the second on that one.
 RECIPES = {
   "cops": ("visa", "mvtec"),
   "anomalyclip": ("anomalyclip_mvtec", "anomalyclip_visa"),
@@ -52,27 +56,27 @@ RECIPES = {
 def make_configs(
   names: Sequence[str], evaluated: Sequence[str], overrides: Mapping[str, Any]
 ) -> dict[str, Any]:
-  """Returns recipes with the data sets that each is evaluated on.
+  """Returns the recipes with the data sets that each is evaluated on.
 
   Vision features are cached in the type of the computation, once for all seeds.
 
   Args:
-    names: of methods.
+    names: names of methods.
     evaluated: data sets to evaluate.
-    overrides: values of config fields by dotted name, for all recipes whose
-      method reads them.
+    overrides: values of config fields by dotted name. A recipe gets those that
+      its method reads.
 
   Returns:
-    ConfigDicts by recipe, without recipes that have nothing to evaluate.
+    ConfigDicts by recipe. Recipes without a data set to evaluate are omitted.
 
   Raises:
-    InputError: there is no table of a method.
+    InputError: if a method has no table.
   """
   configs = {}
   for method in names:
     if method not in RECIPES:
       raise UsageError(
-        f"there is no table of the method {method!r}; known are"
+        f"there is no table of the method {method!r}: choose from"
         f" {', '.join(RECIPES)}"
       )
     unread = methods.unread_fields(method)
@@ -98,7 +102,7 @@ def make_configs(
 
 
 def needed_datasets(configs: Mapping[str, Any]) -> list[str]:
-  """Returns all data sets that are trained on or evaluated, each once."""
+  """Returns all data sets for training or evaluation, each once."""
   names = {}
   for config in configs.values():
     if runs.is_trained(config):
@@ -113,11 +117,11 @@ def find_unprepared(
   """Returns the data sets that are not prepared yet.
 
   Args:
-    names: of the data sets.
+    names: names of data sets.
     data_dir, manual_dir: see `preparation.prepare`.
 
   Raises:
-    InputError: a name is not one of the thirteen, data sets are missing, or
+    InputError: if a name is not one of the thirteen, data sets are missing, or
       original files are not as expected.
   """
   if manual_dir:
@@ -126,7 +130,7 @@ def find_unprepared(
   for name in names:
     if name not in SPECIFICATIONS:
       raise UsageError(
-        f"{name!r} is not a data set of the tables; these are"
+        f"{name!r} is not a data set of the tables: choose from"
         f" {', '.join(SPECIFICATIONS)}"
       )
     row = SPECIFICATIONS[name]
@@ -141,23 +145,23 @@ def find_unprepared(
   if missing:
     table = align([("name", "where to get it", "files"), *missing], 3)
     raise InputError(
-      f"{len(missing)} of {len(names)} data sets are missing. Unpack each as"
-      " the folder of its name in --manual_dir, as `cops datasets list` says;"
-      " or evaluate others, with --datasets=NAMES\n" + "\n".join(table)
+      f"{len(missing)} of {len(names)} data sets are missing. Unpack each into"
+      " a folder of its name in --manual_dir, as `cops datasets list` shows, or"
+      " choose other data sets with --datasets=NAMES\n" + "\n".join(table)
     )
   return unprepared
 
 
 def make_rows(configs: Mapping[str, Any], found: Runs) -> list[Row]:
-  """Returns `comparison.compare`'s rows of the methods, beside their papers.
+  """Returns rows from `comparison.compare` of the methods and their papers.
 
-  Their metrics are those of CoPS's paper and of the methods' own.
+  The metrics are those of CoPS's paper and of the papers of the methods.
 
   Args:
-    configs: by recipe.
-    found: see `runs.run_all`.
+    configs: ConfigDicts by recipe.
+    found: results from `runs.run_all`.
   """
-  merged = {}  # The seeds of a method's two recipes.
+  merged = {}  # Results of both recipes by method and seed.
   for name, contents in found.items():
     seeds = merged.setdefault(configs[name].method, {})
     for seed, content in contents.items():
@@ -181,12 +185,14 @@ def _format(rows, changed):
   text = format_rows(rows, "method", "paper")
   if changed:
     fields = ", ".join(f"{name}={value}" for name, value in changed.items())
-    text += f"\nnot the papers' recipes: {fields}"
-  others = dict.fromkeys(row.dataset for row in rows if not row.is_comparable)
-  if others:
+    text += f"\nfields that differ from the papers' recipes: {fields}"
+  unpublished = dict.fromkeys(
+    row.dataset for row in rows if not row.is_comparable
+  )
+  if unpublished:
     text += (
-      "\nno difference where the images are not the published ones:"
-      f" {', '.join(others)}"
+      "\ndata sets without a difference, because they are not the published"
+      f" images: {', '.join(unpublished)}"
     )
   return text
 
@@ -195,17 +201,19 @@ def _parser():
   parser = runs.make_parser("reproduce", __doc__)
   parser.add_argument(
     "--manual_dir",
-    help="original files, a folder of its name for each data set",
+    help="read original files from this folder, which has a folder for each"
+    " data set",
   )
+  known = ", ".join(RECIPES)
   for name, default, text in (
-    ("methods", ["cops"], "of cops, anomalyclip and prompt_ensemble"),
-    ("datasets", [], "to evaluate; by default all thirteen"),
+    ("methods", ["cops"], f"reproduce these of {known}; default cops"),
+    ("datasets", [], "evaluate on these data sets; default all thirteen"),
   ):
     parser.add_argument(
       f"--{name}", type=flags.comma_list, default=default, help=text
     )
   parser.add_argument(
-    "--dry_run", action="store_true", help="only list the runs and the data"
+    "--dry_run", action="store_true", help="only list the runs and data sets"
   )
   return parser
 
@@ -217,8 +225,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
   show_messages()
   if options.config:
     raise UsageError(
-      "--config is not read here: the recipes are those of the papers. Set"
-      " fields with --config.FIELD=VALUE"
+      "--config is not supported, because the recipes are those of the papers."
+      " Set fields with --config.FIELD=VALUE"
     )
   overrides = flags.set_fields(options)
   if options.manual_dir:
@@ -232,12 +240,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     f"{name} ({seed})" for name, seed in runs.list_runs(configs, options.seeds)
   ]
   print(f"data sets: {', '.join(needed)}")
-  print(f"to be prepared: {', '.join(unprepared) or 'none'}")
+  print(f"data sets to prepare: {', '.join(unprepared) or 'none'}")
   print(f"{len(planned)} runs: {', '.join(planned)}", flush=True)
   if options.dry_run:
     return
   backbones = {config.backbone.weights: config for config in configs.values()}
-  for config in backbones.values():  # A missing one is reported first.
+  # Reports a missing backbone before anything is computed.
+  for config in backbones.values():
     load_backbone(config)
   if unprepared:
     named = zip(("data_dir", "manual_dir"), places, strict=True)

@@ -18,41 +18,47 @@ from cops_jax.reporting.comparison import Row, Runs, write_rows
 from cops_jax.reporting.tables import results_json
 from cops_jax.runtime import signals
 
-# Shown as the package's own messages are.
+# A name in the package, so that messages appear like the package's own.
 _logger = logging.getLogger("cops_jax.runs")
 
 
 def seeds(text: str) -> list[int]:
-  """Returns the seeds that a flag names, such as "0,1,2"."""
+  """Returns the seeds in a flag's value such as "0,1,2"."""
   return [int(seed) for seed in text.split(",")]
 
 
 def make_parser(name: str, text: str) -> argparse.ArgumentParser:
-  """Returns a tool's parser with the flags of all tools that run configs.
+  """Returns a parser with the flags that all tools that run configs share.
 
   Args:
     name: name of the tool's module.
-    text: the module's docstring.
+    text: docstring of the module.
   """
   parser = commands.make_parser(name, text, commands.TOOL)
   flags.add(parser, "--workdir", required=True)
   flags.add(parser, "--allow_other_backbone")
   parser.add_argument(
-    "--seeds", type=seeds, default=[0], help="seeds to train each config with"
+    "--seeds",
+    type=seeds,
+    default=[0],
+    help="train each config with these seeds; default 0",
   )
   flags.add_config(parser)
   return parser
 
 
 def is_trained(config: Any) -> bool:
-  """Whether a config's method has something to train."""
+  """Returns True if a config's method is trained."""
   return methods.find(config.method).IS_TRAINED
 
 
 def list_runs(
   configs: Mapping[str, Any], seeds: Sequence[int]
 ) -> list[tuple[str, int]]:
-  """Returns names and seeds; one seed for a method that is not trained."""
+  """Returns the name and seed of each run.
+
+  A method that is not trained gets one run only, with the first seed.
+  """
   return [
     (name, seed)
     for seed in seeds
@@ -64,13 +70,13 @@ def list_runs(
 def train_and_evaluate(
   config: Any, workdir: pathlib.Path, *, allow_other_backbone: bool = False
 ) -> Evaluated:
-  """Returns a run's results; finished work is not repeated."""
+  """Trains and evaluates a config, or resumes, and returns the results."""
   from cops_jax import training
   from cops_jax.evaluation import many
 
   if is_trained(config):
     training.train(config, workdir, allow_other_backbone=allow_other_backbone)
-    signals.release()  # An evaluation may be ended at any time.
+    signals.release()  # An evaluation can be interrupted at any time.
   evaluated = many.evaluate(
     config, workdir, allow_other_backbone=allow_other_backbone
   )
@@ -88,24 +94,24 @@ def run_all(
   *,
   allow_other_backbone: bool = False,
 ) -> tuple[Runs, dict[str, str]]:
-  """Trains and evaluates what is not finished; continues after a failure.
+  """Trains and evaluates each config with each seed; continues after failures.
 
   Args:
-    configs: by name.
-    workdir: receives a folder for each name and seed.
-    seeds: to train each config with.
+    configs: ConfigDicts by name.
+    workdir: folder for the run directories, NAME/seed-SEED.
+    seeds: seeds to train each config with.
     allow_other_backbone: see `training.train`.
 
   Returns:
-    The content of results.json by name and seed; and reasons by failed run.
+    The content of results.json by name and seed, and reasons by failed run.
 
   Raises:
-    InputError: this process is one of a cluster.
+    InputError: if this process is part of a cluster.
   """
   import jax
 
   if jax.process_count() > 1:
-    raise InputError("runs are compared in one process, not in a cluster")
+    raise InputError("this tool runs in one process, not in a cluster")
   found, failures = {}, {}
   runs = list_runs(configs, seeds)
   for number, (name, seed) in enumerate(runs, start=1):
@@ -121,7 +127,7 @@ def run_all(
         found.setdefault(name, {})[seed] = results_json(evaluated)
       if evaluated.failed:
         failures[label] = "; ".join(evaluated.failed.values())
-    except Exception as error:  # The other runs are still useful.
+    except Exception as error:  # The remaining runs are still useful.
       signals.release()
       failures[label] = str(error)
       is_known = isinstance(error, InputError)
@@ -140,11 +146,11 @@ def write_table(
   """Prints a table and writes table.txt, table.csv and table.json.
 
   Args:
-    workdir: receives the files.
-    rows: from `comparison.compare`.
-    text: the table.
-    runs, failures: from `run_all`.
-    **facts: more for table.json.
+    workdir: folder of the files.
+    rows: rows from `comparison.compare`.
+    text: the table as text.
+    runs, failures: results of `run_all`.
+    **facts: additional fields of table.json.
   """
   write_file(workdir / "table.txt", text + "\n")
   write_rows(workdir / "table.csv", rows)
@@ -164,7 +170,7 @@ def write_table(
 
 
 def exit_on_failures(failures: Mapping[str, str]) -> None:
-  """Ends the program with exit code 1 if runs have failed."""
+  """Reports failed runs and exits with code 1, if there are any."""
   if failures:
     sys.exit(
       "\n".join(f"failed: {name}: {why}" for name, why in failures.items())

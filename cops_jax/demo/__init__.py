@@ -10,5 +10,5 @@ _PROMPTS = pathlib.Path(__file__).parent / "prompts"
 
 
 def load_detector() -> AnomalyDetector:
-  """Returns the detector of the embedded prompts, on the toy CLIP."""
+  """Returns the detector with the embedded prompts and the toy CLIP."""
   return AnomalyDetector.from_pretrained(_PROMPTS)

@@ -1,10 +1,10 @@
-"""The web page's server: images in, scores and maps out.
+"""The server of the web page, which scores uploaded images.
 
-`POST /api/detect?name=photo.jpg` takes a file as its body and answers with the
-row that `cops predict` prints for an image and, for the page, the image and its
-map. With `tiles`, as for `cops predict`, tiles of the image are scored too. An
-error is answered with {"error": a message} and a matching status; while the
-models are being loaded it is 503.
+`POST /api/detect?name=photo.jpg` expects an image file as its body. The answer
+is the row that `cops predict` prints for an image, with the image and its
+anomaly map for the page. The query field `tiles` has the values of
+`cops predict --tiles`. The answer to a failed request is {"error": MESSAGE} and
+a matching status, which is 503 while the models are loading.
 """
 
 from __future__ import annotations
@@ -45,10 +45,11 @@ from cops_jax.images.drawing import heat_colors, to_file
 from cops_jax.images.tiles import normalize
 from cops_jax.predict import to_row
 
-# Connections at a time, and the seconds in which one must begin a request.
+# Number of open connections, and seconds until a connection must begin a
+# request.
 _MAX_CONNECTIONS, _REQUEST_SECONDS = 100, 10.0
 _PAGE = pathlib.Path(__file__).parent / "page"
-# How much of a refused upload is read, in sizes of the largest one allowed.
+# At most this many times `Limits.max_bytes` are read of a refused upload.
 _MAX_DRAINED = 8
 _SHOWN_SIDE, _MAP_SIDE = 1024, 512
 _HEADERS = {
@@ -61,7 +62,8 @@ _HEADERS = {
   "Referrer-Policy": "no-referrer",
   "Cache-Control": "no-cache",
 }
-# Category and defect. No category was trained on; not every defect is found.
+# Category and defect of each example. The prompts and the toy CLIP were trained
+# on none of these categories. Not every defect is found.
 _EXAMPLES = {
   "wood_good.png": ("wood", None),
   "wood_crack.png": ("wood", "crack"),
@@ -77,15 +79,25 @@ _EXAMPLE_SIDE = 224
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-  """Limits above which the server refuses a request."""
+  """Limits above which the server refuses a request.
 
-  max_bytes: int = 32 * 2**20  # An upload's.
-  max_pixels: int = 50_000_000  # An image's, compared before it is decoded.
-  max_images: int = 50  # On the page.
-  max_requests: int = 8  # Uploads that wait or are computed at a time.
-  max_uploads: int = 20  # Uploads that arrive at a time.
-  max_seconds: float = 100.0  # For an upload to arrive.
-  max_pause_seconds: float = 5.0  # Without a byte of an upload.
+  Attributes:
+    max_bytes: size of an upload.
+    max_pixels: pixels of an image, checked before it is decoded.
+    max_images: number of images on the page.
+    max_requests: number of images that wait for their scores or are scored.
+    max_uploads: number of concurrent uploads.
+    max_seconds: duration of an upload.
+    max_pause_seconds: duration of a pause in an upload.
+  """
+
+  max_bytes: int = 32 * 2**20
+  max_pixels: int = 50_000_000
+  max_images: int = 50
+  max_requests: int = 8
+  max_uploads: int = 20
+  max_seconds: float = 100.0
+  max_pause_seconds: float = 5.0
 
 
 def make_app(
@@ -96,11 +108,12 @@ def make_app(
   """Returns the page and its API, for any ASGI server.
 
   Args:
-    models: detectors to choose from on the page, each with a description; the
-      first is the default. Until they are there, the page says so.
-    limits: see `Limits`.
-    hosts: names by which requests may call the server. Restricting them keeps
-      out web sites whose own names are made to point to this server.
+    models: detectors to choose from on the page, each with a description. The
+      first is the default. The page reports that they are loading until the
+      future is done.
+    limits: limits of requests; by default `Limits()`.
+    hosts: allowed values of the Host header. Restricting them blocks web sites
+      whose domain names resolve to this server (DNS rebinding).
   """
   server = _Server(models, limits or Limits())
   app = Starlette(
@@ -125,11 +138,11 @@ def make_app(
       ),
     ],
   )
-  return _with_headers(app)  # Also around the answer to a failure.
+  return _with_headers(app)  # Outermost, so that failures have headers too.
 
 
 def make_server(app: ASGIApp) -> uvicorn.Server:
-  """Returns a server of an ASGI app, for its `run`."""
+  """Returns a uvicorn server for an ASGI app; call its `run`."""
   config = uvicorn.Config(
     app,
     http=_Connection,
@@ -142,9 +155,9 @@ def make_server(app: ASGIApp) -> uvicorn.Server:
 
 
 class _Connection(H11Protocol):
-  """A connection that is closed if there are too many, or it sends too slowly.
+  """A connection that is closed if it is one too many or stays idle.
 
-  uvicorn alone waits forever for the rest of a request's headers.
+  uvicorn itself waits forever for the rest of a request's headers.
   """
 
   def connection_made(self, transport):
@@ -154,7 +167,7 @@ class _Connection(H11Protocol):
     self.loop.call_later(_REQUEST_SECONDS, self._require_request, None)
 
   def _require_request(self, last):
-    """Closes the connection if it has begun no request after the last one."""
+    """Closes the connection if no request has begun since the last check."""
     is_answered = self.cycle is None or self.cycle.response_complete
     if self.cycle is last and is_answered:
       self.transport.abort()
@@ -170,9 +183,9 @@ class _Server:
     self._lock = asyncio.Lock()
 
   def _choose(self, request):
-    """The number of the request's model, and all models."""
+    """Returns the number of the model that a request names, and all models."""
     if not self._models.done():
-      raise _come_back("the model is being loaded")
+      raise _come_back("the model is loading; try again in a few seconds")
     models = self._models.result()
     number = request.query_params.get("model", "0")
     if not number.isdecimal() or int(number) >= len(models):
@@ -220,15 +233,17 @@ class _Server:
       with self._place("uploads", self._limits.max_uploads):
         content = await self._read(request, name)
       with self._place("images", self._limits.max_requests):
-        async with self._lock:  # One image in memory, and on the device.
+        # Limits memory to one decoded image on the host and the device.
+        async with self._lock:
           if await request.is_disconnected():
-            raise HTTPException(400, f"{name} is not wanted any more")
+            raise HTTPException(400, f"the request for {name} was cancelled")
           found = await run_in_threadpool(
             self._detect, models[number][0], name, content, tiles
           )
       return JSONResponse(found)
     except HTTPException as error:
-      # A client that still sends would see a broken connection, no message.
+      # A client that is still sending would see a broken connection instead of
+      # the message.
       if error.status_code != 408:
         await self._drain(request)
       raise
@@ -237,8 +252,8 @@ class _Server:
   def _place(self, what, most):
     if self._num[what] >= most:
       raise _come_back(
-        f"{self._num[what]} {what} are being processed, which is the limit;"
-        " try again in a few seconds"
+        f"the server is processing {self._num[what]} {what}, its limit; try"
+        " again in a few seconds"
       )
     self._num[what] += 1
     try:
@@ -247,7 +262,7 @@ class _Server:
       self._num[what] -= 1
 
   async def _drain(self, request):
-    """Discards the rest of an upload, within limits."""
+    """Discards the rest of an upload, up to a limit."""
     num_bytes = 0
     with contextlib.suppress(TimeoutError, ClientDisconnect, RuntimeError):
       async with asyncio.timeout(self._limits.max_pause_seconds):
@@ -260,7 +275,7 @@ class _Server:
     content = bytearray()
     most = self._limits.max_bytes
     too_large = HTTPException(
-      413, f"{name} is too large: at most {most / 2**20:g} MB can be sent"
+      413, f"{name} is too large: the limit is {most / 2**20:g} MB"
     )
     length = request.headers.get("Content-Length", "")
     if length.isdecimal() and int(length) > most:
@@ -279,11 +294,13 @@ class _Server:
     except TimeoutError as error:
       raise HTTPException(
         408,
-        f"{name} did not arrive within {self._limits.max_seconds:g} seconds, or"
-        f" stopped for {self._limits.max_pause_seconds:g}",
+        f"the upload of {name} took longer than {self._limits.max_seconds:g}"
+        f" seconds or paused for {self._limits.max_pause_seconds:g} seconds",
       ) from error
     except ClientDisconnect as error:
-      raise HTTPException(400, f"{name} did not arrive completely") from error
+      raise HTTPException(
+        400, f"the upload of {name} was interrupted"
+      ) from error
 
   def _detect(self, detector, name, content, tiles):
     reading = {**detector.reading, "max_pixels": self._limits.max_pixels}
@@ -293,7 +310,7 @@ class _Server:
       raise HTTPException(422, str(error)) from error
     decoded = detector.decode(image, tiles=tiles)
     shown = image.image.convert("RGB")
-    del image  # Its map, which comes next, is as large.
+    del image  # Frees memory for the anomaly map, which is as large.
     shown.thumbnail((_SHOWN_SIDE, _SHOWN_SIDE))
     (detection,) = detector.detect([decoded])
     small = Image.fromarray(detection.anomaly_map)
@@ -308,7 +325,7 @@ class _Server:
       "height": height,
       "image": _data_url(shown, "jpeg", quality=90),
       "map": _data_url(Image.fromarray(levels), "png"),
-      "map_max": highest,  # Level 255 of the map stands for it.
+      "map_max": highest,  # The value of level 255 in the map.
     }
 
 
@@ -317,7 +334,7 @@ def _come_back(why):
 
 
 def _tiles(request):
-  """The tiles of a request."""
+  """Returns the normalized tiles of a request."""
   try:
     return normalize(request.query_params.get("tiles", ""))
   except InputError as error:
@@ -325,7 +342,7 @@ def _tiles(request):
 
 
 def _titles(detectors):
-  """The methods' names, numbered if several models are of one method."""
+  """Returns names for the models: their methods, numbered if they repeat."""
   names = [methods.find(one.config.method).TITLE for one in detectors]
   return [
     name
@@ -336,10 +353,10 @@ def _titles(detectors):
 
 
 def _require_same_origin(request):
-  """Refuses requests of other web sites' pages."""
+  """Refuses requests that pages of other web sites send."""
   origin = request.headers.get("Origin")
   if origin and urllib.parse.urlsplit(origin).netloc != request.url.netloc:
-    raise HTTPException(403, f"{origin} may not send images here")
+    raise HTTPException(403, f"pages of {origin} cannot send images here")
 
 
 def _data_url(image: Image.Image, kind: str, **options: Any) -> str:
@@ -361,14 +378,14 @@ def _answer_refusal(request, error):
 
 
 def _answer_failure(request, error):
-  """The error itself is raised again, for the server's log."""
+  """Answers without details; starlette raises the error again for the log."""
   return JSONResponse(
-    {"error": "the server failed at this; its log says why"}, 500
+    {"error": "the server failed; see its log for the reason"}, 500
   )
 
 
 def _with_headers(app):
-  """Nothing from elsewhere runs on the page, and no other page frames it."""
+  """Returns the app with headers that block foreign scripts and frames."""
 
   async def call(scope, receive, send):
     async def send_with_headers(message):

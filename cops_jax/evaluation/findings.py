@@ -117,7 +117,7 @@ class Findings:
   ) -> list[tuple[str, Scored]]:
     """Returns the images to show with their kinds, `number` of each kind.
 
-    The scores of the best are furthest on the right side of their category's
+    The scores of the best are furthest on the correct side of their category's
     threshold, those of the worst furthest on the wrong side. The choice does
     not depend on the order of the images or on batches.
     """

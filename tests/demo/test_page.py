@@ -265,7 +265,8 @@ def test_bad_files_do_not_affect_the_others(address, browser, images, tmp_path):
   # They leave no holes among the results.
   assert len(page.all("#refused li")) == 2 and len(page.all("#list li")) == 2
   unread = "<b>broken.jpg cannot be read: it is not an image in one of PNG"
-  for text in (unread, "large.png has 32.0 MB; at most 32 MB can be sent"):
+  too_large = "large.png is too large: it has 32.0 MB, and the limit is 32 MB"
+  for text in (unread, too_large):
     assert any(text in card.text for card in page.all("li.failed"))
     page.announces(text)
   assert "2 failed" in page.text("#status")
@@ -278,9 +279,9 @@ def test_bad_files_do_not_affect_the_others(address, browser, images, tmp_path):
     "document.dispatchEvent(new DragEvent('drop', {dataTransfer: data}));"
   )
   page.count(failed=48)
-  left_out = "14 of 60 were left out: the page holds 50 images;"
-  assert left_out in page.text("#notice")
-  page.announces(left_out)
+  not_added = "14 of 60 images were not added, because the limit is 50."
+  assert not_added in page.text("#notice")
+  page.announces(not_added)
   page.one("#clear").click()
   assert not page.all("li") and not page.one("#notice").is_displayed()
   page.run(
@@ -330,7 +331,7 @@ def test_without_thresholds(browser, detector, port, images, monkeypatch):
   page.upload(path)
   page.count(scored=1, anomaly=0, normal=0)
   assert page.cards()[0].splitlines()[-3:] == [
-    *(f"score {want.image_score:.3f}", "Enlarge", "PNG")
+    *(f"score {want.image_score:.3f}", "Enlarge", "Save")
   ]
   assert page.text("#status") == "1 image"
   assert page.painted(".outline") == [0]
@@ -392,7 +393,7 @@ def test_a_server_that_loads_or_is_away(browser, detector, images):
   until(page.one("#away").is_displayed)
   page.announces("The server does not answer")
   page.all(".example")[0].click()
-  assert page.text("#status") == f"5 images{DOT}5 to go"
+  assert page.text("#status") == f"5 images{DOT}5 remaining"
   with demo_pages.serve(detector, port=port):
     page.one("#retry").click()
     until(lambda: len(page.all("li.anomaly, li.normal")) == 5)

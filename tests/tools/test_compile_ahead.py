@@ -59,7 +59,7 @@ def test_a_chip_is_one_device():
 
 
 def test_an_unknown_slice_is_refused():
-  with pytest.raises(InputError, match="--topology=v5e:3x1000 is no slice"):
+  with pytest.raises(InputError, match="--topology=v5e:3x1000 is not a slice"):
     compile_ahead.tpu_mesh("v5e:3x1000")
 
 

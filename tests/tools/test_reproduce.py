@@ -52,7 +52,7 @@ def test_the_command(call, tmp_path, capsys):
   listed = capsys.readouterr().out
   assert listed.splitlines() == [
     "data sets: visa, btad, isic",
-    "to be prepared: visa, btad, isic",
+    "data sets to prepare: visa, btad, isic",
     "2 runs: visa (0), visa (1)",
   ]
   assert not workdir.exists() and not (tmp_path / "data").exists()
@@ -60,8 +60,11 @@ def test_the_command(call, tmp_path, capsys):
   out = capsys.readouterr().out
   table = (workdir / "table.txt").read_text()
   assert out.startswith(listed) and out.endswith(table)
-  assert "no difference where the images are not the published ones" in table
-  assert "not the papers' recipes: " in table and "train.num_epochs=1" in table
+  assert "data sets without a difference, because they are not" in table
+  assert (
+    "differ from the papers' recipes: " in table
+    and "train.num_epochs=1" in table
+  )
   with (workdir / "table.csv").open() as file:
     rows = {
       (row["dataset"], row["metric"]): row for row in csv.DictReader(file)
@@ -72,7 +75,7 @@ def test_the_command(call, tmp_path, capsys):
       assert float(row["reference"]) == paper and row["difference"] == ""
       assert float(row["mean"]) == FIRST[metric] and row["runs"] == "2"
   call("--datasets=btad,isic", "--dry_run")
-  assert "to be prepared: none\n" in capsys.readouterr().out
+  assert "data sets to prepare: none\n" in capsys.readouterr().out
 
 
 def test_bad_input_is_reported(call, manual_dir, tmp_path, capsys):

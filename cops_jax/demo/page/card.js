@@ -1,19 +1,19 @@
-// An image's card: its scores, maps and verdict by what the sliders say.
+// The card of an image: its score, anomaly map and verdict at the sliders' thresholds.
 
 import { drawLegend, outline } from "./drawing.js";
 
-const MAP_SIDE = 512; // Maps are smooth: enough to colour and to outline.
-const LEAST_WIDTH = 440; // Of saved pictures: their text must fit.
-// By verdict and truth, which is known of the examples.
+const MAP_SIDE = 512; // Pixels; more add no detail, because maps are smooth.
+const MIN_WIDTH = 440; // Width of saved pictures into which their text fits.
+// Outcomes by verdict and truth, which is known for the examples only.
 const OUTCOMES = {
   anomaly: { anomaly: "found", normal: "false alarm" },
   normal: { anomaly: "missed", normal: "correct" },
 };
 export const DOT = " \u00b7 ";
 
-// What the sliders say: opacity, and image and pixel thresholds. A threshold that
-// nobody chose is null until its slider moves: then there are no verdicts. Also
-// the palette of the map, and the chosen thresholds or null.
+// Values of the sliders: opacity, image threshold and pixel threshold. Without
+// chosen thresholds, a threshold is null until its slider is moved, and there are
+// no verdicts. Also the palette of the map, and the chosen thresholds or null.
 export const view = {};
 
 function make(width, height) {
@@ -40,7 +40,7 @@ export function save(blob, name) {
 
 export class Card {
   constructor({ name, file, truth }, remove) {
-    this.file = file; // None of an example: the server has it.
+    this.file = file; // Undefined for an example, which the server has.
     this.truth = truth;
     this.name = name;
     this.element = document.getElementById("card").content.firstElementChild.cloneNode(true);
@@ -48,7 +48,7 @@ export class Card {
     this.find("h2").textContent = this.find("h2").title = this.name;
     this.find(".remove").setAttribute("aria-label", `Remove ${this.name}`);
     this.find(".remove").onclick = () => remove(this);
-    this.find(".save").setAttribute("aria-label", `Heatmap of ${this.name} as PNG`);
+    this.find(".save").setAttribute("aria-label", `Save the heatmap of ${this.name} as PNG`);
     this.find(".save").onclick = () => this.savePicture();
     this.find(".enlarge").setAttribute("aria-label", `Enlarge ${this.name}`);
     this.find(".enlarge").onclick = this.find(".pair").onclick = () => this.enlarge();
@@ -58,7 +58,7 @@ export class Card {
     return !this.answer && !this.error;
   }
 
-  // What is told in place of results.
+  // The text that is shown until there are results, or the error.
   get state() {
     return this.find(".state").textContent;
   }
@@ -91,7 +91,7 @@ export class Card {
     context.drawImage(map, 0, 0, width, height);
     const pixels = context.getImageData(0, 0, width, height);
     this.levels = Uint8Array.from({ length: width * height }, (_, i) => pixels.data[4 * i]);
-    this.highest = answer.map_max; // What level 255 stands for.
+    this.highest = answer.map_max; // The value of level 255.
     for (const name of ["heat", "outline"]) {
       this.find(`.${name}`).width = width;
       this.find(`.${name}`).height = height;
@@ -109,7 +109,7 @@ export class Card {
     this.update();
   }
 
-  // The regions, and boxes in the image's own pixels.
+  // Draws the outlines of the regions and returns their boxes in image pixels.
   outline(context) {
     const { width, height } = context.canvas;
     if (view.pixel === null) {
@@ -157,7 +157,7 @@ export class Card {
     this.find(".ramp .mark").hidden = view.pixel === null;
   }
 
-  // The card's pictures again, as large as the window.
+  // Shows the card's pictures as large as the window.
   enlarge() {
     const copy = this.find(".found").cloneNode(true);
     const drawn = this.element.querySelectorAll("canvas");
@@ -170,13 +170,13 @@ export class Card {
     dialog.showModal();
   }
 
-  // The map over the image, and below what it says.
+  // Saves a picture: the map over the image, and the results and a legend below.
   savePicture() {
     const { naturalWidth, naturalHeight } = this.image;
-    const factor = Math.max(1, Math.min(Math.ceil(LEAST_WIDTH / naturalWidth), Math.floor(1024 / naturalHeight)));
+    const factor = Math.max(1, Math.min(Math.ceil(MIN_WIDTH / naturalWidth), Math.floor(1024 / naturalHeight)));
     const width = naturalWidth * factor;
     const height = naturalHeight * factor;
-    const across = Math.max(width, LEAST_WIDTH);
+    const across = Math.max(width, MIN_WIDTH);
     const em = Math.min(24, Math.round(across / 34));
     const canvas = make(across, height + 6 * em);
     const context = canvas.getContext("2d");
@@ -197,7 +197,7 @@ export class Card {
     canvas.toBlob((blob) => save(blob, `${this.name.replace(/\.\w+$/, "")}-heatmap.png`));
   }
 
-  // As cops predict has it, by the thresholds of the sliders.
+  // Returns the row of `cops predict` for the thresholds of the sliders.
   toRow() {
     if (this.error) return { path: this.name, error: this.error };
     const { image_score, note, tiles, boxes } = this.answer;

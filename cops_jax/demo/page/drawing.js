@@ -1,34 +1,34 @@
-// Anomaly maps as pictures: their colours, their regions, the legend of a saved one.
+// Drawing anomaly maps: colours, outlines of regions, and the legend of saved pictures.
 
-const LINE = 4; // Width of outlines, in the map's pixels.
+const LINE = 4; // Width of outlines in pixels of the map.
 const LINE_COLOR = [0, 235, 255, 255];
 const AROUND = [[-1, -1], [0, -1], [1, -1], [-1, 0], [1, 0], [-1, 1], [0, 1], [1, 1]];
-const LEAST_AREA = 1e-4; // Share of a map; as in cops_jax/thresholds.py.
+const MIN_AREA = 1e-4; // Share of the map; the same as in cops_jax/thresholds.py.
 const RAMP_COLORS = 33;
-const BEHIND = "#8a8a8a"; // The colour bar, where an image would be.
+const BEHIND = "#8a8a8a"; // Background of the colour bar, in place of an image.
 
-// The colours of maps by the region threshold, or null.
+// Colours of anomaly maps. They depend on the pixel threshold, which can be null.
 export class Palette {
   constructor(table, threshold) {
     this.table = table;
     this.threshold = threshold;
-    // As in cops_jax/thresholds.py, but at 0 there would be two colours alone.
+    // As in cops_jax/thresholds.py, except near 0, where only two colours would be left.
     this.full = threshold === null ? 1 : Math.max(2 * threshold, 0.01);
-    this.top = Math.min(this.full, 1); // Of the colour bar: no map has more.
+    this.top = Math.min(this.full, 1); // Upper end of the colour bar.
   }
 
-  // Red, green, blue and opacity, which is from 0 to 1.
+  // Returns red, green and blue from 0 to 255, and opacity from 0 to 1.
   color(value) {
     const share = Math.min(value / this.full, 1);
     return [...this.table[Math.round(255 * share)], Math.sqrt(share)];
   }
 
-  // From 0 to the top, as CSS has them.
+  // Returns the colours of the colour bar for CSS.
   ramp() {
     return Array.from({ length: RAMP_COLORS }, (_, i) => `rgb(${this.color((i * this.top) / (RAMP_COLORS - 1))})`);
   }
 
-  // Colours a map of levels, of which 255 stands for the highest value.
+  // Paints a map of levels. Level 255 is the highest value.
   paint(context, levels, highest) {
     const drawn = context.createImageData(context.canvas.width, context.canvas.height);
     const bytes = new Uint8ClampedArray(4 * 256);
@@ -43,13 +43,14 @@ export class Palette {
   }
 }
 
-// Outlines the regions of levels from the least one on, and gives their boxes
-// in the map's pixels: left, top, right, bottom; the largest region's first.
+// Outlines the regions whose levels reach `least`. Returns their boxes in pixels
+// of the map (left, top, right, bottom), that of the largest region first.
 export function outline(context, levels, least) {
   const { width, height } = context.canvas;
   const drawn = context.createImageData(width, height);
-  // 1 inside of regions, 2 where seen, 3 outside of the image: there regions
-  // have no edge, as a frame around all of the image would show nothing.
+  // 1 in regions, 2 in visited parts of regions, 3 outside of the image. Regions
+  // have no outline along the border of the image: a frame around the whole image
+  // would show nothing.
   const across = width + 2 * LINE;
   const mask = new Uint8Array(across * (height + 2 * LINE)).fill(3);
   const stack = new Int32Array(width * height);
@@ -83,14 +84,14 @@ export function outline(context, levels, least) {
       }
       if (isEdge) drawn.data.set(LINE_COLOR, 4 * (y * width + x));
     }
-    if (region.area >= LEAST_AREA * width * height) regions.push(region);
+    if (region.area >= MIN_AREA * width * height) regions.push(region);
   }
   context.putImageData(drawn, 0, 0);
   regions.sort((a, b) => b.area - a.area);
   return regions.map(({ left, top, right, bottom }) => [left, top, right, bottom]);
 }
 
-// A line of bold text, another, and the colour bar: six em high.
+// Draws a bold title, a line of text and the colour bar, six em high together.
 export function drawLegend(context, width, em, title, text, palette, opacity) {
   const write = (text, x, y, style = "") => {
     context.font = `${style} ${em}px system-ui, sans-serif`;
@@ -119,5 +120,5 @@ export function drawLegend(context, width, em, title, text, palette, opacity) {
   if (palette.threshold === null) return;
   context.fillRect((palette.threshold / palette.top) * width - 1, 3.2 * em, 2, 1.3 * em);
   context.textAlign = "center";
-  write(`regions from ${palette.threshold.toFixed(3)}`, 0.5, 5.4);
+  write(`pixel threshold ${palette.threshold.toFixed(3)}`, 0.5, 5.4);
 }

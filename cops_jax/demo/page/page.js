@@ -1,25 +1,25 @@
-// The page: a queue of uploads, a card for each, and the sliders.
+// The page: a queue of uploads, a card for each image, and the sliders.
 
 import { Card, DOT, save, view } from "./card.js";
 import { Palette } from "./drawing.js";
 
 const SENT_AT_ONCE = 3;
-const MOST_FAILURES = 4; // In a row: then the server is away.
-const MOST_NEWS = 3; // Errors that are read out at once.
+const MAX_FAILURES = 4; // After so many in a row, the server counts as away.
+const MAX_NEWS = 3; // Errors that screen readers announce together.
 const BY_HAND = "(max-width: 700px), (pointer: coarse)"; // As in page.css.
 const COUNTED = { anomaly: "anomalous", normal: "normal", found: "found", missed: "missed", "false alarm": "false alarms", correct: "correct" };
 
 const $ = (id) => document.getElementById(id);
 const cards = new Set();
-const news = []; // To be announced.
+const news = []; // Texts to announce.
 const query = new URLSearchParams(location.search);
 let choice = toChoice(query.get("model") ?? "0", query.get("tiles"));
-let info; // About what was chosen.
-let calls = new AbortController(); // Of the requests by it.
+let info; // The server's answer about the chosen model and tiles.
+let calls = new AbortController(); // Aborts the requests for the choice.
 let queue = [];
 let sending = 0;
 let pause;
-let followed; // The card that a phone's page scrolls to.
+let followed; // The card that a phone scrolls to.
 
 function toChoice(model, tiles) {
   return `model=${model}&tiles=${tiles ? "auto" : ""}`;
@@ -32,15 +32,15 @@ const addFiles = (files) => add([...files].map((file) => ({ name: file.name || "
 const addExamples = (names) => add(names.map((name) => ({ name, truth: info.examples[name] })));
 
 function add(sources) {
-  if (!info) return; // Too early.
+  if (!info) return; // The limits are not known yet.
   const taken = sources.slice(0, info.limits.max_images - cards.size).map((source) => new Card(source, remove));
   for (const card of taken) cards.add(card);
   queue.push(...taken);
   const left = sources.length - taken.length;
-  notify(left && `${left} of ${sources.length} were left out: the page holds ${info.limits.max_images} images; clear it to go on`);
+  notify(left && `${left} of ${sources.length} images were not added, because the limit is ${info.limits.max_images}. Clear the page to add more`);
   arrange();
   if (matchMedia(BY_HAND).matches) {
-    // There the list is below what was tapped.
+    // On a phone, the list is below the button that was tapped.
     follow(taken[0]);
     if (left) $("notice").scrollIntoView();
   }
@@ -53,7 +53,8 @@ function follow(card) {
   card?.element.scrollIntoView();
 }
 
-// The order of the results. Those that have their place keep it, and the focus.
+// Puts the results in order. Elements that are in place are not moved, because
+// moving one would take the focus from it.
 function arrange() {
   const shown = [...cards].filter((card) => !card.error);
   const score = (card) => card.answer?.image_score ?? -1;
@@ -75,18 +76,19 @@ function remove(card) {
 }
 
 function fail(card, message) {
-  if (!cards.has(card)) return; // Removed since.
+  if (!cards.has(card)) return; // The card was removed in the meantime.
   card.fail(message);
   news.push(card.state);
-  $("refused").append(card.element); // A small one would leave a hole among the results.
+  $("refused").append(card.element); // A small card would leave a gap in the results.
 }
 
-// The server's answer. A server that is full or loads its model is asked again.
+// Uploads an image and returns the server's answer. Repeats the request while the
+// server is full or loads its model.
 async function send(card, signal) {
-  card.say("looking");
+  card.say("scoring");
   const { max_bytes } = info.limits;
-  if (card.file?.size > max_bytes) throw new Error(`${card.name} has ${(card.file.size / 2 ** 20).toFixed(1)} MB; at most ${max_bytes / 2 ** 20} MB can be sent`);
-  await card.file?.slice(0, 1).arrayBuffer(); // Fails if it is gone: the server is not to blame.
+  if (card.file?.size > max_bytes) throw new Error(`${card.name} is too large: it has ${(card.file.size / 2 ** 20).toFixed(1)} MB, and the limit is ${max_bytes / 2 ** 20} MB`);
+  await card.file?.slice(0, 1).arrayBuffer(); // Fails here, and not as a failed request, if the file was deleted.
   const url = `api/detect?${choice}&name=${encodeURIComponent(card.name)}`;
   for (let attempt = 1, failures = 0; cards.has(card); attempt++) {
     let response;
@@ -94,7 +96,8 @@ async function send(card, signal) {
       card.file ??= await (await fetch(`api/examples/${card.name}`, { signal })).blob();
       response = await fetch(url, { method: "POST", body: card.file, signal });
     } catch {
-      // As when it is full: the answer to a refused upload can be lost.
+      // A full server can also break the connection, because the answer to a
+      // refused upload can be lost.
     }
     if (response && response.status !== 503) {
       const answer = await response.json();
@@ -103,7 +106,7 @@ async function send(card, signal) {
     }
     signal.throwIfAborted();
     failures = response ? 0 : failures + 1;
-    if (failures === MOST_FAILURES) stop();
+    if (failures === MAX_FAILURES) stop();
     else card.say(response ? "waiting for the server" : "the server does not answer; trying again");
     await sleep(500 * Math.min(attempt, 8));
     signal.throwIfAborted();
@@ -123,14 +126,14 @@ function work() {
         if (signal.aborted) return;
         sending--;
         arrange();
-        if (card === followed) follow(card); // It has grown, or moved.
+        if (card === followed) follow(card); // The card has grown or moved.
         showSummary();
         work();
       });
   }
 }
 
-// The server is away: images wait for it.
+// Stops sending until the user retries, because the server does not answer.
 function stop() {
   calls.abort();
   for (const card of cards) if (card.isWaiting) card.say("waiting");
@@ -149,14 +152,15 @@ function notify(text) {
   if (text) news.push(text);
 }
 
-// For those who do not see it: once nothing has changed for a while.
+// Announces errors and the status to screen readers, after half a second without
+// a change.
 function announce() {
   clearTimeout(pause);
   pause = setTimeout(() => {
-    const more = news.length - MOST_NEWS;
-    const told = news.splice(0).slice(0, MOST_NEWS);
-    if (more > 0) told.push(`and ${more} more`);
-    $("live").textContent = [...told, $("status").textContent].join(". ");
+    const more = news.length - MAX_NEWS;
+    const texts = news.splice(0).slice(0, MAX_NEWS);
+    if (more > 0) texts.push(`and ${more} more`);
+    $("live").textContent = [...texts, $("status").textContent].join(". ");
   }, 500);
 }
 
@@ -165,7 +169,7 @@ function showSummary() {
   const failed = [...cards].filter((card) => card.error).length;
   const left = [...cards].filter((card) => card.isWaiting).length;
   const parts = [`${cards.size} image${cards.size === 1 ? "" : "s"}`];
-  if (left) parts.push(`${left} to go`);
+  if (left) parts.push(`${left} remaining`);
   for (const label in COUNTED) {
     const count = done.filter((card) => (card.outcome ?? card.verdict) === label).length;
     if (count) parts.push(`${count} ${COUNTED[label]}`);
@@ -216,7 +220,7 @@ function saveCsv() {
   const columns = ["path", "image_score", "verdict", "threshold", "threshold_method", "pixel_threshold", "boxes", "tiles", "note", "error"];
   const cell = (value) => {
     let text = Array.isArray(value) ? JSON.stringify(value) : String(value ?? "");
-    if (/^[=+\-@\t\r]/.test(text)) text = `'${text}`; // No formula in a spreadsheet.
+    if (/^[=+\-@\t\r]/.test(text)) text = `'${text}`; // A spreadsheet would run it as a formula.
     return /[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
   };
   const lines = finished().map((row) => columns.map((name) => cell(row[name])).join(","));
@@ -238,7 +242,7 @@ function showExamples() {
   const all = document.createElement("button");
   all.type = "button";
   all.id = "all_examples";
-  all.textContent = "all examples";
+  all.textContent = "All examples";
   all.onclick = () => addExamples(Object.keys(info.examples));
   $("examples").append(all);
 }
@@ -270,7 +274,7 @@ function listen() {
   };
   $("files").onchange = () => {
     addFiles($("files").files);
-    $("files").value = ""; // The same file may be chosen again.
+    $("files").value = ""; // Allows choosing the same file again.
   };
   document.ondragover = (event) => {
     event.preventDefault();
@@ -283,7 +287,7 @@ function listen() {
     addFiles(event.dataTransfer.files);
   };
   document.onpaste = (event) => addFiles(event.clipboardData.files);
-  document.ontouchmove = () => (followed = null); // The reader scrolls.
+  document.ontouchmove = () => (followed = null); // The user scrolls.
 }
 
 function choose() {
@@ -295,11 +299,11 @@ function choose() {
   begin();
 }
 
-// Learns about what is chosen, and sends the images that wait.
+// Requests information about the choice and sends the waiting images.
 async function begin() {
   calls.abort();
   calls = new AbortController();
-  sending = Infinity; // Until there is an answer.
+  sending = Infinity; // Sends nothing until the answer is there.
   const { signal } = calls;
   $("away").hidden = true;
   $("loading").hidden = Boolean(info);
@@ -339,12 +343,12 @@ function showInfo(answer) {
   $("model").value = info.model;
   $("choice").hidden = info.models.length === 1;
   $("tiles").checked = choice.endsWith("auto");
-  $("unfit").textContent = info.unfit && `No verdicts until a slider is moved: ${info.unfit}`;
+  $("unfit").textContent = info.unfit && `There are no verdicts until you move a slider: ${info.unfit}`;
   $("about").textContent = info.about;
   $("toy").hidden = !info.is_toy;
   $("limits").textContent = limitsText();
   const chosen = (view.chosen = info.thresholds);
-  $("chosen").textContent = chosen ? `They were chosen so: ${chosen.method}.` : "";
+  $("chosen").textContent = chosen ? `They start at the thresholds that were chosen for these prompts (${chosen.method}).` : "";
   if (isOther) reset();
   $("page").className = "";
 }
