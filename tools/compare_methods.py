@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
   parser.add_argument(
     "--data_dir",
     default="",
-    help="read prepared data sets from this folder; default ~/tensorflow_datasets",
+    help="read prepared data from this folder; default ~/tensorflow_datasets",
   )
   options = parser.parse_args(arguments)
   show_messages()
