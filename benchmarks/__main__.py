@@ -1,10 +1,10 @@
-"""How fast it is here: one table, with ratios measured in one run.
+"""Measures speed on this machine and prints one table.
 
   python -m benchmarks
   python -m benchmarks --quick    (small, with the demo's model)
   python -m benchmarks evaluation training
 
-Let nothing run beside it.
+Run nothing else at the same time. Each ratio compares measurements of one run.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SECTIONS = (
 
 
 def _cells(section, row):
-  """Returns a line of the table."""
+  """Returns the cells of a line of the table."""
   median = spread = ""
   if row.seconds is not None:
     median = f"{np.median(row.seconds):.3g}"
@@ -37,30 +37,41 @@ def _cells(section, row):
 
 
 def main() -> None:
-  """The command line."""
+  """Measures the sections on the command line and prints the table."""
   parser = argparse.ArgumentParser(
-    prog="python -m benchmarks", description="Prints how fast it is here."
+    prog="python -m benchmarks",
+    description="Measures speed on this machine and prints one table.",
   )
-  parser.add_argument("sections", nargs="*", help=", ".join(SECTIONS))
   parser.add_argument(
-    "--quick", action="store_true", help="small sizes, few repetitions"
+    "sections",
+    nargs="*",
+    help=f"run only these of {', '.join(SECTIONS)}; default all",
+  )
+  parser.add_argument(
+    "--quick",
+    action="store_true",
+    help="use small sizes and few repetitions",
   )
   options = parser.parse_args()
   if unknown := set(options.sections) - set(SECTIONS):
-    parser.error(f"no such section: {', '.join(sorted(unknown))}")
+    parser.error(
+      f"unknown sections {', '.join(sorted(unknown))}: choose from"
+      f" {', '.join(SECTIONS)}"
+    )
   found = []
   for name in options.sections or SECTIONS:
     section = importlib.import_module(f"benchmarks.{name}")
     for row in section.rows(options.quick):
       found.append(_cells(name, row))
-      print(*found[-1], file=sys.stderr, flush=True)  # Before the table.
+      # Shows progress until the table is complete.
+      print(*found[-1], file=sys.stderr, flush=True)
   device = jax.devices()[0]
   versions = ", ".join(
     f"{name} {metadata.version(name)}" for name in ("cops_jax", "jax", "jaxlib")
   )
   print(
     f"{device.device_kind}, {os.cpu_count()} cores, {platform.machine()};"
-    f" {versions}; seconds: median, fastest to slowest"
+    f" {versions}; times in seconds: median, fastest - slowest"
   )
   print("\n".join(align(found, 5)))
 

@@ -1,4 +1,4 @@
-"""Rows of the benchmarks' table, and the models and images that they use."""
+"""Rows of the benchmarks' table, and models and images for the benchmarks."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class Row:
   """A line of the table.
 
   Attributes:
-    what: was measured.
-    seconds: of each repetition; None if the row has no time.
-    note: rates and ratios, with what was measured in the same run.
+    what: description of the measured operation.
+    seconds: duration of each repetition; None if the row has no time.
+    note: rates, and ratios to other measurements of the same run.
   """
 
   what: str
@@ -39,7 +39,7 @@ class Row:
 
 
 def measure(call: Callable[[], Any], repeats: int) -> np.ndarray:
-  """Returns seconds of each call, after one that does not count."""
+  """Returns the seconds of each call, after a first call to warm up."""
   seconds = []
   for _ in range(1 + repeats):
     start = time.perf_counter()
@@ -49,10 +49,10 @@ def measure(call: Callable[[], Any], repeats: int) -> np.ndarray:
 
 
 def published_config(kind: str) -> CLIPConfig | DINOConfig:
-  """Returns the sizes of a recipe's published backbone, all of them ViT-L.
+  """Returns the sizes of a published backbone, all of which are ViT-L.
 
   Args:
-    kind: see config.backbone.kind in `cops_jax.config`.
+    kind: value of config.backbone.kind.
   """
   width, num_layers, num_heads = 1024, 24, 16
   if kind == "clip":
@@ -88,9 +88,9 @@ def published_config(kind: str) -> CLIPConfig | DINOConfig:
 
 
 def without_weights(config: Any) -> PretrainedBackbone:
-  """Returns the published backbone of a config's kind, with shapes alone.
+  """Returns the published backbone of a config's kind with shapes as weights.
 
-  CLIP's text tower is there if the method uses it.
+  It includes CLIP's text tower only if the method uses it.
   """
   kind = config.backbone.kind
   sizes = published_config(kind)
@@ -105,7 +105,7 @@ def without_weights(config: Any) -> PretrainedBackbone:
 def load(name: str) -> tuple[Any, PretrainedBackbone]:
   """Returns a recipe's config and backbone.
 
-  A demo's is the toy CLIP, a published recipe's has random weights.
+  Demos use the toy CLIP. Published backbones have random weights.
   """
   config = settle_dtype(recipe(name), None)
   if config.backbone.weights == DEMO_CLIP:
@@ -120,10 +120,10 @@ def load(name: str) -> tuple[Any, PretrainedBackbone]:
 
 
 def write_images(root: pathlib.Path, number: int) -> None:
-  """Writes smooth noise, which compresses about as photographs do.
+  """Writes images of smooth noise, which compress about like photographs.
 
-  Images of 1024 x 1024 pixels, half PNG and half JPEG, half of them with a
-  mask, in MVTec AD's layout.
+  The images have 1024 x 1024 pixels and MVTec AD's layout. Half of the files are
+  PNG and half JPEG, and half of the images have a mask.
   """
   rng = np.random.default_rng(0)
   mask = np.zeros((1024, 1024), np.uint8)

@@ -1,6 +1,7 @@
-"""The evaluation step, against the plain one and the machine's matrix rate.
+"""Speed of the evaluation step, compared with a plain step.
 
-The published recipe with ViT-L/14@336 at 518 x 518 pixels and random weights.
+Uses the published recipe with ViT-L/14@336, 518 x 518 pixels and random
+weights. The step's operations are also compared with those of a matrix product.
 """
 
 from __future__ import annotations
@@ -66,8 +67,8 @@ def rows(is_quick: bool) -> Iterator[Row]:
     yield Row(
       f"evaluation step, {number} image(s)",
       seconds,
-      f"{number / np.median(seconds):.2f} images/s, {share:.2f} of the matrix"
-      f" rate on {number * flops / 1e12:.3g} TFLOP; compiled in"
+      f"{number / np.median(seconds):.2f} images/s; {number * flops / 1e12:.3g}"
+      f" TFLOP at {share:.2f} of the matrix rate; compiled in"
       f" {compile_seconds:.0f} s; {megabytes:.0f} MB temporary",
     )
     first = first or (batch, jax.device_get(compiled(*params, placed)), seconds)
@@ -77,9 +78,10 @@ def rows(is_quick: bool) -> Iterator[Row]:
 
 
 def _method_row(name):
-  """Times the step of one image, for UniADet also with four normal images."""
+  """Times the step of one image; UniADet's also with four reference images."""
   config, backbone = load(name)
-  if config.method == "prompt_ensemble":  # The toy's tokenizer and its words.
+  # The toy CLIP's tokenizer, and texts in its words.
+  if config.method == "prompt_ensemble":
     config.model.texts = "demo"
     backbone = dataclasses.replace(backbone, tokenizer=DEMO_FOLDER)
   model, mesh = build_model(config, backbone), make_mesh(jax.devices()[:1])
@@ -90,7 +92,7 @@ def _method_row(name):
   rng = np.random.default_rng(0)
   images = rng.integers(0, 256, (4, side, side, 3), dtype=np.uint8)
   batch = shard_batch({"image": images[:1]}, mesh)
-  seconds, notes = [], [f"{number:,} numbers beside the backbone"]
+  seconds, notes = [], [f"{number:,} parameters in addition to the backbone"]
   for shots in (0, 4) if config.method == "uniadet" else (0,):
     if shots:
       memory = make_memory_step(model, mesh)(backbone_params, images)
@@ -102,7 +104,7 @@ def _method_row(name):
     megabytes = compiled.memory_analysis().temp_size_in_bytes / 1e6
     notes.append(f"{megabytes:.0f} MB temporary")
   if len(seconds) > 1:
-    notes.append(f"with 4 normal images {np.median(seconds[1]):.3g} s")
+    notes.append(f"with 4 reference images {np.median(seconds[1]):.3g} s")
   return Row(f"{name}: 1 image", seconds[0], "; ".join(notes))
 
 
@@ -114,12 +116,12 @@ def _plain_row(model, params, batch, ours, our_seconds):
     np.testing.assert_allclose(ours[name], values, atol=tolerance, rtol=0)
   seconds = measure(lambda: step(variables, batch["image"]), len(our_seconds))
   ratio = np.median(our_seconds) / np.median(seconds)
-  note = f"the step above takes {ratio:.2f} of it"
-  return Row("the same, plainly, 1 image", seconds, note)
+  note = f"the evaluation step takes {ratio:.2f} times as long"
+  return Row("plain step, 1 image", seconds, note)
 
 
 def _matrix_rate(backbone, config, number):
-  """Returns FLOP a second of a layer's largest matrix product."""
+  """Returns the FLOP per second of a layer's largest matrix product."""
   sizes, dtype = sizes_of(backbone), jnp.dtype(config.backbone.dtype)
   tokens = (config.model.image_size_pixels // sizes.patch_size) ** 2 + 1
   tokens *= number

@@ -1,9 +1,10 @@
-"""Images per second of the input pipeline alone, against plain PIL.
+"""Images per second of the input pipeline, compared with plain PIL.
 
-Generated photographs of 1024 x 1024 pixels, half PNG and half JPEG, half of
-them with a mask, are decoded to 518 x 518: one after the other by plain PIL,
-then by the pipeline with threads only and with worker processes, without the
-start of its processes, each with and without the class-aware augmentation.
+Generated images of 1024 x 1024 pixels, half PNG and half JPEG, half of them
+with a mask, are decoded to 518 x 518 pixels: first in turn by plain PIL, and
+then by the pipeline with threads only and with worker processes, with and
+without the class-aware augmentation. The start of worker processes is not
+counted.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _IMAGE_SIZE, _PATCH_SIZE, _BATCH_SIZE = 518, 14, 8
 
 
 def _plain_rate(examples):
-  """Returns images per second of PIL in a loop, doing the same work."""
+  """Returns images per second of a PIL loop that does the same work."""
   size = (_IMAGE_SIZE, _IMAGE_SIZE)
   start = time.perf_counter()
   for example in examples:
@@ -41,7 +42,7 @@ def _plain_rate(examples):
 
 
 def _pipeline_rate(examples, num_workers, augmentation):
-  """Returns images per second from the second epoch on."""
+  """Returns the pipeline's images per second after the first epoch."""
   num_steps = pipeline.num_batches(len(examples), _BATCH_SIZE)
   options = pipeline.BatchOptions(
     image_size=_IMAGE_SIZE,
@@ -74,5 +75,6 @@ def rows(is_quick: bool) -> Iterator[Row]:
       note = f"{rate:.1f} images/s, {rate / plain:.2f} times plain PIL"
       yield Row(what, note=note)
       augmented = _pipeline_rate(examples, number, "class_aware")
-      note = f"{augmented:.1f} images/s, {augmented / rate:.2f} of that"
+      ratio = f"{augmented / rate:.2f} of the rate without augmentation"
+      note = f"{augmented:.1f} images/s, {ratio}"
       yield Row(f"{what}, augmented", note=note)

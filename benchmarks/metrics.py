@@ -1,7 +1,7 @@
-"""Speed of the pixel metrics, against scikit-learn.
+"""Speed of the pixel metrics, compared with scikit-learn.
 
-Maps of 518 x 518 pixels are smoothed patch probabilities as CoPS gives them;
-every second image has up to three defects.
+Maps of 518 x 518 pixels are upsampled patch probabilities, like those of CoPS.
+Every second image has up to three defects.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _IMAGE_SIZE, _GRID_SIZE = 518, 37
 
 
 def generate_maps(number: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-  """Yields anomaly maps and masks, the same in every call."""
+  """Yields anomaly maps and masks; every call yields the same."""
   rng = np.random.default_rng(0)
   matrix = scoring.upsampling_matrix(_IMAGE_SIZE, _GRID_SIZE, "bilinear")
   patch_size = _IMAGE_SIZE // _GRID_SIZE
@@ -58,6 +58,6 @@ def rows(is_quick: bool) -> Iterator[Row]:
   yield Row(
     f"all pixel metrics, {len(maps)} maps of {_IMAGE_SIZE} x {_IMAGE_SIZE}",
     seconds,
-    f"scikit-learn's AUROC and AP {theirs:.2f} s,"
-    f" {theirs / np.median(seconds):.1f} times",
+    f"scikit-learn's AUROC and AP take {theirs:.2f} s,"
+    f" {theirs / np.median(seconds):.1f} times as long",
   )

@@ -1,8 +1,8 @@
-"""CoPS as one would write it down: what the evaluation step is compared with.
+"""A plain evaluation step of CoPS, the baseline of the benchmark.
 
-transformers' own layers as they are, every prompt of CLIP's 77 tokens on its
-own, all tokens through all layers, maps at full size and scipy's filter. It
-gives the same scores and maps.
+It uses transformers' own layers, computes each prompt separately with all 77
+tokens and all image tokens in all layers, and filters maps at full size with
+scipy. Its scores and maps are the same.
 """
 
 from __future__ import annotations
@@ -31,14 +31,15 @@ from cops_jax.scoring import (
 
 
 def make_step(model: CoPS):
-  """The step, as `step(variables, images)`.
+  """Returns the plain evaluation step.
 
   Args:
-    model: with state and category words, and one feature layer or more.
+    model: model with state words, category words and at least one feature
+      layer.
 
   Returns:
-    A function that gives image_score (b,) and anomaly_map (b, h, w), on the
-    host.
+    `step(variables, images)`, which returns image_score (b,) and anomaly_map
+    (b, h, w) on the host.
   """
 
   @jax.jit
@@ -80,7 +81,7 @@ def make_step(model: CoPS):
 
 
 def _enlarge(values, size):
-  """Each patch as a square of pixels."""
+  """Returns each patch's value as a square of pixels."""
   side = round(values.shape[-1] ** 0.5)
   grid = values.reshape(*values.shape[:-1], side, side)
   return grid.repeat(size // side, axis=-2).repeat(size // side, axis=-1)
@@ -133,7 +134,7 @@ def _vision(model, images):
 
 
 def _text(backbone, prompts, deep_prompts):
-  """Every prompt with CLIP's full length; the end token's features."""
+  """Returns the end token's features for prompts padded to 77 tokens."""
   tower = backbone.text_model
   table = tower.embeddings.position_embedding.embedding
   *shape, length, width = prompts.shape

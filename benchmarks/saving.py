@@ -1,8 +1,8 @@
-"""How long a training step waits for a checkpoint.
+"""Time that training waits for a checkpoint.
 
-The published recipe's parameters and optimizer state have 79 MB. Measured in
-turns: how long `save` keeps training from its next step, and how long it takes
-until the checkpoint is complete.
+The published recipe's parameters and optimizer state have 79 MB. For each
+checkpoint, the benchmark measures how long `save` delays the next training
+step, and how long it takes until the checkpoint is complete.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from cops_jax.weights.model import build_model
 
 
 def rows(is_quick: bool) -> Iterator[Row]:
-  """Measures in a folder of the system for temporary files."""
+  """Yields rows, measured in a temporary folder."""
   config, backbone = load("demo" if is_quick else "visa")
   optimizer = make_optimizer(config.train, num_steps=1)
   params = build_model(config, backbone).init_trainable(jax.random.key(0))
-  # As in training: a copy on every device.
+  # Every device has a copy, as in training.
   state = replicate(create_train_state(params, optimizer), make_mesh())
   leaves = jax.tree.leaves((state.params, state.opt_state))
   num_bytes = sum(leaf.nbytes for leaf in leaves)
@@ -41,5 +41,5 @@ def rows(is_quick: bool) -> Iterator[Row]:
         complete.append(time.perf_counter() - start)
   begun, complete = np.array(begun[1:]), np.array(complete[1:])
   ratio = np.median(begun) / np.median(complete)
-  yield Row(f"until {num_bytes / 1e6:.1f} MB are saved", complete)
-  yield Row("until training continues", begun, f"{ratio:.2f} of that")
+  yield Row(f"save {num_bytes / 1e6:.1f} MB", complete)
+  yield Row("wait until training continues", begun, f"{ratio:.2f} of saving")

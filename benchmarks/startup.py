@@ -1,7 +1,7 @@
-"""How long a user waits: imports, and a command from start to end.
+"""Duration of imports and of a whole command.
 
-With the demo's model. The first start compiles, later ones find the compiled
-programs in the cache, which is a folder of the benchmark's own.
+Uses the demo's model and an empty compilation cache. The first start compiles;
+later starts find the compiled programs in the cache.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def rows(is_quick: bool) -> Iterator[Row]:
     first = time.perf_counter() - start
     seconds = measure(lambda: run(*predict), repeats)
     yield Row(
-      "predict on one image, demo's model",
+      "cops predict, 1 image, demo's model",
       seconds,
       f"the first start, which compiles, takes {first:.1f} s,"
       f" {first / np.median(seconds):.1f} times as long",

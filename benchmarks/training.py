@@ -1,8 +1,8 @@
-"""An epoch of training from cached features, against one without a cache.
+"""Speed of training steps from cached features, compared with no cache.
 
-A batch is 1 image, to save memory, and the data set has two images. Timed in
-one process, from image files to new parameters: a first epoch, which is not
-counted, and then whole epochs, without the cache and with it.
+The batch size is 1, to save memory, and the data set has two images. Each time
+is an epoch's mean time of a step, from image files to new parameters. The first
+epoch is not counted.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _NUM_EPOCHS = {"none": 2, "bfloat16": 10}
 
 
 def _step_seconds(config, backbone, examples) -> np.ndarray:
-  """Returns seconds of a step in each epoch but the first."""
+  """Returns the seconds of a step in each epoch except the first."""
   mesh = make_mesh(jax.devices()[:1])
   model = build_model(config, backbone)
   cache = features.open_features(

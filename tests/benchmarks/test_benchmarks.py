@@ -1,4 +1,4 @@
-"""They run, and what they compare with gives the same results."""
+"""The benchmarks run, and the plain step returns the same results."""
 
 import jax
 import numpy as np
@@ -31,8 +31,8 @@ from helpers.config import make_config
     {"model.num_value_layers": 0, "model.deep_prompt_length": 8},
   ),
 )
-def test_the_evaluation_step_is_the_plain_one(config, fields):
-  """Stock layers, all tokens and 77 positions, full maps, scipy's filter."""
+def test_the_evaluation_step_matches_the_plain_one(config, fields):
+  """The plain step computes all tokens with transformers' own layers."""
   config.update_from_flattened_dict(fields)
   backbone = load_backbone(config)
   model = build_model(config, backbone)
@@ -47,7 +47,7 @@ def test_the_evaluation_step_is_the_plain_one(config, fields):
     np.testing.assert_allclose(found[name], values, atol=2e-5, rtol=0)
 
 
-def test_needed_flops_of_the_published_recipe():
+def test_the_published_recipe_needs_a_known_number_of_flops():
   config, backbone = recipe("visa"), common.published_config("clip")
   num_tokens = golden.model("visa").num_prompt_tokens(is_training=False)
   flops = vision_flops(config, backbone)
@@ -55,8 +55,8 @@ def test_needed_flops_of_the_published_recipe():
   assert flops == pytest.approx(1.25e12, rel=0.01)
 
 
-def test_the_sections(clip_folder, data_dir, monkeypatch):
-  """All but the one of whole commands."""
+def test_every_section_returns_its_rows(clip_folder, data_dir, monkeypatch):
+  """The section startup is not run, because it runs whole commands."""
 
   def load(name):
     config = make_config(clip_folder, data_dir, name)
@@ -73,12 +73,12 @@ def test_the_sections(clip_folder, data_dir, monkeypatch):
   }
   for what, words in (
     ("evaluation step, 4 image(s)", "of the matrix rate"),
-    ("the same, plainly, 1 image", "the step above takes"),
+    ("plain step, 1 image", "the evaluation step takes"),
     ("demo: training step of 1 image, feature cache bfloat16", "times as fast"),
-    ("uniadet_demo: 1 image", "with 4 normal images"),
-    ("until training continues", "of that"),
+    ("uniadet_demo: 1 image", "with 4 reference images"),
+    ("wait until training continues", "of saving"),
     ("pipeline, 0 workers", "times plain PIL"),
-    ("pipeline, 0 workers, augmented", "of that"),
+    ("pipeline, 0 workers, augmented", "without augmentation"),
     ("all pixel metrics, 10 maps of 518 x 518", "scikit-learn's AUROC and AP"),
   ):
     assert words in notes[what]

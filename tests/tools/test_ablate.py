@@ -1,4 +1,4 @@
-"""Each ablation removes one part of the model and leaves the others."""
+"""Each ablation removes one part of the model and keeps all other parts."""
 
 import flax.traverse_util
 import jax
@@ -19,8 +19,8 @@ from cops_jax.weights.backbone import load_backbone
 from cops_jax.weights.model import build_model
 
 TERMS = {"image", "patch", "gather", "scatter", "kl", "reconstruction"}
-# Parameters and loss terms that an ablation lacks, and the number of words that
-# are learned.
+# Parameters and loss terms that an ablation lacks, and its number of trained
+# words.
 ABSENT = {
   "full": ((), set(), 14),
   "no_prototypes": (("prototype_extractor",), {"gather", "scatter"}, 8),
@@ -54,7 +54,7 @@ def flat(params):
 
 
 @pytest.mark.parametrize("name", ABSENT)
-def test_a_part_is_neither_trained_nor_computed(base, name):
+def test_a_removed_part_is_neither_trained_nor_computed(base, name):
   absent_params, absent_terms, num_words = ABSENT[name]
   config, backbone, model, params = prepare(base, name)
   full = flat(prepare(base, "full")[-1])
@@ -103,7 +103,7 @@ def test_without_distance_weighting_alpha_has_no_effect(base):
   assert first != second == third
 
 
-def test_the_authors_format_has_all_parts(base, tmp_path):
+def test_prompts_without_a_part_do_not_fit_the_authors_format(base, tmp_path):
   config, backbone, _, params = prepare(base, "no_vae")
   path, record = (
     tmp_path / "prompts.pth",
@@ -121,7 +121,7 @@ def test_the_authors_format_has_all_parts(base, tmp_path):
 @pytest.mark.parametrize(
   "base", ("ablations", "uniadet_demo:augmented"), ids=("cops", "uniadet")
 )
-def test_the_configs_by_name(base):
+def test_an_ablation_changes_only_its_own_fields(base):
   base = configuration.recipe(base)
   full = ablations.ablate(base, "full").to_dict()
   assert full == base.to_dict()

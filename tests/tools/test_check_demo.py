@@ -1,4 +1,4 @@
-"""The line that `make demo` ends with."""
+"""The last line that `make demo` prints."""
 
 import math
 
@@ -13,13 +13,13 @@ from tools.check_demo import check
   "image_auroc, pixel_auroc, is_expected",
   (
     (0.84, 0.91, True),
-    (0.8296, 0.9284, True),  # As shown, 83.0 and 92.8.
+    (0.8296, 0.9284, True),  # Rounded as in the table: 83.0 and 92.8.
     (0.62, 0.91, False),
     (0.84, 0.935, False),
     (math.nan, 0.91, False),
   ),
 )
-def test_the_verdict(image_auroc, pixel_auroc, is_expected):
+def test_the_range_is_checked(image_auroc, pixel_auroc, is_expected):
   found, line = check({"image_auroc": image_auroc, "pixel_auroc": pixel_auroc})
   assert found == is_expected
   assert line.count("\n") == 0
@@ -27,8 +27,8 @@ def test_the_verdict(image_auroc, pixel_auroc, is_expected):
   assert ("OUTSIDE" in line) == (not is_expected)
 
 
-def test_the_readme_shows_what_was_measured():
-  """Half a point inside of what is expected."""
+def test_the_readme_shows_the_measured_range():
+  """The expected range is half a point wider at both ends."""
   low, high = EXPECTED_PERCENT["image_auroc"]
   pixel_low, pixel_high = EXPECTED_PERCENT["pixel_auroc"]
   row = (

@@ -1,4 +1,4 @@
-"""The steps compiled for TPU slices that are not here."""
+"""The steps are compiled for TPU slices without a TPU."""
 
 import sys
 
@@ -15,8 +15,8 @@ pytest.importorskip("libtpu")
 @pytest.mark.parametrize(
   "topology, num_chips", (("v5e:2x2", 4), ("v5e:4x4", 16))
 )
-def test_a_slice(config, topology, num_chips):
-  """Memory, exchanges and types; with the TPU's own attention."""
+def test_the_steps_compile_for_a_slice(config, topology, num_chips):
+  """Memory, collectives and types are right with the attention kernel."""
   config.backbone.dtype = "auto"
   mesh = compile_ahead.tpu_mesh(topology)
   assert mesh.size == num_chips
@@ -35,8 +35,8 @@ def test_a_slice(config, topology, num_chips):
     )
   )
   for report in (training, cached):
-    # The gradient, once, in float32; what losses count; and whether all
-    # processes have a batch.
+    # Chips exchange the gradient once in float32, the counts of the losses, and
+    # whether all processes have a batch.
     for kind, dtype in report.collectives:
       assert kind == "all-reduce"
       assert dtype in ("f32", "s32", "u32", "pred")
@@ -45,7 +45,7 @@ def test_a_slice(config, topology, num_chips):
     assert "bfloat16" not in report.outputs
   assert evaluation.collectives == {}
   assert evaluation.outputs == ("float32", "float32")
-  assert cached.flops < training.flops  # With the attention kernels'.
+  assert cached.flops < training.flops
   vision = backbone.config.vision_config
   kernels = 2 * vision.num_hidden_layers * 4 * 512**2 * vision.hidden_size
   assert evaluation.flops > kernels
@@ -54,7 +54,7 @@ def test_a_slice(config, topology, num_chips):
   assert "share of 16 GB" in text and "all-reduce f32, MB" in text
 
 
-def test_a_chip_is_one_device():
+def test_a_v4_chip_is_one_device():
   assert compile_ahead.tpu_mesh("v4:2x2x2").size == 8
 
 
@@ -63,7 +63,7 @@ def test_an_unknown_slice_is_refused():
     compile_ahead.tpu_mesh("v5e:3x1000")
 
 
-def test_without_libtpu(monkeypatch):
+def test_a_missing_libtpu_is_reported(monkeypatch):
   monkeypatch.setitem(sys.modules, "libtpu", None)
-  with pytest.raises(InputError, match="needs libtpu: pip install"):
+  with pytest.raises(InputError, match="requires libtpu. Run `pip"):
     compile_ahead.tpu_mesh("v5e:2x2")

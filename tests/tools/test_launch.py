@@ -1,4 +1,4 @@
-"""Launch scripts, with stand-ins for what they call."""
+"""Launch scripts, with replacements for the programs that they call."""
 
 import math
 import os
@@ -30,10 +30,10 @@ echo "$(basename "$0") $*" >> "$CALLS"
     (75, {"SLURM_RESTART_COUNT": "50"}, False),
   ),
 )
-def test_the_job_is_put_back_if_it_can_resume(
+def test_a_slurm_job_is_requeued_if_it_can_resume(
   tmp_path, status, variables, again
 ):
-  """Several processes are one cluster."""
+  """If there are several processes, they form a cluster."""
   for name in ("srun", "scontrol"):
     (tmp_path / name).write_text(SLURM)
     (tmp_path / name).chmod(0o755)
@@ -49,7 +49,7 @@ def test_the_job_is_put_back_if_it_can_resume(
     text=True,
   )
   assert done.returncode == status
-  assert ("after 50 times" in done.stderr) == (
+  assert ("after 50 restarts" in done.stderr) == (
     "SLURM_RESTART" in str(variables)
   )
   command = "python train.py --config=visa --workdir=a b"
@@ -60,8 +60,8 @@ def test_the_job_is_put_back_if_it_can_resume(
   ]
 
 
-def test_options_that_slurm_reads():
-  """The script's own rules: directives come first, each with a value."""
+def test_slurm_reads_the_options_of_the_script():
+  """The options come first, as sbatch requires, and fit train.py."""
   lines = (FOLDER / "slurm.sh").read_text().splitlines()
   assert lines[0] == "#!/bin/bash"
   options = {}
@@ -74,7 +74,7 @@ def test_options_that_slurm_reads():
   assert options["ntasks-per-node"] == options["gpus-per-node"]
   assert options["requeue"] == "" and options["open-mode"] == "append"
   kind, _, seconds = options["signal"].partition("@")
-  # Not "B:", which would tell the script alone.
+  # With "B:", only the script would get the signal.
   assert kind == "TERM" and int(seconds) >= 120
   assert not any("#SBATCH" in line for line in lines[len(options) + 1 :])
 
@@ -108,9 +108,9 @@ def test_a_command_is_run_again_if_it_can_resume(
     text=True,
     timeout=60,
   )
-  is_over = ran == 51
-  assert done.returncode == (75 if is_over else last)
-  assert ("after 50 times" in done.stderr) == is_over
+  gave_up = ran == 51
+  assert done.returncode == (75 if gave_up else last)
+  assert ("after 50 restarts" in done.stderr) == gave_up
   assert int(file.read_text()) == ran
 
 
@@ -120,7 +120,7 @@ def test_a_signal_reaches_the_command_and_ends_both(tmp_path, number):
     "trap 'echo saved; exit 75' TERM; echo ready; while :; do sleep 0.02; done"
   )
   process = subprocess.Popen(
-    # Started in the background, this process may ignore Ctrl-C.
+    # A process that was started in the background can ignore Ctrl-C.
     ["env", "--default-signal=INT", "bash", FOLDER / "restart.sh"]
     + ["bash", "-c", saving],
     stdout=subprocess.PIPE,
@@ -138,15 +138,15 @@ def test_a_signal_reaches_the_command_and_ends_both(tmp_path, number):
   assert process.returncode == 75
 
 
-def test_gke_manifest():
-  """By the rules of JobSet, of jobs and of TPU node pools."""
+def test_the_gke_manifest_is_valid():
+  """It follows the rules of JobSet, of jobs and of TPU node pools."""
   text = (FOLDER / "gke.yaml").read_text()
   jobs = yaml.safe_load(text)
   (replicated,) = jobs["spec"]["replicatedJobs"]
   job = replicated["template"]["spec"]
   pod = job["template"]["spec"]
   (container,) = pod["containers"]
-  # One slice: a pod for each host, which has all of the host's chips.
+  # One slice has a pod for each host, which uses all chips of the host.
   topology = pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"]
   num_chips = math.prod(int(size) for size in topology.split("x"))
   assert replicated["replicas"] == 1
@@ -155,7 +155,7 @@ def test_gke_manifest():
   assert resources["limits"] == resources["requests"]
   assert job["completions"] * resources["limits"]["google.com/tpu"] == num_chips
 
-  # A pod failure policy asks for it. One pod's end is the job's.
+  # A pod failure policy requires "Never". The end of one pod ends the job.
   assert pod["restartPolicy"] == "Never" and job["backoffLimit"] == 0
   lost, error = job["podFailurePolicy"]["rules"]
   assert lost["action"] == "Count"
@@ -163,13 +163,13 @@ def test_gke_manifest():
   codes = error["onExitCodes"]
   assert codes["operator"] == "NotIn" and codes["values"] == [75, 134, 137, 143]
   assert codes["containerName"] == container["name"]
-  # What the policy fails has this reason; all else begins again.
+  # Jobs that the policy fails have this reason; all other jobs are restarted.
   (rule,) = jobs["spec"]["failurePolicy"]["rules"]
   assert rule["action"] == "FailJobSet"
   assert rule["onJobFailureReasons"] == ["PodFailurePolicy"]
   assert pod["terminationGracePeriodSeconds"] >= 120
 
-  # The command is one that train.py knows.
+  # train.py knows the flags of the command.
   python, script, *flags = container["command"]
   assert (python, script) == ("python", "train.py") and "--distributed" in flags
   values = dict(flag[2:].partition("=")[::2] for flag in flags)
@@ -178,7 +178,7 @@ def test_gke_manifest():
   assert set(values) - set(fields) == {"workdir", "distributed"}
   assert int(values["config.train.batch_size"]) % num_chips == 0
   assert values["workdir"].startswith("gs://BUCKET/")
-  # The data are a mount, and a killed pod's lock is its own job's.
+  # The data are mounted, and the job can take over the lock of a killed pod.
   (mount,), (volume,) = container["volumeMounts"], pod["volumes"]
   assert values["config.data_dir"] == mount["mountPath"]
   assert volume["name"] == mount["name"]

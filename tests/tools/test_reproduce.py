@@ -1,4 +1,4 @@
-"""The papers' table, from tiny trees in the original layouts."""
+"""The papers' table is reproduced from tiny data sets in original layouts."""
 
 import csv
 import re
@@ -28,7 +28,7 @@ def manual_dir(tmp_path_factory):
 
 @pytest.fixture
 def call(manual_dir, tmp_path, monkeypatch):
-  """Calls the command with runs that take no time."""
+  """Calls the command with instant runs."""
 
   def train_and_evaluate(config, workdir, **_):
     provenance = {"config": config.to_dict()}
@@ -46,7 +46,7 @@ def call(manual_dir, tmp_path, monkeypatch):
   return lambda *more: reproduce.main([*arguments, *more])
 
 
-def test_the_command(call, tmp_path, capsys):
+def test_the_command_lists_runs_and_writes_the_table(call, tmp_path, capsys):
   workdir = tmp_path / "paper"
   call("--datasets=btad,isic", "--seeds=0,1", "--dry_run")
   listed = capsys.readouterr().out
@@ -81,9 +81,9 @@ def test_the_command(call, tmp_path, capsys):
 def test_bad_input_is_reported(call, manual_dir, tmp_path, capsys):
   fewer = shutil.copytree(manual_dir, tmp_path / "manual")
   shutil.rmtree(fewer / "btad")
-  shutil.rmtree(fewer / "visa")  # Can be downloaded.
+  shutil.rmtree(fewer / "visa")  # VisA can be downloaded.
   for arguments, expected in (
-    (["--config=demo"], "--config is not read here"),
+    (["--config=demo"], "--config is not supported"),
     (["--methods=cosp"], "no table of the method 'cosp'"),
     (["--datasets=vsia"], "'vsia' is not a data set of the table"),
     (
@@ -98,7 +98,7 @@ def test_bad_input_is_reported(call, manual_dir, tmp_path, capsys):
   assert not (tmp_path / "paper").exists()
 
 
-def test_the_recipes_are_the_papers():
+def test_each_recipe_is_evaluated_on_data_it_was_not_trained_on():
   names = list(SPECIFICATIONS)
   configs = reproduce.make_configs(
     list(reproduce.RECIPES), names, {"train.b1": 0.7}
@@ -136,8 +136,8 @@ def content(**values):
   }
 
 
-def test_a_methods_two_recipes_are_one_row():
-  """Beside its paper and other methods."""
+def test_both_recipes_of_a_method_share_a_row():
+  """The paper and other methods have rows of their own."""
   configs = reproduce.make_configs(
     ["cops", "prompt_ensemble"], ["mvtec_ad", "visa"], {}
   )

@@ -1,4 +1,4 @@
-"""Tables over runs; training and evaluation have tests of their own."""
+"""Tables over several runs; training and evaluation are tested elsewhere."""
 
 import csv
 import json
@@ -15,22 +15,24 @@ BROKEN = "no_vae/seed-0"
 
 @pytest.fixture
 def made(monkeypatch):
-  """Runs take no time; one fails. The folders of all that are asked for."""
-  asked = []
+  """Makes runs instant and one fail; returns the folders of requested runs."""
+  requested = []
 
   def train_and_evaluate(config, workdir, **_):
-    asked.append(f"{workdir.parent.name}/{workdir.name}")
-    if asked[-1] == BROKEN:
+    requested.append(f"{workdir.parent.name}/{workdir.name}")
+    if requested[-1] == BROKEN:
       raise OSError("the disk is full")
     result = make_result(SECOND if config.seed else FIRST)
     provenance = {"config": config.to_dict()}
     return Evaluated({"made": result}, {}, {}, provenance)
 
   monkeypatch.setattr(runs, "train_and_evaluate", train_and_evaluate)
-  return asked
+  return requested
 
 
-def test_ablations(made, tmp_path, monkeypatch, capsys):
+def test_ablations_are_compared_despite_a_failure(
+  made, tmp_path, monkeypatch, capsys
+):
   names = ["full", "no_vae", "no_deep_prompts"]
   monkeypatch.setattr(ablate.signals, "catch_signals", lambda: None)
   reason = "^failed: no_vae with seed 0: the disk is full$"
@@ -58,8 +60,8 @@ def test_ablations(made, tmp_path, monkeypatch, capsys):
   assert list(content["failures"]) == ["no_vae with seed 0"]
 
 
-def test_methods(made, tmp_path, capsys):
-  """A method without training runs for the first seed only."""
+def test_methods_are_compared(made, tmp_path, capsys):
+  """A method that is not trained runs with the first seed only."""
   compare_methods.main([f"--workdir={tmp_path}", "--seeds=0,1"])
   rows = [line.split() for line in capsys.readouterr().out.splitlines()]
   assert rows[0][:4] == ["data", "set", "recipe", "runs"]

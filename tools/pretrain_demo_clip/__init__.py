@@ -1,1 +1,1 @@
-"""Pretraining of the demo's tiny CLIP on generated images and captions."""
+"""Pretraining of the toy CLIP on generated images and captions."""

@@ -1,9 +1,10 @@
-"""Pretrains the demo's tiny CLIP on generated images and captions.
+"""Pretrains the toy CLIP on generated images and captions.
 
   python -m tools.pretrain_demo_clip --output=cops_jax/weights/demo_clip
 
-CPU only; 44 minutes on 2 cores. The demo's six evaluation categories and its
-unseen defect kinds are never generated here.
+Runs on a CPU and takes 44 minutes on 2 cores. Each pair is an image with and
+without a defect. The demo's six evaluation categories and its unseen kinds of
+defects are never generated here.
 """
 
 from __future__ import annotations
@@ -21,21 +22,21 @@ from tools.pretrain_demo_clip import batches, captions, loop, model, tokenizers
 
 def _parser():
   parser = make_parser("pretrain_demo_clip", __doc__, TOOL)
-  parser.add_argument("--output", required=True, help="folder to write")
-  parser.add_argument("--steps", type=int, default=3000, help="optimizer steps")
+  for name, default, text in (
+    ("steps", 3000, "run this many steps; default %(default)s"),
+    ("pairs", 16, "draw this many pairs in a step; default %(default)s"),
+    ("seed", 0, "seed all randomness with this number; default %(default)s"),
+  ):
+    parser.add_argument(f"--{name}", type=int, default=default, help=text)
   parser.add_argument(
-    "--pairs",
-    type=int,
-    default=16,
-    help="pairs of a normal and a defective image in a step",
+    "--output", required=True, help="write tokenizer and weights to this folder"
   )
-  parser.add_argument("--seed", type=int, default=0, help="of all randomness")
   return parser
 
 
 @command_line
 def main(arguments: Sequence[str] | None = None) -> None:
-  """Writes tokenizer and weights into --output, in Hugging Face's layout."""
+  """Writes tokenizer and weights to --output in Hugging Face's format."""
   options = _parser().parse_args(arguments)
   folder = pathlib.Path(options.output)
   tokenizer = tokenizers.build_tokenizer(folder, captions.vocabulary())

@@ -22,7 +22,7 @@ def augment(
   images: Sequence[Integer[np.ndarray, "h w 3"]],
   mask: Bool[np.ndarray, "h w"],
 ) -> tuple[list[Integer[np.ndarray, "h w 3"]], Bool[np.ndarray, "h w"]]:
-  """The same flip, turn and colour change for every image of a pair."""
+  """Flips, turns and recolours both images of a pair and their mask alike."""
   turns, flip = rng.integers(4), rng.random() < 0.5
   channels, invert = rng.permutation(3), rng.random() < 0.25
 
@@ -39,17 +39,18 @@ def augment(
 def draw_pair(
   rng: np.random.Generator, category: str, kind: int, size: int
 ) -> tuple[np.ndarray, np.ndarray, Bool[np.ndarray, "h w"]]:
-  """The same crop of an image without a defect and with it, and its mask.
+  """Draws an image with and without a defect and crops both alike.
 
   Args:
     rng: source of all randomness.
-    category: one of the demo's.
-    kind: the defect's index in `captions.KINDS`.
+    category: one of `CATEGORIES`.
+    kind: index of the defect in `captions.KINDS`.
     size: side of the square crop in pixels.
 
   Returns:
-    The images, uint8 (size, size, 3), the normal one first, and the mask of
-    the defect, bool (size, size): all False where the crop has missed it.
+    The normal and the defective image, uint8 (size, size, 3), and the mask of
+    the defect, bool (size, size). The mask is all False if the defect is
+    outside the crop.
   """
   defective, normal, mask = generated.generate_pair(
     CATEGORIES[category], captions.KINDS[kind], rng, IMAGE_SIZE
@@ -61,7 +62,7 @@ def draw_pair(
 
 
 def patch_shares(mask: Bool[np.ndarray, "b h w"]) -> Float[np.ndarray, "b n"]:
-  """The share of mask pixels in each patch, in [0, 1]."""
+  """Returns the share of mask pixels in each patch, in [0, 1]."""
   number, size, _ = mask.shape
   grid = size // PATCH_SIZE
   blocks = mask.reshape(number, grid, PATCH_SIZE, grid, PATCH_SIZE)
@@ -71,20 +72,25 @@ def patch_shares(mask: Bool[np.ndarray, "b h w"]) -> Float[np.ndarray, "b n"]:
 def draw_batch(
   rng: np.random.Generator, tokenize: Tokenize, num_pairs: int, size: int
 ) -> dict[str, np.ndarray]:
-  """A batch of pairs: first the normal images, then the defective ones.
+  """Draws a batch of pairs: all normal images, then all defective ones.
 
   Args:
     rng: source of all randomness.
-    tokenize: gives texts' ids.
-    num_pairs: pairs, of as many categories; an image each makes b = 2 of them.
-    size: side of the square images in pixels, a multiple of the patches'.
+    tokenize: function from texts to token ids.
+    num_pairs: number of pairs, each of another category. The batch size b is
+      twice as large.
+    size: side of the square images in pixels, a multiple of the patch size.
 
   Returns:
-    By name: `image`, uint8 (b, size, size, 3); `share`, of defect pixels in
-    each patch, (b, n); `kind`, of the pair's defect, (b,); `is_defective`,
-    bool (b,); `same_text`, which texts (rows: images) say the same, bool
-    (b, b); and ids of texts: `caption`, (b, l), `state_text` and
-    `attribute_text`, (texts, l), see `captions`.
+    Arrays by name:
+      image: uint8 (b, size, size, 3).
+      share: share of defect pixels in each patch, (b, n).
+      kind: index of the defect of the image's pair, (b,).
+      is_defective: bool (b,).
+      same_text: True where two images have captions of equal meaning, bool
+        (b, b).
+      caption: token ids, (b, l).
+      state_text, attribute_text: token ids, (texts, l), see `captions`.
   """
   names = rng.permutation(list(CATEGORIES))[:num_pairs]
   rows = []
@@ -102,8 +108,8 @@ def draw_batch(
     for name, bad, k in zip(names, is_defective, kind, strict=True)
   ]
   state_texts = captions.draw_state_texts(rng)
-  # Texts that say the same of the same category are not negatives.
-  said = np.array(
+  # Texts of the same state and category are not negatives of each other.
+  meanings = np.array(
     [f"{name} good" for name in names]
     + [
       f"{name} {'bad' if bad else 'good'}"
@@ -115,7 +121,7 @@ def draw_batch(
     share=np.concatenate([np.zeros_like(share), share]),
     kind=np.tile(kind, 2),
     is_defective=np.concatenate([np.zeros(num_pairs, bool), is_defective]),
-    same_text=said[:, None] == said[None],
+    same_text=meanings[:, None] == meanings[None],
     caption=tokenize(texts),
     state_text=tokenize(state_texts),
     attribute_text=tokenize(captions.attribute_texts()),
@@ -125,13 +131,13 @@ def draw_batch(
 def prefetched_batches(
   seed: int, tokenize: Tokenize, num_pairs: int, sizes: Sequence[int]
 ) -> Iterator[dict[str, np.ndarray]]:
-  """Draws batches in a thread; XLA leaves Python's lock free meanwhile.
+  """Yields batches that a thread draws while XLA computes.
 
   Args:
-    seed: a batch depends on it and on the batch's number.
-    tokenize: gives texts' ids.
-    num_pairs: pairs in a batch.
-    sizes: by batch its images' side in pixels.
+    seed: seed of all batches. A batch depends on it and on its own number.
+    tokenize: function from texts to token ids.
+    num_pairs: number of pairs in a batch.
+    sizes: side of the images in pixels for each batch.
   """
   batches = queue.Queue(maxsize=4)
 

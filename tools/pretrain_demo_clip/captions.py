@@ -1,4 +1,4 @@
-"""What is said of images and of their patches."""
+"""Texts that describe images and patches."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from tools.pretrain_demo_clip.categories import CATEGORIES
 KINDS = tuple(generated.SEEN_DEFECTS)
 GOOD = ("flawless", "perfect", "intact", "normal", "undamaged", "clean")
 BAD = ("damaged", "defective", "broken", "anomalous", "flawed", "faulty")
-# What else a patch shows, so that its features say more than its state: red,
-# green and blue in [0, 1] of each colour's word.
+# Red, green and blue in [0, 1] of each colour's word. Attributes make the
+# features of a patch describe more than its state.
 COLORS = {
   "red": (0.75, 0.2, 0.2),
   "orange": (0.85, 0.5, 0.2),
@@ -43,12 +43,12 @@ TEMPLATES = (
 
 
 def words(name: str) -> str:
-  """The name of a category or of a kind of defect as a caption has it."""
+  """Returns the name of a category or a kind of defect as words."""
   return name.replace("_", " ")
 
 
 def vocabulary() -> list[str]:
-  """Texts that together have every word of every caption, and a few more."""
+  """Returns texts that together contain all words of all captions."""
   texts = ["object . with without the an image close-up", *TEMPLATES]
   texts += [*GOOD, *BAD, *map(words, KINDS)]
   texts += map(words, CATEGORIES)
@@ -59,13 +59,13 @@ def vocabulary() -> list[str]:
 def draw_caption(
   rng: np.random.Generator, category: str, is_bad: bool, kind: int
 ) -> str:
-  """One of many captions of an image.
+  """Returns a random caption of an image.
 
   Args:
     rng: source of all randomness.
-    category: one of the demo's.
-    is_bad: whether a defect is visible.
-    kind: its index in `KINDS`; says nothing of a good image.
+    category: one of `CATEGORIES`.
+    is_bad: True if a defect is visible.
+    kind: index of the defect in `KINDS`; not used for good images.
   """
   if is_bad and rng.random() < 0.6:
     text = f"{words(category)} with a {words(KINDS[kind])}"
@@ -76,7 +76,7 @@ def draw_caption(
 
 
 def draw_state_texts(rng: np.random.Generator) -> list[str]:
-  """2 + 1 + len(KINDS): good and bad; good and each kind of defect."""
+  """Returns texts of good and bad, then of good and each kind of defect."""
   template = rng.choice(TEMPLATES)
   return [
     template.format(rng.choice(GOOD), "object"),
@@ -87,5 +87,5 @@ def draw_state_texts(rng: np.random.Generator) -> list[str]:
 
 
 def attribute_texts() -> list[str]:
-  """A text for each word of `ATTRIBUTES`, group after group."""
+  """Returns a text for each word of `ATTRIBUTES`, group by group."""
   return [f"a {word} region ." for group in ATTRIBUTES for word in group]

@@ -1,4 +1,4 @@
-"""The optimizer and its steps."""
+"""The optimizer and the training loop."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from cops_jax.backbones.clip import CLIP
 from tools.pretrain_demo_clip.losses import total_loss
 from tools.pretrain_demo_clip.model import IMAGE_SIZE
 
-# The first part of the training sees crops: cheaper steps, more variety.
+# The first part of the training uses crops, which are cheaper and more varied.
 CROP_SIZE, CROP_FRACTION = 80, 0.7
 PEAK_LEARNING_RATE, WEIGHT_DECAY = 1e-3, 0.05
 REPORT_EVERY_STEPS, SAVE_EVERY_STEPS = 50, 500
 
 
 def image_sizes(steps: int) -> list[int]:
-  """By step its images' side in pixels."""
+  """Returns the side of the images in pixels for each step."""
   num_crops = int(steps * CROP_FRACTION)
   return [CROP_SIZE] * num_crops + [IMAGE_SIZE] * (steps - num_crops)
 
 
 def make_optimizer(steps: int) -> optax.GradientTransformation:
-  """Muon for the layers' matrices, Adam for the rest."""
+  """Returns an optimizer with Muon for the layers' matrices, else Adam."""
 
   def muon_dimensions(params):
     def choose(path, leaf):
@@ -59,9 +59,9 @@ def make_optimizer(steps: int) -> optax.GradientTransformation:
 def make_train_step(
   model: CLIP, optimizer: optax.GradientTransformation
 ) -> Callable[..., tuple[Any, Any, dict[str, jax.Array]]]:
-  """A function of parameters, optimizer's state and batch.
+  """Returns the step from parameters, optimizer state and batch.
 
-  It gives the next parameters and state, and the losses' terms by name.
+  The step returns the next parameters and state, and the loss terms by name.
   """
 
   @jax.jit
@@ -81,13 +81,13 @@ def make_train_step(
 def progress_line(
   step: int, steps: int, history: Sequence[Mapping[str, float]], seconds: float
 ) -> str:
-  """What is printed after a step.
+  """Returns the progress line after a step.
 
   Args:
-    step: number of steps made.
-    steps: number of steps to make.
-    history: losses' terms of the latest steps, whose means are shown.
-    seconds: since the first step.
+    step: number of completed steps.
+    steps: number of all steps.
+    history: loss terms of the latest steps, of which the means are shown.
+    seconds: seconds since the first step.
   """
   means = {k: np.mean([row[k] for row in history]) for k in history[0]}
   text = "  ".join(f"{name} {value:.3f}" for name, value in means.items())
@@ -103,14 +103,15 @@ def train(
   steps: int,
   save: Callable[[dict[str, Any]], None],
 ) -> None:
-  """Makes a step with each batch, prints progress and saves regularly.
+  """Runs a step for each batch, prints progress and saves regularly.
 
   Args:
-    model: of which `params["clip"]` are the parameters.
-    params: initial ones, with `params["heads"]`, which are not kept.
-    batches: as many as there are steps, see `batches.draw_batch`.
+    model: model with the parameters `params["clip"]`.
+    params: initial parameters, including `params["heads"]`.
+    batches: a batch from `batches.draw_batch` for each step.
     steps: number of steps.
-    save: gets the parameters every `SAVE_EVERY_STEPS` steps and at the end.
+    save: function that is called with the parameters every `SAVE_EVERY_STEPS`
+      steps and at the end.
   """
   optimizer = make_optimizer(steps)
   state = optimizer.init(params)

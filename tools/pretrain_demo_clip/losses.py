@@ -1,13 +1,16 @@
-"""What the tiny CLIP learns from.
+"""Losses of the toy CLIP's pretraining.
 
-A CLIP as small as this learns nothing local from captions of whole images, so
-more losses stand beside CLIP's contrastive loss between images and captions: a
-region-text loss between the patches of the value path and the texts of the
-patch's own state (no defect, or a kind of defect) and of what else is there to
-see (colour, brightness, contrast, place), an image-text loss between
-the class token as CoPS reads it and the texts of the image's state, and two
-losses of linear heads that are discarded afterwards: from each patch's token,
-is it defective, and how does the same image without the defect differ?
+A CLIP of this size learns nothing local from captions of whole images. Its
+contrastive loss between images and captions is therefore combined with:
+
+- a region-text loss between patches of the value path and texts of the patch's
+  state (no defect, or a kind of defect) and attributes (colour, brightness,
+  contrast, place);
+- an image-text loss between the class token, as CoPS reads it, and texts of
+  the image's state;
+- losses of two linear heads on each patch's token, which are discarded later.
+  One predicts whether the patch is defective, the other its difference from the
+  same patch without the defect.
 """
 
 from __future__ import annotations
@@ -30,18 +33,18 @@ from tools.pretrain_demo_clip.model import (
 )
 from tools.pretrain_demo_clip.patches import attribute_labels, patch_pixels
 
-# A patch counts as defective from this share of mask pixels; below, and above
-# 0, it teaches nothing.
+# A patch with at least this share of mask pixels is defective. Patches with a
+# smaller share above 0 have no weight in the losses.
 MIN_DEFECT_SHARE = 0.12
 DEFECT_PATCH_WEIGHT = 6.0
-# Of the terms in the total; 1 where not named.
+# Weights of the terms in the total; by default 1.
 TERM_WEIGHTS = {"contrastive": 0.3, "region_kind": 0.5, "attributes": 0.2}
 
 
 def text_features(
   model: CLIP, ids: Integer[Array, "t l"]
 ) -> Float[Array, "t d"]:
-  """Unit vectors of texts."""
+  """Returns unit vectors of texts."""
   positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
   hidden = model.text_model(ids, jnp.ones_like(ids), positions)
   return normalize(model.text_projection(hidden[1]))
@@ -55,12 +58,12 @@ def image_features(
   Float[Array, "b d"],
   Float[Array, "b d"],
 ]:
-  """Features of images as `normalize_images` gives them.
+  """Returns the features of images from `normalize_images`.
 
   Returns:
-    The last layer's tokens of the patches, then unit vectors: the patches of
-    the value path, the image as CLIP pools it and the class token as CoPS reads
-    it.
+    The last layer's patch tokens, and three arrays of unit vectors: patches of
+    the value path, the image as CLIP pools it, and the class token as CoPS
+    reads it.
   """
   (class_token, value_path), (_, original) = (
     model.vision_streams(
@@ -78,7 +81,7 @@ def image_features(
 def weighted_mean(
   values: Float[Array, "*any"], weight: Float[Array, "*any"]
 ) -> Float[Array, ""]:
-  """The mean of values that count as much as their weight says."""
+  """Returns the weighted mean of values."""
   return (values * weight).sum() / weight.sum()
 
 
@@ -87,7 +90,7 @@ def cross_entropy(
   labels: Integer[Array, "*any"],
   weight: Float[Array, "*any"],
 ) -> Float[Array, ""]:
-  """The weighted mean of softmax cross-entropies with the labels."""
+  """Returns the weighted mean of softmax cross-entropies with the labels."""
   losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
   return weighted_mean(losses, weight)
 
@@ -98,7 +101,10 @@ def contrastive_loss(
   scale: Float[Array, ""],
   same_text: Bool[Array, "b b"],
 ) -> Float[Array, ""]:
-  """CLIP's, in both directions; all texts that say the same are right."""
+  """Returns CLIP's contrastive loss, averaged over both directions.
+
+  All texts of equal meaning are equally likely targets.
+  """
   logits = scale * images @ texts.T
   target = same_text / same_text.sum(axis=1, keepdims=True)
   return (
@@ -112,12 +118,12 @@ def attribute_loss(
   texts: Float[Array, "t d"],
   images: Integer[Array, "b h w 3"],
 ) -> Float[Array, ""]:
-  """Between patches and the words of each group of attributes, summed.
+  """Returns the sum over groups of attributes of patch-word cross-entropies.
 
   Args:
-    patches: unit vectors.
+    patches: unit vectors of patches.
     texts: unit vectors of `captions.attribute_texts`.
-    images: uint8.
+    images: images in uint8.
   """
   sizes = np.cumsum([len(group) for group in ATTRIBUTES])[:-1]
   return sum(
@@ -136,13 +142,14 @@ def repair_loss(
   images: Float[Array, "b h w 3"],
   weight: Float[Array, "b n"],
 ) -> Float[Array, ""]:
-  """Squared error of the predicted difference to the defect-free image.
+  """Returns the squared error of the predicted difference from normal images.
 
   Args:
-    tokens: the last layer's, of the patches.
-    head: its columns are the colours of a patch's pixels.
-    images: normalized; the second half are the defective ones of the pairs.
-    weight: of each patch.
+    tokens: patch tokens of the last layer.
+    head: linear head; its columns are the colours of a patch's pixels.
+    images: normalized images: the normal ones of all pairs, then the defective
+      ones.
+    weight: weight of each patch.
   """
   pixels = patch_pixels(images)
   normal_pixels = jnp.tile(pixels[: len(pixels) // 2], (2, 1, 1))
@@ -153,12 +160,12 @@ def repair_loss(
 def total_loss(
   model: CLIP, batch: Mapping[str, Array], heads: Mapping[str, Array]
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-  """The loss to minimize, and its terms by name before they are weighted.
+  """Returns the loss to minimize, and its unweighted terms by name.
 
   Args:
-    model: bound to its parameters.
-    batch: as `batches.draw_batch` gives it.
-    heads: as `model.initial_heads` gives them.
+    model: model that is bound to its parameters.
+    batch: batch from `batches.draw_batch`.
+    heads: heads from `model.initial_heads`.
   """
   images = normalize_images(batch["image"], CLIP.image_mean, CLIP.image_std)
   tokens, patches, pooled, class_token = image_features(model, images)

@@ -1,4 +1,4 @@
-"""The tiny CLIP's sizes, and what its parameters are before training."""
+"""Sizes and initial parameters of the toy CLIP."""
 
 from __future__ import annotations
 
@@ -18,11 +18,14 @@ from cops_jax.weights.places import torch_place
 
 IMAGE_SIZE, PATCH_SIZE = 112, 8  # Sides in pixels.
 NUM_LAYERS, NUM_VALUE_LAYERS = 5, 3
-TEMPERATURE = 0.07  # CoPS's.
+TEMPERATURE = 0.07  # The same as in CoPS.
 
 
 def clip_config(vocab_size: int) -> CLIPConfig:
-  """For a tokenizer of that many tokens; the last two begin and end a text."""
+  """Returns the config for a tokenizer with `vocab_size` tokens.
+
+  The last two tokens begin and end a text.
+  """
   return CLIPConfig(
     text_config=dict(
       vocab_size=vocab_size,
@@ -51,13 +54,13 @@ def clip_config(vocab_size: int) -> CLIPConfig:
 def initial_params(
   config: CLIPConfig, rng: np.random.Generator
 ) -> dict[str, Any]:
-  """Kernels of scale 1/sqrt(fan-in), and vision attention that compares.
+  """Returns initial parameters.
 
-  transformers' own initial values suit larger models. Here every vision head
-  begins by subtracting from a token what the tokens that look alike or lie near
-  have in common: query and key are equal, output is minus the inverse of value,
-  positions are sines (after Trockman and Kolter 2023). It learns several times
-  faster.
+  transformers' initial values suit larger models. Here kernels have a scale of
+  1/sqrt(fan-in), and vision attention starts by comparing: every head subtracts
+  from a token the mean of similar and nearby tokens. To this end, query and key
+  are equal, output is minus the inverse of value, and positions are sines
+  (after Trockman and Kolter 2023). The model learns several times faster.
   """
   shapes = flax.traverse_util.flatten_dict(clip_param_shapes(config))
   params = {}
@@ -97,11 +100,13 @@ def initial_params(
 
 
 def sine_positions(side: int, width: int) -> Float[Array, "n1 c"]:
-  """Zeros for the class token, then sines and cosines of row and column.
+  """Returns position embeddings: sines and cosines of row and column.
+
+  The first row, for the class token, is zero.
 
   Args:
-    side: patches in a row of the square grid.
-    width: of the embedding.
+    side: number of patches in a row of the square grid.
+    width: width of the embedding.
   """
   frequencies = 2 * 10 ** (-1.5 * np.arange(width // 4) / (width // 4))
   angles = np.arange(side)[:, None] * frequencies
@@ -116,10 +121,11 @@ def sine_positions(side: int, width: int) -> Float[Array, "n1 c"]:
 def initial_heads(
   config: CLIPConfig, rng: np.random.Generator
 ) -> dict[str, Array]:
-  """Linear heads on the last layer's tokens: defective or not, and repair.
+  """Returns linear heads on the last layer's tokens.
 
-  `defective` is (c,), with `bias` (); `repair` is (c, pixels), a column for
-  each colour of each pixel in a patch.
+  Returns:
+    `defective`, (c,), with `bias`, (), and `repair`, (c, pixels), which has a
+    column for each colour of each pixel in a patch.
   """
   width = config.vision_config.hidden_size
   return {
@@ -132,7 +138,7 @@ def initial_heads(
 
 
 def to_torch_names(params: Mapping[str, Any]) -> dict[str, np.ndarray]:
-  """CLIP's parameters in transformers' torch names and memory order."""
+  """Returns CLIP's parameters with transformers' torch names and axis order."""
   tensors = {}
   for name, array in flax.traverse_util.flatten_dict(params, sep=".").items():
     place = torch_place(name, np.ndim(array))

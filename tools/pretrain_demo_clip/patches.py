@@ -1,4 +1,4 @@
-"""What a patch shows, read from its pixels."""
+"""Attributes of patches, computed from their pixels."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from cops_jax.typing import Array, Float, Integer
 from tools.pretrain_demo_clip.captions import COLORS
 from tools.pretrain_demo_clip.model import PATCH_SIZE
 
-# Between the words of `captions.ATTRIBUTES`, for colours in [0, 1].
+# Limits between the words of `captions.ATTRIBUTES`, for colours in [0, 1].
 BRIGHTNESS_EDGES = (0.2, 0.4, 0.6)
-CONTRAST_EDGES = (0.03, 0.09)  # Of the standard deviation in a patch.
+CONTRAST_EDGES = (0.03, 0.09)  # Limits of the standard deviation in a patch.
 
 
 def patch_pixels(images: Float[Array, "b h w 3"]) -> Float[Array, "b n p"]:
-  """Each patch's pixels in a row: b h w 3 -> b n (P P 3)."""
+  """Returns the pixels of each patch in a row: b h w 3 -> b n (P P 3)."""
   batch, size, _, _ = images.shape
   grid = size // PATCH_SIZE
   blocks = images.reshape(batch, grid, PATCH_SIZE, grid, PATCH_SIZE, 3)
@@ -24,10 +24,10 @@ def patch_pixels(images: Float[Array, "b h w 3"]) -> Float[Array, "b n p"]:
 def attribute_labels(
   images: Float[Array, "b h w 3"],
 ) -> tuple[Integer[Array, "b n"], ...]:
-  """The index of each patch's word in each group of `captions.ATTRIBUTES`.
+  """Returns the index of each patch's word in each group of `ATTRIBUTES`.
 
   Args:
-    images: of colours in [0, 1].
+    images: images with colours in [0, 1].
   """
   pixels = patch_pixels(images)
   pixels = pixels.reshape(*pixels.shape[:2], -1, 3)

@@ -1,4 +1,4 @@
-"""Outlines that only the pretraining draws; see `generated.objects`."""
+"""Outlines of objects for the pretraining only; see `generated.objects`."""
 
 import numpy as np
 

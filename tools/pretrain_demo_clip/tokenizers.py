@@ -1,4 +1,4 @@
-"""A tokenizer of few words in CLIP's own format."""
+"""A small tokenizer in CLIP's format."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import numpy as np
 from cops_jax.backbones.transformers_clip import CLIPTokenizerFast
 from cops_jax.typing import Integer
 
-MAX_LENGTH = 16  # Tokens of a caption, its two ends included.
+MAX_LENGTH = 16  # Tokens of a caption, including its start and end tokens.
 
 
 def build_tokenizer(
   folder: pathlib.Path, texts: Sequence[str]
 ) -> CLIPTokenizerFast:
-  """Writes a CLIP byte-level BPE whose merges make one token of each word.
+  """Writes a byte-level BPE tokenizer with one token for each word.
 
   Args:
-    folder: gets vocab.json, merges.txt and the tokenizer's configuration.
-    texts: with every word that is to be one token.
+    folder: folder for vocab.json, merges.txt and the configuration.
+    texts: texts that together contain every word.
   """
   base = _byte_alphabet()
   vocab = base + [symbol + "</w>" for symbol in base]
@@ -60,7 +60,7 @@ def _byte_alphabet():
 def fixed_length(
   tokenizer: CLIPTokenizerFast,
 ) -> Callable[[Sequence[str]], Integer[np.ndarray, "b l"]]:
-  """A function of texts that gives their ids, int32 (b, `MAX_LENGTH`)."""
+  """Returns a function from texts to token ids, int32 (b, `MAX_LENGTH`)."""
 
   def tokenize(texts):
     return tokenizer(
