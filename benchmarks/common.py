@@ -122,8 +122,8 @@ def load(name: str) -> tuple[Any, PretrainedBackbone]:
 def write_images(root: pathlib.Path, number: int) -> None:
   """Writes images of smooth noise, which compress about like photographs.
 
-  The images have 1024 x 1024 pixels and MVTec AD's layout. Half of the files are
-  PNG and half JPEG, and half of the images have a mask.
+  The images have 1024 x 1024 pixels and MVTec AD's layout. Half of them are
+  PNG files and half JPEG, and half have a mask.
   """
   rng = np.random.default_rng(0)
   mask = np.zeros((1024, 1024), np.uint8)

@@ -174,13 +174,13 @@ def test_every_command_block_runs(page, root, clip_folder, monkeypatch):
         assert code == 0, f"{page}: {line}\n{code}\n{out}{err}"
 
 
-def test_what_is_not_run_is_still_there():
+def test_the_lists_of_blocks_not_run_are_current():
   first_lines = {lines[0] for page in PAGES for _, lines in blocks(page)}
   assert set(NOT_RUN) <= first_lines
   assert set(NOT_RUN_PAGES) <= set(PAGES)
 
 
-def test_messages_of_the_troubleshooting_page_are_ones():
+def test_the_troubleshooting_page_quotes_messages_exactly():
   text = (ROOT / "docs" / "troubleshooting.md").read_text()
   sources = "".join(
     re.sub(r'"\s*\n\s*f?"', "", path.read_text())
@@ -192,7 +192,7 @@ def test_messages_of_the_troubleshooting_page_are_ones():
     assert message in sources, message
 
 
-def test_pages_are_in_the_site_and_their_links_lead_somewhere():
+def test_all_pages_are_in_the_site_and_their_links_work():
   """`make docs` compares anchors too; this needs no site."""
   site = (ROOT / "mkdocs.yml").read_text()
   for page in PAGES[1:]:

@@ -28,13 +28,13 @@ def execute(name, monkeypatch, change=lambda names: None):
   return out.getvalue(), figures
 
 
-def test_photographs(monkeypatch):
+def test_the_photographs_notebook_runs(monkeypatch):
   out, figures = execute("photographs.ipynb", monkeypatch)
   assert "hole.png" in out and "reached by 0 of 60 normal images" in out
   assert len(figures) == 1
 
 
-def test_prompts(config, tmp_path, monkeypatch):
+def test_the_prompts_notebook_runs(config, tmp_path, monkeypatch):
   config.train.dataset = write_folder(tmp_path / "parts", 6)
   config.evaluation.datasets = (config.train.dataset,)
   changed = {}
@@ -56,7 +56,7 @@ def test_prompts(config, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ("photographs.ipynb", "prompts.ipynb"))
-def test_pictures_and_tables_are_shown_without_running(name):
+def test_notebooks_contain_their_pictures_and_tables(name):
   outputs = [output for cell in read(name) for output in cell["outputs"]]
   kinds = {output["output_type"] for output in outputs}
   assert {"stream", "display_data"} <= kinds and "error" not in kinds

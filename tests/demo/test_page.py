@@ -139,7 +139,9 @@ def test_the_command_refuses_foreign_hosts(address):
     assert response.status == status, host
 
 
-def test_ten_images_at_once_and_the_sliders(address, browser, images):
+def test_ten_images_get_verdicts_that_follow_the_sliders(
+  address, browser, images
+):
   page = Page(browser, address, DESKTOP)
   assert "is a toy" in page.text("#toy")
   assert page.text("#status") == "No images yet"
@@ -195,7 +197,9 @@ def test_ten_images_at_once_and_the_sliders(address, browser, images):
   assert not page.all("li") and page.is_sound()
 
 
-def test_downloads(address, browser, detector, images, tmp_path):
+def test_results_and_pictures_can_be_saved(
+  address, browser, detector, images, tmp_path
+):
   page = Page(browser, address, DESKTOP)
   folder = {"behavior": "allow", "downloadPath": str(tmp_path)}
   page.tell("Browser.setDownloadBehavior", **folder)
@@ -241,7 +245,7 @@ def test_downloads(address, browser, detector, images, tmp_path):
   assert page.is_sound()
 
 
-def test_what_was_guessed_is_said(address, browser, tmp_path):
+def test_a_guess_about_an_image_is_shown(address, browser, tmp_path):
   page = Page(browser, address, PHONE)
   pages = [make_image(seed) for seed in range(2)]
   path = tmp_path / "pages.tif"
@@ -252,7 +256,9 @@ def test_what_was_guessed_is_said(address, browser, tmp_path):
   assert page.text(".remark") == remark
 
 
-def test_bad_files_do_not_affect_the_others(address, browser, images, tmp_path):
+def test_bad_files_do_not_affect_other_files(
+  address, browser, images, tmp_path
+):
   page = Page(browser, address, PHONE)
   large, broken = tmp_path / "large.png", tmp_path / "<b>broken.jpg"
   with large.open("wb") as file:
@@ -293,7 +299,9 @@ def test_bad_files_do_not_affect_the_others(address, browser, images, tmp_path):
   assert page.is_sound()
 
 
-def test_methods_and_tiles(address, browser, detector, tmp_path):
+def test_another_method_or_tiles_score_the_images_again(
+  address, browser, detector, tmp_path
+):
   """The images stay, and are computed again; choices are in the URL."""
   path, broken = tmp_path / "large.png", tmp_path / "broken.png"
   make_image(0, 600, 400).save(path)
@@ -320,7 +328,9 @@ def test_methods_and_tiles(address, browser, detector, tmp_path):
   assert not page.all("li") and page.is_sound()
 
 
-def test_without_thresholds(browser, detector, port, images, monkeypatch):
+def test_without_thresholds_there_are_scores_but_no_verdicts(
+  browser, detector, port, images, monkeypatch
+):
   monkeypatch.setattr(detector, "thresholds", ())
   path, want = list(images.items())[1]
   _, answer = post(port, path.read_bytes())
@@ -338,7 +348,7 @@ def test_without_thresholds(browser, detector, port, images, monkeypatch):
   assert page.is_sound()
 
 
-def test_examples_are_judged_and_other_images_are_not(address, browser, images):
+def test_only_verdicts_on_examples_are_right_or_wrong(address, browser, images):
   page = Page(browser, address, DESKTOP, "dark")
   page.one("#all_examples").click()
   found = zip(_draw_examples(), images.values(), strict=False)
@@ -375,7 +385,9 @@ def test_examples_are_judged_and_other_images_are_not(address, browser, images):
   assert background == "rgba(18, 22, 29, 1)" and page.is_sound()
 
 
-def test_a_server_that_loads_or_is_away(browser, detector, images):
+def test_the_page_waits_for_a_loading_or_absent_server(
+  browser, detector, images
+):
   """The page begins by itself, and keeps what could not be sent."""
   with demo_pages.serve(detector, is_loaded=False) as (port, load):
     address = f"http://127.0.0.1:{port}"

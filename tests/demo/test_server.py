@@ -32,7 +32,7 @@ def from_data_url(text):
   return Image.open(io.BytesIO(base64.b64decode(text.partition(",")[2])))
 
 
-def test_an_image_gets_what_the_detector_says(detector, port):
+def test_the_answer_is_the_detection(detector, port):
   content = to_bytes(make_image(0, 1400, 900), "JPEG")
   status, answer = post(port, content)
   assert status == 200
@@ -52,7 +52,7 @@ def test_an_image_gets_what_the_detector_says(detector, port):
   np.testing.assert_allclose(got, small, atol=0.02 * answer["map_max"])
 
 
-def test_a_choice_of_models(detector):
+def test_each_model_has_its_own_scores_and_thresholds(detector):
   """Each has its own scores and thresholds; the first is the page's."""
   other = AnomalyDetector.from_clip("demo")
   content = to_bytes(make_image(0))
@@ -126,7 +126,7 @@ def test_bad_uploads_get_an_error_message(port, content, status, expected):
   assert re.match(expected, answer["error"])
 
 
-def test_an_image_that_nobody_waits_for_is_not_computed(detector, monkeypatch):
+def test_an_image_of_a_closed_connection_is_not_scored(detector, monkeypatch):
   """As when the page's reader chooses another method."""
   content = to_bytes(make_image(0))
   detect, seen, is_due = detector.detect, [], threading.Event()
@@ -148,13 +148,13 @@ def test_an_image_that_nobody_waits_for_is_not_computed(detector, monkeypatch):
     assert len(seen) == 2
 
 
-def test_uploads_of_unknown_length_are_cut_off(port):
+def test_uploads_of_unknown_length_are_limited(port):
   chunks = iter([b"\0" * 100_000] * 4)
   status, answer = post(port, chunks)
   assert status == 413 and "too large" in answer["error"]
 
 
-def test_the_page_comes_with_a_policy(port):
+def test_the_page_has_a_content_security_policy(port):
   scripts = ("/page.js", "/card.js", "/drawing.js")
   for path in ("/", "/page.css", *scripts, "/api/info"):
     response, content = ask(port, "GET", path)
@@ -166,7 +166,7 @@ def test_the_page_comes_with_a_policy(port):
     assert "//" not in re.sub(r"(?m)(^|\s)//.*", "", content.decode())
 
 
-def test_the_examples_truths_are_those_of_their_masks(port):
+def test_the_truth_about_examples_follows_from_their_masks(port):
   truths = json.loads(ask(port, "GET", "/api/info")[1])["examples"]
   assert list(truths) == list(_EXAMPLES)
   for name, (category, defect) in _EXAMPLES.items():
@@ -200,7 +200,7 @@ def begin_upload(port, length):
   return link
 
 
-def test_uploads_at_the_same_time_are_limited(detector):
+def test_concurrent_uploads_are_limited(detector):
   content = to_bytes(make_image(0))
   with serve(detector, max_uploads=2) as port:
     with begin_upload(port, len(content)) as first:
@@ -215,7 +215,7 @@ def test_uploads_at_the_same_time_are_limited(detector):
       assert first.recv(15) == b"HTTP/1.1 200 OK"
 
 
-def test_half_sent_requests_are_bounded(detector, monkeypatch):
+def test_idle_connections_are_limited_and_closed(detector, monkeypatch):
   """Idle connections are limited and closed; then the page answers again."""
   monkeypatch.setattr(server, "_MAX_CONNECTIONS", 5)
   monkeypatch.setattr(server, "_REQUEST_SECONDS", 2.0)
@@ -246,7 +246,7 @@ def test_an_upload_that_stalls_is_ended(detector, limit):
       assert "the upload of slow.png took longer" in answer["error"]
 
 
-def test_pages_of_other_sites_are_refused(detector, port):
+def test_requests_from_other_sites_are_refused(detector, port):
   content = to_bytes(make_image(0))
   for origin, status in (
     (f"http://127.0.0.1:{port}", 200),
@@ -259,7 +259,7 @@ def test_pages_of_other_sites_are_refused(detector, port):
     assert response.status == status
 
 
-def test_a_refused_upload_gets_its_sentence(detector):
+def test_a_refused_upload_gets_its_message(detector):
   """Though the client sends all of it before it reads the answer."""
   with serve(detector, max_bytes=2**20) as port:
     response, answer = ask(port, "POST", "/api/detect", bytes(4 * 2**20))
@@ -267,7 +267,9 @@ def test_a_refused_upload_gets_its_sentence(detector):
     assert "the limit is 1 MB" in json.loads(answer)["error"]
 
 
-def test_the_page_is_there_before_its_model(detector, monkeypatch, capsys):
+def test_the_page_is_served_while_the_model_loads(
+  detector, monkeypatch, capsys
+):
   """And on all addresses, one of which a phone can open."""
   servers, is_due, make_server = [], threading.Event(), server.make_server
 

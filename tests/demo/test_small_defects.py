@@ -14,7 +14,7 @@ def detector():
   return detector
 
 
-def test_a_small_defect_is_found_with_tiles_alone(detector):
+def test_a_small_defect_is_found_only_with_tiles(detector):
   """Against the same photograph without it."""
   rng = np.random.default_rng(0)
   *images, mask = generated.generate_pair("wood", "hole", rng, 896, 1 / 6)

@@ -17,7 +17,7 @@ def read_maps(folder):
   return maps
 
 
-def test_two_processes_find_what_one_finds(trained, tmp_path):
+def test_two_processes_have_the_results_of_one(trained, tmp_path):
   """Seven images in threes: batches, and the last one, are not full."""
   data = write_folder(tmp_path / "plates", 7)
   shutil.copytree(tmp_path / "plates/test/good", tmp_path / "plates/train/good")

@@ -119,7 +119,7 @@ def test_an_unreadable_file_is_reported_once(config, tmp_path, caplog):
   assert caplog.text.count("left out test/good/00.png") == 1
 
 
-def test_codes_depend_on_the_seed(evaluate, examples, base):
+def test_category_codes_depend_on_the_seed(evaluate, examples, base):
   other = evaluate(examples, batch_size=8, seed=1)
   assert np.abs(scores(other) - scores(base)).max() > 0
 
@@ -140,7 +140,7 @@ def test_every_example_is_scored_once(examples, base):
     assert picture.image == image
 
 
-def test_scores_and_maps_are_the_detectors(
+def test_scores_and_maps_match_the_detector(
   clip_folder, data_dir, tmp_path, monkeypatch
 ):
   """With tiles, under any name, and with each category's normal images."""
@@ -201,7 +201,7 @@ def test_scores_and_maps_are_the_detectors(
   assert len({*one, *three}) == 6
 
 
-def test_normal_images_are_drawn_by_seed_and_name(
+def test_reference_images_depend_on_seed_and_id_only(
   evaluate, unseen, data_dir, clip_folder
 ):
   """In any order of examples; too few are an error."""
@@ -268,7 +268,9 @@ def test_undefined_metrics_have_a_reason(
     }
 
 
-def test_saved_maps_are_the_measured_ones(evaluate, examples, base, tmp_path):
+def test_saved_maps_give_the_reported_metrics(
+  evaluate, examples, base, tmp_path
+):
   result = evaluate(
     examples, batch_size=16, pixel_metrics="exact", maps=tmp_path
   )

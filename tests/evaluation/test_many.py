@@ -71,7 +71,7 @@ def evaluate(config, workdir, evaluated):
   return call
 
 
-def test_a_failure_is_reported_and_the_rest_is_resumed(
+def test_other_data_sets_are_evaluated_after_a_failure(
   evaluate, folder, workdir, tmp_path, caplog
 ):
   names = [
@@ -99,7 +99,7 @@ def test_a_failure_is_reported_and_the_rest_is_resumed(
     assert str(again.results[name]) == str(found.results[name])
 
 
-def test_a_result_is_kept_for_the_same_inputs_only(
+def test_a_result_is_reused_only_for_the_same_inputs(
   quick, evaluate, config, folder, tmp_path, monkeypatch
 ):
   """The same prompts, CLIP, version, config and data."""
@@ -157,7 +157,7 @@ def test_a_result_is_kept_for_the_same_inputs_only(
     assert is_scored() and not is_scored()
 
 
-def test_damage_to_a_kept_result_is_noticed(
+def test_a_damaged_result_is_reported_and_recomputed(
   quick, evaluate, folder, workdir, caplog
 ):
   evaluate(folder)
@@ -179,7 +179,7 @@ def test_damage_to_a_kept_result_is_noticed(
     assert evaluate(folder)[1] == []
 
 
-def test_maps_are_those_of_the_result(evaluate, folder, workdir):
+def test_saved_maps_belong_to_the_stored_result(evaluate, folder, workdir):
   evaluate(folder)
   maps = workdir / "maps" / "a"
   assert evaluate(folder, save_maps=True)[1] == ["a"]  # There were no maps.
@@ -202,7 +202,9 @@ def test_maps_are_those_of_the_result(evaluate, folder, workdir):
   assert evaluate(folder)[1] == ["a"]
 
 
-def test_all_thirteen_data_sets(evaluate, config, folder, workdir, caplog):
+def test_all_evaluates_the_thirteen_data_sets(
+  evaluate, config, folder, workdir, caplog
+):
   """One command prepares and evaluates them; without files all are skipped."""
   config.data_dir = str(workdir.parent / "data")
   config.evaluation.num_pictures = 1
@@ -276,7 +278,9 @@ def test_bad_names_and_a_second_evaluation_are_refused(
   assert "another data set is also called 'a'" in found.failed[other]
 
 
-def test_the_name_of_a_folder_proves_nothing(evaluate, workdir, tmp_path):
+def test_a_folder_with_a_published_name_is_not_published_data(
+  evaluate, workdir, tmp_path
+):
   """Six images in a folder that is named like a published data set."""
   name = write_folder(tmp_path / "head_ct", 6, has_masks=False)
   found, _ = evaluate(name)

@@ -14,7 +14,7 @@ def test_means_ignore_undefined_values():
   assert all(map(math.isnan, make_result(NOTHING).mean.values()))
 
 
-def test_group_means():
+def test_data_sets_have_equal_weights_in_group_means():
   """Data sets weigh the same, however many categories they have."""
   found = {
     "a": make_result(FIRST),

@@ -65,7 +65,7 @@ def dots(chart):
   return found
 
 
-def test_curves_show_where_the_thresholds_are():
+def test_curves_mark_the_thresholds():
   result = make_result(0.3, 0.8)
   _, roc, pr = draw_charts(result)
   for name, category in result.categories.items():

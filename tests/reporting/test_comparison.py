@@ -34,7 +34,7 @@ def texts(rows):
   return {(row.dataset, row.name, row.metric): row.text for row in rows}
 
 
-def test_ablations_differ_from_the_full_model_of_the_same_seeds():
+def test_differences_are_from_the_base_with_the_same_seeds():
   def run(value, **more):
     return content(screws={"image_auroc": value, **more})
 
@@ -57,7 +57,7 @@ def test_ablations_differ_from_the_full_model_of_the_same_seeds():
   assert lines[2].split() == ["screws", "no_vae", "1", "70.0", "(-20.0)", "n/a"]
 
 
-def test_methods_stand_beside_their_papers():
+def test_methods_are_compared_with_their_papers():
   """Differences only where the data are the published ones."""
   rows = compare(
     {
@@ -95,7 +95,7 @@ def test_methods_stand_beside_their_papers():
   assert row.text == "90.0" and row.reference == pytest.approx(0.936)
 
 
-def test_a_groups_mean_is_over_what_all_have():
+def test_group_means_are_over_data_sets_that_every_name_has():
   runs = {
     "a": {
       0: content(visa={"image_ap": 0.5}, btad={"image_ap": 0.7}, endo={}),
@@ -110,7 +110,7 @@ def test_a_groups_mean_is_over_what_all_have():
     assert found[group, "b", "image_ap"] == "75.0"
 
 
-def test_runs_on_unlike_data_are_not_averaged():
+def test_runs_on_different_data_are_not_averaged():
   runs = {
     0: content(visa={"image_ap": 0.5}),
     1: content(data="b", visa={"image_ap": 0.7}),
@@ -129,7 +129,7 @@ def write(workdir, method, metrics):
   return str(workdir)
 
 
-def test_the_command(tmp_path, capsys):
+def test_the_command_compares_run_directories(tmp_path, capsys):
   """Methods have means of their own; one run has no deviation."""
   workdirs = [
     write(tmp_path / str(number), method, metrics)
@@ -174,7 +174,7 @@ def test_runs_that_cannot_be_compared_are_reported(tmp_path, text, expected):
 
 
 @pytest.mark.parametrize("value", (7, "x", 10**400))
-def test_metrics_that_are_none_are_refused(tmp_path, value):
+def test_values_that_are_not_metrics_are_refused(tmp_path, value):
   write(tmp_path, "cops", FIRST)
   path = tmp_path / "results.json"
   stored = unseal(path.read_text())

@@ -47,7 +47,7 @@ def folder(tmp_path):
   return tmp_path
 
 
-def test_lines_and_a_table(folder):
+def test_predictions_are_written_as_lines_and_as_a_table(folder):
   lines = (folder / "predictions.jsonl").read_text("utf-8").splitlines()
   assert "größe 日本" in lines[2] and len(lines) == 4
   content = (folder / "predictions.csv").read_bytes()
@@ -64,7 +64,7 @@ def test_lines_and_a_table(folder):
 
 
 @pytest.mark.parametrize("width, scheme", ((1280, "light"), (390, "dark")))
-def test_the_page_in_a_browser(folder, browser, width, scheme):
+def test_the_page_works_in_a_browser(folder, browser, width, scheme):
   media = [{"name": "prefers-color-scheme", "value": scheme}]
   size = {"width": width, "height": 900, "deviceScaleFactor": 1}
   browser.execute_cdp_cmd(
@@ -113,7 +113,7 @@ def test_the_page_in_a_browser(folder, browser, width, scheme):
   assert all("ERR_FILE_NOT_FOUND" in entry["message"] for entry in log)
 
 
-def test_earlier_results_are_replaced_and_other_files_kept(folder, caplog):
+def test_earlier_results_are_replaced_and_other_files_are_kept(folder, caplog):
   """Only what the manifest lists is deleted, and nothing outside."""
   out = folder / "out"
   found.replace_earlier(out, [*found.FILES, "pictures/a.jpg", "maps/a.npy"])
@@ -135,7 +135,7 @@ def test_earlier_results_are_replaced_and_other_files_kept(folder, caplog):
   assert (folder / "predictions.csv").exists()
 
 
-def test_written_folders_are_not_read(tmp_path):
+def test_output_folders_are_not_read(tmp_path):
   """Neither the folder --out nor folders that earlier runs wrote are read."""
   for name in ("a.png", "new/b.png", "old/pictures/c.png"):
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

@@ -124,7 +124,7 @@ def text(written):
   return written[1]
 
 
-def test_the_page_needs_nothing_else(page, text):
+def test_the_page_needs_no_other_file(page, text):
   assert not re.findall(r"""(?:src|href)=["'](?!data:|#)[^"']*""", text)
   assert "http" not in re.sub(r'"data:[^"]*"', "", text)
   assert "<b>" not in text and "0&lt;b&gt;.png" in text
@@ -132,7 +132,7 @@ def test_the_page_needs_nothing_else(page, text):
   assert [path.name for path in page.parent.iterdir()] == ["report.html"]
 
 
-def test_what_it_says(text):
+def test_the_page_contains_results_terms_and_reasons(text):
   for words in (
     "largest F1 on the labels of these images",
     "<dt>btad, mpdd</dt><dd>not prepared</dd>",
@@ -145,7 +145,7 @@ def test_what_it_says(text):
     assert words in text
 
 
-def test_the_papers_results_stand_beside_ours(text):
+def test_the_papers_results_are_shown_with_differences(text):
   """MVTec AD: 90.0 against 95.0; VisA: 90.0 against 85.4."""
   assert f"90.0<small>95.0 {MINUS}5.0</small>" in text
   assert "90.0<small>85.4 +4.6</small>" in text
@@ -158,7 +158,7 @@ def test_the_papers_results_stand_beside_ours(text):
   "kind, shots, below, reproduced",
   (("dinov2", 0, "93.5", True), ("dinov2", 4, "98.7", False)),
 )
-def test_uniadets_results_are_those_of_its_backbone(
+def test_uniadets_paper_results_depend_on_the_backbone(
   tmp_path, kind, shots, below, reproduced
 ):
   config = {
@@ -175,7 +175,7 @@ def test_uniadets_results_are_those_of_its_backbone(
   assert (shown in text) == reproduced
 
 
-def test_without_the_papers_results_nothing_is_said_of_them(tmp_path):
+def test_papers_are_not_mentioned_without_their_results(tmp_path):
   result = dataclasses.replace(
     make_result("mvtec_ad", FIRST), is_published=False
   )
@@ -195,7 +195,9 @@ def test_without_the_papers_results_nothing_is_said_of_them(tmp_path):
 
 
 @pytest.mark.parametrize("backbone", ("demo", "other"))
-def test_the_top_says_what_was_found_and_how(tmp_path, monkeypatch, backbone):
+def test_the_top_summarizes_results_and_how_they_were_made(
+  tmp_path, monkeypatch, backbone
+):
   """By the threshold 0.5, of 40 images in each of two data sets."""
   monkeypatch.setattr(sys, "argv", ["cops evaluate", "--workdir=my run"])
   found = {name: make_result(name, FIRST) for name in ("screws", "nuts")}
@@ -215,7 +217,7 @@ def test_the_top_says_what_was_found_and_how(tmp_path, monkeypatch, backbone):
   assert ("This CLIP is a toy" in top) == (backbone == "demo")
 
 
-def test_without_both_kinds_of_images_there_is_no_verdict(tmp_path):
+def test_without_both_kinds_of_images_there_are_no_verdicts(tmp_path):
   result = make_result("screws", NO_PIXELS)
   categories = {
     name: dataclasses.replace(category, image_threshold=NAN)
@@ -227,7 +229,7 @@ def test_without_both_kinds_of_images_there_is_no_verdict(tmp_path):
   assert '<span class="tag">anomaly, no verdict</span>' in text
 
 
-def test_verdicts(text):
+def test_right_verdicts_are_green_and_wrong_ones_red(text):
   """Green where they are right, red where they are wrong."""
   captions = re.findall(
     r'<p><span class="tag (right|wrong)">(found|missed|false alarm|correct)'
@@ -244,7 +246,7 @@ def test_verdicts(text):
   assert len({verdict for _, verdict, *_ in captions}) >= 3
 
 
-def test_tiles_have_headings_and_sizes(text):
+def test_pictures_have_headings_and_sizes(text):
   titles = re.findall(r"<figcaption>(\w+)</figcaption>", text)
   assert titles == 36 * ["image", "truth", "map", "overlay"]
   images = re.findall(r"<img[^>]*>", text)
@@ -256,7 +258,7 @@ def test_tiles_have_headings_and_sizes(text):
 
 
 @pytest.mark.parametrize("width", (1280, 390))
-def test_in_a_browser(page, browser, width):
+def test_the_page_is_shown_completely_in_a_browser(page, browser, width):
   """No errors, nothing cut off, every picture shown."""
   # Windows have a least width; the page's own can be any.
   browser.execute_cdp_cmd(

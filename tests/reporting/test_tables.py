@@ -13,7 +13,7 @@ from helpers.made_results import FIRST, SECOND, make_result
 from helpers.scripts import ROOT
 
 
-def test_table():
+def test_the_table_contains_all_results():
   images = {"c0": ["c0/x.png", "c0/y.png"]}
   result = dataclasses.replace(make_result(FIRST, SECOND), normal_images=images)
   results = {"made": result}
@@ -35,7 +35,7 @@ def test_table():
   ]
 
 
-def test_groups_of_data_sets():
+def test_groups_of_data_sets_have_means():
   results = {
     name: make_result(metrics)
     for name, metrics in (
@@ -50,7 +50,7 @@ def test_groups_of_data_sets():
   assert not any(row[0] == "medical" for row in cells)
 
 
-def test_files(tmp_path):
+def test_results_json_and_scores_csv_contain_all_results(tmp_path):
   """Every field of results.json is documented."""
   evaluated = Evaluated(
     {"made": make_result(FIRST, SECOND)},
@@ -84,7 +84,7 @@ def test_files(tmp_path):
     assert f"`{name}`" in text, name
 
 
-def test_names_of_any_characters():
+def test_names_can_contain_any_characters():
   result = make_result(FIRST, SECOND)
   first, second = result.categories.values()
   categories = {"mean": first, "line\nbreak": second}
