@@ -1,7 +1,7 @@
-"""The README and the pages: every command block runs, or says here why not.
+"""Every command block of the README and the pages runs, with listed exceptions.
 
-Commands run in a folder with a run, photographs and data sets, all tiny, on a
-random CLIP. Training ends before its first step: it has tests of its own.
+Commands run in a folder with a tiny run, photographs and data sets, on a random
+CLIP. Training ends before its first step, because other tests train.
 """
 
 import glob
@@ -20,7 +20,7 @@ from helpers.scripts import ROOT, call, capture
 
 PAGES = ("README.md", *sorted(f"docs/{p.name}" for p in ROOT.glob("docs/*.md")))
 
-# By the block's first line.
+# Reasons why blocks are not run, or the tests that do it, by their first lines.
 NOT_RUN = {
   "python -m venv .venv && . .venv/bin/activate": "installs",
   "cops demo --workdir=runs/visa": "serves a page until Ctrl-C: tests/demo",
@@ -39,18 +39,19 @@ NOT_RUN = {
   "pip install -e .": "tests/methods/test_documentation.py",
   "python -m benchmarks": "takes minutes; tests/benchmarks/test_benchmarks.py",
 }
-# Slurm, gcloud, kubectl, several hosts and buckets: tests/tools/test_launch.py,
-# tests/runtime and tests/test_runs_in_buckets.py.
+# They need Slurm, gcloud, kubectl, several hosts or buckets; see
+# tests/tools/test_launch.py, tests/runtime and tests/test_runs_in_buckets.py.
 NOT_RUN_PAGES = ("docs/buckets.md", "docs/scaling.md")
-# In blocks that are run: what takes minutes, tests/tools/test_runs.py, and
-# what needs the extra onnx, tests/export/test_onnx.py.
+# Lines of blocks that are run otherwise. The first takes minutes, see
+# tests/tools/test_runs.py; the second needs the extra onnx, see
+# tests/export/test_onnx.py.
 NOT_RUN_LINES = (
   "python -m tools.ablate",
   "cops export --workdir=runs/visa --out=visa.onnx",
 )
 
 NAMES = {
-  # The toy knows no other words.
+  # The toy CLIP knows no other words.
   "--clip=openai/clip-vit-large-patch14-336": "--clip=demo",
   "a clean weld": "a clean photo",
   "a weld with a crack": "a damaged photo",
@@ -64,7 +65,7 @@ NAMES = {
 
 
 def blocks(page):
-  """Language and logical lines of each fenced block."""
+  """Yields the language and logical lines of each fenced block."""
   text = (ROOT / page).read_text()
   for language, body in re.findall(r"^```(\w*)\n(.*?)^```$", text, re.M | re.S):
     if language == "python":
@@ -76,7 +77,7 @@ def blocks(page):
 
 @pytest.fixture(scope="module")
 def root(trained, clip_folder, tmp_path_factory):
-  """The folder in which a reader is."""
+  """Returns a reader's folder with a run, photographs and data sets."""
   root = tmp_path_factory.mktemp("reader")
   shutil.copytree(trained[0], root / "runs" / "visa")
   names = ("1.png", "good/2.png", "good/3.png", "bad/4.png", "more/5.png")
@@ -97,13 +98,13 @@ def root(trained, clip_folder, tmp_path_factory):
 
 
 def overrides(command, words, root, backbone):
-  """Flags that make train's and evaluate's work tiny."""
+  """Returns flags that make training and evaluation tiny."""
   recipe = next((w[9:] for w in words if w.startswith("--config=")), "demo")
   if recipe not in configuration.recipe_names():
     recipe = "demo"
   method = configuration.recipe(recipe).method
   values = {"data_dir": root / "data", "evaluation.batch_size": 8}
-  # The run that is evaluated has a config of its own.
+  # An evaluated run has its own config.
   if command == "train" or any(w.startswith("--config=") for w in words):
     values = small_fields(backbone, root / "data", method)
     values["features_dir"] = root / "features"
@@ -117,7 +118,7 @@ def overrides(command, words, root, backbone):
 
 
 def prepare(words, root):
-  """Puts there what a command is told to read and nobody has made yet."""
+  """Creates the files that a command reads and that do not exist yet."""
   for word in words:
     path = root / word.removeprefix("--workdir=")
     if re.fullmatch(r"(--workdir=)?runs/\w+", word) and not path.exists():
@@ -130,7 +131,7 @@ def prepare(words, root):
 
 
 def execute(line, root, backbone):
-  """Runs a line of a block as a shell would: exit status, output, errors."""
+  """Runs a line of a block; returns its exit status, output and errors."""
   for name, value in NAMES.items():
     line = line.replace(name, value.format(root=root, backbone=backbone))
   program, command, *words = shlex.split(line)
@@ -143,10 +144,11 @@ def execute(line, root, backbone):
   if command == "datasets":
     arguments.append(f"--data_dir={root}/data")
   is_run = command in ("train", "evaluate") and "--verify" not in arguments
-  if is_run and "--checkpoint" in line:  # Its prompts are of the demo's run.
+  # The prompts here were trained with the demo's config.
+  if is_run and "--checkpoint" in line:
     arguments = [w.replace("--config=visa", "--config=demo") for w in arguments]
   if is_run and ("--config=" in line or "--checkpoint" in line):
-    # The run here has another config.
+    # The existing run has another config.
     arguments = [w.replace("=runs/", "=new/") for w in arguments]
   prepare(arguments, root)
   if is_run:  # The last value of a flag counts.
@@ -193,7 +195,7 @@ def test_the_troubleshooting_page_quotes_messages_exactly():
 
 
 def test_all_pages_are_in_the_site_and_their_links_work():
-  """`make docs` compares anchors too; this needs no site."""
+  """`make docs` also checks anchors; this test does not build the site."""
   site = (ROOT / "mkdocs.yml").read_text()
   for page in PAGES[1:]:
     assert f" {os.path.basename(page)}\n" in site, page

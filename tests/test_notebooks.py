@@ -10,13 +10,16 @@ from helpers.scripts import ROOT, capture
 
 
 def read(name):
-  """The code cells of a notebook."""
+  """Returns the code cells of a notebook."""
   cells = json.loads((ROOT / "notebooks" / name).read_text())["cells"]
   return [cell for cell in cells if cell["cell_type"] == "code"]
 
 
 def execute(name, monkeypatch, change=lambda names: None):
-  """Printed text and figures of all cells; the names are changed after each."""
+  """Runs all cells and returns their printed text and figures.
+
+  `change` is called with the variables after each cell.
+  """
   figures, names = [], {}
   monkeypatch.setattr(plt, "show", lambda: figures.append(plt.gcf()))
   with capture() as (out, _):
@@ -40,7 +43,7 @@ def test_the_prompts_notebook_runs(config, tmp_path, monkeypatch):
   changed = {}
 
   def shrink(names):
-    """Makes the same study one of seconds."""
+    """Replaces the configs of the study by tiny ones."""
     for name, fields in names.get("variants", {}).items():
       if name in names.get("configs", {}) and name not in changed:
         changed[name] = config.copy_and_resolve_references()

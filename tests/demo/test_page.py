@@ -1,4 +1,4 @@
-"""The web page in a browser, served by its command."""
+"""The web page in a browser, served by `cops demo`."""
 
 import csv
 import io
@@ -28,13 +28,13 @@ DOT = " \N{MIDDLE DOT} "
 
 @pytest.fixture(scope="module")
 def address():
-  """The command without arguments, which Ctrl-C ends."""
+  """Yields the address of `cops demo`, which Ctrl-C ends."""
   with start_afresh("-m", "cops_jax", "demo", "--port=0") as process:
     line = process.stdout.readline()
     yield line.split()[0]
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=30)
-    # 0 if the tests' own shell ignores Ctrl-C.
+    # The status is 0 if the shell of the tests ignores Ctrl-C.
     assert process.returncode in (130, 0) and "Traceback" not in err
 
 
@@ -43,14 +43,15 @@ class Page:
 
   def __init__(self, browser, address, width, scheme="light"):
     self.browser = browser
-    # Windows have a least width; the page's own can be any.
+    # A window has a minimum width, but an emulated screen has none.
     size = {"width": width, "height": 900, "deviceScaleFactor": 1}
-    self.tell("Emulation.setDeviceMetricsOverride", **size, mobile=True)
-    self.tell("Emulation.setTouchEmulationEnabled", enabled=width == PHONE)
+    self.emulate("DeviceMetricsOverride", **size, mobile=True)
+    self.emulate("TouchEmulationEnabled", enabled=width == PHONE)
     media = {"prefers-color-scheme": scheme}
-    media["prefers-reduced-motion"] = "reduce"  # What is clicked stands still.
+    # Elements stand still while they are clicked.
+    media["prefers-reduced-motion"] = "reduce"
     media = [{"name": name, "value": value} for name, value in media.items()]
-    self.tell("Emulation.setEmulatedMedia", features=media)
+    self.emulate("EmulatedMedia", features=media)
     browser.get(address)
     until(lambda: self.all("#page:not(.early), #notice:not([hidden])"), 60)
     self.run(
@@ -60,8 +61,8 @@ class Page:
       "  .observe(live, {childList: true});"
     )
 
-  def tell(self, command, **arguments):
-    self.browser.execute_cdp_cmd(command, arguments)
+  def emulate(self, name, **arguments):
+    self.browser.execute_cdp_cmd(f"Emulation.set{name}", arguments)
 
   def run(self, script, *arguments):
     return self.browser.execute_script(script, *arguments)
@@ -80,7 +81,7 @@ class Page:
     self.one(f"#{control}").send_keys(key)
 
   def count(self, **numbers):
-    """Waits for these numbers of cards: anomaly, normal, failed."""
+    """Waits until there are these numbers of cards of each class."""
     until(
       lambda: all(
         len(self.all(f"li.{kind}")) == number
@@ -92,7 +93,7 @@ class Page:
     return [card.text for card in self.all("#list li")]
 
   def painted(self, selector):
-    """By card the sum of a canvas's opacities."""
+    """Returns the sum of a canvas's opacities for each card."""
     return self.run(
       "return [...document.querySelectorAll(arguments[0])].map((canvas) =>"
       "  canvas.getContext('2d').getImageData(0, 0, canvas.width,"
@@ -108,18 +109,19 @@ class Page:
     self.one("#files").send_keys("\n".join(map(str, paths)))
 
   def is_sound(self):
-    """Fits the window, and reported no errors but those of refused uploads."""
+    """Returns True if the page fits the window and has logged no errors."""
     assert self.run(
       "return document.documentElement.scrollWidth <= window.innerWidth"
     )
-    expected = ("network", "rendering")  # And what `painted` costs.
+    # Refused uploads and the slow reading of canvases by `painted` are logged.
+    expected = ("network", "rendering")
     log = self.browser.get_log("browser")
     return not [entry for entry in log if entry["source"] not in expected]
 
 
 @pytest.fixture(scope="module")
 def images(detector, tmp_path_factory):
-  """Ten image files, and what the detector finds in each."""
+  """Returns the detections of ten image files by path."""
   folder = tmp_path_factory.mktemp("images")
   drawn = list(_draw_examples().values())
   paths = [folder / f"{index}.png" for index in range(9)]
@@ -163,7 +165,7 @@ def test_ten_images_get_verdicts_that_follow_the_sliders(
   assert page.all(".top")[0].text == highest
   page.press("pixel", HOME)
   until(lambda: all("1 region" in card for card in page.cards()))
-  # All of the image is one region: a frame around it would show nothing.
+  # The whole image is one region, which has no outline.
   assert not any(page.painted(".outline"))
   assert page.all(".top")[0].text == "0.01"
   page.press("pixel", END)
@@ -202,7 +204,7 @@ def test_results_and_pictures_can_be_saved(
 ):
   page = Page(browser, address, DESKTOP)
   folder = {"behavior": "allow", "downloadPath": str(tmp_path)}
-  page.tell("Browser.setDownloadBehavior", **folder)
+  page.browser.execute_cdp_cmd("Browser.setDownloadBehavior", folder)
 
   def downloaded(name):
     path = tmp_path / name
@@ -224,7 +226,7 @@ def test_results_and_pictures_can_be_saved(
       "pixel_threshold": want.thresholds.pixel,
       "boxes": [list(box) for box in want.boxes],
     }
-  # By another threshold, boxes are the page's own.
+  # The page computes the boxes of other thresholds itself.
   page.press("pixel", LEFT)
   page.press("image", END)
   until(lambda: page.text("#image_value") == "1.000")
@@ -233,7 +235,7 @@ def test_results_and_pictures_can_be_saved(
   rows = list(csv.DictReader(io.StringIO(text)))
   assert [row["verdict"] for row in rows] == ["normal", "normal"]
   assert {row["threshold_method"] for row in rows} == {"slider"}
-  assert rows[1]["path"] == "'=1,2.png"  # No formula in a spreadsheet.
+  assert rows[1]["path"] == "'=1,2.png"  # Not a formula in a spreadsheet.
   threshold = float(rows[0]["pixel_threshold"])
   assert 0 < threshold != want.thresholds.pixel
   for row, want in zip(rows, wanted, strict=True):
@@ -241,7 +243,8 @@ def test_results_and_pictures_can_be_saved(
     np.testing.assert_allclose(json.loads(row["boxes"]), boxes, atol=2)
   page.all(".save")[1].click()
   with Image.open(downloaded("=1,2-heatmap.png")) as saved:
-    assert saved.width == 448 and saved.height > 448 + 60  # Its legend.
+    # The legend is below the image.
+    assert saved.width == 448 and saved.height > 448 + 60
   assert page.is_sound()
 
 
@@ -268,7 +271,7 @@ def test_bad_files_do_not_affect_other_files(
   page.upload(first, broken, large, second)
   until(lambda: len(page.all("li.anomaly, li.normal")) == 2)
   page.count(failed=2)
-  # They leave no holes among the results.
+  # They leave no gaps among the results.
   assert len(page.all("#refused li")) == 2 and len(page.all("#list li")) == 2
   unread = "<b>broken.jpg cannot be read: it is not an image in one of PNG"
   too_large = "large.png is too large: it has 32.0 MB, and the limit is 32 MB"
@@ -276,7 +279,7 @@ def test_bad_files_do_not_affect_other_files(
     assert any(text in card.text for card in page.all("li.failed"))
     page.announces(text)
   assert "2 failed" in page.text("#status")
-  # Dropped, and more than the page holds: reported together.
+  # More images than the limit are dropped; one notice reports them together.
   page.run(
     "const data = new DataTransfer();"
     f"const large = new Blob([new Uint8Array({32 * 2**20 + 1})]);"
@@ -302,7 +305,7 @@ def test_bad_files_do_not_affect_other_files(
 def test_another_method_or_tiles_score_the_images_again(
   address, browser, detector, tmp_path
 ):
-  """The images stay, and are computed again; choices are in the URL."""
+  """The images stay on the page, and the URL contains the choice."""
   path, broken = tmp_path / "large.png", tmp_path / "broken.png"
   make_image(0, 600, 400).save(path)
   broken.write_bytes(b"no image")
@@ -376,7 +379,7 @@ def test_only_verdicts_on_examples_are_right_or_wrong(address, browser, images):
   page.press("image", END)
   check(dict.fromkeys(verdicts, False))
   assert "6 missed" in page.text("#status")
-  # The same picture as a file of the same name: what it shows is not known.
+  # The truth is not known for files, even if they equal an example.
   page.one("#reset").click()
   page.one("#clear").click()
   page.upload(*list(images)[:2])
@@ -388,7 +391,7 @@ def test_only_verdicts_on_examples_are_right_or_wrong(address, browser, images):
 def test_the_page_waits_for_a_loading_or_absent_server(
   browser, detector, images
 ):
-  """The page begins by itself, and keeps what could not be sent."""
+  """It starts automatically, and keeps the images that could not be sent."""
   with demo_pages.serve(detector, is_loaded=False) as (port, load):
     address = f"http://127.0.0.1:{port}"
     browser.get(address)

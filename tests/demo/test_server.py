@@ -1,4 +1,4 @@
-"""The web page's server over HTTP, and what ends it before it serves."""
+"""The web page's server over HTTP, and arguments that end the command."""
 
 import base64
 import contextlib
@@ -53,7 +53,7 @@ def test_the_answer_is_the_detection(detector, port):
 
 
 def test_each_model_has_its_own_scores_and_thresholds(detector):
-  """Each has its own scores and thresholds; the first is the page's."""
+  """The first model is the default."""
   other = AnomalyDetector.from_clip("demo")
   content = to_bytes(make_image(0))
   others = [(other, "by hand"), (other, "again")]
@@ -82,13 +82,13 @@ def test_each_model_has_its_own_scores_and_thresholds(detector):
 
 
 def test_the_shown_image_is_what_the_detector_scored(detector, port):
-  """16 bits, a transparent image, and a photograph that lies on its side."""
+  """Tests images of 16 bits, transparent images and rotated photographs."""
   grey = make_image(0, mode="L")
   deep = Image.fromarray(np.asarray(grey).astype(np.uint16) << 8)
   clear = make_image(0, mode="RGBA")
   clear.putalpha(0)
   upright, exif = make_image(0, 60, 90), Image.Exif()
-  exif[0x112] = 6  # Turn it clockwise.
+  exif[0x112] = 6  # The orientation tag: turn the image clockwise.
   lying = upright.transpose(Image.Transpose.ROTATE_90)
   for content, seen in (
     (to_bytes(deep), grey),
@@ -127,7 +127,7 @@ def test_bad_uploads_get_an_error_message(port, content, status, expected):
 
 
 def test_an_image_of_a_closed_connection_is_not_scored(detector, monkeypatch):
-  """As when the page's reader chooses another method."""
+  """The page closes connections when the user chooses another method."""
   content = to_bytes(make_image(0))
   detect, seen, is_due = detector.detect, [], threading.Event()
 
@@ -209,14 +209,14 @@ def test_concurrent_uploads_are_limited(detector):
         response, refusal = ask(port, "POST", "/api/detect", content)
         assert response.status == 503 and response.headers["Retry-After"] == "1"
         assert "is processing 2 uploads" in json.loads(refusal)["error"]
-      # One has gone away: its place is free.
+      # The second upload was closed, so there is a free place.
       until(lambda: post(port, content)[0] == 200)
       first.sendall(content)
       assert first.recv(15) == b"HTTP/1.1 200 OK"
 
 
 def test_idle_connections_are_limited_and_closed(detector, monkeypatch):
-  """Idle connections are limited and closed; then the page answers again."""
+  """After that, the server answers again."""
   monkeypatch.setattr(server, "_MAX_CONNECTIONS", 5)
   monkeypatch.setattr(server, "_REQUEST_SECONDS", 2.0)
   with serve(detector) as port, contextlib.ExitStack() as stack:
@@ -260,7 +260,7 @@ def test_requests_from_other_sites_are_refused(detector, port):
 
 
 def test_a_refused_upload_gets_its_message(detector):
-  """Though the client sends all of it before it reads the answer."""
+  """The client sends the whole upload before it reads the answer."""
   with serve(detector, max_bytes=2**20) as port:
     response, answer = ask(port, "POST", "/api/detect", bytes(4 * 2**20))
     assert response.status == 413
@@ -270,7 +270,7 @@ def test_a_refused_upload_gets_its_message(detector):
 def test_the_page_is_served_while_the_model_loads(
   detector, monkeypatch, capsys
 ):
-  """And on all addresses, one of which a phone can open."""
+  """It is served on all addresses, one of which a phone can open."""
   servers, is_due, make_server = [], threading.Event(), server.make_server
 
   def make(app):
@@ -293,7 +293,7 @@ def test_the_page_is_served_while_the_model_loads(
     hosts = [urllib.parse.urlsplit(url) for url in urls]
     assert [host.hostname for host in hosts] == ["127.0.0.1", "127.0.0.2"]
     port = hosts[0].port
-    for host in hosts:  # As a browser names it.
+    for host in hosts:  # Browsers send this Host header.
       headers = {"Host": host.netloc}
       assert ask(port, "GET", "/", headers=headers)[0].status == 200
     for way, path in (("GET", "/api/info"), ("POST", "/api/detect")):

@@ -1,4 +1,4 @@
-"""The demo's model on a large image whose defect is a few pixels wide."""
+"""The demo's model on a large image with a defect of a few pixels."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ def detector():
 
 
 def test_a_small_defect_is_found_only_with_tiles(detector):
-  """Against the same photograph without it."""
+  """The scores are compared with those of the same image without the defect."""
   rng = np.random.default_rng(0)
   *images, mask = generated.generate_pair("wood", "hole", rng, 896, 1 / 6)
   assert mask.mean() < 5e-4

@@ -1,4 +1,4 @@
-"""eval.py in several processes."""
+"""Evaluation by eval.py in several processes."""
 
 import shutil
 
@@ -18,7 +18,7 @@ def read_maps(folder):
 
 
 def test_two_processes_have_the_results_of_one(trained, tmp_path):
-  """Seven images in threes: batches, and the last one, are not full."""
+  """Seven images in batches of three leave some batches partly empty."""
   data = write_folder(tmp_path / "plates", 7)
   shutil.copytree(tmp_path / "plates/test/good", tmp_path / "plates/train/good")
   tables, results, maps = [], [], []
@@ -40,7 +40,7 @@ def test_two_processes_have_the_results_of_one(trained, tmp_path):
     maps.append(read_maps(workdir / "maps" / "plates"))
   assert tables[1] == tables[0]
   assert len(tables[0].splitlines()) == 1 + 7
-  # Pixels and pictures of both processes count.
+  # The pixels and pictures of both processes are included.
   assert not np.isnan(results[0]["categories"]["plates"]["metrics"]["pixel_ap"])
   for field in ("categories", "images", "normal_images"):
     assert results[1][field] == results[0][field]

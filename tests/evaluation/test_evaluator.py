@@ -1,4 +1,4 @@
-"""Evaluation of one data set, with untrained prompts and a random CLIP."""
+"""Evaluation of one data set with untrained prompts and a random CLIP."""
 
 import functools
 import shutil
@@ -37,10 +37,13 @@ def examples(unseen):
 
 @pytest.fixture(scope="module")
 def evaluate(clip_folder, data_dir):
-  """Evaluates examples; settings are fields of config.evaluation."""
+  """Returns a function that evaluates examples.
+
+  Its settings are fields of config.evaluation.
+  """
   backbone = load_clip(str(clip_folder))
 
-  @functools.cache  # Equal ones compile one step.
+  @functools.cache  # Evaluators with equal arguments share a compiled step.
   def make(num_devices, seed, **settings):
     config = make_config(clip_folder, data_dir)
     config.seed = seed
@@ -89,7 +92,7 @@ def test_results_do_not_depend_on_batches_devices_or_order(
   for got in (
     evaluate(examples, batch_size=number, tiles=tiles),
     evaluate(examples, 1, batch_size=3, tiles=tiles),
-    # A grid of one is the whole.
+    # The grid 1x1 is the whole image.
     evaluate(Chosen(unseen, indices[::-1]), batch_size=8, tiles=tiles or "1x1"),
   ):
     assert [row.path for row in got.images] == [r.path for r in want.images]
@@ -103,7 +106,7 @@ def test_results_do_not_depend_on_batches_devices_or_order(
 
 
 def test_an_unreadable_file_is_reported_once(config, tmp_path, caplog):
-  """Though the features' cache and the evaluation both meet it."""
+  """The feature cache and the evaluation both read it, but only one reports."""
   name = write_folder(tmp_path / "a", 4, has_masks=False)
   (tmp_path / "a/test/good/00.png").write_bytes(b"")
   config.features_dir, config.feature_cache.dtype = str(tmp_path), "float32"
@@ -143,7 +146,7 @@ def test_every_example_is_scored_once(examples, base):
 def test_scores_and_maps_match_the_detector(
   clip_folder, data_dir, tmp_path, monkeypatch
 ):
-  """With tiles, under any name, and with each category's normal images."""
+  """They match with tiles, any file names and reference images by category."""
   root = tmp_path / "plates"
   write_folder(root / "one", 3)
   for index, path in enumerate(sorted(root.glob("one/test/*/*.png"))):
@@ -204,7 +207,7 @@ def test_scores_and_maps_match_the_detector(
 def test_reference_images_depend_on_seed_and_id_only(
   evaluate, unseen, data_dir, clip_folder
 ):
-  """In any order of examples; too few are an error."""
+  """The order of the examples does not matter; too few images are an error."""
   config = make_config(clip_folder, data_dir)
   config.evaluation.num_normal_images = 2
 

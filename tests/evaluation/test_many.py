@@ -1,4 +1,4 @@
-"""Evaluation of many data sets: resumed, skipped, failing, kept."""
+"""Evaluation of several data sets: stored results, skipping and failures."""
 
 import dataclasses
 import json
@@ -30,7 +30,7 @@ def _messages(caplog, monkeypatch):
 
 @pytest.fixture
 def evaluated(monkeypatch):
-  """Names of the data sets that are scored, not read from kept results."""
+  """Returns a list of the data sets that are scored and not read from disk."""
   names = []
   run = Evaluator.run
 
@@ -44,7 +44,7 @@ def evaluated(monkeypatch):
 
 @pytest.fixture
 def quick(monkeypatch):
-  """Makes results up instead of scoring images."""
+  """Replaces scoring by made-up results."""
   result = dataclasses.replace(make_result(FIRST, SECOND), skipped={})
   monkeypatch.setattr(Evaluator, "run", lambda *_, **__: result)
 
@@ -61,7 +61,10 @@ def folder(tmp_path):
 
 @pytest.fixture
 def evaluate(config, workdir, evaluated):
-  """Evaluates data sets; returns the results and the names of scored ones."""
+  """Returns a function that evaluates data sets.
+
+  It returns the results and the names of the data sets that were scored.
+  """
 
   def call(*names, **options):
     evaluated.clear()
@@ -102,7 +105,7 @@ def test_other_data_sets_are_evaluated_after_a_failure(
 def test_a_result_is_reused_only_for_the_same_inputs(
   quick, evaluate, config, folder, tmp_path, monkeypatch
 ):
-  """The same prompts, CLIP, version, config and data."""
+  """The inputs are the prompts, the backbone, the version, config and data."""
 
   def is_scored():
     found, scored = evaluate(folder)
@@ -134,7 +137,7 @@ def test_a_result_is_reused_only_for_the_same_inputs(
   image = tmp_path / "a/test/good/00.png"
 
   def write(color):
-    """The same size and time for each."""
+    """Writes an image whose size and time do not depend on the color."""
     Image.new("RGB", (20, 20), color).save(image, "BMP")
     os.utime(image, (0, 0))
 
@@ -152,7 +155,7 @@ def test_a_result_is_reused_only_for_the_same_inputs(
   assert "are drawn, cannot be read: split 'train' of data set" in reason
   image = tmp_path / "a/train/good/00.png"
   image.parent.mkdir(parents=True)
-  for color in ("red", "blue"):  # The evaluated split stays the same.
+  for color in ("red", "blue"):  # The evaluated split does not change.
     write(color)
     assert is_scored() and not is_scored()
 
@@ -195,7 +198,8 @@ def test_saved_maps_belong_to_the_stored_result(evaluate, folder, workdir):
   def fail(*_, **__):
     raise InputError("killed")
 
-  # Until all is written, there is no result that old maps could belong to.
+  # The old result is deleted first, so that its maps are never mixed with new
+  # ones.
   with mock.patch.object(Evaluator, "run", fail):
     (maps / "a.npz").write_bytes(b"other")
     assert evaluate(folder, save_maps=True)[0].failed
@@ -205,7 +209,7 @@ def test_saved_maps_belong_to_the_stored_result(evaluate, folder, workdir):
 def test_all_evaluates_the_thirteen_data_sets(
   evaluate, config, folder, workdir, caplog
 ):
-  """One command prepares and evaluates them; without files all are skipped."""
+  """Data sets without files are skipped; those with files are prepared."""
   config.data_dir = str(workdir.parent / "data")
   config.evaluation.num_pictures = 1
   nothing, scored = evaluate("all")
@@ -216,7 +220,7 @@ def test_all_evaluates_the_thirteen_data_sets(
     f" --data_dir={config.data_dir}"
   )
   assert nothing.skipped == dict.fromkeys(SPECIFICATIONS, reason)
-  # One line reports all of them.
+  # One line reports all skipped data sets.
   assert [text for text in caplog.messages if "skipping" in text] == [
     f"skipping {', '.join(SPECIFICATIONS)}: {reason}"
   ]
@@ -235,12 +239,12 @@ def test_all_evaluates_the_thirteen_data_sets(
   }
   assert np.isnan(found.results["head_ct"].mean["pixel_aupro"])
   assert found.results["isic"].mean["pixel_auroc"] >= 0
-  assert "<small>" not in page  # With a few images, no numbers of papers.
+  assert "<small>" not in page  # The papers' results are of all images.
   for name, row in SPECIFICATIONS.items():
     assert not found.results[name].is_published
     assert f"against the {row.num_test_images} of the published" in page
 
-  # Prepared data suffice.
+  # Prepared data sets need no original files.
   config.manual_dir = ""
   data = workdir.parent / "data" / "btad"
   shutil.rmtree(data)
@@ -281,7 +285,7 @@ def test_bad_names_and_a_second_evaluation_are_refused(
 def test_a_folder_with_a_published_name_is_not_published_data(
   evaluate, workdir, tmp_path
 ):
-  """Six images in a folder that is named like a published data set."""
+  """The folder has the name of a published data set, but six images."""
   name = write_folder(tmp_path / "head_ct", 6, has_masks=False)
   found, _ = evaluate(name)
   assert not found.results["head_ct"].is_published

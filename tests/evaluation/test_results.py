@@ -15,7 +15,7 @@ def test_means_ignore_undefined_values():
 
 
 def test_data_sets_have_equal_weights_in_group_means():
-  """Data sets weigh the same, however many categories they have."""
+  """The number of categories in a data set does not matter."""
   found = {
     "a": make_result(FIRST),
     "b": make_result(SECOND, SECOND, SECOND),

@@ -17,7 +17,7 @@ LEFT, RIGHT, TOP, BOTTOM = 47.6, 329.8, 27.5, 202.5
 
 
 def make_result(*shifts):
-  """Scored images of a category for each shift of the anomalous ones."""
+  """Returns a result with a category for each shift of anomalous scores."""
   images, categories = [], {}
   for number, shift in enumerate(shifts):
     name = f"part <{number}>"
@@ -43,7 +43,7 @@ def parse(chart):
 
 
 def points(chart, style):
-  """Points, from 0 to 1, of each path that is drawn so."""
+  """Returns the points, in [0, 1], of each path with a style."""
   found = []
   for path in parse(chart).iter("path"):
     if style in path.get("style", ""):
@@ -55,7 +55,7 @@ def points(chart, style):
 
 
 def dots(chart):
-  """Points by the names that they have as tooltips."""
+  """Returns the marked points by their tooltips."""
   found = {}
   for group in parse(chart).iter("g"):
     for use in group.findall("g/use"):

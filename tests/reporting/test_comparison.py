@@ -1,4 +1,4 @@
-"""Means, deviations and differences over runs, and `cops compare`."""
+"""Means, deviations and differences of runs, and `cops compare`."""
 
 import csv
 import math
@@ -17,7 +17,7 @@ from helpers.made_results import FIRST, SECOND, make_result
 
 
 def content(is_published=True, data="a", **means):
-  """Returns the content of results.json for data sets with some metrics."""
+  """Returns content of results.json with some metrics for each data set."""
   return {
     "datasets": {
       name: {
@@ -58,7 +58,7 @@ def test_differences_are_from_the_base_with_the_same_seeds():
 
 
 def test_methods_are_compared_with_their_papers():
-  """Differences only where the data are the published ones."""
+  """Only results on the published data have differences."""
   rows = compare(
     {
       "cops": {
@@ -82,7 +82,7 @@ def test_methods_are_compared_with_their_papers():
   assert found["btad", "cops", "image_auroc"] == "93.0 ± 0.0 (-0.6)"
   assert found["btad", "anomalyclip", "image_auroc"] == "80.0 (-8.3)"
   assert found["btad", "prompt_ensemble", "image_auroc"] == "60.0"
-  # The paper's mean is over the same data sets.
+  # The mean of the paper is over the same data sets.
   mean = "industrial mean", "cops", "image_auroc"
   assert found[mean] == "94.0 ± 0.7 (-0.3)"
   assert found["overall mean", "prompt_ensemble", "image_auroc"] == "65.0"
@@ -130,7 +130,7 @@ def write(workdir, method, metrics):
 
 
 def test_the_command_compares_run_directories(tmp_path, capsys):
-  """Methods have means of their own; one run has no deviation."""
+  """Each method with several runs has a mean and a deviation."""
   workdirs = [
     write(tmp_path / str(number), method, metrics)
     for number, (method, metrics) in enumerate(
@@ -145,7 +145,7 @@ def test_the_command_compares_run_directories(tmp_path, capsys):
   # Standard deviation of 0.9 and 0.7: 0.2 / sqrt(2).
   mean = ["made", "mean", "of", "cops", "2", "80.0", "±", "14.1"]
   assert lines[4][:8] == mean and len(lines) == 5
-  assert lines[4][-1] == "20.0"  # Of one of them.
+  assert lines[4][-1] == "20.0"  # Only one run defines it.
   with out.open() as file:
     rows = list(csv.DictReader(file))
   (row,) = (

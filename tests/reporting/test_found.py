@@ -1,4 +1,4 @@
-"""The folder that predictions are written to."""
+"""The output folder of `cops predict`."""
 
 import csv
 import json
@@ -14,12 +14,16 @@ from cops_jax.images.finding import MANIFEST, find_images
 from cops_jax.reporting import found
 from cops_jax.thresholds import Thresholds
 
-NAMES = ("=1,<b>#", "größe 日本", "third")  # Of images, by falling score.
+# Names of images, the highest score first.
+NAMES = ("=1,<b>#", "größe 日本", "third")
 
 
 @pytest.fixture
 def folder(tmp_path):
-  """A folder of three images, one unreadable; it has no picture of one."""
+  """Returns a folder with predictions of three images and an unreadable file.
+
+  The picture of the first image is missing.
+  """
   chosen = Thresholds(0.5, 0.25, "by <hand>")
   rows = [{"path": "photos/broken.png", "error": "no <image>"}]
   thumbnails = {}
@@ -97,7 +101,7 @@ def test_the_page_works_in_a_browser(folder, browser, width, scheme):
     "return [...document.querySelectorAll('li img')].every("
     "  (image) => image.naturalWidth === 602 && image.width > 200)"
   )
-  one("li a").click()  # Its picture is not there.
+  one("li a").click()  # The picture of this image is missing.
   assert enlarged().startswith("data:image/webp")
   one("dialog").send_keys("\ue014")  # The right arrow.
   assert enlarged().endswith("/gr%C3%B6%C3%9Fe%20%E6%97%A5%E6%9C%AC.jpg")
@@ -114,7 +118,7 @@ def test_the_page_works_in_a_browser(folder, browser, width, scheme):
 
 
 def test_earlier_results_are_replaced_and_other_files_are_kept(folder, caplog):
-  """Only what the manifest lists is deleted, and nothing outside."""
+  """Only listed files in the folder are deleted."""
   out = folder / "out"
   found.replace_earlier(out, [*found.FILES, "pictures/a.jpg", "maps/a.npy"])
   names = (*found.FILES, "pictures/a.jpg", "notes.txt", "pictures/mine.png")
@@ -136,7 +140,7 @@ def test_earlier_results_are_replaced_and_other_files_are_kept(folder, caplog):
 
 
 def test_output_folders_are_not_read(tmp_path):
-  """Neither the folder --out nor folders that earlier runs wrote are read."""
+  """These are the folder --out and the output folders of earlier runs."""
   for name in ("a.png", "new/b.png", "old/pictures/c.png"):
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / name)

@@ -1,4 +1,4 @@
-"""The report, opened in a browser too."""
+"""The report, as text and in a browser."""
 
 import collections
 import dataclasses
@@ -89,7 +89,7 @@ def make_result(name, metrics, num_categories=3):
 
 
 def write(workdir, found, skipped=(), failed=(), **changes):
-  """The path and the text of a report, with single spaces."""
+  """Returns the path of a report and its text with single spaces."""
   evaluated = results.Evaluated(
     *(found, dict(skipped), dict(failed), PROVENANCE | changes)
   )
@@ -149,7 +149,7 @@ def test_the_papers_results_are_shown_with_differences(text):
   """MVTec AD: 90.0 against 95.0; VisA: 90.0 against 85.4."""
   assert f"90.0<small>95.0 {MINUS}5.0</small>" in text
   assert "90.0<small>85.4 +4.6</small>" in text
-  # HeadCT: no number where a metric is undefined.
+  # HeadCT has no masks, and undefined metrics are not compared.
   assert text.count("<small>96.1 ") == 1 and "<small>41.9 " in text
   assert "The small numbers are the paper's result" in text
 
@@ -198,7 +198,7 @@ def test_papers_are_not_mentioned_without_their_results(tmp_path):
 def test_the_top_summarizes_results_and_how_they_were_made(
   tmp_path, monkeypatch, backbone
 ):
-  """By the threshold 0.5, of 40 images in each of two data sets."""
+  """Each of two data sets has 40 images and the threshold 0.5."""
   monkeypatch.setattr(sys, "argv", ["cops evaluate", "--workdir=my run"])
   found = {name: make_result(name, FIRST) for name in ("screws", "nuts")}
   counts = collections.Counter(
@@ -230,7 +230,7 @@ def test_without_both_kinds_of_images_there_are_no_verdicts(tmp_path):
 
 
 def test_right_verdicts_are_green_and_wrong_ones_red(text):
-  """Green where they are right, red where they are wrong."""
+  """The classes `right` and `wrong` have these colours."""
   captions = re.findall(
     r'<p><span class="tag (right|wrong)">(found|missed|false alarm|correct)'
     r"</span> part (\d), score (0\.\d+), threshold 0\.500<br><span"
@@ -253,14 +253,14 @@ def test_pictures_have_headings_and_sizes(text):
   # One of the three data sets has no masks.
   assert len(images) == 12 * (4 + 4 + 3) and text.count(">no mask<") == 12
   assert all('width="224" height="224"' in image for image in images)
-  # Half-way up the colours is a quarter of the scale: they are square-rooted.
+  # A quarter of the scale is half-way on the bar, which is square-rooted.
   assert text.count('<i style="left: 50.0%" title="pixel threshold 0.200">')
 
 
 @pytest.mark.parametrize("width", (1280, 390))
 def test_the_page_is_shown_completely_in_a_browser(page, browser, width):
-  """No errors, nothing cut off, every picture shown."""
-  # Windows have a least width; the page's own can be any.
+  """There are no errors, nothing is cut off, and every picture is shown."""
+  # A window has a minimum width, but an emulated screen has none.
   browser.execute_cdp_cmd(
     "Emulation.setDeviceMetricsOverride",
     {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False},

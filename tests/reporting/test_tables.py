@@ -1,4 +1,4 @@
-"""Tables and files of made-up results."""
+"""Tables and files, written for made-up results."""
 
 import csv
 import dataclasses
@@ -51,7 +51,7 @@ def test_groups_of_data_sets_have_means():
 
 
 def test_results_json_and_scores_csv_contain_all_results(tmp_path):
-  """Every field of results.json is documented."""
+  """docs/results.md describes every field of results.json."""
   evaluated = Evaluated(
     {"made": make_result(FIRST, SECOND)},
     {"visa": "absent"},
