@@ -105,7 +105,7 @@ def test_a_folder_is_predicted_with_and_without_thresholds(
   for row, earlier in zip(rows, before, strict=True):
     assert row["path"] == earlier["path"]
     if row["path"].endswith("broken.png"):
-      assert "not an image in one of PNG" in row["error"]
+      assert "not a valid image file (PNG" in row["error"]
       continue
     assert row["image_score"] == earlier["image_score"]
     assert row["threshold"] == chosen.image

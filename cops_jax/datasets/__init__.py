@@ -1,6 +1,7 @@
-"""Data sets by name: `load` gives their examples.
+"""Data sets by name; `load` returns their examples.
 
-Importing this registers the published data sets, and the demo's, with TFDS.
+Importing this package registers the published data sets and the demo's data
+sets with TFDS.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ def require_known(name: str) -> None:
   """Raises UsageError if no data set has that name."""
   if name not in NAMES:
     raise UsageError(
-      f"unknown data set {name!r}{suggest(name, NAMES)}; known are"
-      f" {', '.join(NAMES)}, and for your own images folder:PATH and"
+      f"unknown data set {name!r}{suggest(name, NAMES)}; the known ones are"
+      f" {', '.join(NAMES)}. For your own images, use folder:PATH or"
       " meta_json:PATH"
     )
 
@@ -42,32 +43,35 @@ def load(
   manual_dir: str | None = None,
   by_contents: bool = False,
 ) -> PreparedExamples | custom.FileExamples:
-  """Opens a data set's split.
+  """Opens a split of a data set.
 
   Args:
-    name: one of `NAMES`, prepared the first time; or "folder:PATH", folders of
-      normal and anomalous images, or "meta_json:PATH", a folder with a
-      meta.json, read from their files every time.
-    split: "test", which has anomalies, or "train" where there is one.
-    data_dir: where TFDS keeps prepared data; None for TFDS's default.
-    manual_dir: where the original files are, a folder of its name for each
-      data set; None for downloads/manual in data_dir.
-    by_contents: whether the fingerprint of files that are read every time is of
-      their bytes, all of which are then read, instead of sizes and times.
+    name: a registered name from `NAMES`, which is prepared on first use;
+      "folder:PATH" for folders of normal and anomalous images; or
+      "meta_json:PATH" for a folder with a meta.json. The last two are read from
+      their files every time.
+    split: "test", which contains anomalies, or "train" if the data set has it.
+    data_dir: folder of TFDS's prepared data; None for TFDS's default.
+    manual_dir: folder of the original files, which contains a folder NAME for
+      each data set; None for downloads/manual in data_dir.
+    by_contents: if True, the fingerprint of a folder or meta.json is computed
+      from the bytes of all files instead of their sizes and times.
 
   Returns:
-    Undecoded examples, dicts of image and mask (a file's bytes or its path;
-    several masks are a list of paths), has_mask, label (0 normal, 1 anomaly),
-    category, anomaly_kind, dataset, path and id. The sequence's `name` is the
-    data set's, in examples and results; its `identity` tells it from others of
-    that name: a version or a folder; `fingerprint()` is a SHA-256 that changes
-    with all that it holds; `notes` are what was left out or guessed when the
-    files were listed; `is_published` says whether it is a prepared one of the
-    published sets.
+    A sequence of undecoded examples. Each is a dict of image and mask (bytes or
+    path of a file; several masks are a list of paths), has_mask, label (0
+    normal, 1 anomaly), category, anomaly_kind, dataset, path and id. The
+    sequence has these attributes:
+
+    - `name`: name of the data set in examples and results.
+    - `identity`: version or folder, which distinguishes data sets of one name.
+    - `fingerprint()`: SHA-256 that changes with the contents.
+    - `notes`: what was skipped or guessed when the files were listed.
+    - `is_published`: True for a prepared copy of a published data set.
 
   Raises:
-    InputError: unknown name or split, no examples in it, or original files
-      that are needed and missing or not as expected.
+    InputError: if the name or split is unknown, the split is empty, or original
+      files are needed and are missing or not as expected.
   """
   location = custom.locate(name)
   if location:

@@ -1,4 +1,4 @@
-"""The TFDS builders: of the published data sets and of the generated ones."""
+"""TFDS builders of the published and of the generated data sets."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ _VISIBLE = 128
 
 
 class Published(dataset_builder.ShardBasedBuilder, skip_registration=True):
-  """The original files of a published data set, bytes unchanged.
+  """Stores the original files of a published data set, bytes unchanged.
 
-  Written shard by shard: TFDS's shuffling builder needs tensorflow from one
-  gigabyte on. So the stored order is that of the files.
+  The data set is written shard by shard in the order of its files, because
+  TFDS's shuffling builder needs tensorflow for more than a gigabyte.
   """
 
   VERSION = tfds.core.Version("1.1.0")
@@ -53,7 +53,7 @@ class Published(dataset_builder.ShardBasedBuilder, skip_registration=True):
   specification: Specification
 
   def __init__(self, *, file_format: Any = None, **kwargs: Any):
-    # The one format that needs no tensorflow.
+    # The only format that does not need tensorflow.
     super().__init__(file_format=file_format or "array_record", **kwargs)
 
   def _info(self) -> DatasetInfo:
@@ -62,9 +62,10 @@ class Published(dataset_builder.ShardBasedBuilder, skip_registration=True):
       builder=self,
       description=(
         f"{row.title}. {row.description} Licence: {row.licence}. Images are"
-        " their files' bytes. Masks too if anomalous is what is at least 128 in"
-        " grey; others become 0 and 255, and an image without one has one that"
-        " is 0 throughout, of its size."
+        " stored as the bytes of their files. So are masks whose anomalous"
+        " pixels are those of grey 128 or more; the other masks are stored with"
+        " the values 0 and 255. An image without a mask has an empty one of its"
+        " size."
       ),
       homepage=row.homepage,
       citation=row.citation,
@@ -76,7 +77,7 @@ class Published(dataset_builder.ShardBasedBuilder, skip_registration=True):
     self, dl_manager: tfds.download.DownloadManager
   ) -> Mapping[str, Sequence[Callable[[], Iterator[Any]]]]:
     root = self._get_original_files(dl_manager)
-    # All of it is listed before anything is written.
+    # List all files before writing, so that problems are found first.
     listing = self.specification.read(root, self.specification.categories)
     root = listing.root or root
     listing.require_sound(self.name)
@@ -104,10 +105,10 @@ class Published(dataset_builder.ShardBasedBuilder, skip_registration=True):
     }
 
   def find_original_files(self, manual_dir: Any = None) -> pathlib.Path | None:
-    """Their folder: in the manual directory, or where they were downloaded to.
+    """Returns the folder of the original files, or None if there is none.
 
-    Else in an installed package that brings them; None if there are none.
-    `manual_dir` as in `cops_jax.datasets.load`.
+    Searches the manual directory, then the downloads, then an installed package
+    that contains the files. `manual_dir` is that of `cops_jax.datasets.load`.
     """
     downloads = pathlib.Path(self.data_dir_root) / "downloads"
     for parent in (manual_dir or downloads / "manual", downloads):
@@ -123,7 +124,7 @@ class Published(dataset_builder.ShardBasedBuilder, skip_registration=True):
   ) -> pathlib.Path:
     try:
       manual_dir = dl_manager.manual_dir
-    except AssertionError:  # TFDS's, where that is missing or empty.
+    except AssertionError:  # TFDS raises it if the folder is missing or empty.
       manual_dir = None
     root = self.find_original_files(manual_dir)
     if root:
@@ -131,20 +132,20 @@ class Published(dataset_builder.ShardBasedBuilder, skip_registration=True):
     if self.specification.url:
       downloads = pathlib.Path(dl_manager.download_dir)
       return _download(self.specification, downloads / self.name)
-    # Ends tfds.data_source too.
+    # tfds.data_source, too, passes this error on.
     raise InputError(
       f"data set {self.name!r} is not prepared in {self.data_dir_root}, and its"
-      f" original files are not there: {self.MANUAL_DOWNLOAD_INSTRUCTIONS}"
+      f" original files were not found: {self.MANUAL_DOWNLOAD_INSTRUCTIONS}"
     )
 
 
 def _download(row: Specification, root: pathlib.Path) -> pathlib.Path:
-  """Fetches and unpacks a data set's files, all or none of them."""
+  """Downloads and unpacks all files of a data set, or none of them."""
   import pooch
 
   partial = root.with_name(f".{root.name}.partial")
   shutil.rmtree(partial, ignore_errors=True)
-  pooch.get_logger().setLevel(logging.WARNING)  # It would log the same.
+  pooch.get_logger().setLevel(logging.WARNING)  # It repeats the next line.
   _logger.info("downloading %s to %s", row.url, root)
   try:
     pooch.retrieve(
@@ -159,8 +160,8 @@ def _download(row: Specification, root: pathlib.Path) -> pathlib.Path:
     os.remove(f"{root}.tar")
   except (OSError, ValueError, tarfile.TarError) as error:
     raise InputError(
-      f"cannot download {row.url} to {root}: {error}. Get it by other means and"
-      f" unpack it as {root}."
+      f"cannot download {row.url} to {root}: {error}. Download it by other"
+      f" means and unpack it to {root}."
     ) from error
   return root
 
@@ -168,10 +169,11 @@ def _download(row: Specification, root: pathlib.Path) -> pathlib.Path:
 def _stored_mask(
   listed: ListedImage, dataset: str
 ) -> tuple[pathlib.Path | bytes, Sequence[str]]:
-  """Returns a mask's file if it is plain to see, else a PNG, and notes.
+  """Returns the mask to store, and notes on it.
 
-  In the paper's data sets soft edges are anomalous too, as in the authors'
-  code: published results count them.
+  A mask with plain values is stored as its file, any other as a new PNG. In the
+  paper's data sets, soft edges are anomalous, because the authors' code and the
+  published results count them.
   """
   path = listed.masks[0] if listed.masks else listed.image
   try:
@@ -190,8 +192,9 @@ def _stored_mask(
         return path, notes
     return _png(mask.pixels.astype(np.uint8) * 255), notes
   except Exception as error:  # PIL raises many kinds of errors.
-    # Whoever decodes it says so, or leaves it out if that is wanted. The first
-    # of several masks alone may be sound.
+    # Reading the example reports the damage again, or skips it if the config
+    # allows that. Several masks become empty bytes, because the first of them
+    # may be intact.
     _logger.warning("%s cannot be read: %s", path, shorten(error))
     return (EMPTY_MASK, path, b"")[min(len(listed.masks), 2)], ()
 
@@ -199,7 +202,7 @@ def _stored_mask(
 def _shards(
   images: Sequence[ListedImage],
 ) -> dict[str, list[Sequence[ListedImage]]]:
-  """Images by split, cut where a shard's files have reached its size."""
+  """Returns each split's images in shards of about `_SHARD_BYTES`."""
   shards = {}
   for split in sorted({image.split for image in images}):
     shards[split] = [[]]
@@ -220,22 +223,22 @@ def _png(array: np.ndarray) -> bytes:
 
 
 class _Demo(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-  """Normal and defective images of some categories, most in a `test` split."""
+  """Generates normal and defective images, most of them in the split `test`."""
 
   VERSION = tfds.core.Version("1.0.0")
 
   categories: Sequence[str]
   anomaly_kinds: Sequence[str]
-  num_normal: int  # Images of a category.
-  num_of_each_kind: int  # Images of a category and an anomaly kind.
-  num_train: int = 0  # Normal images of a category in a `train` split.
+  num_normal: int  # Images per category.
+  num_of_each_kind: int  # Images per category and kind of anomaly.
+  num_train: int = 0  # Normal images per category in the split `train`.
 
   def _info(self) -> DatasetInfo:
     return DatasetInfo(
       builder=self,
       description=(
-        "Generated photographs of surfaces and objects, with defects and their"
-        " masks. Made for this project; free to use."
+        "Generated images of surfaces and objects, with defects and their"
+        " masks. Created for this project; free to use."
       ),
       features=example_features(),
     )
@@ -279,7 +282,7 @@ class _Demo(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 
 class DemoAuxiliary(_Demo):
-  """The training data: six categories with the seen kinds of defects."""
+  """Training data: six categories with the defect kinds seen in training."""
 
   name = "demo_auxiliary"
   categories = generated.TRAINING_CATEGORIES
@@ -289,9 +292,9 @@ class DemoAuxiliary(_Demo):
 
 
 class DemoUnseen(_Demo):
-  """Six categories never seen in any training, and five more defect kinds.
+  """Evaluation data: six unseen categories and five additional defect kinds.
 
-  The split train has normal images alone, to compare others with.
+  The split `train` contains only normal images, for use as reference images.
   """
 
   VERSION = tfds.core.Version("1.1.0")
@@ -304,7 +307,7 @@ class DemoUnseen(_Demo):
   num_train = 8
 
 
-# Each registers itself with TFDS under its name.
+# Each class registers itself with TFDS under its name.
 BUILDERS = {
   row.name: type(
     "".join(part.capitalize() for part in row.name.split("_")),
@@ -316,8 +319,8 @@ BUILDERS = {
         f"pip install {row.package}, or "
         * bool(row.package)
         + f"get {row.title} from {row.homepage} and unpack it as the folder"
-        f" {row.name} of manual_dir, by default downloads/manual in data_dir,"
-        f" so that the folder holds {row.layout}"
+        f" {row.name} in manual_dir (by default downloads/manual in data_dir),"
+        f" so that the folder contains {row.layout}"
       ),
       "__module__": __name__,
       "__doc__": f"{row.title}. {row.description}",
@@ -325,6 +328,6 @@ BUILDERS = {
   )
   for row in PUBLISHED.values()
 }
-# Worker processes unpickle them by their names in this module.
+# Worker processes unpickle the classes by their names in this module.
 globals().update({cls.__name__: cls for cls in BUILDERS.values()})
 BUILDERS |= {builder.name: builder for builder in (DemoAuxiliary, DemoUnseen)}

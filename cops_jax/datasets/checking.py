@@ -1,4 +1,4 @@
-"""Checks of a data set's files: counts, unreadable and odd ones."""
+"""Checks all files of a data set and counts them."""
 
 from __future__ import annotations
 
@@ -21,16 +21,17 @@ from cops_jax.tables import align, count_notes, shorten_list
 
 
 class Check:
-  """The result of a check; as text, a report.
+  """The result of a check; its text is a report.
 
   Attributes:
-    name: the data set's name.
-    source: what was checked, in words.
-    counts: images by category, split and "normal", "anomalous" or "masks".
-    formats: image files by format and mode.
-    problems: faults to mend before the data set can be used.
+    name: name of the data set.
+    source: description of the files that were checked.
+    counts: numbers of images and masks by (category, split, kind); the kind is
+      "normal", "anomalous" or "masks".
+    formats: numbers of image files by format and mode.
+    problems: faults that must be fixed before the data set can be used.
     warnings: differences from the published data set.
-    oddities: facts that may well be right.
+    oddities: unusual facts that can be correct.
   """
 
   def __init__(self, name: str, source: str):
@@ -66,7 +67,7 @@ class Check:
     return align(rows, num_text_columns=2)
 
   def total(self, split: str, kind: str) -> int:
-    """Returns the number of a split's images or masks of a kind."""
+    """Returns the number of images or masks of a kind in a split."""
     return sum(
       number
       for (_, *place), number in self.counts.items()
@@ -82,16 +83,16 @@ def check(
 ) -> Check:
   """Reads every file of a data set.
 
-  Checks the original files if they are there, else the prepared copy.
+  Checks the original files if they exist, else the prepared copy.
 
   Args:
-    name, data_dir, manual_dir: see `cops_jax.datasets.load`.
-    is_deep: whether to compare the prepared copy, byte by byte, with what it
-      was when it was prepared, and the original files with it.
+    name, data_dir, manual_dir: the arguments of `cops_jax.datasets.load`.
+    is_deep: if True, also compares the bytes of the prepared copy with those
+      that were prepared, and with the original files.
 
   Raises:
-    InputError: custom data's path is not a folder, or prepared data are
-      damaged.
+    InputError: if the path of custom data is not a folder, or the prepared data
+      set is damaged.
   """
   location = custom.locate(name)
   if location:
@@ -126,7 +127,8 @@ def check(
   else:
     result = Check(name, "neither original files nor a prepared copy")
     result.problems.append(
-      builder.MANUAL_DOWNLOAD_INSTRUCTIONS or "prepare it first"
+      builder.MANUAL_DOWNLOAD_INSTRUCTIONS
+      or f"prepare it first: cops datasets prepare {name}"
     )
     return result
   anomalous = result.total("test", "anomalous")
@@ -139,7 +141,7 @@ def check(
 
 
 def _compare_bytes(result, builder, root, images, data_dir, manual_dir):
-  """Adds how the prepared copy differs from what it was and is made of."""
+  """Adds damage of the prepared copy and changes of the original files."""
   try:
     read_contents(builder, is_deep=True)
   except InputError as error:
@@ -149,7 +151,7 @@ def _compare_bytes(result, builder, root, images, data_dir, manual_dir):
     file_example(image, root, builder.name)["id"]: image.image
     for image in images
   }
-  others = [
+  changed = [
     row["id"]
     for split in (builder.info.splits if originals else ())
     for row in preparation.load_prepared(
@@ -157,10 +159,10 @@ def _compare_bytes(result, builder, root, images, data_dir, manual_dir):
     )
     if digest_file(originals.pop(row["id"], b"")) != digest_file(row["image"])
   ]
-  if others := [*others, *originals]:
+  if changed := [*changed, *originals]:
     result.warnings.append(
-      f"{len(others)} images in {root} are not those of the prepared copy,"
-      f" {others[0]} among them"
+      f"{len(changed)} images in {root} differ from the prepared copy, such as"
+      f" {changed[0]}"
     )
 
 
@@ -169,7 +171,7 @@ def _inspect_all(
   load: Callable[[int], tuple[str, Mapping[str, Any]]],
   number: int,
 ) -> None:
-  """Adds what reading some examples shows; PIL works in parallel threads."""
+  """Adds counts and faults of examples, which it reads in parallel threads."""
   progress, notes = Progress(number, "images"), {}
   with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
     found = pool.map(lambda index: _inspect(*load(index)), range(number))
@@ -183,13 +185,13 @@ def _inspect_all(
 
 
 def _inspect(split, example):
-  """Returns counts, format, problems, path and notes of one example."""
+  """Returns the counts, format, problems, path and notes of an example."""
   path, place = example["path"], (example["category"], split)
   counts = [(*place, "anomalous" if example["label"] else "normal")]
   if example["label"] and example["has_mask"]:
     counts.append((*place, "masks"))
   problems, format_, notes = [], "unreadable", ()
-  form = 1, (1, 1)  # A mask is read although its image cannot be.
+  form = 1, (1, 1)  # Used to read the mask if the image cannot be read.
   try:
     image = read(example["image"], name="its image")
     form, format_ = (image.orientation, image.size), image.stored_as

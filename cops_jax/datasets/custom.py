@@ -1,4 +1,4 @@
-"""Custom data, read from their files without preparation."""
+"""Custom data sets, read from their files without preparation."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from cops_jax.paths import require_local, to_path
 
 
 class FileExamples(Examples):
-  """Examples whose image and mask are paths, opened when they are decoded."""
+  """Examples with paths of images and masks, opened when they are decoded."""
 
   is_published = False
 
@@ -45,10 +45,10 @@ class FileExamples(Examples):
     return file_example(self._images[index], self._root, self.name)
 
   def fingerprint(self) -> str:
-    """Returns one SHA-256 of the listing: names, labels and files' states.
+    """Returns a SHA-256 of the names, labels and states of all files.
 
-    A file's state is its size and time or, if asked for, its bytes. The
-    folder's own place does not count.
+    The state of a file is its size and time or, with `by_contents`, its bytes.
+    The location of the folder does not count.
     """
     look = digest_file if self._by_contents else file_state
     facts = ("id", "category", "anomaly_kind", "label", "has_mask")
@@ -66,20 +66,20 @@ class FileExamples(Examples):
 
 
 def _read_folder(root):
-  """Reads Real-IAD's lists where they are, else folders."""
+  """Reads Real-IAD's lists if the folder has them, else its folders."""
   has_lists = REAL_IAD_LISTS in list_folders(root)
   return (read_real_iad if has_lists else read_tree)(root)
 
 
-# What a name such as "folder:PATH" begins with.
+# Readers by the prefix of a name such as "folder:PATH".
 READERS = {"folder": _read_folder, "meta_json": read_meta_json}
 
 
 def locate(name: str) -> tuple[str, pathlib.Path] | None:
-  """The reader's name and the root of custom data; None for other names.
+  """Returns the reader and the root of a custom data set; None for other names.
 
   Raises:
-    InputError: the path is not a folder.
+    InputError: if the path is not a folder.
   """
   reader, colon, path = name.partition(":")
   if not colon or reader not in READERS:
@@ -97,15 +97,19 @@ def locate(name: str) -> tuple[str, pathlib.Path] | None:
 
 
 def name_of(reader: str, root: pathlib.Path) -> str:
-  """Returns the data set's name in results and caches."""
+  """Returns the name of a custom data set in results and caches."""
   return root.name if reader == "folder" else f"{root.name}-{reader}"
 
 
 def read_listing(reader: str, root: pathlib.Path) -> Listing:
-  """Returns the listing of a reader of `READERS`.
+  """Lists the images of a custom data set.
+
+  Args:
+    reader: name of the reader in `READERS`.
+    root: root folder of the data set.
 
   Raises:
-    InputError: a folder or list cannot be read.
+    InputError: if a folder or list cannot be read.
   """
   try:
     return READERS[reader](root)
@@ -118,10 +122,14 @@ def read_listing(reader: str, root: pathlib.Path) -> Listing:
 def load_custom(
   reader: str, root: pathlib.Path, split: str, by_contents: bool = False
 ) -> FileExamples:
-  """Returns custom data's examples.
+  """Returns the examples of a custom data set.
+
+  Args:
+    reader, root: result of `locate`.
+    split, by_contents: the arguments of `cops_jax.datasets.load`.
 
   Raises:
-    InputError: the files are not as expected.
+    InputError: if the files are not as expected.
   """
   name, listing = name_of(reader, root), read_listing(reader, root)
   listing.require_sound(name)

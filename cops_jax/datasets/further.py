@@ -1,4 +1,4 @@
-"""Published data sets that the paper does not use; "all" leaves them out."""
+"""Published data sets that are not in the paper; "all" excludes them."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ _ROWS = (
       " CATEGORY/test_public/ground_truth/bad/*_mask.png"
     ),
     description=(
-      "Eight products under several lights; test_public, as test_private and"
-      " test_private_mixed have no ground truth."
+      "Eight products under several lights. Only test_public is read, because"
+      " test_private and test_private_mixed have no ground truth."
     ),
     size="over 8,000 in all",
     licence=NC,
@@ -50,11 +50,11 @@ _ROWS = (
     read=first(read_tree),
     layout=(
       "CATEGORY/test/{good,logical_anomalies,structural_anomalies} and"
-      " CATEGORY/ground_truth/KIND/NNN/*.png, several masks for an image"
+      " CATEGORY/ground_truth/KIND/NNN/*.png (several masks per image)"
     ),
     description=(
-      "Five scenes with structural and logical anomalies. An image's masks are"
-      " united; the publisher's own sPRO is not computed."
+      "Five scenes with structural and logical anomalies. The masks of an image"
+      " are united; the publisher's metric sPRO is not computed."
     ),
     licence=NC,
     homepage="https://www.mvtec.com/company/research/datasets/mvtec-loco",
@@ -80,8 +80,8 @@ _ROWS = (
     ),
     read=first(read_real_iad, read_tree),
     layout=(
-      "realiad_jsons/CATEGORY.json and realiad_1024/CATEGORY/{OK,NG}, or the"
-      " latter alone"
+      "realiad_jsons/CATEGORY.json and realiad_1024/CATEGORY/{OK,NG}, or only"
+      " the latter"
     ),
     description="Thirty products, each seen by five cameras.",
     licence=NC,
@@ -102,8 +102,8 @@ _ROWS = (
     read=first(table("labels.csv", parse_elpv)),
     layout="labels.csv and the images that it lists",
     description=(
-      "Electroluminescence images of solar cells; no masks. Of 2,624 those of a"
-      " probability of a defect between 0 and 1 are left out."
+      "Electroluminescence images of solar cells; no masks. Of 2,624 images,"
+      " those with a defect probability between 0 and 1 are skipped."
     ),
     licence="CC BY-NC-SA 4.0",
     homepage="https://github.com/zae-bayern/elpv-dataset",
@@ -124,11 +124,12 @@ PUBLISHED = SPECIFICATIONS | FURTHER
 def count_differences(
   name: str, num_images: int, num_anomalies: int
 ) -> list[str]:
-  """Returns how a test split's counts differ from the published data set's.
+  """Returns differences between a test split and the published data set.
 
   Args:
-    name: of a data set; only published ones have known numbers.
-    num_images, num_anomalies: in the test split.
+    name: name of a data set; only published ones have known numbers.
+    num_images: number of images in the test split.
+    num_anomalies: number of anomalous images in the test split.
   """
   row = PUBLISHED.get(name)
   if row is None:
@@ -138,8 +139,9 @@ def count_differences(
     "anomalous images": (num_anomalies, row.num_test_anomalies),
   }
   return [
-    f"{number} {what} in the test split, {number - known:+} against the"
-    f" {known} of the published data set"
+    f"{number} {what} in the test split, {abs(number - known)}"
+    f" {'fewer' if number < known else 'more'} than the {known} of the"
+    " published data set"
     for what, (number, known) in found.items()
     if known not in (None, number)
   ]

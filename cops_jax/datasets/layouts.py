@@ -1,4 +1,4 @@
-"""Listings of a data set's files: images, their masks, and what is wrong."""
+"""Lists the files of a data set: images, their masks, and problems."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class ListedImage:
 
   Attributes:
     split: "train" or "test".
-    category: of the product or organ.
-    anomaly_kind: the kind of anomaly; "good" for a normal image.
-    image: the file.
-    masks: files that its mask unites; none for a normal image, and without
-      `has_mask`.
-    has_mask: False where no ground truth by pixels exists.
+    category: name of the product or organ.
+    anomaly_kind: kind of the anomaly; "good" for a normal image.
+    image: image file.
+    masks: mask files, which are united; empty for a normal image and if
+      `has_mask` is False.
+    has_mask: False if there is no pixel-level ground truth.
   """
 
   split: str
@@ -51,12 +51,12 @@ class Listing:
   """The images and problems that a reader found.
 
   Attributes:
-    images: the images.
-    problems: what must be fixed before the data set can be used.
-    oddities: what was left out or guessed, and may well be right.
-    hidden: files and folders that were skipped.
-    root: the folder that ids are relative to, where that is below the one that
-      was asked for.
+    images: all images.
+    problems: faults that must be fixed before the data set can be used.
+    oddities: skipped files and guesses, which can be correct.
+    hidden: hidden files and folders, which are skipped.
+    root: folder that ids are relative to, if it is not the requested one but a
+      folder below it.
   """
 
   images: list[ListedImage] = dataclasses.field(default_factory=list)
@@ -68,13 +68,12 @@ class Listing:
   @property
   def notes(self) -> list[str]:
     """The oddities and the number of hidden files."""
-    number = len(self.hidden)
-    return self.oddities + [f"{number} hidden files were skipped"] * (
-      number > 0
-    )
+    if not self.hidden:
+      return self.oddities
+    return [*self.oddities, f"hidden files skipped: {len(self.hidden)}"]
 
   def require_sound(self, name: str) -> None:
-    """Raises InputError, with the first problems, if there are any."""
+    """Raises InputError, which names the first problems, if there are any."""
     if self.problems:
       shown = shorten_list(self.problems)
       raise InputError(
@@ -88,9 +87,10 @@ class KindFolder:
   """A folder of images of one kind.
 
   Attributes:
-    split, kind: of its images; the kind of normal ones is "good".
-    path: of the folder, with folders below it.
-    masks: the folder of its masks; None if there is none.
+    split: split of its images.
+    kind: kind of its images; "good" for normal images.
+    path: path of the folder, which is searched recursively.
+    masks: folder of its masks; None if there is none.
   """
 
   split: str
@@ -112,17 +112,17 @@ def add_images(
   """Adds a category's images and their masks to a listing.
 
   Args:
-    listing: is changed.
-    category: its name.
-    folders: of its images.
-    parent: the folder of its test images.
-    has_mask: whether there is ground truth by pixels.
-    masks_beside: whether to look for masks beside the images: x_mask.png or
-      x.png beside x.jpg. If there are some, an anomalous image without one is
-      left out.
-    all_required: whether a folder without images is a problem.
+    listing: receives the images, problems and oddities.
+    category: name of the category.
+    folders: folders of its images.
+    parent: folder of its test images.
+    has_mask: True if there is pixel-level ground truth.
+    masks_beside: if True, searches the image folders for masks: x_mask.png or
+      x.png for x.jpg. If there are any, anomalous images without one are
+      skipped.
+    all_required: if True, a folder without images is a problem.
   """
-  found = {}  # The folder of each image.
+  found = {}  # Folders by image.
   mask_of = {}
   for folder in folders:
     files = list_images(folder.path, listing)
@@ -143,12 +143,12 @@ def add_images(
   if mask_of:
     has_mask = True
     listing.oddities.append(
-      f"{category}: masks are read from beside the images"
+      f"{category}: masks are read from the folders of the images"
     )
     if alone := [file for file in anomalous if file not in mask_of]:
       listing.oddities.append(
         f"{category}: {len(alone)} of {len(anomalous)} anomalous images have no"
-        f" mask beside them and were left out, {alone[0]} among them"
+        f" mask in their folder and are skipped, such as {alone[0]}"
       )
       found = {
         file: folder
@@ -175,7 +175,7 @@ def add_images(
 
 
 def _masks_beside(files, folder):
-  """Masks by image, of files in one folder."""
+  """Returns masks by image, for the files in a folder."""
   groups = collections.defaultdict(list)
   for file in files:
     groups[_key(file, folder)].append(file)
@@ -196,17 +196,22 @@ def pair_masks(
   folder: pathlib.Path,
   listing: Listing,
 ) -> dict[pathlib.Path, list[pathlib.Path]]:
-  """Returns the masks of each image in a folder of masks.
+  """Finds the masks of images in a folder of masks.
 
-  By names below the folders, without case and without an ending such as "_mask"
-  or "_GT"; a folder named as an image holds several masks of it. If no name
-  matches and the counts agree, by sorted order, which takes numbers by their
-  value. Where neither pairs them, that becomes a problem of the listing.
+  Masks are matched by their names below the folder, in any case and without an
+  ending such as "_mask" or "_GT". A folder named after an image can contain
+  several masks of it. If no name matches and the numbers of files are equal,
+  images and masks are matched in sorted order, with numbers sorted by value. If
+  both fail, that is a problem of the listing.
 
   Args:
-    images: the folder that each image's name is relative to.
-    folder: of the masks.
-    listing: is changed.
+    images: anomalous images, and for each the folder that its name is relative
+      to.
+    folder: folder of the masks.
+    listing: receives problems and oddities.
+
+  Returns:
+    The masks of each image; empty if they do not match.
   """
   masks = list_images(folder, listing)
   image_of = {_key(image, above): image for image, above in images.items()}
@@ -222,7 +227,7 @@ def pair_masks(
   shared = image_of.keys() & mask_of.keys()
   if is_unique and len(shared) == len(images):
     listing.oddities += [
-      f"{mask} is the mask of no image"
+      f"{mask} belongs to no image and is skipped"
       for key in sorted(mask_of.keys() - shared)
       for mask in mask_of[key]
     ]
@@ -230,13 +235,14 @@ def pair_masks(
   if not shared and len(images) == len(masks):
     return _pair_by_order(images, masks, folder, listing)
   alone = [image for key, image in image_of.items() if key not in shared]
-  reason = "names do not pair"
+  reason = "the names do not match"
   if alone and shared:
-    reason = f"{alone[0].name} has none"
+    reason = f"no mask is named after {alone[0].name}"
   parents = ", ".join(sorted({str(image.parent) for image in images}))
   listing.problems.append(
-    f"{folder} holds {len(masks)} masks for the {len(images)} anomalous images"
-    f" of {parents}: {reason}"
+    f"masks in {folder} ({len(masks)}) cannot be assigned to the anomalous"
+    f" images in {parents} ({len(images)}): {reason}. Name each mask after its"
+    " image"
   )
   return {}
 
@@ -251,21 +257,22 @@ def _pair_by_order(images, masks, folder, listing):
     numbers = [re.findall("[0-9]+", file.stem) for file in (image, mask)]
     if all(numbers) and len({int(found[-1]) for found in numbers}) > 1:
       listing.problems.append(
-        f"{folder}: names match no image's, and in sorted order {mask.name}"
-        f" would be the mask of {image.name}, whose number differs. Name each"
-        " mask as its image"
+        f"{folder}: no mask is named after an image, and in sorted order"
+        f" {mask.name} would belong to {image.name}, which has another number."
+        " Name each mask after its image"
       )
       return {}
   listing.oddities.append(
-    f"{folder}: names match no image's, so masks were paired by sorted order"
+    f"{folder}: no mask is named after an image, so masks are assigned to"
+    " images in sorted order"
   )
   return {image: [mask] for image, mask in pairs.items()}
 
 
 def list_images(folder: pathlib.Path, listing: Listing) -> list[pathlib.Path]:
-  """Image files in a folder and below it, by name; notes other files.
+  """Returns the image files in a folder and below it, by name.
 
-  Links to folders below it are not followed.
+  Other files and links to folders are skipped, with a note in the listing.
   """
   folders, files = scan(folder, listing)
   images = []
@@ -273,34 +280,37 @@ def list_images(folder: pathlib.Path, listing: Listing) -> list[pathlib.Path]:
     if is_image(path):
       images.append(path)
     else:
-      listing.oddities.append(f"{path} is not an image file and was left out")
+      listing.oddities.append(f"{path} is not an image file and is skipped")
   for path in folders:
     if path.is_symlink():
-      listing.oddities.append(f"{path} is a link and was left out")
+      listing.oddities.append(f"{path} is a link to a folder and is skipped")
     else:
       images += list_images(path, listing)
   return images
 
 
 def is_image(path: pathlib.Path) -> bool:
-  """Whether a file has the name of an image."""
+  """Returns True if a file has the suffix of an image."""
   return path.suffix.lower() in IMAGE_SUFFIXES
 
 
 def list_folders(
   folder: pathlib.Path, listing: Listing | None = None
 ) -> dict[str, pathlib.Path]:
-  """Folders in a folder by lower-case name, but for hidden ones."""
+  """Returns the folders in a folder by lower-case name, except hidden ones."""
   return {path.name.casefold(): path for path in scan(folder, listing)[0]}
 
 
 def scan(
   folder: pathlib.Path, listing: Listing | None = None
 ) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
-  """Folders and files in a folder, by name; the listing counts hidden ones."""
+  """Returns the folders and files in a folder, by name.
+
+  Hidden ones are skipped and counted in the listing.
+  """
   if not folder.is_dir():
     return [], []
-  # The folder says what is a file, without a question for each of a million.
+  # The folder's entries hold their types, which saves a query for each file.
   with os.scandir(folder) as entries:
     is_folder = {entry.name: entry.is_dir() for entry in entries}
   found = [], []
@@ -313,7 +323,7 @@ def scan(
 
 
 def find_folder(root: pathlib.Path, path: str) -> pathlib.Path:
-  """A folder below a root, in any case; the plain path if there is none."""
+  """Finds a folder below a root in any case; else returns the plain path."""
   for part in path.strip("/").split("/") if path else ():
     if not (root / part).is_dir():
       part = list_folders(root).get(part.casefold(), root / part).name
@@ -322,7 +332,7 @@ def find_folder(root: pathlib.Path, path: str) -> pathlib.Path:
 
 
 def _key(file, folder):
-  """The parts of a file's path below a folder, by which masks are found."""
+  """Returns the parts of a path below a folder that identify an image."""
   parts = [part.lower() for part in file.parts[len(folder.parts) : -1]]
   return (*parts, _MASK_ENDING.sub("", file.stem.lower()))
 

@@ -1,7 +1,7 @@
-"""Data sets that a file lists, with the labels of their images.
+"""Readers of data sets with a list of images and labels.
 
-Each reader lists the images it finds and, instead of stopping at the first,
-everything that is wrong.
+Each reader returns a listing of all images and of all problems; it does not
+stop at the first problem.
 """
 
 from __future__ import annotations
@@ -29,25 +29,30 @@ META_FILE = "meta.json"
 REAL_IAD_LISTS = "realiad_jsons"
 _REAL_IAD = ("realiad_1024", "realiad_512", "realiad_256", "realiad_raw")
 
-# Entries by split and category, see `read_meta_json`.
+# Entries by split and category; `read_meta_json` describes them.
 Splits = Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]
 
 
 def read_meta_json(
   root: pathlib.Path, categories: Sequence[str] = ()
 ) -> Listing:
-  """Reads the list of AnomalyCLIP, AdaCLIP and the authors' code.
+  """Reads a meta.json, the list of AnomalyCLIP, AdaCLIP and CoPS.
 
-  {"train": {CATEGORY: [ENTRY, ...]}, "test": {...}} where an entry has img_path
-  and mask_path, relative to the root or absolute, specie_name, the kind of
-  anomaly, and anomaly, 0 or 1; images of a probability between are left out. Of
-  absolute paths from elsewhere, the longest end that is a file below the root
-  counts. A category has masks for all its anomalous images or, with empty
-  mask_paths, for none.
+  It is {"train": {CATEGORY: [ENTRY, ...]}, "test": {...}}. An entry has these
+  fields:
+
+  - img_path and mask_path: paths relative to the root, or absolute. Of an
+    absolute path outside the root, the longest ending that is a file below the
+    root is used.
+  - specie_name: kind of the anomaly.
+  - anomaly: 0 or 1; images with a probability in between are skipped.
+
+  A category has masks for all its anomalous images or, if each mask_path is
+  empty, for none.
 
   Args:
-    root: of the data set.
-    categories: that are required.
+    root: root folder of the data set.
+    categories: required categories.
   """
   return read_table(root, categories, table=META_FILE, parse=json.loads)
 
@@ -59,11 +64,13 @@ def read_table(
   table: str | pathlib.Path,
   parse: Callable[[str], Splits],
 ) -> Listing:
-  """Reads a list of images; arguments as for `read_meta_json`, and:
+  """Reads a list of images.
 
   Args:
-    table: the list's file below the root.
-    parse: from its text to what a meta.json holds.
+    root: root folder of the data set.
+    categories: required categories.
+    table: path of the list below the root.
+    parse: converts the text of the list to the contents of a meta.json.
   """
   listing = Listing()
   path = root / table
@@ -83,9 +90,11 @@ def read_table(
     return listing
   for split, entries in splits.items():
     if split not in SPLITS:
-      listing.oddities.append(f"{path}: {split!r} is not read")
+      listing.oddities.append(f"{path}: the split {split!r} is not read")
     elif not isinstance(entries, dict):
-      listing.problems.append(f"{path}: {split!r} is not a table of categories")
+      listing.problems.append(
+        f"{path}: {split!r} must be an object with a list for each category"
+      )
     else:
       for category, rows in entries.items():
         place = f"{path}, {split} {category}"
@@ -107,7 +116,7 @@ def _check_whole(listing, path, categories):
 
 
 def parse_visa(text: str) -> Splits:
-  """Parses VisA's table, with the columns object, split, label, image, mask."""
+  """Parses VisA's table: columns object, split, label, image and mask."""
   splits = {}
   for row in csv.DictReader(text.splitlines()):
     entry = {
@@ -121,7 +130,7 @@ def parse_visa(text: str) -> Splits:
 
 
 def parse_head_ct(text: str) -> Splits:
-  """Parses the table of HeadCT on Kaggle: images' numbers, 1 for anomalies."""
+  """Parses HeadCT's table on Kaggle: number of an image; 1 for an anomaly."""
   rows = list(csv.reader(text.splitlines()))[1:]
   entries = [
     {"img_path": f"head_ct/{int(row[0]):03}.png", "anomaly": int(row[1])}
@@ -131,7 +140,7 @@ def parse_head_ct(text: str) -> Splits:
 
 
 def parse_elpv(text: str) -> Splits:
-  """Parses ELPV's table: paths and probabilities of a defect."""
+  """Parses ELPV's table: path of an image; probability of a defect."""
   rows = [line.split() for line in text.splitlines()]
   entries = [{"img_path": row[0], "anomaly": float(row[1])} for row in rows]
   return {"test": {"solar_cell": entries}}
@@ -140,12 +149,12 @@ def parse_elpv(text: str) -> Splits:
 def read_real_iad(
   root: pathlib.Path, categories: Sequence[str] = ()
 ) -> Listing:
-  """Reads Real-IAD's lists; arguments as for `read_meta_json`.
+  """Reads Real-IAD's lists; the arguments are those of `read_meta_json`.
 
-  realiad_jsons/CATEGORY.json, or a folder deeper, has "train" and "test" lists
-  of entries with image_path and mask_path, below the category's folder in one
-  of `_REAL_IAD`, and anomaly_class. That is OK for normal images, among them
-  views of a defective part that do not show its defect.
+  realiad_jsons/CATEGORY.json, which can be one folder deeper, has the lists
+  "train" and "test". Their entries have image_path and mask_path, relative to
+  the category's folder in one of `_REAL_IAD`, and anomaly_class. The class OK
+  means normal, also for views of a defective part that do not show its defect.
   """
   folders = list_folders(root)
   lists = folders.get(REAL_IAD_LISTS, root)
@@ -157,7 +166,8 @@ def read_real_iad(
   if not tables or not images:
     return Listing(
       problems=[
-        f"{root} lacks realiad_jsons/CATEGORY.json or realiad_1024/CATEGORY/*"
+        f"{root} must contain realiad_jsons/CATEGORY.json and"
+        " realiad_1024/CATEGORY/*"
       ]
     )
   listing = Listing(
@@ -196,7 +206,7 @@ def _parse_real_iad(folder, category, text):
 
 
 def _add_entries(root, split, category, entries, place, listing):
-  """Adds a category's images of a split."""
+  """Adds the images of a category in a split to the listing."""
   if not isinstance(entries, list) or not all(
     isinstance(entry, dict)
     and isinstance(entry.get("img_path"), str)
@@ -206,21 +216,21 @@ def _add_entries(root, split, category, entries, place, listing):
     for entry in entries
   ):
     listing.problems.append(
-      f"{place}: expected a list of entries with img_path, mask_path (text) and"
-      " anomaly (0 or 1)"
+      f"{place}: expected a list of entries with img_path and mask_path (text)"
+      " and anomaly (0 or 1)"
     )
     return
   named = [entry for entry in entries if entry["img_path"].strip()]
   if len(named) < len(entries):
     listing.oddities.append(
-      f"{place}: {len(entries) - len(named)} entries without an img_path were"
-      " left out"
+      f"{place}: entries without an img_path skipped:"
+      f" {len(entries) - len(named)}"
     )
   sure = [entry for entry in named if entry["anomaly"] in (0, 1)]
   if len(sure) < len(named):
     listing.oddities.append(
-      f"{place}: {len(named) - len(sure)} images with a probability of an"
-      " anomaly between 0 and 1 were left out"
+      f"{place}: images with an anomaly probability between 0 and 1 skipped:"
+      f" {len(named) - len(sure)}"
     )
   anomalous = [entry for entry in sure if entry["anomaly"]]
   unmasked = [entry for entry in anomalous if not entry.get("mask_path")]
@@ -228,8 +238,8 @@ def _add_entries(root, split, category, entries, place, listing):
   if has_mask and unmasked:
     listing.problems.append(
       f"{place}: {len(unmasked)} of {len(anomalous)} anomalous images have no"
-      f" mask_path, {unmasked[0]['img_path']} among them; give one to each or"
-      " to none"
+      f" mask_path, such as {unmasked[0]['img_path']}. Set mask_path for all of"
+      " them or for none"
     )
   for entry in sure:
     image = _listed_file(root, entry["img_path"], place, listing)
@@ -248,7 +258,10 @@ def _add_entries(root, split, category, entries, place, listing):
 def _listed_file(
   root: pathlib.Path, text: str | None, place: str, listing: Listing
 ) -> pathlib.Path | None:
-  """A file that a list names, if it exists and is below the root."""
+  """Returns a listed file, or adds a problem and returns None.
+
+  The file must exist below the root.
+  """
   text = text or ""
   if "\\" in text and not (root / text).is_file():
     text = text.replace("\\", "/")  # Written on Windows.
@@ -268,16 +281,14 @@ def _listed_file(
 
 
 def _relative(root: pathlib.Path, text: str, listing: Listing) -> str:
-  """An absolute path as one from the root, if there is such a file."""
+  """Returns an absolute path relative to the root, if that file exists."""
   if pathlib.Path(text).is_relative_to(root):
     return os.path.relpath(text, root)
   parts = text.split("/")
   for start in range(1, len(parts)):
     tail = "/".join(parts[start:])
     if (root / tail).is_file():
-      note = (
-        f"paths begin with {'/'.join(parts[:start])}, which is taken for {root}"
-      )
+      note = f"{'/'.join(parts[:start])} in listed paths is replaced by {root}"
       if note not in listing.oddities:
         listing.oddities.append(note)
       return tail

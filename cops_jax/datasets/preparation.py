@@ -1,4 +1,4 @@
-"""Preparing data sets with TFDS, and loading them."""
+"""Prepares data sets with TFDS and loads them."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _logger = logging.getLogger(__name__)
 def make_builder(
   name: str, data_dir: str | None = None
 ) -> tfds.core.DatasetBuilder:
-  """Returns the builder of a registered data set.
+  """Returns the TFDS builder of a registered data set.
 
   Raises:
-    InputError: TFDS's description of the prepared data set is damaged, or
+    InputError: if TFDS's description of the prepared data set is damaged, or
       data_dir is an address in object storage.
   """
   if data_dir:
@@ -35,18 +35,18 @@ def make_builder(
   except Exception as error:  # TFDS's parsers raise many kinds.
     folder = pathlib.Path(data_dir or tfds.core.constants.DATA_DIR) / name
     raise InputError(
-      f"the prepared copy of data set {name!r} in {folder} is damaged"
-      f" ({shorten(error)}). Delete it; it is then prepared again."
+      f"the prepared data set {name!r} in {folder} is damaged"
+      f" ({shorten(error)}). Delete the folder to prepare it again."
     ) from error
 
 
 def why_unprepared(
   name: str, data_dir: str | None = None, manual_dir: str | None = None
 ) -> str:
-  """Returns why a published data set cannot be read; an empty string if it can.
+  """Returns why a published data set cannot be read, or an empty string.
 
-  It can if it is prepared or its original files are there. Arguments as in
-  `prepare`.
+  It can be read if it is prepared or its original files exist. The arguments
+  are those of `prepare`.
   """
   builder = make_builder(name, data_dir)
   if builder.data_path.exists() or builder.find_original_files(manual_dir):
@@ -55,39 +55,39 @@ def why_unprepared(
   command = "cops datasets prepare --all --manual_dir=DIR"
   if data_dir:
     command += f" --data_dir={data_dir}"
-  # The same words for all, so that they can be said once.
-  return f"{reason}. With the original files in DIR, prepare with: {command}"
+  # The same text for all data sets, so that they can share one message.
+  return f"{reason}. Put the original files in DIR and run: {command}"
 
 
 def prepare(
   name: str, data_dir: str | None = None, manual_dir: str | None = None
 ) -> tfds.core.DatasetBuilder:
-  """Prepares a data set, unless that has been done before.
+  """Prepares a data set if it is not prepared yet.
 
-  Several processes may call it at once: one prepares and the others wait. TFDS
-  moves a finished data set into place; the rest of an interrupted call is
-  removed.
+  Several processes can call this at once: one prepares the data set and the
+  other processes wait. TFDS moves a finished data set into place. Leftovers of
+  an interrupted call are removed.
 
   Args:
-    name: of a registered data set.
-    data_dir: where TFDS keeps prepared data; None for TFDS's default.
-    manual_dir: where the original files are, a folder of its name for each
-      data set; None for downloads/manual in data_dir.
+    name: name of a registered data set.
+    data_dir: folder of TFDS's prepared data; None for TFDS's default.
+    manual_dir: folder of the original files, which contains a folder NAME for
+      each data set; None for downloads/manual in data_dir.
 
   Returns:
-    Its builder.
+    The builder of the data set.
 
   Raises:
-    InputError: original files are missing or not as expected, or data_dir
+    InputError: if original files are missing or not as expected, or data_dir
       cannot be written.
   """
   try:
     import array_record  # noqa: F401
   except ImportError as error:
     raise InputError(
-      f"data set {name!r} is kept in ArrayRecord files, and the package"
-      " array_record is not installed; Windows has none. Use Linux, macOS or"
-      " WSL, or read the images from their folder: folder:PATH"
+      f"data set {name!r} needs the package array_record, which is not"
+      " installed and does not exist for Windows. Use Linux, macOS or WSL, or"
+      " read the images from their folder with folder:PATH"
     ) from error
   if manual_dir:
     require_local(manual_dir, "the folder of original files, manual_dir,")
@@ -104,7 +104,7 @@ def prepare(
         shutil.rmtree(leftover)
       _logger.info("preparing data set %s in %s", name, builder.data_dir)
       tfds.disable_progress_bar()
-      # TFDS announces itself on standard output, where results are printed.
+      # TFDS prints to standard output, which is for results.
       with contextlib.redirect_stdout(io.StringIO()):
         builder.download_and_prepare(
           download_config=tfds.download.DownloadConfig(manual_dir=manual_dir)
@@ -116,8 +116,8 @@ def prepare(
   except OSError as error:
     raise InputError(
       f"data set {name!r} cannot be prepared in {home}:"
-      f" {error.strerror or error}. Choose another folder with data_dir, as by"
-      " --config.data_dir=DIR"
+      f" {error.strerror or error}. Choose another folder with --data_dir=DIR"
+      " or --config.data_dir=DIR"
     ) from error
   return builder
 
@@ -125,14 +125,14 @@ def prepare(
 def load_prepared(
   name: str, split: str, data_dir: str | None, manual_dir: str | None
 ) -> PreparedExamples:
-  """Opens a split of a registered data set, prepared first if necessary.
+  """Opens a split of a registered data set, which is prepared if necessary.
 
   Args:
-    name, data_dir, manual_dir: see `prepare`.
-    split: its name.
+    name, data_dir, manual_dir: the arguments of `prepare`.
+    split: name of the split.
 
   Raises:
-    InputError: as `prepare`; or there is no such split.
+    InputError: if `prepare` raises it, or the split does not exist.
   """
   builder = prepare(name, data_dir, manual_dir)
   contents = read_contents(builder)

@@ -1,4 +1,4 @@
-"""Prepared data sets: their examples, and what they were when prepared."""
+"""Prepared data sets: their examples, and the record of their contents."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CONTENTS = "contents.json"
 
 
 class PreparedExamples(Examples):
-  """A prepared split: dicts of undecoded examples, images as files' bytes."""
+  """The undecoded examples of a prepared split, with images as bytes."""
 
   def __init__(
     self,
@@ -34,7 +34,7 @@ class PreparedExamples(Examples):
     split: str,
     contents: dict[str, Any],
   ):
-    """Opens a split; `contents` is from `read_contents`."""
+    """Opens a split; `contents` is the result of `read_contents`."""
     skip = tfds.decode.SkipDecoding()
     self._source = builder.as_data_source(
       split, decoders={"image": skip, "mask": skip}
@@ -65,7 +65,7 @@ class PreparedExamples(Examples):
     }
 
   def fingerprint(self) -> str:
-    """Returns one SHA-256 of all the split's shards."""
+    """Returns a SHA-256 of all shards of the split."""
     return self._sha256
 
 
@@ -75,21 +75,21 @@ def read_contents(
   *,
   is_deep: bool = False,
 ) -> dict[str, Any]:
-  """Reads contents.json, and checks the data's files against it.
+  """Reads contents.json and checks the files of a prepared data set against it.
 
-  A shard is read once, and again if its size or time has changed. The file is
-  written if it is missing or damaged, or if the times have changed.
+  A shard is read once, and again if its size or time has changed. contents.json
+  is written if it is missing or damaged, or if times have changed.
 
   Args:
-    builder: of a prepared data set.
-    notes: are recorded if nothing is recorded yet.
-    is_deep: whether to read every file again.
+    builder: builder of a prepared data set.
+    notes: notes to record if contents.json is missing or damaged.
+    is_deep: if True, reads every file again.
 
   Returns:
-    Size, time and SHA-256 of the "files" by name, and the "notes".
+    "files" with size, time and SHA-256 by file name, and "notes".
 
   Raises:
-    InputError: a file has changed since the data set was prepared.
+    InputError: if a file has changed since the data set was prepared.
   """
   folder = pathlib.Path(builder.data_dir)
   path = folder / CONTENTS
@@ -100,7 +100,7 @@ def read_contents(
   except FileNotFoundError:
     pass
   except (OSError, ValueError, LookupError) as error:
-    _logger.warning("%s is damaged (%s): it is written again", path, error)
+    _logger.warning("%s is damaged (%s) and is rewritten", path, error)
   known, files = contents["files"], {}
   shards = {
     name for info in builder.info.splits.values() for name in info.filenames
@@ -123,12 +123,12 @@ def read_contents(
     try:
       write_file(path, seal(contents))
     except WriteError as error:
-      _logger.warning("the shards' SHA-256 are not kept: %s", error)
+      _logger.warning("cannot save the SHA-256 of the shards: %s", error)
   return contents
 
 
 def _damaged(name, folder, reason):
   return InputError(
-    f"prepared data set {name!r} is damaged ({reason}). Delete {folder}; it is"
-    " then prepared again."
+    f"the prepared data set {name!r} is damaged ({reason}). Delete {folder} to"
+    " prepare it again."
   )

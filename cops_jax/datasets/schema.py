@@ -1,4 +1,4 @@
-"""The fields of an example, the same for every data set."""
+"""The fields of an example, which are the same for every data set."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from cops_jax.paths import readable
 
 
 class ImageFile(tfds.features.Image):
-  """An image file's bytes, in any format and mode that PIL reads.
+  """The bytes of an image file in any format and mode that PIL reads.
 
-  Decoded to uint8 (h, w, 3) or, with `shape` (None, None, 1), grey (h, w, 1).
+  They are decoded to RGB uint8 (h, w, 3) or, if `shape` is (None, None, 1), to
+  grey uint8 (h, w, 1).
   """
 
   def decode_example_np(self, example: bytes) -> np.ndarray:
@@ -31,17 +32,17 @@ class ImageFile(tfds.features.Image):
 
 
 class DatasetInfo(tfds.core.DatasetInfo):
-  """TFDS's description of a data set that only this package has."""
+  """TFDS's description of a data set that only this package defines."""
 
   def initialize_from_bucket(self) -> None:
-    """Does nothing: TFDS's own bucket has no description of it.
+    """Does nothing, because TFDS's bucket has no description of the data set.
 
-    TFDS's method would leave an empty temporary folder at each call.
+    TFDS's own method leaves an empty temporary folder at each call.
     """
 
 
 def example_features() -> tfds.features.FeaturesDict:
-  """TFDS features; images and masks keep their files' bytes and format."""
+  """Returns the TFDS features; images and masks are stored as file bytes."""
   features = tfds.features
   return features.FeaturesDict(
     {
@@ -59,12 +60,12 @@ def example_features() -> tfds.features.FeaturesDict:
 
 
 class Examples(Sequence):
-  """The undecoded examples of a split, see `cops_jax.datasets.load`."""
+  """The undecoded examples of a split, returned by `cops_jax.datasets.load`."""
 
   def categories_and_labels(self) -> list[tuple[str, int]]:
-    """Returns each example's category and label, without decoding an image.
+    """Returns the category and label of each example without decoding images.
 
-    Reads a prepared split once: 400 MB, as of VisA, in 0.4 s from memory.
+    Reads a prepared split once; the 400 MB of VisA take 0.4 s from memory.
     """
     return [(example["category"], int(example["label"])) for example in self]
 
@@ -72,12 +73,12 @@ class Examples(Sequence):
 def file_example(
   record: ListedImage, root: pathlib.Path, dataset: str
 ) -> dict[str, Any]:
-  """The example of one original file.
+  """Returns the example of an original file.
 
-  Image and mask are paths; several masks are a list of them, and without one it
-  is the bytes of a black pixel's PNG.
+  The image and the mask are paths. Several masks are a list of paths; a missing
+  mask is a PNG of one black pixel, as bytes.
   """
-  # As pathlib's relative_to, in a tenth of its time.
+  # The same as pathlib's relative_to, in a tenth of the time.
   path = os.fspath(record.image).removeprefix(os.fspath(root)).lstrip("/")
   path = readable(path)
   masks = list(record.masks)

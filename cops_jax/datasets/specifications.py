@@ -1,4 +1,4 @@
-"""Published data sets: the paper's thirteen, with how their files are read."""
+"""The paper's thirteen published data sets, and how their files are read."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ _SEE_HOMEPAGE = "see the home page"
 
 
 def _folders(images, masks=None, normal=(), kinds=()):
-  """A reader of one layout, see `read_folders`."""
+  """Returns a reader of one layout; the arguments are `read_folders`'s."""
   return functools.partial(
     read_folders, images=images, masks=masks, normal=normal, kinds=kinds
   )
 
 
 def first(*readers):
-  """A reader of the first layout that is there, see `read_first`."""
+  """Returns a reader of the first layout that exists, see `read_first`."""
   return functools.partial(read_first, readers=readers)
 
 
 def table(path, parse):
-  """A reader of a list of images, see `read_table`."""
+  """Returns a reader of a list of images, see `read_table`."""
   return functools.partial(read_table, table=path, parse=parse)
 
 
@@ -37,7 +37,10 @@ _YES_AND_NO = _folders("{kind}", normal=("no",), kinds=("no", "yes"))
 
 
 def _test_folder(name, masks=None):
-  """As peers' scripts leave medical data: MVTec's layout, one category."""
+  """Returns a reader of MVTec's layout with one category.
+
+  The preparation scripts of AnomalyCLIP and others write medical data in it.
+  """
   return _folders(f"{name}/test/{{kind}}", masks, ("good",))
 
 
@@ -46,21 +49,23 @@ class Specification:
   """A published data set.
 
   Attributes:
-    name: TFDS's, and that of the folder of original files.
-    title: its own name.
+    name: name in TFDS and of the folder of original files.
+    title: name that the publishers use.
     domain: "industrial" or "medical".
-    categories: of products or organs.
-    read: the reader of its original files.
-    layout: these, in words, below their folder.
-    description: a sentence.
-    licence: as its publishers state it, or where to look for it.
-    homepage: where to get it.
-    citation: the paper.
-    num_test_images: as counted by others; None if no count is known.
-    num_test_anomalies: likewise.
-    size: in words, if the number of test images is not known.
-    url, sha256: a tar file of its root, for a data set that downloads itself.
-    package: a Python package that brings its files.
+    categories: names of the products or organs.
+    read: reader of the original files.
+    layout: description of the original files in their folder.
+    description: one or two sentences about the data set.
+    licence: licence that the publishers state, or where to find it.
+    homepage: address to get the data set from.
+    citation: paper to cite.
+    num_test_images: published number of test images; None if it is unknown.
+    num_test_anomalies: published number of anomalous test images; None if it is
+      unknown.
+    size: description of the size if num_test_images is unknown.
+    url, sha256: address and hash of a tar file of the original files, for a
+      data set that can be downloaded.
+    package: Python package that contains the original files.
   """
 
   name: str

@@ -1,7 +1,7 @@
 """Readers of data sets whose folders name categories and kinds of images.
 
-Each lists the images it finds and, instead of stopping at the first, everything
-that is wrong.
+Each reader returns a listing of all images and of all problems; it does not
+stop at the first problem.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Reader = Callable[[pathlib.Path, Sequence[str]], Listing]
 _NORMAL = (NORMAL_KIND, "normal", "ok")
 _TEST = ("test", "test_public")
 _MASKS = ("ground_truth", "ground truth", "groundtruth", "gt", "masks", "mask")
-# By the name that is read, others that are likely to mean it.
+# Names that are not read but likely to mean the key.
 _NEAR = {
   "test": ("test", "testing", "test_images", "val", "validation", "eval"),
   NORMAL_KIND: (
@@ -43,15 +43,17 @@ _NEAR = {
 def read_tree(root: pathlib.Path, categories: Sequence[str] = ()) -> Listing:
   """Reads folders of normal images and of images of each kind of anomaly.
 
-  A category has them in its folder test, as MVTec AD, or test_public, as MVTec
-  AD 2, or in itself, as Real-IAD. Normal images are in good, normal or ok, and
-  those of each other folder are anomalies. Masks are in ground_truth, masks or
-  mask, in a folder for each kind or all in one, or beside the images; without
-  them there are image labels alone. All names are in any case.
+  These folders are in the category's folder test (MVTec AD) or test_public
+  (MVTec AD 2), or in the category's folder itself (Real-IAD). Normal images are
+  in good, normal or ok; the images in each other folder are anomalous. Masks
+  are in ground_truth, masks or mask, in one folder or in a folder for each
+  kind, or in the folders of the images. Without masks, the images have only
+  labels. Names are read in any case.
 
   Args:
-    root: of the data set or, without categories, perhaps of its only category.
-    categories: to read; every folder that looks like one if there are none.
+    root: root folder of the data set. If no categories are given, it can be the
+      folder of a single category.
+    categories: categories to read; if empty, every folder that looks like one.
   """
   listing = Listing()
   if categories:
@@ -60,7 +62,7 @@ def read_tree(root: pathlib.Path, categories: Sequence[str] = ()) -> Listing:
     folders = {root.name: root}
   else:
     folders = {f.name: f for f in scan(root, listing)[0] if _find_test(f)}
-  notes = {}  # Their categories.
+  notes = {}  # Categories by note.
   for category, folder in folders.items():
     _read_category(category, folder, listing, notes)
   for note, names in notes.items():
@@ -75,14 +77,14 @@ def read_tree(root: pathlib.Path, categories: Sequence[str] = ()) -> Listing:
 
 
 def _find_test(folder):
-  """The folder of a category's test images; None if it is no category."""
+  """Returns a category's folder of test images; None if it is no category."""
   names = list_folders(folder)
   test = next((names[name] for name in _TEST if name in names), None)
   return test or (folder if names.keys() & set(_NORMAL) else None)
 
 
 def _read_category(category, folder, listing, notes):
-  """Adds a category's images to the listing, and its name to notes."""
+  """Adds a category's images to the listing and its name to `notes`."""
 
   def note(text):
     notes.setdefault(text, []).append(category)
@@ -104,7 +106,7 @@ def _read_category(category, folder, listing, notes):
   places = children | list_folders(test, listing)
   masks = next((places[name] for name in _MASKS if name in places), None)
   if masks and not any(scan(masks, listing)):
-    note(f"{masks.name} is empty, so there are no masks")
+    note(f"{masks.name} is empty, so the images have no masks")
     masks = None
   own = list_folders(masks) if masks else {}
   folders = []
@@ -122,19 +124,22 @@ def _read_category(category, folder, listing, notes):
     advice = _advise(folder, ("ground_truth",))
   if nested := [f.path for f in folders if _find_test(f.path)]:
     instead = nested[0] if test == folder else test
-    advice = f": {nested[0]} has kinds of its own, so name {instead} instead"
+    advice = f": {nested[0]} is a category itself; use {instead} instead"
   if own and (lacking := [f.kind for f in anomalous if f.masks == masks]):
-    advice = f": {masks} has no folder {lacking[0]}: rename that of its masks"
+    kind = lacking[0]
+    advice = (
+      f": rename the folder in {masks} with the masks of {kind} to {kind}"
+    )
   if advice:
     listing.problems.append(f"category {category!r}{advice}")
     return
   if not normal:
-    note("there is no folder good, normal or ok")
+    note("no folder is named good, normal or ok, so there are no normal images")
   if loose := sum(map(is_image, scan(test)[1])):
-    note(f"{loose} images in {test.name} itself are not read")
+    note(f"images directly in {test.name} are not read: {loose}")
   if test == folder:
     note(
-      f"images in {', '.join(normal)} are taken as normal, those in"
+      f"images in {', '.join(normal)} count as normal, images in"
       f" {', '.join(f.kind for f in anomalous)} as anomalous"
     )
   else:
@@ -150,25 +155,28 @@ def _read_category(category, folder, listing, notes):
 
 
 def _read_others(children, known, note):
-  """Returns the folders of training images beside the test folder."""
+  """Returns the folders of training images; notes the folders not read."""
   folders = []
   for name, path in children.items():
     if name == "train":
       for kind in scan(path)[0]:
         if kind.name.casefold() in _NORMAL:
           folders.append(KindFolder("train", NORMAL_KIND, kind))
-        else:  # That split is of normal images only.
+        else:  # The training split has only normal images.
           note(f"train/{kind.name} is not read")
     elif path not in known:
       is_test = name.startswith("test")
-      note(f"{path.name} is not read" + ": no ground truth" * is_test)
+      reason = ", because it has no ground truth" if is_test else ""
+      note(f"{path.name} is not read{reason}")
   return folders
 
 
 def _advise(folder, wanted=tuple(_NEAR)):
-  """Returns the end of a sentence: what to rename in a folder, if anything.
+  """Returns the end of a message: what to rename or move, or an empty string.
 
-  wanted: names that are missing.
+  Args:
+    folder: folder with an unknown layout.
+    wanted: names that are missing in it.
   """
   folders, files = scan(folder)
   below = [path for above in folders for path in scan(above)[0]]
@@ -180,9 +188,12 @@ def _advise(folder, wanted=tuple(_NEAR)):
         return f": rename {path} to {want}"
   for path in folders:
     if any(map(_find_test, scan(path)[0])):
-      return f": {path} can be read instead"
+      return f": use {path} instead"
   if any(map(is_image, files)):
-    return f": move the images in {folder} into good and a folder of their kind"
+    return (
+      f": move the normal images in {folder} into a folder good and the"
+      " anomalous ones into a folder for each kind"
+    )
   return ""
 
 
@@ -195,18 +206,20 @@ def read_folders(
   normal: Sequence[str] = (),
   kinds: Sequence[str] = (),
 ) -> Listing:
-  """Reads the images of one category from folders that tell their kind.
+  """Reads the images of a single category from folders named after their kind.
 
   Args:
-    root: of the data set.
-    categories: one.
-    images: the folders of images below the root; {kind}, at the end, stands for
-      any folder there but that of the masks. Without it, every image has an
-      anomaly.
-    masks: likewise the folders of the masks; None if there are none.
-    normal: kinds of normal images, in lower case; without one, all images are
-      anomalies.
-    kinds: the only folders that {kind} stands for, all of them required.
+    root: root folder of the data set.
+    categories: the name of the category, in a sequence of length one.
+    images: path of the image folders below the root. {kind} at its end means
+      any folder there except that of the masks; without {kind}, all images are
+      anomalous.
+    masks: path of the mask folders, which can contain {kind}; None if there are
+      no masks.
+    normal: kinds of normal images, in lower case; if empty, all images are
+      anomalous.
+    kinds: the only values of {kind}, all of them required; if empty, {kind} can
+      be any folder.
   """
   (category,) = categories
   listing = Listing()
@@ -243,14 +256,15 @@ def read_first(
   *,
   readers: Sequence[Reader],
 ) -> Listing:
-  """Reads the first of several layouts that is there, or almost there.
+  """Reads the first of several layouts that exists.
 
-  Each is looked for in the root, then in the folders below it, then in theirs:
-  archives add a folder, and so do people.
+  Searches the root, then its folders, then their folders, because unpacking an
+  archive often adds a folder. If no layout is complete, returns the listing of
+  one that has images, or of the first.
 
   Args:
-    root, categories: as for the readers.
-    readers: the publisher's own layout, then others.
+    root, categories: the arguments of the readers.
+    readers: reader of the publisher's own layout, then of other layouts.
   """
   children = scan(root)[0]
   grandchildren = [path for child in children for path in scan(child)[0]]

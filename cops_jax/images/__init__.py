@@ -1,4 +1,4 @@
-"""Image files: read, brought to size, drawn on; anomaly maps as files."""
+"""Reads, resizes and draws images; writes anomaly maps to files."""
 
 from cops_jax.images.decoding import AnyImage, UprightImage, read
 

@@ -1,4 +1,4 @@
-"""Reads image files, bytes, arrays and PIL's images, all by one function."""
+"""Reads image files, bytes, arrays and PIL images with one function."""
 
 from __future__ import annotations
 
@@ -22,33 +22,33 @@ if TYPE_CHECKING:
   from PIL import Image
 
 
-# PIL's other decoders start programs (EPS) or are little tested.
+# PIL's other decoders start programs (EPS) or are hardly tested.
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
-# How files of HEIC begin, after their first four bytes.
+# Bytes 4 to 12 of HEIC files.
 _HEIC = tuple(
   f"ftyp{brand}".encode()
   for brand in ("heic", "heix", "heim", "heis", "hevc", "hevx", "mif1", "msf1")
 )
-# A file of a few kilobytes can need gigabytes when decoded.
+# Decoding a file of a few kilobytes can need gigabytes.
 MAX_PIXELS = 80_000_000
 BITS_PER_CHANNEL = 16
 _ORIENTATION, _BITS, _PHOTOMETRIC = 274, 258, 262  # TIFF's tags.
 _MODES = ("1", "L", "P", "RGB", "CMYK", "YCbCr", "LA", "PA", "RGBA", "RGBX")
 
-# A file's path or bytes, a PIL image, an array (h, w), (h, w, 3) or (h, w, 4)
-# of uint8, or (h, w) of uint16; or what `read` returned.
+# The path or bytes of a file, a PIL image, an array (h, w), (h, w, 3) or
+# (h, w, 4) of uint8 or (h, w) of uint16, or a result of `read`.
 AnyImage = Any
 
 
 @dataclasses.dataclass(frozen=True)
 class UprightImage:
-  """An image as it is seen: upright, on white, with 8 bits per channel.
+  """An image as a viewer shows it: upright, on white, 8 bits per channel.
 
   Attributes:
-    image: PIL's, in the file's own mode where `read` changed nothing.
-    notes: what was guessed, each as "KIND: DETAIL".
-    orientation: EXIF's number for how the pixels were stored; 1 for upright.
-    stored_as: the file's format and PIL's mode, such as "PNG I;16".
+    image: PIL image; in the mode of the file if `read` changed nothing.
+    notes: guesses made by `read`, each as "KIND: DETAIL".
+    orientation: EXIF's number of the orientation in the file; 1 is upright.
+    stored_as: format of the file and PIL's mode, such as "PNG I;16".
   """
 
   image: Any
@@ -58,12 +58,12 @@ class UprightImage:
 
   @property
   def size(self) -> tuple[int, int]:
-    """Width and height, in pixels."""
+    """Width and height in pixels."""
     return self.image.size
 
   @property
   def pixels(self) -> Integer[np.ndarray, "h w 3"]:
-    """All of its pixels, uint8 RGB."""
+    """All pixels at full size, uint8 RGB."""
     return np.asarray(self.image.convert("RGB"))
 
   def resize(
@@ -71,15 +71,15 @@ class UprightImage:
     size: int | tuple[int, int],
     box: tuple[float, float, float, float] | None = None,
   ) -> Integer[np.ndarray, "h w 3"]:
-    """Returns the image, or a part of it, as uint8 RGB of a model's size.
+    """Returns the image or a part of it as uint8 RGB at a given size.
 
-    PIL's bicubic filter resizes it in its own mode, without keeping the aspect
-    ratio. Then it is converted to RGB, as in the authors' code.
+    As in the authors' code, PIL's bicubic filter resizes the image in its own
+    mode without keeping the aspect ratio, and the result is converted to RGB.
 
     Args:
-      size: width and height of the result, in pixels; one number for both.
-      box: left, top, right and bottom of the part, in pixels or fractions of
-        them; None for the whole.
+      size: width and height of the result in pixels; a single number for both.
+      box: left, top, right and bottom of the part, in pixels, also fractional;
+        None for the whole image.
     """
     from PIL import Image
 
@@ -95,30 +95,31 @@ def read(
   max_pixels: int = MAX_PIXELS,
   name: str = "",
 ) -> UprightImage:
-  """Returns any image upright, on white, with 8 bits per channel.
+  """Returns an image upright, on white, with 8 bits per channel.
 
-  Everything reads images by this function. On files of 8 bits that are upright
-  and opaque it changes nothing. Otherwise:
+  The whole package reads images with this function. It does not change 8-bit
+  images that are upright and opaque. Otherwise:
 
   - EXIF's orientation is applied.
-  - Transparent pixels are laid on white.
-  - Of more than 8 bits the high 8 are used. A channel has the bits that the
-    file declares (TIFF: BitsPerSample below 16; PNG: sBIT), else
-    `bits_per_channel`. No value depends on the image's others.
-  - Integers of 32 bits are read if `bits_per_channel` is set to another value
-    than its default; floating-point numbers are refused.
-  - Of several pages or frames the first is used.
-  - CMYK becomes RGB by PIL's formula, without a colour profile.
-  - HEIC is read if pillow-heif is installed, which the extra `heic` does.
+  - Transparent pixels are blended with white.
+  - The high 8 bits of a channel are used. Its number of bits is the one that
+    the file declares (TIFF: BitsPerSample below 16; PNG: sBIT), else
+    `bits_per_channel`. No pixel's value depends on other pixels.
+  - 32-bit integers are read if `bits_per_channel` differs from its default;
+    floating-point numbers are refused.
+  - The first of several pages or frames is used.
+  - CMYK is converted to RGB with PIL's formula, without a colour profile.
+  - HEIC is read if the extra `heic` (pillow-heif) is installed.
 
   Args:
-    image: see `AnyImage`.
-    bits_per_channel: of channels that have more than 8 and do not declare them.
-    max_pixels: larger files are not decoded.
-    name: for errors; by default the file's path.
+    image: an image of any kind in `AnyImage`.
+    bits_per_channel: number of bits of a channel that has more than 8 and does
+      not declare them.
+    max_pixels: largest number of pixels to decode; larger files are refused.
+    name: name of the image in errors; by default the path of the file.
 
   Raises:
-    InputError: the image cannot be read.
+    InputError: if the image cannot be read.
   """
   if isinstance(image, UprightImage):
     return image
@@ -133,7 +134,7 @@ def read(
 
 
 def _open(image, max_pixels):
-  """Returns a context of PIL's image, not yet decoded, and of its file."""
+  """Returns a context with a PIL image, not yet decoded, and its file."""
   from PIL import Image
 
   if isinstance(image, np.ndarray):
@@ -161,7 +162,7 @@ def _open_file(file, max_pixels):
   if isinstance(file, bytes):
     opened = io.BytesIO(file)
   elif stat.S_ISREG(os.stat(file).st_mode):
-    # PIL would map some TIFFs that it is to turn into memory, wrongly.
+    # Given a path, PIL memory-maps some TIFFs and then rotates them wrongly.
     opened = open(file, "rb")
   else:
     raise ValueError("it is not a regular file")
@@ -183,12 +184,12 @@ def _identify(file, max_pixels):
     formats = ("HEIF",)
   too_many = ValueError(f"it has more than {max_pixels / 1e6:g} million pixels")
   if Image.MAX_IMAGE_PIXELS and max_pixels > Image.MAX_IMAGE_PIXELS:
-    Image.MAX_IMAGE_PIXELS = max_pixels  # PIL's own limit is a default too.
+    Image.MAX_IMAGE_PIXELS = max_pixels  # PIL's own limit is lower.
   try:
     image = Image.open(file, formats=formats)
-  except UnidentifiedImageError as error:  # Its message may name a BytesIO.
+  except UnidentifiedImageError as error:  # PIL's message can name a BytesIO.
     raise ValueError(
-      f"it is not an image in one of {', '.join(formats)}"
+      f"it is not a valid image file ({', '.join(formats)})"
     ) from error
   except (
     Image.DecompressionBombError,
@@ -204,15 +205,15 @@ def _identify(file, max_pixels):
 def open_image(
   file: bytes | pathlib.Path, max_pixels: int = MAX_PIXELS
 ) -> Iterator[Image.Image]:
-  """Opens an image file, or its bytes, with PIL, and decodes all of it.
+  """Opens an image file or its bytes with PIL and decodes it completely.
 
-  For masks, whose values are not colours; `read` is for images. PIL returns the
-  intact part of a damaged image at the second attempt, so this is the first.
+  Use this for masks, whose values are not colours, and `read` for images. It
+  decodes the image at once, because PIL raises an error only at the first
+  attempt and then returns the intact part of a damaged image.
 
   Raises:
-    ValueError: it is not a regular file, it is empty, in none of `FORMATS`, or
-      has more than `max_pixels`. For a damaged file PIL raises many kinds of
-      errors.
+    ValueError: if it is not a regular file, is empty, has none of `FORMATS` or
+      more than `max_pixels`. PIL raises many kinds of errors for damaged files.
   """
   with _open_file(file, max_pixels) as (image, _):
     image.load()
@@ -220,10 +221,10 @@ def open_image(
 
 
 def _make_upright(image, file, bits_per_channel):
-  """Decodes PIL's image and applies `read`'s rules; None for no open file."""
+  """Decodes a PIL image and applies the rules of `read`; `file` can be None."""
   from PIL import Image
 
-  # PIL turns TIFFs when it decodes them, and forgets how they were stored.
+  # PIL rotates TIFFs when it decodes them and then drops their orientation.
   orientation = getattr(image, "tag_v2", {}).get(_ORIENTATION, 1)
   image.load()
   if orientation not in range(2, 9):
@@ -232,30 +233,31 @@ def _make_upright(image, file, bits_per_channel):
   depth, significant = _find_depth(image, file)
   if image.mode == "F":
     raise ValueError(
-      "its pixels are floating-point numbers, of which none is black or white:"
-      " save it with 8 or 16 bits per channel"
+      "its pixels are floating-point numbers, which have no fixed black and"
+      " white: save it with 8 or 16 bits per channel"
     )
   if depth > 8:
     is_grey = image.mode.startswith("I")
     values = np.asarray(upright if is_grey else upright.convert("RGB"))
     union = int(np.bitwise_or.reduce(values, axis=None))  # All bits in use.
-    if not is_grey:  # PIL decodes the high bytes alone.
+    if not is_grey:  # PIL decodes only the high bytes.
       union = union << 8 | 255
     bits = _find_bits(union, depth, significant, bits_per_channel)
     if not is_grey and bits < 16:
       raise ValueError(
-        f"its colours have {bits} bits in 16, of which only the high 8 are"
-        " decoded: save it with 8 bits per channel"
+        f"its colours have {bits} bits stored in 16, and only the high 8 of the"
+        " 16 can be decoded: save it with 8 bits per channel"
       )
     if union < 0 or union >> bits:
       raise ValueError(
-        f"its values, from {values.min()} to {values.max()}, are not of {bits}"
-        " bits: see input.bits_per_channel"
+        f"its values, from {values.min()} to {values.max()}, do not fit in"
+        f" {bits} bits: correct input.bits_per_channel"
       )
     if union and not union >> (bits - 1) and not significant and depth >= 16:
       notes.append(
-        f"values need fewer than {bits} bits, so the image may be too dark; set"
-        f" bits_per_channel if the camera has fewer: {union.bit_length()} bits"
+        f"the values use fewer than {bits} bits, so the image may be too dark;"
+        " set input.bits_per_channel to the bits of the camera:"
+        f" {union.bit_length()} bits"
       )
     if is_grey:
       grey = (values >> (bits - 8)).astype(np.uint8)
@@ -270,28 +272,28 @@ def _make_upright(image, file, bits_per_channel):
     upright = Image.alpha_composite(white, upright.convert("RGBA"))
     upright = upright.convert("RGB")
   if upright.mode not in _MODES:
-    raise ValueError(f"its pixels are of PIL's mode {upright.mode}")
+    raise ValueError(f"its pixels have PIL's unsupported mode {upright.mode}")
   stored_as = f"{image.format} {image.mode}"
   return UprightImage(upright, tuple(notes), orientation, stored_as)
 
 
 def _count_pages(image, file):
-  """Returns a note if a file has several pages or frames, in a list."""
+  """Returns a list, with a note if a file has several pages or frames."""
   from PIL import Image
 
-  # Those of MPO, a kind of JPEG, are previews of the first.
+  # The other frames of MPO, a kind of JPEG, are previews of the first.
   if not getattr(image, "is_animated", False) or image.format == "MPO":
     return []
   number = "number unknown"
   if file is not None:
-    # Opened again: counting may lose the page that has been decoded.
+    # Open the file again, because counting can lose the decoded page.
     with contextlib.suppress(Exception):
       number = Image.open(file, formats=(image.format,)).n_frames
-  return [f"only the first page or frame of several is used: {number}"]
+  return [f"only the first of several pages or frames is used: {number}"]
 
 
 def _find_depth(image, file):
-  """Returns a file's bits per channel, and those it declares; 0 for none."""
+  """Returns a file's bits per channel, and the bits it declares or 0."""
   if hasattr(image, "tag_v2"):
     return max(image.tag_v2.get(_BITS, (1,))), 0
   if image.format == "PNG" and file is not None:
@@ -311,31 +313,32 @@ def _find_depth(image, file):
 
 
 def _find_bits(union, depth, significant, given):
-  """Returns the bits of a channel's range.
+  """Returns the number of bits that the values of a channel can use.
 
   Args:
-    union: of the bits of all values.
-    depth: bits that a channel is stored in, more than 8.
-    significant: that the file declares, as a PNG's sBIT; 0 for none.
-    given: `read`'s bits_per_channel.
+    union: bitwise union of all values.
+    depth: number of bits that a channel is stored in, more than 8.
+    significant: number of bits that the file declares, such as a PNG's sBIT; 0
+      if it declares none.
+    given: the argument bits_per_channel of `read`.
   """
   if depth < 16:
     return depth
   if significant:
-    # PNG wants values scaled to 16 bits, which not every program does.
+    # PNG requires values scaled to 16 bits, but not every program scales them.
     rest = (1 << (16 - significant)) - 1
     return 16 if union >> significant or not union & rest else significant
   if depth > 16 and given == BITS_PER_CHANNEL:
     raise ValueError(
-      "its pixels are integers of 32 bits, of which none is white: save it with"
-      " 8 or 16 bits per channel, or set input.bits_per_channel to the bits"
-      " that are used"
+      "its pixels are 32-bit integers, which have no fixed white: save it with"
+      " 8 or 16 bits per channel, or set input.bits_per_channel to the number"
+      " of bits in use"
     )
   return min(given, depth)
 
 
 def read_orientation(image: Image.Image) -> int:
-  """Returns the EXIF orientation of an image; 1, upright, without any."""
+  """Returns the EXIF orientation of an image; 1 (upright) if it has none."""
   from PIL import ExifTags
 
   try:
@@ -346,7 +349,7 @@ def read_orientation(image: Image.Image) -> int:
 
 
 def turn_upright(image: Image.Image) -> Image.Image:
-  """Turns an image as its EXIF data say, if they can be read."""
+  """Applies the EXIF orientation to an image, if it can be read."""
   from PIL import ImageOps
 
   if read_orientation(image) == 1:
@@ -355,7 +358,7 @@ def turn_upright(image: Image.Image) -> Image.Image:
 
 
 def is_transparent(image: Image.Image) -> bool:
-  """Whether an image has pixels that are not opaque."""
+  """Returns True if an image has pixels that are not opaque."""
   if not image.has_transparency_data:
     return False
   return image.convert("RGBA").getchannel("A").getextrema()[0] < 255
@@ -364,7 +367,7 @@ def is_transparent(image: Image.Image) -> bool:
 def resize_map(
   anomaly_map: Float[np.ndarray, "h w"], size: tuple[int, int]
 ) -> Float[np.ndarray, "new_h new_w"]:
-  """Returns a map at another width and height, resized bilinearly, float32."""
+  """Resizes a map bilinearly to a width and height; returns float32."""
   from PIL import Image
 
   image = Image.fromarray(anomaly_map.astype(np.float32))

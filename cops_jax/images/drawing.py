@@ -1,4 +1,4 @@
-"""Pictures of images with their ground truth and anomaly maps."""
+"""Draws images with their ground truth and anomaly maps."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
   from PIL import Image
 
 TILE_PIXELS = 224
-# Colour of outlines, absent from heat maps and rare in images.
+# Colour of outlines, which is not in heat maps and rare in images.
 LINE_COLOR = (0, 235, 255)
 _BAND_COLOR = (40, 44, 52)
 _LEAST_LETTER_PIXELS = 12
 _MAX_OPACITY = 0.7
-# From low to high: black, red, light yellow, ever lighter.
+# Colours from low to high: black, red, light yellow, with rising lightness.
 _HEAT_COLORS = np.array(
   [(0, 0, 8), (60, 15, 110), (180, 40, 90), (245, 125, 20), (252, 255, 165)]
 )
@@ -39,7 +39,13 @@ _HEAT_TABLE = (
 
 
 def to_file(image: Image.Image, kind: str, **options: Any) -> bytes:
-  """Returns an image as a file's bytes, such as "PNG", by PIL's options."""
+  """Returns an image as the bytes of a file.
+
+  Args:
+    image: PIL image to save.
+    kind: format of the file, such as "PNG".
+    **options: options of PIL for the format.
+  """
   file = io.BytesIO()
   image.save(file, kind, **options)
   return file.getvalue()
@@ -48,9 +54,9 @@ def to_file(image: Image.Image, kind: str, **options: Any) -> bytes:
 def heat_colors(
   anomaly_map: Float[np.ndarray, "h w"], low: float, high: float
 ) -> Integer[np.ndarray, "h w 3"]:
-  """Returns colours of a map's values, from low (dark) to high (light).
+  """Returns the colours of a map's values, from low (dark) to high (light).
 
-  The scale is square-rooted, so that weak responses are visible too.
+  The scale is a square root, which makes weak responses visible.
   """
   return _HEAT_TABLE[_levels(anomaly_map, low, high, 255)]
 
@@ -68,17 +74,17 @@ def overlay(
   high: float,
   regions: Bool[np.ndarray, "h w"],
 ) -> Integer[np.ndarray, "h w 3"]:
-  """Lays a map's colours on an image and outlines regions.
+  """Draws the colours of a map and outlines of regions on an image.
 
   Args:
-    image: to draw on.
-    anomaly_map: higher values are more opaque.
+    image: image to draw on.
+    anomaly_map: map of the same size; higher values are more opaque.
     low, high: ends of the colour scale.
-    regions: to outline; see `_outline`.
+    regions: regions to outline.
   """
   from PIL import Image
 
-  # Bytes alone: photographs have many pixels.
+  # Only bytes, because photographs have many pixels.
   colors = Image.fromarray(heat_colors(anomaly_map, low, high))
   opacity = _levels(anomaly_map, low, high, 255 * _MAX_OPACITY)
   mixed = Image.composite(
@@ -88,10 +94,10 @@ def overlay(
 
 
 def _outline(picture, regions):
-  """Draws light lines with dark edges around regions, and returns the picture.
+  """Draws light lines with dark edges around regions; returns the picture.
 
-  They cover no pixel of a region, however small, except at the picture's
-  border. Their width grows with the picture.
+  Lines cover pixels of a region only at the border of the picture, so small
+  regions remain visible. Their width grows with the picture.
   """
   if not regions.any():
     return picture
@@ -113,15 +119,18 @@ def pair(
   threshold: float | None,
   side: int,
 ) -> Integer[np.ndarray, "new_h new_w 3"]:
-  """Returns an image beside itself under its anomaly map.
+  """Returns an image and its overlay with the anomaly map, side by side.
 
-  If it is more than twice as wide as high, it is above instead.
+  If the image is more than twice as wide as high, it is above its overlay.
 
   Args:
-    image, anomaly_map: of one size.
-    threshold: for pixels. Regions that reach it are outlined, and the lightest
-      colour stands for twice of it; for 1 without a threshold.
-    side: longest side of each of the two, in pixels; larger ones are reduced.
+    image: image to draw.
+    anomaly_map: map of the same size.
+    threshold: pixel threshold. Regions that reach it are outlined, and the
+      lightest colour means twice the threshold. None draws no outlines, and the
+      lightest colour means 1.
+    side: longest side of the image and of the overlay, in pixels; larger images
+      are shrunk.
   """
   from PIL import Image
 
@@ -133,7 +142,7 @@ def pair(
   for one in (shown, values):
     one.thumbnail((side, side), Image.Resampling.BILINEAR)
   image, anomaly_map = np.asarray(shown), np.asarray(values)
-  # A small region of a large image stays.
+  # Small regions of a large image must not vanish.
   regions = np.asarray(regions.resize(shown.size, Image.Resampling.BOX)) > 0
   axis = 0 if shown.width > 2 * shown.height else 1
   gap = list(image.shape)
@@ -151,13 +160,13 @@ def caption(
 ) -> Image.Image:
   """Returns an image with words in a band below it.
 
-  Letters grow with the image. A narrow image has one word a line, and the
-  picture is wide enough for it.
+  The size of the letters grows with the image. Below a narrow image, each word
+  has its own line, and the picture is widened if necessary.
 
   Args:
-    image: to write below.
-    words: to write.
-    is_marked: whether the band has the outlines' colour.
+    image: image to write below.
+    words: words or phrases to write.
+    is_marked: if True, the band has the colour of outlines.
   """
   from PIL import Image, ImageDraw, ImageFont
 
@@ -195,14 +204,16 @@ def picture_tiles(
   """Returns pictures of an image, its ground truth and its anomaly map.
 
   Args:
-    image, anomaly_map: of one size.
-    mask: 1 is anomalous; None if there is none.
-    low, high: the ends of the colour scale.
-    threshold: regions that reach it are outlined; NaN outlines none.
+    image: image to draw.
+    mask: ground truth, 1 for anomalous pixels; None if there is none.
+    anomaly_map: map of the same size as the image.
+    low, high: ends of the colour scale.
+    threshold: pixel threshold; regions that reach it are outlined, and NaN
+      outlines nothing.
 
   Returns:
-    JPEG files of side `TILE_PIXELS` in base64, as pages embed them: "image",
-    "truth" if there is a mask, "map" and "overlay".
+    Square JPEG files of side `TILE_PIXELS` in base64, for embedding in a page:
+    "image", "truth" if there is a mask, "map" and "overlay".
   """
   from PIL import Image
 

@@ -1,4 +1,4 @@
-"""Finds image files, without those of the system."""
+"""Finds image files; skips hidden and system files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ IMAGE_SUFFIXES = (
   *(".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"),
   *(_HEIC_SUFFIXES if importlib.util.find_spec("pillow_heif") else ()),
 )
-# Of other images, which are counted.
+# Suffixes of images that are not read, but counted.
 _OTHER_SUFFIXES = (
   *_HEIC_SUFFIXES,
   *(".avif", ".gif", ".jp2", ".jxl", ".pgm", ".ppm", ".psd", ".tga"),
@@ -35,15 +35,15 @@ _SYSTEM = (
 
 
 def is_hidden(name: str) -> bool:
-  """Whether a file or folder is one that systems and editors leave behind.
+  """Returns True for names of hidden and system files and folders.
 
-  Such as .ipynb_checkpoints, ._a.png of macOS, Thumbs.db and @eaDir.
+  Examples are .ipynb_checkpoints, ._a.png of macOS, Thumbs.db and @eaDir.
   """
   return name.startswith(".") or name.casefold() in _SYSTEM
 
 
 def is_place(text: str) -> bool:
-  """Whether a text names a file, a folder or a pattern of existing ones."""
+  """Returns True for an existing file or folder, or a pattern that matches."""
   path = os.path.expanduser(text)
   return os.path.exists(path) or bool(
     glob.glob(path, recursive=True, include_hidden=True)
@@ -55,19 +55,19 @@ def find_images(
   out: str | os.PathLike | None = None,
   skipped: collections.Counter | None = None,
 ) -> list[pathlib.Path]:
-  """Returns image files in the order of the places, each once.
+  """Returns image files in the order of the places, without duplicates.
 
-  Files below a place are skipped if they are hidden, in a folder that `cops
-  predict` wrote, or images of a kind that is not read. Warnings count them.
+  Skips hidden files, folders that `cops predict` wrote, and images in
+  unsupported formats. Warnings report the number of skipped files.
 
   Args:
     places: files, folders and patterns such as "photos/**/*.jpg". Folders are
-      searched for image suffixes, with all folders below.
-    out: a folder below them that is not searched either.
-    skipped: receives the numbers of images that are not read, by suffix.
+      searched recursively for image suffixes.
+    out: output folder, which is skipped too.
+    skipped: receives the numbers of images in unsupported formats, by suffix.
 
   Raises:
-    InputError: there is no image in a place; names it.
+    InputError: if a place contains no image; names the place.
   """
   skipped = collections.Counter() if skipped is None else skipped
   out = out and os.path.realpath(out)
@@ -75,7 +75,7 @@ def find_images(
   for place in places:
     try:
       paths = _find(pathlib.Path(place).expanduser(), out, hidden, skipped)
-    except (OSError, RuntimeError) as error:  # Such as an unknown user.
+    except (OSError, RuntimeError) as error:  # Such as ~ of an unknown user.
       raise InputError(f"{place} cannot be read: {error}") from error
     if not paths:
       others = f"; {_explain(skipped)}" if skipped else ""
@@ -96,11 +96,11 @@ def find_images(
 
 
 def _explain(skipped):
-  """Says which images were skipped, and how some of them are read."""
+  """Returns which images were skipped, and how to read some of them."""
   counts = [f"{number} {suffix}" for suffix, number in skipped.most_common()]
-  text = f"images of kinds that are not read were skipped: {', '.join(counts)}"
+  text = f"images in unsupported formats were skipped: {', '.join(counts)}"
   if not skipped.keys().isdisjoint(_HEIC_SUFFIXES):
-    text += '; HEIC needs pip install "cops-jax[heic]"'
+    text += '; to read HEIC, run pip install "cops-jax[heic]"'
   return text
 
 
@@ -124,7 +124,7 @@ def _find(path, out, hidden, skipped):
 
 
 def _walk(folder, out, hidden, skipped):
-  """Yields files with image suffixes; an unreadable folder is an error."""
+  """Yields files with image suffixes; raises OSError for unreadable folders."""
 
   def fail(error):
     raise error
@@ -142,7 +142,7 @@ def _walk(folder, out, hidden, skipped):
       if is_hidden(name):
         continue
       if suffix in IMAGE_SUFFIXES:
-        # A broken link is an image that cannot be read, and is reported.
+        # A broken link is reported as an image that cannot be read.
         yield pathlib.Path(parent, name)
       elif suffix in _OTHER_SUFFIXES:
         skipped[suffix] += 1

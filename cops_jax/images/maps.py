@@ -1,4 +1,4 @@
-"""Raw anomaly maps in files, one for each category."""
+"""Writes raw anomaly maps to files, one for each category."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from cops_jax.typing import Float
 
 
 class MapWriter:
-  """Writes CATEGORY.npz files; use as a context manager.
+  """Context manager that writes CATEGORY.npz files.
 
-  `numpy.load` reads them: float16 maps (h, w) by the image's path. Maps are
-  written one at a time, and the files get their names when all are complete.
-  Each process of a cluster writes its own files, CATEGORY-PROCESS.npz.
+  `numpy.load` reads them; they contain float16 maps (h, w) by image path. Maps
+  are written one at a time, and files appear under their names only when all
+  are complete. Each process of a cluster writes its own CATEGORY-PROCESS.npz.
 
   Args:
-    folder: created if missing; None writes nothing.
+    folder: output folder; created if missing; None writes nothing.
   """
 
   def __init__(self, folder: AnyPath | None):
@@ -39,8 +39,13 @@ class MapWriter:
   ) -> None:
     """Adds a map.
 
+    Args:
+      category: category of the image.
+      path: path of the image, which becomes the key of the map.
+      anomaly_map: map to write.
+
     Raises:
-      InputError: it cannot be written.
+      InputError: if the map cannot be written.
     """
     if self._folder is None:
       return
@@ -51,8 +56,8 @@ class MapWriter:
         np.lib.format.write_array(file, anomaly_map.astype(np.float16))
     except OSError as error:
       raise InputError(
-        f"anomaly maps cannot be written in {self._folder}: {error.strerror}."
-        " Make room, or leave out save_maps."
+        f"anomaly maps cannot be written to {self._folder}: {error.strerror}."
+        " Free disk space, or run the command without --save_maps."
       ) from error
 
   def _open(self, category):

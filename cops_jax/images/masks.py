@@ -1,4 +1,4 @@
-"""Reads masks, the ground truth of pixels."""
+"""Reads masks, the pixel-level ground truth."""
 
 from __future__ import annotations
 
@@ -20,25 +20,27 @@ from cops_jax.typing import Bool, Integer
 if TYPE_CHECKING:
   from PIL import Image
 
-# Files' paths or bytes; several are united.
+# Paths or bytes of mask files; several files are united.
 MaskFiles = bytes | pathlib.Path | Sequence[bytes | pathlib.Path]
 
 # Kinds of notes.
-CUT = "values between two in the mask are cut half way"
+CUT = "the mask has more than two values, which are split at their middle"
 EMPTY = "the mask is empty, but the image is anomalous"
-FULL = "the mask covers all of the image"
-OTHER_SIZE = "the mask has another size than its image"
-UPRIGHT = "the mask is taken as upright, as it has the turned image's shape"
-VANISHED = "the mask vanishes at {} x {} pixels"
+FULL = "the mask covers the whole image"
+OTHER_SIZE = "the mask and the image differ in size"
+UPRIGHT = (
+  "the mask is read as upright, because it has the upright image's shape"
+)
+VANISHED = "the mask vanishes when it is resized to {} x {} pixels"
 # The model's size in all recipes.
 RECIPES_SIDE = 518
-# Classes of defects that a mask numbers; shades reach a higher value.
+# Largest number of a defect class; grey values of soft edges exceed it.
 _MAX_CLASS = 63
 _MAX_NUM_CLASSES = 16
 
 
 class Mask(NamedTuple):
-  """An image's anomalous pixels and what is odd, each as "KIND: DETAIL"."""
+  """The anomalous pixels of an image, and notes such as "KIND: DETAIL"."""
 
   pixels: Bool[np.ndarray, "h w"] | Integer[np.ndarray, "h w"]
   notes: tuple[str, ...] = ()
@@ -46,10 +48,11 @@ class Mask(NamedTuple):
   def turn(self, orientation: int, size: tuple[int, int]) -> Mask:
     """Returns the mask of an anomalous image, upright.
 
-    It is turned as its image, unless it has the shape of the turned image.
+    The mask is rotated like its image, unless it already has the shape of the
+    upright image.
 
     Args:
-      orientation: EXIF's number for how the image is stored.
+      orientation: EXIF's number of the orientation of the image's file.
       size: width and height of the upright image.
     """
     from PIL import ExifTags, Image
@@ -73,13 +76,13 @@ class Mask(NamedTuple):
     return Mask(np.asarray(whole) > 0, tuple(notes))
 
   def fit(self, size: int | tuple[int, int]) -> Mask:
-    """Returns the upright mask as 0 and 1, uint8, at a size.
+    """Returns the upright mask at a given size, uint8 with 0 and 1.
 
-    PIL's bilinear filter resizes 0 and 255, and a pixel above one half belongs
-    to the mask.
+    PIL's bilinear filter resizes it as 0 and 255; pixels above one half are
+    anomalous.
 
     Args:
-      size: width and height of the result, in pixels; one number for both.
+      size: width and height of the result in pixels; a single number for both.
     """
     from PIL import Image
 
@@ -100,15 +103,15 @@ def example_mask(
   size: tuple[int, int],
   reading: Mapping[str, int],
 ) -> Mask:
-  """Returns an example's upright mask; one pixel that is False without one.
+  """Returns the upright mask of an example; a False pixel if it has none.
 
   Args:
-    example: see `cops_jax.datasets.load`.
-    orientation, size: see `Mask.turn`.
-    reading: see `config.reading`; its "max_pixels" are those of the mask too.
+    example: an example of `cops_jax.datasets.load`.
+    orientation, size: the arguments of `Mask.turn`.
+    reading: result of `config.reading`; "max_pixels" also limits the mask.
 
   Raises:
-    InputError: the mask cannot be read.
+    InputError: if the mask cannot be read.
   """
   if not (example["label"] and example["has_mask"]):
     return Mask(np.zeros((1, 1), bool))
@@ -125,29 +128,30 @@ def read_mask(
   *,
   has_soft_edges: bool = True,
 ) -> Mask:
-  """Returns the anomalous pixels of a mask as it is stored.
+  """Returns the anomalous pixels of a mask in the orientation of its file.
 
-  A mask has two values, of which black is the background:
+  A mask separates anomalous pixels from a black background by these rules:
 
-  - Every value above 0 is anomalous: 255, a dark 1, a number for each kind of
-    defect (VisA, MVTec LOCO). Of colours the largest channel counts.
-  - But values between the lowest and the highest are soft edges, cut half way,
-    if the file is a JPEG or has floating-point values; and, above 63, if there
-    are more than 16 of them or one fills no square of 3 x 3 pixels.
-  - Without black, the lower of two values is the background, or the first of
-    two indices of a palette.
-  - Transparent pixels are black. If that leaves no two values, the mask is the
-    alpha channel.
+  - Every value above 0 is anomalous: 255, a dark 1, or a number for each kind
+    of defect (VisA, MVTec LOCO). The largest channel of a colour counts.
+  - Soft edges, which are values between the lowest and the highest, are split
+    at the middle. A JPEG and a file of floating-point numbers have soft edges;
+    so has a file with values above 63 if it has more than 16 values in between
+    or one of these fills no square of 3 x 3 pixels.
+  - If no pixel is black, the background is the lower of two values, or the
+    first of two palette indices.
+  - Transparent pixels are black. If the result does not have two values, the
+    alpha channel is the mask.
 
   Args:
-    files: see `MaskFiles`.
-    max_pixels: of a file, see `decoding.open_image`.
-    has_soft_edges: False if every value above 0 is anomalous, without the
-      second rule, as in the authors' code.
+    files: mask files, see `MaskFiles`.
+    max_pixels: largest number of pixels of a file.
+    has_soft_edges: if False, the second rule is not used and every value above
+      0 is anomalous, as in the authors' code.
 
   Raises:
-    ValueError: the file has no two such values, or files differ in size. For a
-      damaged one PIL raises many kinds of errors.
+    ValueError: if the values of a file do not fit these rules, or files differ
+      in size. PIL raises many kinds of errors for damaged files.
   """
   if isinstance(files, (bytes, os.PathLike)):
     with open_image(files, max_pixels) as image:
@@ -159,7 +163,7 @@ def read_mask(
   shapes = {mask.pixels.shape for mask in masks}
   if len(shapes) > 1:
     found = ", ".join(f"{width} x {height}" for height, width in sorted(shapes))
-    raise ValueError(f"its parts differ in size: {found}")
+    raise ValueError(f"its files differ in size: {found}")
   pixels = np.logical_or.reduce([mask.pixels for mask in masks])
   notes = dict.fromkeys(note for mask in masks for note in mask.notes)
   return Mask(pixels, tuple(notes))
@@ -191,7 +195,7 @@ def _find_values(image: Image.Image) -> np.ndarray:
   found = image.convert("RGB").getcolors(_MAX_NUM_CLASSES)
   listed = ", ".join(sorted(str(color) for _, color in found or ()))
   raise ValueError(
-    "it is no mask: none of its colours is black, and no channel has two"
+    "it is not a mask: none of its colours is black, and no channel has two"
     f" values: {listed or f'more than {_MAX_NUM_CLASSES} colours'}"
   )
 
@@ -199,10 +203,10 @@ def _find_values(image: Image.Image) -> np.ndarray:
 def _find_anomalous(
   values: np.ndarray, is_lossy: bool, has_soft_edges: bool
 ) -> Mask:
-  """Returns where a channel is anomalous, by the rules of `read_mask`."""
+  """Returns the anomalous pixels of a channel by the rules of `read_mask`."""
   low, high = values.min(), values.max()
   if not (low >= 0 and np.isfinite(high)):
-    raise ValueError(f"it is no mask: its values are from {low} to {high}")
+    raise ValueError(f"it is not a mask: its values range from {low} to {high}")
   between = values[(values > low) & (values < high)]
   if not between.size:
     return Mask(values > (low if low < high else 0))
@@ -216,20 +220,20 @@ def _find_anomalous(
   ):
     if low > 0:
       found = ", ".join(map(str, (low, *levels, high)))
-      raise ValueError(f"it is no mask: it has the values {found}, but no 0")
+      raise ValueError(f"it is not a mask: it has the values {found}, but no 0")
     return Mask(values > 0)
   low, high = float(low), float(high)
   middle = (low + high) / 2
   num_middle = np.sum(abs(between - middle) < (high - low) / 4)
   if num_middle > 2 / 3 * values.size:
     raise ValueError(
-      f"it is no mask: most of its values are between {low:g} and {high:g}"
+      f"it is not a mask: most of its values are between {low:g} and {high:g}"
     )
   return Mask(values > middle, (f"{CUT}: from {low:g} to {high:g}",))
 
 
 def _fill_squares(values, levels):
-  """Whether each level fills a square of 3 x 3 pixels somewhere."""
+  """Returns whether each level fills at least one square of 3 x 3 pixels."""
   from scipy import ndimage  # Slow to import.
 
   is_even = ndimage.maximum_filter(values, 3) == ndimage.minimum_filter(

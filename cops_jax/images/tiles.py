@@ -1,8 +1,8 @@
-"""Tiles: overlapping parts of an image, scored beside the whole.
+"""Tiles: overlapping parts of an image, scored in addition to the whole image.
 
-A grid has rows and columns; (1, 1) is the whole image alone. All tiles of a
-grid are equal, and neighbours share a quarter of a tile, so a defect no wider
-than that is complete in one of them.
+A grid has rows and columns; (1, 1) is only the whole image. All tiles of a grid
+have the same size. Neighbours share a quarter of a tile, so a defect that is
+not wider than a quarter is complete in one of them.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from cops_jax.typing import Float, Integer
 
 WHOLE = (1, 1)
 AUTO = "auto"
-MAX_NUMBER = 8  # Of rows and of columns: each tile costs as much as an image.
+# Largest number of rows and of columns; each tile costs as much as an image.
+MAX_NUMBER = 8
 EXPECTED = f"rows x columns from 1x1 to {MAX_NUMBER}x{MAX_NUMBER}, such as 2x3"
-_OVERLAP = 0.25  # The share of a tile that its neighbour has too.
-_MAX_SHRINKAGE = 2.0  # Of a tile's sides with "auto".
+_OVERLAP = 0.25  # Share of a tile that it has in common with its neighbour.
+_MAX_SHRINKAGE = 2.0  # Factor by which "auto" can shrink the sides of a tile.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,12 +32,12 @@ class DecodedImage:
   """An image at the model's size.
 
   Attributes:
-    pixels: the whole, RGB.
+    pixels: pixels of the whole image, RGB.
     size: width and height of the upright image, in pixels.
-    tiles: the requested ones, from `normalize`; "" for none.
+    tiles: requested tiles, a result of `normalize`.
     grid: rows and columns of the tiles.
-    parts: the tiles' pixels, row by row; none if the grid is (1, 1).
-    orientation, notes: see `UprightImage`.
+    parts: pixels of the tiles, row by row; empty if the grid is (1, 1).
+    orientation, notes: attributes of the `UprightImage`.
   """
 
   pixels: Integer[np.ndarray, "h w 3"]
@@ -49,17 +50,20 @@ class DecodedImage:
 
 
 def parse_grid(text: str) -> tuple[int, int] | None:
-  """Returns the rows and columns of "2x3", (1, 1) of "", None of other text."""
+  """Returns rows and columns of a text such as "2x3"; None if it is invalid.
+
+  An empty string returns (1, 1).
+  """
   found = re.fullmatch(r"([0-9]{1,2})x([0-9]{1,2})", text or "1x1")
   grid = tuple(map(int, found.groups())) if found else (0, 0)
   return grid if all(1 <= number <= MAX_NUMBER for number in grid) else None
 
 
 def normalize(text: str) -> str:
-  """Returns "auto", a grid such as "2x3" or, for the whole alone, "".
+  """Returns "auto", a grid such as "2x3", or "" for only the whole image.
 
   Raises:
-    UsageError: the text names no tiles.
+    UsageError: if the text is neither "auto" nor a valid grid.
   """
   if text == AUTO:
     return text
@@ -72,13 +76,15 @@ def normalize(text: str) -> str:
 def choose_grid(
   tiles: str, size: tuple[int, int], image_size: int
 ) -> tuple[int, int]:
-  """Returns rows and columns for an image.
+  """Returns the rows and columns of the tiles of an image.
+
+  "auto" chooses the fewest rows and columns whose tiles keep at least half of
+  the pixels of each side. If even 8 tiles along the longer side keep less, the
+  tiles along the other side can be as long as those.
 
   Args:
-    tiles: from `normalize`. "auto" is the fewest rows and the fewest columns
-      whose tiles keep at least half of the pixels of each side. Where 8 of them
-      keep less of one side, the other keeps no more than that side.
-    size: the image's width and height, in pixels.
+    tiles: result of `normalize`.
+    size: width and height of the image, in pixels.
     image_size: side of the model's input, in pixels.
   """
   if tiles != AUTO:
@@ -99,15 +105,15 @@ def choose_grid(
 def decode(
   image: UprightImage, image_size: int, tiles: str = ""
 ) -> DecodedImage:
-  """Returns an image and its tiles at a model's size.
+  """Returns an image and its tiles at the model's size.
 
   Args:
-    image: from `cops_jax.images.read`.
+    image: result of `cops_jax.images.read`.
     image_size: side of the model's input, in pixels.
-    tiles: see `normalize`.
+    tiles: "auto", a grid such as "2x3", or "" for only the whole image.
 
   Raises:
-    InputError: the tiles are invalid.
+    InputError: if the tiles are invalid.
   """
   tiles = normalize(tiles)
   grid = choose_grid(tiles, image.size, image_size)
@@ -123,12 +129,12 @@ def decode(
 
 
 def _tile_share(number):
-  """The length of one of several tiles, as a share of their image's."""
+  """Returns the length of a tile as a share of the image's."""
   return 1 / (number - (number - 1) * _OVERLAP)
 
 
 def _spans(number):
-  """Begin and end of each tile, as shares of the image, (number, 2)."""
+  """Returns begin and end of each tile as shares of the image, (number, 2)."""
   share = _tile_share(number)
   starts = np.arange(number) * (1 - _OVERLAP) * share
   return np.stack([starts, np.minimum(starts + share, 1)], axis=1)
@@ -149,18 +155,18 @@ def cut(
 
 
 def _bands(number, image_size, length):
-  """For each tile along an axis, its pixels in the blend and a matrix to them.
+  """Returns the pixels of each tile along an axis, and a matrix to them.
 
-  The matrix resizes the tile's map bilinearly, as `resize_map` does, and
-  weights it by a raised cosine that is 1 in the tile's middle and 0 at its
-  edges. So there are no seams.
+  The matrix resizes the map of the tile bilinearly, as `resize_map` does, and
+  weights it by a raised cosine that is 1 in the middle of the tile and 0 at its
+  edges, which avoids seams.
   """
   places = (np.arange(length) + 0.5) / length
   spans, share = _spans(number), _tile_share(number)
   within = (places - spans[:, :1]) / share
   weights = np.where(abs(within - 0.5) < 0.5, np.sin(np.pi * within) ** 2, 0)
   weights /= weights.sum(axis=0)
-  # Wider where a map shrinks, so that each of its pixels counts.
+  # The filter is wider for a map that shrinks, so that each pixel counts.
   reach = max(image_size / (length * share), 1)
   bands = []
   for span, weight, place in zip(spans, weights, within, strict=True):
@@ -177,11 +183,15 @@ def blend(
   grid: tuple[int, int],
   size: tuple[int, int],
 ) -> Float[np.ndarray, "h w"]:
-  """Returns one map from the tiles' maps.
+  """Blends the maps of the tiles into a map of the image.
 
   Each pixel is the mean of the tiles that contain it, weighted by a raised
-  cosine that is 1 in a tile's middle and falls to 0 at its edges. Maps are row
-  by row; size is width and height of the result, in pixels.
+  cosine that is 1 in the middle of a tile and falls to 0 at its edges.
+
+  Args:
+    maps: maps of the tiles, row by row.
+    grid: rows and columns of the tiles.
+    size: width and height of the result, in pixels.
   """
   width, height = size
   down = _bands(grid[0], maps[0].shape[-1], height)
@@ -199,16 +209,19 @@ def join(
   grid: tuple[int, int],
   size: tuple[int, int],
 ) -> tuple[Any, Float[np.ndarray, "h w"]]:
-  """Returns an image's score and map from those of the whole and of its tiles.
+  """Combines the scores and maps of the whole image and of its tiles.
 
-  The score is the mean of the whole image's and of the largest of the tiles',
-  the map the mean of the whole image's and of the tiles' blend.
+  The score is the mean of the whole image's score and the highest score of a
+  tile. The map is the mean of the whole image's map and the blend of the tiles.
 
   Args:
-    found: score and map of the whole, then of each tile, row by row; of the
-      whole alone where the grid is (1, 1).
-    grid: rows and columns.
-    size: width and height of the map to return, in pixels.
+    found: score and map of the whole image, then of each tile, row by row; the
+      grid (1, 1) has no tiles.
+    grid: rows and columns of the tiles.
+    size: width and height of the resulting map, in pixels.
+
+  Returns:
+    The score and the map of the image.
   """
   score, anomaly_map = found[0]
   anomaly_map = resize_map(anomaly_map, size)
@@ -216,6 +229,6 @@ def join(
     return score, anomaly_map
   scores, maps = zip(*found[1:], strict=True)
   blended = blend(maps, grid, size)
-  blended += anomaly_map  # In place: a photograph's has 200 MB.
+  blended += anomaly_map  # In place, because a photograph's map has 200 MB.
   blended /= 2
   return (score + max(scores)) / 2, blended

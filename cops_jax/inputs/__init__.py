@@ -1,4 +1,4 @@
-"""The inputs of a step: batches of images or of cached features."""
+"""Inputs of a step: batches of images or of cached features."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from cops_jax.errors import InputError
 def load_examples(
   config: Any, name: str, split: str
 ) -> Sequence[Mapping[str, Any]]:
-  """Calls `datasets.load` with the folders that a config names.
+  """Calls `datasets.load` with the folders in a config.
 
   Raises:
-    InputError: see `datasets.load`; or the config asks for more processes that
-      decode images than make sense on this machine.
+    InputError: if `datasets.load` raises it, or config.input.num_workers is too
+      high for this machine.
   """
   workers, most = config.input.num_workers, 4 * (os.cpu_count() or 1)
   if workers > most:
     raise InputError(
-      f"config.input.num_workers is {workers}; it must be at most {most}, four"
+      f"config.input.num_workers is {workers}, but must be at most {most}, four"
       " times the number of this machine's cores"
     )
   from cops_jax import datasets  # With TFDS, which is slow to import.
@@ -38,7 +38,7 @@ def load_examples(
 def describe_data(
   examples: Sequence[Mapping[str, Any]], fingerprint: str
 ) -> dict[str, Any]:
-  """Returns what the processes of a job compare of a data set, by name."""
+  """Returns the facts of a data set that all processes of a job must share."""
   name = repr(examples.name)
   return {
     f"number of images of {name}": len(examples),

@@ -1,9 +1,9 @@
-"""Mosaics of training images, and crops of them.
+"""Mosaics and crops of training images.
 
-The class-aware augmentation of UniADet (arXiv 2601.05552). At each visit an
-image stays as it is with probability 1/2. Otherwise it becomes, with equal
-probability, one tile of a mosaic or one cell of its own grid, of 2 x 2 or of
-3 x 3. Its category and label stay.
+This is the class-aware augmentation of UniADet (arXiv 2601.05552). Each time an
+image is read, it stays unchanged with probability 1/2. Otherwise it becomes,
+with equal probability, a tile of a mosaic or a cell of its own grid, of 2 x 2
+or 3 x 3. Its category and label do not change.
 """
 
 from __future__ import annotations
@@ -30,12 +30,13 @@ _GRIDS = (2, 3)
 
 @dataclasses.dataclass(frozen=True)
 class Change:
-  """The change of an image at one visit.
+  """The change of an image in one step.
 
   Attributes:
-    number: rows and columns of the grid.
-    places: of a mosaic's images in the data set, row by row; none for a crop.
-    rng: chooses a crop's cell.
+    number: number of rows and of columns of the grid.
+    places: positions of a mosaic's images in the data set, row by row; empty
+      for a crop.
+    rng: generator that chooses the cell of a crop.
   """
 
   number: int
@@ -49,8 +50,9 @@ class Augmentation:
 
   Attributes:
     kind: value of config.train.augmentation.
-    seed: of the run.
-    pools: places of the images that join one of a category and label.
+    seed: seed of the run.
+    pools: positions of the images that can share a mosaic with an image, by its
+      category and label.
   """
 
   kind: str
@@ -60,7 +62,7 @@ class Augmentation:
   def draw(
     self, example: Mapping[str, Any], place: int, step: int
   ) -> Change | None:
-    """Returns the change of the example at a place in a step, if any."""
+    """Returns the change of the example at `place` in a step, or None."""
     rng = np.random.default_rng(
       (self.seed, AUGMENTATION_KEY, step, int(hash_example(example)))
     )
@@ -78,12 +80,12 @@ class Augmentation:
 def make_augmentation(
   kind: str, seed: int, examples: Sequence[Mapping[str, Any]]
 ) -> Augmentation | None:
-  """Returns an augmentation of a data set's images.
+  """Returns an augmentation of the images of a data set.
 
   Args:
-    kind: value of config.train.augmentation; None is returned for "none".
-    seed: of the run.
-    examples: from `cops_jax.datasets.load`.
+    kind: value of config.train.augmentation; "none" returns None.
+    seed: seed of the run.
+    examples: result of `cops_jax.datasets.load`.
   """
   if kind == "none":
     return None
@@ -108,21 +110,23 @@ def read_example(
   options: BatchOptions,
   failures: list[tuple[str, str]],
 ) -> tuple[UprightImage, Integer[np.ndarray, "s s 3"], Mask]:
-  """Reads an image and its mask, and augments them if the options say so.
+  """Reads an image and its mask, and augments them if `options` requires it.
 
   Args:
-    example: the one at `place` in `examples`.
+    example: example at the position `place` in `examples`.
+    place: position of the example in the data set.
     step: number of the training step.
-    options: of the batches.
-    failures: receives path and reason of a mosaic's other images that cannot
-      be read. The example itself takes their places.
+    examples: all examples of the data set.
+    options: options of the batches.
+    failures: receives the paths of unreadable images of a mosaic, with reasons.
+      The example itself replaces them in the mosaic.
 
   Returns:
-    The upright image, and its pixels and mask at the model's size. Notes on the
-    mask are on that of the example.
+    The upright image, and the pixels and the mask at the model's size. The
+    mask's notes are on the mask of the example.
 
   Raises:
-    InputError: the example cannot be read.
+    InputError: if the example cannot be read.
   """
   side, augmentation, change = options.image_size, options.augmentation, None
   image, mask = own = _open(example, options.reading)
@@ -149,7 +153,7 @@ def read_example(
 
 
 def _open(example, reading):
-  """Returns an example's image and mask, upright and of their own sizes."""
+  """Returns the upright image and mask of an example at their own sizes."""
   image = read(example["image"], name="its image", **reading)
   return image, example_mask(example, image.orientation, image.size, reading)
 
@@ -159,11 +163,11 @@ def make_mosaic(
 ) -> tuple[Integer[np.ndarray, "s s 3"], Integer[np.ndarray, "s s"]]:
   """Returns the pixels of a mosaic and of its mask.
 
-  Each tile is resized once, to its place.
+  Each tile is resized once, to the size of its cell.
 
   Args:
     tiles: upright images and masks, row by row.
-    number: rows and columns.
+    number: number of rows and of columns.
     side: width and height of the mosaic, in pixels.
   """
   pixels = np.empty((side, side, 3), np.uint8)
@@ -180,16 +184,16 @@ def make_mosaic(
 def crop(
   image: UprightImage, mask: Mask, is_anomalous: bool, change: Change
 ) -> tuple[UprightImage, Mask]:
-  """Returns a cell of an image and of its mask, before they are resized.
+  """Returns a random cell of an image and of its mask, before they are resized.
 
-  It is a random one or, of an anomalous image, a random one of those with a
-  pixel of the mask. If there are none, and if the image has fewer pixels than
-  cells along a side, all of the image is returned.
+  The cell of an anomalous image contains an anomalous pixel. If no cell does,
+  or a side of the image has fewer pixels than cells, returns the whole image.
 
   Args:
-    image, mask: upright. A mask of another size has cells of its own.
-    is_anomalous: whether the image is.
-    change: the drawn one.
+    image: upright image.
+    mask: upright mask; its grid has its own size.
+    is_anomalous: True if the image is anomalous.
+    change: result of `Augmentation.draw`.
   """
   parts = [
     mask.pixels[top:bottom, left:right]
@@ -209,7 +213,7 @@ def crop(
 
 
 def _grid(size, number):
-  """Returns left, top, right and bottom of each cell, row by row."""
+  """Returns the left, top, right and bottom of each cell, row by row."""
   across, down = (
     [round(index * length / number) for index in range(number + 1)]
     for length in size

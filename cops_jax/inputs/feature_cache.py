@@ -1,7 +1,7 @@
-"""The file format of cached vision features: shards of a few images each.
+"""The file format of the feature cache: shards of a few images each.
 
-A shard is a NumPy file with a checksum and the features of each image, written
-whole or not at all.
+A shard is a NumPy file with the checksum and the features of each image. It is
+written completely or not at all.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ import numpy as np
 
 from cops_jax.errors import InputError, shorten
 
-# A shard holds at most so much, and an interruption loses no more.
+# Limits of a shard. An interruption loses at most one shard.
 _SHARD_BYTES = 64 << 20
 _SHARD_IMAGES = 16  # Few, so that processes can share a small data set.
-_IS_STORED = 1 << 32  # Above the bits of a CRC-32.
-# After an image's features: how it was read, as `pipeline.iterate_batches` has
-# it, so that nothing needs the image again.
+_IS_STORED = 1 << 32  # A bit above those of a CRC-32.
+# Fields of `pipeline.iterate_batches` that are stored after the features of an
+# image, so that the image is not needed again.
 _FACTS = np.dtype(
   [("orientation", "<i4"), ("size", "<i4", 2), ("notes", "S500")]
 )
@@ -32,17 +32,17 @@ _FACTS = np.dtype(
 
 @dataclasses.dataclass(frozen=True)
 class FeatureCache:
-  """The features of a data set's images, by position in the data set.
+  """Features of the images of a data set, by position in the data set.
 
   It can be passed to worker processes.
 
   Attributes:
-    folder: holds the shards; may be missing.
-    dtype: of the stored features.
-    shape: (f, n, d) of an image's patch features.
-    num_images: in the data set.
-    num_class_tokens: number of class tokens of an image; None for one without
-      an axis of its own.
+    folder: folder of the shards; can be missing.
+    dtype: type of the stored features.
+    shape: shape (f, n, d) of the patch features of an image.
+    num_images: number of images in the data set.
+    num_class_tokens: number of class tokens of an image; None means one without
+      an axis.
   """
 
   folder: pathlib.Path
@@ -53,7 +53,7 @@ class FeatureCache:
 
   @property
   def num_bytes(self) -> int:
-    """Bytes of an image's features and of how it was read."""
+    """Number of bytes stored for an image."""
     layers, patches, width = self.shape
     number = (self._num_class_rows + layers * patches) * width
     return number * jnp.dtype(self.dtype).itemsize + _FACTS.itemsize
@@ -71,14 +71,14 @@ class FeatureCache:
 
   @property
   def shard_size(self) -> int:
-    """Images in a shard; the last one may hold fewer."""
+    """Number of images in a shard; the last shard can have fewer."""
     return max(1, min(_SHARD_IMAGES, _SHARD_BYTES // self.num_bytes))
 
   def missing(self) -> list[int]:
     """Returns the positions of images without features.
 
     Raises:
-      InputError: a shard is damaged.
+      InputError: if a shard is damaged.
     """
     return [
       int(shard * self.shard_size + row)
@@ -87,14 +87,18 @@ class FeatureCache:
     ]
 
   def find(self, index: int) -> dict[str, Any] | None:
-    """Returns an image's features in the stored type, or None without any.
+    """Returns the features of an image in the stored type, or None.
+
+    Args:
+      index: position of the image in the data set.
 
     Returns:
-      image_features (d,) or (f, d) and patch_features (f, n, d); orientation,
-      size and notes as in `pipeline.iterate_batches`.
+      image_features (d,) or (f, d) and patch_features (f, n, d); and
+      orientation, size and notes as in `pipeline.iterate_batches`.
 
     Raises:
-      InputError: they are damaged, or of another image or cache.
+      InputError: if the features are damaged or belong to another image or
+        cache.
     """
     shard, row = divmod(index, self.shard_size)
     checksums, features = self._read(shard, range(row, row + 1))
@@ -115,9 +119,9 @@ class FeatureCache:
     }
 
   def padding(self) -> dict[str, Any]:
-    """Returns the features of a batch's padding.
+    """Returns the features of padding.
 
-    They are ones, as features are divided by their norm.
+    They are ones, because features are divided by their norm.
     """
     dtype = jnp.dtype(self.dtype)
     return {
@@ -134,32 +138,32 @@ class FeatureCache:
     patch_features: np.ndarray,
     row: Mapping[str, Any],
   ) -> bytes:
-    """Returns the bytes to store of an image's features.
+    """Returns the bytes to store for an image.
 
     Args:
-      image_features, patch_features: of the image.
-      row: the image's, see `pipeline.iterate_batches`.
+      image_features, patch_features: features of the image.
+      row: other fields of the image, see `pipeline.iterate_batches`.
 
     Raises:
-      InputError: a feature is not a finite number of the stored type; names the
-        image's path.
+      InputError: if a feature is not a finite number in the stored type; names
+        the path of the image.
     """
     path = row["path"]
     width = self.shape[-1]
     rows = np.concatenate(
       [image_features.reshape(-1, width), patch_features.reshape(-1, width)]
     )
-    with np.errstate(over="ignore"):  # It is noticed below.
+    with np.errstate(over="ignore"):  # Overflows are found below.
       stored = rows.astype(jnp.dtype(self.dtype))
     if not np.isfinite(rows).all():
       raise InputError(
-        f"the features of {path} are not all numbers: the backbone's weights"
-        " are damaged"
+        f"the features of {path} contain NaN or infinity: the weights of the"
+        " backbone are damaged"
       )
     if not np.isfinite(stored).all():
       raise InputError(
         f"the features of {path} reach {np.abs(rows).max():.4g}, more than"
-        f" {self.dtype} holds. Set config.feature_cache.dtype to bfloat16 or"
+        f" {self.dtype} can hold. Set config.feature_cache.dtype to bfloat16 or"
         " float32."
       )
     notes = str(row["notes"]).encode()
@@ -167,15 +171,16 @@ class FeatureCache:
     return stored.tobytes() + facts.tobytes()
 
   def add(self, features: Mapping[int, bytes], writer: str) -> None:
-    """Adds features to the one shard that they belong to.
+    """Adds features to a shard.
 
     Args:
-      features: results of `encode` by position.
-      writer: name of the one that writes; two must not write at a time.
+      features: results of `encode` by position; all belong to one shard.
+      writer: name of the writer. Writers with the same name or the same shard
+        must not write at the same time.
 
     Raises:
-      OSError: the shard cannot be written.
-      InputError: the shard is damaged.
+      OSError: if the shard cannot be written.
+      InputError: if the shard is damaged.
     """
     (shard,) = {index // self.shard_size for index in features}
     number = self._num_rows(shard)
@@ -205,8 +210,8 @@ class FeatureCache:
   def _header(self, number):
     """Returns the first bytes of a shard, as `np.save` writes them.
 
-    They are compared, not parsed: now and then Python 3.11's parser raises
-    SystemError in one of several threads.
+    They are compared and not parsed, because Python 3.11's parser sometimes
+    raises SystemError in one of several threads.
     """
     file, layout = io.BytesIO(), self._layout(number)
     descr = np.lib.format.dtype_to_descr(layout)
@@ -215,9 +220,10 @@ class FeatureCache:
     return file.getvalue()
 
   def _read(self, shard, rows=range(0)):
-    """Returns a shard's checksums and some features; zeros without a file.
+    """Returns the checksums of a shard and the features of some rows.
 
-    Read, not memory-mapped: a file that is cut would end the process.
+    They are zeros if there is no file. The file is not memory-mapped, because
+    truncating it would then end the process.
     """
     number = self._num_rows(shard)
     size = len(rows) * self.num_bytes
@@ -226,12 +232,12 @@ class FeatureCache:
       with open(self._path(shard), "rb") as file:
         header = self._header(number)
         if file.read(len(header)) != header:
-          raise ValueError("its header is of other features")
+          raise ValueError("its header belongs to other features")
         checksums = file.read(8 * number)
         file.seek(rows.start * self.num_bytes, os.SEEK_CUR)
         features = file.read(size)
         if len(checksums) < 8 * number or len(features) < size:
-          raise ValueError("it is cut")
+          raise ValueError("it is truncated")
     except (FileNotFoundError, NotADirectoryError):
       pass
     except (OSError, ValueError) as error:
@@ -248,6 +254,5 @@ class FeatureCache:
   def _damaged(self, shard, reason):
     return InputError(
       f"the cached features in {self._path(shard)} are damaged"
-      f" ({shorten(reason)}). Delete that file; its features are then computed"
-      " again."
+      f" ({shorten(reason)}). Delete that file to compute its features again."
     )

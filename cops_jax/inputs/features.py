@@ -1,9 +1,9 @@
-"""Frozen vision features, computed once and kept on disk.
+"""Fills and opens the feature cache.
 
 The backbone is frozen, so the features of an image that is not augmented never
-change. A cache is a folder: `manifest.json` holds all that the
-values depend on, and its hash is part of the folder's name. An image without
-features is computed at the next start.
+change. A cache is a folder. Its `manifest.json` contains everything that the
+features depend on, and the manifest's hash is part of the folder's name.
+Missing features are computed at the next start.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ from cops_jax.weights.model import place_backbone
 
 _logger = logging.getLogger(__name__)
 
-# Increase it with any change to the stored values or their layout: in the
-# decoding of images, the vision tower or the shards.
+# Increase it with any change of the stored values or their layout, such as in
+# the decoding of images, the vision tower or the shards.
 _VERSION = 5
 
 
@@ -47,7 +47,7 @@ def features_folder(config: Any) -> pathlib.Path:
   """Returns the folder of all caches, by default `features` in data_dir.
 
   Raises:
-    InputError: it is an address in object storage.
+    InputError: if it is an address in object storage.
   """
   folder = config.features_dir
   if not folder:
@@ -70,27 +70,30 @@ def open_features(
   batch_size: int,
   skipped: MutableMapping[str, str] | None = None,
 ) -> FeatureCache | None:
-  """Opens the cache of a data set's features, and computes the missing ones.
+  """Opens the feature cache of a data set and computes missing features.
 
-  All processes of a cluster call it. Those that share the folder compute a part
-  each, the others compute all. Separate runs wait for each other.
+  All processes of a cluster call this. Processes that share the folder compute
+  a part each; a process with its own folder computes all features. Separate
+  runs wait for each other.
 
   Args:
     config: a ConfigDict with the fields of `cops_jax.config`.
-    examples, split: from `cops_jax.datasets.load`.
-    model, backbone: the vision tower.
-    mesh: of the run. Each of its devices gets as many images at a time as in
-      the run's own steps: the last bits depend on that number, so in float32
-      it is part of the cache's key.
-    batch_size: of the run's steps.
+    examples: result of `cops_jax.datasets.load`.
+    split: split of the examples.
+    model: model with the vision tower.
+    backbone: weights of the vision tower.
+    mesh: devices of the run. Each device computes as many images at a time as
+      in a step of the run. The last bits depend on that number, so it is part
+      of the cache's key in float32.
+    batch_size: batch size of the run.
     skipped: see `pipeline.iterate_batches`.
 
   Returns:
-    None if the config wants no cache.
+    The cache; None if the config disables it.
 
   Raises:
-    InputError: an image cannot be read; the cache is damaged or does not fit
-      the disk; a feature is not a finite number of the stored type.
+    InputError: if an image cannot be read, the cache is damaged or does not fit
+      on the disk, or a feature is not a finite number in the stored type.
   """
   dtype = config.feature_cache.dtype
   if dtype == "none":
@@ -109,7 +112,7 @@ def open_features(
   num_class_tokens = num_layers if model.has_layer_tokens else None
   folder = features_folder(config) / f"{examples.name}-{key}"
   cache = FeatureCache(folder, dtype, shape, len(examples), num_class_tokens)
-  # Compiled once, and only if there is an image to encode.
+  # Compile once, and only if there is an image to encode.
   make_encode = functools.cache(
     lambda: _make_encode(config, model, backbone, local_mesh)
   )
@@ -119,7 +122,7 @@ def open_features(
       write_file(folder / "manifest.json", text)
       _require_space(cache, len(missing), examples.name)
     else:
-      _logger.info("features of %s are read from %s", examples.name, folder)
+      _logger.info("reading features of %s from %s", examples.name, folder)
 
   def fill(turns):
     for turn in turns if cache.missing() else ():
@@ -133,22 +136,22 @@ def open_features(
     in_all_processes(fill, range(1, jax.process_count()))
   except (OSError, WriteError) as error:
     raise InputError(
-      f"features cannot be kept in {folder}: {error}. Finished ones are kept."
-      " Choose another place with config.features_dir, or set"
+      f"features cannot be saved in {folder}: {error} (those already saved are"
+      " kept). Set config.features_dir to another folder or"
       " config.feature_cache.dtype to none."
     ) from error
   return cache
 
 
 def _file_states(examples):
-  """Sizes and times of images; None if prepared, as these do not change."""
+  """Returns sizes and times of image files; None for prepared data sets."""
   if isinstance(examples[0]["image"], bytes):
     return None
   return [file_state(example["image"]) for example in examples]
 
 
 def _manifest(config, examples, split, model, backbone, device_size):
-  """Returns all that the stored values depend on, as text."""
+  """Returns everything that the stored values depend on, as text."""
   manifest = {
     "version": _VERSION,
     "dataset": {
@@ -187,13 +190,13 @@ def _require_space(cache, number, name):
   _logger.info("%s", text)
   if needed > free:
     raise InputError(
-      f"{text}. Make room, or set config.features_dir to another place or"
-      " config.feature_cache.dtype to a smaller type or none."
+      f"{text}. Free disk space, or set config.features_dir to another folder"
+      " or config.feature_cache.dtype to a smaller type or none."
     )
 
 
 def _fill(cache, examples, states, part, options, make_encode, skipped):
-  """Computes the missing features of a process's shards, alone."""
+  """Computes missing features in the shards of a part, under its lock."""
   count, size = jax.process_count(), cache.shard_size
   writer = f"{part + 1}-of-{count}"
   with _acquire(cache.folder, writer):
@@ -220,7 +223,7 @@ def _fill(cache, examples, states, part, options, make_encode, skipped):
           if states and states[index] != file_state(examples[index]["image"]):
             raise InputError(
               f"{batch['path'][row]} of data set {examples.name!r} has changed"
-              " since the start: give the same command again"
+              " since the start. Run the same command again"
             )
           if ready and index // size > max(ready) // size:
             cache.add(ready, writer)
@@ -231,25 +234,27 @@ def _fill(cache, examples, states, part, options, make_encode, skipped):
           )
           num_done += 1
         progress.update(num_done, message)
-    finally:  # An image that cannot be read loses no finished work.
+    finally:  # Save finished features if an image cannot be read.
       if ready:
         cache.add(ready, writer)
 
 
 def _acquire(folder, writer):
-  """A lock on the shards of one part, to be used in a `with` statement."""
+  """Returns the lock on the shards of a part, for a `with` statement."""
   import filelock
 
   lock = filelock.FileLock(folder / f".{writer}.lock")
   try:
     return lock.acquire(blocking=False)
   except filelock.Timeout:
-    _logger.info("waiting for another process that fills %s", folder)
+    _logger.info(
+      "waiting for another process that computes features in %s", folder
+    )
     return lock.acquire()
 
 
 def _make_encode(config, model, backbone, mesh):
-  """From a batch on the host to its features, on this process's devices."""
+  """Returns a function that computes the features of a batch."""
   backbone_params, shardings = place_backbone(
     backbone, model, mesh, config.backbone.split_over_devices
   )

@@ -1,8 +1,8 @@
-"""From image files to batches, with Grain.
+"""Batches from image files, with Grain.
 
-A batch is a function of the data set, the seed and the step alone. So the step
-is all of an iterator's state, in the middle of an epoch too, and any number of
-hosts and worker processes sees the same global order.
+A batch depends only on the data set, the seed and the step. The step is
+therefore an iterator's whole state, even within an epoch, and the global order
+is the same for any number of hosts and worker processes.
 """
 
 from __future__ import annotations
@@ -51,28 +51,31 @@ _NO_EXAMPLE = {"has_mask": False, "label": 0, "category": "", "path": ""}
 
 
 def num_batches(num_examples: int, batch_size: int) -> int:
-  """Batches in one pass over the examples, the short last one included."""
+  """Returns the number of batches in an epoch, including a short last one."""
   return -(-num_examples // batch_size)
 
 
 @dataclasses.dataclass(frozen=True)
 class BatchOptions:
-  """How examples become batches.
+  """Sizes, order and contents of batches.
 
   Attributes:
-    image_size: side in pixels, a multiple of `patch_size`.
-    patch_size: side in pixels.
-    batch_size: examples in a global batch. An epoch's last batch may hold less.
-    num_devices: of all processes; batches are padded to a multiple of it.
-    process_index, process_count: which contiguous part of each batch is this
-      process's.
-    num_workers: processes that decode; 0 for threads of this one.
-    shuffle_seed: of each epoch's own random order; None keeps the order.
+    image_size: side of an image in pixels, a multiple of `patch_size`.
+    patch_size: side of a patch in pixels.
+    batch_size: number of examples in a global batch; the last batch of an epoch
+      can have fewer.
+    num_devices: number of devices of all processes; batches are padded to a
+      multiple of it.
+    process_index, process_count: index and number of the processes; each loads
+      a contiguous part of every batch.
+    num_workers: number of processes that decode images; 0 uses threads.
+    shuffle_seed: seed of the order of each epoch; None keeps the order of the
+      data set.
     reading: keyword arguments of `images.read`, see `config.reading`.
-    full_masks: whether masks come as pixels instead of counts by patch.
-    example_ids: whether examples come with an id, which keys their noise.
-    tile_grid: rows and columns of the tiles that come with an image.
-    augmentation: of images, not of features; None for none.
+    full_masks: if True, masks are pixels instead of counts by patch.
+    example_ids: if True, examples have an id, which is the key of their noise.
+    tile_grid: rows and columns of the tiles of an image.
+    augmentation: augmentation of images, not of features; None disables it.
   """
 
   image_size: int
@@ -91,31 +94,31 @@ class BatchOptions:
 
   @property
   def num_tiles(self) -> int:
-    """Tiles of an image, without the whole."""
+    """Number of tiles of an image, not counting the whole image."""
     return 0 if self.tile_grid == tiles.WHOLE else math.prod(self.tile_grid)
 
   @property
   def local_size(self) -> int:
-    """Rows in this process's part of a batch, padding included."""
+    """Number of rows in this process's part of a batch, including padding."""
     padded = num_batches(self.batch_size, self.num_devices) * self.num_devices
     return padded // self.process_count
 
   def one_pass(self, num_examples: int) -> range:
-    """The steps in which every example comes once."""
+    """Returns the steps of one epoch."""
     return range(num_batches(num_examples, self.batch_size))
 
 
 def make_options(
   config: Any, backbone: Any, mesh: Mesh, batch_size: int, **kwargs: Any
 ) -> BatchOptions:
-  """Returns how a run makes this process's part of its batches.
+  """Returns the options of this process for the batches of a run.
 
   Args:
     config: a ConfigDict with the fields of `cops_jax.config`.
-    backbone: from `load_backbone`.
-    mesh: devices of the run, or of this process alone.
-    batch_size: examples in a global batch.
-    **kwargs: other fields of the options.
+    backbone: result of `load_backbone`.
+    mesh: devices of the run, or only those of this process.
+    batch_size: number of examples in a global batch.
+    **kwargs: other fields of `BatchOptions`.
   """
   is_cluster = mesh.is_multi_process
   return BatchOptions(
@@ -142,7 +145,7 @@ def _permutation(
 class _RowLoader:
   """Loads the row at a position in this process's sequence of rows.
 
-  It is a class, not a closure, so that it can be passed to worker processes.
+  This is a class and not a closure because worker processes must unpickle it.
   """
 
   examples: Sequence[Mapping[str, Any]]
@@ -190,11 +193,11 @@ class _RowLoader:
       return self._padding(example["path"], str(error))
     if self.features is not None and features is None:
       raise InputError(
-        f"{self.features.folder} has no features of {example['path']}, which"
-        " could not be read when they were computed: give the same command"
+        f"{self.features.folder} has no features of {example['path']}, because"
+        " it could not be read when they were computed. Run the same command"
         " again"
       )
-    # The cache has the notes on masks of when features were computed.
+    # The cache has only the notes that were made when features were computed.
     lines = dict.fromkeys([*str(facts["notes"]).splitlines(), *mask.notes])
     facts = {**facts, "notes": np.str_("\n".join(lines))}
     row = self._make_row(facts, mask.pixels, place, example, *failures[:1])
@@ -203,7 +206,7 @@ class _RowLoader:
     return {**row, "padding_mask": np.bool_(True)}
 
   def _fields(self, image, pixels):
-    """Returns the fields of an image's file: pixels, facts and tiles."""
+    """Returns the fields of an image: pixels, how it was read, and tiles."""
     options = self.options
     fields = {
       "image": pixels,
@@ -247,10 +250,10 @@ class _RowLoader:
 
 
 class Subset(Sequence):
-  """Some of a data set's examples; can be passed to worker processes.
+  """Selected examples of a data set; can be passed to worker processes.
 
   Attributes:
-    indices: their positions in the data set; None stands for padding.
+    indices: positions of the examples in the data set; None means padding.
   """
 
   def __init__(self, examples: Sequence, indices: Sequence[int | None]):
@@ -275,33 +278,40 @@ def iterate_batches(
   """Yields this process's part of each global batch.
 
   Args:
-    examples: a data set, see `cops_jax.datasets`.
-    options: sizes, order and place of the batches.
-    steps: which batches; step numbers run on from epoch to epoch.
-    skipped: receives path and reason of examples whose image or mask cannot be
-      read, and which are then left out; if None, they are an error.
-    features: a cache of the examples' features, to take in place of images.
+    examples: a data set, see `cops_jax.datasets.load`.
+    options: sizes, order and contents of the batches.
+    steps: steps to yield; their numbers continue from epoch to epoch.
+    skipped: receives the paths of examples whose image or mask cannot be read,
+      with reasons; these examples become padding. If None, an unreadable file
+      raises InputError.
+    features: cache of features to use instead of images; None reads images.
 
   Yields:
-    image uint8 (b, h, w, 3), with a grid tiles uint8 (b, t, h, w, 3) or, with
-    `features`, image_features (b, d) and patch_features (b, f, n, d);
-    mask_counts int32 (b, n) or, with full masks,
-    mask uint8 (b, h, w); index in the data set int32, has_mask bool, label
-    int32, category and path str, padding_mask bool and, if the options ask for
-    it, example_id uint32, all (b,); and how the image was read: orientation
-    int32 (b,), 1 for upright, size int32 (b, 2), width and height, and notes
-    str (b,), a line for each, all of a mosaic's own image. Padding and skipped
-    examples have padding_mask False and zeros, but features of ones.
+    Batches with these fields:
+
+    - image: uint8 (b, h, w, 3); with a tile grid also tiles, uint8 (b, t, h, w,
+      3). With `features` instead image_features (b, d) and patch_features (b,
+      f, n, d).
+    - mask_counts: int32 (b, n); with full masks instead mask, uint8 (b, h, w).
+    - index (position in the data set) and label, int32; has_mask and
+      padding_mask, bool; category and path, str; example_id, uint32, if the
+      options enable it: all (b,).
+    - orientation: EXIF's number, int32 (b,); size: width and height, int32 (b,
+      2); notes: lines of text, str (b,). They describe the image's file, and
+      for a mosaic the example's own.
+
+    Padding and skipped examples have padding_mask False, zeros in the other
+    fields, and ones as features.
 
   Raises:
-    InputError: an example cannot be read, or its features are damaged.
+    InputError: if an example cannot be read or its features are damaged.
   """
   load_row = _RowLoader(examples, options, steps, features)
   with contextlib.closing(_open_batches(load_row)) as batches:
     for batch in batches:
       for path, reason in batch.pop("failure").tolist():
         if reason:
-          _leave_out(examples, path, reason, skipped)
+          _skip(examples, path, reason, skipped)
       yield batch
 
 
@@ -312,16 +322,16 @@ def keep_pace(
   features: FeatureCache | None,
   errors: list[Exception],
 ) -> Iterator[dict[str, np.ndarray]]:
-  """Yields batches until there is an error; in a cluster, then padding.
+  """Yields batches until an error occurs; in a cluster, then yields padding.
 
-  Steps of a cluster need all processes, so one without a batch takes part with
-  padding, whose labels are -1, until all of them know.
+  A step of a cluster needs all processes. A process with an error therefore
+  takes part with padding, with labels -1, until all processes know of it.
 
   Args:
-    batches: may end with an error.
-    number: of the batches.
-    options, features: of the batches, see `iterate_batches`.
-    errors: of this process; receives those of the batches.
+    batches: batches of this process; iterating over them can raise.
+    number: number of batches.
+    options, features: the arguments of `iterate_batches`.
+    errors: errors of this process; receives those of `batches`.
   """
   with collect(errors):
     for batch in batches:
@@ -341,7 +351,7 @@ def keep_pace(
 
 
 def _open_batches(load_row):
-  """Returns Grain's iterator, whose threads or processes run ahead."""
+  """Returns Grain's iterator, whose threads or processes load rows ahead."""
   import grain
   from absl import flags
 
@@ -354,9 +364,9 @@ def _open_batches(load_row):
     )
   )
   if options.num_workers:
-    if not flags.FLAGS.is_parsed():  # Grain hands them on to its workers.
+    if not flags.FLAGS.is_parsed():  # Grain passes the flags to its workers.
       flags.FLAGS.mark_as_parsed()
-    # Workers take turns row by row, so the order stays that of the positions.
+    # Workers take turns row by row, so the order does not change.
     rows = rows.mp_prefetch(
       grain.MultiprocessingOptions(
         options.num_workers,
@@ -364,8 +374,8 @@ def _open_batches(load_row):
       ),
       worker_init_fn=_follow_parent,
     )
-    # Rows through pipes: shared memory is no faster here, and containers have
-    # little of it.
+    # Send rows through pipes: shared memory is not faster for them, and
+    # containers have little of it.
     rows = grain.experimental.WithOptionsIterDataset(
       rows, grain.experimental.DatasetOptions(min_shm_size=1 << 62)
     )
@@ -373,7 +383,7 @@ def _open_batches(load_row):
 
 
 def _follow_parent(*_):
-  """Makes a worker end with the main process, and not by Ctrl-C."""
+  """Makes a worker ignore Ctrl-C and end with the main process."""
   signal.signal(signal.SIGINT, signal.SIG_IGN)
   threading.Thread(target=_end_with_parent, daemon=True).start()
 
@@ -383,14 +393,13 @@ def _end_with_parent():
   os._exit(1)
 
 
-def _leave_out(examples, path, reason, skipped):
+def _skip(examples, path, reason, skipped):
   if skipped is None:
     raise InputError(
       f"{path} of data set {examples[0]['dataset']!r}: {reason}. Replace the"
-      " file and, if the data set was prepared, delete the prepared copy: it is"
-      " then prepared again. Or leave such files out:"
-      " config.input.unreadable_files=skip"
+      " file (and delete the copy of a prepared data set), or skip unreadable"
+      " files with --config.input.unreadable_files=skip"
     )
   if path not in skipped:
-    _logger.warning("left out %s: %s", path, reason)
+    _logger.warning("skipping %s: %s", path, reason)
     skipped[path] = reason

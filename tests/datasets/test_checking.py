@@ -37,9 +37,9 @@ def test_sound_trees_have_no_problems(name, tmp_path):
 def test_counts_are_compared_with_the_known_ones(tmp_path):
   result = check(write_tree("btad", tmp_path))
   assert result.warnings == [
-    "9 images in the test split, -732 against the 741 of the published data"
+    "9 images in the test split, 732 fewer than the 741 of the published data"
     " set",
-    "6 anomalous images in the test split, -284 against the 290 of the"
+    "6 anomalous images in the test split, 284 fewer than the 290 of the"
     " published data set",
   ]
   text = str(result)
@@ -70,15 +70,14 @@ def test_faulty_files_are_listed(tmp_path):
     "nut/test/dent/2.png: its mask",
   ]
   for expected in (
-    "1 image: the mask has another size than its image (nut/test/dent/3.png:"
+    "1 image: the mask and the image differ in size (nut/test/dent/3.png:"
     " 7 x 7 pixels, not 11 x 9)",
     "1 image: the mask is empty, but the image is anomalous"
     " (nut/test/dent/4.png: 11 x 9 pixels)",
-    "1 image: values need fewer than 16 bits, so the image may be too dark;"
-    " set bits_per_channel if the camera has fewer (nut/test/good/wide.png:"
-    " 12 bits)",
-    f"{tree.root}/nut/test/good/notes.txt is not an image file and was left"
-    " out",
+    "1 image: the values use fewer than 16 bits, so the image may be too dark;"
+    " set input.bits_per_channel to the bits of the camera"
+    " (nut/test/good/wide.png: 12 bits)",
+    f"{tree.root}/nut/test/good/notes.txt is not an image file and is skipped",
   ):
     assert expected in result.oddities
   assert len(result.oddities) == 4

@@ -87,7 +87,7 @@ def test_a_package_that_brings_a_data_set(tmp_path, monkeypatch):
     f"--data_dir={tmp_path / 'prepared'}",
   ]
   code, _, err = call(*prepare)
-  assert code and "not there: pip install elpv_dataset, or get ELPV from" in err
+  assert code and "not found: pip install elpv_dataset, or get ELPV from" in err
   tree = write_tree("elpv", tmp_path / "there")
   package = tmp_path / "site" / "elpv_dataset"
   package.mkdir(parents=True)
@@ -96,4 +96,4 @@ def test_a_package_that_brings_a_data_set(tmp_path, monkeypatch):
   monkeypatch.syspath_prepend(package.parent)
   code, out, _ = call(*prepare)
   assert code == 0 and cells(out)["elpv"].split() == ["elpv", "-", "3"]
-  assert "1 images with a probability of an anomaly between 0 and 1 were" in out
+  assert "images with an anomaly probability between 0 and 1 skipped: 1" in out

@@ -41,7 +41,7 @@ FORMS = {
       "Normal/0.png": ("parts", "good", None),
       "ABNORMAL/1.png": ("parts", "ABNORMAL", None),
     },
-    ("images in Normal are taken as normal, those in ABNORMAL as anomalous",),
+    ("images in Normal count as normal, images in ABNORMAL as anomalous",),
   ),
   "with a folder of masks": (
     "ok/0.png NG/1.png crack/2.png Masks/1.png Masks/2_mask.png",
@@ -50,7 +50,7 @@ FORMS = {
       "NG/1.png": ("parts", "NG", ["Masks/1.png"]),
       "crack/2.png": ("parts", "crack", ["Masks/2_mask.png"]),
     },
-    ("those in NG, crack as anomalous",),
+    ("images in NG, crack as anomalous",),
   ),
   "with masks of each kind": (
     "nut/good/0.png nut/bad/0.png nut/ground_truth/Bad/0.png",
@@ -58,7 +58,7 @@ FORMS = {
       "nut/good/0.png": ("nut", "good", []),
       "nut/bad/0.png": ("nut", "bad", ["nut/ground_truth/Bad/0.png"]),
     },
-    ("nut: images in good are taken as normal",),
+    ("nut: images in good count as normal",),
   ),
   "with masks beside the images": (
     "good/0.png good/0_mask.png bad/1.jpg bad/1.png bad/2.png bad/2_mask.png",
@@ -67,7 +67,7 @@ FORMS = {
       "bad/1.jpg": ("parts", "bad", ["bad/1.png"]),
       "bad/2.png": ("parts", "bad", ["bad/2_mask.png"]),
     },
-    ("masks are read from beside the images",),
+    ("masks are read from the folders of the images",),
   ),
   "in any case": (
     "nut/Test/Good/0.png nut/Test/Dent/1.png nut/Ground_Truth/dent/1_mask.png",
@@ -86,7 +86,7 @@ FORMS = {
       "nut/test/OK/0.png": ("nut", "good", None),
       "nut/test/a/b/1.png": ("nut", "a", None),
     },
-    ("ground_truth is empty", "1 hidden files were skipped"),
+    ("ground_truth is empty", "hidden files skipped: 1"),
   ),
   "hidden files": (
     "good/0.png good/._0.png bad/.ipynb_checkpoints/1.png bad/1.png"
@@ -95,7 +95,7 @@ FORMS = {
       "good/0.png": ("parts", "good", None),
       "bad/1.png": ("parts", "bad", None),
     },
-    ("bad/2.gif is not an image file", "4 hidden files were skipped"),
+    ("bad/2.gif is not an image file", "hidden files skipped: 4"),
   ),
   "Real-IAD without its lists": (
     "toy/OK/S1/t_1_OK_C1.jpg toy/NG/HS/S2/t__2_NG_HS_C1.jpg"
@@ -107,7 +107,7 @@ FORMS = {
         ["toy/NG/HS/S2/t__2_NG_HS_C1.png"],
       ),
     },
-    ("1 of 2 anomalous images have no mask beside them and were left out",),
+    ("1 of 2 anomalous images have no mask in their folder and are skipped",),
   ),
 }
 
@@ -148,9 +148,9 @@ def test_published_sets_are_read_as_folders(tmp_path, name):
       assert row["has_mask"]
   assert found == tree.expected
   notes = "\n".join(examples.notes)
-  assert ("test_private is not read: no ground truth" in notes) == (
-    name == "mvtec_ad_2"
-  )
+  assert (
+    "test_private is not read, because it has no ground truth" in notes
+  ) == (name == "mvtec_ad_2")
 
 
 @pytest.mark.parametrize(
@@ -166,13 +166,13 @@ def test_published_sets_are_read_as_folders(tmp_path, name):
     ),
     (
       "test/good/0.png test/a/1.png ground_truth/aa/1.png",
-      "{root}/ground_truth has no folder a: rename that of its masks$",
+      "rename the folder in {root}/ground_truth .* masks of a to a$",
     ),
-    ("0.png 1.png", "move the images in {root} into good and a folder"),
-    ("test/0.png", "move the images in {root}/test into good and a folder"),
-    ("test/nut/good/0.png test/nut/bad/0.png", "so name {root}/test instead$"),
-    ("good/0.png nut/ok/0.png", "so name {root}/nut instead$"),
-    ("x/nut/test/good/0.png", "{root}/x can be read instead$"),
+    ("0.png 1.png", "move the normal images in {root} into a folder good"),
+    ("test/0.png", "move the normal images in {root}/test into a folder good"),
+    ("test/nut/good/0.png test/nut/bad/0.png", "use {root}/test instead$"),
+    ("good/0.png nut/ok/0.png", "use {root}/nut instead$"),
+    ("x/nut/test/good/0.png", "use {root}/x instead$"),
     (
       "images/0.png masks/0.png",
       "expected CATEGORY/test/good/[*], .*DEFECT/[*]$",
@@ -189,7 +189,9 @@ def test_names_of_anomalies_are_not_taken_for_normal(tmp_path):
   write_files(tmp_path, ["test/abnormal/0.png", "test/nok/0.png"])
   found = datasets.load(f"folder:{tmp_path}", "test")
   assert {row["label"] for row in found} == {1}
-  assert any("no folder good, normal or ok" in note for note in found.notes)
+  assert any(
+    "no folder is named good, normal or ok" in note for note in found.notes
+  )
 
 
 def test_a_folder_that_cannot_be_read_is_reported(tmp_path, monkeypatch):

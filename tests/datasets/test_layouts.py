@@ -44,7 +44,7 @@ def test_pairs(tmp_path, images, masks):
   pairs, listing = pair(tmp_path, images, masks)
   assert pairs == dict(zip(images, masks, strict=False))
   assert not listing.problems
-  noted = any("b.png is the mask of no image" in o for o in listing.oddities)
+  noted = any("b.png belongs to no image" in o for o in listing.oddities)
   assert noted == (len(masks) > len(images))
   by_order = [line for line in listing.oddities if "sorted order" in line]
   assert bool(by_order) == masks[0].startswith("p")
@@ -53,13 +53,25 @@ def test_pairs(tmp_path, images, masks):
 @pytest.mark.parametrize(
   "images, masks, reason",
   (
-    (["a.png", "b.png"], ["x.png"], "holds 1 masks for the 2 .* do not pair"),
-    (["03.png", "04.png"], ["m_02.png", "m_03.png"], "m_02.png would be the m"),
-    (["a.png", "b.png"], ["a.png"], "b.png has none"),
+    (
+      ["a.png", "b.png"],
+      ["x.png"],
+      "masks .* .1. .* images .* .2.: the names do not match",
+    ),
+    (
+      ["03.png", "04.png"],
+      ["m_02.png", "m_03.png"],
+      "m_02.png would belong to 03",
+    ),
+    (["a.png", "b.png"], ["a.png"], "named after b.png"),
     # One shifted name must not shift all pairs by order.
-    (["1.png", "2.png", "3.png"], ["2.png", "3.png", "4.png"], "1.png has non"),
+    (["1.png", "2.png", "3.png"], ["2.png", "3.png", "4.png"], "after 1.png"),
     # Two masks that could be an image's.
-    (["a.png", "b.png"], ["a.png", "a_mask.png", "b.png"], "names do not pair"),
+    (
+      ["a.png", "b.png"],
+      ["a.png", "a_mask.png", "b.png"],
+      "names do not match",
+    ),
   ),
 )
 def test_masks_that_do_not_pair_are_a_problem(tmp_path, images, masks, reason):

@@ -35,7 +35,10 @@ def change_entry(field, value):
     (change_entry("img_path", None), "entries with img_path"),
     (lambda splits: splits["test"].update(long={}), "expected a list"),
     (lambda splits: splits.pop("test"), 'has no "test" images'),
-    (lambda splits: splits.update(test=[1]), "not a table of categories"),
+    (
+      lambda splits: splits.update(test=[1]),
+      "an object with a list for each category",
+    ),
   ),
 )
 def test_bad_meta_json_is_refused(tree, change, expected):
@@ -86,8 +89,6 @@ def test_paths_as_scripts_write_them(tree, rewrite):
   write_meta(tree, change)
   found = datasets.load(f"meta_json:{tree.root}", "test")
   assert found.fingerprint() == want
-  assert any(
-    "without an img_path were left out" in note for note in found.notes
-  )
+  assert any("without an img_path skipped: " in note for note in found.notes)
   moved = rewrite(tree.root, "x").startswith(("/home", "D:"))
-  assert moved == any("is taken for" in note for note in found.notes)
+  assert moved == any("is replaced by" in note for note in found.notes)

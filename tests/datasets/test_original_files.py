@@ -197,10 +197,10 @@ def test_several_problems_are_reported_before_anything_is_written(tmp_path):
   assert "category 'bottle' has no test images" in str(error.value)
   assert f"rename {tree.root}/botle to bottle\n" in str(error.value)
   assert (
-    "pill/ground_truth/crack holds 1 masks for the 2 anomalous images"
+    "pill/ground_truth/crack (1) cannot be assigned to the anomalous images"
     in str(error.value)
   )
-  assert "001.PNG has none" in str(error.value)
+  assert "no mask is named after 001.PNG" in str(error.value)
   assert not list(tmp_path.glob("prepared/mvtec_ad/*1.1.0*"))
 
 
@@ -210,7 +210,7 @@ def test_missing_original_files_are_reported_in_one_sentence(tmp_path):
   text = str(error.value)
   assert "\n" not in text and ". " not in text
   assert f"'btad' is not prepared in {tmp_path}" in text
-  assert "unpack it as the folder btad of manual_dir" in text
+  assert "unpack it as the folder btad in manual_dir" in text
   assert "VT-ADL" in text and "CATEGORY/{train,test}/{ok,ko}" in text
 
 
@@ -311,7 +311,7 @@ def test_original_files_that_changed_are_noticed(tmp_path, capsys):
   image = next((tree.root / "images").glob("[!.T]*.*"))
   image.write_bytes(image.read_bytes() + b"x")
   main(["check", "kvasir", "--deep", *flags])
-  expected = f"prepared copy, images/{image.name} among them"
+  expected = f"prepared copy, such as images/{image.name}"
   assert expected in capsys.readouterr().out
 
 

@@ -255,7 +255,7 @@ def test_a_guess_about_an_image_is_shown(address, browser, tmp_path):
   pages[0].save(path, save_all=True, append_images=pages[1:])
   page.upload(path)
   until(lambda: page.all("li.anomaly, li.normal"))
-  remark = "only the first page or frame of several is used: 2"
+  remark = "only the first of several pages or frames is used: 2"
   assert page.text(".remark") == remark
 
 
@@ -273,7 +273,7 @@ def test_bad_files_do_not_affect_other_files(
   page.count(failed=2)
   # They leave no gaps among the results.
   assert len(page.all("#refused li")) == 2 and len(page.all("#list li")) == 2
-  unread = "<b>broken.jpg cannot be read: it is not an image in one of PNG"
+  unread = "<b>broken.jpg cannot be read: it is not a valid image file (PNG"
   too_large = "large.png is too large: it has 32.0 MB, and the limit is 32 MB"
   for text in (unread, too_large):
     assert any(text in card.text for card in page.all("li.failed"))

@@ -108,12 +108,12 @@ def test_the_shown_image_is_what_the_detector_scored(detector, port):
   "content, status, expected",
   (
     (b"", 422, "photo.png cannot be read: it is empty"),
-    (b"no image", 422, "photo.png cannot be read: it is not an image in one"),
+    (b"no image", 422, "photo.png cannot be read: it is not a valid image"),
     (to_bytes(make_image(0))[:300], 422, "photo.png cannot be read: .*trunc"),
     (b"\0" * 300_001, 413, "photo.png is too large: the limit is 0.286"),
     (
       to_bytes(Image.fromarray(np.zeros((9, 9), np.int32)), "TIFF"),
-      *(422, "photo.png cannot be read: .*integers of 32 bits, of which"),
+      *(422, "photo.png cannot be read: .*32-bit integers, which"),
     ),
     (black(8000, 6251), 422, "photo.png .* more than 50 million pixels"),
     (black(8160, 6120)[:999], 422, "photo.png cannot be read: .*truncated"),

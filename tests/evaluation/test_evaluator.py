@@ -119,7 +119,7 @@ def test_an_unreadable_file_is_reported_once(config, tmp_path, caplog):
     *replicate(params, mesh), datasets.load(name, "test"), num_pictures=0
   )
   assert len(found.images) == 3
-  assert caplog.text.count("left out test/good/00.png") == 1
+  assert caplog.text.count("skipping test/good/00.png") == 1
 
 
 def test_category_codes_depend_on_the_seed(evaluate, examples, base):

@@ -215,8 +215,8 @@ def test_all_evaluates_the_thirteen_data_sets(
   nothing, scored = evaluate("all")
   assert not nothing.results and not nothing.failed and not scored
   reason = (
-    f"not prepared in {config.data_dir}. With the original files in DIR,"
-    " prepare with: cops datasets prepare --all --manual_dir=DIR"
+    f"not prepared in {config.data_dir}. Put the original files in DIR and run:"
+    " cops datasets prepare --all --manual_dir=DIR"
     f" --data_dir={config.data_dir}"
   )
   assert nothing.skipped == dict.fromkeys(SPECIFICATIONS, reason)
@@ -242,7 +242,7 @@ def test_all_evaluates_the_thirteen_data_sets(
   assert "<small>" not in page  # The papers' results are of all images.
   for name, row in SPECIFICATIONS.items():
     assert not found.results[name].is_published
-    assert f"against the {row.num_test_images} of the published" in page
+    assert f"than the {row.num_test_images} of the published" in page
 
   # Prepared data sets need no original files.
   config.manual_dir = ""
@@ -255,11 +255,11 @@ def test_all_evaluates_the_thirteen_data_sets(
     *(name for name in SPECIFICATIONS if name != "btad"),
   ]
   assert (
-    "With the original files in DIR, prepare with: cops datasets prepare --all"
+    "Put the original files in DIR and run: cops datasets prepare --all"
     in found.skipped["btad"]
   )
   one, _ = evaluate("btad", "mpdd")
-  assert "original files are not there" in one.failed["btad"]
+  assert "original files were not found" in one.failed["btad"]
   assert list(one.results) == ["mpdd"]
 
 
@@ -267,7 +267,7 @@ def test_bad_names_and_a_second_evaluation_are_refused(
   quick, evaluate, evaluated, folder, workdir, tmp_path
 ):
   for name, expected in (
-    ("mvtec", "unknown data set 'mvtec' .*known are mvtec_ad, visa"),
+    ("mvtec", "unknown data set 'mvtec' .*the known ones are mvtec_ad, visa"),
     ("folder:/nowhere", "/nowhere is not a folder"),
   ):
     with pytest.raises(InputError, match=expected):

@@ -137,7 +137,7 @@ def test_white_may_be_zero():
 
 def test_integers_of_32_bits_need_their_bits():
   data = encode(Image.fromarray(ramp(12, np.int32)), "TIFF")
-  with pytest.raises(InputError, match="integers of 32 bits.*bits_per_channel"):
+  with pytest.raises(InputError, match="32-bit integers.*bits_per_channel"):
     read(data)
   got = read(data, bits_per_channel=12).pixels[..., 0]
   np.testing.assert_array_equal(got, ramp(12) >> 4)
@@ -147,8 +147,8 @@ def test_integers_of_32_bits_need_their_bits():
   "values, bits, expected",
   (
     (ramp(12, np.float32), 12, "floating-point numbers.* save it with 8 or 16"),
-    (ramp(12) + 1, 12, "values, from 1 to 4096, are not of 12 bits"),
-    (-ramp(12, np.int32), 12, "values, from -4095 to 0, are not of 12 bits"),
+    (ramp(12) + 1, 12, "values, from 1 to 4096, do not fit in 12 bits"),
+    (-ramp(12, np.int32), 12, "values, from -4095 to 0, do not fit in 12 bits"),
   ),
 )
 def test_values_without_a_place_in_the_range_are_refused(
@@ -180,7 +180,9 @@ def test_deep_colors_are_read_by_their_high_bytes():
   np.testing.assert_array_equal(found.pixels[..., 1], ramp(16) >> 8)
   assert found.notes == ()
   assert read(deep_colors(ramp(12))).notes[0].endswith(": 12 bits")
-  with pytest.raises(InputError, match="12 bits in 16.*save it with 8 bits"):
+  with pytest.raises(
+    InputError, match="12 bits stored in 16.*save it with 8 bits"
+  ):
     read(deep_colors(ramp(12)), bits_per_channel=12)
 
 
@@ -188,7 +190,7 @@ def test_deep_colors_are_read_by_their_high_bytes():
 def test_values_that_need_fewer_bits_are_remarked(bits):
   data = encode(Image.fromarray(ramp(bits)))
   (note,) = read(data).notes
-  assert note.startswith("values need fewer than 16 bits")
+  assert note.startswith("the values use fewer than 16 bits")
   assert "bits_per_channel" in note and note.endswith(f": {bits} bits")
   assert read(encode(Image.fromarray(ramp(bits) * 0))).notes == ()
 
@@ -241,7 +243,9 @@ def test_the_first_of_several_pages_is_read(format):
   data = encode(first, format, save_all=True, append_images=others, **options)
   found = read(data)
   assert not found.pixels.any()
-  assert found.notes == ("only the first page or frame of several is used: 3",)
+  assert found.notes == (
+    "only the first of several pages or frames is used: 3",
+  )
 
 
 # How a file is stored that is to be turned by the orientation's number.
@@ -288,7 +292,7 @@ def test_heic_needs_its_extra(tmp_path, monkeypatch):
   with pytest.raises(InputError, match=expected):
     read(path)
   monkeypatch.setattr(finding, "IMAGE_SUFFIXES", (".png",))
-  with pytest.raises(InputError, match="skipped: 1 .heic; HEIC needs pip"):
+  with pytest.raises(InputError, match="skipped: 1 .heic; to read HEIC, run"):
     finding.find_images([str(tmp_path)])
 
 
@@ -344,8 +348,8 @@ def test_other_files_are_refused(tmp_path):
   path.unlink()
   postscript = encode(Image.new("RGB", (8, 8)), "EPS")
   for content, expected in (
-    (b"text", "it is not an image in one of PNG"),
-    (postscript, "in one of PNG, JPEG"),
+    (b"text", "it is not a valid image file .PNG"),
+    (postscript, "image file .PNG, JPEG"),
     (b"", "it is empty"),
   ):
     path.write_bytes(content)

@@ -151,7 +151,7 @@ def test_values_between_are_cut_half_way(name):
   ),
 )
 def test_images_without_two_values_are_refused(image, expected):
-  with pytest.raises(ValueError, match=f"it is no mask: .*{expected}"):
+  with pytest.raises(ValueError, match=f"it is not a mask: .*{expected}"):
     read_mask(encode(image, "TIFF"))
 
 

@@ -158,7 +158,7 @@ def test_unreadable_files_are_named_or_skipped(field, tmp_path, caplog):
   assert real(batches) == [0, 2, 3] * 2
   assert list(skipped) == ["1.png"] and skipped["1.png"].startswith(message)
   # Reported once, though read in both epochs.
-  assert caplog.text.count("left out 1.png") == 1
+  assert caplog.text.count("skipping 1.png") == 1
   assert not batches[0]["image"][1].any()
 
 

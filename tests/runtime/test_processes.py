@@ -157,7 +157,7 @@ def test_a_cluster_ends_together_and_resumes(whole, flags, folders, tmp_path):
   codes, logs = end_cluster(start())
   assert codes == [0, 0], logs
   assert f"from step {step}" in logs[0]
-  assert "features of nuts are read from" in logs[0]
+  assert "reading features of nuts from" in logs[0]
   assert read_metrics(workdir) == read_metrics(whole)
   for item in ("params", "opt_state"):
     assert leaves(workdir, 15, item) == leaves(whole, 15, item)

@@ -1,11 +1,11 @@
-"""Generated industrial-inspection images with defects and pixel masks.
+"""Generated images of industrial inspection with defects and masks.
 
-Two uses: the embedded demo data set (6 training and 6 evaluation categories)
-and the pretraining of a tiny CLIP, which draws on many further categories but
-never on the evaluation categories or on the unseen defect kinds.
+They are used for the demo's data sets (6 training and 6 evaluation categories)
+and for pretraining the toy CLIP. The pretraining has many other categories, but
+never the evaluation categories or the unseen kinds of defects.
 
-Everything is a function of an explicit `numpy.random.Generator`. Lengths are
-in pixels of a 112-pixel image and scale with the requested size.
+Every image is a function of a given `numpy.random.Generator`. Lengths are in
+pixels of a 112-pixel image and scale with the requested size.
 """
 
 from cops_jax.datasets.generated.categories import (

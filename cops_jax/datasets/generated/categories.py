@@ -1,4 +1,4 @@
-"""The products: training and evaluation categories."""
+"""The products of the training and evaluation categories."""
 
 import dataclasses
 import functools
@@ -23,10 +23,10 @@ class Category:
   """A kind of product.
 
   Attributes:
-    name: Identifier, usable in a text prompt once underscores are spaces.
+    name: identifier; prompts use it with spaces for underscores.
     kind: "surface" or "object".
-    draw: `(rng, size) -> image` of a surface, `(rng, size) -> (image,
-      foreground)` of an object.
+    draw: function that draws the scene: `(rng, size) -> image` for a surface,
+      `(rng, size) -> (image, foreground)` for an object.
   """
 
   name: str
@@ -39,14 +39,14 @@ class Category:
     """Draws the scene without lighting, noise or defect.
 
     Returns:
-      Image, float32 (size, size, 3) in [0, 1], and foreground, bool (size,
-      size), which is everything on a surface.
+      The image, float32 (size, size, 3) in [0, 1], and the foreground, bool
+      (size, size), which is True everywhere for a surface.
     """
     if self.kind == "surface":
       image, foreground = self.draw(rng, size), np.ones((size, size), bool)
     else:
       image, foreground = self.draw(rng, size)
-    # Slight optical blur.
+    # A slight optical blur.
     sigma = rng.uniform(0.25, 0.7) * size / REFERENCE_SIZE
     image = ndimage.gaussian_filter(
       image.astype(np.float32), (sigma, sigma, 0), truncate=2.5
@@ -55,7 +55,7 @@ class Category:
 
 
 def _fixed_surface(name, pattern, colours, period, tilt):
-  """A demo surface: fixed colours, narrow ranges of period and tilt."""
+  """Returns a surface with fixed colours and limited periods and tilts."""
 
   def draw(rng, size):
     return pattern(
@@ -70,7 +70,7 @@ def _fixed_surface(name, pattern, colours, period, tilt):
 
 
 def _fixed_object(name, shape, colours, extent, tilt=np.pi, texture=0.02):
-  """A demo object: fixed colours of body and background."""
+  """Returns an object with fixed colours of body and background."""
 
   def draw(rng, size):
     body, ground = jitter(rng, *colours)

@@ -1,8 +1,9 @@
 """Kinds of defects, seen and unseen in training.
 
-A paint function is `(rng, image, foreground, strength) -> (changed, extent)`:
-the image with the defect, and the soft or binary extent that it may occupy.
-`strength` in (0, 1] is the amplitude of the change in units of full scale.
+A paint function is `(rng, image, foreground, strength) -> (changed, extent)`.
+It returns the image with the defect, and the soft or binary extent that the
+defect can occupy. `strength` in (0, 1] is the amplitude of the change in units
+of full scale.
 """
 
 import numpy as np
@@ -31,10 +32,11 @@ _MIN_CHANGE = 0.02
 
 
 def _defect(paint):
-  """Completes a paint function to `(rng, image, foreground) -> (image, mask)`.
+  """Converts a paint function to `(rng, image, foreground) -> (image, mask)`.
 
-  The mask holds the visibly changed pixels; all others keep their values. A
-  change that is too faint or too small is painted again, more strongly.
+  The mask contains the visibly changed pixels; all other pixels keep their
+  values. A change that is too faint or too small is painted again with more
+  strength.
   """
 
   def defect(rng, image, foreground):
@@ -42,7 +44,7 @@ def _defect(paint):
     low, high = (0.07, 0.14) if rng.random() < 0.25 else (0.18, 0.6)
     strength = rng.uniform(low, high)
     for attempt in range(20):
-      # Some changes cannot show everywhere, such as blur where it is plain.
+      # Some changes are not visible everywhere, such as blur on plain areas.
       painter = paint if attempt < 9 else stain
       changed, extent = painter(rng, image, foreground, min(strength, 1.0))
       changed = np.clip(changed, 0, 1).astype(np.float32)
@@ -50,7 +52,7 @@ def _defect(paint):
       peak = difference.max()
       threshold = max(_MIN_CHANGE, 0.12 * peak)
       mask = difference > threshold
-      # Pixels that happen to keep their value inside the defect belong to it.
+      # Pixels inside the defect belong to it even if they keep their values.
       mask |= ndimage.binary_fill_holes(
         ndimage.binary_closing(mask, np.ones((3, 3)))
       ) & (extent > 0.3)
@@ -109,7 +111,7 @@ def thread(rng, image, foreground, strength):
   )
   width = rng.uniform(0.9, 2.2) * scale
   extent = strokes(size, [path], [width])
-  # A fibre may overhang an object a little, unlike damage to its material.
+  # A fibre can reach beyond the object, unlike damage to its material.
   reach = ndimage.binary_dilation(foreground, iterations=round(4 * scale) + 1)
   extent = extent * reach
   colour = other_colour(rng, image, extent, strength, 1.5)
@@ -121,7 +123,7 @@ def stain(rng, image, foreground, strength):
   texture = 1 + 0.25 * noise(rng, image.shape[0], 14)
   colour = other_colour(rng, image, extent, strength, 0.5)
   mean = mean_colour(image, extent).astype(np.float32)
-  # Shifting instead of covering lets the texture below show through.
+  # A shift of the colours leaves the texture visible.
   shift = (colour - mean) * (extent * np.clip(texture, 0.3, 1.5))[..., None]
   return image + shift, extent
 
@@ -146,7 +148,7 @@ def missing(rng, image, foreground, strength):
 
 def color_shift(rng, image, foreground, strength):
   extent = blob(rng, foreground, rng.uniform(0.1, 0.5))
-  # Opposite shifts of the channels change hue rather than brightness.
+  # Opposite shifts of the channels change the hue and not the brightness.
   shift = rng.normal(0, 1, 3)
   shift -= shift.mean()
   shift *= strength / np.abs(shift).max()
@@ -223,7 +225,7 @@ def warp(rng, image, foreground, strength):
   extent = blob(rng, reach, 0.8, centre, (0.015, 0.08))
   y, x = np.mgrid[:size, :size].astype(np.float32)
   dy, dx = y - centre[0], x - centre[1]
-  if rng.random() < 0.6:  # Swirl, else a shove along one direction.
+  if rng.random() < 0.6:  # A swirl; otherwise a shift in one direction.
     turn = extent * rng.choice([-1, 1]) * (0.5 + 2 * strength)
     y = centre[0] + np.cos(turn) * dy - np.sin(turn) * dx
     x = centre[1] + np.sin(turn) * dy + np.cos(turn) * dx
@@ -249,7 +251,7 @@ def cut(rng, image, foreground, strength):
   size, scale = image.shape[0], scale_of(image)
   fill = background_colour(image, foreground)
   if fill is None:
-    # A surface has no border: a gouge with one dark and one bright facet.
+    # A surface has no border: draw a gouge with a dark and a bright facet.
     start = pick_centre(rng, foreground)
     path = smooth_path(rng, start, rng.uniform(12, 35) * scale, 0.1, 2)
     along = path[1] - path[0]
@@ -265,7 +267,7 @@ def cut(rng, image, foreground, strength):
     return changed, np.maximum(dark, bright)
   edge = foreground & ~ndimage.binary_erosion(foreground, iterations=2)
   start = pick_centre(rng, edge)
-  # Inwards is where more of the object is, also at the rim of its holes.
+  # Inwards is towards more of the object, also at the rim of a hole.
   near = ndimage.uniform_filter(foreground.astype(np.float32), 9)
   row, column = start.astype(int)
   inwards = [np.gradient(near, axis=axis)[row, column] for axis in (0, 1)]
@@ -303,12 +305,12 @@ def droplet(rng, image, foreground, strength):
     )
   height = ndimage.uniform_filter(extent, int(5 * scale_of(image)))
   slope_y, slope_x = np.gradient(height)
-  # A lens: it displaces what lies below, and shines on one side.
+  # A droplet is a lens: it displaces the image below and shines on one side.
   y, x = np.mgrid[:size, :size].astype(np.float32)
   bend = 25 * extent * scale_of(image)
   changed = sample(image, y + bend * slope_y, x + bend * slope_x)
   shine = (slope_x + slope_y) * 8 * strength * extent
-  # Wet material is a little darker, or lighter, than dry.
+  # Wet material is slightly darker or lighter than dry material.
   shine = shine + rng.choice([-0.3, 0.2]) * strength * extent
   return np.where(
     extent[..., None] > 0, changed + shine[..., None], image

@@ -1,4 +1,4 @@
-"""Noise, coordinates, regions and colours of all generated images."""
+"""Noise, coordinates, regions and colours for all generated images."""
 
 import functools
 
@@ -6,18 +6,21 @@ import numpy as np
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-REFERENCE_SIZE = 112  # Pixels; the unit of all lengths.
+REFERENCE_SIZE = 112  # Side of the image in pixels that lengths refer to.
 SUPERSAMPLING = 4
 
 
 def resize(field, size):
-  """Bicubic upsampling of a 2-D array to (size, size)."""
+  """Upsamples a 2-D array bicubically to (size, size)."""
   image = Image.fromarray(np.asarray(field, np.float32))
   return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC))
 
 
 def noise(rng, size, cells, columns=None):
-  """Smooth noise, about unit variance, `cells` x `columns` control points."""
+  """Draws smooth noise of about unit variance.
+
+  The noise has `cells` x `columns` control points, or `cells` x `cells`.
+  """
   cells = max(2, min(size, int(cells)))
   columns = cells if columns is None else max(2, min(size, int(columns)))
   return resize(rng.standard_normal((cells, columns), np.float32), size)
@@ -31,20 +34,20 @@ def fractal(rng, size, cells, octaves=3):
 
 
 def grain(rng, size, amount=0.03):
-  """Fine noise, to be added to tones."""
+  """Draws fine noise for tones."""
   return amount * noise(rng, size, size // 2)
 
 
 @functools.lru_cache(maxsize=4)
 def pixel_grid(size):
-  """Pixel centres (y, x), float32, in reference pixels around the centre."""
+  """Returns pixel centres (y, x) in reference pixels around the centre."""
   axis = (np.arange(size, dtype=np.float32) + 0.5) / size - 0.5
   y, x = np.meshgrid(*[axis * REFERENCE_SIZE] * 2, indexing="ij")
   return y, x
 
 
 def coordinates(rng, size, period, angle, warp=0.0):
-  """Rotated, shifted coordinates (u, v) counted in periods."""
+  """Returns rotated and shifted coordinates (u, v) in periods."""
   y, x = pixel_grid(size)
   cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
   shift = rng.uniform(50, 60, 2).astype(np.float32)
@@ -57,7 +60,7 @@ def coordinates(rng, size, period, angle, warp=0.0):
 
 
 def step(x, width=0.1):
-  """Linear ramp from 0 to 1 over `width` around x = 0."""
+  """Returns a linear ramp from 0 to 1 over `width` around x = 0."""
   return np.clip(x / width + 0.5, 0, 1)
 
 
@@ -66,14 +69,14 @@ def mix(first, second, weight):
 
 
 def per_cell(rng, u, v):
-  """One uniform random number in [0, 1) for each integer cell."""
+  """Draws one uniform random number in [0, 1) for each integer cell."""
   table = rng.random((64, 64), np.float32)
   i, j = (np.floor(index).astype(np.int64) % 64 for index in (u, v))
   return table[i, j]
 
 
 def cellular(rng, u, v):
-  """Distances to the two nearest jittered points and the nearest's value."""
+  """Returns distances to the two nearest points, and the nearest's value."""
   table = rng.random((3, 64, 64), np.float32)
   column, row = np.floor(u), np.floor(v)
   nearest = np.full(u.shape, 9, np.float32)
@@ -93,26 +96,26 @@ def cellular(rng, u, v):
 
 
 def hsv(hue, saturation, value):
-  """Colour (3,) in [0, 1] of hue (in turns), saturation and value."""
+  """Converts a hue in turns, a saturation and a value to a colour in [0, 1]."""
   channel = np.abs((hue + np.array([0, 2 / 3, 1 / 3])) % 1 * 6 - 3) - 1
   return value * (1 - saturation + saturation * np.clip(channel, 0, 1))
 
 
 def random_palette(rng):
-  """Two to-be-mixed colours, (2, 3), at least moderately different."""
+  """Draws two different colours to mix, (2, 3)."""
   first = hsv(rng.random(), rng.beta(1, 2.2), rng.uniform(0.2, 0.95))
   for _ in range(8):
     hue = rng.random()
     second = hsv(hue, rng.beta(1, 2.2), rng.uniform(0.1, 0.95))
     if np.abs(first - second).max() > 0.2:
       break
-  # Low contrast between the two is as common in products as high contrast.
+  # In products, low contrast is as common as high contrast.
   second = first + (second - first) * rng.uniform(0.3, 1)
   return np.array([first, second], np.float32)
 
 
 def jitter(rng, *colours):
-  """The fixed colours of a demo category with a small common variation."""
+  """Varies the fixed colours of a category slightly, mostly in common."""
   colours = np.array(colours, np.float32)
   common = rng.normal(0, 0.018, (1, 3)) + rng.normal(0, 0.036)
   return np.clip(
@@ -125,25 +128,31 @@ def scale_of(image):
 
 
 def pick_centre(rng, foreground, weight=None):
-  """A random foreground pixel (row, column)."""
+  """Draws a foreground pixel (row, column), preferably one of high weight."""
   candidates = np.flatnonzero(foreground)
   index = candidates[rng.integers(candidates.size)]
-  if weight is not None:  # The best of a few, so that weight matters.
+  if weight is not None:  # Take the best of a few candidates.
     several = candidates[rng.integers(candidates.size, size=12)]
     index = several[np.argmax(weight.ravel()[several])]
   return np.array(divmod(int(index), foreground.shape[1]), np.float32)
 
 
 def blob(rng, foreground, softness, centre=None, fraction=(0.004, 0.08)):
-  """Soft irregular region on the foreground, float32 (size, size) in [0, 1].
+  """Draws a soft, irregular region on the foreground.
 
   Args:
-    softness: Width of the edge ramp, relative to the radius.
-    fraction: Range of the area relative to the image's, drawn log-uniformly.
+    rng: source of randomness.
+    foreground: pixels that the region can cover, bool (size, size).
+    softness: width of the edge ramp relative to the radius.
+    centre: centre (row, column); None draws it.
+    fraction: range of the area relative to the image, drawn log-uniformly.
+
+  Returns:
+    Weights of the pixels, float32 (size, size) in [0, 1].
   """
   size = foreground.shape[0]
   area = np.exp(rng.uniform(*np.log(fraction)))
-  # A soft edge reaches further out; keep the visible area the same.
+  # A soft edge extends further; keep the visible area the same.
   radius = size * np.sqrt(area / np.pi) / (1 + 0.4 * softness)
   centre = pick_centre(rng, foreground) if centre is None else centre
   y, x = np.ogrid[:size, :size]
@@ -163,7 +172,7 @@ def blob(rng, foreground, softness, centre=None, fraction=(0.004, 0.08)):
 
 
 def smooth_path(rng, start, length, bend, steps=24):
-  """Curved path (steps, 2) of (row, column) around `start`, in pixels."""
+  """Draws a curved path (steps, 2) of (row, column) around `start`."""
   heading = rng.uniform(0, 2 * np.pi)
   turn = np.cumsum(rng.normal(0, bend / np.sqrt(steps), steps))
   turn = heading + turn + np.linspace(0, rng.normal(0, bend), steps)
@@ -172,7 +181,7 @@ def smooth_path(rng, start, length, bend, steps=24):
 
 
 def strokes(size, paths, widths):
-  """Antialiased coverage (size, size) of polylines with widths in pixels."""
+  """Returns the antialiased coverage (size, size) of lines of given widths."""
   canvas = Image.new("L", (size * SUPERSAMPLING,) * 2)
   draw = ImageDraw.Draw(canvas)
   for path, width in zip(paths, widths, strict=True):
@@ -195,19 +204,19 @@ def mean_colour(image, extent):
 
 
 def other_colour(rng, image, extent, strength, tint=0.3):
-  """A colour that differs from the region's mean by about `strength`."""
+  """Draws a colour that differs from a region's mean by about `strength`."""
   mean = mean_colour(image, extent)
   direction = np.ones(3) + tint * rng.normal(0, 1, 3)
   direction /= np.abs(direction).max()
   sign = rng.choice([-1, 1])
-  # Where there is no head-room, only the other sign can be seen.
+  # If the range ends before that, only the other sign is visible.
   if not 0 <= mean.mean() + sign * strength <= 1:
     sign = 1 if mean.mean() < 0.5 else -1
   return np.clip(mean + sign * strength * direction, 0, 1).astype(np.float32)
 
 
 def low_pass(image, cells):
-  """Coarse version of the image, `cells` x `cells` box means, upsampled."""
+  """Returns the upsampled means of `cells` x `cells` boxes of the image."""
   size = image.shape[0]
   channels = []
   for channel in np.moveaxis(image, -1, 0):
@@ -218,13 +227,13 @@ def low_pass(image, cells):
 
 
 def background_colour(image, foreground):
-  """Colour that shows where material is gone; None for a surface."""
+  """Returns the colour visible behind an object; None for a surface."""
   outside = ~foreground
   return np.median(image[outside], 0) if outside.mean() >= 0.05 else None
 
 
 def sample(image, y, x):
-  """The image at the given pixel coordinates."""
+  """Samples the image at the given pixel coordinates."""
   channels = [
     ndimage.map_coordinates(channel, (y, x), order=1, mode="nearest")
     for channel in np.moveaxis(image, -1, 0)

@@ -1,6 +1,6 @@
-"""Surfaces and outlines of evaluation categories, which no other draws.
+"""Surfaces and outlines that only the evaluation categories use.
 
-A surface is `(rng, size) -> image`; an outline is as in `objects`.
+A surface is a function `(rng, size) -> image`; `objects` describes outlines.
 """
 
 import numpy as np
@@ -21,7 +21,7 @@ from cops_jax.datasets.generated.objects import ellipse, radial
 def wood(rng, size):
   palette = jitter(rng, (0.76, 0.56, 0.35), (0.48, 0.29, 0.15))
   u, v = coordinates(rng, size, 10, rng.normal(0, 0.08))
-  # Growth rings: strongly stretched along the grain, bent by a knot-free drift.
+  # Growth rings are stretched along the grain and bent by a smooth drift.
   drift = noise(rng, size, 5, 2) + 0.25 * noise(rng, size, 9, 3)
   phase = v * rng.uniform(0.7, 1.2) + 0.9 * drift + 0.02 * u
   ring = (phase % 1) ** 2
@@ -48,7 +48,7 @@ def knit(rng, size):
   period = rng.uniform(11, 14)
   u, v = coordinates(rng, size, period, rng.normal(0, 0.1), 0.05)
   half = u % 1 - 0.5
-  # Each stitch is a V: two yarn strands that meet in the column's middle.
+  # Each stitch is a V of two strands that meet in the middle of the column.
   strand = (1.4 * v - 1.1 * np.abs(half)) % 1 - 0.5
   bulge = 1 - (strand / 0.5) ** 2 - (np.abs(np.abs(half) - 0.25) / 0.3) ** 2
   yarn = np.clip(bulge, 0, 1) ** 0.7

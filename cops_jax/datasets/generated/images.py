@@ -1,4 +1,4 @@
-"""Photographs of the categories with defects and pixel masks."""
+"""Simulated photographs of the categories, with defects and masks."""
 
 from typing import Any
 
@@ -16,13 +16,17 @@ from cops_jax.datasets.generated.drawing import (
 
 
 def _capture(rng, size):
-  """Draws lighting gain (size, size, 3) and sensor noise of one photograph."""
+  """Draws the lighting gain and the sensor noise of one photograph.
+
+  Returns:
+    Two arrays of shape (size, size, 3).
+  """
   y, x = (axis / (REFERENCE_SIZE / 2) for axis in pixel_grid(size))
   tilt = rng.normal(0, 0.06, 2).astype(np.float32)
   vignette = np.float32(rng.uniform(0, 0.12))
   gain = 1 + tilt[0] * y + tilt[1] * x - vignette * (x * x + y * y)
   gain = gain + np.float32(rng.uniform(0, 0.04)) * noise(rng, size, 3)
-  if rng.random() < 0.25:  # A soft cast shadow that is no defect.
+  if rng.random() < 0.25:  # A soft shadow, which is not a defect.
     angle = rng.uniform(0, 2 * np.pi)
     side = np.cos(angle) * x + np.sin(angle) * y - rng.uniform(-0.8, 0.8)
     gain = gain * (1 - rng.uniform(0.05, 0.2) * step(side, 0.6))
@@ -32,7 +36,7 @@ def _capture(rng, size):
 
 
 def _square(rng, foreground, side):
-  """The rows and columns of a square around a part of the foreground."""
+  """Returns the rows and columns of a square around part of the foreground."""
   size = foreground.shape[0]
   if side == size:
     return np.s_[:, :]
@@ -48,22 +52,21 @@ def generate_pair(
   size: int = 112,
   defect_scale: float = 1.0,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Draws one photograph with and without a defect.
+  """Draws a photograph with and without a defect.
 
-  Lighting and sensor noise are the same in both, so they differ only in the
-  mask.
+  Both have the same lighting and sensor noise, so they differ only in the mask.
 
   Args:
-    category: Key of `CATEGORIES`, or a category.
-    defect: Key of `DEFECTS`, or None.
-    rng: Source of all randomness.
-    size: Side of the square images in pixels.
-    defect_scale: Of the defect's lengths, up to 1, which leaves them as they
-      are: it is drawn in a square of that share of the image's side.
+    category: a category or its key in `CATEGORIES`.
+    defect: key of the defect in `DEFECTS`, or None.
+    rng: source of all randomness.
+    size: side of the square images in pixels.
+    defect_scale: side of the square that the defect is drawn in, as a share of
+      the side of the image; the defect's lengths scale with it.
 
   Returns:
-    Image with the defect and image without it, uint8 (size, size, 3), and the
-    mask of the defect, bool (size, size), all False without a defect.
+    The image with the defect and the image without it, uint8 (size, size, 3),
+    and the mask of the defect, bool (size, size).
   """
   if isinstance(category, str):
     category = CATEGORIES[category]
@@ -85,6 +88,6 @@ def generate_pair(
 
 
 def generate(*args: Any, **kwargs: Any) -> tuple[np.ndarray, np.ndarray]:
-  """Returns the defective image and the mask of `generate_pair`."""
+  """Returns the image with the defect and the mask of `generate_pair`."""
   image, _, mask = generate_pair(*args, **kwargs)
   return image, mask

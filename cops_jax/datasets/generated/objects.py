@@ -1,8 +1,9 @@
-"""Objects: outlines filled with a material, lit, on a background.
+"""Objects: lit outlines filled with a material, on a background.
 
-An outline is `(rng) -> layers`, a list of (points (n, 2) in about [-1, 1],
-tone): tone None cuts a hole, 0 is the body's material, other values in [-1, 1]
-brighten or darken the body. Later layers lie on top.
+An outline is a function `(rng) -> layers`. Layers are a list of (points, tone),
+drawn from bottom to top; points have shape (n, 2) and values in about [-1, 1].
+The tone None cuts a hole, 0 is the material of the body, and other values in
+[-1, 1] brighten or darken it.
 """
 
 import numpy as np
@@ -18,7 +19,7 @@ from cops_jax.datasets.generated.drawing import (
 
 
 def plain_material(rng, size, colour, amount=0.02):
-  """A nearly uniform material with faint blotches and grain."""
+  """Draws a nearly uniform material with faint blotches and grain."""
   tone = amount * (noise(rng, size, 5) + 0.7 * noise(rng, size, size // 2))
   return np.asarray(colour, np.float32) * (1 + tone)[..., None]
 
@@ -26,7 +27,7 @@ def plain_material(rng, size, colour, amount=0.02):
 def draw_object(
   rng, size, layers, material, background, extent, angle, aspect=1
 ):
-  """Draws layers of a material on a background, with bevel and shadow."""
+  """Draws layers of a material on a background, with a bevel and a shadow."""
   radius = rng.uniform(*extent)
   shift = rng.uniform(-1, 1, 2) * np.clip(52 - radius, 2, 9)
   rotation = np.array(
@@ -45,18 +46,18 @@ def draw_object(
       draw_detail.polygon(points, fill=int(128 + 120 * np.clip(tone, -1, 1)))
   alpha = np.asarray(alpha.reduce(SUPERSAMPLING), np.float32) / 255
   detail = np.asarray(detail.reduce(SUPERSAMPLING), np.float32) / 128 - 1
-  # Tones use the head-room that a dark or bright material has left.
+  # Tones use the range that the brightness of the material leaves.
   mean = material.mean()
   detail = 0.8 * detail * np.where(detail > 0, 1 - mean, 0.9 * mean + 0.1)
   body = material + detail[..., None]
-  # Bevel: the slope of the blurred silhouette, lit from one side.
+  # The bevel is the slope of the blurred silhouette, lit from one side.
   scale = size / REFERENCE_SIZE
   soft = ndimage.uniform_filter(alpha, int(2 * (2 * scale) + 1))
   slope_y, slope_x = np.gradient(soft)
   light = rng.uniform(0, 2 * np.pi)
   relief = np.cos(light) * slope_x + np.sin(light) * slope_y
   body = body * (1 + rng.uniform(0.3, 1.2) * scale * relief)[..., None]
-  # A gentle highlight that drifts over the object from image to image.
+  # A faint highlight, at a different place in each image.
   body = body + 0.06 * rng.random() * noise(rng, size, 3)[..., None]
   offset = np.round(
     rng.uniform(1, 4) * scale * np.array([np.sin(light), np.cos(light)])
@@ -91,7 +92,7 @@ def box(x0, y0, x1, y1, radius=0.0):
 
 
 def radial(radii):
-  """Closed outline with the given radii at equally spaced angles."""
+  """Returns a closed outline with the given radii at equally spaced angles."""
   t = np.arange(len(radii)) * 2 * np.pi / len(radii)
   return np.stack([radii * np.cos(t), radii * np.sin(t)], 1)
 

@@ -1,7 +1,8 @@
 """Surface patterns that training and pretraining categories share.
 
-Each is `(rng, size, palette, period, angle) -> image`: palette (2, 3), period
-in reference pixels, angle in radians.
+A pattern is a function `(rng, size, palette, period, angle) -> image`. The
+palette has shape (2, 3), the period is in reference pixels, and the angle is in
+radians.
 """
 
 import numpy as np
@@ -129,7 +130,7 @@ def terrazzo(rng, size, period, angle):
 def scales(rng, size, period, angle):
   u, v = coordinates(rng, size, period, angle)
   weight = np.zeros_like(u)
-  for row in (1, 0, -1):  # Rows further down overlap those above.
+  for row in (1, 0, -1):  # Lower rows overlap the rows above them.
     y = np.floor(v * 2) - row
     radius = np.hypot((u + 0.5 * (y % 2)) % 1 - 0.5, v - y / 2)
     inside = (radius < 0.6) & (v * 2 >= y)
@@ -233,7 +234,7 @@ def camouflage(rng, size, period, angle):
 def felt(rng, size, period, angle):
   del angle
   weight = np.zeros((size, size), np.float32)
-  for _ in range(2):  # Ridges of noise look like a felt of fibres.
+  for _ in range(2):  # Ridges of noise look like fibres.
     field = noise(rng, size, REFERENCE_SIZE / period * 2)
     weight = np.maximum(weight, step(0.12 - np.abs(field), 0.2))
   return 0.8 * weight, grain(rng, size, 0.04)
