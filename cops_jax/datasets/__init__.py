@@ -1,7 +1,6 @@
 """Data sets by name; `load` returns their examples.
 
-Importing this package registers the published data sets and the demo's data
-sets with TFDS.
+Importing this package registers the published and the demo's data sets in TFDS.
 """
 
 from __future__ import annotations
@@ -61,13 +60,11 @@ def load(
     A sequence of undecoded examples. Each is a dict of image and mask (bytes or
     path of a file; several masks are a list of paths), has_mask, label (0
     normal, 1 anomaly), category, anomaly_kind, dataset, path and id. The
-    sequence has these attributes:
-
-    - `name`: name of the data set in examples and results.
-    - `identity`: version or folder, which distinguishes data sets of one name.
-    - `fingerprint()`: SHA-256 that changes with the contents.
-    - `notes`: what was skipped or guessed when the files were listed.
-    - `is_published`: True for a prepared copy of a published data set.
+    sequence has the attributes `name`, used in examples and results; `identity`
+    (version or folder), which distinguishes data sets of the same name;
+    `notes` on files that were skipped and on guesses; and `is_published`, True
+    for a prepared published data set. `fingerprint()` returns a SHA-256 that
+    changes with the contents.
 
   Raises:
     InputError: if the name or split is unknown, the split is empty, or original

@@ -62,10 +62,9 @@ class Published(dataset_builder.ShardBasedBuilder, skip_registration=True):
       builder=self,
       description=(
         f"{row.title}. {row.description} Licence: {row.licence}. Images are"
-        " stored as the bytes of their files. So are masks whose anomalous"
-        " pixels are those of grey 128 or more; the other masks are stored with"
-        " the values 0 and 255. An image without a mask has an empty one of its"
-        " size."
+        " stored as the bytes of their files, and so are masks that are"
+        " anomalous from grey 128 on; other masks become 0 and 255. Images"
+        " without a mask have one of zeros."
       ),
       homepage=row.homepage,
       citation=row.citation,
@@ -192,9 +191,8 @@ def _stored_mask(
         return path, notes
     return _png(mask.pixels.astype(np.uint8) * 255), notes
   except Exception as error:  # PIL raises many kinds of errors.
-    # Reading the example reports the damage again, or skips it if the config
-    # allows that. Several masks become empty bytes, because the first of them
-    # may be intact.
+    # Decoding the example reports or skips it. Several masks become empty
+    # bytes, because the first of them may be intact.
     _logger.warning("%s cannot be read: %s", path, shorten(error))
     return (EMPTY_MASK, path, b"")[min(len(listed.masks), 2)], ()
 

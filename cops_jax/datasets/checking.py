@@ -26,8 +26,7 @@ class Check:
   Attributes:
     name: name of the data set.
     source: description of the files that were checked.
-    counts: numbers of images and masks by (category, split, kind); the kind is
-      "normal", "anomalous" or "masks".
+    counts: numbers by (category, split, "normal" or "anomalous" or "masks").
     formats: numbers of image files by format and mode.
     problems: faults that must be fixed before the data set can be used.
     warnings: differences from the published data set.

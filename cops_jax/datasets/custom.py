@@ -102,11 +102,7 @@ def name_of(reader: str, root: pathlib.Path) -> str:
 
 
 def read_listing(reader: str, root: pathlib.Path) -> Listing:
-  """Lists the images of a custom data set.
-
-  Args:
-    reader: name of the reader in `READERS`.
-    root: root folder of the data set.
+  """Lists the images of a custom data set with a reader of `READERS`.
 
   Raises:
     InputError: if a folder or list cannot be read.
@@ -122,11 +118,7 @@ def read_listing(reader: str, root: pathlib.Path) -> Listing:
 def load_custom(
   reader: str, root: pathlib.Path, split: str, by_contents: bool = False
 ) -> FileExamples:
-  """Returns the examples of a custom data set.
-
-  Args:
-    reader, root: result of `locate`.
-    split, by_contents: the arguments of `cops_jax.datasets.load`.
+  """Returns the examples of a custom data set that `locate` found.
 
   Raises:
     InputError: if the files are not as expected.

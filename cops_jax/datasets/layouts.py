@@ -29,8 +29,7 @@ class ListedImage:
     category: name of the product or organ.
     anomaly_kind: kind of the anomaly; "good" for a normal image.
     image: image file.
-    masks: mask files, which are united; empty for a normal image and if
-      `has_mask` is False.
+    masks: mask files, which are united; empty for images without a mask.
     has_mask: False if there is no pixel-level ground truth.
   """
 
@@ -55,8 +54,7 @@ class Listing:
     problems: faults that must be fixed before the data set can be used.
     oddities: skipped files and guesses, which can be correct.
     hidden: hidden files and folders, which are skipped.
-    root: folder that ids are relative to, if it is not the requested one but a
-      folder below it.
+    root: folder that ids are relative to, if it is below the requested folder.
   """
 
   images: list[ListedImage] = dataclasses.field(default_factory=list)
@@ -117,9 +115,8 @@ def add_images(
     folders: folders of its images.
     parent: folder of its test images.
     has_mask: True if there is pixel-level ground truth.
-    masks_beside: if True, searches the image folders for masks: x_mask.png or
-      x.png for x.jpg. If there are any, anomalous images without one are
-      skipped.
+    masks_beside: if True, searches the image folders for masks (x_mask.png, or
+      x.png for x.jpg). If there are any, skips anomalous images without one.
     all_required: if True, a folder without images is a problem.
   """
   found = {}  # Folders by image.
@@ -196,7 +193,7 @@ def pair_masks(
   folder: pathlib.Path,
   listing: Listing,
 ) -> dict[pathlib.Path, list[pathlib.Path]]:
-  """Finds the masks of images in a folder of masks.
+  """Returns the masks of each image, or an empty dict if they do not match.
 
   Masks are matched by their names below the folder, in any case and without an
   ending such as "_mask" or "_GT". A folder named after an image can contain
@@ -205,13 +202,9 @@ def pair_masks(
   both fail, that is a problem of the listing.
 
   Args:
-    images: anomalous images, and for each the folder that its name is relative
-      to.
+    images: anomalous images, each with the folder that its name is relative to.
     folder: folder of the masks.
     listing: receives problems and oddities.
-
-  Returns:
-    The masks of each image; empty if they do not match.
   """
   masks = list_images(folder, listing)
   image_of = {_key(image, above): image for image, above in images.items()}
@@ -304,10 +297,7 @@ def list_folders(
 def scan(
   folder: pathlib.Path, listing: Listing | None = None
 ) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
-  """Returns the folders and files in a folder, by name.
-
-  Hidden ones are skipped and counted in the listing.
-  """
+  """Returns folders and files in a folder; the listing counts hidden ones."""
   if not folder.is_dir():
     return [], []
   # The folder's entries hold their types, which saves a query for each file.

@@ -38,17 +38,12 @@ def read_meta_json(
 ) -> Listing:
   """Reads a meta.json, the list of AnomalyCLIP, AdaCLIP and CoPS.
 
-  It is {"train": {CATEGORY: [ENTRY, ...]}, "test": {...}}. An entry has these
-  fields:
-
-  - img_path and mask_path: paths relative to the root, or absolute. Of an
-    absolute path outside the root, the longest ending that is a file below the
-    root is used.
-  - specie_name: kind of the anomaly.
-  - anomaly: 0 or 1; images with a probability in between are skipped.
-
-  A category has masks for all its anomalous images or, if each mask_path is
-  empty, for none.
+  It is {"train": {CATEGORY: [ENTRY, ...]}, "test": {...}}. An entry has
+  img_path and mask_path, specie_name (kind of the anomaly) and anomaly (0 or
+  1; images with a probability in between are skipped). Paths are relative to
+  the root or absolute. Of an absolute path outside the root, the longest ending
+  that is a file below the root is used. A category has masks for all anomalous
+  images or, if each mask_path is empty, for none.
 
   Args:
     root: root folder of the data set.
@@ -67,8 +62,7 @@ def read_table(
   """Reads a list of images.
 
   Args:
-    root: root folder of the data set.
-    categories: required categories.
+    root, categories: the arguments of `read_meta_json`.
     table: path of the list below the root.
     parse: converts the text of the list to the contents of a meta.json.
   """
@@ -258,10 +252,7 @@ def _add_entries(root, split, category, entries, place, listing):
 def _listed_file(
   root: pathlib.Path, text: str | None, place: str, listing: Listing
 ) -> pathlib.Path | None:
-  """Returns a listed file, or adds a problem and returns None.
-
-  The file must exist below the root.
-  """
+  """Returns a listed file below the root, or adds a problem."""
   text = text or ""
   if "\\" in text and not (root / text).is_file():
     text = text.replace("\\", "/")  # Written on Windows.

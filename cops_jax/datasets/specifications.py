@@ -37,10 +37,7 @@ _YES_AND_NO = _folders("{kind}", normal=("no",), kinds=("no", "yes"))
 
 
 def _test_folder(name, masks=None):
-  """Returns a reader of MVTec's layout with one category.
-
-  The preparation scripts of AnomalyCLIP and others write medical data in it.
-  """
+  """Returns a reader of medical data that scripts wrote in MVTec's layout."""
   return _folders(f"{name}/test/{{kind}}", masks, ("good",))
 
 
@@ -59,9 +56,8 @@ class Specification:
     licence: licence that the publishers state, or where to find it.
     homepage: address to get the data set from.
     citation: paper to cite.
-    num_test_images: published number of test images; None if it is unknown.
-    num_test_anomalies: published number of anomalous test images; None if it is
-      unknown.
+    num_test_images: published number of test images; None if unknown.
+    num_test_anomalies: the same for anomalous images.
     size: description of the size if num_test_images is unknown.
     url, sha256: address and hash of a tar file of the original files, for a
       data set that can be downloaded.

@@ -43,16 +43,14 @@ _NEAR = {
 def read_tree(root: pathlib.Path, categories: Sequence[str] = ()) -> Listing:
   """Reads folders of normal images and of images of each kind of anomaly.
 
-  These folders are in the category's folder test (MVTec AD) or test_public
-  (MVTec AD 2), or in the category's folder itself (Real-IAD). Normal images are
-  in good, normal or ok; the images in each other folder are anomalous. Masks
-  are in ground_truth, masks or mask, in one folder or in a folder for each
-  kind, or in the folders of the images. Without masks, the images have only
-  labels. Names are read in any case.
+  They are in a category's folder test (MVTec AD) or test_public (MVTec AD 2),
+  or in its own folder (Real-IAD). Normal images are in good, normal or ok; all
+  other folders contain anomalous images. Masks are in ground_truth, masks or
+  mask, with or without a folder for each kind, or next to the images. Images
+  without masks have only labels. Names are read in any case.
 
   Args:
-    root: root folder of the data set. If no categories are given, it can be the
-      folder of a single category.
+    root: folder of the data set or, without categories, of a single category.
     categories: categories to read; if empty, every folder that looks like one.
   """
   listing = Listing()
@@ -172,11 +170,9 @@ def _read_others(children, known, note):
 
 
 def _advise(folder, wanted=tuple(_NEAR)):
-  """Returns the end of a message: what to rename or move, or an empty string.
+  """Returns the end of a message with what to rename or move, if anything.
 
-  Args:
-    folder: folder with an unknown layout.
-    wanted: names that are missing in it.
+  `wanted` are the names that are missing in the folder.
   """
   folders, files = scan(folder)
   below = [path for above in folders for path in scan(above)[0]]
@@ -210,16 +206,12 @@ def read_folders(
 
   Args:
     root: root folder of the data set.
-    categories: the name of the category, in a sequence of length one.
+    categories: name of the only category.
     images: path of the image folders below the root. {kind} at its end means
-      any folder there except that of the masks; without {kind}, all images are
-      anomalous.
-    masks: path of the mask folders, which can contain {kind}; None if there are
-      no masks.
-    normal: kinds of normal images, in lower case; if empty, all images are
-      anomalous.
-    kinds: the only values of {kind}, all of them required; if empty, {kind} can
-      be any folder.
+      any folder except that of the masks; without it, all images are anomalous.
+    masks: path of the mask folders, also with {kind}; None without masks.
+    normal: kinds of normal images, in lower case; if empty, there are none.
+    kinds: required values of {kind}; if empty, {kind} can be any folder.
   """
   (category,) = categories
   listing = Listing()
@@ -258,9 +250,8 @@ def read_first(
 ) -> Listing:
   """Reads the first of several layouts that exists.
 
-  Searches the root, then its folders, then their folders, because unpacking an
-  archive often adds a folder. If no layout is complete, returns the listing of
-  one that has images, or of the first.
+  Searches the root and two levels of folders, because unpacking an archive
+  often adds a folder. If no layout is complete, returns the first with images.
 
   Args:
     root, categories: the arguments of the readers.

@@ -113,8 +113,7 @@ def read(
 
   Args:
     image: an image of any kind in `AnyImage`.
-    bits_per_channel: number of bits of a channel that has more than 8 and does
-      not declare them.
+    bits_per_channel: bits of channels with more than 8 that are not declared.
     max_pixels: largest number of pixels to decode; larger files are refused.
     name: name of the image in errors; by default the path of the file.
 
@@ -318,8 +317,7 @@ def _find_bits(union, depth, significant, given):
   Args:
     union: bitwise union of all values.
     depth: number of bits that a channel is stored in, more than 8.
-    significant: number of bits that the file declares, such as a PNG's sBIT; 0
-      if it declares none.
+    significant: bits that the file declares, such as a PNG's sBIT, or 0.
     given: the argument bits_per_channel of `read`.
   """
   if depth < 16:

@@ -39,13 +39,7 @@ _HEAT_TABLE = (
 
 
 def to_file(image: Image.Image, kind: str, **options: Any) -> bytes:
-  """Returns an image as the bytes of a file.
-
-  Args:
-    image: PIL image to save.
-    kind: format of the file, such as "PNG".
-    **options: options of PIL for the format.
-  """
+  """Returns the bytes of an image file of a kind such as "PNG"."""
   file = io.BytesIO()
   image.save(file, kind, **options)
   return file.getvalue()
@@ -80,7 +74,7 @@ def overlay(
     image: image to draw on.
     anomaly_map: map of the same size; higher values are more opaque.
     low, high: ends of the colour scale.
-    regions: regions to outline.
+    regions: pixels of the regions to outline.
   """
   from PIL import Image
 
@@ -124,13 +118,10 @@ def pair(
   If the image is more than twice as wide as high, it is above its overlay.
 
   Args:
-    image: image to draw.
-    anomaly_map: map of the same size.
-    threshold: pixel threshold. Regions that reach it are outlined, and the
-      lightest colour means twice the threshold. None draws no outlines, and the
-      lightest colour means 1.
-    side: longest side of the image and of the overlay, in pixels; larger images
-      are shrunk.
+    image, anomaly_map: image and map of the same size.
+    threshold: pixel threshold; regions that reach it are outlined. The lightest
+      colour means twice the threshold or, if it is None, 1.
+    side: longest side of each of the two in pixels; larger images are shrunk.
   """
   from PIL import Image
 
@@ -160,13 +151,9 @@ def caption(
 ) -> Image.Image:
   """Returns an image with words in a band below it.
 
-  The size of the letters grows with the image. Below a narrow image, each word
-  has its own line, and the picture is widened if necessary.
-
-  Args:
-    image: image to write below.
-    words: words or phrases to write.
-    is_marked: if True, the band has the colour of outlines.
+  Letters grow with the image. Below a narrow image, each word has its own line,
+  and the picture is widened if necessary. If `is_marked`, the band has the
+  colour of outlines.
   """
   from PIL import Image, ImageDraw, ImageFont
 
@@ -204,12 +191,10 @@ def picture_tiles(
   """Returns pictures of an image, its ground truth and its anomaly map.
 
   Args:
-    image: image to draw.
+    image, anomaly_map: image and map of the same size.
     mask: ground truth, 1 for anomalous pixels; None if there is none.
-    anomaly_map: map of the same size as the image.
     low, high: ends of the colour scale.
-    threshold: pixel threshold; regions that reach it are outlined, and NaN
-      outlines nothing.
+    threshold: pixel threshold of the outlined regions; NaN outlines nothing.
 
   Returns:
     Square JPEG files of side `TILE_PIXELS` in base64, for embedding in a page:

@@ -37,12 +37,7 @@ class MapWriter:
   def write(
     self, category: str, path: str, anomaly_map: Float[np.ndarray, "h w"]
   ) -> None:
-    """Adds a map.
-
-    Args:
-      category: category of the image.
-      path: path of the image, which becomes the key of the map.
-      anomaly_map: map to write.
+    """Adds the map of an image; the image's path is its key.
 
     Raises:
       InputError: if the map cannot be written.

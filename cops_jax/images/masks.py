@@ -20,7 +20,7 @@ from cops_jax.typing import Bool, Integer
 if TYPE_CHECKING:
   from PIL import Image
 
-# Paths or bytes of mask files; several files are united.
+# Paths or bytes; several files are united.
 MaskFiles = bytes | pathlib.Path | Sequence[bytes | pathlib.Path]
 
 # Kinds of notes.
@@ -144,10 +144,10 @@ def read_mask(
     alpha channel is the mask.
 
   Args:
-    files: mask files, see `MaskFiles`.
+    files: paths or bytes of the mask's files.
     max_pixels: largest number of pixels of a file.
-    has_soft_edges: if False, the second rule is not used and every value above
-      0 is anomalous, as in the authors' code.
+    has_soft_edges: if False, every value above 0 is anomalous, as in the
+      authors' code.
 
   Raises:
     ValueError: if the values of a file do not fit these rules, or files differ

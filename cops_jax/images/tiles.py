@@ -1,8 +1,8 @@
 """Tiles: overlapping parts of an image, scored in addition to the whole image.
 
-A grid has rows and columns; (1, 1) is only the whole image. All tiles of a grid
-have the same size. Neighbours share a quarter of a tile, so a defect that is
-not wider than a quarter is complete in one of them.
+A grid has rows and columns; (1, 1) is only the whole image. Tiles of a grid are
+equally large. Neighbours share a quarter of a tile, so a defect that is not
+wider is complete in one of them.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ from cops_jax.typing import Float, Integer
 
 WHOLE = (1, 1)
 AUTO = "auto"
-# Largest number of rows and of columns; each tile costs as much as an image.
-MAX_NUMBER = 8
+MAX_NUMBER = 8  # Rows or columns; each tile costs as much as an image.
 EXPECTED = f"rows x columns from 1x1 to {MAX_NUMBER}x{MAX_NUMBER}, such as 2x3"
 _OVERLAP = 0.25  # Share of a tile that it has in common with its neighbour.
 _MAX_SHRINKAGE = 2.0  # Factor by which "auto" can shrink the sides of a tile.
@@ -50,10 +49,7 @@ class DecodedImage:
 
 
 def parse_grid(text: str) -> tuple[int, int] | None:
-  """Returns rows and columns of a text such as "2x3"; None if it is invalid.
-
-  An empty string returns (1, 1).
-  """
+  """Returns the rows and columns of "2x3" or "" (1 x 1); None if invalid."""
   found = re.fullmatch(r"([0-9]{1,2})x([0-9]{1,2})", text or "1x1")
   grid = tuple(map(int, found.groups())) if found else (0, 0)
   return grid if all(1 <= number <= MAX_NUMBER for number in grid) else None
@@ -110,7 +106,7 @@ def decode(
   Args:
     image: result of `cops_jax.images.read`.
     image_size: side of the model's input, in pixels.
-    tiles: "auto", a grid such as "2x3", or "" for only the whole image.
+    tiles: argument of `normalize`.
 
   Raises:
     InputError: if the tiles are invalid.
@@ -157,9 +153,8 @@ def cut(
 def _bands(number, image_size, length):
   """Returns the pixels of each tile along an axis, and a matrix to them.
 
-  The matrix resizes the map of the tile bilinearly, as `resize_map` does, and
-  weights it by a raised cosine that is 1 in the middle of the tile and 0 at its
-  edges, which avoids seams.
+  The matrix resizes a tile's map bilinearly, as `resize_map` does, and weights
+  it by a raised cosine, which is 0 at the tile's edges and so avoids seams.
   """
   places = (np.arange(length) + 0.5) / length
   spans, share = _spans(number), _tile_share(number)
@@ -183,15 +178,10 @@ def blend(
   grid: tuple[int, int],
   size: tuple[int, int],
 ) -> Float[np.ndarray, "h w"]:
-  """Blends the maps of the tiles into a map of the image.
+  """Blends the maps of tiles, given row by row, into a map of width and height.
 
   Each pixel is the mean of the tiles that contain it, weighted by a raised
   cosine that is 1 in the middle of a tile and falls to 0 at its edges.
-
-  Args:
-    maps: maps of the tiles, row by row.
-    grid: rows and columns of the tiles.
-    size: width and height of the result, in pixels.
   """
   width, height = size
   down = _bands(grid[0], maps[0].shape[-1], height)
@@ -219,9 +209,6 @@ def join(
       grid (1, 1) has no tiles.
     grid: rows and columns of the tiles.
     size: width and height of the resulting map, in pixels.
-
-  Returns:
-    The score and the map of the image.
   """
   score, anomaly_map = found[0]
   anomaly_map = resize_map(anomaly_map, size)

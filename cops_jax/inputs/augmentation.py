@@ -34,8 +34,7 @@ class Change:
 
   Attributes:
     number: number of rows and of columns of the grid.
-    places: positions of a mosaic's images in the data set, row by row; empty
-      for a crop.
+    places: positions of a mosaic's images, row by row; empty for a crop.
     rng: generator that chooses the cell of a crop.
   """
 
@@ -51,8 +50,7 @@ class Augmentation:
   Attributes:
     kind: value of config.train.augmentation.
     seed: seed of the run.
-    pools: positions of the images that can share a mosaic with an image, by its
-      category and label.
+    pools: positions of images for mosaics, by category and label of an image.
   """
 
   kind: str
@@ -114,12 +112,11 @@ def read_example(
 
   Args:
     example: example at the position `place` in `examples`.
-    place: position of the example in the data set.
-    step: number of the training step.
+    place, step: position in the data set and number of the training step.
     examples: all examples of the data set.
     options: options of the batches.
-    failures: receives the paths of unreadable images of a mosaic, with reasons.
-      The example itself replaces them in the mosaic.
+    failures: receives the paths of unreadable images of a mosaic, with reasons;
+      the example itself replaces them.
 
   Returns:
     The upright image, and the pixels and the mask at the model's size. The
@@ -161,9 +158,7 @@ def _open(example, reading):
 def make_mosaic(
   tiles: Iterable[tuple[UprightImage, Mask]], number: int, side: int
 ) -> tuple[Integer[np.ndarray, "s s 3"], Integer[np.ndarray, "s s"]]:
-  """Returns the pixels of a mosaic and of its mask.
-
-  Each tile is resized once, to the size of its cell.
+  """Returns the pixels of a mosaic and of its mask; resizes each tile once.
 
   Args:
     tiles: upright images and masks, row by row.

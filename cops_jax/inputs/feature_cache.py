@@ -41,8 +41,7 @@ class FeatureCache:
     dtype: type of the stored features.
     shape: shape (f, n, d) of the patch features of an image.
     num_images: number of images in the data set.
-    num_class_tokens: number of class tokens of an image; None means one without
-      an axis.
+    num_class_tokens: class tokens of an image; None means one without an axis.
   """
 
   folder: pathlib.Path
@@ -87,18 +86,14 @@ class FeatureCache:
     ]
 
   def find(self, index: int) -> dict[str, Any] | None:
-    """Returns the features of an image in the stored type, or None.
-
-    Args:
-      index: position of the image in the data set.
+    """Returns the features of the image at a position, or None.
 
     Returns:
-      image_features (d,) or (f, d) and patch_features (f, n, d); and
-      orientation, size and notes as in `pipeline.iterate_batches`.
+      image_features (d,) or (f, d) and patch_features (f, n, d) in the stored
+      type; and orientation, size and notes as in `pipeline.iterate_batches`.
 
     Raises:
-      InputError: if the features are damaged or belong to another image or
-        cache.
+      InputError: if they are damaged or belong to another image or cache.
     """
     shard, row = divmod(index, self.shard_size)
     checksums, features = self._read(shard, range(row, row + 1))
@@ -119,10 +114,7 @@ class FeatureCache:
     }
 
   def padding(self) -> dict[str, Any]:
-    """Returns the features of padding.
-
-    They are ones, because features are divided by their norm.
-    """
+    """Returns the features of padding: ones, which can be normalized."""
     dtype = jnp.dtype(self.dtype)
     return {
       "orientation": np.int32(1),
@@ -175,8 +167,7 @@ class FeatureCache:
 
     Args:
       features: results of `encode` by position; all belong to one shard.
-      writer: name of the writer. Writers with the same name or the same shard
-        must not write at the same time.
+      writer: name of the writer; two must not write a shard at the same time.
 
     Raises:
       OSError: if the shard cannot be written.

@@ -1,9 +1,8 @@
 """Fills and opens the feature cache.
 
 The backbone is frozen, so the features of an image that is not augmented never
-change. A cache is a folder. Its `manifest.json` contains everything that the
-features depend on, and the manifest's hash is part of the folder's name.
-Missing features are computed at the next start.
+change. A cache is a folder named with the hash of its `manifest.json`, which
+contains all that the features depend on. Each start computes missing features.
 """
 
 from __future__ import annotations
@@ -78,13 +77,11 @@ def open_features(
 
   Args:
     config: a ConfigDict with the fields of `cops_jax.config`.
-    examples: result of `cops_jax.datasets.load`.
-    split: split of the examples.
-    model: model with the vision tower.
-    backbone: weights of the vision tower.
-    mesh: devices of the run. Each device computes as many images at a time as
-      in a step of the run. The last bits depend on that number, so it is part
-      of the cache's key in float32.
+    examples, split: result and argument of `cops_jax.datasets.load`.
+    model, backbone: model with the vision tower, and its weights.
+    mesh: devices of the run. Each computes as many images at a time as in a
+      step of the run, because the last bits depend on that number; in float32,
+      it is part of the cache's key.
     batch_size: batch size of the run.
     skipped: see `pipeline.iterate_batches`.
 

@@ -62,15 +62,12 @@ class BatchOptions:
   Attributes:
     image_size: side of an image in pixels, a multiple of `patch_size`.
     patch_size: side of a patch in pixels.
-    batch_size: number of examples in a global batch; the last batch of an epoch
-      can have fewer.
-    num_devices: number of devices of all processes; batches are padded to a
-      multiple of it.
+    batch_size: examples in a global batch; an epoch's last one can have fewer.
+    num_devices: devices of all processes; batches are padded to a multiple.
     process_index, process_count: index and number of the processes; each loads
       a contiguous part of every batch.
     num_workers: number of processes that decode images; 0 uses threads.
-    shuffle_seed: seed of the order of each epoch; None keeps the order of the
-      data set.
+    shuffle_seed: seed of each epoch's order; None keeps the data set's order.
     reading: keyword arguments of `images.read`, see `config.reading`.
     full_masks: if True, masks are pixels instead of counts by patch.
     example_ids: if True, examples have an id, which is the key of their noise.
@@ -296,12 +293,11 @@ def iterate_batches(
     - index (position in the data set) and label, int32; has_mask and
       padding_mask, bool; category and path, str; example_id, uint32, if the
       options enable it: all (b,).
-    - orientation: EXIF's number, int32 (b,); size: width and height, int32 (b,
-      2); notes: lines of text, str (b,). They describe the image's file, and
-      for a mosaic the example's own.
+    - orientation (EXIF's number), int32 (b,); size (width and height), int32
+      (b, 2); notes (lines), str (b,): all of the example's own image file.
 
-    Padding and skipped examples have padding_mask False, zeros in the other
-    fields, and ones as features.
+    Padding and skipped examples have padding_mask False, features of ones, and
+    zeros in the other fields.
 
   Raises:
     InputError: if an example cannot be read or its features are damaged.
@@ -374,8 +370,7 @@ def _open_batches(load_row):
       ),
       worker_init_fn=_follow_parent,
     )
-    # Send rows through pipes: shared memory is not faster for them, and
-    # containers have little of it.
+    # Use pipes: shared memory is not faster, and containers have little of it.
     rows = grain.experimental.WithOptionsIterDataset(
       rows, grain.experimental.DatasetOptions(min_shm_size=1 << 62)
     )

@@ -5,7 +5,7 @@ from helpers.original_layouts import Tree
 
 @pytest.fixture
 def tree(tmp_path):
-  """Two categories, only the first of which has masks."""
+  """Writes two categories; only the first has masks."""
   tree = Tree(tmp_path / "screws")
   for category in ("long", "short"):
     tree.image(f"{category}/train/good/0.png", "train", category)

@@ -1,4 +1,4 @@
-"""The check of a data set's files, on trees with known faults."""
+"""The check of a data set reports known faults."""
 
 import numpy as np
 import pytest
@@ -34,7 +34,7 @@ def test_sound_trees_have_no_problems(name, tmp_path):
   }
 
 
-def test_counts_are_compared_with_the_known_ones(tmp_path):
+def test_counts_are_compared_with_the_published_ones(tmp_path):
   result = check(write_tree("btad", tmp_path))
   assert result.warnings == [
     "9 images in the test split, 732 fewer than the 741 of the published data"
@@ -85,7 +85,7 @@ def test_faulty_files_are_listed(tmp_path):
   assert "problems: 2\n  nut/test/dent/1.png" in str(result)
 
 
-def test_a_prepared_copy_is_checked_without_the_files(tmp_path):
+def test_a_prepared_copy_is_checked_without_original_files(tmp_path):
   tree = write_tree("isic", tmp_path)
   before = check(tree)
   datasets.load("isic", "test", str(tmp_path / "prepared"), str(tmp_path))

@@ -1,4 +1,4 @@
-"""cops datasets, as a user runs it."""
+"""The command `cops datasets`, called as by a user."""
 
 import pytest
 
@@ -15,7 +15,7 @@ def cells(out):
   return {line.split()[0]: line for line in out.splitlines() if line}
 
 
-def test_check(tmp_path, directories):
+def test_check_reports_unreadable_files(tmp_path, directories):
   tree = write_tree("btad", tmp_path)
   code, out, _ = call("datasets", "check", "btad", *directories)
   assert code == 0 and "problems: none" in out
@@ -28,8 +28,8 @@ def test_check(tmp_path, directories):
   assert "checking btad: 12/12 images" in err
 
 
-def test_prepare_and_list(tmp_path, directories):
-  """Prepares what it can; the rest is reported at the end."""
+def test_prepare_prepares_what_it_can_and_list_shows_it(tmp_path, directories):
+  """Data sets that cannot be prepared are reported at the end."""
   for name in ("mpdd", "kvasir", "btad"):
     write_tree(name, tmp_path)
   names = ("mpdd", "endo", "kvasir")
@@ -41,7 +41,7 @@ def test_prepare_and_list(tmp_path, directories):
   assert err.splitlines()[-1].startswith(
     "error: data set 'endo' is not prepare"
   )
-  # Again, it only reports.
+  # A second call only reports.
   code, out, err = call("datasets", "prepare", "mpdd", "kvasir", *directories)
   assert (code, err) == (0, "") and cells(out) == prepared
   code, out, _ = call("datasets", "list", *directories)
@@ -55,7 +55,7 @@ def test_prepare_and_list(tmp_path, directories):
   assert "can be downloaded" in rows["visa"] and "CC BY 4.0" in rows["visa"]
   assert "no original files" in rows["isic"]
   assert "https://endotect.com" in rows["endo"]
-  write_tree("visa", tmp_path)  # It would be downloaded.
+  write_tree("visa", tmp_path)  # Otherwise it is downloaded.
   code, out, _ = call("datasets", "prepare", "--all", *directories)
   assert code == 0 and "elpv" not in out
   assert "visa: 24 images in the test split" in out
@@ -79,7 +79,7 @@ def test_bad_arguments_are_reported(arguments, expected):
   assert code and expected in err
 
 
-def test_a_package_that_brings_a_data_set(tmp_path, monkeypatch):
+def test_a_data_set_is_read_from_an_installed_package(tmp_path, monkeypatch):
   prepare = [
     "datasets",
     "prepare",

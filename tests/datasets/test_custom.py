@@ -1,4 +1,4 @@
-"""A folder in MVTec's layout."""
+"""Custom data sets in folders, in MVTec's and other layouts."""
 
 import errno
 import os
@@ -13,12 +13,12 @@ from helpers.listings import check_examples, plates
 from helpers.original_layouts import Expected, write_files, write_tree
 
 
-def test_folder(tree):
+def test_a_folder_is_read(tree):
   check_examples(tree, f"folder:{tree.root}")
   check_examples(tree, f"folder:{tree.root}", "train")
 
 
-def test_folder_of_one_category(tree):
+def test_a_folder_of_one_category_is_read(tree):
   examples = datasets.load(f"folder:{tree.root / 'long'}", "test")
   assert examples.name == "long"
   assert {e["path"] for e in examples} == {"test/good/0.jpg", "test/bent/1.jpg"}
@@ -26,14 +26,14 @@ def test_folder_of_one_category(tree):
 
 
 @pytest.mark.parametrize("kind", ("folder", "meta_json"))
-def test_missing_folder_is_refused(kind, tmp_path):
+def test_a_missing_folder_is_refused(kind, tmp_path):
   with pytest.raises(InputError, match=f"nowhere is not a folder.*{kind}:PATH"):
     datasets.load(f"{kind}:{tmp_path / 'nowhere'}", "test")
   with pytest.raises(InputError, match="the path is not a folder"):
     datasets.load(f"{kind}:", "test")
 
 
-# Files, and by those that are read: category, kind and masks.
+# The files; category, kind and masks of each file that is read; and notes.
 FORMS = {
   "folders of each kind": (
     "Normal/0.png ABNORMAL/1.png",
@@ -60,7 +60,7 @@ FORMS = {
     },
     ("nut: images in good count as normal",),
   ),
-  "with masks beside the images": (
+  "with masks next to the images": (
     "good/0.png good/0_mask.png bad/1.jpg bad/1.png bad/2.png bad/2_mask.png",
     {
       "good/0.png": ("parts", "good", []),
@@ -113,7 +113,7 @@ FORMS = {
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_forms_of_folders(tmp_path, form):
+def test_folders_are_read_in_many_layouts(tmp_path, form):
   files, expected, notes = FORMS[form]
   root = tmp_path / "parts"
   write_files(root, files.split())
@@ -179,13 +179,15 @@ def test_published_sets_are_read_as_folders(tmp_path, name):
     ),
   ),
 )
-def test_near_layouts_are_refused_with_what_to_rename(tmp_path, files, reason):
+def test_almost_correct_layouts_are_refused_with_advice(
+  tmp_path, files, reason
+):
   write_files(tmp_path, files.split())
   with pytest.raises(InputError, match=reason.format(root=tmp_path)):
     datasets.load(f"folder:{tmp_path}", "test")
 
 
-def test_names_of_anomalies_are_not_taken_for_normal(tmp_path):
+def test_names_of_anomalies_do_not_count_as_normal(tmp_path):
   write_files(tmp_path, ["test/abnormal/0.png", "test/nok/0.png"])
   found = datasets.load(f"folder:{tmp_path}", "test")
   assert {row["label"] for row in found} == {1}
@@ -208,7 +210,7 @@ def test_a_folder_that_cannot_be_read_is_reported(tmp_path, monkeypatch):
     datasets.load(f"folder:{tree.root}", "test")
 
 
-def test_names_of_any_bytes(tmp_path):
+def test_file_names_can_have_any_bytes(tmp_path):
   tree = plates(tmp_path / "plates")
   for name in ("a b|c.png", "line\nbreak.png", os.fsdecode(b"\xff\xfe.png")):
     shutil.copy(
@@ -220,8 +222,8 @@ def test_names_of_any_bytes(tmp_path):
   assert len(found.fingerprint()) == 64
 
 
-def test_the_fingerprint_of_a_folder(tmp_path):
-  """It changes with every file's state and label, not with the place."""
+def test_the_fingerprint_of_a_folder_depends_on_its_files(tmp_path):
+  """It changes with the state and label of any file, not with the location."""
   tree = plates(tmp_path / "plates")
 
   def find(root, by_contents=False):

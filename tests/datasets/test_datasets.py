@@ -1,4 +1,4 @@
-"""Data sets by name, and the demo's builders."""
+"""Loading data sets by name, and the demo's data sets."""
 
 import collections
 import io
@@ -26,7 +26,7 @@ def test_unknown_names_are_refused(data_dir):
     datasets.load("demo_auxiliary", "train", data_dir)
 
 
-def test_normal_images_for_training(data_dir):
+def test_the_training_split_of_the_demo_is_normal(data_dir):
   normal = datasets.load("demo_unseen", "train", data_dir)
   kinds = collections.Counter(normal.categories_and_labels())
   assert kinds == {(name, 0): 8 for name in generated.EVALUATION_CATEGORIES}

@@ -1,4 +1,4 @@
-"""The generated images: disjoint sets, reproducibility, and tight masks."""
+"""Generated images: disjoint categories, reproducibility and exact masks."""
 
 import pathlib
 
@@ -31,7 +31,7 @@ def test_evaluation_is_disjoint_from_all_training():
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_render(name):
+def test_scenes_have_the_requested_size_and_range(name):
   image, foreground = ALL[name].render(np.random.default_rng(1), 112)
   assert image.shape == (112, 112, 3) and image.dtype == np.float32
   assert foreground.shape == (112, 112) and foreground.dtype == bool
@@ -41,7 +41,7 @@ def test_render(name):
 
 
 @pytest.mark.parametrize("defect", generated.DEFECTS)
-def test_a_defect_changes_its_mask_alone(defect):
+def test_a_defect_changes_only_the_pixels_in_its_mask(defect):
   rng = np.random.default_rng(2)
   categories = list(ALL.values())
   for size in (112,) * 12 + (48, 160):

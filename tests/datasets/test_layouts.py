@@ -1,4 +1,4 @@
-"""Masks find their images."""
+"""Masks are matched to images, and published layouts are read."""
 
 import re
 
@@ -9,7 +9,7 @@ from helpers.original_layouts import write_files
 
 
 def pair(tmp_path, images, masks):
-  """Pairs by file name, and what was noted."""
+  """Returns masks by image, both as file names, and the listing."""
   listing = layouts.Listing()
   folders = tmp_path / "images", tmp_path / "masks"
   files = write_files(folders[0], images)
@@ -31,16 +31,16 @@ def pair(tmp_path, images, masks):
     (("A.JPG", "b.jpg"), ("a_GT.png", "B_gt.PNG")),
     (("I_1.jpg", "I_2.jpg"), ("I_1_Segmentation.png", "I_2_segmentation.png")),
     (("1.png", "2.png"), ("1-groundtruth.png", "2-ground_truth.png")),
-    # The last mask has no image, which is noted.
+    # The last mask has no image and is noted.
     (("a.png",), ("a.png", "b.png")),
-    # A folder for each image, which may hold several masks.
+    # A folder for each image can contain several masks.
     (("a.png", "b.png"), ("a/000.png", "b/000.png")),
     (("s1/a.png", "s2/a.png"), ("s1/a_mask.png", "s2/a_mask.png")),
-    # No names in common: by order, numbers by their value.
+    # No names match: masks are assigned in order, numbers by their value.
     (("1.png", "2.png", "10.png"), ("p001.png", "p002.png", "p010.png")),
   ),
 )
-def test_pairs(tmp_path, images, masks):
+def test_masks_are_matched_to_images(tmp_path, images, masks):
   pairs, listing = pair(tmp_path, images, masks)
   assert pairs == dict(zip(images, masks, strict=False))
   assert not listing.problems
@@ -66,7 +66,7 @@ def test_pairs(tmp_path, images, masks):
     (["a.png", "b.png"], ["a.png"], "named after b.png"),
     # One shifted name must not shift all pairs by order.
     (["1.png", "2.png", "3.png"], ["2.png", "3.png", "4.png"], "after 1.png"),
-    # Two masks that could be an image's.
+    # Two masks match an image.
     (
       ["a.png", "b.png"],
       ["a.png", "a_mask.png", "b.png"],
@@ -74,7 +74,7 @@ def test_pairs(tmp_path, images, masks):
     ),
   ),
 )
-def test_masks_that_do_not_pair_are_a_problem(tmp_path, images, masks, reason):
+def test_masks_that_do_not_match_are_a_problem(tmp_path, images, masks, reason):
   pairs, listing = pair(tmp_path, images, masks)
   assert not pairs
   (problem,) = listing.problems
@@ -142,7 +142,7 @@ def test_masks_that_do_not_pair_are_a_problem(tmp_path, images, masks, reason):
     ),
   ),
 )
-def test_layouts_that_people_have(tmp_path, name, paths, anomalous):
+def test_common_copies_of_data_sets_are_read(tmp_path, name, paths, anomalous):
   write_files(tmp_path, paths)
   row = SPECIFICATIONS[name]
   listing = row.read(tmp_path, row.categories)
@@ -163,7 +163,7 @@ def test_layouts_that_people_have(tmp_path, name, paths, anomalous):
   assert bool(listing.root) == (len(anomalous[0]) < min(map(len, paths)))
 
 
-def test_industrial_data_in_other_forms(tmp_path):
+def test_converted_industrial_data_sets_are_read(tmp_path):
   for name, folder, bad in (
     ("visa", "visa_pytorch", "bad"),
     ("btad", "BTech_Dataset_transformed", "ko"),
@@ -182,7 +182,7 @@ def test_industrial_data_in_other_forms(tmp_path):
     assert len(listing.images) == 3 * len(row.categories)
 
 
-def test_head_ct_as_on_kaggle(tmp_path):
+def test_head_ct_is_read_as_on_kaggle(tmp_path):
   write_files(tmp_path, [f"head_ct/00{number}.png" for number in range(3)])
   table = tmp_path / "labels.csv"
   table.write_text("id, hemorrhage\n0,1\n1,0\n2,1\n")

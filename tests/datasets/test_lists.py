@@ -1,4 +1,4 @@
-"""Lists of images: meta.json."""
+"""Lists of images in a meta.json."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from cops_jax.errors import InputError
 from helpers.listings import check_examples, write_meta
 
 
-def test_meta_json(tree):
+def test_a_meta_json_is_read(tree):
   write_meta(tree)
   check_examples(tree, f"meta_json:{tree.root}")
   examples = datasets.load(f"meta_json:{tree.root}/meta.json", "train")
@@ -41,13 +41,13 @@ def change_entry(field, value):
     ),
   ),
 )
-def test_bad_meta_json_is_refused(tree, change, expected):
+def test_a_bad_meta_json_is_refused(tree, change, expected):
   write_meta(tree, change)
   with pytest.raises(InputError, match=expected):
     datasets.load(f"meta_json:{tree.root}", "test")
 
 
-def test_meta_json_that_lacks_some_masks_is_refused(tree):
+def test_a_meta_json_that_lacks_some_masks_is_refused(tree):
   tree.image("long/test/bent/2.jpg", "test", "long", "bent")
   write_meta(tree)
   with pytest.raises(InputError, match="1 of 2 anomalous images have no"):
@@ -55,7 +55,7 @@ def test_meta_json_that_lacks_some_masks_is_refused(tree):
 
 
 @pytest.mark.parametrize("text", ('{"test": ', "\x00", "[]", "[" * 100_000))
-def test_unreadable_meta_json_is_refused(tree, text):
+def test_an_unreadable_meta_json_is_refused(tree, text):
   (tree.root / "meta.json").write_text(text)
   with pytest.raises(InputError, match="meta.json"):
     datasets.load(f"meta_json:{tree.root}", "test")
@@ -74,7 +74,7 @@ def test_unreadable_meta_json_is_refused(tree, text):
     lambda root, path: f"./{path}",
   ),
 )
-def test_paths_as_scripts_write_them(tree, rewrite):
+def test_paths_are_read_in_the_forms_that_scripts_write(tree, rewrite):
   def change(splits):
     for categories in splits.values():
       for entries in categories.values():

@@ -1,4 +1,4 @@
-"""The published data sets, from tiny trees in their original layouts."""
+"""Published data sets, prepared from tiny trees in their original layouts."""
 
 import dataclasses
 import functools
@@ -77,7 +77,7 @@ def test_original_files_are_read_back(name, tmp_path):
       if name == "mvtec_loco":
         files = sorted(files[0].iterdir())
       united = sum((pixels(file.read_bytes()) for file in files), start=0) > 0
-      # Several masks, class indices, JPEG.
+      # These have several masks, class numbers and JPEG masks.
       if name in ("mvtec_loco", "visa", "kvasir"):
         assert set(np.unique(mask)) == {0, 255}
         np.testing.assert_array_equal(mask > 0, united)
@@ -85,7 +85,9 @@ def test_original_files_are_read_back(name, tmp_path):
         assert example["mask"] == files[0].read_bytes()
 
 
-def test_odd_masks_are_noted_and_plain_to_see(tmp_path, monkeypatch, caplog):
+def test_unusual_masks_are_noted_and_stored_with_plain_values(
+  tmp_path, monkeypatch, caplog
+):
   tree = write_tree("btad", tmp_path)
   folder = tree.root / "02/ground_truth/ko"
   drawn = pixels((folder / "0000.png").read_bytes())
@@ -107,7 +109,7 @@ def test_odd_masks_are_noted_and_plain_to_see(tmp_path, monkeypatch, caplog):
     assert f"data set btad: {note}" in caplog.messages
 
 
-def test_soft_edges_count_as_in_the_authors_code(tmp_path):
+def test_soft_edges_are_anomalous_as_in_the_authors_code(tmp_path):
   tree = write_tree("kvasir", tmp_path)
   drawn = np.zeros((64, 64), np.uint8)
   drawn[20:41, 13:50] = 255
@@ -124,8 +126,8 @@ def test_soft_edges_count_as_in_the_authors_code(tmp_path):
   np.testing.assert_array_equal(pixels(stored), 255 * expected)
 
 
-def test_tfds_gives_pixels_without_a_given_format(tmp_path, capsys):
-  """As `tfds` is used everywhere: builder by name, then a data source."""
+def test_tfds_returns_pixels_without_a_file_format(tmp_path, capsys):
+  """TFDS is used in its usual way: a builder by name, then a data source."""
   tree = write_tree("mpdd", tmp_path)
   builder = tfds.builder("mpdd", data_dir=tmp_path / "prepared")
   builder.download_and_prepare(
@@ -152,7 +154,7 @@ def test_large_splits_are_written_in_shards(tmp_path, monkeypatch):
   monkeypatch.setattr(builders, "_SHARD_BYTES", 500)
   examples = load(tree)
   assert len(list((tmp_path / "prepared/btad/1.1.0").glob("*test*"))) > 3
-  # The stored order is that of the files.
+  # The examples are stored in the order of the files.
   assert [example["path"] for example in examples] == [
     f"{category}/test/{kind}/000{number}.{suffix}"
     for category, suffix in (("01", "bmp"), ("02", "png"), ("03", "bmp"))
@@ -160,10 +162,10 @@ def test_large_splits_are_written_in_shards(tmp_path, monkeypatch):
   ]
 
 
-def test_a_prepared_copy_is_enough(tmp_path):
+def test_a_prepared_copy_needs_no_original_files(tmp_path):
   tree = write_tree("isic", tmp_path)
   leftover = tmp_path / "prepared" / "isic" / "incomplete.ABCDEF_1.1.0"
-  leftover.mkdir(parents=True)  # Of an interrupted preparation.
+  leftover.mkdir(parents=True)  # An interrupted preparation leaves it.
   before = list(load(tree))
   assert not leftover.exists()
   shutil.rmtree(tree.root)
@@ -174,7 +176,7 @@ def prepare_in_process(name, root):
   preparation.prepare(name, str(root / "prepared"), str(root))
 
 
-def test_several_processes_prepare_at_once(tmp_path):
+def test_several_processes_can_prepare_at_once(tmp_path):
   write_tree("dtd_synthetic", tmp_path)
   context = multiprocessing.get_context("spawn")
   processes = [
@@ -188,7 +190,7 @@ def test_several_processes_prepare_at_once(tmp_path):
     assert process.exitcode == 0
 
 
-def test_several_problems_are_reported_before_anything_is_written(tmp_path):
+def test_all_problems_are_reported_before_anything_is_written(tmp_path):
   tree = write_tree("mvtec_ad", tmp_path)
   (tree.root / "bottle").rename(tree.root / "botle")
   (tree.root / "pill/ground_truth/crack/001_mask.png").unlink()
@@ -214,22 +216,22 @@ def test_missing_original_files_are_reported_in_one_sentence(tmp_path):
   assert "VT-ADL" in text and "CATEGORY/{train,test}/{ok,ko}" in text
 
 
-def test_both_folders_are_needed(tmp_path):
+def test_both_folders_are_required(tmp_path):
   tree = write_tree("brain_mri", tmp_path)
   shutil.rmtree(next(tree.root.rglob("no")))
   with pytest.raises(InputError, match="no has no images"):
     load(tree)
 
 
-def test_unwritable_data_directory_is_reported(tmp_path):
+def test_an_unwritable_data_directory_is_reported(tmp_path):
   tree = write_tree("head_ct", tmp_path)
   (tmp_path / "prepared").write_text("a file")
   with pytest.raises(InputError, match="cannot be prepared in .*/prepared"):
     load(tree)
 
 
-def test_inverted_masks_are_other_data(tmp_path):
-  """The same files have the same fingerprint elsewhere."""
+def test_inverted_masks_change_the_fingerprint(tmp_path):
+  """Preparing the same files again does not."""
   tree = write_tree("kvasir", tmp_path)
   before = load(tree).fingerprint()
   shutil.rmtree(tmp_path / "prepared")
@@ -238,14 +240,12 @@ def test_inverted_masks_are_other_data(tmp_path):
     with Image.open(mask) as image:
       inverted = ImageOps.invert(image.convert("L"))
     inverted.save(mask)
-  assert load(tree).fingerprint() == before  # Of what is prepared.
+  assert load(tree).fingerprint() == before  # The prepared copy is unchanged.
   shutil.rmtree(tmp_path / "prepared")
   assert load(tree).fingerprint() != before
 
 
-def test_shards_are_read_once_to_tell_them_from_others(
-  tmp_path, monkeypatch, caplog
-):
+def test_shards_are_hashed_once(tmp_path, monkeypatch, caplog):
   monkeypatch.setattr(logging.getLogger("cops_jax"), "propagate", True)
   tree = write_tree("kvasir", tmp_path)
   before = load(tree)
@@ -270,7 +270,7 @@ def test_shards_are_read_once_to_tell_them_from_others(
     path.write_text(damage)
     assert load(tree).fingerprint() == before.fingerprint()
     assert shards_read() == 1 and f"{path} is damaged" in caplog.text
-  # A copy has other times: it is read once.
+  # A shard with another time is read once.
   shard = next(path.parent.glob("*test*record*"))
   os.utime(shard, (0, 0))
   for number in (1, 0):
@@ -281,7 +281,7 @@ def test_shards_are_read_once_to_tell_them_from_others(
 @pytest.mark.parametrize(
   "name", ("*test*record*", "dataset_info.json", "features.json")
 )
-def test_a_flipped_bit_in_prepared_data_is_noticed(name, tmp_path, capsys):
+def test_a_flipped_bit_in_prepared_data_is_detected(name, tmp_path, capsys):
   tree = write_tree("kvasir", tmp_path)
   load(tree)
   (path,) = (tmp_path / "prepared/kvasir/1.1.0").glob(name)
@@ -290,7 +290,7 @@ def test_a_flipped_bit_in_prepared_data_is_noticed(name, tmp_path, capsys):
   damaged = bytearray(content)
   damaged[len(content) // 2] ^= 1
   path.write_bytes(damaged)
-  # A shard is not read again where its size and time are as before.
+  # A shard with unchanged size and time is not hashed again.
   os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
   with pytest.raises(InputError, match="kvasir.* is damaged .* Delete"):
     list(load(tree))
@@ -302,7 +302,7 @@ def test_a_flipped_bit_in_prepared_data_is_noticed(name, tmp_path, capsys):
     load(tree)
 
 
-def test_original_files_that_changed_are_noticed(tmp_path, capsys):
+def test_changed_original_files_are_detected(tmp_path, capsys):
   tree = write_tree("kvasir", tmp_path)
   load(tree)
   flags = (f"--data_dir={tmp_path}/prepared", f"--manual_dir={tmp_path}")
@@ -357,7 +357,7 @@ def server(tmp_path):
     server.shutdown()
 
 
-def test_visa_downloads_itself(visa, server, monkeypatch):
+def test_visa_is_downloaded(visa, server, monkeypatch):
   folder, url = server
   with tarfile.open(folder / "visa.tar", "w") as tar:
     tar.add(visa.root, arcname="VisA_20220922")

@@ -16,7 +16,7 @@ from helpers.original_layouts import write_parts
 
 @pytest.fixture
 def workable(config, tmp_path):
-  """Custom data to train on, and their config: a step for every image."""
+  """Custom data to train on, and a config with a step for each image."""
   tree = write_parts(tmp_path / "parts")
   config.train.dataset = f"folder:{tree.root}"
   config.train.batch_size = 1
@@ -24,7 +24,7 @@ def workable(config, tmp_path):
   return tree, config
 
 
-def test_evaluation_on_a_folder_and_a_list(workable, trained, tmp_path):
+def test_a_folder_and_a_list_have_the_same_scores(workable, trained, tmp_path):
   from cops_jax.evaluation import many
   from cops_jax.reporting import report
   from cops_jax.reporting.tables import format_table
@@ -93,7 +93,7 @@ def test_evaluation_and_calibration_use_the_same_masks(
 
   monkeypatch.setattr(metrics.PixelMetrics, "add", record)
   monkeypatch.setattr(logging.getLogger("cops_jax"), "propagate", True)
-  config.feature_cache.dtype = "float32"  # Has no images.
+  config.feature_cache.dtype = "float32"  # Batches then have no images.
   config.features_dir = str(tmp_path / "features")
   found = many.evaluate(config, tmp_path / "run", checkpoint=trained[0])
   result = found.results["parts"]
@@ -118,7 +118,7 @@ def test_evaluation_and_calibration_use_the_same_masks(
   assert result.num_masks == result.categories["nut"].num_masks == 2
 
 
-def test_a_truncated_image_in_a_run(workable, tmp_path):
+def test_a_truncated_image_ends_a_run_or_is_skipped(workable, tmp_path):
   from cops_jax import training
   from cops_jax.evaluation import many
   from cops_jax.reporting import report
@@ -131,11 +131,11 @@ def test_a_truncated_image_in_a_run(workable, tmp_path):
   config.train.log_every_steps = 1
   with pytest.raises(InputError, match="dent/1.png of data set 'parts'"):
     training.train(config, workdir)
-  # The steps before are not lost.
+  # The earlier steps are saved.
   steps = [row["step"] for row in metrics_log.read_metrics(workdir)]
   with checkpoints.Checkpoints(workdir) as saved:
     assert saved.latest_step() == steps[-1] > 0
-  # The same run goes on with the option to leave such files out.
+  # The run resumes with the option to skip unreadable files.
   config.input.unreadable_files = "skip"
   assert int(training.train(config, workdir).step) == 6
   skipped = json.loads((workdir / "skipped_files.json").read_text())
@@ -166,10 +166,10 @@ def test_training_without_masks_is_refused(tree, config, tmp_path):
   config.train.dataset = f"folder:{tree.root}/short"
   with pytest.raises(InputError, match="'short' cannot be trained on"):
     training.train(config, tmp_path / "none")
-  assert not (tmp_path / "none").exists()  # Before anything is computed.
+  assert not (tmp_path / "none").exists()  # It is refused before any work.
 
 
-def test_a_run_is_not_resumed_on_other_images(workable, tmp_path):
+def test_a_run_is_not_resumed_on_changed_images(workable, tmp_path):
   from cops_jax import training
 
   tree, config = workable

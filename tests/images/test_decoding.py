@@ -1,4 +1,4 @@
-"""Images in every encoding, read from files, bytes and arrays."""
+"""Reading images in every encoding from files, bytes and arrays."""
 
 import io
 import os
@@ -35,7 +35,7 @@ def noise_image(mode, size=(23, 17)):
   ),
 )
 def test_files_of_8_bits_are_resized_in_their_own_mode(mode, format):
-  """Upright and opaque ones, as by the authors' code."""
+  """The authors' code does the same with upright and opaque images."""
   data = encode(noise_image(mode), format)
   with Image.open(io.BytesIO(data)) as image:
     assert image.mode == mode
@@ -48,7 +48,7 @@ def test_files_of_8_bits_are_resized_in_their_own_mode(mode, format):
 
 
 def test_large_photographs_are_decoded_at_full_size(tmp_path):
-  """JPEG can be decoded at an eighth of its size, with other pixels."""
+  """A JPEG could be decoded at an eighth of its size, with different pixels."""
   path = tmp_path / "photograph.jpg"
   noise_image("RGB", (640, 480)).save(path, quality=95)
   with Image.open(path) as image:
@@ -58,14 +58,14 @@ def test_large_photographs_are_decoded_at_full_size(tmp_path):
 
 
 def with_chunk(data, kind, content):
-  """A PNG with a chunk after its header."""
+  """Returns a PNG with a chunk after its header."""
   chunk = kind + content
   chunk += struct.pack(">I", zlib.crc32(chunk))
   return data[:33] + struct.pack(">I", len(content)) + chunk + data[33:]
 
 
 def packed_tiff(values):
-  """A TIFF whose grey pixels have 12 bits."""
+  """Returns a TIFF whose grey pixels have 12 bits."""
   height, width = values.shape
   high, low = values[:, 0::2].astype(int), values[:, 1::2].astype(int)
   strip = np.stack([high >> 4, (high & 15) << 4 | low >> 8, low & 255], axis=-1)
@@ -79,7 +79,7 @@ def packed_tiff(values):
 
 
 def ramp(bits, dtype=np.uint16):
-  """Values of a camera with so many bits, the highest among them."""
+  """Returns values of a given number of bits, including the highest."""
   values = np.linspace(0, 2**bits - 1, 16 * 24).round()
   return values.reshape(16, 24).astype(dtype)
 
@@ -116,26 +116,26 @@ def test_deep_grey_is_divided_by_the_range_of_its_bits(make, bits):
   np.testing.assert_array_equal(found.pixels[..., 0], values >> (bits - 8))
   assert found.pixels.min() == 0 and found.pixels.max() == 255
   assert found.notes == ()
-  # The pixels do not depend on the image's highest.
+  # Pixels do not depend on the highest value of the image.
   darker = read(**arguments | make(values // 4, bits))
   np.testing.assert_array_equal(darker.pixels[..., 0], values // 4 >> bits - 8)
 
 
-def test_a_tiff_of_12_bits_declares_them():
+def test_a_tiff_declares_its_12_bits():
   found = read(packed_tiff(ramp(12)))
   np.testing.assert_array_equal(found.pixels[..., 0], ramp(12) >> 4)
   assert found.notes == ()
 
 
-def test_white_may_be_zero():
-  """A TIFF may store white as 0; PIL inverts only those of 8 bits."""
+def test_a_tiff_can_store_white_as_zero():
+  """PIL inverts such a TIFF only if it has 8 bits."""
   file = io.BytesIO()
   Image.fromarray(ramp(16)).save(file, "TIFF", tiffinfo={262: 0})
   got = read(file.getvalue()).pixels[..., 0]
   np.testing.assert_array_equal(got, 255 - (ramp(16) >> 8))
 
 
-def test_integers_of_32_bits_need_their_bits():
+def test_32_bit_integers_need_bits_per_channel():
   data = encode(Image.fromarray(ramp(12, np.int32)), "TIFF")
   with pytest.raises(InputError, match="32-bit integers.*bits_per_channel"):
     read(data)
@@ -151,15 +151,13 @@ def test_integers_of_32_bits_need_their_bits():
     (-ramp(12, np.int32), 12, "values, from -4095 to 0, do not fit in 12 bits"),
   ),
 )
-def test_values_without_a_place_in_the_range_are_refused(
-  values, bits, expected
-):
+def test_values_outside_the_range_are_refused(values, bits, expected):
   with pytest.raises(InputError, match=expected):
     read(encode(Image.fromarray(values), "TIFF"), bits_per_channel=bits)
 
 
 def deep_colors(values):
-  """A PNG of 16 bits in each of three channels."""
+  """Returns a PNG with 16 bits in each of three channels."""
   rows = np.repeat(values[..., None], 3, axis=-1).astype(">u2")
   lines = b"".join(b"\0" + row.tobytes() for row in rows)
   header = struct.pack(">IIBBBBB", *values.shape[::-1], 16, 2, 0, 0, 0)
@@ -175,7 +173,7 @@ def deep_colors(values):
   return content
 
 
-def test_deep_colors_are_read_by_their_high_bytes():
+def test_deep_colors_are_read_from_their_high_bytes():
   found = read(deep_colors(ramp(16)))
   np.testing.assert_array_equal(found.pixels[..., 1], ramp(16) >> 8)
   assert found.notes == ()
@@ -187,7 +185,7 @@ def test_deep_colors_are_read_by_their_high_bytes():
 
 
 @pytest.mark.parametrize("bits", (12, 15))
-def test_values_that_need_fewer_bits_are_remarked(bits):
+def test_values_that_use_fewer_bits_are_noted(bits):
   data = encode(Image.fromarray(ramp(bits)))
   (note,) = read(data).notes
   assert note.startswith("the values use fewer than 16 bits")
@@ -196,8 +194,8 @@ def test_values_that_need_fewer_bits_are_remarked(bits):
 
 
 @pytest.mark.parametrize("mode", ("LA", "RGBA", "P", "L", "RGB", "I;16"))
-def test_transparent_images_are_laid_on_white(mode):
-  """Half transparent ones too; in L, RGB and I;16 one colour is transparent."""
+def test_transparent_images_are_blended_with_white(mode):
+  """LA and RGBA have half-transparent pixels; L, RGB and I;16 a colour key."""
   image, options = Image.new("RGBA", (20, 10), (0, 100, 0, 255)), {}
   image.paste((200, 0, 0, 0), (0, 0, 10, 5))
   if mode in ("LA", "RGBA"):
@@ -230,7 +228,7 @@ def test_transparent_images_are_laid_on_white(mode):
     ("1", 1, (255, 255, 255)),
   ),
 )
-def test_colours_of_other_modes(mode, color, want):
+def test_other_colour_modes_are_converted(mode, color, want):
   pixels = read(encode(Image.new(mode, (4, 4), color), "TIFF")).pixels
   assert (pixels == want).all()
 
@@ -248,7 +246,7 @@ def test_the_first_of_several_pages_is_read(format):
   )
 
 
-# How a file is stored that is to be turned by the orientation's number.
+# The operation that stores an image with an EXIF orientation.
 STORED = {
   1: None,
   2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -279,7 +277,7 @@ def test_photographs_are_turned_upright(orientation, format, mode, tmp_path):
     assert found.orientation == orientation
 
 
-def test_an_image_with_damaged_exif_data_is_left_as_it_is():
+def test_an_image_with_damaged_exif_data_is_not_rotated():
   data = encode(noise_image("RGB"), exif=b"Exif\0\0damaged")
   np.testing.assert_array_equal(read(data).pixels, noise_image("RGB"))
 
@@ -296,8 +294,8 @@ def test_heic_needs_its_extra(tmp_path, monkeypatch):
     finding.find_images([str(tmp_path)])
 
 
-def test_photographs_of_phones(tmp_path):
-  """HEIC turned by its container, and grey of 10 bits for any setting."""
+def test_heic_photographs_are_read(tmp_path):
+  """The container rotates HEIC; grey of 10 bits is read for any setting."""
   pillow_heif = pytest.importorskip("pillow_heif")
   pillow_heif.register_heif_opener()
   upright = noise_image("RGB", (70, 40)).resize((140, 80))
@@ -328,7 +326,7 @@ def test_photographs_of_phones(tmp_path):
 
 
 def test_a_damaged_png_is_refused():
-  """One flipped bit; PIL returns the rest at the second attempt."""
+  """PIL would return the intact part of it at the second attempt."""
   content = encode(noise_image("RGB", (40, 40)))
   rng = np.random.default_rng(1)
   for _ in range(20):
@@ -341,7 +339,7 @@ def test_a_damaged_png_is_refused():
 
 def test_other_files_are_refused(tmp_path):
   path = tmp_path / "x.png"
-  os.mkfifo(path)  # Reading it would wait.
+  os.mkfifo(path)  # Reading it would block.
   with pytest.raises(InputError, match="x.png cannot be read: it is not a reg"):
     read(path)
   assert finding.find_images([str(tmp_path)]) == [path]
@@ -386,8 +384,10 @@ def test_images_of_too_many_pixels_are_refused(tmp_path):
     read(path)
 
 
-def test_finding_images(tmp_path, monkeypatch):
-  """Broken links are images that cannot be read; folders' are not followed."""
+def test_broken_links_are_found_and_linked_folders_are_not_followed(
+  tmp_path, monkeypatch
+):
+  """Broken links are reported later as unreadable images."""
   (tmp_path / "loop.png").symlink_to("loop.png")
   (tmp_path / "gone.png").symlink_to("nowhere")
   (tmp_path / "folder").symlink_to(tmp_path)

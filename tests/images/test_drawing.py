@@ -1,4 +1,4 @@
-"""Pictures of images and maps."""
+"""Drawing images and maps."""
 
 import base64
 import io
@@ -18,7 +18,7 @@ def pixels(file):
 
 @pytest.fixture
 def tiles():
-  """Draws an image of one colour whose upper half is anomalous, and found."""
+  """Draws an image of one colour whose upper half is a detected anomaly."""
   image = np.full((40, 40, 3), (200, 100, 50), np.uint8)
   mask = np.zeros((40, 40), np.uint8)
   mask[:20] = 1
@@ -33,7 +33,7 @@ def tiles():
   return draw
 
 
-def test_tiles(tiles):
+def test_pictures_show_image_truth_map_and_overlay(tiles):
   shown = tiles()
   assert list(shown) == ["image", "truth", "map", "overlay"]
   for name, top, bottom in (
@@ -48,7 +48,7 @@ def test_tiles(tiles):
   assert list(tiles(mask=None)) == ["image", "map", "overlay"]
 
 
-def test_the_overlay_outlines_what_reaches_the_threshold(tiles):
+def test_the_overlay_outlines_regions_that_reach_the_threshold(tiles):
   def is_line(tile):
     return np.abs(tile - drawing.LINE_COLOR).max(axis=-1) < 80
 
@@ -64,7 +64,7 @@ def test_the_overlay_outlines_what_reaches_the_threshold(tiles):
   "width, height, is_marked",
   ((3000, 2000, False), (120, 120, True), (40, 300, False)),
 )
-def test_words_stand_below_the_image_and_can_be_read(width, height, is_marked):
+def test_a_caption_below_the_image_is_readable(width, height, is_marked):
   image = np.full((height, width, 3), 128, np.uint8)
   picture = np.asarray(
     drawing.caption(image, ["anomaly", "score 0.874"], is_marked)
@@ -74,14 +74,14 @@ def test_words_stand_below_the_image_and_can_be_read(width, height, is_marked):
   back, ink = band[-1, -1], (np.zeros(3), np.full(3, 255))[not is_marked]
   assert (tuple(back) == drawing.LINE_COLOR) == is_marked
   rows, columns = np.nonzero((np.abs(band - ink) < 64).all(axis=-1))
-  # Letters of a fixed share of the image, or of a least size, all of them.
+  # All letters have a fixed share of the image or the smallest size.
   assert np.ptp(rows) >= max(8, min(width, height) / 60)
   assert columns.max() < band.shape[1] - 2 and rows.max() < len(band) - 2
   assert band.shape[0] <= max(0.15 * height, 45)
 
 
 def test_outlines_cover_no_pixel_of_a_region():
-  """However small it is; at the picture's border they lie within."""
+  """Only at the border of the picture, lines are inside the region."""
   image = np.full((300, 300, 3), 255, np.uint8)
   for rows, columns in ((slice(60, 61), slice(50, 51)), (slice(0, 40),) * 2):
     found = np.zeros((300, 300), np.float32)
@@ -95,8 +95,8 @@ def test_outlines_cover_no_pixel_of_a_region():
 
 
 @pytest.mark.parametrize("width, height", ((90, 60), (150, 60), (12, 60)))
-def test_pairs(width, height):
-  """A wide image is above its map, others are beside it."""
+def test_an_image_and_its_overlay_are_placed_by_their_shape(width, height):
+  """A wide image is above its overlay, any other to the left of it."""
   image = np.full((height, width, 3), 200, np.uint8)
   found = np.zeros((height, width), np.float32)
   found[:, : width // 2] = 0.5

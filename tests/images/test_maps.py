@@ -1,4 +1,4 @@
-"""Anomaly maps in files."""
+"""Writing anomaly maps to files."""
 
 import errno
 import os
@@ -17,8 +17,8 @@ def write(folder, *names):
       maps.write(name.partition("/")[0], name, anomaly_map)
 
 
-def test_round_trip(tmp_path, monkeypatch):
-  """Categories in turns, and a name that no file can have."""
+def test_written_maps_can_be_loaded(tmp_path, monkeypatch):
+  """Categories alternate, and one has a name that no file can have."""
   write(tmp_path / "maps", "a/0.png", "b: c?/x.png", "a/1.png")
   names = sorted(path.name for path in (tmp_path / "maps").iterdir())
   assert names == ["a.npz", "b%3A c%3F.npz"]
@@ -30,7 +30,7 @@ def test_round_trip(tmp_path, monkeypatch):
   assert os.listdir() == ["maps"]
 
 
-def test_a_failure_leaves_the_earlier_files(tmp_path, monkeypatch):
+def test_a_failure_keeps_the_earlier_files(tmp_path, monkeypatch):
   write(tmp_path, "a/0.png")
   with pytest.raises(ZeroDivisionError):
     with MapWriter(tmp_path) as maps:

@@ -1,4 +1,4 @@
-"""Masks are read as two values, whatever their files' form is."""
+"""Masks of any file format are read as two values."""
 
 import io
 
@@ -30,7 +30,7 @@ def encode(image, format="PNG", **options):
 
 
 def colored(background, anomaly):
-  """The drawn mask in two grey values or colours."""
+  """Returns the drawn mask in two grey values or colours."""
   return np.where(
     DRAWN.reshape(40, 50, *[1] * np.ndim(anomaly)),
     np.uint8(anomaly),
@@ -96,20 +96,20 @@ TWO_VALUES = {
 
 
 @pytest.mark.parametrize("name", TWO_VALUES)
-def test_masks_of_two_values(name):
+def test_masks_of_two_values_are_read_exactly(name):
   pixels, notes = read_mask(encode(TWO_VALUES[name], "TIFF"))
   np.testing.assert_array_equal(pixels, DRAWN)
   assert notes == ()
 
 
-def test_cmyk():
+def test_cmyk_masks_are_read():
   image = Image.fromarray(colored((0, 0, 0), (255, 255, 255))).convert("CMYK")
   np.testing.assert_array_equal(read_mask(encode(image, "TIFF"))[0], DRAWN)
 
 
 @pytest.mark.parametrize("value, expected", ((0, False), (1, True)))
 @pytest.mark.parametrize("mode", ("L", "P", "RGB"))
-def test_masks_of_one_value(value, expected, mode):
+def test_a_mask_of_one_value_is_empty_or_full(value, expected, mode):
   image = Image.fromarray(np.full((4, 5), value, np.uint8)).convert(mode)
   assert (read_mask(encode(image)).pixels == expected).all()
 
@@ -132,7 +132,7 @@ BETWEEN = {
 
 
 @pytest.mark.parametrize("name", BETWEEN)
-def test_values_between_are_cut_half_way(name):
+def test_intermediate_values_are_split_at_the_middle(name):
   pixels, notes = read_mask(BETWEEN[name])
   assert [note.partition(": ")[0] for note in notes] == [CUT]
   np.testing.assert_array_equal(pixels, DRAWN)
@@ -150,7 +150,7 @@ def test_values_between_are_cut_half_way(name):
     (np.int32([[-1, 1]]), "from -1 to 1"),
   ),
 )
-def test_images_without_two_values_are_refused(image, expected):
+def test_images_that_are_not_masks_are_refused(image, expected):
   with pytest.raises(ValueError, match=f"it is not a mask: .*{expected}"):
     read_mask(encode(image, "TIFF"))
 
@@ -187,7 +187,7 @@ def test_masks_are_binary_before_and_after_resizing():
   "orientation, turns", ((1, 0), (3, 2), (6, -1), (8, 1))
 )
 @pytest.mark.parametrize("scale", (1, 2))
-def test_masks_turn_with_their_image(orientation, turns, scale):
+def test_masks_are_rotated_with_their_images(orientation, turns, scale):
   upright = np.rot90(DRAWN, turns)
   size = upright.shape[::-1]
   want, _ = read_example(upright)
@@ -203,7 +203,7 @@ def test_masks_turn_with_their_image(orientation, turns, scale):
     assert notes == (f"{UPRIGHT}: {size[0]} x {size[1]} pixels",)
 
 
-def test_what_is_odd_about_a_mask_is_noted():
+def test_unusual_masks_are_noted():
   small = np.zeros((2000, 2000), bool)
   small[100:103, 7] = True
   for mask, note in (

@@ -1,4 +1,4 @@
-"""Tiles: where they are, and how their maps become one without seams."""
+"""Positions of tiles, and blending of their maps without seams."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ GRIDS = ((1, 1), (1, 2), (2, 3), (5, 4), (8, 8))
     ("08x1", "8x1", (8, 1)),
   ),
 )
-def test_rows_and_columns(text, normal, grid):
+def test_grids_are_parsed_and_normalized(text, normal, grid):
   assert tiles.normalize(text) == normal
   assert tiles.choose_grid(normal, (640, 480), 48) == grid
 
@@ -49,8 +49,8 @@ def test_bad_grids_are_refused(text):
     ((20_000, 100), 518, (1, 8)),
   ),
 )
-def test_auto_follows_each_side(size, side, grid):
-  """The fewest tiles that keep half of its pixels, or as much as 8 can."""
+def test_auto_chooses_tiles_for_each_side(size, side, grid):
+  """It chooses the fewest tiles that keep half of the pixels, but at most 8."""
   assert tiles.choose_grid("auto", size, side) == grid
   longest = max(2 * side, max(size) / (1 + 0.75 * 7))
   for length, number in zip(size, grid[::-1], strict=True):
@@ -60,7 +60,7 @@ def test_auto_follows_each_side(size, side, grid):
 
 
 def test_neighbours_share_a_quarter_of_a_tile():
-  """Cut from an image whose values are its columns."""
+  """The values of the image are its columns."""
   ramp = np.linspace(0, 255, 2600).round().astype(np.uint8)
   image = read(np.broadcast_to(ramp, (10, 2600)).copy())
   parts = tiles.cut(image, (1, 3), 100)
@@ -76,7 +76,7 @@ def test_neighbours_share_a_quarter_of_a_tile():
 
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize("size", ((1, 1), (5, 48), (320, 211)))
-def test_a_constant_stays_constant(grid, size):
+def test_the_blend_of_constant_maps_is_constant(grid, size):
   maps = np.full((grid[0] * grid[1], 48, 48), 0.3, np.float32)
   blended = tiles.blend(list(maps), grid, size)
   assert blended.shape == size[::-1] and blended.dtype == np.float32
@@ -84,7 +84,7 @@ def test_a_constant_stays_constant(grid, size):
 
 
 def test_neighbours_are_weighted_by_raised_cosines():
-  """Two tiles of 4/7 of the width share 1/7, from 3/7 on."""
+  """Two tiles of 4/7 of the width overlap from 3/7 to 4/7."""
   maps = [np.full((48, 48), value, np.float32) for value in (0, 1)]
   blended = tiles.blend(maps, (1, 2), (700, 1))[0]
   x = (np.arange(300, 400) + 0.5) / 400
@@ -96,8 +96,8 @@ def test_neighbours_are_weighted_by_raised_cosines():
 
 
 @pytest.mark.parametrize("grid", GRIDS[2:])
-def test_what_tiles_show_stays_where_it_was(grid):
-  """A smooth field, cut as an image is and blended as maps are."""
+def test_cutting_and_blending_preserves_positions(grid):
+  """A smooth field is cut as an image and blended as maps."""
   y, x = np.mgrid[:200, :300] / 40
   field = 127 + 60 * np.sin(x) + 60 * np.cos(y)
   image = read(field.round().astype(np.uint8))
@@ -106,7 +106,7 @@ def test_what_tiles_show_stays_where_it_was(grid):
   assert np.abs(blended - field).max() < 3
 
 
-def test_whole_and_tiles_are_joined_by_their_mean():
+def test_the_whole_image_and_tiles_are_averaged():
   rng = np.random.default_rng(0)
   maps = list(rng.random((7, 48, 48), np.float32))
   found = list(zip((0.5, 0.1, 0.7, 0.2, 0.3, 0.9, 0.4), maps, strict=True))

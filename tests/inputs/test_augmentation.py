@@ -1,4 +1,4 @@
-"""Mosaics and crops: how often, of which images, and with which pixels."""
+"""Probabilities, images and pixels of mosaics and crops."""
 
 import collections
 import io
@@ -28,9 +28,9 @@ def encode(pixels, **options):
 
 
 def make_examples(number=12):
-  """Dark noise of some sizes, of two categories; anomalous pixels are white.
+  """Returns dark noise of several sizes and two categories, anomalies white.
 
-  Of the anomalous images one is stored on its side, as is its mask.
+  One anomalous image and its mask are stored rotated.
   """
   rng, examples = np.random.default_rng(0), Made()
   for index in range(number):
@@ -76,7 +76,7 @@ def iterate(examples, steps, kind="class_aware", skipped=None, **options):
 
 
 @pytest.mark.parametrize("kind", ("class_aware", "class_agnostic"))
-def test_shares_and_what_is_drawn(kind):
+def test_changes_are_drawn_with_their_probabilities(kind):
   examples = Made(
     {
       "image": b"",
@@ -105,7 +105,7 @@ def test_shares_and_what_is_drawn(kind):
   assert counts.keys() == {(k, n) for k in ("mosaic", "crop") for n in (2, 3)}
   for share in counts.values():
     assert share == pytest.approx(number / 8, rel=0.2)
-  assert 0.35 < np.mean(slots) < 0.45  # Of 0, 1/4 ..; 0, 1/9 ..
+  assert 0.35 < np.mean(slots) < 0.45  # Slots are 0, 1/4, ... or 0, 1/9, ...
   found = {
     label: {
       (other["category"] == example["category"], other["label"])
@@ -118,7 +118,7 @@ def test_shares_and_what_is_drawn(kind):
   assert found[0] == {(same, 0) for same in of_category}
   assert found[1] == {(same, state) for same in of_category for state in (0, 1)}
   share = np.mean([other["label"] for one, other in drawn if one["label"]])
-  assert share == pytest.approx(1 / 4, abs=0.05)  # Of all, evenly.
+  assert share == pytest.approx(1 / 4, abs=0.05)  # Drawn evenly from all.
 
 
 def cells(size, number):
@@ -133,7 +133,7 @@ def cells(size, number):
 
 
 def upright(example):
-  """An image and its mask, as PIL's, upright."""
+  """Returns an image and its mask as upright PIL images."""
   image, mask = (
     Image.open(io.BytesIO(example[name])) for name in ("image", "mask")
   )
@@ -149,7 +149,7 @@ def resize(pair, size):
 
 
 def variants(example, change, examples):
-  """All that may become of an image by a change."""
+  """Returns all possible results of a change."""
   whole = upright(example)
   if change is None:
     return [resize(whole, (SIDE, SIDE))]
@@ -172,8 +172,8 @@ def variants(example, change, examples):
   return [(pixels, mask)]
 
 
-def test_pixels_of_images_and_masks():
-  """Also of the image that is stored on its side."""
+def test_images_and_masks_have_the_expected_pixels():
+  """One of the images is stored rotated."""
   examples, kinds = make_examples(), collections.Counter()
   augmentation = make_augmentation("class_aware", 0, examples)
   plain = iterate(examples, range(24), "none")
@@ -195,8 +195,8 @@ def test_pixels_of_images_and_masks():
   assert {(2, True, False), (3, True, False), (2, False, True)} <= kinds.keys()
 
 
-def test_images_without_cells_stay_whole():
-  """Anomalous ones with an empty mask, and those of a pixel or two."""
+def test_images_without_suitable_cells_are_not_cropped():
+  """These are anomalous images with an empty mask, and tiny images."""
   examples = make_examples(4)
   examples[2]["mask"] = encode(np.zeros((9, 9), np.uint8))
   examples[0]["image"] = encode(np.full((1, 2, 3), 9, np.uint8))
@@ -216,7 +216,7 @@ def test_images_without_cells_stay_whole():
   assert num_crops > 20
 
 
-def test_batches_are_the_same_in_parts_and_after_a_resume():
+def test_parts_of_batches_and_resumed_batches_are_the_same():
   examples = make_examples()
   options = {"num_devices": 2, "example_ids": True}
   whole = iterate(examples, range(6), **options)
@@ -234,9 +234,9 @@ def test_batches_are_the_same_in_parts_and_after_a_resume():
         np.testing.assert_array_equal(array, rest[step - 4][name])
 
 
-def test_an_unreadable_tile_is_named_or_replaced():
+def test_an_unreadable_tile_is_reported_or_replaced():
   examples = make_examples(12)
-  examples[8]["image"] = examples[8]["image"][:90]  # Of category a, normal.
+  examples[8]["image"] = examples[8]["image"][:90]  # Category a, normal.
   augmentation = make_augmentation("class_aware", 0, examples)
   skipped, batches = set(), iterate(examples, range(30), skipped={})
   for step, batch in enumerate(batches):
@@ -258,7 +258,7 @@ def test_an_unreadable_tile_is_named_or_replaced():
   assert list(found) == ["8.png"]
 
 
-def test_training_on_augmented_images_caches_no_features(
+def test_training_on_augmented_images_does_not_cache_features(
   config, tmp_path, caplog
 ):
   caplog.set_level(logging.INFO, "cops_jax")

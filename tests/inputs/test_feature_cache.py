@@ -1,4 +1,4 @@
-"""The cache of vision features: exact, shared, resumable, never stale."""
+"""The feature cache is exact, shared, resumable and never stale."""
 
 import ast
 import collections
@@ -28,7 +28,7 @@ from helpers.runs import leaves
 
 @pytest.fixture
 def encoded(monkeypatch):
-  """Counts the images that are encoded to be stored."""
+  """Counts the images whose features are encoded."""
   counts = collections.Counter()
   encode = feature_cache.FeatureCache.encode
 
@@ -43,7 +43,7 @@ def encoded(monkeypatch):
 def test_training_and_evaluation_share_a_cache(
   config, tmp_path, encoded, monkeypatch, caplog
 ):
-  """Two epochs in random order, the last batch of each padded."""
+  """The run has two epochs in random order with padded last batches."""
   caplog.set_level(logging.INFO, "cops_jax")
   config.train.num_epochs = 2
   config.train.batch_size = config.evaluation.batch_size = 10
@@ -74,7 +74,7 @@ def test_training_and_evaluation_share_a_cache(
   def fail(images):
     raise AssertionError("the vision tower was compiled")
 
-  # Its images are all normalised.
+  # The vision tower would call this for each image.
   monkeypatch.setattr("cops_jax.backbones.features.normalize_images", fail)
   found = many.evaluate(config, tmp_path / "other", checkpoint=without)
   found = found.results["nuts"]
@@ -84,7 +84,7 @@ def test_training_and_evaluation_share_a_cache(
 
 @pytest.fixture
 def images(tmp_path):
-  """A folder of 12 images, BMP files of one size."""
+  """Writes a folder of 12 BMP images of the same size."""
   rng = np.random.default_rng(0)
   root = tmp_path / "made"
   for index in range(12):
@@ -131,7 +131,7 @@ def open_cache(cache_config, backbone):
 
 @pytest.fixture
 def fake_tower(monkeypatch):
-  """Encodes an image as its first pixels, which takes no compilation."""
+  """Encodes an image as its first pixels, which needs no compilation."""
 
   def encode(batch):
     flat = batch["image"].reshape(len(batch["image"]), -1).astype(np.float32)
@@ -152,10 +152,10 @@ def iterate(examples, num_workers=0, **kwargs):
   return list(pipeline.iterate_batches(examples, options, range(6), **kwargs))
 
 
-def test_batches_differ_in_the_features_alone(
+def test_batches_from_the_cache_differ_only_in_the_features(
   images, open_cache, fake_tower, cache_config
 ):
-  """Order, padding, skipped files, worker processes and how they were read."""
+  """The order, padding, skipped files and other fields are the same."""
   deep, exif = np.full((20, 16), 4095, np.uint16), Image.Exif()
   exif[0x112] = 6
   path = images / "test" / "bad" / "12.tiff"
@@ -167,7 +167,7 @@ def test_batches_differ_in_the_features_alone(
     open_cache(examples)
   skipped, skipped_before = {}, {}
   plain = iterate(examples, skipped=skipped_before)
-  for _ in range(2):  # It is known of a finished cache too.
+  for _ in range(2):  # A finished cache reports skipped files too.
     cache = open_cache(examples, skipped=skipped)
     assert skipped == skipped_before and list(skipped) == ["test/good/02.bmp"]
     skipped.clear()
@@ -217,7 +217,7 @@ def test_an_interrupted_fill_resumes(
 
   def replace(source, target):
     if str(target).endswith("000001.npy"):
-      raise Killed  # The file is written, and not in place.
+      raise Killed  # The file is written but not in place.
     real(source, target)
 
   with monkeypatch.context() as context:
@@ -236,7 +236,7 @@ def test_an_interrupted_fill_resumes(
 
 
 def change(path, is_touched):
-  """Other bytes of equal length, with or without another time."""
+  """Changes the bytes of a file but not its length, and optionally its time."""
   stat = path.stat()
   content = bytearray(path.read_bytes())
   content[-1] ^= 1
@@ -245,10 +245,10 @@ def change(path, is_touched):
   os.utime(path, ns=(stat.st_atime_ns, time))
 
 
-def test_changed_bytes_of_equal_length_are_other_data(
+def test_changed_files_of_equal_length_get_another_cache(
   images, open_cache, fake_tower, encoded
 ):
-  """By the file's time or, with compare_bytes, by its bytes."""
+  """A file changes with its time or, with compare_bytes, with its bytes."""
   by_times, by_bytes = (
     open_cache(load(images, by_contents=flag)).folder for flag in (False, True)
   )
@@ -268,7 +268,7 @@ def test_changed_bytes_of_equal_length_are_other_data(
 @pytest.mark.parametrize(
   "module, name", ((features, "_acquire"), (pipeline, "read"))
 )
-def test_an_image_that_changes_while_it_is_read_is_noticed(
+def test_an_image_that_changes_while_it_is_read_is_reported(
   module, name, images, open_cache, fake_tower, monkeypatch
 ):
   real = getattr(module, name)
@@ -282,7 +282,7 @@ def test_an_image_that_changes_while_it_is_read_is_noticed(
     open_cache(load(images))
 
 
-def test_damage_is_noticed(images, open_cache, fake_tower, monkeypatch):
+def test_damage_is_detected(images, open_cache, fake_tower, monkeypatch):
   monkeypatch.setattr(feature_cache, "_SHARD_IMAGES", 6)
   examples = load(images)
   cache = open_cache(examples)
@@ -306,7 +306,8 @@ def test_damage_is_noticed(images, open_cache, fake_tower, monkeypatch):
     except InputError as error:
       assert f"{path} are damaged" in str(error) and "Delete" in str(error)
       num_noticed += 1
-  assert num_noticed >= (len(good) - 128) // 37  # Not in the header's padding.
+  # Damage in the padding of the header has no effect.
+  assert num_noticed >= (len(good) - 128) // 37
   path.write_bytes(good)
   foreign = open_cache(load(images, by_contents=True)).folder
   for damaged in (
@@ -325,7 +326,7 @@ def test_damage_is_noticed(images, open_cache, fake_tower, monkeypatch):
 def test_features_are_read_without_parsing_text(
   images, open_cache, fake_tower, monkeypatch
 ):
-  """CPython 3.11's parser fails in threads, which is no damage to a file."""
+  """CPython 3.11's parser can fail in threads although files are intact."""
   examples = load(images)
   cache = open_cache(examples)
 
@@ -338,7 +339,7 @@ def test_features_are_read_without_parsing_text(
   assert len(batches) == 6
 
 
-def test_a_full_disk_is_noticed_before_and_during(
+def test_a_full_disk_is_reported_before_and_while_writing(
   images, open_cache, fake_tower, encoded, monkeypatch
 ):
   examples = load(images)
@@ -383,7 +384,7 @@ def test_bfloat16_holds_all_that_a_bfloat16_clip_computes(
       np.testing.assert_array_equal(array, stored.astype(np.float32))
 
 
-def test_a_cache_depends_on_what_decides_its_values(
+def test_fields_that_change_the_features_change_the_cache(
   images, open_cache, cache_config, backbone, monkeypatch
 ):
   monkeypatch.setattr(features, "_fill", lambda *_: None)
@@ -412,7 +413,9 @@ def test_a_cache_depends_on_what_decides_its_values(
   assert num_caches("seed", 0) == number + 2
 
 
-def test_one_fills_and_the_others_wait(images, open_cache, fake_tower, encoded):
+def test_one_process_computes_and_the_other_processes_wait(
+  images, open_cache, fake_tower, encoded
+):
   with concurrent.futures.ThreadPoolExecutor(3) as pool:
     caches = list(pool.map(open_cache, [load(images)] * 3))
   assert encoded["images"] == 12

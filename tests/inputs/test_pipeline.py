@@ -1,4 +1,4 @@
-"""Every example exactly once, for any batches, hosts and workers."""
+"""Batches contain every example once, for any numbers of hosts and workers."""
 
 import io
 import multiprocessing
@@ -53,7 +53,7 @@ def iterate(examples, batch_size, *, steps, skipped=None, **options):
 
 
 def real(batches):
-  """The examples' positions in the order of the batches."""
+  """Returns the positions of the examples in the order of the batches."""
   return [
     int(path.removesuffix(".png"))
     for batch in batches
@@ -64,8 +64,10 @@ def real(batches):
 @pytest.mark.parametrize("batch_size", (1, 3, 7, 16))
 @pytest.mark.parametrize("process_count, devices", ((1, 1), (1, 4), (3, 2)))
 @pytest.mark.parametrize("shuffle_seed", (None, 1))
-def test_every_example_once(batch_size, process_count, devices, shuffle_seed):
-  """For any batch size, number of hosts and of devices on each."""
+def test_every_example_is_in_one_batch(
+  batch_size, process_count, devices, shuffle_seed
+):
+  """This holds for any batch size and number of hosts and devices."""
   examples = make_examples(11)
   options = dict(
     steps=range(pipeline.num_batches(11, batch_size)),
@@ -103,7 +105,7 @@ def test_every_example_once(batch_size, process_count, devices, shuffle_seed):
     np.testing.assert_array_equal(batch["mask_counts"], want)
 
 
-def test_every_epoch_has_its_own_order_and_starts_at_any_step():
+def test_every_epoch_has_its_own_order_and_can_start_at_any_step():
   examples = make_examples(10)
   batches = iterate(examples, 4, steps=range(6), shuffle_seed=1)
   epochs = [real(batches[:3]), real(batches[3:])]
@@ -117,8 +119,8 @@ def test_every_epoch_has_its_own_order_and_starts_at_any_step():
   assert real(rest) == real(batches[4:])
 
 
-def test_worker_processes_change_nothing():
-  """Also with an augmentation that needs images of other rows."""
+def test_worker_processes_load_the_same_batches():
+  """The augmentation needs images of other rows."""
   examples = Made(make_examples(10))
   examples[7]["image"] = b"no image"
   kwargs = dict(
@@ -157,13 +159,13 @@ def test_unreadable_files_are_named_or_skipped(field, tmp_path, caplog):
   batches = iterate(examples, 3, steps=range(4), skipped=skipped)
   assert real(batches) == [0, 2, 3] * 2
   assert list(skipped) == ["1.png"] and skipped["1.png"].startswith(message)
-  # Reported once, though read in both epochs.
+  # The file is reported once, although both epochs read it.
   assert caplog.text.count("skipping 1.png") == 1
   assert not batches[0]["image"][1].any()
 
 
 class DamagedInWorkers(list):
-  """Examples whose first cannot be read in a worker process."""
+  """Examples of which worker processes cannot read the first."""
 
   def __getitem__(self, index):
     if index == 0 and multiprocessing.parent_process():
@@ -171,20 +173,20 @@ class DamagedInWorkers(list):
     return super().__getitem__(index)
 
 
-def test_errors_of_workers_arrive_unchanged():
+def test_errors_in_workers_are_raised_unchanged():
   examples = DamagedInWorkers(make_examples(3))
   assert real(iterate(examples, 3, steps=range(1))) == [0, 1, 2]
   with pytest.raises(InputError, match="^data set 'made' is damaged at record"):
     iterate(examples, 3, steps=range(1), num_workers=1)
 
 
-def test_processes_are_not_more_than_the_machine_has_use_for(config):
+def test_too_many_worker_processes_are_refused(config):
   config.input.num_workers = 4 * os.cpu_count() + 1
   with pytest.raises(InputError, match="must be at most .* machine's cores$"):
     load_examples(config, "demo_auxiliary", "test")
 
 
 def test_example_ids_are_stable():
-  """They key the noise of published trainings: never change them."""
+  """Published trainings use them as keys of the noise: never change them."""
   example = {"dataset": "visa", "id": "candle/000", "image": b""}
   assert hash_example(example) == 2815927013

@@ -1,9 +1,8 @@
 """Kinds of defects, seen and unseen in training.
 
-A paint function is `(rng, image, foreground, strength) -> (changed, extent)`.
-It returns the image with the defect, and the soft or binary extent that the
-defect can occupy. `strength` in (0, 1] is the amplitude of the change in units
-of full scale.
+A paint function is `(rng, image, foreground, strength) -> (changed, extent)`:
+the image with the defect, and the soft or binary extent that it can occupy.
+`strength` in (0, 1] is the amplitude of the change in units of full scale.
 """
 
 import numpy as np
@@ -34,9 +33,8 @@ _MIN_CHANGE = 0.02
 def _defect(paint):
   """Converts a paint function to `(rng, image, foreground) -> (image, mask)`.
 
-  The mask contains the visibly changed pixels; all other pixels keep their
-  values. A change that is too faint or too small is painted again with more
-  strength.
+  The mask contains the visibly changed pixels; the other pixels keep their
+  values. A change that is too faint or small is painted again, more strongly.
   """
 
   def defect(rng, image, foreground):

@@ -17,10 +17,7 @@ def resize(field, size):
 
 
 def noise(rng, size, cells, columns=None):
-  """Draws smooth noise of about unit variance.
-
-  The noise has `cells` x `columns` control points, or `cells` x `cells`.
-  """
+  """Draws smooth noise of about unit variance from cells x columns points."""
   cells = max(2, min(size, int(cells)))
   columns = cells if columns is None else max(2, min(size, int(columns)))
   return resize(rng.standard_normal((cells, columns), np.float32), size)
@@ -138,17 +135,10 @@ def pick_centre(rng, foreground, weight=None):
 
 
 def blob(rng, foreground, softness, centre=None, fraction=(0.004, 0.08)):
-  """Draws a soft, irregular region on the foreground.
+  """Draws a soft, irregular region, float32 (size, size) in [0, 1].
 
-  Args:
-    rng: source of randomness.
-    foreground: pixels that the region can cover, bool (size, size).
-    softness: width of the edge ramp relative to the radius.
-    centre: centre (row, column); None draws it.
-    fraction: range of the area relative to the image, drawn log-uniformly.
-
-  Returns:
-    Weights of the pixels, float32 (size, size) in [0, 1].
+  `softness` is the width of the edge relative to the radius, and `fraction` the
+  range of the area relative to the image, which is drawn log-uniformly.
   """
   size = foreground.shape[0]
   area = np.exp(rng.uniform(*np.log(fraction)))

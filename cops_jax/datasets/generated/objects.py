@@ -1,9 +1,8 @@
 """Objects: lit outlines filled with a material, on a background.
 
-An outline is a function `(rng) -> layers`. Layers are a list of (points, tone),
-drawn from bottom to top; points have shape (n, 2) and values in about [-1, 1].
-The tone None cuts a hole, 0 is the material of the body, and other values in
-[-1, 1] brighten or darken it.
+An outline is a function `(rng) -> layers`. Layers are pairs of points, (n, 2)
+in about [-1, 1], and a tone, drawn in their order. The tone None cuts a hole, 0
+is the body's material, and other values in [-1, 1] brighten or darken it.
 """
 
 import numpy as np

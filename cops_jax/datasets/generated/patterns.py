@@ -1,8 +1,7 @@
 """Surface patterns that training and pretraining categories share.
 
-A pattern is a function `(rng, size, palette, period, angle) -> image`. The
-palette has shape (2, 3), the period is in reference pixels, and the angle is in
-radians.
+A pattern is a function `(rng, size, palette, period, angle) -> image`. Palettes
+have shape (2, 3), periods are in reference pixels, and angles in radians.
 """
 
 import numpy as np
