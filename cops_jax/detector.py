@@ -1,18 +1,4 @@
-"""Anomaly detection on your own images.
-
-Example:
-  ```python
-  from cops_jax.detector import AnomalyDetector
-
-  detector = AnomalyDetector.from_workdir("runs/visa")
-  detection = detector("photo.jpg")
-  print(detection.image_score, detection.anomaly_map.shape)
-  for detection in detector(["a.png", "b.png"]):
-    print(detection.is_anomaly)
-  detection = detector("large.jpg", tiles="auto")  # Finds small defects.
-  detection.picture("large.jpg").save("found.jpg")
-  ```
-"""
+"""Anomaly detection on your own images."""
 
 from __future__ import annotations
 
@@ -47,6 +33,16 @@ _MAX_DEVICE_IMAGES = 8  # In one batch, on each device.
 
 class AnomalyDetector:
   """Scores images with trained prompts.
+
+  ```python
+  detector = AnomalyDetector.from_workdir("runs/visa")
+  detection = detector("photo.jpg")
+  print(detection.image_score, detection.anomaly_map.shape)
+  for detection in detector(["a.png", "b.png"]):
+    print(detection.is_anomaly)
+  detection = detector("large.jpg", tiles="auto")  # Finds small defects.
+  detection.picture("large.jpg").save("found.jpg")
+  ```
 
   A detector can be shared by threads. It pads each batch to a power of two of
   images for each device and compiles once for each such size. The result for

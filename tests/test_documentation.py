@@ -5,12 +5,15 @@ CLIP. Training ends before its first step, because other tests train.
 """
 
 import glob
+import inspect
 import os
+import pkgutil
 import re
 import shlex
 import shutil
 
 import pytest
+import yaml
 
 from cops_jax import config as configuration
 from helpers.config import small_fields
@@ -37,15 +40,18 @@ NOT_RUN = {
     "tests/methods/test_documentation.py"
   ),
   "pip install -e .": "tests/methods/test_documentation.py",
+  "pip install notebook": "installs, and serves: tests/test_notebooks.py",
   "python -m benchmarks": "takes minutes; tests/benchmarks/test_benchmarks.py",
 }
 # They need Slurm, gcloud, kubectl, several hosts or buckets; see
 # tests/tools/test_launch.py, tests/runtime and tests/test_runs_in_buckets.py.
 NOT_RUN_PAGES = ("docs/buckets.md", "docs/scaling.md")
-# Lines of blocks that are run otherwise. The first takes minutes, see
-# tests/tools/test_runs.py; the second needs the extra onnx, see
+# Lines of blocks that are run otherwise. The first asks, see
+# tests/test_commands.py; the second takes minutes, see
+# tests/tools/test_runs.py; the third needs the extra onnx, see
 # tests/export/test_onnx.py.
 NOT_RUN_LINES = (
+  "cops cache remove",
   "python -m tools.ablate",
   "cops export --workdir=runs/visa --out=visa.onnx",
 )
@@ -201,3 +207,32 @@ def test_all_pages_are_in_the_site_and_their_links_work():
     assert f" {os.path.basename(page)}\n" in site, page
     for link in re.findall(r"\]\(([^)#]+)", (ROOT / page).read_text()):
       assert link.startswith("https://") or (ROOT / "docs" / link).exists()
+
+
+def test_searching_the_site_finds_buckets_flags_and_fields():
+  """The separator splits pages and queries alike."""
+  site = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
+  (separator,) = (
+    plugin["search"]["separator"]
+    for plugin in site["plugins"]
+    if "search" in plugin
+  )
+  for text, words in (
+    ("gs://bucket/run", ["gs", "//bucket", "run"]),
+    ("--config.train.num_epochs=2", ["config", "train", "num_epochs", "2"]),
+    ("AUROC at 0.3.", ["AUROC", "at", "0.3"]),
+  ):
+    assert [word for word in re.split(separator, text) if word] == words
+
+
+def test_examples_in_the_reference_are_code_blocks():
+  page = (ROOT / "docs" / "reference.md").read_text()
+  names = re.findall(r"^::: (.+)$", page, re.M)
+  assert len(names) == len(set(names)) > 40
+  for name in names:
+    found = pkgutil.resolve_name(name)
+    assert found.__doc__, name
+    for member in (found, *getattr(found, "__dict__", {}).values()):
+      if inspect.isroutine(member) or isinstance(member, (type, property)):
+        prose = re.sub(r"(?s)```python\n.*?```", "", member.__doc__ or "")
+        assert not re.search(r"(?m)^ *(\w+ = |print\(|>>> )", prose), name
