@@ -4,8 +4,8 @@
 
 Prints a table and writes table.txt, table.csv and table.json into --workdir,
 next to a run directory for each ablation and seed. The numbers in brackets are
-differences from the full model. The same command resumes. After a failure the
-remaining runs continue; failures are reported at the end, with exit code 1.
+differences from the full model. Repeat the command to resume. After a failure
+the remaining runs continue; failures are reported at the end, with exit code 1.
 By default, CoPS's demo is ablated. --config=configs/visa.py chooses another
 config, --config=uniadet_demo:augmented another method. --config.train.b1=0.9
 sets a field.

@@ -5,9 +5,9 @@
 Prints a table of means and standard deviations over the seeds, and writes
 table.txt, table.csv and table.json into --workdir, next to a run directory for
 each recipe and seed. Prompts are evaluated after the last epoch, so nothing is
-chosen on the evaluated data. The same command resumes. By default the demo's
-recipes are compared; --recipes chooses others. Methods that are not trained are
-evaluated once, because seeds do not change them.
+chosen on the evaluated data. Repeat the command to resume. By default, the
+demo's recipes are compared; --recipes chooses other recipes. Methods that are
+not trained are evaluated once, because seeds do not change them.
 """
 
 from __future__ import annotations

@@ -14,9 +14,9 @@ the following:
 
 The results are table.txt, table.csv and table.json in --workdir, next to a run
 directory for each recipe and seed. The table contains the papers' numbers, the
-mean and standard deviation over the seeds, and the difference. The same command
-resumes. After a failure the remaining runs continue; failures are reported at
-the end, with exit code 1.
+mean and standard deviation over the seeds, and the difference. Repeat the
+command to resume. After a failure the remaining runs continue; failures are
+reported at the end, with exit code 1.
 
 Flags set fields of all recipes: --config.backbone.weights=ViT-L-14-336px.pt.
 """

@@ -239,7 +239,7 @@ def test_all_evaluates_the_thirteen_data_sets(
   }
   assert np.isnan(found.results["head_ct"].mean["pixel_aupro"])
   assert found.results["isic"].mean["pixel_auroc"] >= 0
-  assert "<small>" not in page  # The papers' results are of all images.
+  assert "<small>" not in page  # The papers used all images.
   for name, row in SPECIFICATIONS.items():
     assert not found.results[name].is_published
     assert f"than the {row.num_test_images} of the published" in page

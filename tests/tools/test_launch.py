@@ -70,7 +70,7 @@ def test_slurm_reads_the_options_of_the_script():
       break
     name, _, value = line.removeprefix("#SBATCH --").partition("=")
     options[name] = value
-  # Under Slurm, JAX gives each process one GPU.
+  # Under Slurm, JAX assigns one GPU to each process.
   assert options["ntasks-per-node"] == options["gpus-per-node"]
   assert options["requeue"] == "" and options["open-mode"] == "append"
   kind, _, seconds = options["signal"].partition("@")

@@ -43,7 +43,7 @@ def draw_pair(
 
   Args:
     rng: source of all randomness.
-    category: one of `CATEGORIES`.
+    category: name of a category in `CATEGORIES`.
     kind: index of the defect in `captions.KINDS`.
     size: side of the square crop in pixels.
 

@@ -63,7 +63,7 @@ def draw_caption(
 
   Args:
     rng: source of all randomness.
-    category: one of `CATEGORIES`.
+    category: name of a category in `CATEGORIES`.
     is_bad: True if a defect is visible.
     kind: index of the defect in `KINDS`; not used for good images.
   """
