@@ -144,12 +144,12 @@ def predict_files(
   """
   names = _names(paths)
   if out:
-    from cops_jax.reporting import found  # Slow to import.
+    from cops_jax.reporting import predictions  # Slow to import.
 
     _require_apart(out, paths)
     pictures = [f"pictures/{name}.jpg" for name in names]
     maps = [f"maps/{name}.npy" for name in names if save_maps]
-    found.replace_earlier(out, [*found.FILES, *pictures, *maps])
+    predictions.replace_earlier(out, [*predictions.FILES, *pictures, *maps])
   progress = Progress(len(paths), "images")
   rows, thumbnails = [], {}
   try:
@@ -169,7 +169,7 @@ def predict_files(
       is_toy = detector.config.backbone.weights == DEMO_CLIP
       fitting = detector.thresholds_for(tiles)
       summary = summarize(rows, skipped)
-      found.write(out, rows, thumbnails, summary, fitting, is_toy)
+      predictions.write(out, rows, thumbnails, summary, fitting, is_toy)
   return rows
 
 

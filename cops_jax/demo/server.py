@@ -185,7 +185,7 @@ class _Server:
   def _choose(self, request):
     """Returns the number of the model that a request names, and all models."""
     if not self._models.done():
-      raise _come_back("the model is loading; try again in a few seconds")
+      raise _unavailable("the model is loading; try again in a few seconds")
     models = self._models.result()
     number = request.query_params.get("model", "0")
     if not number.isdecimal() or int(number) >= len(models):
@@ -230,9 +230,9 @@ class _Server:
       name = request.query_params.get("name") or "the upload"
       number, models = self._choose(request)
       tiles = _tiles(request)
-      with self._place("uploads", self._limits.max_uploads):
+      with self._reserve("uploads", self._limits.max_uploads):
         content = await self._read(request, name)
-      with self._place("images", self._limits.max_requests):
+      with self._reserve("images", self._limits.max_requests):
         # Limits memory to one decoded image on the host and the device.
         async with self._lock:
           if await request.is_disconnected():
@@ -249,9 +249,9 @@ class _Server:
       raise
 
   @contextlib.contextmanager
-  def _place(self, what, most):
+  def _reserve(self, what, most):
     if self._num[what] >= most:
-      raise _come_back(
+      raise _unavailable(
         f"the server is processing {self._num[what]} {what}, its limit; try"
         " again in a few seconds"
       )
@@ -329,7 +329,7 @@ class _Server:
     }
 
 
-def _come_back(why):
+def _unavailable(why):
   return HTTPException(503, why, {"Retry-After": "1"})
 
 

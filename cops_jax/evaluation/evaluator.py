@@ -68,7 +68,7 @@ class Evaluator:
     self._config, self._model, self._clip = config, model, backbone
     self._mesh = mesh
     self._step = make_predict_step(model, mesh, shardings)
-    self._remember = make_memory_step(model, mesh, shardings)
+    self._make_memory = make_memory_step(model, mesh, shardings)
     self._options = pipeline.make_options(
       *(config, backbone, mesh),
       settings.batch_size or default_batch_size(mesh),
@@ -199,7 +199,7 @@ class Evaluator:
       if normal and normal.categories[index] != category:
         category = normal.categories[index]
         images = normal.pixels[category]
-        memory = self._remember(backbone_params, images)
+        memory = self._make_memory(backbone_params, images)
         trainable = {**trainable, **memory}
       for _ in range(1 + self._options.num_tiles):
         yield trainable, backbone_params

@@ -16,8 +16,8 @@ from cops_jax import __version__, methods
 from cops_jax.errors import InputError, WriteError
 from cops_jax.evaluation import normal_images
 from cops_jax.evaluation.evaluator import Evaluator
-from cops_jax.evaluation.kept import KeptResult
 from cops_jax.evaluation.results import DatasetResult, Evaluated
+from cops_jax.evaluation.stored import StoredResult
 from cops_jax.inputs import describe_data, load_examples
 from cops_jax.paths import AnyPath, to_path
 from cops_jax.runs import lock
@@ -222,18 +222,20 @@ class _Run:
     provenance = self.provenance | {
       "normal_images_sha256": normal.sha256 if normal else ""
     }
-    kept = KeptResult(workdir, examples, fingerprint, provenance, save_maps)
-    result = kept.read()
+    stored = StoredResult(
+      *(workdir, examples, fingerprint, provenance, save_maps)
+    )
+    result = stored.read()
     if result is None:
       result = self.evaluator.run(
         *self.params,
         examples,
         num_pictures=self.config.evaluation.num_pictures,
-        maps_folder=kept.maps_folder,
+        maps_folder=stored.maps_folder,
         normal=normal,
       )
       result = _describe_data(result, examples, fingerprint)
-      kept.write(result)
+      stored.write(result)
     return result
 
 

@@ -4,9 +4,9 @@ import { Card, DOT, save, view } from "./card.js";
 import { Palette } from "./drawing.js";
 
 const SENT_AT_ONCE = 3;
-const MAX_FAILURES = 4; // After so many in a row, the server counts as away.
+const MAX_FAILURES = 4; // Failed requests in a row until the page stops sending.
 const MAX_NEWS = 3; // Errors that screen readers announce together.
-const BY_HAND = "(max-width: 700px), (pointer: coarse)"; // As in page.css.
+const TOUCH = "(max-width: 700px), (pointer: coarse)"; // As in page.css.
 const COUNTED = { anomaly: "anomalous", normal: "normal", found: "found", missed: "missed", "false alarm": "false alarms", correct: "correct" };
 
 const $ = (id) => document.getElementById(id);
@@ -39,7 +39,7 @@ function add(sources) {
   const left = sources.length - taken.length;
   notify(left && `${left} of ${sources.length} images were not added, because the limit is ${info.limits.max_images}. Clear the page to add more`);
   arrange();
-  if (matchMedia(BY_HAND).matches) {
+  if (matchMedia(TOUCH).matches) {
     // On a phone, the list is below the button that was tapped.
     follow(taken[0]);
     if (left) $("notice").scrollIntoView();

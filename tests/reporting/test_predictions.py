@@ -11,7 +11,7 @@ from PIL import Image
 from cops_jax.errors import InputError
 from cops_jax.images.drawing import to_file
 from cops_jax.images.finding import MANIFEST, find_images
-from cops_jax.reporting import found
+from cops_jax.reporting import predictions
 from cops_jax.thresholds import Thresholds
 
 # Names of images, the highest score first.
@@ -47,7 +47,7 @@ def folder(tmp_path):
       path.parent.mkdir(exist_ok=True)
       image.resize((1204, 600)).save(path)
   rows[-1]["note"] = "too dark"
-  found.write(tmp_path, rows, thumbnails, "4 <images>", chosen, True)
+  predictions.write(tmp_path, rows, thumbnails, "4 <images>", chosen, True)
   return tmp_path
 
 
@@ -75,7 +75,7 @@ def test_the_page_works_in_a_browser(folder, browser, width, scheme):
     "Emulation.setDeviceMetricsOverride", {**size, "mobile": width == 390}
   )
   browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": media})
-  browser.get((folder / found.PAGE).as_uri())
+  browser.get((folder / predictions.PAGE).as_uri())
 
   def one(selector):
     return browser.find_element("css selector", selector)
@@ -120,8 +120,15 @@ def test_the_page_works_in_a_browser(folder, browser, width, scheme):
 def test_earlier_results_are_replaced_and_other_files_are_kept(folder, caplog):
   """Only listed files in the folder are deleted."""
   out = folder / "out"
-  found.replace_earlier(out, [*found.FILES, "pictures/a.jpg", "maps/a.npy"])
-  names = (*found.FILES, "pictures/a.jpg", "notes.txt", "pictures/mine.png")
+  predictions.replace_earlier(
+    out, [*predictions.FILES, "pictures/a.jpg", "maps/a.npy"]
+  )
+  names = (
+    *predictions.FILES,
+    "pictures/a.jpg",
+    "notes.txt",
+    "pictures/mine.png",
+  )
   for name in names:
     (out / name).parent.mkdir(exist_ok=True)
     (out / name).write_text(name)
@@ -129,10 +136,10 @@ def test_earlier_results_are_replaced_and_other_files_are_kept(folder, caplog):
   listed += ["notes.txt", "../predictions.csv", "pictures/../notes.txt"]
   (out / MANIFEST).write_text(json.dumps(listed))
   with pytest.raises(InputError, match="mine.png was not written by this com"):
-    found.replace_earlier(out, ["pictures/mine.png"])
-  assert (out / found.PAGE).exists()
+    predictions.replace_earlier(out, ["pictures/mine.png"])
+  assert (out / predictions.PAGE).exists()
   caplog.set_level("INFO")
-  found.replace_earlier(out, [*found.FILES, "pictures/b.jpg"])
+  predictions.replace_earlier(out, [*predictions.FILES, "pictures/b.jpg"])
   assert re.search("kept: notes.txt, pictures/mine.png$", caplog.text)
   left = {path.relative_to(out).as_posix() for path in out.rglob("*.*")}
   assert left == {MANIFEST, "notes.txt", "pictures/mine.png"}
@@ -144,7 +151,7 @@ def test_output_folders_are_not_read(tmp_path):
   for name in ("a.png", "new/b.png", "old/pictures/c.png"):
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / name)
-  found.replace_earlier(tmp_path / "old", [])
+  predictions.replace_earlier(tmp_path / "old", [])
   for place in (tmp_path, tmp_path / "**/*.png"):
     assert find_images([str(place)], tmp_path / "new") == [tmp_path / "a.png"]
   named = tmp_path / "old/pictures"

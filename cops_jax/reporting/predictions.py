@@ -100,7 +100,7 @@ def write(
   # Spreadsheets recognize UTF-8 by its byte-order mark only.
   files.write_file(out / TABLE, table.getvalue().encode("utf-8-sig"))
   text = render_page(
-    "found.html.jinja",
+    "predictions.html.jinja",
     summary=summary,
     rows=sorted(rows, key=lambda row: -row.get("image_score", -1)),
     thumbnails={

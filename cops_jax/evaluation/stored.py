@@ -36,7 +36,7 @@ from cops_jax.runtime.processes import gather_objects
 _logger = logging.getLogger(__name__)
 
 
-class KeptResult:
+class StoredResult:
   """A data set's result in evaluation/NAME.json, stored with its inputs.
 
   Attributes:
