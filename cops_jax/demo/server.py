@@ -45,8 +45,7 @@ from cops_jax.images.drawing import heat_colors, to_file
 from cops_jax.images.tiles import normalize
 from cops_jax.predict import to_row
 
-# Number of open connections, and seconds until a connection must begin a
-# request.
+# Limits of open connections, and of seconds until a request begins.
 _MAX_CONNECTIONS, _REQUEST_SECONDS = 100, 10.0
 _PAGE = pathlib.Path(__file__).parent / "page"
 # At most this many times `Limits.max_bytes` are read of a refused upload.
@@ -79,25 +78,15 @@ _EXAMPLE_SIDE = 224
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-  """Limits above which the server refuses a request.
+  """Limits above which the server refuses a request."""
 
-  Attributes:
-    max_bytes: size of an upload.
-    max_pixels: pixels of an image, checked before it is decoded.
-    max_images: number of images on the page.
-    max_requests: number of images that wait for their scores or are scored.
-    max_uploads: number of concurrent uploads.
-    max_seconds: duration of an upload.
-    max_pause_seconds: duration of a pause in an upload.
-  """
-
-  max_bytes: int = 32 * 2**20
-  max_pixels: int = 50_000_000
-  max_images: int = 50
-  max_requests: int = 8
-  max_uploads: int = 20
-  max_seconds: float = 100.0
-  max_pause_seconds: float = 5.0
+  max_bytes: int = 32 * 2**20  # Size of an upload.
+  max_pixels: int = 50_000_000  # Size of an image, checked before decoding.
+  max_images: int = 50  # Images on the page.
+  max_requests: int = 8  # Images that are waiting or being scored.
+  max_uploads: int = 20  # Concurrent uploads.
+  max_seconds: float = 100.0  # Duration of an upload.
+  max_pause_seconds: float = 5.0  # Duration of a pause in an upload.
 
 
 def make_app(
@@ -242,8 +231,7 @@ class _Server:
           )
       return JSONResponse(found)
     except HTTPException as error:
-      # A client that is still sending would see a broken connection instead of
-      # the message.
+      # A client that is still sending would not see the message.
       if error.status_code != 408:
         await self._drain(request)
       raise
@@ -298,9 +286,7 @@ class _Server:
         f" seconds or paused for {self._limits.max_pause_seconds:g} seconds",
       ) from error
     except ClientDisconnect as error:
-      raise HTTPException(
-        400, f"the upload of {name} was interrupted"
-      ) from error
+      raise HTTPException(400, f"the upload of {name} ended early") from error
 
   def _detect(self, detector, name, content, tiles):
     reading = {**detector.reading, "max_pixels": self._limits.max_pixels}

@@ -91,10 +91,8 @@ class Evaluator:
       trainable, backbone_params: the model's two parameter trees, on the mesh.
       examples: a data set from `cops_jax.datasets.load`.
       num_pictures: number of pictures of each kind, see `results.Picture`.
-      maps_folder: folder for the anomaly maps, see `maps.MapWriter`. If None,
-        no maps are written.
-      normal: reference images of each category from `normal_images.draw`. If
-        None, images are not compared.
+      maps_folder: folder for the anomaly maps; None writes none.
+      normal: reference images from `normal_images.draw`, or None.
 
     Raises:
       InputError: if an image cannot be read, its score is not finite, or the
@@ -189,10 +187,9 @@ class Evaluator:
     ]
 
   def _params(self, trainable, backbone_params, normal, indices):
-    """Yields the parameters of each step.
+    """Yields the parameters of each step: one for a batch, one for each tile.
 
-    Each batch takes one step for the whole images and one for each tile. With
-    reference images, the parameters include those of the batch's category.
+    With reference images, they include the memory of the batch's category.
     """
     category = None
     for index in indices[:: self._options.batch_size]:
@@ -233,8 +230,7 @@ class Evaluator:
 
     def start(batch):
       if texts:
-        # Padding has no category; its scores are not used.
-        default = next(iter(texts.values()))
+        default = next(iter(texts.values()))  # Padding has no category.
         rows = [texts.get(str(name), default) for name in batch["category"]]
         batch = {**batch, "text_features": np.stack(rows)}
       batch = shard_batch(batch, self._mesh, STEP_FIELDS)

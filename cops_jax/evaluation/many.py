@@ -127,11 +127,7 @@ def evaluate(
 
 
 def _expand(names):
-  """Returns all names, each once, and those that can be skipped if unprepared.
-
-  Raises:
-    InputError: if a name is unknown.
-  """
+  """Returns known names, each once, and those of "all" that can be skipped."""
   from cops_jax import datasets
 
   may_skip = ()
@@ -255,10 +251,7 @@ def _begin_run(workdir, config, backbone):
 
 
 def _load_model(config, workdir, checkpoint, allow_other_backbone):
-  """Returns the config with its dtype settled, the record, backbone and model.
-
-  The record is None if there is none.
-  """
+  """Returns the config with a settled dtype, record, backbone and model."""
   is_trained = methods.find(config.method).IS_TRAINED
   has_prompts = is_trained or checkpoint != workdir
   record = (prompts.find_record if has_prompts else find_run)(checkpoint)

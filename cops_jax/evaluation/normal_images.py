@@ -136,8 +136,7 @@ def make_memory_step(
   Args:
     model: model of a method.
     mesh: devices that batches are split over.
-    backbone_shardings: shardings of the backbone's parameters; None if every
-      device has a copy.
+    backbone_shardings: shardings of the backbone; None if it is replicated.
 
   Returns:
     `step(backbone_params, images)`, which all processes call with the same

@@ -32,8 +32,7 @@ class CategoryResult:
   Attributes:
     metrics: values in [0, 1] by metric; NaN if undefined.
     undefined: reasons by undefined metric.
-    image_threshold, pixel_threshold: thresholds of the largest F1; NaN if it
-      is undefined.
+    image_threshold, pixel_threshold: thresholds of the largest F1, or NaN.
     curves: defined curves by name: "image_roc", "image_pr", "pixel_roc",
       "pixel_pr" and "pixel_pro".
     num_masks: number of masks with anomalous pixels in the pixel metrics.
@@ -77,13 +76,11 @@ class DatasetResult:
     identity: version or folder of the data.
     data_sha256: fingerprint of the data.
     notes: omissions, guesses and differences from the published data set.
-    normal_images: paths of the reference images by category; empty without
-      reference images.
+    normal_images: paths of the reference images, if any, by category.
     is_published: True for a published data set with the known numbers of
       images. Only these are compared with the papers.
     seconds: duration of the evaluation, including compilation.
-    peak_memory_bytes: peak memory of the process up to the end of the
-      evaluation.
+    peak_memory_bytes: peak memory of the process at the end.
   """
 
   categories: Mapping[str, CategoryResult]

@@ -74,8 +74,7 @@ def make_predict_step(
   Args:
     model: model of a method.
     mesh: devices that batches are split over.
-    backbone_shardings: shardings of the backbone's parameters; None if every
-      device has a copy.
+    backbone_shardings: shardings of the backbone; None if it is replicated.
 
   Returns:
     `step(trainable, backbone_params, batch)`, which returns image_score (b,)

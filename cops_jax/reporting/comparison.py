@@ -91,8 +91,7 @@ def compare(
 
   Args:
     runs: results to compare.
-    base: name whose mean over the same runs is the reference of every other
-      name.
+    base: name whose mean over the same runs is the reference.
     papers: references by name, data set and metric. They are comparable if the
       runs used the published data.
   """
@@ -179,8 +178,7 @@ def format_rows(rows: Sequence[Row], title: str, reference: str = "") -> str:
   Args:
     rows: rows from `compare`.
     title: heading of the column of names.
-    reference: label of the references, which get their own lines. An empty
-      string omits them.
+    reference: label of the references' lines; an empty string omits them.
   """
   metrics = [m for m in METRICS if any(row.metric == m for row in rows)]
   lines = {}

@@ -100,9 +100,7 @@ def paper_results(config: Mapping[str, Any]) -> dict[str, dict[str, float]]:
 
 
 def reproduced_results(config: Mapping[str, Any], name: str) -> str:
-  """Returns a text with the results of reproductions by others, in percent.
-
-  It is empty if there are none.
+  """Returns a text with others' reproductions in percent, or an empty string.
 
   Args:
     config: see `paper_results`.

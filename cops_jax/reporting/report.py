@@ -49,10 +49,7 @@ _VERDICTS = {
 
 
 def write(workdir: str | os.PathLike, evaluated: Evaluated) -> AnyPath:
-  """Writes report.html, results.json and scores.csv into a run directory.
-
-  Returns:
-    The path of report.html.
+  """Writes report.html, whose path it returns, results.json and scores.csv.
 
   Raises:
     InputError: if a file cannot be written.
@@ -63,14 +60,9 @@ def write(workdir: str | os.PathLike, evaluated: Evaluated) -> AnyPath:
 
 
 def write_report(workdir: AnyPath, evaluated: Evaluated) -> AnyPath:
-  """Writes report.html, which depends on no other file and no network.
+  """Writes report.html into a run directory and returns its path.
 
-  Args:
-    workdir: run directory.
-    evaluated: results to show.
-
-  Returns:
-    The path of report.html.
+  The page needs no other file and no network.
 
   Raises:
     InputError: if the file cannot be written.

@@ -53,8 +53,7 @@ function follow(card) {
   card?.element.scrollIntoView();
 }
 
-// Puts the results in order. Elements that are in place are not moved, because
-// moving one would take the focus from it.
+// Puts the results in order. An element that is in place keeps the focus.
 function arrange() {
   const shown = [...cards].filter((card) => !card.error);
   const score = (card) => card.answer?.image_score ?? -1;
@@ -82,8 +81,7 @@ function fail(card, message) {
   $("refused").append(card.element); // A small card would leave a gap in the results.
 }
 
-// Uploads an image and returns the server's answer. Repeats the request while the
-// server is full or loads its model.
+// Uploads an image, again while the server is full or loading; returns the answer.
 async function send(card, signal) {
   card.say("scoring");
   const { max_bytes } = info.limits;
@@ -96,8 +94,7 @@ async function send(card, signal) {
       card.file ??= await (await fetch(`api/examples/${card.name}`, { signal })).blob();
       response = await fetch(url, { method: "POST", body: card.file, signal });
     } catch {
-      // A full server can also break the connection, because the answer to a
-      // refused upload can be lost.
+      // The answer of a full server to a refused upload can be lost, too.
     }
     if (response && response.status !== 503) {
       const answer = await response.json();
@@ -152,8 +149,7 @@ function notify(text) {
   if (text) news.push(text);
 }
 
-// Announces errors and the status to screen readers, after half a second without
-// a change.
+// Announces errors and the status to screen readers once nothing changes.
 function announce() {
   clearTimeout(pause);
   pause = setTimeout(() => {
