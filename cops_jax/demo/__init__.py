@@ -1,4 +1,4 @@
-"""A web page that finds anomalies in the images dropped on it."""
+"""A web page that finds anomalies in uploaded images."""
 
 from __future__ import annotations
 

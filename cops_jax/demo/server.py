@@ -240,8 +240,8 @@ class _Server:
   def _reserve(self, what, most):
     if self._num[what] >= most:
       raise _unavailable(
-        f"the server is processing {self._num[what]} {what}, its limit; try"
-        " again in a few seconds"
+        f"the server is processing {self._num[what]} {what}, which is the"
+        " limit; try again in a few seconds"
       )
     self._num[what] += 1
     try:

@@ -49,7 +49,7 @@ _VERDICTS = {
 
 
 def write(workdir: str | os.PathLike, evaluated: Evaluated) -> AnyPath:
-  """Writes report.html, whose path it returns, results.json and scores.csv.
+  """Writes report.html, results.json and scores.csv; returns the page's path.
 
   Raises:
     InputError: if a file cannot be written.

@@ -146,7 +146,7 @@ def test_the_page_contains_results_terms_and_reasons(text):
 
 
 def test_the_papers_results_are_shown_with_differences(text):
-  """MVTec AD: 90.0 against 95.0; VisA: 90.0 against 85.4."""
+  """The made-up results are 90.0; the paper has 95.0 and 85.4."""
   assert f"90.0<small>95.0 {MINUS}5.0</small>" in text
   assert "90.0<small>85.4 +4.6</small>" in text
   # HeadCT has no masks, and undefined metrics are not compared.
