@@ -1,12 +1,14 @@
-# make demo: train on generated data, find anomalies in categories never seen.
+# make demo: train on generated data, and find anomalies in unseen categories.
 # make test: run the tests.
-# make numbers: run the numerical tests, compiled as users' programs are.
-# make stacks: run them, and train, resume, evaluate, predict and export the demo,
-#   with four sets of versions: pinned, newest, newest with the extra onnx, oldest.
-# make soak: kill training 48 times at random, other commands 100 times; flip
-#   bits, give bad input, crowd the page; train the demo, which must be worth it.
-# make docs: the documentation as a site, in site/; a dead link fails.
-# All but stacks create and use .venv, with the versions of constraints.txt.
+# make numbers: run the numerical tests with the compiler options of users.
+# make stacks: run the numerical tests, and train, resume, evaluate, predict and
+#   export the demo, with four sets of versions: pinned, newest, newest with the
+#   extra onnx, and oldest.
+# make soak: kill training 48 times at random and other commands 100 times; flip
+#   bits, send bad input, crowd the page, and check that training the demo helps.
+# make docs: build the documentation in site/; a dead link is an error.
+# All targets except stacks create and use .venv, with the versions of
+# constraints.txt.
 
 PYTHON ?= python3
 NEWEST_PYTHON ?= $(shell for name in python3.14 python3.13 python3.12 python3; do \
@@ -14,7 +16,7 @@ NEWEST_PYTHON ?= $(shell for name in python3.14 python3.13 python3.12 python3; d
 PIP_INSTALL = .venv/bin/python -m pip install --quiet --disable-pip-version-check \
   --constraint constraints.txt
 
-EXTRAS =  # Such as [docs,test], to install them together.
+EXTRAS =  # Extras to install with the package, such as [docs,test].
 
 NUMBERS = tests/test_losses.py \
   tests/methods/test_cops.py::test_vision_features_are_the_authors \
@@ -79,7 +81,7 @@ soak: .venv/test
 	  --editable $(PIP_ARGUMENTS)
 	touch $@
 
-# pip has no way to ask for the lowest versions.
+# pip cannot install the lowest versions; uv can.
 .venv/stack-oldest/installed: pyproject.toml
 	$(PYTHON) -m venv --clear $(@D)
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check uv

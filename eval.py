@@ -1,4 +1,4 @@
-"""`cops evaluate` from a clone.
+"""Runs `cops evaluate` from a clone.
 
 python eval.py --workdir=runs/demo
 """

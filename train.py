@@ -1,4 +1,4 @@
-"""`cops train` from a clone.
+"""Runs `cops train` from a clone.
 
 python train.py --config=configs/demo.py --workdir=runs/demo
 """

@@ -1,15 +1,16 @@
-"""The full model without one of its parts, each of them a config field.
+"""Ablations: the full model without one of its parts.
 
   cops train --config=ablations:no_prototypes --workdir=runs/no_prototypes
   python -m tools.ablate --workdir=runs/ablations
 
-The second command trains and evaluates all of them. The full model is that of
-configs/demo.py, and also smooths its patches, which the demo does not. With
---config=uniadet_demo:augmented the second command takes UniADet apart.
+The second command trains and evaluates all ablations. The full model is the
+recipe demo with smoothing of patches. With --config=uniadet_demo:augmented, the
+second command runs the ablations of UniADet.
 
-Mean and standard deviation over seeds 0, 1 and 2, in percent, on demo_unseen,
-on a processor with AVX-512, by a version that drew codes for each image. One
-with AVX2 rounds differently, which moves a single run by up to a point:
+Results on demo_unseen in percent: mean and standard deviation over seeds 0, 1
+and 2, on a processor with AVX-512, with a version that drew codes for each
+image. A processor with AVX2 rounds differently, which changes a single run by
+up to one point.
 
                          image AUROC    image AP  pixel AUROC    pixel AP
   full                    84.2 ± 0.5  88.8 ± 0.3   91.6 ± 0.6  36.1 ± 0.4
@@ -20,13 +21,13 @@ with AVX2 rounds differently, which moves a single run by up to a point:
   no_deep_prompts         84.5 ± 0.3  89.0 ± 0.3   91.7 ± 0.4  36.1 ± 0.4
   no_value_path           83.6 ± 0.8  88.3 ± 0.5   89.8 ± 0.8  38.2 ± 0.4
 
-The demo's CLIP is a toy: this says little about the parts on real images.
+The demo's CLIP is a toy, so these results predict little for real images.
 """
 
 from cops_jax.config import recipe
 from cops_jax.errors import UsageError, suggest
 
-# Overrides by method and name.
+# Overrides of config fields, by method and name of the ablation.
 ABLATIONS = {
   "cops": {
     "full": {},
@@ -50,21 +51,21 @@ def find(method):
   """Returns the ablations of a method: overrides by name.
 
   Raises:
-    UsageError: it has none.
+    UsageError: if the method has no ablations.
   """
   if method not in ABLATIONS:
     raise UsageError(
-      f"there are no ablations of the method {method!r}; there are of"
-      f" {' and '.join(ABLATIONS)}"
+      f"the method {method!r} has no ablations; {' and '.join(ABLATIONS)} have"
+      " them"
     )
   return ABLATIONS[method]
 
 
 def ablate(config, name):
-  """A copy of a config with an ablation's overrides.
+  """Returns a copy of a config with an ablation's overrides.
 
   Raises:
-    UsageError: its method has no ablation of that name.
+    UsageError: if the config's method has no ablation of that name.
   """
   known = find(config.method)
   if name not in known:
@@ -78,13 +79,13 @@ def ablate(config, name):
 
 
 def get_config(name="full"):
-  """An ablation of the demo.
+  """Returns an ablation of the demo.
 
   Args:
-    name: one of CoPS's in `ABLATIONS`.
+    name: name of an ablation of CoPS in `ABLATIONS`.
   """
   config = recipe("demo")
   config.model.smoothing_window_patches = 3
-  # All but no_value_path have the same vision features, for any seed.
+  # Every ablation except no_value_path has the same features with every seed.
   config.feature_cache.dtype = "float32"
   return ablate(config, name)

@@ -3,16 +3,16 @@
   cops train --config=anomalyclip_visa --workdir=runs/a_visa
   cops evaluate --workdir=runs/a_visa
 
-Published result on MVTec AD, in percent: image AUROC 91.5, image AP 96.2, pixel
-AUROC 91.1, PRO (AUPRO from 200 thresholds) 81.4. No time is given here, as this
-code has not been run with the real data yet.
+Published result on MVTec AD in percent: image AUROC 91.5, image AP 96.2, pixel
+AUROC 91.1, PRO (AUPRO from 200 thresholds) 81.4. The time is unknown, because
+this recipe has not been run with the real data yet.
 """
 
 from cops_jax.config import default
 
 
 def get_config():
-  """The vision tower and number format are those of AnomalyCLIP's code."""
+  """Returns a config with the vision tower and dtype of the authors' code."""
   config = default()
   config.method = "anomalyclip"
   config.backbone.weights = "openai/clip-vit-large-patch14-336"

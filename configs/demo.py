@@ -1,23 +1,25 @@
-"""The embedded default: generated data and a toy CLIP, no download.
+"""CoPS on generated data with the toy CLIP in this package, without a download.
 
   cops train --config=demo --workdir=runs/demo
   cops evaluate --workdir=runs/demo
 
-On 2 slow CPU cores 20 seconds for the features that training reads, 50 seconds
-of training and 25 seconds of evaluation. Mean over six categories never seen,
-seeds 0, 1 and 2, in percent, on a processor with AVX-512: image AUROC 84.0,
-83.6, 83.9; pixel AUROC 90.8, 91.3, 92.0. Untrained prompts: 60.4, 60.6, 59.4;
-59.5, 46.8, 47.4. Beta was chosen on the training categories.
+Time on 2 slow CPU cores: 20 seconds for the features that training reads, 50
+seconds for training and 25 seconds for evaluation.
 
-The expected range includes trainings on other processors and versions, whose
-evaluation drew codes for each image. With AVX2: 84.9, 83.5, 84.3; 90.7, 91.1,
-92.1. With jax 0.12.0.1 on Python 3.13: 84.8, 83.6, 84.1; 90.9, 91.3, 92.9.
+Results in percent for seeds 0, 1 and 2, mean over six unseen categories:
+                                      image AUROC       pixel AUROC
+  processor with AVX-512              84.0, 83.6, 83.9  90.8, 91.3, 92.0
+  the same, untrained prompts         60.4, 60.6, 59.4  59.5, 46.8, 47.4
+  processor with AVX2                 84.9, 83.5, 84.3  90.7, 91.1, 92.1
+  jax 0.12.0.1 on Python 3.13         84.8, 83.6, 84.1  90.9, 91.3, 92.9
+The last two were measured with versions that drew codes for each image. Beta
+was chosen on the training categories.
 """
 
 from cops_jax.config import default
 
-# Mean over demo_unseen's categories, in percent: what was measured, and half a
-# point more at both ends.
+# Mean over demo_unseen's categories in percent: the range of the results above,
+# extended by half a point at both ends.
 EXPECTED_PERCENT = {
   "image_auroc": (83.0, 85.5),
   "pixel_auroc": (90.2, 93.4),
@@ -25,7 +27,7 @@ EXPECTED_PERCENT = {
 
 
 def get_config():
-  """CoPS at a tiny size."""
+  """Returns the config of a tiny CoPS."""
   config = default()
   config.backbone.weights = "demo"
   config.backbone.dtype = "float32"

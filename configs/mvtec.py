@@ -3,16 +3,16 @@
   cops train --config=mvtec --workdir=runs/mvtec
   cops evaluate --workdir=runs/mvtec
 
-Published result on VisA, in percent: image AUROC 85.4, image AP 88.0, pixel
-AUROC 95.7, pixel AP 23.4. The authors used one GPU. No time is given here, as
-this code has not been run on one with the real data yet.
+Published result on VisA in percent: image AUROC 85.4, image AP 88.0, pixel
+AUROC 95.7, pixel AP 23.4. The authors used one GPU. The time is unknown,
+because this recipe has not been run on a GPU with the real data yet.
 """
 
 from cops_jax.config import recipe
 
 
 def get_config():
-  """The recipe trained on VisA, with other values where the papers' differ."""
+  """Returns the recipe for VisA with the values that differ in the paper."""
   config = recipe("visa")
   config.model.smoothing_window_patches = 3
 

@@ -1,17 +1,17 @@
-"""Hand-written prompts and no training, on all prepared data sets.
+"""The prompt ensemble: hand-written texts without training, on all data sets.
 
   cops evaluate --config=prompt_ensemble --workdir=runs/ensemble --datasets=all
 
-No result of exactly this is published: AnomalyCLIP's vision tower and maps with
-WinCLIP's kind of texts. No time is given here, as this code has not been run
-with the real data yet.
+It combines AnomalyCLIP's vision tower and maps with texts like WinCLIP's. No
+result of this combination is published. The time is unknown, because this
+recipe has not been run with the real data yet.
 """
 
 from cops_jax.config import default
 
 
 def get_config():
-  """The vision tower and number format are those of AnomalyCLIP's code."""
+  """Returns a config with the vision tower and dtype of AnomalyCLIP's code."""
   config = default()
   config.method = "prompt_ensemble"
   config.backbone.weights = "openai/clip-vit-large-patch14-336"

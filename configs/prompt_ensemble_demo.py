@@ -1,16 +1,16 @@
-"""Hand-written prompts on the demo's data, in words that its toy CLIP knows.
+"""The prompt ensemble on the demo's data, in words that its toy CLIP knows.
 
   cops evaluate --config=prompt_ensemble_demo --workdir=runs/e_demo
 
-Mean over six categories, in percent, on a processor with AVX-512: image AUROC
-84.9, pixel AUROC 95.1. The toy was pretrained with these sentences.
+Result in percent, mean over six categories, on a processor with AVX-512: image
+AUROC 84.9, pixel AUROC 95.1. The toy CLIP was pretrained with these texts.
 """
 
 from cops_jax.config import default
 
 
 def get_config():
-  """The prompt ensemble at a tiny size."""
+  """Returns the config of a tiny prompt ensemble."""
   config = default()
   config.method = "prompt_ensemble"
   config.backbone.weights = "demo"

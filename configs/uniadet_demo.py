@@ -1,17 +1,23 @@
-"""UniADet on the demo's generated data and toy CLIP, no download.
+"""UniADet on the demo's generated data and toy CLIP, without a download.
 
   cops train --config=uniadet_demo --workdir=runs/u_demo
   cops evaluate --workdir=runs/u_demo
 
 --config=uniadet_demo:augmented trains with class-aware augmentation, as the
-published recipe does, and cannot use cached features for that.
+published recipe does. It cannot use cached features.
 """
 
 from cops_jax.config import default
 
 
 def get_config(variant="plain"):
-  """UniADet at a tiny size, on the last three of the toy's five layers."""
+  """Returns the config of a tiny UniADet.
+
+  It uses the last three of the toy CLIP's five layers.
+
+  Args:
+    variant: "plain" or "augmented".
+  """
   config = default()
   config.method = "uniadet"
   config.backbone.weights = "demo"

@@ -4,18 +4,18 @@
   cops evaluate --workdir=runs/u_visa
 
 The backbone is DINOv2 with registers, which is downloaded once;
---config=uniadet_visa:clip and --config=uniadet_visa:dinov3 take the others.
-DINOv3 needs its licence's acceptance on the Hugging Face hub.
+--config=uniadet_visa:clip and --config=uniadet_visa:dinov3 use CLIP and DINOv3.
+Accept the licence of DINOv3 on the Hugging Face hub before you use it.
 
-Published results on MVTec AD, in percent, image AUROC and pixel AP: 93.5 and
-50.9; with CLIP 92.4 and 42.8, with DINOv3 94.0 and 52.7. A reproduction with
-CLIP without its projection had 90.0 to 91.4 and 43.3 to 44.2. No time is given
-here, as this code has not been run with the real data yet.
+Published image AUROC and pixel AP on MVTec AD in percent: 93.5 and 50.9; with
+CLIP 92.4 and 42.8; with DINOv3 94.0 and 52.7. A reproduction with CLIP without
+its projection measured 90.0 to 91.4 and 43.3 to 44.2. The time is unknown,
+because this recipe has not been run with the real data yet.
 """
 
 from cops_jax.config import default
 
-# Weights, side of images and kind by the recipe's argument.
+# Weights and side of images by kind of backbone, the recipe's argument.
 BACKBONES = {
   "clip": ("openai/clip-vit-large-patch14-336", 518),
   "dinov2": ("facebook/dinov2-with-registers-large", 518),
@@ -24,7 +24,11 @@ BACKBONES = {
 
 
 def get_config(backbone="dinov2"):
-  """Five layers of a frozen vision model, and augmented training images."""
+  """Returns a config that scores five layers of a backbone.
+
+  Args:
+    backbone: a key of `BACKBONES`.
+  """
   config = default()
   config.method = "uniadet"
   weights, image_size = BACKBONES[backbone]

@@ -3,16 +3,16 @@
   cops train --config=visa --workdir=runs/visa
   cops evaluate --workdir=runs/visa
 
-Published result on MVTec AD, in percent: image AUROC 95.0, image AP 97.8, pixel
-AUROC 93.4, pixel AP 41.9. The authors used one GPU. No time is given here, as
-this code has not been run on one with the real data yet.
+Published result on MVTec AD in percent: image AUROC 95.0, image AP 97.8, pixel
+AUROC 93.4, pixel AP 41.9. The authors used one GPU. The time is unknown,
+because this recipe has not been run on a GPU with the real data yet.
 """
 
 from cops_jax.config import default
 
 
 def get_config():
-  """The defaults are this recipe's values; it writes them out."""
+  """Returns the defaults, with this recipe's values written out."""
   config = default()
   config.method = "cops"
   config.backbone.weights = "openai/clip-vit-large-patch14-336"

@@ -1,7 +1,7 @@
 """The console command: `cops COMMAND`, or `python -m cops_jax COMMAND`.
 
-Each command is a module of `cops_jax.commands`, imported when it is called: its
-help is shown at once, as it loads JAX only after its arguments are read.
+Each command is a module of `cops_jax.commands` and is imported when it is
+called. It imports JAX only after it has read its arguments, so help is fast.
 """
 
 from __future__ import annotations
@@ -14,20 +14,19 @@ from cops_jax import __version__
 from cops_jax.commands import command_line
 from cops_jax.errors import UsageError, suggest
 
-# In the order in which a user meets them.
+# In the order in which a new user needs them.
 COMMANDS = {
   "demo": "serve a web page that finds anomalies in images dropped on it",
   "train": "train prompts on an auxiliary data set",
-  "evaluate": "evaluate trained prompts on data sets, and write a report",
+  "evaluate": "evaluate trained prompts on data sets and write a report",
   "predict": "find anomalies in your own images",
-  "calibrate": "choose the thresholds of verdicts",
-  "export": "write a whole detector as one file",
+  "calibrate": "choose the thresholds for verdicts",
+  "export": "write a complete detector to one file",
   "datasets": "list, check and prepare data sets",
-  "weights": "save and publish prompts, show what a file of weights holds",
-  "compare": "put the results of several runs into one table",
-  "cache": "show what is kept on this computer, and remove it",
+  "weights": "save, publish and list prompts, and inspect weights",
+  "compare": "compare the results of several runs in one table",
+  "cache": "show and remove the data stored on this computer",
 }
-
 
 _USAGE = """usage: cops COMMAND ...
 
@@ -35,17 +34,14 @@ Zero-shot visual anomaly detection with CLIP, in JAX.
 
 {}
 
-cops COMMAND --help shows a command's arguments; cops --version the version;
-cops --print-completion bash (or zsh) a script that completes them."""
+cops COMMAND --help           describe a command and its arguments
+cops --version                print the version
+cops --print-completion SHELL print a completion script for bash or zsh"""
 
 
 @command_line
 def main(arguments: Sequence[str] | None = None) -> int | None:
-  """Calls the command that the first argument names.
-
-  Returns:
-    Its exit status.
-  """
+  """Runs the command that the first argument names; returns its exit status."""
   name, *rest = (sys.argv[1:] if arguments is None else arguments) or [""]
   if name in ("", "-h", "--help"):
     rows = (f"  {name:10} {text}" for name, text in COMMANDS.items())

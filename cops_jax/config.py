@@ -1,7 +1,7 @@
-"""Configs: the default, recipes, recorded ones, and checks of their values.
+"""Configs: defaults, recipes, recorded configs, and checks of their values.
 
-`cops_jax.fields.FIELDS` declares the fields. A config is a locked
-ml_collections.ConfigDict that has all of them.
+A config is a locked ml_collections.ConfigDict with all fields that
+`cops_jax.fields.FIELDS` declares.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _KINDS = {
 
 
 def default() -> Any:
-  """Returns the config that recipes override."""
+  """Returns a config with the default of every field."""
   return _to_config({name: field.default for name, field in FIELDS.items()})
 
 
@@ -36,11 +36,11 @@ def recipe(name: str) -> Any:
   """Returns the config of a recipe.
 
   Args:
-    name: a recipe's name, see configs/, or the path of a Python file with a
-      function `get_config`; an argument of that function may follow a colon.
+    name: name of a recipe in configs/, or path of a Python file with a function
+      `get_config`; an argument of that function can follow after a colon.
 
   Raises:
-    InputError: there is no such recipe or file, or the file raises an error.
+    InputError: if there is no such recipe or file, or the file raises an error.
   """
   place, argument = re.fullmatch(r"(.*?)(?::(\w+))?", name).groups()
   path = pathlib.Path(place)
@@ -61,13 +61,13 @@ def recipe(name: str) -> Any:
     raise
   except OSError as error:
     raise InputError(f"{path} cannot be read: {error.strerror}") from error
-  except Exception as error:  # Anything may be wrong with a user's file.
+  except Exception as error:  # A user's file can raise anything.
     reason = f"{type(error).__name__}: {error}"
-    raise InputError(f"{path} makes no config: {reason}") from error
+    raise InputError(f"{path} does not return a config: {reason}") from error
 
 
 def _expand(value):
-  """Returns a field's value with ~ expanded where it is a path."""
+  """Returns a field's value with ~ expanded in paths."""
   if isinstance(value, tuple):
     return tuple(map(_expand, value))
   return expand(value) if isinstance(value, str) else value
@@ -79,7 +79,7 @@ def recipe_names() -> list[str]:
 
 
 def _recipe_folder():
-  """configs/ of a clone, which is in the package once it is installed."""
+  """Returns configs/ of the clone or, once installed, of the package."""
   package = pathlib.Path(__file__).parent
   installed = package / "configs"
   return installed if installed.exists() else package.parent / "configs"
@@ -88,13 +88,13 @@ def _recipe_folder():
 def ensemble_of(weights: str, backbone: Any) -> Any:
   """Returns the recipe prompt_ensemble for any CLIP.
 
-  Like the recipe for OpenAI's ViT-L/14@336, it has 37 x 37 patches of the last
-  layer and a value path from the sixth layer on.
+  Like the recipe for OpenAI's ViT-L/14@336, it scores 37 x 37 patches of the
+  last layer and has a value path from the sixth layer to the last.
 
   Args:
-    weights: value of config.backbone.weights; the recipe of the demo's CLIP is
+    weights: value of config.backbone.weights; "demo" returns the recipe
       prompt_ensemble_demo.
-    backbone: the configuration of CLIP; a transformers.CLIPConfig.
+    backbone: CLIP's configuration, a transformers.CLIPConfig.
   """
   if weights == "demo":
     return recipe("prompt_ensemble_demo")
@@ -107,7 +107,7 @@ def ensemble_of(weights: str, backbone: Any) -> Any:
 
 
 def reading(config: Any) -> dict[str, int]:
-  """Returns how images are read: keyword arguments of `images.read`."""
+  """Returns the keyword arguments of `images.read` that a config sets."""
   return {
     "bits_per_channel": config.input.bits_per_channel,
     "max_pixels": int(config.input.max_image_megapixels * 1e6),
@@ -115,28 +115,28 @@ def reading(config: Any) -> dict[str, int]:
 
 
 def restore(recorded: Mapping[str, Any], source: str, version: str) -> Any:
-  """Returns a recorded config as one of this version.
+  """Returns a recorded config as a config of this version.
 
   Args:
-    recorded: nested dictionaries; fields that are missing get their defaults.
-    source: what it was recorded for, for errors.
-    version: version that recorded it, for errors.
+    recorded: nested dictionaries; missing fields get their defaults.
+    source: name of the run or file that it comes from, for messages.
+    version: version of this project that recorded it, for messages.
 
   Raises:
-    InputError: it has an unknown field, or a field of another type.
+    InputError: if it has an unknown field, or a field of another type.
   """
   values = complete(recorded)
-  errors = [f"not known here: {name!r}" for name in values.keys() - FIELDS]
+  errors = [f"{name!r} is unknown" for name in values.keys() - FIELDS]
   for name, field in FIELDS.items():
     kind = type(field.default)
     if kind is float and type(values[name]) is int:
-      values[name] = float(values[name])  # JSON may have written it so.
+      values[name] = float(values[name])  # JSON can turn 1.0 into 1.
     if expected := _find_mistype(name, values[name]):
-      errors.append(f"{name} is {values[name]!r}, no {expected}")
+      errors.append(f"{name} is {values[name]!r}, not a {expected}")
   if errors:
     raise InputError(
-      f"{source} was made by version {version}, whose config does not fit this"
-      f" version: {'; '.join(sorted(errors))}"
+      f"{source} was written by version {version}, and its config does not fit"
+      f" this version: {'; '.join(sorted(errors))}"
     )
   return _to_config(values)
 
@@ -154,7 +154,7 @@ def complete(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def decides(name: str, role: Role) -> bool:
-  """Whether a field has a role; a field that is unknown here has both."""
+  """Returns whether a field has a role; an unknown field has every role."""
   if name not in FIELDS:
     return True
   section = SECTIONS.get(name.partition(".")[0], Role(0))
@@ -170,16 +170,16 @@ def check_values(config: Any, backbone: Any) -> None:
     backbone: configuration of the backbone; see `vision.sizes_of`.
 
   Raises:
-    InputError: a field is missing, its value does not fit its limits, CLIP or
-      another field, or the method does not read it and it has another value
-      than its default.
+    InputError: if a field is missing, if its value does not fit its limits, the
+      backbone or another field, or if it is not the default of a field that the
+      method does not read.
   """
   values = flatten(config.to_dict())
   missing = FIELDS.keys() - values.keys()
   if missing:
     raise InputError(
-      f"the config lacks {', '.join(sorted(missing))}: begin with"
-      " cops_jax.config.default(), which has every field"
+      f"the config lacks {', '.join(sorted(missing))}. Start from"
+      " cops_jax.config.default(), which has every field."
     )
   for name in FIELDS:
     if expected := _find_mistype(name, values[name]):
@@ -193,8 +193,8 @@ def check_values(config: Any, backbone: Any) -> None:
   ]
   if changed:
     raise InputError(
-      f"the method {config.method!r} does not read fields that were set; leave"
-      f" them at their defaults: {', '.join(changed)}"
+      f"the method {config.method!r} does not read these fields; leave them at"
+      f" their defaults: {', '.join(changed)}"
     )
   for name, field in FIELDS.items():
     if not field.accepts(values[name]):
@@ -205,7 +205,7 @@ def check_values(config: Any, backbone: Any) -> None:
 
 
 def _find_mistype(name, value):
-  """Returns the kind of a field's values if the value is of another kind."""
+  """Returns the kind that a value must be; empty if it is of that kind."""
   default = FIELDS[name].default
   if type(value) is not type(default):
     return _KINDS[type(default)]
@@ -221,7 +221,7 @@ def _refuse(name, value, expected):
 
 
 def _misfits(config, backbone, unread):
-  """Yields fields that do not fit CLIP or others, and what they must be."""
+  """Yields fields that do not fit the rest, and what they must be."""
   from cops_jax.backbones.vision import sizes_of
   from cops_jax.images.tiles import EXPECTED, parse_grid
 
@@ -247,14 +247,14 @@ def _misfits(config, backbone, unread):
     yield from _text_misfits(model, backbone, unread)
   tiles = config.evaluation.tiles
   if not parse_grid(tiles):
-    yield "evaluation.tiles", f'{EXPECTED}, or ""'
+    yield "evaluation.tiles", f"{EXPECTED}, or empty"
   if tiles and config.feature_cache.dtype != "none":
-    expected = f'"" with feature_cache.dtype {config.feature_cache.dtype!r}'
-    yield "evaluation.tiles", f"{expected}: features are of whole images"
+    expected = f"empty with feature_cache.dtype {config.feature_cache.dtype!r}"
+    yield "evaluation.tiles", f"{expected}, which stores whole images only"
 
 
 def _text_misfits(model, clip, unread):
-  """Yields fields of prompts that do not fit CLIP, and what they must be."""
+  """Yields the prompts' fields that do not fit CLIP, and what they must be."""
   if model.num_state_words and clip.projection_dim % model.num_heads:
     width = clip.projection_dim
     yield "model.num_heads", f"a divisor of CLIP's joint width {width}"

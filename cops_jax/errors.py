@@ -1,4 +1,4 @@
-"""Errors that commands show as a sentence instead of a traceback."""
+"""Errors that commands report as a sentence instead of a traceback."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from collections.abc import Iterable, Iterator
 
 
 class InputError(ValueError):
-  """The user's input cannot be used: a config value, a file, a folder.
+  """Error in the user's input: a config value, a file or a folder.
 
-  The message is complete: what and where, what was expected, what to do.
+  Its message states the value and its place, what was expected, and what to do.
   """
 
 
 class UsageError(InputError):
-  """A command line is wrong; the command ends with status 2."""
+  """Error in a command line; the command ends with status 2."""
 
 
 class WriteError(InputError):
-  """A file cannot be written; callers may know another place for it."""
+  """Error in writing a file; some callers then write it elsewhere."""
 
 
 class MissingRunError(InputError):
-  """There is no run, or nothing that it has trained yet."""
+  """Error for a folder without a run, or a run without a checkpoint."""
 
   def __init__(self, message: str, workdir: object):
     command = f"cops train --config=... --workdir={workdir}"
@@ -38,24 +38,24 @@ def suggest(name: str, known: Iterable[str]) -> str:
 
 
 def shorten(reason: object) -> str:
-  """A library's error as one line of text; some quote whole files."""
+  """Returns a library's error as one line of at most 400 characters."""
   text = str(reason) or type(reason).__name__
-  # Of files' own words; a terminal would obey some characters.
+  # Errors can quote files, and a terminal would obey control characters.
   line = "".join(c if c.isprintable() else " " for c in text[:400])
   return line if len(text) <= 400 else f"{line}..."
 
 
 @contextlib.contextmanager
 def needs_extra(what: str, extra: str, *packages: str) -> Iterator[None]:
-  """For the imports of what an extra installs.
+  """Explains a failed import of a package that an extra installs.
 
   Args:
-    what: is to be done with it.
-    extra: in pyproject.toml.
-    packages: that it installs; errors of other imports stay as they are.
+    what: feature that needs the extra, for the message.
+    extra: name of the extra in pyproject.toml.
+    *packages: packages that it installs; other import errors are not changed.
 
   Raises:
-    InputError: one of the packages is not installed.
+    InputError: if one of the packages is not installed.
   """
   try:
     yield
@@ -63,6 +63,6 @@ def needs_extra(what: str, extra: str, *packages: str) -> Iterator[None]:
     if (error.name or "").partition(".")[0] not in packages:
       raise
     raise InputError(
-      f"{what} needs packages that are not installed: pip install"
+      f"{what} needs packages that are not installed. Run: pip install"
       f' "cops-jax[{extra}]"'
     ) from error

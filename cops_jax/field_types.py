@@ -1,4 +1,4 @@
-"""The type of a config's fields, and what may depend on one."""
+"""Declarations of a config's fields: type, limits and role."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ _MAX_INT = 2**31 - 1
 
 
 class Role(enum.Flag):
-  """The kinds of results that depend on a field.
+  """Kinds of results that depend on a field.
 
-  Nothing depends on where the backbone's weights and the data are: their
-  hashes are compared.
+  Fields with the places of weights and data have no role, because hashes of
+  their contents are compared.
   """
 
-  # A run is resumed with the same value only.
+  # A run resumes only with the same value.
   TRAINING = enum.auto()
-  # An evaluation's kept results are used again with the same value only.
+  # An evaluation reuses stored results only with the same value.
   RESULTS = enum.auto()
 
 
@@ -27,16 +27,16 @@ class Field:
   """A field of a config.
 
   Attributes:
-    default: value where nothing sets it; every value has its type.
-    comment: description that --help shows.
-    role: what depends on it; None is the role of its section in `SECTIONS`. A
-      field without a role means only where, how fast and how visibly something
-      is done.
-    choices: the only values; empty if there are others.
+    default: value of the field if nothing sets it; all values have its type.
+    comment: description that --help prints.
+    role: results that depend on the field; None means the role of its section
+      in `SECTIONS`. A field without a role affects only places, speed and what
+      is shown.
+    choices: the allowed values; empty if the field has limits instead.
     low: smallest value.
-    high: largest value, see `highest`.
-    below: number that values are smaller than.
-    is_local: whether each process of a job may have a value of its own.
+    high: largest value; see `highest`.
+    below: exclusive upper limit.
+    is_local: True if the processes of a job can have different values.
   """
 
   default: Any
@@ -49,7 +49,7 @@ class Field:
   is_local: bool = False
 
   def accepts(self, value: Any) -> bool:
-    """Whether a value of the field's type is within its limits."""
+    """Returns whether a value of the field's type is within its limits."""
     if self.choices:
       return value in self.choices
     if isinstance(value, tuple):
@@ -62,12 +62,12 @@ class Field:
 
   @property
   def highest(self) -> int | float | None:
-    """Largest value; for whole numbers by default that of an int32."""
+    """The largest value; by default that of an int32 for whole numbers."""
     is_whole = type(self.default) is int
     return _MAX_INT if self.high is None and is_whole else self.high
 
   def describe_limits(self) -> str:
-    """Returns what a value must be, for messages."""
+    """Returns a description of the allowed values, for messages."""
     if self.choices:
       return f"one of {', '.join(self.choices)}"
     if isinstance(self.default, tuple):

@@ -14,131 +14,137 @@ SECTIONS = {"model": _BOTH, "train": _TRAINING, "evaluation": _RESULTS}
 FIELDS = {
   "method": Field(
     "cops",
-    "How prompts are trained and images scored: a module of cops_jax.methods.",
+    "Method that trains prompts and scores images: a module of"
+    " cops_jax.methods.",
     _BOTH,
   ),
   "seed": Field(
     0,
-    "Seed of initial parameters, order of images, noise and samples.",
+    "Seed of the initial parameters, the order of images, noise and samples.",
     _BOTH,
     low=0,
     high=2**32 - 1,
   ),
   "data_dir": Field(
     "",
-    "Folder of TFDS's prepared data sets; an empty string stands for"
+    "Folder of prepared data sets; an empty string means"
     " ~/tensorflow_datasets.",
     is_local=True,
   ),
   "manual_dir": Field(
     "",
-    "Folder with a folder of original files for each data set; an empty string"
-    " stands for downloads/manual in data_dir.",
+    "Folder of original files, with a subfolder for each data set; an empty"
+    " string means downloads/manual in data_dir.",
     is_local=True,
   ),
   "features_dir": Field(
     "",
-    "Folder of cached vision features, shared by runs and evaluations; an empty"
-    " string stands for features in data_dir.",
+    "Folder of the feature cache, which runs and evaluations share; an empty"
+    " string means features in data_dir.",
     is_local=True,
   ),
   "compilation_cache": Field(
     True,
-    "Keeps compiled programs in the user's cache folder, for the next start.",
+    "Stores compiled programs in the user's cache folder for the next start.",
     is_local=True,
   ),
   "feature_cache.dtype": Field(
     "none",
-    "Type in which each image's vision features are kept on disk, so that the"
-    ' vision tower computes them once for all runs and evaluations: "float32",'
-    ' "bfloat16" (as exact if backbone.dtype is bfloat16, half the size) or'
-    ' "float16". "none" computes them in every step.',
+    "Type of the vision features that are stored on disk, so that the vision"
+    ' tower computes them once for all runs and evaluations: "float32",'
+    ' "bfloat16" (half the size; exact if backbone.dtype is bfloat16) or'
+    ' "float16". "none" stores nothing and computes them in every step.',
     _BOTH,  # Rounded features change the last digits.
     choices=("none", "float32", "bfloat16", "float16"),
   ),
   "input.num_workers": Field(
     0,
-    "Processes that decode images. 0 decodes in threads of the main process,"
-    " which is enough for a few cores. At most four times the cores.",
+    "Number of processes that decode images, at most four times the number of"
+    " cores. 0 decodes in threads of the main process, which is enough for a"
+    " few cores.",
     low=0,
     is_local=True,
   ),
   "input.unreadable_files": Field(
     "error",
-    'What happens if an image or mask cannot be decoded: "error" ends the run;'
-    ' "skip" warns, lists the file in the results and skips the example.',
+    'Response to an image or mask that cannot be decoded: "error" ends the'
+    ' run; "skip" logs a warning, lists the file in the results and skips the'
+    " example.",
     _RESULTS,
     choices=("error", "skip"),
   ),
   "input.compare_bytes": Field(
     False,
-    "Compares a folder's files by all their bytes instead of sizes and times"
-    " before a run is resumed or a result used again.",
+    "Compares all bytes of a folder's files, instead of sizes and times,"
+    " before resuming a run or reusing a result.",
     _TRAINING,
   ),
   "input.max_image_megapixels": Field(
     80.0,
-    "Larger images are not decoded, as some small files ask for gigabytes.",
+    "Size above which images are not decoded, because some small files need"
+    " gigabytes.",
     low=1e-6,
     below=math.inf,
   ),
   "input.bits_per_channel": Field(
     16,
-    "Bits that a camera uses of a channel, such as 12, in images of more than 8"
-    " bits that do not declare them (TIFF: BitsPerSample; PNG: sBIT). Images of"
-    " 32-bit integers need another value than the default.",
+    "Number of bits of a channel that the camera uses, such as 12, in images"
+    " of more than 8 bits that do not declare it (TIFF: BitsPerSample; PNG:"
+    " sBIT). Images of 32-bit integers need a value other than the default.",
     _BOTH,
     low=8,
     high=32,
   ),
   "backbone.kind": Field(
     "clip",
-    "Frozen vision model that features come from: CLIP, DINOv2 with registers"
+    "Frozen vision model that computes features: CLIP, DINOv2 with registers"
     " or DINOv3. Methods with texts need CLIP.",
     _BOTH,
     choices=("clip", "dinov2", "dinov3"),
   ),
   "backbone.weights": Field(
     "openai/clip-vit-large-patch14-336",
-    "A Hugging Face name or folder; for CLIP also OpenAI's own .pt or a state"
-    ' dict with OpenAI\'s names, or "demo" for the toy in this package.',
+    "Weights of the backbone: a Hugging Face name or folder; for CLIP also a"
+    ' .pt file from OpenAI, a state dict with OpenAI\'s names, or "demo" for'
+    " the toy CLIP in this package.",
     is_local=True,
   ),
   "backbone.revision": Field(
     "",
-    "Branch, tag or commit on the Hugging Face hub; an empty string stands for"
-    " the newest.",
+    "Branch, tag or commit on the Hugging Face hub; an empty string means the"
+    " newest.",
     is_local=True,
   ),
   "backbone.sha256": Field(
     "",
     "Required SHA-256 of the file with the weights; an empty string accepts"
-    " any.",
+    " any file.",
     is_local=True,
   ),
   "backbone.dtype": Field(
     "auto",
-    'Type of its computation: "float32", "bfloat16", or "auto": bfloat16 on'
-    " GPU and TPU, float32 on CPU, where it is faster. A run keeps the type it"
-    " began with. All else is computed in float32.",
+    'Type in which the backbone computes: "float32", "bfloat16", or "auto",'
+    " which selects bfloat16 on GPU and TPU, and float32 on CPU, where it is"
+    " faster. A run keeps the type that it began with. Everything else is"
+    " computed in float32.",
     _BOTH,
     choices=("auto", "float32", "bfloat16"),
   ),
   "backbone.attention": Field(
     "auto",
-    'How the vision tower computes attention: "auto" as suits the platform, or'
-    ' "xla", "heads", "cudnn" (CUDA), "splash" (TPU).',
+    'Implementation of the vision tower\'s attention: "xla", "heads", "cudnn"'
+    ' (CUDA), "splash" (TPU), or "auto", which selects one for the platform.',
     choices=("auto", "xla", "heads", "cudnn", "splash"),
   ),
   "backbone.split_over_devices": Field(
     False,
-    "Splits its parameters over the devices: saves memory, and costs their"
-    " exchange in every step.",
+    "Splits the backbone's parameters over the devices. This saves memory, but"
+    " each step exchanges them.",
   ),
   "backbone.clip_projection": Field(
     True,
-    "Projects CLIP's tokens to the width that it shares with texts. Does not"
-    " concern other backbones.",
+    "Projects CLIP's tokens to the width that they share with texts. Other"
+    " backbones ignore this field.",
     _BOTH,
   ),
   "model.image_size_pixels": Field(
@@ -146,50 +152,60 @@ FIELDS = {
   ),
   "model.feature_layers": Field(
     (24,),
-    "Vision layers, counted from 1, whose patches are scored.",
+    "Vision layers whose patches are scored, counted from 1.",
   ),
   "model.num_value_layers": Field(
     24,
-    "Last layers of CLIP's vision tower that have a value path; 0 for none.",
+    "Number of last layers of CLIP's vision tower that have a value path; 0"
+    " disables it.",
     low=0,
   ),
   "model.smoothing_window_patches": Field(
-    5, "Side of the neighbourhood average, in patches; odd. 1 for none.", low=1
+    5,
+    "Side of the window over which neighbouring patches are averaged; odd. 1"
+    " disables it.",
+    low=1,
   ),
   "model.num_heads": Field(
     12,
-    "Heads of the prototype extractor's attention; divides CLIP's joint width.",
+    "Number of attention heads of the prototype extractor; divides CLIP's"
+    " joint width.",
     low=1,
   ),
   "model.num_context_words": Field(
     6,
-    'A prompt is: start, context words, state words, category words, ".", end.',
+    "Number of learned context words. A prompt is: start, context words, state"
+    ' words, category words, ".", end.',
     low=0,
   ),
   "model.num_state_words": Field(
     6,
-    "Learned words for each state, and prototypes of it. 0 for no prototypes,"
-    " losses of them or distances to them.",
+    "Number of learned words, and of prototypes, of each state. 0 disables"
+    " prototypes with their losses and distances.",
     low=0,
   ),
   "model.num_category_words": Field(
     2,
-    "Words that the VAE samples. 0 for no VAE, losses of it or samples; the"
-    ' prompt then ends in "object.".',
+    "Number of words that the VAE samples. 0 disables the VAE with its losses"
+    ' and samples; the prompt then ends in "object.".',
     low=0,
   ),
   "model.deep_prompt_length": Field(
-    4, "Tokens that a layer of the text tower replaces.", low=0
+    4,
+    "Number of tokens that deep prompts replace in a layer of the text tower.",
+    low=0,
   ),
   "model.deep_prompt_depth": Field(
     8,
-    "Layers of the text tower that replace them; 0 for no deep prompts.",
+    "Number of layers of the text tower that have deep prompts; 0 disables"
+    " them.",
     low=0,
   ),
   "model.prototype_injection": Field(
     "crossed",
-    "Which prototypes a state's prompt gets: \"crossed\", the other state's, as"
-    ' in the authors\' released code; "matched", its own, as in the paper.',
+    'Prototypes that a state\'s prompt contains: "crossed" uses the other'
+    " state's, as in the authors' released code; \"matched\" uses its own, as"
+    " in the paper.",
     choices=("crossed", "matched"),
   ),
   "model.deep_prompt_cast": Field(
@@ -200,105 +216,116 @@ FIELDS = {
   ),
   "model.texts": Field(
     "photos",
-    "Hand-written texts of the prompt ensemble: a file, or one of this project"
-    ' by its name: "photos" or, in the words of the demo\'s CLIP, "demo".',
+    'Hand-written texts of the prompt ensemble: a file, or "photos" or "demo"'
+    " (in words that the demo's CLIP knows) from this package.",
   ),
   "model.normal_texts": Field(
-    (), "Texts for normal, in place of that file's states."
+    (), "Texts for normal images, in place of that file's states."
   ),
   "model.anomalous_texts": Field(
-    (), "Texts for anomalous, in place of that file's states."
+    (), "Texts for anomalous images, in place of that file's states."
   ),
   "model.object_name": Field("object", "Word for the object in those texts."),
   "model.use_category_names": Field(
-    False, "In an evaluation, the category's name is that word."
+    False, "Replaces that word by the category's name in evaluations."
   ),
   "model.temperature": Field(
     0.07,
-    "Cosines are divided by it before the softmax.",
+    "Number that cosine similarities are divided by before the softmax.",
     low=1e-6,
     below=math.inf,
   ),
   "train.dataset": Field(
     "visa",
-    'Auxiliary data set: a name that "cops datasets list" shows, or your own'
-    " images: folder:PATH in MVTec's layout, meta_json:PATH with a meta.json.",
+    "Auxiliary data set: a name that `cops datasets list` shows, or your own"
+    " images: folder:PATH in MVTec's layout, or meta_json:PATH with a"
+    " meta.json.",
   ),
   "train.split": Field(
-    "test", "Split that is trained on; test has the anomalies."
+    "test",
+    "Split of the data set to train on; the test split has the anomalies.",
   ),
   "train.num_epochs": Field(
     10,
-    "Passes over the data. 0 writes a checkpoint of the untrained prompts.",
+    "Number of passes over the data. 0 writes a checkpoint of the untrained"
+    " prompts.",
     low=0,
   ),
   "train.batch_size": Field(
     8,
-    "Images in a step, over all devices. An epoch's last step may have fewer.",
+    "Number of images in a step, over all devices. The last step of an epoch"
+    " can have fewer.",
     low=1,
     high=2**16,
   ),
   "train.accumulate_steps": Field(
-    1, "Steps whose mean gradient updates the parameters once.", low=1
+    1, "Number of steps whose mean gradient updates the parameters once.", low=1
   ),
   "train.augmentation": Field(
     "none",
-    'Changes half of the images, anew at every visit: "class_aware" makes a'
-    ' mosaic with images of the same category or a crop; "class_agnostic", with'
-    ' images of any category. "none" leaves them whole.',
+    'Change of a random half of the images at each visit: "class_aware" crops'
+    " them or joins them with images of the same category in a mosaic;"
+    ' "class_agnostic" crops them or joins them with images of any category.'
+    ' "none" changes nothing.',
     choices=("none", "class_aware", "class_agnostic"),
   ),
   "train.learning_rate": Field(
-    1e-3, "Adam's learning rate; constant.", low=0, below=math.inf
+    1e-3, "Adam's learning rate, which is constant.", low=0, below=math.inf
   ),
   "train.b1": Field(
-    0.5, "Adam's decay of the gradients' mean.", low=0, below=1
+    0.5, "Adam's decay rate of the mean of gradients.", low=0, below=1
   ),
   "train.b2": Field(
-    0.999, "Adam's decay of their squares' mean.", low=0, below=1
+    0.999, "Adam's decay rate of the mean of squared gradients.", low=0, below=1
   ),
-  "train.eps": Field(1e-8, "Adam's addend to the divisor.", low=1e-30, below=1),
+  "train.eps": Field(
+    1e-8, "Number that Adam adds to the divisor.", low=1e-30, below=1
+  ),
   "train.reconstruction": Field(
     "none",
-    'Loss between image features and category biases: "none", "pairwise" (every'
-    ' image with every bias, as in the released code) or "matched".',
+    'Loss between image features and category biases: "none", "pairwise" (each'
+    ' image with every bias, as in the released code) or "matched" (each image'
+    " with its own).",
     choices=("none", "pairwise", "matched"),
   ),
   "train.log_every_steps": Field(
-    20, "Steps between lines of metrics.", low=1, role=_NOTHING
+    20, "Number of steps between lines of metrics.", low=1, role=_NOTHING
   ),
   "train.checkpoint_every_steps": Field(
-    500, "Steps between checkpoints.", low=1, role=_NOTHING
+    500, "Number of steps between checkpoints.", low=1, role=_NOTHING
   ),
   "train.evaluate_every_steps": Field(
     0,
-    "Steps between evaluations, which save a checkpoint, follow the section"
-    " evaluation and write means into the metrics; 0 for none.",
+    "Number of steps between evaluations; 0 disables them. An evaluation saves"
+    " a checkpoint, uses the fields of the section evaluation, and adds the"
+    " means to the metrics.",
     low=0,
     role=_NOTHING,
   ),
   "train.use_tensorboard": Field(
     False,
-    "Writes the metrics for TensorBoard too; needs the extra [tensorboard].",
+    "Also writes the metrics for TensorBoard; needs the extra [tensorboard].",
     role=_NOTHING,
   ),
   "train.num_kept_checkpoints": Field(
-    3, "Newest checkpoints that are kept.", low=1, role=_NOTHING
+    3, "Number of newest checkpoints to keep.", low=1, role=_NOTHING
   ),
   "evaluation.datasets": Field(
-    ("mvtec_ad",), "Names as train.dataset's.", role=_NOTHING
+    ("mvtec_ad",),
+    "Data sets to evaluate on, as in train.dataset.",
+    role=_NOTHING,
   ),
-  "evaluation.split": Field("test", "Split of each data set that is scored."),
+  "evaluation.split": Field("test", "Split of each data set to score."),
   "evaluation.batch_size": Field(
     0,
-    "Images in a step, over all devices; 0 for 1 per CPU, 8 per GPU or TPU."
-    " No result depends on it.",
+    "Number of images in a step, over all devices; 0 means 1 per CPU, 8 per"
+    " GPU or TPU. No result depends on it.",
     low=0,
     high=2**16,
     role=_NOTHING,
   ),
   "evaluation.num_samples": Field(
-    10, "Category codes that prompts are averaged over.", low=1
+    10, "Number of category codes that prompts are averaged over.", low=1
   ),
   "evaluation.distance_weighting": Field(
     True, "Weights a patch's probability by its distances to the prototypes."
@@ -310,43 +337,49 @@ FIELDS = {
     high=1,
   ),
   "evaluation.beta": Field(
-    0.9, "Share of the whole image's probability in its score.", low=0, high=1
+    0.9,
+    "Share of the whole image's probability in the image score.",
+    low=0,
+    high=1,
   ),
   "evaluation.blur_sigma_pixels": Field(
     4.0,
-    "Sigma of the anomaly map's Gaussian filter; 0 for none.",
+    "Standard deviation of the Gaussian filter on the anomaly map; 0 disables"
+    " it.",
     low=0,
     high=100,
   ),
   "evaluation.num_normal_images": Field(
     0,
-    "Normal images of each category, drawn from the training split, that the"
-    " patches of its other images are compared with; 0 for none.",
+    "Number of reference images of each category, drawn from the training"
+    " split, with which the category's other images are compared; 0 disables"
+    " it.",
     low=0,
     high=2**16,
   ),
   "evaluation.memory_share": Field(
     0.5,
-    "Share of the distance to normal images' patches in a patch's score, if"
-    " there are normal images.",
+    "Share of the distance to the reference images' patches in a patch's"
+    " score.",
     low=0,
     high=1,
   ),
   "evaluation.tiles": Field(
     "",
-    "Rows x columns of overlapping tiles that are scored beside the whole of"
-    " each image, such as 2x3, for small defects in large images; an empty"
-    " string scores the whole only. Maps and metrics keep the model's size.",
+    "Rows x columns of overlapping tiles, such as 2x3, that are scored in"
+    " addition to each whole image, to find small defects in large images; an"
+    " empty string disables them. Maps and metrics keep the model's size.",
   ),
   "evaluation.pixel_metrics": Field(
     "binned",
-    'How pixels are counted: "binned", in constant memory, or "exact", which'
-    " keeps them all: for small data.",
+    'Way of counting pixels: "binned", in constant memory, or "exact", which'
+    " keeps every pixel and suits small data sets.",
     choices=("binned", "exact"),
   ),
   "evaluation.num_pictures": Field(
     4,
-    "Images of each kind, best, worst and random, in a data set's report.",
+    "Number of pictures of each kind (best, worst and random) in a data set's"
+    " report.",
     low=0,
   ),
 }

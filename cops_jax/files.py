@@ -1,8 +1,8 @@
-"""Files on local disks and in buckets: written whole or not at all, sealed.
+"""Files on local disks and in buckets: atomic writes, and sealed JSON.
 
-A bucket has no folders, only names with slashes: a folder exists as long as a
-file is below it. Where no other error is named, a function raises OSError with
-a reason and the path.
+A bucket has only names with slashes; a folder exists as long as a name begins
+with it. Functions raise OSError with a reason and the path, unless they name
+another error.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ _SEAL = "sha256"
 
 @contextlib.contextmanager
 def whole_file(path: str | os.PathLike) -> Iterator[pathlib.Path]:
-  """Yields a local path to write to; at the end the file gets its name.
+  """Yields a local path to write to, and moves the file to `path` at the end.
 
-  Makes the folders above it. If processes, on any hosts, write one path at the
-  same time, the last one wins.
+  Creates the folders above it. If several processes write the same path at the
+  same time, on any hosts, the last one wins.
 
   Raises:
-    WriteError: it cannot be written.
+    WriteError: if the file cannot be written.
   """
   path = to_path(path)
   with _raise_write_errors(path), contextlib.ExitStack() as stack:
@@ -70,22 +70,22 @@ def _raise_write_errors(path):
 
 def sync(path: pathlib.Path) -> None:
   """Waits until a file is on the disk."""
-  with path.open("r+b") as file:  # Windows syncs only what is open for writing.
+  with path.open("r+b") as file:  # Windows syncs only files open for writing.
     os.fsync(file.fileno())
 
 
 def write_file(path: str | os.PathLike, content: str | bytes) -> None:
-  """Writes a file and the folders above it; a reader never sees a part.
+  """Writes a file and the folders above it; readers never see a partial file.
 
   Raises:
-    WriteError: it cannot be written.
+    WriteError: if the file cannot be written.
   """
   content = content.encode() if isinstance(content, str) else content
   if not is_address(path):
     with whole_file(path) as partial:
       partial.write_bytes(content)
     return
-  # Without a temporary file, which a killed process would leave behind.
+  # Not through a temporary file, which a killed process would leave behind.
   with (
     _raise_write_errors(path),
     _open_bucket(to_path(path), is_writing=True) as (bucket, name),
@@ -94,7 +94,11 @@ def write_file(path: str | os.PathLike, content: str | bytes) -> None:
 
 
 def create_file(path: str | os.PathLike, content: bytes) -> None:
-  """Writes a new file, or raises FileExistsError; one of many succeeds."""
+  """Writes a new file; only one of several processes succeeds.
+
+  Raises:
+    FileExistsError: if the file exists.
+  """
   if not is_address(path):
     with to_path(path).open("xb") as file:
       file.write(content)
@@ -112,14 +116,14 @@ def read_file(path: str | os.PathLike) -> bytes:
 
 
 def exists(path: str | os.PathLike) -> bool:
-  """Returns whether there is a file or a folder."""
+  """Returns whether a path is a file or a folder."""
   if is_address(path):
     return bool(_find_kind(path))
   return os.path.exists(to_path(path))
 
 
 def is_file(path: str | os.PathLike) -> bool:
-  """Returns whether there is a file."""
+  """Returns whether a path is a file."""
   if is_address(path):
     return _find_kind(path) == "file"
   return os.path.isfile(to_path(path))
@@ -134,7 +138,7 @@ def _find_kind(address):
 
 
 def size_of(path: str | os.PathLike) -> int:
-  """Returns the number of bytes of a file."""
+  """Returns the size of a file in bytes."""
   if is_address(path):
     return find_files(path)[""]
   return os.path.getsize(to_path(path))
@@ -143,7 +147,8 @@ def size_of(path: str | os.PathLike) -> int:
 def find_files(path: str | os.PathLike) -> dict[str, int]:
   """Returns the sizes of all files below a folder, by relative name, sorted.
 
-  The result is empty if there is no folder. A bucket's file has the name "".
+  The result is empty if the folder does not exist. If the path is a file in a
+  bucket, its name is "".
   """
   if is_address(path):
     return {name: info["size"] for name, info in _find_in_bucket(path).items()}
@@ -162,12 +167,12 @@ def _find_in_bucket(address):
     return {
       name.removeprefix(root).removeprefix("/"): info
       for name, info in found
-      if not name.endswith("/")  # Empty files that stand for folders.
+      if not name.endswith("/")  # Empty files that mark folders.
     }
 
 
 def rename(path: str | os.PathLike, to: str | os.PathLike) -> None:
-  """Renames a folder; in a bucket its files are copied and deleted."""
+  """Renames a folder; in a bucket, copies and deletes its files."""
   if not is_address(path):
     os.rename(to_path(path), to_path(to))
     return
@@ -178,7 +183,7 @@ def rename(path: str | os.PathLike, to: str | os.PathLike) -> None:
 
 
 def delete(path: str | os.PathLike) -> None:
-  """Deletes a file or a folder with all that is in it; it may not exist."""
+  """Deletes a file, or a folder with its contents, if it exists."""
   with contextlib.suppress(FileNotFoundError):
     if is_address(path):
       with _open_bucket(path) as (bucket, name):
@@ -195,15 +200,15 @@ def fetch(
 ) -> pathlib.Path:
   """Returns a local copy of a file or folder in a bucket.
 
-  The copy is kept in the user's cache (XDG_CACHE_HOME moves it), by the files'
-  sizes and checksums: they are copied again when one of them changes.
+  The copy is in the user's cache (XDG_CACHE_HOME moves it) under a hash of the
+  files' sizes and checksums. All files are copied again when one changes.
 
   Args:
     address: gs:// address of the file or folder.
-    choose: returns the names of a folder's files to copy; by default all.
+    choose: returns which of a folder's files to copy; by default all.
 
   Raises:
-    InputError: there is nothing, or it cannot be copied.
+    InputError: if nothing is at the address, or it cannot be copied.
   """
   import filelock
   import pooch
@@ -218,7 +223,7 @@ def fetch(
     place = pathlib.Path(pooch.os_cache("cops_jax"), "copies", key)
     copy = place / pathlib.PurePosixPath(address).name
     place.parent.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(f"{place}.lock"):  # Of this host's processes.
+    with filelock.FileLock(f"{place}.lock"):  # For processes on this host.
       if not place.exists():
         size = sum(found[name]["size"] for name in names)
         _logger.info("copying %s, %.3g MB, to %s", address, size / 1e6, copy)
@@ -238,13 +243,13 @@ def fetch(
 
 @contextlib.contextmanager
 def _open_bucket(address, is_writing=False):
-  """Yields gcsfs and a name in it; turns gcsfs's errors into the system's."""
+  """Yields gcsfs and a name in it; turns gcsfs's errors into OSError."""
   to_path(address)  # Checks it.
   import fsspec
 
   try:
     yield fsspec.core.url_to_fs(os.fspath(address))
-  except Exception as error:  # gcsfs raises many kinds.
+  except Exception as error:  # gcsfs raises many types.
     code, reason = errno.EIO, _explain(error)
     if isinstance(error, FileExistsError):
       code, reason = errno.EEXIST, os.strerror(errno.EEXIST)
@@ -259,12 +264,12 @@ def _explain(error):
   text, code = " ".join(str(error).split()), str(getattr(error, "code", ""))
   if code == "401" or type(error).__module__.startswith("google.auth"):
     return (
-      "there are no valid credentials: run gcloud auth application-default"
-      " login, or name a service account's key file in"
-      f" GOOGLE_APPLICATION_CREDENTIALS ({shorten(text)})"
+      "there are no valid credentials. Run `gcloud auth application-default"
+      " login`, or set GOOGLE_APPLICATION_CREDENTIALS to the key file of a"
+      f" service account ({shorten(text)})"
     )
   if code == "403" or text.startswith("Forbidden"):
-    return f"this account may not do that in this bucket ({shorten(text)})"
+    return f"this account lacks the permission ({shorten(text)})"
   return shorten(text or error)
 
 
@@ -272,13 +277,13 @@ def digest_lines(lines: Iterable[str]) -> str:
   """Returns one SHA-256 of lines of text, in hexadecimal."""
   digest = hashlib.sha256()
   for line in lines:
-    # Names of files may hold bytes that are not UTF-8.
+    # File names can contain bytes that are not UTF-8.
     digest.update(f"{line}\n".encode(errors="backslashreplace"))
   return digest.hexdigest()
 
 
 def file_state(file: bytes | pathlib.Path) -> str:
-  """Returns a file's size and time; `digest_file` of bytes."""
+  """Returns a file's size and time as text, or the SHA-256 of bytes."""
   if isinstance(file, bytes):
     return digest_file(file)
   try:
@@ -292,17 +297,18 @@ def digest_file(file: bytes | pathlib.Path, may_remember: bool = False) -> str:
   """Returns the SHA-256 of a file's bytes in hexadecimal, or "unreadable".
 
   Args:
-    file: its path, or its bytes.
-    may_remember: whether to read it once, as long as its size and time stay.
+    file: path of the file, or its bytes.
+    may_remember: if True, reads a file only once while its size and time stay
+      the same.
   """
   if isinstance(file, bytes):
     return hashlib.sha256(file).hexdigest()
   try:
     state = os.stat(file)
-    if stat.S_ISREG(state.st_mode):  # A pipe would be waited for.
+    if stat.S_ISREG(state.st_mode):  # Reading a pipe would wait.
       digest = _remember_digest if may_remember else _digest_path
       return digest(file, state.st_size, state.st_mtime_ns)
-  except OSError:  # The reader of its content says what is wrong.
+  except OSError:  # The code that decodes the file reports the reason.
     pass
   return "unreadable"
 
@@ -316,41 +322,42 @@ _remember_digest = functools.lru_cache(2**17)(_digest_path)
 
 
 def to_json(value: Any, **options: Any) -> str:
-  r"""Returns JSON to be written as UTF-8.
+  r"""Returns a value as JSON that can be written as UTF-8.
 
   Args:
-    value: of JSON's types. File names' bytes outside UTF-8 become \udcNN.
-    **options: of `json.dumps`.
+    value: value of JSON's types; bytes of file names that are not UTF-8 become
+      \udcNN.
+    **options: arguments of `json.dumps`.
   """
   text = json.dumps(value, ensure_ascii=False, **options)
   return text.encode(errors="backslashreplace").decode()
 
 
 def seal(values: Mapping[str, Any], indent: int | None = None) -> str:
-  """Returns a dictionary as JSON that holds its own SHA-256."""
+  """Returns a dictionary as JSON that contains its own SHA-256."""
   return to_json({**values, _SEAL: _digest(values)}, indent=indent) + "\n"
 
 
 def unseal(text: str | bytes) -> dict[str, Any]:
-  """Returns the dictionary that `seal` was given.
+  """Returns the dictionary that `seal` received.
 
   Raises:
-    ValueError: the text is not sealed, or was changed since.
+    ValueError: if the text is not sealed, or was changed since.
   """
   try:
     values = json.loads(text)
   except RecursionError as error:
     raise ValueError("it is nested too deeply") from error
   if not isinstance(values, dict):
-    raise ValueError(f"it holds a {type(values).__name__}, not a dictionary")
+    raise ValueError(f"it is a {type(values).__name__}, not a dictionary")
   if _SEAL not in values:
-    raise ValueError("it does not hold its own SHA-256")
+    raise ValueError("it does not contain its own SHA-256")
   if values.pop(_SEAL) != _digest(values):
-    raise ValueError("it was changed since it was written: its SHA-256 differs")
+    raise ValueError("its contents do not match its SHA-256")
   return values
 
 
 def _digest(values):
-  # As it will be read: tuples become lists, for one.
+  # Digests the values as they will be read: tuples, for example, become lists.
   text = json.dumps(json.loads(json.dumps(values)), sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Log messages, and the progress of long work."""
+"""Log messages and the progress of long tasks."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ _INTERVAL_SECONDS = 5.0
 
 
 def show_messages() -> None:
-  """Prints this project's log messages, plainly, on standard error."""
-  # Ours alone: jax and Orbax log every detail at this level.
+  """Prints this project's log messages to standard error, without prefixes."""
+  # Not those of other packages: JAX and Orbax log every detail at this level.
   logger = logging.getLogger("cops_jax")
   logger.setLevel(logging.INFO)
   logger.propagate = False
@@ -23,7 +23,7 @@ def show_messages() -> None:
 
 
 def gigabytes(number: int) -> str:
-  """Formats a number of bytes."""
+  """Formats a number of bytes in gigabytes."""
   return f"{number / 1e9:.3g} GB"
 
 
@@ -32,7 +32,7 @@ class Progress:
 
   Args:
     total: number of units of work.
-    unit: their name, in the plural.
+    unit: name of the units, in the plural.
     start: number of units already done.
   """
 
@@ -41,7 +41,7 @@ class Progress:
     self._began = self._logged = time.monotonic()
 
   def update(self, done: int, message: str) -> None:
-    """Logs a message at the end, and every few seconds before."""
+    """Logs the progress every few seconds, and once the total is reached."""
     now = time.monotonic()
     if done < self._total and now - self._logged < _INTERVAL_SECONDS:
       return

@@ -1,4 +1,4 @@
-"""Tables of text."""
+"""Text tables and lists."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 
 
 def align(rows: Sequence[Sequence[str]], num_text_columns: int) -> list[str]:
-  """Lines with aligned columns.
+  """Returns the lines of a table with aligned columns.
 
   Args:
-    rows: of equally many cells.
-    num_text_columns: the first, left-aligned; the rest are right-aligned.
+    rows: cells of each row, equally many in all.
+    num_text_columns: number of first columns to align left; the remaining ones
+      are aligned right.
   """
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   return [
@@ -23,12 +24,12 @@ def align(rows: Sequence[Sequence[str]], num_text_columns: int) -> list[str]:
 
 
 def one_line(name: str) -> str:
-  """A name for tables: what would break a line is escaped."""
+  """Returns a name with characters escaped that would break a table's line."""
   return "".join(c if c.isprintable() else repr(c)[1:-1] for c in name)
 
 
 def shorten_list(lines: Sequence[str], number: int = 10) -> list[str]:
-  """The first lines, and how many more there are."""
+  """Returns the first lines, and a line with the number of remaining ones."""
   shown = list(lines[:number])
   if len(lines) > number:
     shown.append(f"and {len(lines) - number} more")
@@ -36,7 +37,7 @@ def shorten_list(lines: Sequence[str], number: int = 10) -> list[str]:
 
 
 def group_by_reason(reasons: Mapping[str, str]) -> dict[str, str]:
-  """The reasons by "a, b", the names that share one."""
+  """Returns each reason once, by the names that share it, such as "a, b"."""
   groups = {}
   for name, reason in reasons.items():
     groups.setdefault(reason, []).append(name)
@@ -44,11 +45,11 @@ def group_by_reason(reasons: Mapping[str, str]) -> dict[str, str]:
 
 
 def count_notes(notes: Mapping[str, str], number: int = 3) -> list[str]:
-  """Returns a line for each kind of notes: how many, and the first of them.
+  """Returns a line for each kind of note: its number and the first examples.
 
   Args:
-    notes: by path, each line as "KIND: DETAIL".
-    number: of the paths that are named.
+    notes: lines "KIND: DETAIL" by path.
+    number: number of examples to show.
   """
   kinds = {}
   for path in sorted(notes):

@@ -1,4 +1,7 @@
-"""Hostile defaults: eight devices, no rank promotion, every shape checked."""
+"""Strict defaults for tests: eight devices, no rank promotion, checked shapes.
+
+The fixtures that several test files share are here.
+"""
 
 import importlib
 import multiprocessing.util
@@ -9,13 +12,13 @@ import tempfile
 
 import jaxlib
 
-# Most of the tests' time goes into compiling, so programs are compiled with
-# little optimization, in a tenth of the time, here and in the processes that
-# tests start. JAX_DISABLE_MOST_OPTIMIZATIONS=0 compiles them as users do.
+# Tests spend most of their time in the compiler. With few optimizations it is
+# ten times as fast, here and in the processes that tests start.
+# JAX_DISABLE_MOST_OPTIMIZATIONS=0 compiles as for users.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 if (
   os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1"
-  # Later versions have no such flag, and end at one that they do not know.
+  # Later versions lack this flag, and abort on an unknown one.
   and jaxlib.version.__version_info__ < (0, 11)
 ):
   os.environ["XLA_FLAGS"] = (
@@ -23,14 +26,14 @@ if (
   )
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
 
-# Most tests compile the same small models, many in processes of their own.
+# Most tests compile the same small models, many of them in new processes.
 os.environ.setdefault(
   "JAX_COMPILATION_CACHE_DIR",
   str(pathlib.Path(__file__).parent.parent / ".pytest_cache" / "jax"),
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # It leaves a temporary file.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # Telemetry leaves a temporary file.
 
 import filelock
 import jax
@@ -42,18 +45,18 @@ from helpers.bucket import BUCKET, Server
 from helpers.clip_config import make_clip_config
 from helpers.config import make_config, small_fields
 from helpers.scripts import (
+  reduce_garbage_collection,
   run,
   run_exit_functions,
-  seldom_look_for_garbage,
 )
 
-seldom_look_for_garbage()
+reduce_garbage_collection()
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Parity is claimed in full float32, whatever the hardware's default.
+# Parity is tested in full float32, not in the default of the hardware.
 jax.config.update("jax_default_matmul_precision", "highest")
-# What is imported inside of a module with the hook is compiled anew, whoever's
-# it is; so others' packages, which take long, are imported before.
+# The hook also recompiles other packages that are first imported inside a
+# module with the hook. Importing the large ones before it avoids this.
 for _name in (
   *("absl.flags", "clu.parameter_overview", "grain", "optax"),
   *("orbax.checkpoint", "scipy.ndimage", "tensorflow_datasets"),
@@ -65,13 +68,13 @@ install_import_hook("cops_jax", "beartype.beartype")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_unconfigure(config):
-  """Ends a worker at once: it need not tidy up millions of objects."""
+  """Ends a worker at once, without freeing millions of objects."""
   if "PYTEST_XDIST_WORKER" in os.environ:
     run_exit_functions()
     os._exit(0)
 
 
-# The files that take longest, so that both workers end at the same time.
+# The slowest files start first, so that all workers end at the same time.
 _FIRST = (
   *("test_processes", "test_runs_in_buckets", "test_documentation"),
   *("test_loop", "test_evaluator", "test_step", "test_page", "test_resume"),
@@ -89,7 +92,7 @@ def pytest_collection_modifyitems(items):
 
 
 def _share(tmp_path_factory, name, fill):
-  """A folder that all workers see, filled by the first to ask for it."""
+  """Returns a folder that all workers share; the first one fills it."""
   base = tmp_path_factory.getbasetemp()
   if "PYTEST_XDIST_WORKER" in os.environ:
     base = base.parent
@@ -106,7 +109,7 @@ def _share(tmp_path_factory, name, fill):
 @pytest.fixture(scope="session", autouse=True)
 def _temporary_folder(tmp_path_factory):
   """Fails if a test, or a program that it starts, leaves a temporary file."""
-  multiprocessing.util.get_temp_dir()  # Lives as long as this process.
+  multiprocessing.util.get_temp_dir()  # Exists until this process ends.
   folder = tmp_path_factory.mktemp("tmp")
   with pytest.MonkeyPatch.context() as patch:
     patch.setenv("TMPDIR", str(folder))
@@ -118,14 +121,14 @@ def _temporary_folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory):
-  """A folder for prepared data sets; the demo's are generated once."""
-  # Preparing takes a lock.
+  """Folder of prepared data sets, where the demo's are generated once."""
+  # The folder can start empty, because preparation holds a lock.
   return str(_share(tmp_path_factory, "data", fill=lambda folder: None))
 
 
 @pytest.fixture(scope="session")
 def clip_folder(tmp_path_factory):
-  """A Hugging Face folder of a random CLIP, small and quick."""
+  """Hugging Face folder of a small CLIP with random weights."""
   return _share(tmp_path_factory, "clip", _write_clip)
 
 
@@ -158,7 +161,7 @@ def config(clip_folder, data_dir):
 
 @pytest.fixture(scope="session")
 def arguments(clip_folder, data_dir):
-  """The `config` fixture's overrides as flags."""
+  """Flags with the overrides of the `config` fixture."""
   fields = small_fields(clip_folder, data_dir)
   return [
     "--config=configs/demo.py",
@@ -168,7 +171,7 @@ def arguments(clip_folder, data_dir):
 
 @pytest.fixture(scope="session")
 def trained(arguments, tmp_path_factory):
-  """A work directory, each worker's own, and what training showed."""
+  """The run directory of a training, copied for each worker, and its log."""
 
   def train(folder):
     code, _, err = run("train.py", *arguments, f"--workdir={folder}/run")
@@ -183,9 +186,9 @@ def trained(arguments, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def published(trained, tmp_path_factory):
-  """A folder of the run's prompts and thresholds; beside it, in run, the run.
+  """Folder of published prompts with thresholds; the run is next to it.
 
-  Tests change copies of either.
+  Tests that change either copy it first.
   """
   from cops_jax import publish, thresholds
   from cops_jax.runs.checkpoints import Checkpoints
@@ -203,7 +206,7 @@ def published(trained, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def _server():
-  """The only server of buckets, as etils keeps its first client."""
+  """The one bucket server of all tests, since etils keeps its first client."""
   server = Server()
   yield server
   server.stop()
@@ -211,24 +214,24 @@ def _server():
 
 @pytest.fixture
 def server(_server, monkeypatch, tmp_path):
-  """The server of an empty bucket, of which this test has copies of its own."""
+  """Server of an empty bucket; local copies go to this test's own cache."""
   _server.reset()
   for name, value in _server.environment().items():
     monkeypatch.setenv(name, value)
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-  monkeypatch.setenv("NO_GCE_CHECK", "true")  # It asks the network, and waits.
+  monkeypatch.setenv("NO_GCE_CHECK", "true")  # The check waits for the network.
   return _server
 
 
 @pytest.fixture
 def bucket(server):
-  """Its address."""
+  """Address of the server's bucket."""
   return f"gs://{BUCKET}"
 
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-  """Headless Chromium; without it the tests that need it are skipped."""
+  """Headless Chromium; tests that need it are skipped without it."""
   chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
   if not (chromium and driver):
     pytest.skip("needs chromium and chromedriver")
@@ -243,7 +246,7 @@ def browser(tmp_path_factory):
   ):
     options.add_argument(f"--{flag}")
   options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-  # Chromium leaves temporary files.
+  # Chromium does not delete its temporary files.
   temporary = {"TMPDIR": str(tmp_path_factory.mktemp("chromium"))}
   service = webdriver.ChromeService(
     executable_path=driver, env=os.environ | temporary

@@ -1,4 +1,4 @@
-"""Fields and their limits, recipes, and configs that runs recorded."""
+"""Fields and their limits, recipes, and recorded configs."""
 
 import os
 import pathlib
@@ -16,7 +16,7 @@ from cops_jax.weights.clip import DEMO_FOLDER, load_clip
 from cops_jax.weights.model import build_model
 from helpers.scripts import ROOT, start_afresh
 
-# The sizes of the defaults' CLIP and of the demo's that checks ask for.
+# The sizes of the default CLIP and the demo's CLIP, which the checks need.
 LARGE_CLIP = CLIPConfig(
   text_config={"num_hidden_layers": 12},
   vision_config={"num_hidden_layers": 24, "patch_size": 14},
@@ -63,7 +63,7 @@ def test_defaults_pass_their_checks():
     (
       "evaluation.tiles",
       "auto",
-      'rows x columns from 1x1 to 8x8, such as 2x3, or ""',
+      "rows x columns from 1x1 to 8x8, such as 2x3, or empty",
     ),
   ),
 )
@@ -110,16 +110,16 @@ def test_a_config_that_lacks_a_field_is_refused():
   config = configuration.default().copy_and_resolve_references()
   with config.unlocked():
     del config.evaluation.alpha
-  with pytest.raises(InputError, match="lacks evaluation.alpha: begin with"):
+  with pytest.raises(InputError, match="lacks evaluation.alpha. Start from"):
     configuration.check_values(config, LARGE_CLIP)
 
 
-def test_a_config_is_checked_before_it_becomes_a_model(config, clip_folder):
+def test_a_config_is_checked_before_a_model_is_built(config, clip_folder):
   backbone = load_clip(str(clip_folder))
   config.model.num_heads = 5
   with pytest.raises(InputError, match="a divisor of CLIP's joint width 24"):
     build_model(config, backbone)
-  config.model.num_state_words = 0  # Heads are those of prototypes.
+  config.model.num_state_words = 0  # Without prototypes there are no heads.
   build_model(config, backbone)
 
 
@@ -133,13 +133,13 @@ def test_a_config_is_checked_before_it_becomes_a_model(config, clip_folder):
     ("model.forgotten", Role.TRAINING | Role.RESULTS),
   ),
 )
-def test_roles(name, role):
+def test_fields_have_roles(name, role):
   found = [part for part in Role if configuration.decides(name, part)]
   assert found == list(role)
 
 
 def recorded(**sections):
-  """The demo's config as a run recorded it, with fields replaced."""
+  """Returns the demo's config as a run records it, with fields replaced."""
   config = configuration.recipe("demo").to_dict()
   for name, values in sections.items():
     config[name] = {**config[name], **values}
@@ -147,7 +147,7 @@ def recorded(**sections):
 
 
 def test_a_recorded_config_is_restored():
-  """Also one that lacks fields or has JSON's types."""
+  """The recorded config lacks some fields and has JSON's types."""
   old = recorded(train={"learning_rate": 1})
   del old["feature_cache"], old["evaluation"]["alpha"], old["manual_dir"]
   old["model"]["feature_layers"] = [5]
@@ -163,21 +163,24 @@ def test_a_recorded_config_is_restored():
 @pytest.mark.parametrize(
   "sections, expected",
   (
-    ({"model": {"forgotten": 1}}, "not known here: 'model.forgotten'"),
-    ({"model": {"num_heads": "8"}}, "model.num_heads is '8', no whole number"),
+    ({"model": {"forgotten": 1}}, "'model.forgotten' is unknown"),
+    (
+      {"model": {"num_heads": "8"}},
+      "model.num_heads is '8', not a whole number",
+    ),
     (
       {"model": {"num_heads": True}},
-      "model.num_heads is True, no whole number",
+      "model.num_heads is True, not a whole number",
     ),
-    ({"train": {"b1": None}}, "train.b1 is None, no number"),
+    ({"train": {"b1": None}}, "train.b1 is None, not a number"),
   ),
 )
 def test_a_config_of_another_version_is_refused(sections, expected):
   with pytest.raises(InputError) as caught:
     configuration.restore(recorded(**sections), "runs/old", "9.9")
   assert str(caught.value) == (
-    "runs/old was made by version 9.9, whose config does not fit this version:"
-    f" {expected}"
+    "runs/old was written by version 9.9, and its config does not fit this"
+    f" version: {expected}"
   )
 
 
@@ -188,7 +191,7 @@ def test_recipes_pass_their_checks(name):
   configuration.check_values(config, backbone)
   assert config.is_locked
   assert config.train.dataset not in config.evaluation.datasets or (
-    config.method == "prompt_ensemble"  # It is not trained.
+    config.method == "prompt_ensemble"  # This method is not trained.
   )
 
 
@@ -201,7 +204,7 @@ def test_recipes_pass_their_checks(name):
     ("anomalyclip_mvtec", (5, 0.26, 0.9, 15, "none", 12, 19, "mvtec_ad")),
   ),
 )
-def test_recipes_have_their_papers_values(recipe, values):
+def test_cops_and_anomalyclip_recipes_have_the_papers_values(recipe, values):
   config = configuration.recipe(recipe)
   model, train = config.model, config.train
   assert values == (
@@ -218,7 +221,7 @@ def test_recipes_have_their_papers_values(recipe, values):
 @pytest.mark.parametrize(
   "kind, size", (("clip", 518), ("dinov2", 518), ("dinov3", 512))
 )
-def test_uniadets_recipes_have_its_papers_values(auxiliary, kind, size):
+def test_uniadet_recipes_have_the_papers_values(auxiliary, kind, size):
   config = configuration.recipe(f"uniadet_{auxiliary}:{kind}")
   assert config.backbone.kind == kind
   assert config.model.image_size_pixels == size
@@ -239,8 +242,8 @@ def test_recipes_are_read_from_any_file(tmp_path):
   assert no_vae.model.num_category_words == 0
   path = tmp_path / "mine.py"
   for content, expected in (
-    ("from nowhere import get_config", "mine.py makes no config: ModuleNotFou"),
-    ("get_configs = dict", "mine.py makes no config: KeyError: 'get_config'"),
+    ("from nowhere import get_config", "mine.py does not return a config: Mod"),
+    ("get_configs = dict", "mine.py does not return a config: KeyE"),
     (
       "from cops_jax.config import default\n"
       "def get_config():\n  config = default()\n  config.train.epochs = 3",
@@ -266,7 +269,7 @@ print(cops_jax.__file__, recipe("mvtec").train.dataset, *recipe_names())
 
 
 def test_recipes_are_in_the_wheel(tmp_path):
-  """It also may be installed where a clone's scripts are run."""
+  """An installed package works even if scripts of a clone are run."""
   source, installed = tmp_path / "source", tmp_path / "installed"
   skipped = shutil.ignore_patterns("__pycache__", "*.egg-info")
   for name in ("cops_jax", "configs"):

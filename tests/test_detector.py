@@ -217,7 +217,7 @@ def test_unusable_runs_are_reported(workdir, tmp_path, clip_folder):
   record["config"]["evaluation"]["forgotten"] = 1
   (old / "run.json").write_text(seal(record))
   with pytest.raises(
-    InputError, match="made by version .*evaluation.forgotten"
+    InputError, match="written by version .*evaluation.forgotten"
   ):
     AnomalyDetector.from_workdir(old)
   released = ROOT / "tests" / "data" / "weights" / "epoch_1.pth"

@@ -1,4 +1,4 @@
-"""Files on disks and in buckets, written whole or not at all, and sealed."""
+"""Atomic and sealed files on disks and in buckets."""
 
 import concurrent.futures
 import json
@@ -19,7 +19,7 @@ def folder(request, tmp_path):
   return paths.to_path(request.getfixturevalue("bucket"))
 
 
-def test_what_is_written_is_read(folder):
+def test_files_are_written_and_read_back(folder):
   path = folder / "a folder" / "ä #1?.txt"
   assert not files.exists(path) and files.find_files(folder) == {}
   for content in (b"", b"\r", b"a\n", b"--==0==--\n\r\n", bytes(range(256))):
@@ -41,7 +41,7 @@ def test_what_is_written_is_read(folder):
   assert files.find_files(folder) == {}
 
 
-def test_a_failure_leaves_the_file_as_it_was(folder):
+def test_a_failed_write_keeps_the_old_file(folder):
   files.write_file(folder / "a.txt", "before")
   with pytest.raises(KeyError):
     with files.whole_file(folder / "a.txt") as partial:
@@ -51,7 +51,7 @@ def test_a_failure_leaves_the_file_as_it_was(folder):
   assert files.find_files(folder) == {"a.txt": 6}
 
 
-def test_one_of_many_creates_a_file(folder):
+def test_only_one_of_several_writers_creates_a_file(folder):
   def create(number):
     try:
       files.create_file(folder / "lock", b"%d" % number)
@@ -65,7 +65,7 @@ def test_one_of_many_creates_a_file(folder):
   assert files.read_file(folder / "lock") == b"%d" % winner
 
 
-def test_the_home_folder(tmp_path, monkeypatch):
+def test_paths_expand_the_home_folder(tmp_path, monkeypatch):
   monkeypatch.setenv("HOME", str(tmp_path))
   files.write_file("~/a/b", "text")
   assert files.read_file("~/a/b") == (tmp_path / "a/b").read_bytes()
@@ -87,7 +87,7 @@ def test_the_home_folder(tmp_path, monkeypatch):
     assert paths.expand(text) == text
 
 
-def test_what_cannot_be_written_to_a_disk(tmp_path):
+def test_an_unwritable_path_is_reported(tmp_path):
   (tmp_path / "file").write_text("in the way")
   (tmp_path / "folder").mkdir()
   for name, reason in (
@@ -101,9 +101,14 @@ def test_what_cannot_be_written_to_a_disk(tmp_path):
 
 @pytest.mark.parametrize(
   "status, reason",
-  ((401, "there are no valid credentials"), (403, "may not do that in this")),
+  (
+    (401, "there are no valid credentials"),
+    (403, "account lacks the permission"),
+  ),
 )
-def test_what_a_bucket_refuses(server, bucket, status, reason, caplog):
+def test_an_error_of_a_bucket_is_reported(
+  server, bucket, status, reason, caplog
+):
   looks = (files.read_file, files.exists, files.is_file, files.find_files)
   files.write_file(f"{bucket}/a", "text")
   with server.failing(status):
@@ -115,14 +120,14 @@ def test_what_a_bucket_refuses(server, bucket, status, reason, caplog):
   assert not caplog.records
 
 
-def test_a_bucket_that_does_not_exist(server):
+def test_a_missing_bucket_is_reported(server):
   with pytest.raises(FileNotFoundError):
     files.read_file("gs://no-such-bucket/a")
   with pytest.raises(WriteError, match="the bucket does not exist"):
     files.write_file("gs://no-such-bucket/a", "x")
 
 
-def test_a_short_outage_and_a_changed_upload(server, bucket):
+def test_a_short_outage_is_retried_and_a_changed_upload_fails(server, bucket):
   files.write_file(f"{bucket}/a", "text")
   num_failures = [1]
 
@@ -137,7 +142,7 @@ def test_a_short_outage_and_a_changed_upload(server, bucket):
     files.write_file(f"{bucket}/a", "text")
 
 
-def test_addresses_that_cannot_be_used(tmp_path, monkeypatch):
+def test_unsupported_addresses_are_refused(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   for path in ("ftp://host/run", "s3://bucket/run", pathlib.Path("gs://b/run")):
     with pytest.raises(InputError, match="expected gs://BUCKET/PATH"):
@@ -153,7 +158,7 @@ def test_addresses_that_cannot_be_used(tmp_path, monkeypatch):
   assert not list(tmp_path.iterdir())
 
 
-def test_a_local_copy_is_made_once_and_when_files_change(server, bucket):
+def test_a_bucket_is_copied_once_and_after_changes(server, bucket):
   content = {"a": b"1", "b/c": b"22" * 1000, "e": bytes(6_000_000)}
   for name, value in content.items():
     files.write_file(f"{bucket}/folder/{name}", value)
@@ -171,7 +176,7 @@ def test_a_local_copy_is_made_once_and_when_files_change(server, bucket):
   files.delete(f"{bucket}/folder/e")
   del content["e"]
   content["a"] = b"2"
-  # What an interrupted copy leaves does no harm.
+  # The remains of an interrupted copy do not matter.
   with server.failing(403, text="b%2Fc"):
     with pytest.raises(InputError, match="cannot be copied to this host: this"):
       files.fetch(f"{bucket}/folder")
@@ -183,7 +188,7 @@ def test_a_local_copy_is_made_once_and_when_files_change(server, bucket):
     files.fetch(f"{bucket}/none")
 
 
-def test_the_digest_of_a_file(tmp_path):
+def test_the_digest_of_a_file_is_that_of_its_bytes(tmp_path):
   path = tmp_path / "a"
   for content in (b"one", b"two"):
     path.write_bytes(content)
@@ -194,7 +199,7 @@ def test_the_digest_of_a_file(tmp_path):
   assert files.file_state(tmp_path / "absent") == "unreadable"
 
 
-def test_every_changed_bit_of_a_sealed_file_is_noticed():
+def test_every_changed_bit_of_a_sealed_file_is_detected():
   values = {"score": 0.25, "list": [1, None, "x"], "tree": {"a": True}}
   text = files.seal(values, indent=2).encode()
   assert files.unseal(text) == values
@@ -213,6 +218,6 @@ def test_json_is_utf_8():
 
 
 @pytest.mark.parametrize("text", ("[]", "1", "{", "[" * 100_000, b"\xff", "{}"))
-def test_what_is_not_sealed_is_refused(text):
+def test_unsealed_text_is_refused(text):
   with pytest.raises(ValueError):
     files.unseal(text)

@@ -1,4 +1,4 @@
-"""Imports run one way."""
+"""The direction of imports between the package's layers."""
 
 import ast
 import graphlib
@@ -7,8 +7,8 @@ import re
 
 ROOT = pathlib.Path(__file__).parents[1]
 
-# From the bottom up; a module imports from its own layer and those below.
-# Within a layer, packages and modules do not import each other in circles.
+# Layers from the bottom up. A module imports only from its own layer and lower
+# ones. Within a layer, imports have no cycles.
 LAYERS = (
   ("", "typing", "errors", "progress", "tables"),
   ("paths", "files"),
@@ -33,12 +33,12 @@ MODULES = {
 
 
 def part_of(module):
-  """The name in `LAYERS`: what follows "cops_jax."."""
+  """Returns a module's name in `LAYERS`, the part after "cops_jax."."""
   return (module.split(".") + [""])[1]
 
 
 def imports(path):
-  """Modules of this package that a file imports, anywhere in it."""
+  """Yields the modules of this package that a file imports, at any level."""
   for node in ast.walk(ast.parse(path.read_text("utf-8"))):
     if isinstance(node, ast.Import):
       names = [alias.name for alias in node.names]
@@ -51,7 +51,7 @@ def imports(path):
     yield from (name for name in names if name.split(".")[0] == "cops_jax")
 
 
-def test_imports_go_down_and_not_in_circles():
+def test_imports_follow_the_layers_without_cycles():
   assert {part_of(module) for module in MODULES} == {*LAYER_OF}
   below = {}
   for module, path in MODULES.items():
@@ -60,10 +60,10 @@ def test_imports_go_down_and_not_in_circles():
       assert LAYER_OF[other] <= LAYER_OF[part], f"{module} imports {name}"
       if part != other:
         below.setdefault(part, set()).add(other)
-  graphlib.TopologicalSorter(below).prepare()  # Raises if there is a circle.
+  graphlib.TopologicalSorter(below).prepare()  # Raises an error on a cycle.
 
 
-def test_one_module_imports_transformers():
+def test_only_one_module_imports_transformers():
   found = [
     name
     for name, path in MODULES.items()

@@ -1,4 +1,4 @@
-"""The statements of the package and its files about themselves agree."""
+"""Versions, licences, extras, dependencies and links that must agree."""
 
 import ast
 import importlib.metadata
@@ -15,7 +15,7 @@ from helpers.scripts import ROOT
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 
-def test_one_version_and_one_licence():
+def test_files_agree_on_version_and_licence():
   citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
   assert citation["version"] == cops_jax.__version__
   assert {"cff-version", "message", "title", "authors"} <= citation.keys()
@@ -27,7 +27,7 @@ def test_one_version_and_one_licence():
   assert PROJECT["license-files"] == ["LICENSE"]
 
 
-def test_hints_name_extras_that_there_are():
+def test_messages_and_pages_name_existing_extras():
   extras = set(PROJECT["optional-dependencies"])
   pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
   sources = sorted((ROOT / "cops_jax").rglob("*.py"))
@@ -36,8 +36,8 @@ def test_hints_name_extras_that_there_are():
       assert name in extras, f"{path}: no extra is called {name!r}"
 
 
-def test_what_is_imported_is_installed():
-  """`pip install .` brings the page's packages too; the rest are extras'."""
+def test_imported_packages_are_dependencies():
+  """Imports outside the dependencies come from jax, a dependency or extras."""
 
   def normalize(name):
     return re.match(r"[\w.-]+", name)[0].lower().replace("_", "-")
@@ -55,16 +55,16 @@ def test_what_is_imported_is_installed():
         if not core & {normalize(one) for one in providers.get(name, [])}:
           missing.add(name)
   assert missing - {"cops_jax", *sys.stdlib_module_names} <= {
-    *("jaxlib", "requests"),  # Of jax and huggingface_hub.
+    *("jaxlib", "requests"),  # Dependencies of jax and huggingface_hub.
     *("fsspec", "gcsfs", "jax2onnx", "onnx_ir", "onnxruntime", "pillow_heif"),
   }
 
 
 @pytest.mark.parametrize("name", ("README.md", "CONTRIBUTING.md"))
-def test_links_work_outside_of_the_repository_too(name):
-  """The package index shows the README, where a path leads nowhere.
+def test_links_work_outside_the_repository(name):
+  """The package index shows the README, but not the files that it links to.
 
-  Of a picture it shows the words.
+  Instead of a picture it shows its alternative text.
   """
   text = (ROOT / name).read_text()
   links = re.findall(r"(?<!!)\[[^]]*\]\(([^)]+)\)", text)
@@ -73,7 +73,7 @@ def test_links_work_outside_of_the_repository_too(name):
     assert len(words) > 20 and (ROOT / path).exists()
 
 
-def test_the_makefile_names_tests_that_there_are():
+def test_the_makefile_names_existing_tests():
   names = re.findall(
     r"tests/[\w/]+\.py(?:::\w+)?", (ROOT / "Makefile").read_text()
   )

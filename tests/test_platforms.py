@@ -1,4 +1,4 @@
-"""Commands on systems that lack some of what Linux has."""
+"""Commands on systems that lack modules or functions of Linux."""
 
 import csv
 import json
@@ -9,7 +9,7 @@ from helpers.images import make_image, write_folder
 from helpers.original_layouts import write_tree
 from helpers.scripts import ROOT, start_afresh
 
-# What Windows lacks: modules, and functions of modules.
+# Removes modules and functions that Windows lacks.
 SCRIPT = """
 import json
 import os
@@ -21,7 +21,7 @@ for name in ("resource", "array_record", "fcntl", "pwd", "grp"):
   sys.modules[name] = None
 del signal.pthread_sigmask, os.posix_fallocate, os.sched_getaffinity
 system, platform.system = platform.system, lambda: "Windows"
-import grain  # It asks for array_record elsewhere.
+import grain  # On other systems it imports array_record.
 
 platform.system = system
 from cops_jax.__main__ import main
@@ -33,8 +33,8 @@ for arguments in json.loads(sys.argv[1]):
 """
 
 
-def test_commands_without_what_windows_lacks(trained, tmp_path):
-  """Prepared data need array_record, folders do not."""
+def test_commands_work_without_modules_that_windows_lacks(trained, tmp_path):
+  """Prepared data sets need array_record; folders do not."""
   run_folder = shutil.copytree(trained[0], tmp_path / "run")
   workdir = f"--workdir={run_folder}"
   images = write_folder(tmp_path / "screws", 6)
@@ -91,11 +91,11 @@ if __name__ == "__main__":
 
 
 def test_neither_torch_nor_tensorflow_is_imported(tmp_path):
-  """From original files to batches, also in worker processes.
+  """The script reads original files into batches, also in worker processes.
 
-  Modules on the path stand in for both packages. The detector is imported
-  without the model's packages, which take seconds, and `cops predict` without
-  those of training, data sets and reports.
+  Fake modules on the path represent both packages. The detector is imported
+  without the slow packages of the model, and `cops predict` without those of
+  training, data sets and reports.
   """
   write_tree("kvasir", tmp_path)
   packages = tmp_path / "packages"
@@ -110,6 +110,6 @@ def test_neither_torch_nor_tensorflow_is_imported(tmp_path):
   arguments = (script, tmp_path / "prepared", tmp_path, prompts)
   with start_afresh(*arguments, env=variables) as process:
     first = process.stdout.readline()
-    # The workers have these pipes, too.
+    # This also waits for the workers, which hold the same pipes.
     out, err = process.communicate(timeout=20)
   assert (first, out, process.returncode) == ("ready\n", "", -9), err

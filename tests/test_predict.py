@@ -262,7 +262,7 @@ def test_thresholds_from_labelled_data_are_optimal(
     (("--normal", "/nowhere"), "/nowhere is not a file, folder"),
     (
       ("--normal", str(root), "--anomalous", f"{root}/test/bad"),
-      "6 images are given as normal and as anomalous, such as",
+      "6 images are in both --normal and --anomalous, such as",
     ),
   ):
     with pytest.raises(SystemExit, match=f"^error: .*{expected}"):
@@ -318,9 +318,7 @@ def test_verdicts_need_thresholds_for_the_same_reference_images(
     make_image(index).save(path)
   good, place = f"--normal_images={tmp_path}/good", f"--workdir={workdir}"
   normal = ["--normal", f"{tmp_path}/2.png", f"{tmp_path}/3.png"]
-  with pytest.raises(
-    SystemExit, match="^error: 1 images are given as --normal"
-  ):
+  with pytest.raises(SystemExit, match="^error: 1 images are in both --normal"):
     calibrate_command.main([place, good, *normal, f"{tmp_path}/good/0.png"])
   assert not thresholds.read_thresholds(workdir)
   calibrate_command.main([place, good, *normal])
@@ -329,7 +327,7 @@ def test_verdicts_need_thresholds_for_the_same_reference_images(
   capsys.readouterr()
   predict_command.main([str(tmp_path), place, good])
   lines, messages = capsys.readouterr()
-  assert "2 of these images are among the normal ones" in messages
+  assert "2 of these images are also reference images" in messages
 
   plain = AnomalyDetector.from_workdir(workdir)
   files = [tmp_path / "good" / f"{index}.png" for index in (1, 0)]

@@ -325,8 +325,8 @@ def test_calibrate_adds_thresholds_to_a_folder_or_a_copy(
     == (published / "README.md").read_bytes()
   )
   for flags, expected in (
-    (("--pretrained=some/tiny",), "some/tiny is no folder here: give one"),
-    ((f"--workdir={tmp_path}", "--out=x"), "--out is not for --workdir"),
+    (("--pretrained=some/tiny",), "some/tiny is not a local folder: set"),
+    ((f"--workdir={tmp_path}", "--out=x"), "--out does not apply to --workdir"),
   ):
     with pytest.raises(SystemExit) as ended:
       call("calibrate", *flags, "--normal", images)
@@ -345,7 +345,7 @@ def test_the_page_loads_published_prompts(published, tmp_path):
   assert detector.thresholds[0].method == "by hand"
   assert detector.num_normal_images == 1
   assert about.startswith(
-    f"Prompts of {published}, with normal images (1), on CLIP"
+    f"Prompts of {published}, with reference images (1), on CLIP"
   )
 
 

@@ -1,6 +1,6 @@
-"""`make soak`: kills, flipped bits, bad input and crowds, many and at random.
+"""Soak tests: random kills, flipped bits, bad input and crowds on the page.
 
-Each test prints a line of numbers for docs/reliability.md.
+`make soak` runs them. Each prints a line of numbers for docs/reliability.md.
 """
 
 import collections
@@ -107,10 +107,10 @@ def exported(out):
     ),
   ),
 )
-def test_a_command_killed_at_random_ends_as_an_uninterrupted_one(
+def test_a_command_killed_at_random_ends_like_an_uninterrupted_one(
   outcome, command, trained, arguments, tmp_path
 ):
-  """Twenty times each: killed, then the same command to its end."""
+  """Each command is killed twenty times, and then repeated to its end."""
   images = write_folder(tmp_path / "plates", 24)
   for name in original_layouts.NAMES:
     original_layouts.write_tree(name, tmp_path / "manual")
@@ -154,8 +154,11 @@ def test_a_command_killed_at_random_ends_as_an_uninterrupted_one(
   assert counts["killed"] >= 10
 
 
-def test_flipped_bits(trained, tmp_path):
-  """In every file that a run writes: noticed, or read by nothing."""
+def test_flipped_bits_are_detected_or_harmless(trained, tmp_path):
+  """The bits are in every file that a run writes.
+
+  A file is either verified when it is read, or no command reads it.
+  """
   workdir = tmp_path / "run"
   shutil.copytree(trained[0], workdir)
   images = write_folder(tmp_path / "plates", 8)
@@ -186,7 +189,7 @@ def test_flipped_bits(trained, tmp_path):
     if any(find_damage(workdir).values()):
       raise InputError("damaged")
 
-  readers = {  # Each raises InputError or ValueError if it notices.
+  readers = {  # Each raises InputError or ValueError if it detects damage.
     "checkpoints": check_checkpoint,
     "data": check_prepared,
     "run.json": lambda path: read_record(workdir),
@@ -216,14 +219,14 @@ def test_flipped_bits(trained, tmp_path):
       readers[name](path)
       counts[name]["harmless"] += 1
     except (InputError, ValueError):
-      counts[name]["noticed"] += 1
+      counts[name]["detected"] += 1
     path.write_bytes(content)
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
   say("flipped bits", counts)
   for name in ("checkpoints", "run.json", "thresholds.json", "evaluation"):
     found = counts[name]
-    # White space and the like.
-    assert found["noticed"] >= 0.8 * found.total(), name
+    # The remaining bits are in white space, for example.
+    assert found["detected"] >= 0.8 * found.total(), name
 
 
 BAD = (
@@ -233,15 +236,15 @@ BAD = (
 )
 
 
-def test_bad_input_has_no_traceback(trained, tmp_path):
-  """Each bad value in each place of each command, some 300."""
+def test_bad_input_never_shows_a_traceback(trained, tmp_path):
+  """Each bad value is tried in each place of each command, some 300 times."""
   workdir = tmp_path / "run"
   shutil.copytree(trained[0], workdir)
   write_folder(tmp_path / "plates", 4)
   image = tmp_path / "plates/test/good/00.png"
   old, new = f"--workdir={workdir}", f"--workdir={tmp_path}/new"
   evaluate, train = ROOT / "eval.py", ROOT / "train.py"
-  places = (  # {} is the bad value.
+  places = (  # A bad value replaces {}.
     (*COPS, "predict", "{}", old),
     (*COPS, "predict", image, "--workdir={}"),
     (*COPS, "predict", image, old, "--out={}"),
@@ -275,8 +278,8 @@ def test_bad_input_has_no_traceback(trained, tmp_path):
   assert not failures, "\n".join(map(str, failures))
 
 
-def test_a_crowd_on_the_page(detector):
-  """1,000 requests, 16 at a time, with slow and broken ones among them."""
+def test_the_page_survives_a_crowd(detector):
+  """It sends 1,000 requests, 16 at a time; some are slow or broken."""
   image = to_bytes(make_image(0, 400, 300))
   with serve(detector) as port:
     for _ in range(20):
@@ -284,7 +287,7 @@ def test_a_crowd_on_the_page(detector):
     before, refused = _resident_megabytes(), []
 
     def patient(content):
-      while (status := post(port, content)[0]) == 503:  # As it asks for.
+      while (status := post(port, content)[0]) == 503:  # Asked to retry.
         refused.append(1)
         time.sleep(0.05)
       return status
@@ -293,13 +296,13 @@ def test_a_crowd_on_the_page(detector):
       kind = number % 10
       if kind == 7:
         return patient(b"not an image" * 50)
-      if kind == 8:  # Stalls, and is given up.
+      if kind == 8:  # This request stalls until the server drops it.
         with socket.create_connection(("127.0.0.1", port), timeout=60) as link:
           link.sendall(
             b"POST /api/detect HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n"
           )
           time.sleep(0.2)
-        return "given up"
+        return "dropped"
       if kind == 9:
         return ask(port, "GET", "/api/info")[0].status
       return patient(image)
@@ -307,9 +310,9 @@ def test_a_crowd_on_the_page(detector):
     with concurrent.futures.ThreadPoolExecutor(16) as pool:
       counts = collections.Counter(pool.map(one, range(1000)))
     growth = _resident_megabytes() - before
-  numbers = {"told to come back": len(refused), "more memory, MB": int(growth)}
+  numbers = {"asked to retry": len(refused), "more memory, MB": int(growth)}
   say("requests by status", {**counts, **numbers})
-  assert counts == {200: 800, 422: 100, "given up": 100} and growth < 100
+  assert counts == {200: 800, 422: 100, "dropped": 100} and growth < 100
 
 
 def _resident_megabytes():

@@ -1,4 +1,4 @@
-"""Runs whose work directory, CLIP and outputs are in a bucket."""
+"""Runs with their run directory, CLIP and outputs in a bucket."""
 
 import contextlib
 import random
@@ -18,7 +18,7 @@ from helpers.scripts import Program, run
 
 @pytest.fixture
 def train(arguments, bucket, clip_folder):
-  """A command that trains in the bucket, with CLIP from there."""
+  """The command of a training in the bucket, with CLIP from the bucket."""
   for path in clip_folder.iterdir():
     files.write_file(f"{bucket}/clip/{path.name}", path.read_bytes())
   return (
@@ -28,15 +28,17 @@ def train(arguments, bucket, clip_folder):
 
 
 def assert_same_training(workdir, whole):
-  """Compares with a run on a local disk, bit by bit."""
+  """Asserts that a run equals one on a local disk, bit by bit."""
   assert read_metrics(to_path(workdir)) == read_metrics(whole)
   place = files.fetch(workdir)
   for item in ("params", "opt_state"):
     assert leaves(place, 9, item) == leaves(whole, 9, item)
 
 
-def test_a_whole_run(train, bucket, server, trained, tmp_path):
-  """Trained, killed, trained through a short outage, evaluated, used."""
+def test_a_run_survives_a_kill_and_an_outage(
+  train, bucket, server, trained, tmp_path
+):
+  """The run is then evaluated, and its prompts are used."""
   workdir = f"{bucket}/run"
   process = Program(*train)
   wait_for(f"{workdir}/checkpoints/4/manifest.json", process)
@@ -61,7 +63,7 @@ def test_a_whole_run(train, bucket, server, trained, tmp_path):
   assert f"report: {workdir}/report.html" in out
   found = files.find_files(workdir)
   assert {"results.json", "scores.csv", "losses.png"} <= found.keys()
-  assert sum(name.startswith("maps/") for name in found) == 6  # Categories.
+  assert sum(name.startswith("maps/") for name in found) == 6  # One a category.
   assert not any(name.endswith(".held") for name in found)
 
   photo = tmp_path / "photo.png"
@@ -79,10 +81,10 @@ def test_a_whole_run(train, bucket, server, trained, tmp_path):
 
 @pytest.mark.soak
 @pytest.mark.parametrize("ends_while", ("folders", "arrays"))
-def test_a_server_that_goes_ends_the_run(
+def test_a_run_ends_and_resumes_if_the_server_stops(
   train, bucket, server, trained, ends_while
 ):
-  """It goes in the middle of a save and comes back; the run resumes."""
+  """The server stops in the middle of a save; the run resumes after it."""
   gone = []
   marks = {
     "folders": "checkpoints/8/",
@@ -108,8 +110,8 @@ def test_a_server_that_goes_ends_the_run(
 
 
 @pytest.mark.soak
-def test_a_run_in_a_bucket_killed_at_random(train, bucket, trained):
-  """At any time, twelve times; between, until it is finished."""
+def test_a_run_killed_at_random_resumes(train, bucket, trained):
+  """It is killed twelve times, and starts again whenever it has finished."""
   workdir, num_killed, num_finished = f"{bucket}/run", 0, 0
   while num_killed < 12:
     process = Program(*train)

@@ -1,4 +1,4 @@
-"""train.py and eval.py as a user runs them, and what they do with bad input."""
+"""train.py and eval.py as a user runs them, with good and bad input."""
 
 import csv
 import json
@@ -39,7 +39,7 @@ def test_training_shows_progress_and_writes_its_files(trained):
   for what in ("compiling", "steps", "input", "saving", "the rest"):
     assert re.search(rf"{what} [\d.]+ s", account), what
   assert rows[-1]["loss"] < rows[0]["loss"]
-  assert log.splitlines()[-1].startswith("training is finished; to evaluate")
+  assert log.splitlines()[-1].startswith("training is finished; evaluate it")
   record = json.loads((workdir / "run.json").read_text())
   assert record["config"]["train"]["batch_size"] == 64
   with Checkpoints(workdir) as saved:
@@ -47,7 +47,7 @@ def test_training_shows_progress_and_writes_its_files(trained):
 
 
 def test_evaluation_needs_no_config_and_writes_its_files(trained):
-  """The run's own, with a field set by hand."""
+  """The config is that of the run, with one field set by a flag."""
   workdir, _ = trained
   code, out, err = run(
     "eval.py", f"--workdir={workdir}", "--config.evaluation.num_pictures=1"
@@ -78,8 +78,8 @@ def test_evaluation_needs_no_config_and_writes_its_files(trained):
     ("train", "--config.train.epochs=3", 2, " or --config.train.num_epochs"),
     ("train", "--config.train.batch_size=x", 2, "batch_size: invalid int va"),
     ("train", "--allow_other_backbone=2", 2, "neither true nor false"),
-    ("train", "--config.evaluation.datasets=('a", 2, "is no list such as (12,"),
-    ("train", "--profile_steps=2,1", 2, "numbers of the first and the last st"),
+    ("train", "--config.evaluation.datasets=('a", 2, "is not a list such as"),
+    ("train", "--profile_steps=2,1", 2, "is not the first and the last step"),
     ("train", "--config.model.image_size_pixels=50", 1, "patch size 16"),
     ("train", "--config.backbone.weights=/nowhere", 1, "'/nowhere' is neither"),
     ("train", "--config.train.dataset=folder:x", 1, "x is not a folder"),
@@ -89,7 +89,7 @@ def test_evaluation_needs_no_config_and_writes_its_files(trained):
     ("evaluate", "--datasets=visa,mvtec", 2, "'mvtec' (did you mean mvtec_ad"),
   ),
 )
-def test_bad_input_is_one_sentence_and_writes_nothing(
+def test_bad_input_is_reported_in_one_sentence_and_writes_nothing(
   arguments, tmp_path, monkeypatch, name, extra, code, expected
 ):
   workdir = tmp_path / "run"
@@ -99,8 +99,8 @@ def test_bad_input_is_one_sentence_and_writes_nothing(
   assert not workdir.exists()
 
 
-def test_fields_are_set_by_flags():
-  """Booleans as absl's flags have them: --flag, --flag=true, --flag=false."""
+def test_flags_set_fields():
+  """Booleans are --flag, --flag=true or --flag=false, as in absl."""
   parser = make_parser("train", "")
   flags.add_config(parser)
   flags.add_cluster(parser)
@@ -125,8 +125,8 @@ def test_fields_are_set_by_flags():
   assert config.compilation_cache is False
 
 
-def test_a_config_is_that_of_a_run(trained, tmp_path):
-  """The config comes from the work directory's run or the run in --config."""
+def test_a_config_can_come_from_a_run(trained, tmp_path):
+  """The config comes from the run in --workdir or from the one in --config."""
   workdir, _ = trained
   released = ROOT / "tests" / "data" / "weights" / "epoch_1.pth"
   _, _, err = call(
@@ -136,14 +136,14 @@ def test_a_config_is_that_of_a_run(trained, tmp_path):
   code, out, err = call(
     *("train", f"--config={workdir}", f"--workdir={workdir}"), "--process_id=0"
   )
-  assert (code, out) == (1, "") and "see --coordinator_address" in err
+  assert (code, out) == (1, "") and "Check --coordinator_address" in err
   code, _, err = call(
     *("train", f"--config={workdir}", f"--workdir={tmp_path}"),
     "--config.train.num_epochs=0",
   )
   assert code == 0, err
   with Checkpoints(tmp_path) as saved:
-    assert saved.latest_step() == 0  # Of untrained prompts.
+    assert saved.latest_step() == 0  # The prompts are untrained.
 
 
 def test_another_config_is_refused(trained, arguments):
@@ -153,5 +153,5 @@ def test_another_config_is_refused(trained, arguments):
   for name in ("train", "evaluate"):
     code, _, err = call(name, *arguments, f"--workdir={workdir}", changed)
     assert code == 1
-    assert "model.temperature is 0.07 there and 0.1 here" in err
+    assert "model.temperature is 0.07 in the run and 0.1 now" in err
   assert sorted(path.name for path in workdir.iterdir()) == before

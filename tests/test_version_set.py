@@ -1,4 +1,7 @@
-"""Training to exported files, as a user does it; see `make stacks`."""
+"""All commands from training to export with a set of package versions.
+
+See `make stacks`.
+"""
 
 import json
 import os
@@ -12,11 +15,11 @@ from helpers.images import make_image
 from helpers.scripts import start_afresh
 
 pytestmark = pytest.mark.stack
-LIMIT = 600  # Seconds for one command.
+LIMIT = 600  # Seconds until a command has failed.
 
 
 def start(folder, *arguments):
-  """Starts `cops ARGUMENTS` with a user's settings, not the tests'."""
+  """Starts `cops ARGUMENTS` with the settings of users, not of tests."""
   settings = ("JAX_NUM_CPU_DEVICES", "JAX_DISABLE_MOST_OPTIMIZATIONS")
   variables = {k: v for k, v in os.environ.items() if k not in settings}
   return start_afresh("-m", "cops_jax", *arguments, cwd=folder, env=variables)
@@ -38,7 +41,7 @@ def saved_arrays(workdir):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-  """A folder with a whole run of the demo, and one that was resumed."""
+  """Folder with an uninterrupted run of the demo and a resumed one."""
   folder = tmp_path_factory.mktemp("user")
   command = (
     *("train", "--config=demo", "--config.train.num_epochs=1"),
@@ -63,17 +66,17 @@ def test_a_resumed_run_equals_an_uninterrupted_one(folder):
   jax.tree.map(np.testing.assert_array_equal, *trees)
 
 
-def test_evaluation(folder):
+def test_evaluation_is_better_than_untrained_prompts(folder):
   assert "demo_unseen  mean" in run(folder, "evaluate", "--workdir=run")
   results = json.loads((folder / "run/results.json").read_text())
   means = results["datasets"]["demo_unseen"]["mean"]
-  # Untrained prompts have 60 and 53 percent.
+  # Untrained prompts reach 60 and 53 percent.
   assert means["image_auroc"] > 0.7 and means["pixel_auroc"] > 0.8
 
 
 @pytest.fixture(scope="module")
 def predicted(folder):
-  """An image as the model sees it, and its score by `cops predict`."""
+  """An image of the model's size, and its score from `cops predict`."""
   image = make_image(0, 112, 112)
   image.save(folder / "photo.png")
   out = run(folder, "predict", "photo.png", "--workdir=run", "--out=found")

@@ -1,7 +1,7 @@
-"""The commands, a module each, and how they end.
+"""The commands, one module each, and what they share: parsing and exit codes.
 
-A command's module imports JAX, data sets and models after it has read its
-arguments, so that help and mistakes are shown at once.
+A command's module imports JAX, data sets and models only after it has read its
+arguments, so help and usage errors appear at once.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from typing import NoReturn
 from cops_jax.errors import InputError, UsageError, shorten, suggest
 from cops_jax.paths import expand
 
-TOOL = "python -m tools.{}"  # How a clone's tools are called.
+TOOL = "python -m tools.{}"  # The command line of a tool in a clone.
 _EXIT_SECONDS = 20
 
 
 class Parser(argparse.ArgumentParser):
-  """Parses arguments, with ~ in them expanded; suggests flags for unknown ones.
+  """Parser that expands ~ in arguments and suggests flags for unknown ones.
 
-  It refuses unknown arguments even if it is another parser's command.
+  It rejects unknown arguments even when it parses a subcommand.
   """
 
   _given: Sequence[str] = ()
 
   def parse_known_args(self, args=None, namespace=None):
     self._given = [*map(expand, sys.argv[1:] if args is None else args)]
-    for text in self._given:  # Python 3.11 takes the value for an empty list.
+    for text in self._given:  # Python 3.11 parses such a value as [].
       if text.startswith("--") and text.endswith("=--"):
         self.error(f"{text} has no value")
     options, rest = super().parse_known_args(self._given, namespace)
@@ -58,9 +58,9 @@ def make_parser(
   """Returns a parser without arguments.
 
   Args:
-    name: of the command or tool.
-    description: its module's docstring, shown as it is.
-    program: how it is called, with {} for the name.
+    name: name of the command or tool.
+    description: help text, printed as it is; usually the module's docstring.
+    program: command line of the program, with {} in place of the name.
   """
   return Parser(
     prog=program.format(name),
@@ -71,14 +71,17 @@ def make_parser(
 
 
 def end_soon() -> None:
-  """Ends the program even if its threads wait for a server that is gone."""
+  """Ends the program in 20 seconds if its threads keep it from exiting.
+
+  They may be waiting for a server that is gone.
+  """
   ending = threading.Timer(_EXIT_SECONDS, os._exit, [1])
   ending.daemon = True
   ending.start()
 
 
 def _write_utf8():
-  """Standard output into files and pipes is UTF-8 whatever the locale."""
+  """Makes standard output UTF-8 in files and pipes, in every locale."""
   out = sys.stdout
   if isinstance(out, io.TextIOWrapper) and out.encoding.lower() != "utf-8":
     encoding = None if out.isatty() else "utf-8"
@@ -88,18 +91,20 @@ def _write_utf8():
 def command_line(
   main: Callable[[Sequence[str] | None], int | None],
 ) -> Callable[..., int | None]:
-  """Decorates the main of a command, which may be given its arguments.
+  """Decorates the main function of a command, which can be given its arguments.
 
-  An `InputError`, or the system's about a file, ends the program with its
-  message and exit status 1, a `UsageError` with 2. Output that is closed early,
-  as by `... | head`, ends it with status 1 and without a message, and Ctrl-C
-  with status 130. Output into files and pipes is UTF-8.
+  Exit status and message of the program:
+    an `InputError`, or an OSError about a file: 1, with the message.
+    a `UsageError`: 2, with the message.
+    output that is closed early, as by `... | head`: 1, without a message.
+    Ctrl-C: 130, with "interrupted".
+  Output to files and pipes is UTF-8.
   """
 
   @functools.wraps(main)
   def run(arguments: Sequence[str] | None = None) -> int | None:
     if arguments is None:
-      # Imports and traces make millions of objects that live to the end.
+      # Imports and traces create millions of objects that are never freed.
       gc.set_threshold(200_000, 20, 50)
     try:
       try:
@@ -107,7 +112,7 @@ def command_line(
         return main(arguments)
       finally:
         if arguments is None:
-          gc.freeze()  # An exit need not look through them.
+          gc.freeze()  # The collection at exit then skips these objects.
         print(end="", flush=True)
     except UsageError as error:
       print(f"error: {error}", file=sys.stderr)
@@ -124,17 +129,17 @@ def command_line(
       for process in children:
         process.terminate()
       if arguments is None and not children:
-        # Threads that compile would crash an orderly exit.
+        # An orderly exit would crash in threads that are compiling.
         os._exit(130)
       sys.exit(130)
     except BrokenPipeError:
-      # The interpreter flushes the rest when it exits: discard it.
+      # The interpreter flushes the remaining output at exit; discard it.
       os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
       sys.exit(1)
     except OSError as error:
       if error.filename is None:
         raise
-      # Such as a name that is too long, wherever a path is first looked at.
+      # Any access to a path can raise this, for example if a name is too long.
       sys.exit(f"error: {shorten(error.filename)}: {error.strerror}")
 
   return run

@@ -1,12 +1,12 @@
-"""Shows what is kept on this computer, and removes it.
+"""Shows and removes the data stored on this computer.
 
   cops cache
   cops cache remove features
   cops cache remove visa openai/clip-vit-large-patch14-336
 
-Prepared data sets, cached vision features, compiled programs, copies of files
-in buckets and downloads. All of it is made again when it is needed; a data set
-only if its original files are still there.
+These are prepared data sets, cached vision features, compiled programs, copies
+of files in buckets, and downloads. All are created again when needed; data sets
+need their original files for this.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ class _Kept(NamedTuple):
 
 
 def find(data_dir: str | None = None) -> dict[str, _Kept]:
-  """Returns what is kept, by name: a description, bytes and the folder.
+  """Returns the stored data by name: a description, its bytes and its folder.
 
   Args:
-    data_dir: folder of prepared data sets; None for TFDS's default.
+    data_dir: folder of prepared data sets; None means TFDS's default.
   """
   import huggingface_hub
   import pooch
@@ -90,12 +90,17 @@ def _confirm():
 
 def _parser() -> argparse.ArgumentParser:
   parser = make_parser("cache", __doc__)
-  text = "prepared data; ~/tensorflow_datasets if not given"
+  text = "include the prepared data sets in this folder; default:"
+  text += " ~/tensorflow_datasets"
   parser.add_argument("--data_dir", help=text)
   commands = parser.add_subparsers(dest="command")
-  remove = commands.add_parser("remove", help="remove what has these names")
-  remove.add_argument("names", nargs="+", metavar="NAME")
-  remove.add_argument("--yes", action="store_true", help="do not ask")
+  remove = commands.add_parser("remove", help="remove the data of these names")
+  remove.add_argument(
+    "names", nargs="+", metavar="NAME", help="names that `cops cache` shows"
+  )
+  remove.add_argument(
+    "--yes", action="store_true", help="remove without asking"
+  )
   remove.add_argument("--data_dir", help=text, default=argparse.SUPPRESS)
   return parser
 
@@ -110,7 +115,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
   for name in options.names:
     if name not in kept:
       raise UsageError(
-        f"nothing is kept as {name!r}{suggest(name, kept)}: see cops cache"
+        f"no stored data is named {name!r}{suggest(name, kept)}. Run `cops"
+        " cache` to list the names."
       )
   chosen = {name: kept[name] for name in options.names}
   print(_describe(chosen))

@@ -1,4 +1,4 @@
-r"""Chooses the thresholds of verdicts and keeps them with the prompts.
+r"""Chooses the thresholds for verdicts and stores them with the prompts.
 
   cops calibrate --workdir=runs/visa --data=folder:/data/screws
   cops calibrate --workdir=runs/visa --data=btad --false_alarms=0.01
@@ -8,17 +8,19 @@ r"""Chooses the thresholds of verdicts and keeps them with the prompts.
   cops calibrate --clip=openai/clip-vit-large-patch14-336 --out=weld \
     --normal photos/good "a clean weld" --anomalous "a weld with a crack"
 
-With both kinds of images the image threshold is that of the largest balanced
-accuracy, which weighs normal and anomalous images equally however many there
-are of each, and the pixel threshold that of the largest F1; without masks it is
-one that no more of the normal images reach than the image threshold. With
---false_alarms, or with normal images alone, both are those that no more than
-this share of the normal images reaches. The errors that the images show are
-printed and kept, with their confidence intervals.
+Given normal and anomalous images, chooses the image threshold with the largest
+balanced accuracy, which weighs both kinds equally in any proportion, and
+the pixel threshold with the largest F1. Without masks, the pixel threshold is
+one that no more normal images reach than reach the image threshold.
 
-A run keeps its thresholds. Prompts that are downloaded, and texts with --clip,
-get them in the folder --out, which `--pretrained` then takes. Those of several
---tiles are kept beside each other, and a verdict is by those of the same tiles.
+With --false_alarms, or with normal images only, each threshold is one that at
+most this share of the normal images reaches. The error rates on these images
+are printed and stored, with their confidence intervals.
+
+The thresholds of a run are stored in its run directory. For downloaded prompts
+and for texts with --clip, --out names a folder for prompts and thresholds,
+which --pretrained then accepts. Each number of --tiles has thresholds of its
+own, and a verdict uses those of the same tiles.
 """
 
 from __future__ import annotations
@@ -40,11 +42,14 @@ def _parser() -> argparse.ArgumentParser:
   flags.add_prompts(parser)
   parser.add_argument(
     "--out",
-    help="with --pretrained or --clip, the folder that gets the prompts with"
-    " the thresholds; by default a folder given to --pretrained keeps them",
+    metavar="FOLDER",
+    help="write the prompts with their thresholds to this folder; needs"
+    " --pretrained or --clip; default: the folder that --pretrained names",
   )
   parser.add_argument(
-    "--data", help="labelled data: a data set, folder:PATH or meta_json:PATH"
+    "--data",
+    help="choose the thresholds on labelled images: a data set's name,"
+    " folder:PATH or meta_json:PATH",
   )
   for kind in ("normal", "anomalous"):
     parser.add_argument(
@@ -53,22 +58,28 @@ def _parser() -> argparse.ArgumentParser:
       action="extend",
       default=[],
       metavar="IMAGES",
-      help=f"files, folders and patterns of {kind} images; with --clip a value"
-      " that is none of these is a text, as for predict",
+      help=f"choose the thresholds on these {kind} images: files, folders and"
+      " patterns; with --clip, any other value is a text, as in `cops predict`",
     )
   parser.add_argument(
     "--false_alarms",
     type=float,
-    help="share of the normal images that may be called anomalous; by default"
-    f" balanced accuracy decides, and with --normal {_FALSE_ALARMS}",
+    metavar="SHARE",
+    help="accept this share of false alarms among the normal images; default:"
+    f" {_FALSE_ALARMS} with normal images only; otherwise the largest balanced"
+    " accuracy decides",
   )
-  parser.add_argument("--data_dir", help="where TFDS keeps prepared data sets")
+  parser.add_argument(
+    "--data_dir",
+    help="read prepared data sets from this folder; default:"
+    " ~/tensorflow_datasets",
+  )
   flags.add(parser, "--tiles")
   return parser
 
 
 def _find_images(parser, options):
-  """Returns normal and anomalous images; leaves the texts to the options."""
+  """Returns normal and anomalous images; leaves only texts in the options."""
   from cops_jax.images import finding
 
   found = []
@@ -81,18 +92,18 @@ def _find_images(parser, options):
     texts = [value for value in values if value not in places]
     setattr(options, kind, texts)
     if texts:
-      print(f"texts, as no file has such a name: {kind} {', '.join(texts)}")
+      print(f"used as {kind} texts (no such files): {', '.join(texts)}")
   normal, anomalous = found
   if bool(options.data) == bool(normal or anomalous):
-    parser.error("give either --data or images, --normal GOOD")
+    parser.error("set either --data or --normal with images")
   if anomalous and not normal:
-    parser.error("--anomalous needs normal images too, --normal GOOD")
+    parser.error("--anomalous needs normal images too: set --normal")
   both = set(map(os.path.realpath, normal)) & set(
     map(os.path.realpath, anomalous)
   )
   if both:
     raise InputError(
-      f"{len(both)} images are given as normal and as anomalous, such as"
+      f"{len(both)} images are in both --normal and --anomalous, such as"
       f" {min(both)}"
     )
   return normal, anomalous
@@ -103,13 +114,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
   parser = _parser()
   options = parser.parse_args(arguments)
   if options.out and options.workdir:
-    parser.error("--out is not for --workdir: a run keeps its own thresholds")
+    parser.error(
+      "--out does not apply to --workdir: a run stores its own thresholds"
+    )
   if options.clip and not options.out:
-    parser.error("--clip needs a folder for its thresholds, --out=FOLDER")
+    parser.error("--clip needs a folder for its thresholds: set --out")
   show_messages()
   rate = options.false_alarms
   if rate is not None and not 0 <= rate < 1:
-    raise UsageError(f"--false_alarms is {rate}, expected from 0 to below 1")
+    raise UsageError(f"--false_alarms is {rate}; expected 0 or more, below 1")
   from cops_jax import calibrate, publish, thresholds
   from cops_jax.files import exists
   from cops_jax.images.tiles import normalize
@@ -120,15 +133,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
   out = options.out or options.pretrained
   if out:
     if not (options.out or exists(out)):
-      parser.error(f"{out} is no folder here: give one, --out=FOLDER")
+      parser.error(f"{out} is not a local folder: set --out to one")
     publish.require_replaceable(out)
   detector = flags.open_detector(options)
   own = {*map(os.path.realpath, options.normal_images)}
   if same := own & {*map(os.path.realpath, normal)}:
     raise InputError(
-      f"{len(same)} images are given as --normal and as --normal_images, such"
-      f" as {min(same)}. They do not differ from themselves, so thresholds"
-      " would be far too low: calibrate on other normal images."
+      f"{len(same)} images are in both --normal and --normal_images, such as"
+      f" {min(same)}. An image does not differ from itself, so the thresholds"
+      " would be far too low. Calibrate on other normal images."
     )
   if normal:
     if rate is None and not anomalous:
@@ -150,4 +163,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
   print(chosen)
   for name, errors in chosen.errors.items():
     print(f"{name}: {errors}")
-  print(f"Counted on the images that they were chosen by.\n{kept}")
+  print(f"Counted on the same images that chose the thresholds.\n{kept}")

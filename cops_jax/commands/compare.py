@@ -1,8 +1,9 @@
-"""Puts the results of several work directories, such as seeds, into one table.
+"""Compares the results of several runs, such as several seeds, in one table.
 
   cops compare runs/seed0 runs/seed1 runs/seed2
 
-shows each run, and mean and standard deviation of each method's runs.
+The table has a row for each run, and the mean and standard deviation of the
+runs of each method.
 """
 
 from __future__ import annotations
@@ -16,8 +17,12 @@ from cops_jax.paths import to_path
 
 def _parser() -> argparse.ArgumentParser:
   parser = make_parser("compare", __doc__)
-  parser.add_argument("workdirs", nargs="+", type=to_path, help="of the runs")
-  parser.add_argument("--csv", type=to_path, help="a file to write too")
+  parser.add_argument(
+    "workdirs", nargs="+", type=to_path, help="run directories to compare"
+  )
+  parser.add_argument(
+    "--csv", type=to_path, metavar="FILE", help="also write the table as CSV"
+  )
   return parser
 
 

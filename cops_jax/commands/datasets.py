@@ -32,8 +32,8 @@ def _state(name, options):
 
 _COPIES = """
 The polyp sets (cvc_colondb, cvc_clinicdb, kvasir, endo) as CoPS's authors use
-them: https://doi.org/10.6084/m9.figshare.21221579. Their copies of the others
-are behind Google Drive links in the README of their code."""
+them: https://doi.org/10.6084/m9.figshare.21221579. The README of their code has
+Google Drive links to their copies of the other data sets."""
 
 
 def _list(options):
@@ -47,7 +47,7 @@ def _list(options):
     lines.append((name, _state(name, options), *cells))
   lines = align(lines, num_text_columns=len(lines[0]))
   lines.insert(
-    -len(FURTHER), "\nFurther sets, which are not part of the paper:"
+    -len(FURTHER), "\nFurther data sets, which are not part of the paper:"
   )
   print("\n".join(lines))
   print(_COPIES)
@@ -75,7 +75,7 @@ def _prepare(options):
   if options.all:
     for name in SPECIFICATIONS:
       if _state(name, options) == "no original files":
-        print(f"{name}: no original files, see the list command")
+        print(f"{name}: skipped; no original files, see `cops datasets list`")
       else:
         names.append(name)
   rows, notes = [("name", "train images", "test images")], []
@@ -104,33 +104,46 @@ def _parser():
   parser = make_parser("datasets", __doc__)
   directories = argparse.ArgumentParser(add_help=False)
   directories.add_argument(
-    "--data_dir", help="prepared data; ~/tensorflow_datasets if not given"
+    "--data_dir",
+    help="use this folder for prepared data sets; default:"
+    " ~/tensorflow_datasets",
   )
   directories.add_argument(
     "--manual_dir",
-    help="original files, a folder of its name for each data set;"
-    " downloads/manual in data_dir if not given",
+    help="read original files from this folder, which has a subfolder named"
+    " after each data set; default: downloads/manual in --data_dir",
   )
   commands = parser.add_subparsers(dest="command", required=True)
   commands.add_parser(
-    "list", parents=[directories], help="show the published data sets"
+    "list", parents=[directories], help="list the published data sets"
   )
   check = commands.add_parser(
-    "check", parents=[directories], help="read every file and count"
+    "check",
+    parents=[directories],
+    help="read and count every file of data sets",
   )
   prepare = commands.add_parser(
-    "prepare", parents=[directories], help="make data sets ready for use"
+    "prepare", parents=[directories], help="prepare data sets for training"
   )
-  check.add_argument("names", nargs="+", metavar="NAME")
+  check.add_argument(
+    "names",
+    nargs="+",
+    metavar="NAME",
+    help="data sets to check: names, folder:PATH or meta_json:PATH",
+  )
   check.add_argument(
     "--deep",
     action="store_true",
-    help="compare the prepared copy, byte by byte, with what it was and with"
-    " the original files",
+    help="also compare every byte of the prepared copy with its recorded hashes"
+    " and with the original files",
   )
-  prepare.add_argument("names", nargs="*", metavar="NAME")
   prepare.add_argument(
-    "--all", action="store_true", help="all whose original files are there"
+    "names", nargs="*", metavar="NAME", help="names of data sets to prepare"
+  )
+  prepare.add_argument(
+    "--all",
+    action="store_true",
+    help="prepare every data set with original files on this computer",
   )
   return parser
 
@@ -140,7 +153,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
   parser = _parser()
   options = parser.parse_args(arguments)
   if options.command == "prepare" and options.all == bool(options.names):
-    parser.error("prepare takes names of data sets or --all")
+    parser.error("prepare needs either names of data sets or --all")
   show_messages()
   if options.command == "list":
     return _list(options)

@@ -1,14 +1,15 @@
-"""Serves a web page that finds anomalies in the images dropped on it.
+"""Serves a web page that finds anomalies in images dropped on it.
 
   cops demo --workdir=runs/visa
   cops demo --pretrained=cops-visa
   cops demo --clip=openai/clip-vit-large-patch14-336
   cops demo
 
-With --clip hand-written texts take the place of training. Of several models the
-page has a choice. Without any it uses the toy CLIP, with prompts that the
-recipe demo trained with seed 0, whose thresholds `cops calibrate
---data=demo_unseen` chose, and with hand-written ones.
+--clip uses hand-written texts instead of trained prompts. With several models,
+the page offers a choice. Without these flags, it uses the toy CLIP in this
+package with trained prompts and with hand-written texts. The trained prompts
+come from the recipe demo with seed 0, and their thresholds from
+`cops calibrate --data=demo_unseen`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1", "[::1]")
 
 
 def _load_models(options):
-  """Detectors and what the page says about each."""
+  """Returns detectors, each with its description on the page."""
   import numpy as np
 
   from cops_jax.demo import load_detector
@@ -54,7 +55,7 @@ def _load_models(options):
     models = [
       (
         detector.with_normal_images(normal),
-        f"{prompts}, with normal images ({len(normal)})",
+        f"{prompts}, with reference images ({len(normal)})",
       )
       for detector, prompts in models
     ]
@@ -73,8 +74,8 @@ def _load_models(options):
 def _describe(thresholds):
   if not thresholds:
     return (
-      "No thresholds were chosen for them: there are no verdicts until a slider"
-      " is moved."
+      "No thresholds have been chosen for these prompts, so there are no"
+      " verdicts until you move a slider."
     )
   parts = []
   for row in thresholds:
@@ -90,14 +91,14 @@ def _listen(host, port):
   except (OSError, OverflowError) as error:
     reason = getattr(error, "strerror", None) or error
     raise InputError(
-      f"{host}:{port} cannot be served: {reason}. Choose another --port or"
+      f"cannot serve on {host}:{port}: {reason}. Choose another --port or"
       " --host."
     ) from error
 
 
-def _find_phones_address(family):
-  """This computer's address in its network; an empty string without one."""
-  # Nothing is sent: the system chooses the address that it would send from.
+def _find_network_address(family):
+  """Returns this computer's address in its network, or an empty string."""
+  # connect() sends nothing; it only selects the address to send from.
   elsewhere = "2001:db8::1" if family == socket.AF_INET6 else "192.0.2.1"
   with socket.socket(family, socket.SOCK_DGRAM) as probe:
     with contextlib.suppress(OSError):
@@ -106,7 +107,7 @@ def _find_phones_address(family):
   return ""
 
 
-def _tell(host, port, note):
+def _print_address(host, port, note):
   host = f"[{host}]" if ":" in host else host
   print(f"http://{host}:{port}  ({note})", flush=True)
 
@@ -116,11 +117,11 @@ def _serve(options):
     host, port = listener.getsockname()[:2]
     allowed = _LOCAL_HOSTS if host in _LOCAL_HOSTS else ("*",)
     local = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host)
-    _tell(local or host, port, "Ctrl-C ends it")
-    if local and (host := _find_phones_address(listener.family)):
-      _tell(host, port, "on a phone in the same network")
+    _print_address(local or host, port, "press Ctrl-C to stop")
+    if local and (host := _find_network_address(listener.family)):
+      _print_address(host, port, "for a phone in the same network")
 
-    # Slow to import; until it serves, browsers wait.
+    # This import is slow; browsers can connect and wait meanwhile.
     from cops_jax.demo.server import make_app, make_server
 
     models = ThreadPoolExecutor(1).submit(_load_models, options)
@@ -143,14 +144,14 @@ def _parser():
   parser.add_argument(
     "--host",
     default="127.0.0.1",
-    help="address to serve on; by default this computer alone reaches it, with"
-    " 0.0.0.0 the others in its network do too, such as phones",
+    help="serve on this address; 0.0.0.0 also admits other devices in the"
+    " network, such as phones; default: %(default)s, this computer only",
   )
   parser.add_argument(
     "--port",
     type=int,
     default=8000,
-    help="default %(default)s; 0: any free one",
+    help="serve on this port; 0 selects a free one; default: %(default)s",
   )
   return parser
 

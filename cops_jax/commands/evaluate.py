@@ -1,12 +1,12 @@
-"""Evaluates trained prompts on data sets they have never seen.
+"""Evaluates trained prompts on data sets that they were not trained on.
 
   cops evaluate --workdir=runs/demo
   cops evaluate --workdir=runs/visa --datasets=all
   cops evaluate --pretrained=cops-visa --workdir=runs/authors
 
-Prints a table; writes report.html, results.json and scores.csv into the work
-directory. The config is the run's own, and fields can be set:
---config.evaluation.batch_size=4. The same command again resumes an interrupted
+Prints a table, and writes report.html, results.json and scores.csv into the run
+directory. The config is that of the run; flags override its fields:
+--config.evaluation.batch_size=4. The same command resumes an interrupted
 evaluation.
 """
 
@@ -25,26 +25,31 @@ _logger = logging.getLogger(__name__)
 
 def _parser() -> argparse.ArgumentParser:
   parser = make_parser("evaluate", __doc__)
-  flags.add(parser, "--workdir", required=True)
+  text = "write the results to this run directory; use its prompts by default"
+  flags.add(parser, "--workdir", required=True, help=text)
   flags.add(parser, "--allow_other_backbone", **flags.BOOL)
   group = parser.add_mutually_exclusive_group()
   group.add_argument(
     "--checkpoint",
-    help="trained prompts: a work directory, the authors' epoch_N.pth, which"
-    " needs --config, or saved prompts; default: those in --workdir",
+    metavar="PROMPTS",
+    help="evaluate these trained prompts: a run directory, a file of `cops"
+    " weights save`, or an epoch_N.pth of the methods' authors, which needs"
+    " --config; default: those in --workdir",
   )
   flags.add(group, "--pretrained")
   parser.add_argument(
     "--datasets",
     type=flags.comma_list,
     default=[],
-    help="names, separated by commas; all stands for the prepared ones of the"
-    " thirteen published; default: config.evaluation.datasets",
+    metavar="NAME,...",
+    help="evaluate on these data sets, separated by commas; `all` means every"
+    " prepared data set of the thirteen in the paper; default:"
+    " config.evaluation.datasets",
   )
   parser.add_argument(
     "--save_maps",
     **flags.BOOL,
-    help="write the anomaly maps too: maps/DATASET/CATEGORY.npz",
+    help="also write the anomaly maps to maps/DATASET/CATEGORY.npz",
   )
   flags.add_cluster(parser)
   flags.add_config(parser)
@@ -90,7 +95,7 @@ def _evaluate(config, options, checkpoint):
   if found.failed:
     total = len(found.failed) + len(found.results)
     sys.exit(
-      f"error: {len(found.failed)} of {total} data sets failed, see above"
+      f"error: {len(found.failed)} of {total} data sets failed; see above"
     )
   _logger.info("the evaluation is finished: %s", ", ".join(found.results))
   return 0

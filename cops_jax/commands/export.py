@@ -1,10 +1,10 @@
-r"""Writes a whole detector as one file that runs without its model's code.
+r"""Writes a complete detector to one file that runs without the model's code.
 
-cops export --workdir=runs/visa --out=visa.cops
-cops export --workdir=runs/visa --out=visa.onnx
-cops export --pretrained=cops-visa --out=visa.cops
-cops export --clip=openai/clip-vit-large-patch14-336 --normal="a clean weld" \
-  --anomalous="a weld with a crack" --out=weld.cops
+  cops export --workdir=runs/visa --out=visa.cops
+  cops export --workdir=runs/visa --out=visa.onnx
+  cops export --pretrained=cops-visa --out=visa.cops
+  cops export --clip=openai/clip-vit-large-patch14-336 \
+    --normal="a clean weld" --anomalous="a weld with a crack" --out=weld.cops
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ def _parser() -> argparse.ArgumentParser:
   flags.add_prompts(parser)
   flags.add(parser, "--normal", "--anomalous")
   parser.add_argument(
-    "--out", required=True, help="the file to write; NAME.onnx is an ONNX file"
+    "--out",
+    required=True,
+    metavar="FILE",
+    help="write the detector to this file: NAME.cops, or NAME.onnx for ONNX",
   )
   return parser
 
@@ -42,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
   )
   if "platforms" in metadata:
     text += (
-      f", for {', '.join(metadata['platforms'])}; to be read by"
+      f", for {', '.join(metadata['platforms'])}; readable by"
       f" {metadata['readable_by']}"
     )
   print(text)

@@ -1,4 +1,4 @@
-"""Flags that several commands have, and what they stand for."""
+"""Flags that several commands share, and the objects that they select."""
 
 from __future__ import annotations
 
@@ -23,67 +23,75 @@ def _parse_bool(text):
   return values[text.lower()]
 
 
-# --flag, --flag=true and --flag=false; for commands without other arguments.
+# Accepts --flag, --flag=true and --flag=false. Only for commands without
+# positional arguments, which --flag would take as its value.
 _OPTIONAL_BOOL = dict(type=_parse_bool, nargs="?", const=True, metavar="BOOL")
 BOOL = dict(action="store", default=False, **_OPTIONAL_BOOL)
 
 _SHARED = {
-  "--workdir": dict(
-    help="work directory of a run: its checkpoints, logs and results"
-  ),
+  "--workdir": dict(help="use the trained prompts of this run directory"),
   "--pretrained": dict(
     metavar="NAME",
-    help=f"pretrained prompts: {', '.join(AUTHORS_FILES)} (the authors' own,"
-    " see `cops weights list`), OWNER/NAME or OWNER/NAME@REVISION on the"
-    " Hugging Face hub, or a folder that `cops weights publish` wrote",
+    help=f"use pretrained prompts: {', '.join(AUTHORS_FILES)} (published by"
+    " their authors; see `cops weights list`), OWNER/NAME or"
+    " OWNER/NAME@REVISION on the Hugging Face hub, or a folder that `cops"
+    " weights publish` wrote",
   ),
   "--clip": dict(
-    help="use this CLIP with hand-written texts, without training: a Hugging"
-    ' Face name or folder, OpenAI\'s own .pt, or "demo"',
+    help="use hand-written texts with this CLIP instead of trained prompts: a"
+    ' Hugging Face name or folder, a .pt file from OpenAI, or "demo"',
   ),
   "--normal": dict(
     action="append",
     default=[],
     metavar="TEXT",
-    help='with --clip, a text for normal, such as "a clean weld"; may be'
-    " repeated",
+    help='add a text for normal images, such as "a clean weld"; needs --clip;'
+    " can be repeated; default: built-in texts",
   ),
   "--anomalous": dict(
     action="append",
     default=[],
     metavar="TEXT",
-    help='with --clip, a text for anomalous, such as "a weld with a crack"; may'
-    " be repeated",
+    help='add a text for anomalous images, such as "a weld with a crack"; needs'
+    " --clip; can be repeated; default: built-in texts",
   ),
   "--allow_other_backbone": dict(
-    action="store_true", help="accept other CLIP weights than the run's own"
+    action="store_true",
+    help="accept backbone weights that differ from those that the prompts were"
+    " trained on",
   ),
   "--normal_images": dict(
     action="append",
     default=[],
-    metavar="PLACE",
-    help="compare images with a few normal ones of the same product: a file,"
-    " folder or pattern; may be repeated; needs no training",
+    metavar="IMAGES",
+    help="compare each image with these reference images, a few normal images"
+    " of the same product: a file, folder or pattern; can be repeated",
   ),
   "--tiles": dict(
     default="",
-    help='look at overlapping tiles too, for small defects: "auto" for as many'
-    " as an image's size takes, or rows x columns such as 2x3; t tiles take t"
-    " times as long as the whole image, which alone is looked at by default",
+    help="also score overlapping tiles of each image, to find small defects:"
+    ' "auto" for a number that suits the size of the image, or rows x columns'
+    " such as 2x3; t tiles take t times as long as the whole image; default: no"
+    " tiles",
   ),
   "--distributed": dict(
     **BOOL,
-    help="join the other processes of a cluster that JAX recognises: a TPU pod,"
-    " Slurm, Open MPI; for others give the next three flags instead",
+    help="join the cluster that JAX recognizes from the environment: a TPU pod,"
+    " Slurm or Open MPI; for any other cluster, set the next three flags"
+    " instead",
   ),
-  "--coordinator_address": dict(help="host and port of the first process"),
-  "--num_processes": dict(type=int, help="processes in the cluster"),
-  "--process_id": dict(type=int, help="this process's number, from 0"),
+  "--coordinator_address": dict(
+    metavar="HOST:PORT", help="set the address of the first process"
+  ),
+  "--num_processes": dict(
+    type=int, help="set the number of processes in the cluster"
+  ),
+  "--process_id": dict(type=int, help="set the number of this process, from 0"),
   "--heartbeat_timeout_seconds": dict(
     type=int,
     default=30,
-    help="silence after which a process of a cluster counts as dead; default"
-    " %(default)s",
+    help="set the seconds of silence after which a process counts as dead;"
+    " default: %(default)s",
   ),
 }
 
@@ -92,36 +100,38 @@ def add(parser: Any, *names: str, **options: Any) -> None:
   """Adds shared flags to a parser or a group of its flags.
 
   Args:
-    parser: an `argparse.ArgumentParser` or a group of one.
-    *names: of the flags.
-    **options: of `add_argument`, in place of the flags' own.
+    parser: an `argparse.ArgumentParser` or one of its groups.
+    *names: names of the flags.
+    **options: arguments of `add_argument` that override the flags' own.
   """
   for name in names:
     parser.add_argument(name, **{**_SHARED[name], **options})
 
 
 def add_prompts(parser: argparse.ArgumentParser) -> None:
-  """Adds the flags that name a detector; exactly one of them is required."""
+  """Adds the flags that select a detector; one of the first is required."""
   group = parser.add_mutually_exclusive_group(required=True)
   add(group, "--workdir", "--pretrained", "--clip")
   add(parser, "--allow_other_backbone", "--normal_images")
 
 
 def open_detector(options: argparse.Namespace) -> AnomalyDetector:
-  """Returns the detector that --workdir, --pretrained or --clip names.
+  """Returns the detector that --workdir, --pretrained or --clip selects.
 
-  It reads images, and compares them with normal ones, as the other flags say.
+  The other flags set how it reads images and its reference images.
 
   Args:
-    options: of the command; normal_images become the files in these places.
+    options: the command's arguments. Replaces the files, folders and patterns
+      in `normal_images` by the image files found there.
 
   Raises:
-    InputError: it cannot be loaded, or a normal image cannot be found or read.
+    InputError: if the detector cannot be loaded, or a reference image cannot be
+      found or read.
   """
   from cops_jax.detector import AnomalyDetector
   from cops_jax.images.finding import find_images
 
-  values = vars(options)  # Only some commands have these flags.
+  values = vars(options)  # Some commands lack some of these flags.
   options.normal_images = find_images(options.normal_images)
   if options.pretrained:
     detector = AnomalyDetector.from_pretrained(
@@ -149,20 +159,24 @@ def open_detector(options: argparse.Namespace) -> AnomalyDetector:
 def require_clip_for_texts(
   parser: argparse.ArgumentParser, options: argparse.Namespace
 ) -> None:
-  """Reports --normal and --anomalous without --clip."""
+  """Ends the program if --normal or --anomalous is given without --clip."""
   if (options.normal or options.anomalous) and not options.clip:
     parser.error("--normal and --anomalous need --clip")
 
 
 def add_cluster(parser: argparse.ArgumentParser) -> None:
-  """Adds the flags of a program that may run in several processes."""
+  """Adds the flags of a program that can run in several processes."""
   add(parser, "--distributed", "--coordinator_address", "--num_processes")
   add(parser, "--process_id", "--heartbeat_timeout_seconds")
 
 
 @contextlib.contextmanager
 def cluster(options: argparse.Namespace) -> Iterator[None]:
-  """Joins the cluster that the flags name, if any, and ends with it."""
+  """Joins the cluster that the flags describe, if any.
+
+  If another process of the cluster is lost, this process ends with
+  `signals.EXIT_CODE`.
+  """
   from cops_jax.runtime import processes, signals
 
   place = options.coordinator_address, options.num_processes, options.process_id
@@ -175,16 +189,16 @@ def cluster(options: argparse.Namespace) -> Iterator[None]:
   except Exception as error:
     if reason := processes.find_lost_peer(error):
       signals.end_process(
-        "the processes cannot compute together any more, as when one of them"
-        f" has ended ({reason}). This one ends too; the same command resumes"
-        f" from the newest checkpoint (exit code {signals.EXIT_CODE})"
+        "the connection to another process is lost; it may have ended"
+        f" ({reason}). This process ends too; the same command resumes from"
+        f" the newest checkpoint (exit code {signals.EXIT_CODE})"
       )
-    end_soon()  # An orderly exit waits for the other processes.
+    end_soon()  # An orderly exit would wait for the other processes.
     raise
 
 
 def comma_list(text: str) -> list[str]:
-  """Returns the values of a flag that are separated by commas."""
+  """Returns the comma-separated values of a flag."""
   return text.split(",") if text else []
 
 
@@ -199,11 +213,12 @@ def add_config(parser: argparse.ArgumentParser) -> None:
   )
   parser.add_argument(
     "--config",
-    help="a recipe's name, a Python file with a function get_config, or a run,"
-    f" for its config; recipes: {', '.join(recipe_names())}",
+    help="use the config of a recipe, of a Python file with a function"
+    " get_config, or of a run directory; recipes:"
+    f" {', '.join(recipe_names())}",
   )
   group = parser.add_argument_group(
-    "fields of the config", "They override what --config says."
+    "fields of the config", "These flags override the config's values."
   )
   values = {
     bool: _OPTIONAL_BOOL,
@@ -221,14 +236,14 @@ def add_config(parser: argparse.ArgumentParser) -> None:
 
 
 def _parse_tuple(text):
-  """(24,) and 24 are the same, and so are ('visa',) and visa."""
+  """Parses a tuple; (24,) and 24 are the same, as are ('visa',) and visa."""
   import ast
 
   try:
     value = ast.literal_eval(text)
   except (ValueError, SyntaxError) as error:
     if text.startswith(("(", "[")):
-      message = f"{text!r} is no list such as (12, 24) or ('visa', 'btad')"
+      message = f"{text!r} is not a list such as (12, 24) or ('visa', 'btad')"
       raise argparse.ArgumentTypeError(message) from error
     value = text
   return tuple(value) if isinstance(value, list | tuple) else (value,)
@@ -246,14 +261,14 @@ def set_fields(options: argparse.Namespace) -> dict[str, Any]:
 def read_config(
   options: argparse.Namespace, default: Callable[[], Any] | None = None
 ) -> Any:
-  """Returns the ConfigDict that --config names, with the fields that are set.
+  """Returns the ConfigDict that --config names, with the fields' flags applied.
 
   Args:
-    options: of a parser with `add_config`.
-    default: makes the config without --config, which is required otherwise.
+    options: arguments of a parser that `add_config` extended.
+    default: returns the config to use without --config; None requires --config.
 
   Raises:
-    InputError: there is no such config.
+    InputError: if the config does not exist or cannot be read.
   """
   from cops_jax.config import recipe, recipe_names
   from cops_jax.files import exists

@@ -3,28 +3,31 @@ r"""Finds anomalies in your own images, without masks or labels.
   cops predict photos/ more/*.jpg --workdir=runs/visa --out=found
   cops predict photos/ --pretrained=cops-visa
 
-Prints a JSON line for each image: path, image_score, verdict, threshold, how it
-was chosen, boxes (left, top, right, bottom in pixels) around anomalous regions.
-With --out also writes a report to look at, index.html, and beside it pictures
-of the images and their anomaly maps, predictions.jsonl and predictions.csv. The
-files that an earlier run wrote there are replaced, others are kept. What was
-guessed when an image was read is its "note". An image that cannot be read has a
-line with "error", the others are scored, and the exit code is 1. Images of
-other kinds in folders are skipped and counted. Verdicts need thresholds:
-`cops calibrate`.
+Prints a JSON line for each image: its path, image_score, verdict, threshold,
+how the threshold was chosen, and boxes (left, top, right, bottom in pixels)
+around anomalous regions. "note" lists assumptions made in reading the image.
+Verdicts need thresholds: choose them with `cops calibrate`.
+
+If an image cannot be read, its line has "error", the other images are scored,
+and the exit code is 1. Images in unsupported formats in folders are skipped and
+counted.
+
+With --out, also writes a report, index.html, with pictures of the images and
+their anomaly maps, predictions.jsonl and predictions.csv. Replaces the files
+that an earlier command wrote there, and keeps all other files.
 
   cops predict photos/ --clip=openai/clip-vit-large-patch14-336 \
     --normal="a clean weld" --anomalous="a weld with a crack"
 
-needs no run: it compares images with hand-written texts.
+compares the images with hand-written texts and needs no run.
 
   cops predict photos/ --workdir=runs/visa --normal_images=photos/good
 
-also compares them with a few normal images of the same product.
+also compares the images with a few normal images of the same product.
 
-A defect of a few pixels vanishes when a large photograph is shrunk to what the
-model sees. With --tiles=auto the photograph is also looked at in tiles, whose
-rows and columns the line then says as "tiles"; verdicts need thresholds that
+The model sees a large photograph at reduced size, where a defect of a few
+pixels vanishes. --tiles=auto also scores tiles of the photograph; "tiles" in a
+line states their rows and columns. Verdicts then need thresholds that
 `cops calibrate --tiles=auto` chose.
 """
 
@@ -46,27 +49,35 @@ _logger = logging.getLogger(__name__)
 
 def _parser() -> argparse.ArgumentParser:
   parser = make_parser("predict", __doc__)
-  parser.add_argument("images", nargs="+", help="files, folders and patterns")
-  parser.add_argument("--out", type=to_path, help="folder for a report")
+  parser.add_argument(
+    "images", nargs="+", help="files, folders and patterns of images"
+  )
+  parser.add_argument(
+    "--out",
+    type=to_path,
+    metavar="FOLDER",
+    help="write a report to this folder",
+  )
   parser.add_argument(
     "--save_maps",
     action="store_true",
-    help="write each anomaly map to --out too: .npy, float32, the image's size",
+    help="also write each anomaly map to --out, as .npy in float32 at the size"
+    " of the image",
   )
   parser.add_argument(
     "--max_megapixels",
     type=float,
-    help="larger images are not decoded; by default the limit of the run's"
-    " config, input.max_image_megapixels",
+    help="reject larger images before they are decoded; default:"
+    " input.max_image_megapixels of the run's config",
   )
   parser.add_argument(
     "--bits_per_channel",
     type=int,
     choices=range(8, 33),
     metavar="BITS",
-    help="bits that the camera uses of a channel in images of more than 8 bits;"
-    " by default what the file declares, else input.bits_per_channel of the"
-    " run's config",
+    help="set how many bits of a channel the camera uses in images of more than"
+    " 8 bits; default: the number that the file declares, or"
+    " input.bits_per_channel of the run's config",
   )
   flags.add_prompts(parser)
   flags.add(parser, "--normal", "--anomalous", "--tiles")
@@ -93,8 +104,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
   same = set(map(os.path.realpath, options.normal_images))
   if number := sum(os.path.realpath(path) in same for path in paths):
     _logger.info(
-      "%d of these images are among the normal ones that they are compared"
-      " with, so their scores are low",
+      "%d of these images are also reference images (--normal_images), so their"
+      " scores are low",
       number,
     )
   if not detector.thresholds:
@@ -106,12 +117,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     is_kept = options.workdir or exists(options.pretrained or "")
     out = "" if is_kept else " --out=FOLDER"
     _logger.info(
-      "no verdicts, as no thresholds were chosen for these prompts; choose"
-      " them: cops calibrate %s --normal GOOD%s%s%s",
+      "no verdicts: no thresholds were chosen for these prompts; choose them"
+      " with: cops calibrate %s --normal GOOD%s%s%s",
       prompts,
       " --normal_images=..." if same else "",
       f" --tiles={tiles}" if tiles else "",
-      out + (", and the same texts" if options.clip else ""),
+      out + (" and the same texts" if options.clip else ""),
     )
   rows = predict_files(
     detector, paths, options.out, options.save_maps, tiles, skipped

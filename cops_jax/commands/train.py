@@ -1,10 +1,11 @@
-"""Trains prompts on an auxiliary data set, as config.method says.
+"""Trains prompts on an auxiliary data set.
 
   cops train --config=demo --workdir=runs/demo
 
-Any field of the config can be set: --config.train.batch_size=16. SIGTERM and
-Ctrl-C save and end with exit code 75; the same command again resumes an
-interrupted run. --verify checks the checkpoints of a work directory instead.
+A flag sets any field of the config: --config.train.batch_size=16. On SIGTERM
+and Ctrl-C, training saves a checkpoint and ends with exit code 75. The same
+command resumes an interrupted run. With --verify the command only checks the
+checkpoints of the run directory.
 """
 
 from __future__ import annotations
@@ -23,30 +24,35 @@ _logger = logging.getLogger(__name__)
 
 def _parser() -> argparse.ArgumentParser:
   parser = make_parser("train", __doc__)
-  flags.add(parser, "--workdir", required=True)
+  text = "write checkpoints and logs to this run directory; resume a run in it"
+  flags.add(parser, "--workdir", required=True, help=text)
   flags.add(parser, "--allow_other_backbone", **flags.BOOL)
   parser.add_argument(
     "--init_from",
     default="",
-    help="trained prompts to begin from: a work directory, the authors'"
-    " epoch_N.pth, saved prompts, or what --pretrained of other commands takes,"
-    " such as cops-visa; the optimizer starts fresh",
+    metavar="PROMPTS",
+    help="start from trained prompts instead of random ones: a run directory, a"
+    " file of `cops weights save`, an epoch_N.pth of the methods' authors, or a"
+    " value that --pretrained of other commands accepts, such as cops-visa; the"
+    " optimizer starts fresh",
   )
   parser.add_argument(
     "--allow_other_data",
     **flags.BOOL,
-    help="resume with other images than the run began with",
+    help="resume even if the images have changed since the run began",
   )
   parser.add_argument(
     "--profile_steps",
     type=_parse_steps,
     default=(),
-    help="first and last step to profile, such as 10,12",
+    metavar="FIRST,LAST",
+    help="profile these steps, such as 10,12; default: none",
   )
   parser.add_argument(
     "--verify",
     **flags.BOOL,
-    help="only check the work directory's files; needs no --config",
+    help="check the files of the run directory instead of training; needs no"
+    " --config",
   )
   flags.add_cluster(parser)
   flags.add_config(parser)
@@ -61,12 +67,12 @@ def _parse_steps(text):
   except ValueError:
     pass
   raise argparse.ArgumentTypeError(
-    f"{text!r}: expected the numbers of the first and the last step"
+    f"{text!r} is not the first and the last step, such as 10,12"
   )
 
 
 def _verify(workdir):
-  """Prints what is wrong in a work directory; returns the exit status."""
+  """Prints the state of a run directory's files; returns the exit status."""
   from cops_jax.runs import checkpoints
   from cops_jax.runs.record import read_record
 
@@ -101,6 +107,6 @@ def main(arguments: Sequence[str] | None = None) -> int | None:
       profile_steps=options.profile_steps,
     )
     _logger.info(
-      "training is finished; to evaluate it: cops evaluate --workdir=%s",
+      "training is finished; evaluate it with: cops evaluate --workdir=%s",
       options.workdir,
     )

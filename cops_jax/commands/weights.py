@@ -1,4 +1,4 @@
-"""Saves, publishes and lists trained prompts, shows what weights hold.
+"""Saves, publishes and lists trained prompts, and inspects weights.
 
   cops weights list
   cops weights save --workdir=runs/demo --out=prompts.pth
@@ -6,13 +6,13 @@
   cops weights inspect prompts.pth
   cops weights inspect runs/demo
 
-`list` shows the prompts that the methods' authors published, which --pretrained
-takes by name, and where copies are kept. `save` writes a run's newest prompts
-as one file: .safetensors or, for the authors' code, .pth. `publish` writes them
-as a folder that --pretrained takes, with their config, thresholds and model
-card, ready for `hf upload`. `inspect` prints what a file of weights holds,
-without running any of it; of a run its newest checkpoint, its config and its
-CLIP.
+`list` shows the prompts that the methods' authors published, whose names
+--pretrained accepts, and where copies are stored. `save` writes the newest
+prompts of a run to one file: .safetensors, or .pth for the authors' code.
+`publish` writes them with their config, thresholds and model card to a folder
+that --pretrained accepts and that is ready for `hf upload`. `inspect` describes
+a file of weights without running code in it, or the newest checkpoint, config
+and backbone of a run.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from cops_jax.commands import command_line, make_parser
 from cops_jax.files import exists, is_file
 from cops_jax.progress import show_messages
 
-# By how the names of a file's tensors begin.
+# Description of a file's contents, by the prefix of its tensors' names.
 _CONTENTS = {
   "vision_model.": "CLIP in Hugging Face's names",
   "visual.": "CLIP in OpenAI's names",
@@ -39,36 +39,47 @@ _CONTENTS = {
 def _parser() -> argparse.ArgumentParser:
   parser = make_parser("weights", __doc__)
   commands = parser.add_subparsers(dest="command", required=True)
-  commands.add_parser("list", help="show the prompts that authors published")
+  commands.add_parser("list", help="list the prompts that authors published")
   command = commands.add_parser(
-    "save", help="write a run's newest prompts as one file"
+    "save", help="write the newest prompts of a run to one file"
   )
-  command.add_argument("--workdir", required=True, help="of a training run")
+  command.add_argument(
+    "--workdir", required=True, help="read the prompts from this run directory"
+  )
   command.add_argument(
     "--out",
     required=True,
-    help="ends in .safetensors or .pth (authors' format)",
+    metavar="FILE",
+    help="write to this file, which ends in .safetensors or, for the authors'"
+    " format, .pth",
   )
   command = commands.add_parser(
-    "publish", help="write a run's newest prompts as a folder for others"
+    "publish", help="write the newest prompts of a run to a folder for the hub"
   )
-  command.add_argument("--workdir", required=True, help="of a training run")
+  command.add_argument(
+    "--workdir", required=True, help="read the prompts from this run directory"
+  )
   command.add_argument(
     "--out",
     required=True,
-    help="the folder: new, empty or of pretrained prompts, which are replaced",
+    metavar="FOLDER",
+    help="write to this folder, which is new, empty, or holds pretrained"
+    " prompts to replace",
   )
   command.add_argument(
     "--backbone",
     default="",
     metavar="OWNER/NAME",
-    help="the backbone of the run on the Hugging Face hub, if the run had it"
-    " from a file or folder; it is loaded and its hash compared",
+    help="set the name of the run's backbone on the Hugging Face hub, if the"
+    " run read it from a file or folder; the command downloads it and compares"
+    " its hash",
   )
   command = commands.add_parser(
-    "inspect", help="print what a file of weights, or a run, holds"
+    "inspect", help="describe a file of weights or a run"
   )
-  command.add_argument("path", help="a file of weights or a work directory")
+  command.add_argument(
+    "path", help="a file of weights or a run directory to describe"
+  )
   return parser
 
 
@@ -83,18 +94,21 @@ def _list_published():
       f"{name}: {config.method}, trained on {config.train.dataset};"
       f" --config={file.recipe}; {config.backbone.weights}",
       f"  from    {published.addresses(name)[0]}",
-      f"  licence {file.licence}, of this repository",
+      f"  licence {file.licence}, as its repository states",
       f"  hash    {' or '.join(file.hashes)}",
-      f"  kept    {kept}{'' if kept.exists() else ' (not downloaded yet)'}",
+      f"  copy    {kept}{'' if kept.exists() else ' (not downloaded yet)'}",
     ]
   return "\n".join(lines)
 
 
 def inspect(path: str) -> str:
-  """Returns what a file of weights or a run's newest checkpoint holds, as text.
+  """Returns a description of a file of weights or of a run.
+
+  Args:
+    path: the file, or a run directory.
 
   Raises:
-    InputError: the file cannot be read, or the folder holds no run.
+    InputError: if the file cannot be read, or the folder holds no run.
   """
   from cops_jax.runs.record import from_json
   from cops_jax.weights import published
@@ -113,7 +127,7 @@ def inspect(path: str) -> str:
       for start, contents in _CONTENTS.items()
       if any(name.startswith(start) for name in file.tensors)
     ),
-    "neither a CLIP nor prompts that are known here",
+    "neither CLIP nor known prompts",
   )
   lines = [
     f"file:    {path}",
@@ -158,7 +172,7 @@ def _describe(record):
   return [
     f"run:     {record.origin or f'cops_jax {record.version}'}, trained on"
     f" {config.get('train.dataset')} on {config.get('backbone.weights')}",
-    f"         its sha256 {record.backbone_sha256 or 'is unknown'}",
+    f"         backbone's sha256: {record.backbone_sha256 or 'unknown'}",
   ]
 
 

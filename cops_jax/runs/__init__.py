@@ -1,1 +1,1 @@
-"""The files of a run: its record, checkpoints and metrics."""
+"""The files of a run: record, checkpoints and metrics."""

@@ -1,4 +1,4 @@
-"""Orbax checkpoints of what is trained, each with a manifest."""
+"""Checkpoints of the trainable parameters, verified by manifests."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ from cops_jax.runtime.processes import in_first_process
 
 _logger = logging.getLogger(__name__)
 
-_MANIFEST = "manifest.json"  # Holds the SHA-256 of a checkpoint's files.
-_DAMAGED = ".damaged"  # Ends the name of a checkpoint that is set aside.
+_MANIFEST = "manifest.json"  # Has the SHA-256 of each file of a checkpoint.
+_DAMAGED = ".damaged"  # Suffix of a damaged checkpoint's name.
 
 
 def find_steps(workdir: str | os.PathLike) -> list[int]:
-  """Returns the steps of a work directory's checkpoints, ascending.
+  """Returns the steps of a run directory's checkpoints, ascending.
 
-  A checkpoint without a manifest does not count: its writing or its deletion
+  Checkpoints without a manifest are skipped, because their writing or deletion
   was interrupted.
 
   Raises:
-    InputError: the checkpoints cannot be listed.
+    InputError: if the checkpoints cannot be listed.
   """
   pattern = re.compile(f"([0-9]+)/{_MANIFEST}")
   found = map(pattern.fullmatch, _find_files(_directory(workdir)))
@@ -60,13 +60,13 @@ def _find_files(directory):
 
 
 def find_damage(workdir: str | os.PathLike) -> dict[int, list[str]]:
-  """Verifies every checkpoint of a work directory.
+  """Verifies every checkpoint of a run directory.
 
   Returns:
-    For every step, a sentence for each file that has changed.
+    A list for each step, with a sentence for each damaged file.
 
   Raises:
-    InputError: there is no checkpoint.
+    InputError: if there is no checkpoint.
   """
   steps = find_steps(workdir)
   if not steps:
@@ -90,14 +90,14 @@ def _find_damage(directory):
       damage.append(f"{name} cannot be read: {error.strerror}")
       continue
     if found != sha256:
-      damage.append(f"{name} has the SHA-256 {found} instead of {sha256}")
+      damage.append(f"{name} has the SHA-256 {found}; expected {sha256}")
   return damage
 
 
 def _write_manifest(directory):
   names = [name for name in find_files(directory) if name != _MANIFEST]
   if not is_address(directory):
-    for name in names:  # They are on the disk before the manifest says so.
+    for name in names:  # The files must be on the disk before the manifest is.
       sync(directory / name)
   files = {name: digest_file(read_file(directory / name)) for name in names}
   write_file(directory / _MANIFEST, seal({"files": files}, indent=2))
@@ -113,23 +113,23 @@ def _no_checkpoint(workdir):
 
 
 class Checkpoints:
-  """The checkpoints of one work directory; use as a context manager.
+  """The checkpoints of one run directory; a context manager.
 
-  A checkpoint has the trainable parameters, the optimizer's state and the loss
-  terms not yet in metrics.jsonl; CLIP's frozen parameters are not saved. Orbax
-  writes it in the background, under a temporary name. It counts once it has its
-  name and a manifest, which it loses before it is deleted; so a process that is
-  killed leaves whole checkpoints only. A checkpoint is verified before it is
-  read. If the newest one is damaged, the one before it is used.
+  A checkpoint contains the trainable parameters, the optimizer's state and the
+  loss terms that are not yet in metrics.jsonl, but not the frozen backbone.
+  Orbax writes it in the background under a temporary name. It is complete once
+  it has its final name and a manifest. The manifest is deleted first, so a
+  killed process leaves only whole checkpoints. Every checkpoint is verified
+  before it is read; if the newest is damaged, the previous one is used.
 
-  In a cluster the first process saves, as every process has the same arrays.
+  In a cluster only the first process saves, because all have the same arrays.
 
   Args:
     workdir: run directory; need not exist.
     num_kept: number of newest checkpoints to keep; None only reads.
 
   Raises:
-    InputError: the directory cannot be written.
+    InputError: if the directory cannot be written.
   """
 
   def __init__(self, workdir: str | os.PathLike, num_kept: int | None = None):
@@ -155,11 +155,11 @@ class Checkpoints:
       return
     try:
       self._wait()
-    except InputError as error:  # The first error says more.
+    except InputError as error:  # The first error is more useful.
       _logger.error("%s", error)
 
   def latest_step(self) -> int | None:
-    """Returns the newest checkpoint's step, unverified; None without any."""
+    """Returns the step of the newest checkpoint, unverified, or None."""
     return max(find_steps(self._workdir), default=None)
 
   def save(
@@ -172,13 +172,12 @@ class Checkpoints:
     """Begins to save a new step, once the previous save is complete.
 
     Args:
-      step: number of steps taken; names the checkpoint.
-      params, opt_state: trees of JAX's arrays, which may be donated when this
-        returns.
-      recent_terms: see the class.
+      step: number of completed steps; names the checkpoint.
+      params, opt_state: trees of JAX arrays; can be donated after this returns.
+      recent_terms: loss terms that are not yet in metrics.jsonl.
 
     Raises:
-      InputError: this or the previous checkpoint cannot be written. Earlier
+      InputError: if this or the previous checkpoint cannot be written. Earlier
         checkpoints are unchanged.
     """
     items = ocp.args.Composite(
@@ -197,23 +196,23 @@ class Checkpoints:
       self._require_room(step, num_bytes)
       self._saving = step
       self._manager.save(step, args=items, force=True)
-    except Exception as error:  # Orbax and gcsfs raise many kinds.
+    except Exception as error:  # Orbax and gcsfs raise many types.
       raise self._not_written(step, error) from error
 
   def check(self) -> None:
-    """Raises the error of a save that has failed; does not wait.
+    """Raises the error of a failed save; does not wait for a running one.
 
     Raises:
-      InputError: the save under way has failed in this process.
+      InputError: if the save has failed in this process.
     """
     if not self._manager.is_saving_in_progress():
       self._wait()
 
   def wait(self) -> None:
-    """Returns when the save under way, if any, is complete.
+    """Waits until the current save, if any, is complete.
 
     Raises:
-      InputError: the checkpoint cannot be written.
+      InputError: if the checkpoint cannot be written.
     """
     in_first_process(self._wait)
 
@@ -222,7 +221,7 @@ class Checkpoints:
       return
     try:
       self._manager.wait_until_finished()
-    except Exception as error:  # Orbax's threads raise many kinds.
+    except Exception as error:  # Orbax's threads raise many types.
       raise self._not_written(self._saving, error) from error
     self._saving = None
 
@@ -231,16 +230,16 @@ class Checkpoints:
   ) -> tuple[int, Any, Any, list[dict[str, float]]]:
     """Restores the newest undamaged checkpoint.
 
-    Newer, damaged ones are renamed if this may write.
+    Renames newer, damaged ones unless `num_kept` is None.
 
     Args:
-      params, opt_state: trees of the wanted shapes and shardings.
+      params, opt_state: trees with the shapes and shardings to restore.
 
     Returns:
-      Its step, parameters, optimizer state and recent loss terms.
+      The step, the parameters, the optimizer's state and recent loss terms.
 
     Raises:
-      InputError: every checkpoint is damaged, or it is of another model.
+      InputError: if every checkpoint is damaged, or it is from another model.
     """
     step = in_first_process(self._find_good_step)
     restored = self._restore(
@@ -255,14 +254,14 @@ class Checkpoints:
     """Restores the parameters of the newest undamaged checkpoint.
 
     Args:
-      params: tree of the wanted shapes and shardings; None restores the saved
-        shapes on one device.
+      params: tree with the shapes and shardings to restore; None restores the
+        saved shapes on one device.
 
     Returns:
-      Its step and parameters.
+      The step and the parameters.
 
     Raises:
-      InputError: every checkpoint is damaged, or it is of another model.
+      InputError: if every checkpoint is damaged, or it is from another model.
     """
     step = in_first_process(self._find_good_step)
     if params is None:
@@ -273,7 +272,7 @@ class Checkpoints:
     return step, self._restore(step, params=restore_as(params)).params
 
   def _find_good_step(self):
-    """Returns the newest undamaged step; sets newer ones aside."""
+    """Returns the newest undamaged step; renames damaged, newer ones."""
     damaged = []
     for step in reversed(find_steps(self._workdir)):
       path = self._directory / str(step)
@@ -281,7 +280,7 @@ class Checkpoints:
       if not damage:
         break
       _logger.warning(
-        "checkpoint %s is damaged and not used: %s", path, "; ".join(damage)
+        "skipping the damaged checkpoint %s: %s", path, "; ".join(damage)
       )
       damaged.append(path)
     else:
@@ -289,8 +288,8 @@ class Checkpoints:
         raise _no_checkpoint(self._workdir)
       raise InputError(
         f"every checkpoint in {self._directory} is damaged. Restore the files"
-        " from a copy, or train in another work directory. To see what is"
-        f" wrong: cops train --workdir={self._workdir} --verify"
+        " from a copy, or train in another run directory. To list the damage,"
+        f" run: cops train --workdir={self._workdir} --verify"
       )
     if self._num_kept is not None and damaged:
       for path in damaged:
@@ -305,25 +304,25 @@ class Checkpoints:
     try:
       return self._manager.restore(step, args=ocp.args.Composite(**items))
     except (ValueError, KeyError, OSError) as error:
-      other = is_address(self._directory) and ", or its bucket does not answer"
+      other = is_address(self._directory) and ", or the bucket does not answer"
       raise InputError(
-        f"checkpoint {step} in {self._workdir} cannot be restored: it is"
-        f" of a model of another size{other or ''} ({shorten(error)})"
+        f"checkpoint {step} in {self._workdir} cannot be restored: it comes"
+        f" from a model of another size{other or ''} ({shorten(error)})"
       ) from error
 
   def _not_written(self, step, error):
     self._saving = None
     return InputError(
       f"checkpoint {step} cannot be written in {self._directory}:"
-      f" {_reason(error)}. Earlier checkpoints are unchanged. Make room, and"
-      " resume from the newest with the same command."
+      f" {_reason(error)}. Earlier checkpoints are unchanged. Free some space;"
+      " the same command resumes from the newest checkpoint."
     )
 
   def _require_room(self, step, num_bytes):
-    """Fails on a full disk, where some versions of Orbax print tracebacks.
+    """Raises OSError on a full disk; some Orbax versions print tracebacks.
 
-    It allocates the bytes, as the free space that the system reports ignores
-    quotas and limits.
+    It allocates the bytes, because the free space that the system reports
+    ignores quotas and limits.
     """
     if is_address(self._directory) or not hasattr(os, "posix_fallocate"):
       return
@@ -338,19 +337,19 @@ class Checkpoints:
   def _complete(self, path):
     """Writes the manifest and deletes old checkpoints; in the background."""
     if path.parent != self._directory:
-      return  # Some versions of Orbax finish the items' folders alike.
+      return  # Some versions of Orbax also call this for items' folders.
     if not is_address(path):
-      # Orbax looks for this file if the run is copied to a bucket.
+      # Orbax expects this file if the run is copied to a bucket.
       (path / "commit_success.txt").write_text("complete\n")
     _write_manifest(path)
-    # Orbax's own retention would leave a partly deleted checkpoint with its
-    # manifest. In a bucket it needs the right to ask for the bucket's kind.
+    # Orbax's own deletion can leave a partial checkpoint with its manifest, and
+    # in a bucket it needs the permission to read the bucket's properties.
     for step in find_steps(self._workdir)[: -self._num_kept]:
       delete(self._directory / str(step) / _MANIFEST)
       delete(self._directory / str(step))
 
   def _delete_incomplete(self):
-    """Deletes what an earlier, interrupted process has left."""
+    """Deletes incomplete checkpoints of an earlier, interrupted process."""
     names = {name.split("/")[0] for name in _find_files(self._directory)}
     complete = {str(step) for step in find_steps(self._workdir)}
     try:
@@ -364,7 +363,7 @@ class Checkpoints:
 
 
 def _reason(error):
-  """Returns the system's message instead of TensorStore's, which is long."""
+  """Returns the system's message in place of TensorStore's long one."""
   code = re.search(r"os_error_code='(\d+)'", str(error))
   if code:
     return os.strerror(int(code[1]))

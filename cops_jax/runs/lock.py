@@ -1,4 +1,4 @@
-"""One process at a time in a work directory."""
+"""The lock of a run directory, which admits one process at a time."""
 
 from __future__ import annotations
 
@@ -21,26 +21,27 @@ from cops_jax.runtime.processes import in_first_process
 
 _logger = logging.getLogger(__name__)
 
-# Names the job that launch files start again, on this host or another.
+# Environment variable with the name of a job. Launch files set it, and restart
+# the job on this host or another.
 _JOB = "COPS_JAX_JOB"
 
 
 @contextlib.contextmanager
 def hold(workdir: str | os.PathLike, purpose: str) -> Iterator[None]:
-  """Holds a work directory's lock; in a cluster the first process does.
+  """Holds a run directory's lock; in a cluster, the first process holds it.
 
-  On a local disk, or a network file system with locks, the system takes the
-  lock from a dead process. Elsewhere, and in buckets, the lock is a file, which
-  a killed process leaves behind. It is taken over if it is of the same job (the
-  environment variable COPS_JAX_JOB) or of a dead process of this machine.
+  On file systems with locks, the system releases the lock of a dead process. On
+  other file systems and in buckets, the lock is a file, which a killed process
+  leaves behind. This process takes it over if it belongs to the same job (the
+  environment variable COPS_JAX_JOB) or to a dead process on this machine.
 
   Args:
     workdir: run directory; created if missing.
-    purpose: such as "training"; each has a lock of its own.
+    purpose: name of the lock, such as "training".
 
   Raises:
-    InputError: another process, which is named, holds it.
-    WriteError: the work directory cannot be written.
+    InputError: if another process holds the lock; names that process.
+    WriteError: if the run directory cannot be written.
   """
   held = contextlib.ExitStack()
 
@@ -63,7 +64,7 @@ def _acquire(workdir, purpose):
     try:
       lock.acquire(blocking=False)
     except filelock.Timeout as error:
-      advice = "Wait for it or end it."
+      advice = "Wait for that process, or end it."
       raise _in_use(workdir, purpose, _read(holder), advice) from error
     except NotImplementedError:  # The file system has no locks.
       return _create(workdir, purpose)
@@ -76,7 +77,7 @@ def _acquire(workdir, purpose):
 
 
 def _create(workdir, purpose):
-  """Creates the file that stands for a lock, for which it must be absent."""
+  """Creates a file that serves as the lock; returns its release function."""
   path = workdir / f".{purpose}.held"
   while True:
     try:
@@ -84,11 +85,11 @@ def _create(workdir, purpose):
       return functools.partial(_delete, path)
     except FileExistsError:
       holder = _read(path)
-    if not _is_over(holder):
+    if not _has_ended(holder):
       remove = "gcloud storage rm" if is_address(path) else "rm"
-      advice = f"If it is no longer running, remove its lock: {remove} {path}"
-      raise _in_use(workdir, purpose, holder, advice)
-    _logger.info("%s is taken over from %s", path, _name(holder))
+      advice = "If that process is no longer running, remove its lock:"
+      raise _in_use(workdir, purpose, holder, f"{advice} {remove} {path}")
+    _logger.info("taking over the lock %s from %s", path, _name(holder))
     delete(path)
 
 
@@ -96,7 +97,7 @@ def _delete(path):
   try:
     delete(path)
   except OSError as error:
-    _logger.warning("%s is left behind: %s", path, error.strerror)
+    _logger.warning("cannot delete the lock %s: %s", path, error.strerror)
 
 
 def _describe_self():
@@ -111,7 +112,7 @@ def _describe_self():
 
 
 def _machine():
-  """Returns an id of the system in which process numbers are unique, or ""."""
+  """Returns an id of the system that numbers processes; empty if unknown."""
   try:
     boot = pathlib.Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return f"{boot} {os.stat('/proc/self/ns/pid').st_ino}"
@@ -120,7 +121,7 @@ def _machine():
 
 
 def _read(path):
-  """Returns what a process wrote of itself; empty if that cannot be read."""
+  """Returns a lock holder's description of itself; empty if unreadable."""
   try:
     found = json.loads(read_file(path))
   except (FileNotFoundError, ValueError, RecursionError):
@@ -129,7 +130,7 @@ def _read(path):
   return found if is_whole else {}
 
 
-def _is_over(holder):
+def _has_ended(holder):
   here = _describe_self()
   if here["job"] and holder.get("job") == here["job"]:
     return True

@@ -1,4 +1,4 @@
-"""Orbax's CheckpointManager as runs use it."""
+"""Orbax's CheckpointManager with the settings of this project."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ import orbax.checkpoint as ocp
 
 from cops_jax.paths import AnyPath, is_address, to_path
 
-_SAVE_SECONDS = 300  # After which a save that makes no progress fails.
+_SAVE_SECONDS = 300  # A save fails after this time without progress.
 
 
 class Manager(ocp.CheckpointManager):
   """Orbax's manager, which leaves preemption to the training loop."""
 
   def reached_preemption(self, step: int) -> bool:
-    # Orbax would ask JAX's service, which is off: see `signals`.
+    # Orbax's method uses JAX's preemption service, which `processes` disables.
     return False
 
 
 def open_manager(
   directory: AnyPath, complete: Callable[[AnyPath], None]
 ) -> Manager:
-  """Returns a manager of checkpoints that this process saves alone.
+  """Returns a manager of checkpoints that only this process saves.
 
   Args:
-    directory: holds the checkpoints; need not exist.
-    complete: called in the background, in a process that saves, with a
-      checkpoint's folder once Orbax has finished it.
+    directory: folder of the checkpoints; need not exist.
+    complete: function that a saving process calls in the background, with a
+      checkpoint's folder, once Orbax has finished it.
   """
   return Manager(
     directory,
@@ -46,7 +46,7 @@ def open_manager(
 
 
 def _alone():
-  """Orbax's options for a process that does not wait for the others."""
+  """Returns Orbax's options for a process that does not wait for others."""
   index = jax.process_index()
   return ocp.options.MultiprocessingOptions(
     primary_host=index,
@@ -64,7 +64,7 @@ def _make_options(complete, is_in_bucket):
   )
 
   class Completed(way):
-    """Orbax's way of finishing a checkpoint, and one more step."""
+    """Temporary path that calls `complete` after Orbax has finished it."""
 
     async def finalize(self):
       await super().finalize()
@@ -75,7 +75,7 @@ def _make_options(complete, is_in_bucket):
     multiprocessing_options=_alone(),
     async_options=ocp.AsyncOptions(
       timeout_secs=_SAVE_SECONDS,
-      # Otherwise Orbax's other threads wait for a directory that never comes.
+      # With True, Orbax's other threads wait for a directory forever.
       create_directories_asynchronously=False,
     ),
     temporary_path_class=Completed,
@@ -85,8 +85,8 @@ def _make_options(complete, is_in_bucket):
 def _make_arrays_handler():
   """Returns a handler that writes whole arrays.
 
-  By default Orbax has each device cut its part off every array, which takes
-  longer than to write arrays as small as these.
+  By default each device slices its part off every array, which is slower than
+  writing arrays as small as these.
   """
   arrays = ocp.type_handlers.ArrayHandler(
     primary_host=jax.process_index(), use_replica_parallel=False
@@ -100,9 +100,10 @@ def _make_arrays_handler():
 
 
 def restore_as(tree: Any) -> ocp.args.PyTreeRestore:
-  """Asks for a tree's shapes and shardings, by default all on one device.
+  """Returns Orbax's arguments that restore a tree's shapes and shardings.
 
-  Orbax would ask for the devices that saved, and refuse others.
+  Leaves without a sharding are restored on one device. Orbax's default is the
+  devices that saved them, and it fails on any others.
   """
   device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 

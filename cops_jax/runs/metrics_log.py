@@ -1,4 +1,4 @@
-"""A run's numbers while it trains, and their curves at the end."""
+"""The metrics of a training, and their curves."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from cops_jax.paths import AnyPath, is_address
 
 _METRICS_FILE = "metrics.jsonl"
 _CURVES_FILE = "losses.png"
-# Begins the names of measured times, which differ from run to run.
+# Prefix of the names of measured times, which differ between equal runs.
 TIME_PREFIX = "time/"
 
 
 def import_writers() -> Any:
-  """Returns the module of clu that writes TensorBoard's files.
+  """Returns the clu module that writes TensorBoard's files.
 
   Raises:
-    InputError: the extra [tensorboard] is not installed.
+    InputError: if the extra [tensorboard] is not installed.
   """
   packages = ("clu", "tensorboard", "tensorflow")
   with needs_extra("config.train.use_tensorboard", "tensorboard", *packages):
@@ -32,28 +32,28 @@ def import_writers() -> Any:
 
 
 class RunLog:
-  """metrics.jsonl, line by line, and TensorBoard's files if asked for.
+  """Writer of metrics.jsonl and, on request, of TensorBoard's files.
 
-  In a cluster the first process alone uses it.
+  In a cluster only the first process uses it.
 
   Args:
-    workdir: directory of the run.
-    use_tensorboard: whether to write TensorBoard's files too.
+    workdir: run directory.
+    use_tensorboard: if True, also writes TensorBoard's files.
   """
 
   def __init__(self, workdir: AnyPath, use_tensorboard: bool = False):
     self._workdir, self._use_tensorboard = workdir, use_tensorboard
     self._path = workdir / _METRICS_FILE
     self._tensorboard = None
-    # Objects in a bucket cannot be appended to: `flush` writes all lines.
+    # A bucket cannot append to a file, so `flush` writes all lines again.
     self._lines: list[str] | None = [] if is_address(workdir) else None
 
   def open(self, last_step: int) -> None:
-    """Drops the lines of steps after `last_step`, which will be taken again.
+    """Opens the log and deletes the lines after `last_step`, which run again.
 
     Raises:
-      InputError: metrics.jsonl is damaged or cannot be written; or see
-        `import_writers`.
+      InputError: if metrics.jsonl is damaged or cannot be written, or if the
+        extra [tensorboard] is needed and missing.
     """
     if self._use_tensorboard:
       folder = str(self._workdir / "tensorboard")
@@ -65,10 +65,10 @@ class RunLog:
         self._lines = lines
 
   def write(self, step: int, scalars: Mapping[str, float]) -> None:
-    """Adds values of a step.
+    """Adds a line with the values of a step.
 
     Raises:
-      InputError: the file cannot be written.
+      InputError: if the file cannot be written.
     """
     line = to_json({"step": step, **scalars}) + "\n"
     if self._lines is not None:
@@ -79,28 +79,28 @@ class RunLog:
           file.write(line)
       except OSError as error:
         raise InputError(
-          f"{self._path} cannot be written: {error.strerror}. Make room; the"
-          " same command resumes from the newest checkpoint."
+          f"{self._path} cannot be written: {error.strerror}. Free some space;"
+          " the same command resumes from the newest checkpoint."
         ) from error
     if self._tensorboard:
       self._tensorboard.write_scalars(step, scalars)
       self._tensorboard.flush()
 
   def flush(self) -> None:
-    """Writes the lines that a bucket does not have yet.
+    """Writes the lines that are not yet in a bucket.
 
     Raises:
-      InputError: they cannot be written.
+      InputError: if they cannot be written.
     """
     if self._lines is not None:
       write_file(self._path, "".join(self._lines))
 
 
 def read_metrics(workdir: AnyPath) -> list[dict[str, Any]]:
-  """Returns the rows of metrics.jsonl without times; none without the file.
+  """Returns the rows of metrics.jsonl without times, or [] without the file.
 
   Raises:
-    InputError: it is damaged; names the line.
+    InputError: if the file is damaged; names the line.
   """
   return [
     {
@@ -122,7 +122,7 @@ def _read_rows(workdir):
     raise InputError(f"{path} cannot be read: {error.strerror}") from error
   rows = []
   for number, line in enumerate(lines[:-1], start=1):
-    # After the last newline there may be part of a line, of a killed run.
+    # A killed run can leave part of a line after the last newline.
     try:
       rows.append(json.loads(line))
       rows[-1]["step"] + 0
@@ -133,7 +133,7 @@ def _read_rows(workdir):
       *(OverflowError, RecursionError),
     ) as error:
       raise InputError(
-        f"{path} is damaged in line {number} ({error}): delete that line"
+        f"{path} is damaged in line {number} ({error}). Delete that line."
       ) from error
   return rows
 
@@ -159,12 +159,12 @@ def plot_losses(
   num_columns = -(-len(names) // 2)
   figure = Figure(figsize=(3 * num_columns, 5.4))
   figure.suptitle(title)
-  # To let matplotlib find the margins takes as long as to draw.
+  # Fixed margins, because matplotlib's search for them is as slow as drawing.
   figure.subplots_adjust(0.08, 0.1, 0.98, 0.87, wspace=0.35, hspace=0.45)
   axes = figure.subplots(2, num_columns, squeeze=False).flat
   epochs = [row["step"] / epoch_steps for row in rows]
   for axis, name in itertools.zip_longest(axes, names):
-    if name is None:  # Of an odd number.
+    if name is None:  # The last of an odd number of axes.
       axis.set_axis_off()
       continue
     axis.plot(epochs, [row.get(name, math.nan) for row in rows])

@@ -1,4 +1,4 @@
-"""The record of a run, `run.json`: its config, CLIP and version."""
+"""The record of a run, `run.json`: its config, backbone and version."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _logger = logging.getLogger(__name__)
 
 _FILE = "run.json"
-# Packages whose versions may change the last digits of results.
+# Packages with versions that can change the last digits of results.
 _PACKAGES = (
   *("jax", "jaxlib", "flax", "optax", "transformers", "numpy", "pillow"),
 )
@@ -42,14 +42,14 @@ class Record:
   """The facts from which a run's model can be built again.
 
   Attributes:
-    config: the resolved config, nested dictionaries.
-    backbone_sha256: hash of the file with the CLIP that it was trained on;
-      empty if unknown.
-    init_from: where its parameters began; empty for random ones.
-    version: version of this project.
-    data_sha256: fingerprint of the examples that it trains on; empty for a run
-      that trains nothing.
-    origin: who trained the prompts, if no run of this project did.
+    config: the resolved config, as nested dictionaries.
+    backbone_sha256: hash of the file with the backbone's weights; empty if
+      unknown.
+    init_from: source of its initial parameters; empty for random ones.
+    version: version of this project that began the run.
+    data_sha256: fingerprint of the training examples; empty for a run that
+      trains nothing.
+    origin: source of the prompts, if no run of this project trained them.
   """
 
   config: Mapping[str, Any]
@@ -60,18 +60,18 @@ class Record:
   origin: str = ""
 
   def to_config(self, source: str) -> ml_collections.ConfigDict:
-    """Returns the config as one of this version.
+    """Returns the config as a config of this version.
 
     Args:
-      source: place of the record, for errors.
+      source: place of the record, for messages.
 
     Raises:
-      InputError: it does not fit this version; see `config.restore`.
+      InputError: if it does not fit this version; see `config.restore`.
     """
     return restore(self.config, source, self.version)
 
   def to_json(self) -> str:
-    """Returns the record as text that holds its own SHA-256."""
+    """Returns the record as JSON that contains its own SHA-256."""
     return seal(dataclasses.asdict(self), indent=2)
 
 
@@ -83,18 +83,18 @@ def package_versions() -> dict[str, str]:
 def require_same_job(
   record: Record, clip_config: Any, others: Mapping[str, Any]
 ) -> None:
-  """Raises an error in all processes unless they are of the same job.
+  """Raises an error in all processes if they do not run the same job.
 
-  All processes of a cluster call this before they compute together.
+  All processes of a cluster must call this before they compute together.
 
   Args:
-    record: record of this process's run. Fields that name places on a host may
+    record: record of this process's run. Fields that name places on a host can
       differ.
     clip_config: CLIP's configuration; a transformers.CLIPConfig.
-    others: further values that must be equal, by name.
+    others: additional values that must be equal, by name.
 
   Raises:
-    InputError: names what differs, in which process, with both values.
+    InputError: if a value differs; names it, the process, and both values.
   """
   config = complete(record.config)
   require_same(
@@ -120,7 +120,7 @@ def from_json(text: str | bytes, source: str) -> Record:
   """Returns the record that `Record.to_json` wrote.
 
   Raises:
-    InputError: the text is not a record; names the source.
+    InputError: if the text is not a record; names the source.
   """
   try:
     values = unseal(text)
@@ -133,16 +133,17 @@ def from_json(text: str | bytes, source: str) -> Record:
       raise TypeError("a field has another type")
   except (ValueError, TypeError) as error:
     raise InputError(
-      f"{source} is damaged ({error}); restore it, or begin anew elsewhere"
+      f"{source} is damaged ({error}). Restore it, or start again in another"
+      " run directory."
     ) from error
   return record
 
 
 def read_record(workdir: str | os.PathLike) -> Record:
-  """Returns the record of a work directory.
+  """Returns the record in a run directory.
 
   Raises:
-    InputError: there is no run, or its record is damaged or lost.
+    InputError: if there is no run, or its record is damaged or lost.
   """
   workdir = to_path(workdir)
   path = workdir / _FILE
@@ -151,8 +152,8 @@ def read_record(workdir: str | os.PathLike) -> Record:
   except (FileNotFoundError, NotADirectoryError) as error:
     if exists(workdir / "checkpoints"):
       raise InputError(
-        f"{path} does not exist, and {workdir} holds checkpoints: restore it,"
-        " or use another work directory"
+        f"{path} does not exist, but {workdir} holds checkpoints. Restore the"
+        " file, or use another run directory."
       ) from error
     raise MissingRunError(
       f"{workdir} holds no training run: {path} does not exist.", workdir
@@ -162,10 +163,10 @@ def read_record(workdir: str | os.PathLike) -> Record:
 
 
 def find_record(workdir: str | os.PathLike) -> Record | None:
-  """Returns the record of a work directory; None before its run began.
+  """Returns the record in a run directory; None if there is no run.
 
   Raises:
-    InputError: it is damaged or cannot be read.
+    InputError: if the record is damaged or cannot be read.
   """
   try:
     return read_record(workdir)
@@ -180,17 +181,17 @@ def claim_workdir(
   allow_other_backbone: bool = False,
   allow_other_data: bool = False,
 ) -> None:
-  """Makes a work directory this run's, or checks that it is.
+  """Writes a run's record to its directory, or checks the record there.
 
   Args:
     workdir: run directory.
     record: record of this run.
-    allow_other_backbone, allow_other_data: whether to accept another backbone
-      or other examples than the run began with.
+    allow_other_backbone, allow_other_data: if True, accepts a backbone or
+      examples that differ from those that the run began with.
 
   Raises:
-    InputError: it holds a run with another config, CLIP, start or data; or it
-      cannot be written.
+    InputError: if the directory holds a run with a different config, backbone,
+      start or data, or it cannot be written.
   """
   workdir = to_path(workdir)
   saved = find_record(workdir)
@@ -203,16 +204,16 @@ def claim_workdir(
       raise InputError(
         f"{workdir} holds a run that began from"
         f" init_from={saved.init_from!r}, not {record.init_from!r}. Use the"
-        " same or another work directory."
+        " same value or another run directory."
       )
     if saved.data_sha256 != record.data_sha256:
       message = f"{workdir} holds a run that began with other images"
       if not allow_other_data:
         raise InputError(
-          f"{message}: restore them, use another work directory, or go on with"
-          " --allow_other_data"
+          f"{message}. Restore those images, use another run directory, or"
+          " continue with --allow_other_data."
         )
-      _logger.warning("%s; going on with those that are here", message)
+      _logger.warning("%s; continuing with the present images", message)
     return
   write_file(workdir / _FILE, record.to_json())
 
@@ -223,20 +224,20 @@ def check_config(
   sections: tuple[str, ...] | None,
   run: str,
 ) -> None:
-  """Checks that a run was made with the same values of what it depends on.
+  """Checks that a config has the values that a run was trained with.
 
   Args:
-    record: record of the run. Fields that it lacks have their defaults.
-    config: nested dictionaries.
-    sections: names of the sections to compare; None for all.
-    run: name of the run, for errors.
+    record: record of the run; missing fields have their defaults.
+    config: config to compare, as nested dictionaries.
+    sections: names of the sections to compare; None means all.
+    run: name of the run, for messages.
 
   Raises:
-    InputError: values differ; names them.
+    InputError: if values differ; names them.
   """
   saved, asked = complete(record.config), complete(config)
   differences = [
-    f"{name} is {saved.get(name)!r} there and {asked.get(name)!r} here"
+    f"{name} is {saved.get(name)!r} in the run and {asked.get(name)!r} now"
     for name in sorted(saved.keys() | asked.keys())
     if saved.get(name) != asked.get(name)
     and (sections is None or name.split(".")[0] in sections)
@@ -245,21 +246,21 @@ def check_config(
   if differences:
     raise InputError(
       f"{run} holds a run with another config: {'; '.join(differences)}."
-      " Use its config or another work directory."
+      " Use its config or another run directory."
     )
 
 
 def check_backbone(
   record: Record, sha256: str, run: str, allow_other_backbone: bool
 ) -> None:
-  """Checks that CLIP's weights are those that a run was trained on.
+  """Checks that the backbone's weights are those that a run was trained on.
 
   Raises:
-    InputError: they are not; names both hashes.
+    InputError: if they are not; names both hashes.
   """
   if record.backbone_sha256 not in ("", sha256) and not allow_other_backbone:
     raise InputError(
       f"{run} was trained on weights with the SHA-256 {record.backbone_sha256};"
-      f" the file here has {sha256}. Set config.backbone.weights to the same"
-      " file, or allow_other_backbone if the two hold the same model."
+      f" the present file has {sha256}. Set config.backbone.weights to the same"
+      " file, or set allow_other_backbone if both hold the same model."
     )

@@ -1,1 +1,1 @@
-"""The runtime: devices, processes, signals and random numbers."""
+"""Devices, processes, signals and random numbers."""

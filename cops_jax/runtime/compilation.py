@@ -1,4 +1,4 @@
-"""Compiled programs, kept from one start to the next."""
+"""A persistent cache of compiled programs."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ _MAX_BYTES = 4 * 2**30
 
 
 def keep_compiled_programs(config: Any) -> None:
-  """From now on JAX keeps compiled programs in the user's cache folder.
+  """Makes JAX store compiled programs in the user's cache folder.
 
-  To be called before anything is compiled. A folder that was named to JAX
-  itself, as JAX_COMPILATION_CACHE_DIR does, stays. A folder that cannot be
-  written is not used.
+  Call it before anything is compiled. It keeps a folder that is set in JAX, for
+  example by JAX_COMPILATION_CACHE_DIR, and does not use a folder that it cannot
+  write.
 
   Args:
     config: a ConfigDict with the fields of `cops_jax.config`.
@@ -26,7 +26,7 @@ def keep_compiled_programs(config: Any) -> None:
   import pooch
 
   folder = pooch.os_cache("cops_jax") / "compiled"
-  with contextlib.suppress(OSError):  # Programs are then compiled every time.
+  with contextlib.suppress(OSError):  # Each start then compiles its programs.
     folder.mkdir(parents=True, exist_ok=True)
   if os.access(folder, os.W_OK):
     jax.config.update("jax_compilation_cache_max_size", _MAX_BYTES)

@@ -1,4 +1,4 @@
-"""The device mesh: batches split over it, parameters replicated or split."""
+"""The device mesh, and how batches and parameters are split over it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DATA_AXIS = "data"
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
-  """Returns a mesh of devices, by default of all processes' devices."""
+  """Returns a mesh of devices, by default those of all processes."""
   devices = jax.devices() if devices is None else devices
   return Mesh(np.array(devices), (DATA_AXIS,))
 
@@ -27,23 +27,25 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def replicated_sharding(mesh: Mesh) -> NamedSharding:
-  """Returns a sharding that gives every device a copy."""
+  """Returns a sharding with a copy on every device."""
   return NamedSharding(mesh, PartitionSpec())
 
 
 def backbone_shardings(
   backbone_params: Mapping[str, Any], mesh: Mesh, is_split: bool
 ) -> Sharding | Mapping[str, Any]:
-  """Returns how the devices hold the backbone's parameters.
+  """Returns the shardings of the backbone's parameters.
 
   Args:
-    backbone_params: a tree of arrays.
+    backbone_params: tree of arrays.
     mesh: the devices.
-    is_split: whether each device holds an equal part of each array, cut along
-      its longest axis that the number of devices divides, instead of a copy.
+    is_split: if True, each device holds an equal part of each array instead of
+      a copy. An array is split along its longest axis that the number of
+      devices divides.
 
   Returns:
-    One sharding, or a tree with one for each array if they are split.
+    A tree with the sharding of each array, or one sharding if they are not
+    split.
   """
 
   def split(leaf):
@@ -71,18 +73,20 @@ def jit_step(
   """Compiles a step over a global batch.
 
   Args:
-    step: function whose last arguments are the backbone's parameters and a
-      batch, whose rows are split over the devices.
+    step: function of `num_replicated` arguments, the backbone's parameters and
+      a batch. The batch's rows are split over the devices.
     mesh: the devices.
-    shardings: see `backbone_shardings`; None if every device has a copy.
-    num_replicated: number of arguments before these; every device has a copy.
-    updates_state: whether the step returns a new first argument. Its memory is
-      then donated and the results are replicated, not split as the batch is.
+    shardings: result of `backbone_shardings`; None means a copy on every
+      device.
+    num_replicated: number of first arguments, with a copy on every device.
+    updates_state: True if the step returns a new first argument. The memory of
+      the old one is then donated, and the results are replicated instead of
+      split like the batch.
   """
 
   @functools.wraps(step)
   def step_on_mesh(*arguments):
-    # A kernel asks JAX for the mesh.
+    # The attention kernels get the mesh from JAX's context.
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
       return step(*arguments)
 
@@ -109,7 +113,7 @@ def shard_batch(
   Args:
     batch: this process's rows, by field.
     mesh: the devices.
-    fields: names of the fields to put, if the batch has them; None puts all.
+    fields: fields to put on the devices, if the batch has them; None means all.
   """
   sharding = batch_sharding(mesh)
   return {
@@ -153,7 +157,7 @@ def local_rows(tree: Any, mesh: Mesh) -> Any:
 def run_ahead(
   batches: Iterable[Any], step: Callable[[Any], Any]
 ) -> Iterator[tuple[Any, Any]]:
-  """Yields batches with a step's outputs; devices run one batch ahead."""
+  """Yields batches with a step's outputs; the devices run one batch ahead."""
   ready = None
   for batch in batches:
     running = batch, step(batch)
@@ -170,13 +174,13 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
 
 
 def default_batch_size(mesh: Mesh) -> int:
-  """Returns the number of images in a step of evaluation."""
-  # More than one image at a time makes a CPU no faster.
+  """Returns the default number of images in a step of an evaluation."""
+  # A CPU is not faster with more than one image at a time.
   return mesh.size * (1 if jax.default_backend() == "cpu" else 8)
 
 
 def num_device_bytes(tree: Any) -> int:
-  """Returns the bytes that arrays take on one device."""
+  """Returns the number of bytes that arrays use on one device."""
   return sum(
     math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
     for leaf in jax.tree.leaves(tree)

@@ -1,4 +1,4 @@
-"""Several processes, on one host or many, as one JAX cluster."""
+"""Clusters of several JAX processes on one or more hosts."""
 
 from __future__ import annotations
 
@@ -30,24 +30,25 @@ def start(
   process_id: int | None = None,
   heartbeat_timeout_seconds: int = 30,
 ) -> None:
-  """Joins the cluster; to be called before anything else uses JAX's devices.
+  """Joins a cluster. Call it before anything else uses JAX's devices.
 
-  Without arguments JAX recognises the cluster by its environment: a TPU pod,
-  Slurm, Open MPI, Kubernetes. Messages below warnings are shown by the first
-  process only.
+  Without arguments, JAX recognizes the cluster from the environment: a TPU pod,
+  Slurm, Open MPI or Kubernetes. Only the first process logs messages below
+  warnings.
 
   Args:
     coordinator_address: host:port of the first process.
     num_processes: number of processes in the cluster.
     process_id: number of this process, from 0.
-    heartbeat_timeout_seconds: silence after which JAX counts a process as dead.
+    heartbeat_timeout_seconds: seconds of silence after which a process counts
+      as dead.
 
   Raises:
-    InputError: the arguments do not fit, or the cluster does not come together.
+    InputError: if the arguments do not fit, or the processes cannot connect.
   """
   import jax
 
-  # Its handler of SIGTERM would replace that of `signals`.
+  # JAX's handler of SIGTERM would replace the one in `signals`.
   jax.config.update("jax_enable_preemption_service", False)
   signals.watch()
   try:
@@ -59,7 +60,7 @@ def start(
     )
   except (RuntimeError, ValueError) as error:
     raise InputError(
-      "the processes did not come together as one cluster, see"
+      "the processes did not connect to one cluster. Check"
       " --coordinator_address, --num_processes and --process_id:"
       f" {' '.join(str(error).split())}"
     ) from error
@@ -68,11 +69,11 @@ def start(
 
 
 def find_lost_peer(error: BaseException | None) -> str:
-  """Returns why the other processes cannot be reached, if this error says so.
+  """Returns the reason if an error shows that another process is lost.
 
-  What JAX computes with the others fails if one of them has died. It then
-  raises its runtime error, or on CPU an error of another type that names Gloo.
-  An empty string stands for any other error, such as a bucket's.
+  A computation across processes fails if one of them has died. JAX then raises
+  its runtime error or, on CPU, an error of another type that mentions Gloo. The
+  result is an empty string for all other errors, such as those of a bucket.
   """
   import jax
 
@@ -96,16 +97,16 @@ def peak_memory_bytes() -> int:
 
 
 def gather_objects(value: Any) -> list[Any]:
-  """Returns every process's value, in the order of processes; all call it.
+  """Returns the values of all processes, in their order; all must call it.
 
-  The processes of a job trust each other: values are pickled.
+  Values are pickled, because the processes of a job trust each other.
   """
   import jax
   from jax.experimental import multihost_utils
 
   if jax.process_count() == 1:
     return [value]
-  # Counts of pixels, most of which are zero, shrink to a hundredth.
+  # Compression shrinks counts of pixels, mostly zeros, to a hundredth.
   content = np.frombuffer(zlib.compress(pickle.dumps(value), 1), np.uint8)
   sizes = multihost_utils.process_allgather(np.int32(content.size)).reshape(-1)
   padded = np.zeros(sizes.max(), np.uint8)
@@ -119,23 +120,23 @@ def gather_objects(value: Any) -> list[Any]:
 
 @contextlib.contextmanager
 def collect(errors: list[Exception]) -> Iterator[None]:
-  """Appends an error to a list, for `agree`, instead of raising it."""
+  """Appends an error to a list for `agree` instead of raising it."""
   try:
     yield
-  except Exception as error:  # Other processes wait, whatever it is.
+  except Exception as error:  # Other processes wait after any error.
     errors.append(error)
 
 
 def in_all_processes(function: Callable[..., Any], *args: Any) -> Any:
   """Calls a function in every process; if it fails in one, it fails in all.
 
-  All processes call this; the function must not need the others.
+  All processes must call this. The function must not wait for other processes.
 
   Returns:
     The function's result in this process.
 
   Raises:
-    InputError: in every process, if the function raised anything in one.
+    InputError: in every process, if the function raised an error in one.
   """
   result, errors = None, []
   with collect(errors):
@@ -145,13 +146,14 @@ def in_all_processes(function: Callable[..., Any], *args: Any) -> Any:
 
 
 def agree(errors: Sequence[Exception]) -> None:
-  """Raises an error in all processes if any of them has one; all call it.
+  """Raises an error in all processes if one has an error; all must call it.
 
   Args:
-    errors: this process's errors, in their order.
+    errors: this process's errors, in the order in which they occurred.
 
   Raises:
-    InputError: the first error; its own process raises it unchanged.
+    InputError: if any process has an error; describes the first. A process
+      with an error raises its own first error unchanged.
   """
   text = None
   if errors:
@@ -167,15 +169,13 @@ def agree(errors: Sequence[Exception]) -> None:
 
 
 def require_same(values: Mapping[str, Any]) -> None:
-  """Raises an error in all processes unless they have the same values.
-
-  All processes call this.
+  """Raises an error in all processes if their values differ; all must call it.
 
   Args:
-    values: by name, in words.
+    values: values to compare, by a name for messages.
 
   Raises:
-    InputError: names what differs, in which process, with both values.
+    InputError: if a value differs; names it, the process, and both values.
   """
   first, *others = gather_objects(dict(values))
   found = [
@@ -188,19 +188,19 @@ def require_same(values: Mapping[str, Any]) -> None:
   if found:
     shown = found[:_MAX_SHOWN] + ["..."] * (len(found) > _MAX_SHOWN)
     raise InputError(
-      f"the processes of this job differ: {'; '.join(shown)}. Start all with"
-      " the same packages, flags and files."
+      f"the processes of this job differ: {'; '.join(shown)}. Start all"
+      " processes with the same packages, flags and files."
     )
 
 
 def in_first_process(function: Callable[..., Any], *args: Any) -> Any:
   """Calls a function in the first process and returns its result in all.
 
-  If it fails, it fails in all, so that none waits for one that has ended.
+  An error is raised in all processes, so that none waits for one that ended.
 
   Raises:
-    InputError: the function's own, in all processes.
-    OSError: in the other processes, for any other error.
+    InputError: in all processes, if the function raises it.
+    OSError: in the other processes, if the function raises any other error.
   """
   import jax
 
@@ -208,10 +208,10 @@ def in_first_process(function: Callable[..., Any], *args: Any) -> Any:
   if jax.process_index() == 0:
     try:
       result = function(*args)
-    except Exception as caught:  # The others wait, whatever it is.
+    except Exception as caught:  # Other processes wait after any error.
       error = shared = caught
       if not isinstance(error, InputError):
-        shared = OSError("the first process says why")
+        shared = OSError("the first process failed; it reports the reason")
   shared, result = gather_objects((shared, result))[0]
   if shared is not None:
     raise error or shared

@@ -1,4 +1,4 @@
-"""Random numbers: a key for each purpose, noise for each example."""
+"""Random keys for each purpose, and random noise for each example."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ import numpy as np
 from cops_jax.files import digest_file
 from cops_jax.typing import Array, Float, Integer
 
-# Purposes of random numbers, which keys have beside the seed.
+# Purposes of random numbers; a key depends on the seed and its purpose.
 INIT_KEY, TRAIN_KEY, AUGMENTATION_KEY = range(3)
 
 
 def random_key(seed: int, purpose: int) -> jax.Array:
-  """The key of one purpose; keys of other purposes are independent."""
+  """Returns the key of one purpose, independent of those of other purposes."""
   return jax.random.fold_in(jax.random.key(seed), purpose)
 
 
 def hash_example(example: Mapping[str, Any]) -> np.uint32:
   """Returns the number that keys an example's noise in training.
 
-  It is that of a prepared image's data set and id, or of a file's content and
-  path. So training on a folder of any name and in any place is the same.
+  It hashes the data set and id of a prepared image, or the contents and
+  relative path of a file, so a folder can be renamed or moved.
   """
   scope = example["dataset"]
   if not isinstance(example["image"], bytes):
@@ -38,9 +38,9 @@ def hash_example(example: Mapping[str, Any]) -> np.uint32:
 def example_noise(
   key: jax.Array, example_ids: Integer[Array, "b"], width: int
 ) -> Float[Array, "b z=1 d"]:
-  """Returns standard normal noise, keyed by the key and each example's id.
+  """Returns standard normal noise that depends on the key and example only.
 
-  So it does not change with the batch or the device of an example.
+  It does not depend on the example's batch or device.
   """
 
   def draw(example_id):

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: training stops after a step, saved, to go on later."""
+"""Handlers of SIGTERM and Ctrl-C, which stop a training that can resume."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import threading
 import time
 from typing import Any
 
-# EX_TEMPFAIL of sysexits.h: the same command again goes on.
+# EX_TEMPFAIL of sysexits.h: the same command resumes.
 EXIT_CODE = 75
 _RESUMES = f"the same command resumes (exit code {EXIT_CODE})"
 
-# Seconds that a process of a cluster has left after a signal, before training
-# and in it. The launch files kill it after two minutes.
+# Seconds until a waiting process of a cluster ends after a signal, before and
+# during training. The launch files kill it after two minutes.
 _SECONDS, _TRAINING_SECONDS = 5, 100
 
 _noted: str | None = None
@@ -23,20 +23,21 @@ _is_deferred = False
 
 
 def catch_signals() -> None:
-  """From now on SIGTERM and Ctrl-C end the process with `EXIT_CODE`.
+  """Makes SIGTERM and Ctrl-C end the process with `EXIT_CODE`.
 
-  At once, until `defer` is called: nothing is lost then. A second Ctrl-C kills
-  the process, at any time.
+  They end it at once until `defer` is called, because nothing is lost before.
+  A second Ctrl-C kills the process at any time.
   """
   signal.signal(signal.SIGTERM, _note)
   signal.signal(signal.SIGINT, _note)
 
 
 def watch() -> None:
-  """Catches signals, and ends this process if it then waits for others.
+  """Catches signals even while this process waits for other processes.
 
-  Handlers run between Python's own instructions, which a process that waits in
-  a library for other processes does not reach. The main thread calls this.
+  Python runs a signal handler only between its own instructions, which a
+  process that waits inside a library does not reach. A thread then ends the
+  process. The main thread must call this.
   """
   catch_signals()
   reader, writer = os.pipe()
@@ -55,10 +56,10 @@ def _end_late(reader):
 
 
 def end_process(message: str, code: int = EXIT_CODE) -> None:
-  """Ends this process at once, without waiting for threads or other processes.
+  """Ends this process at once, without waiting for threads or processes.
 
   Args:
-    message: shown on standard error.
+    message: text to print to standard error.
     code: exit status.
   """
   os.write(2, f"{message}\n".encode())
@@ -68,13 +69,13 @@ def end_process(message: str, code: int = EXIT_CODE) -> None:
 
 
 def defer() -> None:
-  """From now on signals are only noted, for `is_due` to report."""
+  """Makes signals only recorded, for `is_due` to report."""
   global _is_deferred
   _is_deferred = True
 
 
 def release() -> None:
-  """From now on signals end the process at once again; so does a noted one."""
+  """Makes signals end the process at once again, also one already recorded."""
   global _is_deferred
   _is_deferred = False
   if _noted:
@@ -84,7 +85,7 @@ def release() -> None:
 def ask(mesh: Any) -> Any:
   """Asks all processes of a mesh, between two steps, whether to stop.
 
-  Returns at once; `is_due` waits for the answer. All processes call it.
+  Returns at once; `is_due` waits for the answer. All processes must call it.
   """
   import jax
   import numpy as np
@@ -99,20 +100,24 @@ def ask(mesh: Any) -> Any:
 
 
 def is_due(asked: Any) -> bool:
-  """Whether to stop; all processes get the same answer to what `ask` asked."""
+  """Returns whether to stop, the same in all processes.
+
+  Args:
+    asked: result of `ask`.
+  """
   return _noted is not None if asked is None else bool(asked)
 
 
 def stop(message: str) -> None:
-  """Ends the process as one that the same command resumes.
+  """Ends the process with `EXIT_CODE`; the same command resumes.
 
   Args:
-    message: what was done until now.
+    message: description of the state that was reached.
 
   Raises:
     SystemExit: always.
   """
-  # Not a log message: signal handlers may not use buffered files.
+  # Not a log message, because signal handlers cannot use buffered files.
   os.write(2, f"{message}: {_RESUMES}\n".encode())
   sys.exit(EXIT_CODE)
 
@@ -120,12 +125,13 @@ def stop(message: str) -> None:
 def _note(number, _):
   global _noted
   _noted = signal.Signals(number).name
-  # A save may be killed too, so there is no need to wait for it.
+  # A second Ctrl-C can kill a save, which loses no earlier checkpoint.
   signal.signal(signal.SIGINT, signal.SIG_DFL)
   if not _is_deferred:
     _stop_at_once()
-  os.write(2, f"{_noted}: stopping after this step; Ctrl-C kills\n".encode())
+  text = f"{_noted}: stopping after this step; press Ctrl-C to kill\n"
+  os.write(2, text.encode())
 
 
 def _stop_at_once():
-  stop(f"stopped by {_noted}, nothing is lost")
+  stop(f"stopped by {_noted}; nothing is lost")

@@ -61,14 +61,17 @@ def test_prepare_prepares_what_it_can_and_list_shows_it(tmp_path, directories):
   assert "visa: 24 images in the test split" in out
   rows = cells(out)
   assert rows["visa"].split() == ["visa", "12", "24"]
-  assert rows["isic:"] == "isic: no original files, see the list command"
+  assert (
+    rows["isic:"]
+    == "isic: skipped; no original files, see `cops datasets list`"
+  )
 
 
 @pytest.mark.parametrize(
   "arguments, expected",
   (
-    (["prepare"], "takes names of data sets or --all"),
-    (["prepare", "visa", "--all"], "takes names of data sets or --all"),
+    (["prepare"], "needs either names of data sets or --all"),
+    (["prepare", "visa", "--all"], "needs either names of data sets or --all"),
     (["prepare", "mvtec"], "unknown data set 'mvtec' (did you mean mvtec_ad"),
     (["check", "folder:/nowhere"], "/nowhere is not a folder"),
     ([], "required: command"),

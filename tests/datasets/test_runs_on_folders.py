@@ -180,6 +180,6 @@ def test_a_run_is_not_resumed_on_changed_images(workable, tmp_path):
   dent = tree.root / "nut/test/dent"
   for folder in (dent, tree.root / "nut/ground_truth/dent"):
     shutil.copy(folder / "1.png", folder / "9.png")
-  with pytest.raises(InputError, match="other images: .*--allow_other_data"):
+  with pytest.raises(InputError, match="other images. .*--allow_other_data"):
     training.train(config, workdir)
   training.train(config, workdir, allow_other_data=True)

@@ -283,7 +283,7 @@ def test_the_page_is_served_while_the_model_loads(
 
   monkeypatch.setattr(server, "make_server", make)
   monkeypatch.setattr(command, "_load_models", load)
-  monkeypatch.setattr(command, "_find_phones_address", lambda _: "127.0.0.2")
+  monkeypatch.setattr(command, "_find_network_address", lambda _: "127.0.0.2")
   arguments = (["--host=0.0.0.0", "--port=0"],)
   thread = threading.Thread(target=command.main, args=arguments)
   thread.start()
@@ -311,15 +311,18 @@ def test_the_page_is_served_while_the_model_loads(
 def test_help_names_the_port(capsys):
   with pytest.raises(SystemExit):
     command.main(["--help"])
-  assert "default 8000" in " ".join(capsys.readouterr().out.split())
+  assert "default: 8000" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize(
   "arguments, expected",
   (
     (["--workdir={folder}"], "error: .* holds no training run"),
-    (["--port={port}"], "error: 127.0.0.1:{port} cannot be served: .*--port"),
-    (["--host=no.such.invalid"], "error: no.such.invalid:8000 cannot be"),
+    (["--port={port}"], "error: cannot serve on 127.0.0.1:{port}: .*--port"),
+    (
+      ["--host=no.such.invalid"],
+      "error: cannot serve on no.such.invalid:",
+    ),
   ),
 )
 def test_bad_arguments_end_the_command(port, tmp_path, arguments, expected):

@@ -169,9 +169,9 @@ def test_a_damaged_result_is_reported_and_recomputed(
     (lambda text: text[:-100], "cannot be reused"),
     (
       lambda text: text.replace('"image_score": 0.', '"image_score": 0.1', 1),
-      "it was changed since it was written",
+      "its contents do not match its SHA-256",
     ),
-    (lambda text: "[]", "it holds a list"),
+    (lambda text: "[]", "it is a list"),
   ):
     caplog.clear()
     text = kept.read_text()

@@ -1,4 +1,4 @@
-"""Anomaly maps with their masks, and states of metrics that gathered them."""
+"""Random anomaly maps with masks, and pixel counts of them."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from cops_jax import metrics
 
 
 def gather(maps, masks, mode="binned"):
-  """Returns counts by score."""
+  """Returns the pixel counts by score of anomaly maps and masks."""
   state = metrics.PIXEL_METRICS_MODES[mode]()
   for anomaly_map, mask in zip(maps, masks, strict=True):
     state.add(anomaly_map, mask)
@@ -14,7 +14,7 @@ def gather(maps, masks, mode="binned"):
 
 
 def squares(number, side, seed=0):
-  """Masks with some squares; every third has none."""
+  """Returns masks with up to two squares; every third mask is empty."""
   rng = np.random.default_rng(seed)
   masks = np.zeros((number, side, side), bool)
   for index in range(number):
@@ -25,7 +25,7 @@ def squares(number, side, seed=0):
 
 
 def random_maps(number=8, side=128, center=-3.0, scale=1.0, shift=2.5):
-  """Anomaly maps of chosen mean and spread of the log odds, and masks."""
+  """Returns masks and anomaly maps with normally distributed log odds."""
   masks = squares(number, side)
   noise = np.random.default_rng(1).normal(size=masks.shape)
   log_odds = center + scale * (noise + shift * masks)

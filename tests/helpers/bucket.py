@@ -1,4 +1,4 @@
-"""A server of Google Cloud Storage's protocol in this process, with faults."""
+"""A Google Cloud Storage server in this process that can inject faults."""
 
 import contextlib
 import functools
@@ -18,7 +18,7 @@ BUCKET = "made-bucket"
 
 
 class _Handler(RequestHandler):
-  """The emulator's, with faults and with the generations that it leaves out."""
+  """The emulator's handler with faults, and the generations that it lacks."""
 
   def __init__(self, served, *args):
     self._served, self._generation = served, None
@@ -34,7 +34,7 @@ class _Handler(RequestHandler):
     if status is None:
       self._served.requests.append((self.command, self.path))
       if "uploadType=multipart" in self.path:
-        self._take_apart(body)
+        self._split_multipart(body)
       route()
       return
     answer = {"error": {"code": status, "message": f"made: {status}"}}
@@ -44,15 +44,18 @@ class _Handler(RequestHandler):
     self.end_headers()
     self.wfile.write(content)
 
-  def _take_apart(self, body):
-    """The emulator takes the parts of a body for text, and drops a last CR."""
+  def _split_multipart(self, body):
+    """Turns a multipart upload into a plain one.
+
+    The emulator decodes the parts as text and drops a final CR.
+    """
     meta, content = re.fullmatch(
       rb"--==0==\n.*?\n\n(.*?)\n--==0==\n.*?\n\n(.*)\n--==0==--",
       body,
       re.DOTALL,
     ).groups()
     content = self._served.change(content)
-    if content:  # Without any, the emulator can do it only in its own way.
+    if content:  # The emulator handles an empty upload only in its own way.
       name = parse.quote(json.loads(meta)["name"], safe="")
       self.path = f"{self.path.partition('?')[0]}?uploadType=media&name={name}"
       self.headers.replace_header("Content-Type", "application/octet-stream")
@@ -60,7 +63,7 @@ class _Handler(RequestHandler):
       self.rfile = io.BytesIO(content)
 
   def _check_generation(self, body):
-    """The status of an error, if a condition of the request is not met."""
+    """Returns an error status if a condition of the request is not met."""
     parts = parse.urlsplit(self.path)
     query = {name: row[0] for name, row in parse.parse_qs(parts.query).items()}
     bucket, _, name = parts.path.partition("/b/")[2].partition("/o")
@@ -101,10 +104,11 @@ class Server:
   """Serves one bucket from memory.
 
   Attributes:
-    url: of the server.
-    requests: methods and paths of those that were answered as asked.
-    fault: from method, path and body to the status of an error, or None.
-    change: what is done to small files on their way here.
+    url: address of the server.
+    requests: methods and paths of the successful requests.
+    fault: function of method, path and body that returns an error status or
+      None.
+    change: function that is applied to the contents of small uploads.
   """
 
   def __init__(self):
@@ -115,7 +119,7 @@ class Server:
     threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
   def reset(self):
-    """Begins with an empty bucket and without faults."""
+    """Empties the bucket and removes faults."""
     self.storage = Storage(use_memory_fs=True)
     buckets.create_bucket(BUCKET, self.storage)
     self.requests = []
@@ -128,7 +132,7 @@ class Server:
 
   @contextlib.contextmanager
   def failing(self, status, methods=("GET", "POST", "PUT", "DELETE"), text=""):
-    """Answers some requests with an error."""
+    """Answers requests of these methods, with `text` in the path, by errors."""
     self.fault = lambda method, path, body: (
       status if method in methods and text in path else None
     )
@@ -138,7 +142,7 @@ class Server:
       self.fault = lambda method, path, body: None
 
   def environment(self):
-    """Variables by which clients find it."""
+    """Returns the environment variables that direct clients to this server."""
     return {
       "STORAGE_EMULATOR_HOST": self.url,
       "TENSORSTORE_GCS_HTTP_URL": self.url,

@@ -1,10 +1,10 @@
-"""Sizes of CLIP models."""
+"""Configurations of small CLIP models."""
 
 
 def make_clip_config(
   text, vision, joint, image_size, patch_size, mlp_ratio=2, **text_fields
 ):
-  """A CLIPConfig; towers are (width, layers, heads)."""
+  """Returns a CLIPConfig; `text` and `vision` are (width, layers, heads)."""
   from transformers import CLIPConfig  # conftest imports this file.
 
   text, vision = (

@@ -1,4 +1,4 @@
-"""Several processes of train.py or eval.py as one cluster on this host."""
+"""Clusters of several processes of a script on this host."""
 
 import socket
 
@@ -12,7 +12,7 @@ def free_port():
 
 
 def start_cluster(num_processes, num_devices, script, *arguments):
-  """Starts a script in one or more processes of that many devices each."""
+  """Starts a script in one or more processes with `num_devices` each."""
   cluster = [[]]
   if num_processes > 1:
     address = f"--coordinator_address=127.0.0.1:{free_port()}"
@@ -27,7 +27,7 @@ def start_cluster(num_processes, num_devices, script, *arguments):
 
 
 def end_cluster(processes):
-  """Exit codes and messages."""
+  """Waits for the processes; returns their exit codes and messages."""
   results = [process.communicate() for process in processes]
   codes = [process.returncode for process in processes]
   return codes, [err for _, err in results]

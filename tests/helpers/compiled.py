@@ -1,7 +1,7 @@
-"""How the tests' programs are compiled, see conftest."""
+"""Compiler settings of the tests; see conftest."""
 
 import os
 
-# Two programs that do the same have the same last digits only if XLA optimizes
-# them; `make numbers` compares them then.
+# Two equivalent programs agree in the last digits only if XLA optimizes both.
+# `make numbers` compares them with optimization.
 AS_FOR_USERS = os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "0"

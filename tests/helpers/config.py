@@ -1,8 +1,8 @@
-"""A config for quick tests."""
+"""Configs for quick tests."""
 
 
 def small_fields(clip_folder, data_dir, method="cops"):
-  """Fields of a method by name, for the random CLIP and quick runs."""
+  """Returns a method's fields, by name, for quick runs of the random CLIP."""
   from cops_jax import methods  # conftest imports this file.
 
   fields = {
@@ -26,7 +26,7 @@ def small_fields(clip_folder, data_dir, method="cops"):
 
 
 def make_config(clip_folder, data_dir, recipe="demo"):
-  """A recipe of the demo on the random CLIP: an epoch is nine steps."""
+  """Returns a demo recipe on the random CLIP with nine steps an epoch."""
   from cops_jax import config as configuration  # conftest imports this file.
 
   config = configuration.recipe(recipe)

@@ -1,6 +1,6 @@
-"""Demo pages that are served to tests, and what is asked of them.
+"""Demo pages that are served to tests, and requests to them.
 
-A test file that uses a fixture of these gives it a name of its own:
+A test file uses a fixture of this module by assigning it to a name:
 `port = demo_pages.port`.
 """
 
@@ -28,7 +28,7 @@ def detector():
 
 @contextlib.contextmanager
 def serve(detector, others=(), port=0, is_loaded=True, **limits):
-  """Gives the port; with a detector that is not loaded, what loads it too."""
+  """Yields the port, or (port, load) if the detector is not loaded yet."""
   models = Future()
   load = functools.partial(
     models.set_result, [(detector, "a <model>"), *others]

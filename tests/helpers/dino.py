@@ -1,4 +1,4 @@
-"""Tiny DINO models as folders of the Hugging Face hub."""
+"""Folders of tiny DINO models in the format of the Hugging Face hub."""
 
 import json
 import pathlib
@@ -10,7 +10,7 @@ from helpers import golden
 
 
 def write_golden(kind: str, folder: pathlib.Path) -> pathlib.Path:
-  """Writes the stored tower of a kind, dinov2 or dinov3, as a folder."""
+  """Writes the stored tower of a kind, "dinov2" or "dinov3", to a folder."""
   stored = golden.load("uniadet")
   sizes = json.loads(str(stored["config"]))[kind]
   values = {name: sizes[name] for name in sizes.keys() - {"image", "features"}}

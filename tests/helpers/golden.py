@@ -1,9 +1,9 @@
-"""The authors' numbers at a tiny size, in this project's names.
+"""Golden numbers of the authors' code at a tiny size.
 
-`weights.npz` holds random CLIP weights in OpenAI's names and prompt parameters
-in the names of the authors' checkpoints; each recipe's file holds inputs,
-outputs, losses and gradients of the authors' code in float32.
-`anomalyclip.npz` holds all of these of AnomalyCLIP.
+`weights.npz` has random CLIP weights in OpenAI's names and prompt parameters in
+the names of the authors' checkpoints. The file of each recipe has inputs,
+outputs, losses and gradients of the authors' code in float32. `anomalyclip.npz`
+has all of these for AnomalyCLIP.
 """
 
 import functools
@@ -24,7 +24,7 @@ from cops_jax.weights import authors_names, clip_names
 from cops_jax.weights.clip import PromptTokens
 
 DATA = pathlib.Path(__file__).parents[1] / "data"
-RECIPES = ("visa", "mvtec")  # Of CoPS.
+RECIPES = ("visa", "mvtec")  # Recipes of CoPS.
 
 
 @functools.cache
@@ -35,7 +35,7 @@ def load(name):
 
 @functools.cache
 def clip_tensors(source="weights"):
-  """CLIP in OpenAI's names; token ids are rows of the stored embedding."""
+  """Returns CLIP's tensors; token ids are rows of the stored embedding."""
   tensors = {
     name.removeprefix("clip."): array.astype(np.float32)
     for name, array in load(source).items()
@@ -53,7 +53,7 @@ def clip_config(source="weights"):
 
 @functools.cache
 def backbone_params(source="weights"):
-  """CLIP's parameter tree."""
+  """Returns CLIP's parameter tree."""
   params = clip_names.clip_params_from_tensors(
     clip_tensors(source), clip_config(source), clip_names.openai_place, "golden"
   )
@@ -61,7 +61,7 @@ def backbone_params(source="weights"):
 
 
 def trainable(prefix, source):
-  """The authors' prompt parameters (or gradients) as the trainable tree."""
+  """Returns the authors' prompt parameters or gradients as a trainable tree."""
   tensors = {
     name.removeprefix(prefix): array.astype(np.float32)
     for name, array in source.items()
@@ -72,7 +72,7 @@ def trainable(prefix, source):
 
 
 def config(recipe, fields=None):
-  """The recipe at the stored sizes, with other fields."""
+  """Returns a recipe at the stored sizes, with `fields` replaced."""
   source = f"{recipe}_recipe" if recipe in RECIPES else "anomalyclip"
   sizes = json.loads(str(load(source)["config"]))
   config = configuration.recipe(recipe)
@@ -91,7 +91,7 @@ def tower(source="weights"):
 
 
 def model(recipe, fields=None):
-  """A recipe's model, with other fields, on the stored CLIP."""
+  """Returns a recipe's model on the stored CLIP, with `fields` replaced."""
   source = "weights" if recipe in RECIPES else "anomalyclip"
   ids = list(load(source)["clip.token_embedding.ids"])
   start, end, period, name = map(ids.index, (49406, 49407, 269, 14115))
@@ -104,18 +104,18 @@ def model(recipe, fields=None):
 
 
 def variables():
-  """Both parameter trees of `CoPS`, joined."""
+  """Returns the parameters of `CoPS`, trainable and frozen."""
   return join_params(trainable("prompt.", load("weights")), backbone_params())
 
 
 def images(recipe):
-  """The normalised images, (b, h, w, 3) float32."""
+  """Returns the normalized images, (b, h, w, 3) float32."""
   stored = jnp.asarray(load(f"{recipe}_recipe")["in.image"], jnp.float32)
   return stored.transpose(0, 2, 3, 1)
 
 
 def assert_close(actual, expected, tolerance=1e-5):
-  """Bounds the largest difference over the largest entry."""
+  """Asserts a bound on the largest difference over the largest entry."""
   actual, expected = np.asarray(actual), np.asarray(expected)
   assert actual.shape == expected.shape
   error = np.abs(actual - expected).max() / np.abs(expected).max()

@@ -1,8 +1,7 @@
-"""A Hugging Face hub: what its client asks for, and a cache as it lays it out.
+"""A local Hugging Face hub, its cache, and a server of plain files.
 
-Beside it a server of plain files. The hub's client reads its settings from the
-environment when it is imported, so a server is for other processes, and a cache
-may be for this one.
+The hub's client reads its settings from the environment when it is imported, so
+other processes use the server, and this process can use the cache.
 """
 
 import contextlib
@@ -65,7 +64,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 
 class Files(_Handler):
-  """Contents and headers by path, in place of repositories."""
+  """Handler that serves contents and headers by path, not repositories."""
 
   def _answer(self, has_body):
     self.server.asked.append(self.path)
@@ -74,15 +73,15 @@ class Files(_Handler):
 
 
 def commit_of(folder):
-  """The commit of which a folder is the content."""
+  """Returns the commit hash that represents a folder."""
   return hashlib.sha1(str(folder).encode()).hexdigest()
 
 
 @contextlib.contextmanager
 def serve(repositories, handler=_Handler):
-  """A server of folders by repository and revision, or of `Files`; gives it.
+  """Yields a server of folders by repository and revision, or of `Files`.
 
-  Its `asked` are the paths of all requests, its `address` is for HF_ENDPOINT.
+  Its `asked` has the paths of all requests; its `address` is for HF_ENDPOINT.
   """
   server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
   server.repositories, server.asked = repositories, []
@@ -98,7 +97,7 @@ def serve(repositories, handler=_Handler):
 
 
 def fill_cache(cache, repository, revisions, monkeypatch):
-  """Downloads that were done before: folders by revision; no network."""
+  """Fills the hub's cache with folders by revision, and goes offline."""
   from huggingface_hub import constants
 
   model = cache / f"models--{repository.replace('/', '--')}"

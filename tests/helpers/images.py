@@ -1,4 +1,4 @@
-"""Images that are quick to make."""
+"""Small images and folders of them."""
 
 import numpy as np
 from PIL import Image
@@ -11,7 +11,7 @@ def make_image(seed, width=70, height=40, mode="RGB"):
 
 
 def write_folder(root, number, has_masks=True):
-  """A data set of small images, every other one anomalous; gives its name."""
+  """Writes small images, every other one anomalous; returns the data set."""
   rng = np.random.default_rng(0)
   for index in range(number):
     kind = ("good", "bad")[index % 2]

@@ -1,4 +1,4 @@
-"""Folders and lists of images, and their expected examples."""
+"""Folders and lists of images with their expected examples."""
 
 import json
 
@@ -8,7 +8,7 @@ from helpers.original_layouts import Tree
 
 
 class Made(list):
-  """Examples that a test made."""
+  """Examples that a test created."""
 
   categories_and_labels = Examples.categories_and_labels
 
@@ -58,7 +58,7 @@ def write_meta(tree, change=lambda splits: None):
 
 
 def plates(root, normal="good"):
-  """A normal image and an anomalous one with a mask."""
+  """Writes a normal image, and an anomalous one with a mask; returns both."""
   tree = Tree(root)
   tree.image(f"nut/test/{normal}/0.png", "test", "nut")
   tree.image("nut/test/dent/1.png", "test", "nut", "dent")

@@ -1,4 +1,4 @@
-"""Results that no evaluation gave, for tables and reports."""
+"""Invented results for tests of tables and reports."""
 
 import math
 

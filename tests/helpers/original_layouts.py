@@ -1,4 +1,4 @@
-"""Tiny trees in the layouts of the published data sets, with odd files."""
+"""Tiny copies of the published data sets' layouts, with stray files."""
 
 import csv
 import dataclasses
@@ -15,7 +15,7 @@ _RNG_SEED = 0
 
 @dataclasses.dataclass(frozen=True)
 class Expected:
-  """What the data set must hold for one image file."""
+  """The expected example of one image file."""
 
   split: str
   category: str
@@ -28,7 +28,11 @@ class Expected:
 
 
 class Tree:
-  """A data set's folder; `expected` goes by path relative to it."""
+  """The folder of a data set.
+
+  Attributes:
+    expected: expected examples, by path relative to the folder.
+  """
 
   def __init__(self, root):
     self.root = pathlib.Path(root)
@@ -36,7 +40,7 @@ class Tree:
     self._rng = np.random.default_rng(_RNG_SEED)
 
   def image(self, path, split, category, kind="good", mode="RGB", mask=None):
-    """Writes an image file of random pixels and notes what is expected."""
+    """Writes an image file of random pixels and records its example."""
     pixels = self._rng.integers(0, 256, (9, 11, 3), dtype=np.uint8)
     image = Image.fromarray(pixels)
     if mode == "I;16":
@@ -53,7 +57,7 @@ class Tree:
     self._save(path, mask.convert(mode))
 
   def junk(self, *folders):
-    """What macOS and Windows leave behind."""
+    """Writes files that macOS and Windows leave behind."""
     for folder in folders:
       for name in ("._000.png", ".DS_Store", "Thumbs.db"):
         (self.root / folder / name).write_bytes(b"not an image")
@@ -75,7 +79,7 @@ def _mvtec_like(tree):
         image = f"{category}/test/{kind}/00{number}.PNG"
         mask = f"{category}/ground_truth/{kind}/00{number}_mask.png"
         tree.image(image, "test", category, kind, mode, mask)
-        # The second has another size than its image.
+        # The second mask differs in size from its image.
         tree.mask(mask, size=(11, 9) if number else (22, 18))
     tree.junk(f"{category}/test/good", f"{category}/ground_truth/crack")
   (tree.root / "readme.txt").write_text("no folder of images")
@@ -103,7 +107,7 @@ def _visa(tree):
 def write_table(
   root, rows, header=("object", "split", "label", "image", "mask")
 ):
-  """VisA's split_csv/1cls.csv."""
+  """Writes VisA's split_csv/1cls.csv."""
   table = root / "split_csv" / "1cls.csv"
   table.parent.mkdir(parents=True, exist_ok=True)
   with table.open("w", newline="") as file:
@@ -180,7 +184,7 @@ def _mvtec_ad_2(tree):
 
 
 def _mvtec_loco(tree):
-  """Writes two masks for an image, which differ in value and place."""
+  """Writes two masks for each image, which differ in value and place."""
   for category in PUBLISHED["mvtec_loco"].categories:
     tree.image(f"{category}/train/good/000.png", "train", category)
     tree.image(f"{category}/test/good/000.png", "test", category)
@@ -200,7 +204,11 @@ def _real_iad(tree):
       ("train", f"OK/S0001/{name}_0001_OK_C1", "OK"),
       ("test", f"OK/S0002/{name}_0002_OK_C1", "OK"),
       ("test", f"NG/HS/S0003/{name}__0003_NG_HS_C1", "HS"),
-      ("test", f"NG/HS/S0003/{name}__0003_NG_HS_C2", "OK"),  # Not in view.
+      (
+        "test",
+        f"NG/HS/S0003/{name}__0003_NG_HS_C2",
+        "OK",
+      ),  # Defect out of view.
     ):
       path, mask = f"realiad_1024/{name}/{stem}.jpg", None
       if kind != "OK":
@@ -235,7 +243,7 @@ _WRITERS = {
   "brain_mri": lambda tree: _yes_no(tree, "brain_tumor_dataset/"),
   "br35h": lambda tree: _yes_no(tree, ""),
   "isic": _isic,
-  # Names that pair only by order.
+  # These names pair images and masks only by their order.
   "cvc_colondb": lambda tree: _images_and_masks(tree, "{}.png", "p{:03}.png"),
   "cvc_clinicdb": lambda tree: _images_and_masks(tree, "{}.tif", "{}.tif"),
   "kvasir": lambda tree: _images_and_masks(tree, "k{}.jpg", "k{}.jpg"),
@@ -251,14 +259,14 @@ WITHOUT_MASKS = ("head_ct", "brain_mri", "br35h", "elpv")
 
 
 def write_tree(name, manual_dir):
-  """Writes a data set's original files below a manual directory."""
+  """Writes a data set's original files below `manual_dir`."""
   tree = Tree(pathlib.Path(manual_dir) / name)
   _WRITERS[name](tree)
   return tree
 
 
 def write_files(root, paths):
-  """Writes tiny images, and text where a name is not that of one."""
+  """Writes tiny images to paths of images, and text to all other paths."""
   for path in paths:
     (root / path).parent.mkdir(parents=True, exist_ok=True)
     if path.endswith((".png", ".jpg", ".tif")):
@@ -269,7 +277,7 @@ def write_files(root, paths):
 
 
 def write_parts(root):
-  """A folder in MVTec's layout, small enough to train on: six images."""
+  """Writes six images in MVTec's layout, few enough to train on."""
   tree = Tree(root)
   for number in range(3):
     tree.image(f"nut/test/good/{number}.png", "test", "nut")

@@ -1,4 +1,4 @@
-"""Runs that go on, what they leave, and damage to it; also in buckets."""
+"""Running processes, their checkpoints, and damage to files."""
 
 import time
 
@@ -9,7 +9,7 @@ from cops_jax import files
 
 
 def leaves(workdir, step, item):
-  """Arrays of a checkpoint as bytes; Orbax's files have random names."""
+  """Returns a checkpoint's arrays as bytes; Orbax's file names are random."""
   path = workdir / "checkpoints" / str(step) / item
   here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   with ocp.StandardCheckpointer() as checkpointer:
@@ -24,7 +24,7 @@ def leaves(workdir, step, item):
 
 
 def wait_for(path, process):
-  """Until there is a file or folder, while a process runs."""
+  """Waits until a file or folder exists, while a process runs."""
   deadline = time.monotonic() + 120
   while not files.exists(path):
     assert time.monotonic() < deadline and process.poll() is None
@@ -32,7 +32,7 @@ def wait_for(path, process):
 
 
 def flip(path):
-  """Changes a bit in the middle of a file."""
+  """Flips a bit in the middle of a file."""
   content = bytearray(files.read_file(path))
   content[len(content) // 2] ^= 1
   files.write_file(path, bytes(content))

@@ -1,7 +1,7 @@
 """Runs train.py, eval.py and commands as a user does.
 
-Their imports are what takes longest, so each is forked from a process that has
-imported what they all do. It is otherwise a process of its own.
+Their imports are slow, so each program is forked from a process that already
+has the common imports. It is otherwise a process of its own.
 """
 
 import atexit
@@ -28,15 +28,15 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 def environment(num_devices=8):
-  """The environment of programs that tests start."""
+  """Returns the environment of programs that tests start."""
   return {**os.environ, _NUM_DEVICES: str(num_devices)}
 
 
 @functools.cache
 def _forks():
-  """The start of processes by a fork of one that has imported all.
+  """Returns the context that forks processes from one with all imports.
 
-  It has started no backend of JAX and no thread.
+  That process has started no JAX backend and no thread.
   """
   from multiprocessing import forkserver
 
@@ -54,33 +54,33 @@ def _forks():
   return context
 
 
-def seldom_look_for_garbage():
-  """Traces leave millions of objects that are none.
+def reduce_garbage_collection():
+  """Makes garbage collection rarer, which otherwise takes a tenth of the time.
 
-  To look among them as often as Python does takes a tenth of the time.
+  It would examine millions of objects from traces, which are not garbage.
   """
   gc.freeze()
   gc.set_threshold(200_000, 20, 50)
 
 
 def run_exit_functions():
-  """Runs what `atexit` holds, in a process that ends by `os._exit`.
+  """Runs the exit functions in a process that ends by `os._exit`.
 
-  CPython 3.11 to 3.14 have this private name. Without it only temporary files
-  are left behind.
+  CPython 3.11 to 3.14 have this private function. Without it, temporary files
+  are left behind, but nothing else.
   """
   getattr(atexit, "_run_exitfuncs", lambda: None)()
 
 
 def _run(arguments, folder, outputs, variables):
-  """In the new process: becomes `python ARGUMENTS` in a folder."""
-  seldom_look_for_garbage()
+  """Turns the new process into `python ARGUMENTS` in a folder."""
+  reduce_garbage_collection()
   for number, output in enumerate(outputs, 1):
     os.dup2(output.fileno(), number)
   os.chdir(folder)
   os.environ.clear()
   os.environ.update(variables)
-  # JAX, which is imported already, has read the variable.
+  # JAX is already imported, so it does not read the variable again.
   jax.config.update("jax_num_cpu_devices", int(variables[_NUM_DEVICES]))
   try:
     if arguments[0] == "-m":
@@ -101,11 +101,12 @@ def _read(reader):
 
 
 class Program:
-  """`python ARGUMENTS`, running; by default in the project's root.
+  """A running `python ARGUMENTS`, by default in the project's root.
 
   Attributes:
-    pid: the process's number.
-    returncode: its exit status; minus a signal's number; None while it runs.
+    pid: number of the process.
+    returncode: exit status, or minus the number of the signal that ended it;
+      None while it runs.
   """
 
   def __init__(self, *arguments, folder=ROOT, num_devices=8):
@@ -144,7 +145,7 @@ class Program:
     return self.returncode
 
   def communicate(self, timeout=900):
-    """Its standard output and standard error, when it has ended."""
+    """Waits for its end; returns standard output and standard error."""
     self.wait(timeout)
     return [output.result() for output in self._outputs]
 
@@ -156,7 +157,7 @@ class Program:
 
 
 def run(*arguments, **options):
-  """Exit status, standard output and standard error of `python ARGUMENTS`."""
+  """Runs `python ARGUMENTS`; returns exit status, output and errors."""
   program = Program(*arguments, **options)
   out, err = program.communicate()
   return program.returncode, out, err
@@ -164,7 +165,7 @@ def run(*arguments, **options):
 
 @contextlib.contextmanager
 def capture():
-  """Gives output and errors; log messages are handled as before afterwards."""
+  """Yields captured output and errors; restores the log handlers at the end."""
   logger = logging.getLogger("cops_jax")
   before = logger.handlers, logger.level, logger.propagate
   out, err = io.StringIO(), io.StringIO()
@@ -176,9 +177,10 @@ def capture():
 
 
 def call(name, *arguments):
-  """Exit status, output and errors of `cops NAME ARGUMENTS`, in this process.
+  """Runs `cops NAME ARGUMENTS` in this process, without its signal handlers.
 
-  Signals are handled as before when it has ended.
+  Returns:
+    Exit status, output and errors.
   """
   module = importlib.import_module(f"cops_jax.commands.{name}")
   caught = mock.patch("cops_jax.runtime.signals.catch_signals")
@@ -194,7 +196,7 @@ def call(name, *arguments):
 
 
 def start_afresh(*arguments, **options):
-  """`python ARGUMENTS` with imports of its own and pipes to it."""
+  """Starts `python ARGUMENTS` without a fork, with pipes to its outputs."""
   return subprocess.Popen(
     [sys.executable, *map(str, arguments)],
     **{

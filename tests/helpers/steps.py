@@ -8,10 +8,10 @@ import optax
 
 from cops_jax.training.step import loss_and_terms, make_optimizer
 
-# Adam divides by the root of a second moment that may be almost zero, and so
-# turns rounding errors, which depend on the processor and the devices' number,
-# into steps as large as any. With an epsilon above the gradients its steps are
-# as smooth as they are, and what should be equal can be compared.
+# Adam divides by the root of a second moment, which can be almost zero. It then
+# turns rounding errors, which depend on the processor and the devices, into
+# full steps. An epsilon above the gradients makes the steps as smooth as the
+# gradients, so equivalent trainings can be compared.
 SMOOTH = {"learning_rate": 0.01, "eps": 0.1}
 
 
@@ -23,7 +23,7 @@ def make_adam(accumulate_steps=1, num_steps=100):
 
 
 def take_five_adam_steps(model, params, backbone_params, batch):
-  """The rows of loss, image and patch terms, and the first gradients."""
+  """Returns (loss, image, patch) terms of each step, and first gradients."""
   optimizer = optax.adam(1e-3, b1=0.5, b2=0.999, eps=1e-8)
   state = optimizer.init(params)
 
@@ -43,7 +43,7 @@ def take_five_adam_steps(model, params, backbone_params, batch):
 
 
 def assert_same_way(start, ours, other, tolerance=1e-5):
-  """Parameters went from the start to the same place, up to rounding."""
+  """Asserts that two trainings moved the parameters alike, up to rounding."""
   ours, other = (jax.tree.map(np.subtract, end, start) for end in (ours, other))
   norm = optax.tree.norm
   assert norm(ours) > 0.01 * norm(start)

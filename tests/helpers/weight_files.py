@@ -1,9 +1,9 @@
-"""One tiny CLIP, and tiny prompts, in every format, as their own tools write.
+"""One tiny CLIP and tiny prompts in every file format.
 
 The files in tests/data/weights were written with torch 2.13.0 and transformers
-4.57.6, so that the formats are tested without torch too. The two in OpenAI's
+4.57.6, so that the formats can be tested without torch. The two in OpenAI's
 names were saved from one torch module with OpenAI's layout, as its state dict
-and, by tracing it, as TorchScript. The others are written from them by
+and, by tracing it, as TorchScript. This command writes the other files:
 
   cd tests && python -c "from helpers import weight_files as w; w.write_all()"
 """
@@ -19,7 +19,7 @@ FILES = (*OPENAI_FILES, *FOLDER_FILES, "epoch_1.pth")
 
 
 def make_torch_clip():
-  """transformers' torch CLIP with the weights of the stored files."""
+  """Returns transformers' torch CLIP with the weights of the stored files."""
   import torch
   from transformers import CLIPModel
 
@@ -41,7 +41,7 @@ def make_torch_clip():
 
 
 def authors_tensors(width=8):
-  """Random prompts as the authors' released files have them: no encoder."""
+  """Returns random prompts in the authors' format, which has no encoder."""
   rng = np.random.default_rng(1)
   linear = ("attn.out_proj", "mlp.c_fc", "mlp.c_proj")
   shapes = {
@@ -68,7 +68,7 @@ def authors_tensors(width=8):
 
 
 def write_all(folder=DATA):
-  """Writes all files but OpenAI's; the CLIP's lie together with its config."""
+  """Writes all files except OpenAI's; CLIP's config is next to its weights."""
   import torch
   from transformers import FlaxCLIPModel
 

@@ -257,7 +257,7 @@ def test_texts_have_verdicts_without_training(tmp_path, capsys, monkeypatch):
     ]
   )
   text = capsys.readouterr().out
-  assert f"texts, as no file has such a name: normal {normal}\n" in text
+  assert f"used as normal texts (no such files): {normal}\n" in text
   assert "largest balanced accuracy on 2 normal and 2 anomalous images" in text
   assert f"written to {out}/thresholds.json\n" in text
 
@@ -298,7 +298,7 @@ def test_texts_have_verdicts_without_training(tmp_path, capsys, monkeypatch):
   "arguments, expected",
   (
     (["--normal", "nowhere"], "needs a folder for its thresholds"),
-    (["--out=x", "--normal", "nowhere"], "give either --data or images"),
+    (["--out=x", "--normal", "nowhere"], "set either --data or --normal"),
     (["--out=x", "--anomalous", "."], "--anomalous needs normal images too"),
   ),
 )

@@ -1,4 +1,4 @@
-"""Checkpoints of parameters and optimizer."""
+"""Checkpoints of the parameters and the optimizer's state."""
 
 import errno
 import logging
@@ -33,7 +33,7 @@ def save(workdir, *steps):
 
 @pytest.fixture
 def messages(caplog, monkeypatch):
-  """This project's, which scripts do not hand on."""
+  """This project's log messages, which do not propagate by default."""
   monkeypatch.setattr(logging.getLogger("cops_jax"), "propagate", True)
   return caplog
 
@@ -59,8 +59,8 @@ def test_round_trip(tmp_path):
   assert kept == ["2", "3"]
 
 
-def test_memory_is_used_again_while_it_is_saved(tmp_path):
-  """As by a training step, which takes over its state's."""
+def test_arrays_can_be_donated_during_a_save(tmp_path):
+  """A training step donates the memory of its state."""
   update = jax.jit(
     lambda tree: jax.tree.map(jnp.negative, tree), donate_argnums=0
   )
@@ -89,7 +89,7 @@ with Checkpoints(sys.argv[1]) as saved:
 """
 
 
-def test_other_devices_than_those_that_saved(tmp_path):
+def test_a_checkpoint_is_restored_on_other_devices(tmp_path):
   mesh = make_mesh()
   assert mesh.size == 8
   with Checkpoints(tmp_path, num_kept=1) as saved:
@@ -103,7 +103,7 @@ def test_other_devices_than_those_that_saved(tmp_path):
   assert result.stdout == 3 * "4 [0.0, 1.0, 2.0]\n", result.stderr
 
 
-def test_no_checkpoint_and_one_of_another_size(tmp_path):
+def test_a_missing_checkpoint_and_another_size_are_reported(tmp_path):
   assert find_steps(tmp_path / "nowhere") == []
   with Checkpoints(tmp_path, num_kept=1) as saved:
     with pytest.raises(InputError, match="has no checkpoint yet"):
@@ -139,7 +139,7 @@ def test_damage_to_any_file_is_found(saved_dir, tmp_path, harm):
     if path.exists() or path.name != "manifest.json":
       (sentence,) = damage[2]
       assert sentence.startswith(path.relative_to(newest).as_posix())
-    else:  # The save was interrupted.
+    else:  # Without its manifest, the save counts as interrupted.
       assert 2 not in damage
     path.write_bytes(content)
   assert find_damage(workdir) == {1: [], 2: []}
@@ -156,10 +156,10 @@ def test_a_damaged_manifest_is_refused(tmp_path, content):
 
 
 @pytest.mark.parametrize("place", ("disk", "bucket"))
-def test_the_newest_good_step_is_used(
+def test_the_newest_undamaged_step_is_used(
   saved_dir, tmp_path, messages, place, request
 ):
-  """The work directory is a copy; what an interrupted process left goes."""
+  """Remains of an interrupted process are deleted."""
   workdir = tmp_path / "run"
   if place == "bucket":
     workdir = to_path(f"{request.getfixturevalue('bucket')}/run")
@@ -171,19 +171,20 @@ def test_the_newest_good_step_is_used(
     return {name.split("/")[0] for name in files.find_files(directory)}
 
   flip(directory / "2" / "params" / "_METADATA")
-  with Checkpoints(workdir) as saved:  # As eval.py and export do.
+  with Checkpoints(workdir) as saved:  # Only reads, as evaluation does.
     step, params = saved.restore_params()
     assert step == 1
     np.testing.assert_array_equal(params["a"], PARAMS["a"])
-  assert f"{directory}/2 is damaged and not used: params/_METADATA has" in (
-    messages.text
+  assert (
+    f"skipping the damaged checkpoint {directory}/2: params/_METADATA has"
+    in (messages.text)
   )
   assert names() == {"1", "2"}
   # A deletion, a save and a save without its manifest were interrupted.
   for name in ("0/_METADATA", "3.orbax-checkpoint-tmp/a", "4/_METADATA"):
     files.write_file(directory / name, "{}")
   files.write_file(directory / "2.damaged" / "a", "")
-  with Checkpoints(workdir, num_kept=2) as saved:  # As training does.
+  with Checkpoints(workdir, num_kept=2) as saved:  # Writes, as training does.
     assert names() == {"1", "2", "2.damaged"}
     assert saved.restore(PARAMS, OPT_STATE)[0] == 1
     assert "/2 to 2.damaged" in messages.text
@@ -193,7 +194,7 @@ def test_the_newest_good_step_is_used(
   assert find_damage(workdir) == {2: [], 3: []}
 
 
-def test_no_good_step_is_an_error(saved_dir, tmp_path):
+def test_damage_to_every_checkpoint_is_an_error(saved_dir, tmp_path):
   workdir = shutil.copytree(saved_dir, tmp_path / "run")
   for step in (1, 2):
     flip(workdir / "checkpoints" / str(step) / "_CHECKPOINT_METADATA")
@@ -211,7 +212,7 @@ def test_no_good_step_is_an_error(saved_dir, tmp_path):
     "cops_jax.runs.checkpoints.write_file",
   ),
 )
-def test_full_disk_leaves_the_last_good_step(
+def test_a_full_disk_keeps_the_last_checkpoint(
   saved_dir, tmp_path, monkeypatch, place
 ):
   def fail(*_, **__):
@@ -223,7 +224,7 @@ def test_full_disk_leaves_the_last_good_step(
       patched.setattr(place, fail)
       with pytest.raises(InputError, match="No space left on device. Earlier"):
         saved.save(3, PARAMS, OPT_STATE)
-        while True:  # As training does, without waiting.
+        while True:  # Checks without waiting, as training does.
           saved.check()
           time.sleep(0.01)
   assert find_steps(workdir) == [1, 2]

@@ -1,4 +1,4 @@
-"""One process at a time in a work directory."""
+"""The lock of a run directory."""
 
 import json
 import os
@@ -30,7 +30,7 @@ with lock.hold(sys.argv[1], "training"):
 
 @pytest.fixture(params=("disk", "without-locks", "bucket"))
 def workdir(request, tmp_path, monkeypatch):
-  """A work directory on a disk, on one without locks, and in a bucket."""
+  """Run directory on a disk with locks, without locks, and in a bucket."""
   if request.param == "bucket":
     return f"{request.getfixturevalue('bucket')}/run"
   if request.param == "without-locks":
@@ -44,23 +44,27 @@ def workdir(request, tmp_path, monkeypatch):
   return str(tmp_path / request.param)
 
 
-def test_the_second_is_refused_until_the_first_ends(workdir):
+def test_a_second_process_is_refused_until_the_first_ends(workdir):
   expected = f"in use for training by process {os.getpid()} on host"
   with lock.hold(workdir, "training"):
     for _ in range(2):
       with pytest.raises(InputError, match=expected) as caught:
         with lock.hold(workdir, "training"):
           pass
-    with lock.hold(workdir, "evaluation"):  # Another purpose.
+    with lock.hold(workdir, "evaluation"):  # This purpose has its own lock.
       pass
   is_system_lock = workdir.endswith("disk")
-  advice = "Wait for it" if is_system_lock else f"rm {workdir}/.training.held"
+  advice = (
+    "Wait for that process"
+    if is_system_lock
+    else f"rm {workdir}/.training.held"
+  )
   assert advice in str(caught.value)
   with lock.hold(workdir, "training"):
     pass
 
 
-def test_a_killed_process_gives_it_back(workdir):
+def test_a_killed_process_releases_the_lock(workdir):
   command = [sys.executable, "-c", HOLD_AND_DIE, workdir]
   code = subprocess.run(command, env=environment(), timeout=120).returncode
   assert code == -9
@@ -68,8 +72,8 @@ def test_a_killed_process_gives_it_back(workdir):
     pass
 
 
-def test_a_killed_process_of_another_machine(bucket, monkeypatch):
-  """Its job takes over; for others it may still be running."""
+def test_only_the_same_job_takes_over_from_another_machine(bucket, monkeypatch):
+  """Processes of another job cannot know whether the holder has ended."""
   holder = {"process": 1, "host": "a", "since": "then", "machine": "a"}
   held = f"{bucket}/run/.training.held"
   odd = json.dumps({"process": "a", "machine": lock._machine()}).encode()
@@ -87,7 +91,7 @@ def test_a_killed_process_of_another_machine(bucket, monkeypatch):
   assert not files.exists(held)
 
 
-def test_a_workdir_that_cannot_be_written(tmp_path, server):
+def test_an_unwritable_workdir_is_reported(tmp_path, server):
   (tmp_path / "file").write_text("")
   for workdir, reason in (
     (tmp_path / "file", "File exists"),

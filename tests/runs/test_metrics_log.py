@@ -1,4 +1,4 @@
-"""The run's log, also after an interruption."""
+"""The metrics of a run, also after an interruption, and their curves."""
 
 import json
 import sys
@@ -24,13 +24,13 @@ def open_log(workdir, last_step=0, **options):
   return log
 
 
-def test_steps_that_are_taken_again_are_dropped(tmp_path):
+def test_lines_of_repeated_steps_are_deleted(tmp_path):
   log = open_log(tmp_path)
   for step in (2, 4, 6):
     log.write(step, {"loss": float(step), "time/step_seconds": 1.0})
   assert rows(tmp_path)[0] == {"step": 2, "loss": 2, "time/step_seconds": 1}
   with (tmp_path / "metrics.jsonl").open("a") as file:
-    file.write('{"step": 8, "lo')  # Killed while writing.
+    file.write('{"step": 8, "lo')  # The process was killed here.
   log = open_log(tmp_path, 4)
   log.write(6, {"loss": 60.0})
   assert [row["loss"] for row in rows(tmp_path)] == [2, 4, 60]
@@ -51,8 +51,8 @@ def test_a_damaged_line_is_named(tmp_path, line):
     open_log(tmp_path)
 
 
-def test_tensorboard_gets_the_same_numbers(tmp_path, monkeypatch):
-  """clu's own writer needs tensorflow; this one notes what it is given."""
+def test_tensorboard_receives_the_same_numbers(tmp_path, monkeypatch):
+  """A fake writer records its calls, because clu's needs tensorflow."""
   calls = []
 
   class SummaryWriter:
@@ -78,7 +78,7 @@ def test_tensorboard_gets_the_same_numbers(tmp_path, monkeypatch):
   ]
 
 
-def test_curves(tmp_path, monkeypatch):
+def test_every_nonzero_term_has_a_curve(tmp_path, monkeypatch):
   log = open_log(tmp_path)
   assert metrics_log.plot_losses(tmp_path, "nothing", 5) is None
   terms = ("kl", "image", "patch")

@@ -1,4 +1,4 @@
-"""Which run a work directory belongs to, and what it recorded."""
+"""The record of a run, and its comparison with later commands."""
 
 import dataclasses
 
@@ -51,7 +51,7 @@ def test_a_workdir_can_be_claimed_again(tmp_path):
 
 def test_another_config_is_refused_and_the_first_kept(tmp_path):
   claim_workdir(tmp_path, RECORD)
-  with pytest.raises(InputError, match=r"train\.learning_rate is 0\.001 there"):
+  with pytest.raises(InputError, match=r"train\.learning_rate is 0\.001 in"):
     claim_workdir(tmp_path, changed("train", "learning_rate", 1e-4))
   assert read_record(tmp_path) == RECORD
 
@@ -62,10 +62,10 @@ def test_another_config_is_refused_and_the_first_kept(tmp_path):
     ({"init_from": "a.pth"}, "began from init_from='', not 'a.pth'", None),
     (
       {"backbone_sha256": "cd" * 32},
-      "(ab){32}; the file here has (cd){32}",
+      "(ab){32}; the present file has (cd){32}",
       "allow_other_backbone",
     ),
-    ({"data_sha256": "0"}, "other images: .*--allow_ot", "allow_other_data"),
+    ({"data_sha256": "0"}, "other images. .*--allow_ot", "allow_other_data"),
   ),
 )
 def test_another_run_is_refused_unless_allowed(
@@ -80,21 +80,21 @@ def test_another_run_is_refused_unless_allowed(
   assert read_record(tmp_path) == RECORD
 
 
-def test_only_the_asked_sections_are_compared():
+def test_only_the_given_sections_are_compared():
   other = changed("train", "learning_rate", 1e-4)
   check_config(RECORD, other.config, ("model",), "run")
   other = changed("model", "temperature", 0.1)
-  with pytest.raises(InputError, match=r"model\.temperature is 0\.07 there"):
+  with pytest.raises(InputError, match=r"model\.temperature is 0\.07 in"):
     check_config(RECORD, other.config, ("model",), "run")
 
 
-def test_fields_that_a_run_did_not_record_have_their_defaults(tmp_path):
+def test_unrecorded_fields_have_their_defaults(tmp_path):
   claim_workdir(tmp_path, RECORD)
   new = {**CONFIG, "input": {"num_workers": 3}, "feature_cache": {}}
   new["model"] = {**CONFIG["model"], "num_heads": 12}
   claim_workdir(tmp_path, dataclasses.replace(RECORD, config=new))
   new["model"]["num_heads"] = 8
-  with pytest.raises(InputError, match=r"num_heads is 12 there and 8 here"):
+  with pytest.raises(InputError, match=r"num_heads is 12 in the run and 8 now"):
     claim_workdir(tmp_path, dataclasses.replace(RECORD, config=new))
 
 
@@ -107,7 +107,7 @@ def test_a_missing_run_is_reported(tmp_path):
 def test_a_lost_record_is_not_replaced(tmp_path):
   (tmp_path / "checkpoints").mkdir()
   for use in (read_record, lambda folder: claim_workdir(folder, RECORD)):
-    with pytest.raises(InputError, match="does not exist, and .* checkpoints"):
+    with pytest.raises(InputError, match="does not exist, but .* checkpoints"):
       use(tmp_path)
 
 
@@ -129,7 +129,7 @@ def test_a_file_as_workdir_is_refused(tmp_path):
     seal({"config": {}, "backbone_sha256": "", "surplus": ""}),
   ),
 )
-def test_damaged_record_is_refused(tmp_path, text):
+def test_a_damaged_record_is_refused(tmp_path, text):
   with pytest.raises(InputError, match="^here is damaged"):
     from_json(text, "here")
   (tmp_path / "run.json").write_text(text)

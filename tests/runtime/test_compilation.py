@@ -1,4 +1,4 @@
-"""Where compiled programs are kept."""
+"""The cache of compiled programs."""
 
 import jax
 import pooch
@@ -11,15 +11,15 @@ from cops_jax.runtime.compilation import keep_compiled_programs
   "is_on, folder, is_read_only",
   (
     (True, None, False),
-    (True, "named to JAX itself", False),
+    (True, "set in JAX", False),
     (False, None, False),
     (True, None, True),
   ),
 )
-def test_compiled_programs_are_kept_in_the_users_cache_folder(
+def test_compiled_programs_are_stored_in_the_users_cache_folder(
   config, monkeypatch, tmp_path, is_on, folder, is_read_only
 ):
-  """Unless a field switches it off, JAX has a folder, or it is read-only."""
+  """Exceptions: a field disables it, JAX has a folder, or it is read-only."""
   found = {}
   monkeypatch.setattr(jax.config, "update", found.__setitem__)
   monkeypatch.setattr(

@@ -1,4 +1,4 @@
-"""Real processes that form one cluster on this host."""
+"""Clusters of real processes on this host."""
 
 import collections
 import json
@@ -26,7 +26,7 @@ from helpers.runs import flip, leaves, wait_for
 from helpers.scripts import ROOT, Program, run
 from helpers.steps import SMOOTH, assert_same_way
 
-# Three epochs of five steps; the last one of each is not full.
+# Three epochs of five steps; the last step of each epoch is not full.
 SETTINGS = {
   **{"batch_size": 6, "num_epochs": 3, "log_every_steps": 1},
   **{"evaluate_every_steps": 15, **SMOOTH},
@@ -35,14 +35,14 @@ SETTINGS = {
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-  """Images to train on, and others to evaluate on."""
+  """A data set to train on and one to evaluate on."""
   folder = tmp_path_factory.mktemp("images")
   return write_folder(folder / "nuts", 29), write_folder(folder / "bolts", 15)
 
 
 @pytest.fixture(scope="module")
 def flags(arguments, folders, tmp_path_factory):
-  """Returns flags to train on features that both processes compute."""
+  """Flags of a training on features that both processes compute."""
   return (
     *arguments,
     *(f"--config.train.{name}={value}" for name, value in SETTINGS.items()),
@@ -69,7 +69,7 @@ def whole(flags, tmp_path_factory):
 def test_two_processes_train_and_evaluate_as_one(
   whole, folders, clip_folder, data_dir, tmp_path
 ):
-  """This process, on eight devices, from images: losses, metrics, the rest."""
+  """Compares with a training from images in one process on eight devices."""
   config = make_config(clip_folder, data_dir)
   config.train.update(SETTINGS)
   config.train.dataset = folders[0]
@@ -82,7 +82,7 @@ def test_two_processes_train_and_evaluate_as_one(
   for row, other in zip(rows, other_rows, strict=True):
     assert row.keys() == other.keys()
     for name in row:
-      # What was evaluated counts ranks, which change one at a time.
+      # Metrics count ranks, so their smallest change is larger.
       tolerance = 1e-3 if "/" in name else 1e-5
       want = pytest.approx(row[name], rel=tolerance, abs=1e-5)
       assert other[name] == want, name
@@ -98,7 +98,7 @@ def test_two_processes_train_and_evaluate_as_one(
 
 
 def test_a_cluster_ends_together_and_resumes(whole, flags, folders, tmp_path):
-  """An error, SIGTERM and SIGKILL in one; the result is that of a whole run."""
+  """One process has an error, SIGTERM or SIGKILL; the result stays the same."""
   workdir = tmp_path / "run"
 
   def start():
@@ -108,7 +108,7 @@ def test_a_cluster_ends_together_and_resumes(whole, flags, folders, tmp_path):
       f"--config.features_dir={tmp_path}/features",
     )
 
-  # One process cannot read a file of an unchanged size and time.
+  # One process cannot decode a file with unchanged size and time.
   path = f"{folders[0].removeprefix('folder:')}/ground_truth/bad/07.png"
   with open(path, "rb") as file:
     content, stat = file.read(), os.stat(path)
@@ -143,12 +143,12 @@ def test_a_cluster_ends_together_and_resumes(whole, flags, folders, tmp_path):
   for log in logs:
     assert "which is saved: the same command resumes" in log
   codes, logs = end_one(signal.SIGKILL)
-  # What JAX computes fails, or JAX aborts the process.
+  # JAX's computation fails, or JAX aborts the process.
   assert codes[0] in (75, -signal.SIGABRT), logs
   assert codes[1] == -signal.SIGKILL
   if codes[0] == 75:
     sentence = logs[0].splitlines()[-1]
-    assert sentence.startswith("the processes cannot compute together any more")
+    assert sentence.startswith("the connection to another process is lost")
     assert "the same command resumes from the newest checkpoint" in sentence
     assert "Traceback" not in logs[0]
   step = find_steps(workdir)[-1]
@@ -168,9 +168,7 @@ def test_bad_arguments_are_refused(arguments, tmp_path):
     "train.py", *arguments, f"--workdir={tmp_path}", "--num_processes=2"
   )
   assert code == 1 and "Traceback" not in err
-  assert (
-    "did not come together as one cluster, see --coordinator_address" in err
-  )
+  assert "did not connect to one cluster. Check --coordinator_address" in err
   assert "coordinator_address should be defined" in err
 
 
@@ -184,7 +182,7 @@ def test_bad_arguments_are_refused(arguments, tmp_path):
     (KeyError("made"), False),
   ),
 )
-def test_lost_processes_are_told_from_other_errors(monkeypatch, error, is_lost):
+def test_only_lost_processes_are_recognized(monkeypatch, error, is_lost):
   monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
   wrapped = InputError("the checkpoint cannot be written")
   wrapped.__cause__ = error
@@ -257,7 +255,7 @@ processes.gather_objects(time.sleep(600) if index else None)
 """
 
 
-# What is said of each start in `PAIR`.
+# The error of each start in `PAIR`.
 DIFFERENCES = (
   "config.train.num_epochs is 1 in process 0 and 3 in process 1;"
   " config.train.learning_rate is 0.001 in process 0 and 0.1 in process 1",
@@ -272,9 +270,9 @@ DIFFERENCES = (
 
 
 def test_processes_agree_and_refuse_to_differ(clip_folder, data_dir, tmp_path):
-  """Objects and errors are exchanged; a job needs one config, CLIP and data.
+  """Objects and errors are exchanged; all need one config, CLIP and data set.
 
-  The second process then never answers the first, which SIGTERM ends.
+  At the end, the second process never answers, and SIGTERM ends the first.
   """
   script = tmp_path / "pair.py"
   script.write_text(PAIR)
@@ -304,13 +302,16 @@ def test_processes_agree_and_refuse_to_differ(clip_folder, data_dir, tmp_path):
     for index, folder in enumerate(folders)
   ]
   wait_for(folders[0] / "waiting", pair[0])
-  time.sleep(0.5)  # Now it waits for the second process.
+  time.sleep(0.5)  # By now the first process waits for the second.
   pair[0].send_signal(signal.SIGTERM)
   assert pair[0].wait(timeout=20) == 75
   pair[1].kill()
   outputs = [process.communicate(timeout=60) for process in pair]
   assert "stopped by a signal while it waited" in outputs[0][1]
-  reasons = ("KeyError('secret')", "OSError('the first process says why')")
+  reasons = (
+    "KeyError('secret')",
+    "OSError('the first process failed; it reports the reason')",
+  )
   for (out, err), reason in zip(outputs, reasons, strict=True):
     lines = [line for line in out.splitlines() if "Error(" in line]
     assert lines[:2] == [reason, "InputError('all is lost')"], out + err
@@ -321,10 +322,10 @@ def test_processes_agree_and_refuse_to_differ(clip_folder, data_dir, tmp_path):
 
 
 @pytest.mark.soak
-def test_evaluation_killed_or_stopped_at_any_time(arguments, tmp_path):
-  """From when both have met; then the same command does what is left.
+def test_an_evaluation_killed_or_stopped_at_random_resumes(arguments, tmp_path):
+  """One of two connected processes ends; the same command does the rest.
 
-  Training is killed at random in test_resume.
+  test_resume kills training at random.
   """
   rng = random.Random(time.time_ns())
   nuts, bolts = (
@@ -373,9 +374,9 @@ def test_evaluation_killed_or_stopped_at_any_time(arguments, tmp_path):
     log = logs[1 - killed]
     assert codes[1 - killed] in (0, 75, -signal.SIGABRT), logs
     if codes[1 - killed] == 75:
-      assert "cannot compute together" in log and "Traceback" not in log, log
+      assert "to another process is lost" in log and "Traceback" not in log, log
     num_kills += 1
-    if num_kills % 2:  # It keeps what it has done.
+    if num_kills % 2:  # Every other time, the results so far are kept.
       begin_again()
     ends[codes[1 - killed]] += 1
     print(

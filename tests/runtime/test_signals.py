@@ -1,4 +1,4 @@
-"""Signals, in processes that do nothing else."""
+"""Signals to processes that do nothing else."""
 
 import signal
 import subprocess
@@ -42,16 +42,16 @@ def test_before_training_the_process_ends_at_once(name):
   process.send_signal(signal.Signals[name])
   _, err = process.communicate(timeout=20)
   assert process.returncode == 75
-  assert f"stopped by {name}, nothing is lost" in err
+  assert f"stopped by {name}; nothing is lost" in err
   assert "Traceback" not in err
 
 
 @pytest.mark.parametrize("name", ("SIGTERM", "SIGINT"))
-def test_in_training_it_is_noted_and_a_second_ctrl_c_kills(name):
+def test_in_training_a_signal_is_recorded_and_a_second_ctrl_c_kills(name):
   process = start(is_deferred=True)
   process.send_signal(signal.Signals[name])
   assert process.stdout.readline() == "noted\n"
-  process.send_signal(signal.SIGTERM)  # Of no further effect.
+  process.send_signal(signal.SIGTERM)  # This has no further effect.
   process.send_signal(signal.SIGINT)
   _, err = process.communicate(timeout=20)
   assert process.returncode == -signal.SIGINT
@@ -59,7 +59,7 @@ def test_in_training_it_is_noted_and_a_second_ctrl_c_kills(name):
   assert "Traceback" not in err
 
 
-def test_a_process_of_a_cluster_that_takes_no_step_ends_by_itself():
+def test_a_waiting_process_of_a_cluster_ends_after_a_signal():
   process = start(is_deferred=True, catch="watch")
   process.send_signal(signal.SIGTERM)
   _, err = process.communicate(timeout=20)

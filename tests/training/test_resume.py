@@ -52,7 +52,7 @@ def test_a_run_that_ends_early_resumes_as_if_it_had_not(
   _, err = process.communicate(timeout=60)  # Orbax's threads do not block it.
   assert process.returncode == 1, err
   assert "File too large" in err and "Traceback" not in err
-  assert "resume from the newest with the same command" in err
+  assert "the same command resumes from the newest" in err
 
   process = start_and_save()
   process.send_signal(signal.SIGTERM)
@@ -80,7 +80,7 @@ def test_a_run_that_ends_early_resumes_as_if_it_had_not(
   assert "step 8: good\nstep 9: params/manifest.ocdbt has the SHA-256" in out
   code, _, err = run(*command)
   assert code == 0, err
-  assert "checkpoints/9 is damaged and not used: params/manifest.ocdbt" in err
+  assert "checkpoints/9: params/manifest.ocdbt has the SHA-256" in err
   assert "from step 8" in err
   assert (tmp_path / "checkpoints" / "9.damaged").is_dir()
   assert_same_run(tmp_path, trained[0])
@@ -96,7 +96,7 @@ def test_evaluation_shows_results_that_cannot_be_written(trained, tmp_path):
     os.chmod(folder, 0o555)
   code, out, err = run_obeying("eval.py", f"--workdir={workdir}")
   assert code == 1, err
-  assert "checkpoints/9 is damaged and not used" in err
+  assert "skipping the damaged checkpoint" in err
   assert "results.json cannot be written: Permission denied" in err
   assert "demo_unseen  mean" in out
   assert sorted(workdir.rglob("*")) == before

@@ -180,7 +180,7 @@ def test_calibration_makes_a_folder_of_them(kept, own, tmp_path):
   images, out = tmp_path / "few", tmp_path / "some" / "folder"
   flags = ("--pretrained=cops-visa", "--normal", images)
   code, _, err = call("calibrate", *flags)
-  assert code == 2 and "cops-visa is no folder here: give one, --out=" in err
+  assert code == 2 and "cops-visa is not a local folder: set --out" in err
   code, _, err = call("predict", images, "--pretrained=cops-visa")
   assert "cops calibrate --pretrained=cops-visa --normal GOOD --out=" in err
   code, shown, err = call("calibrate", *flags, f"--out={out}")
