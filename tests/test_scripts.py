@@ -132,7 +132,7 @@ def test_a_config_can_come_from_a_run(trained, tmp_path):
   _, _, err = call(
     "evaluate", f"--workdir={workdir}", f"--checkpoint={released}"
   )
-  assert "does not say with which config it was trained" in err
+  assert "does not contain the config that it was trained with" in err
   code, out, err = call(
     *("train", f"--config={workdir}", f"--workdir={workdir}"), "--process_id=0"
   )

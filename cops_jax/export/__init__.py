@@ -1,4 +1,4 @@
-"""A whole detector as one file that runs without its model's code."""
+"""A whole detector as one file that runs without the code of its model."""
 
 from cops_jax.export.jax import (
   PLATFORMS,

@@ -1,9 +1,22 @@
-"""A whole detector as one file, by jax.export.
+"""A whole detector as one .cops file, exported with jax.export.
 
-A .cops file is a zip archive of `function-cpu`, `function-cuda` and
-`function-tpu`, which jax.export makes from the way from images to scores and
-maps, for any number of images of one size; `weights.safetensors`; and
-`metadata.json`. `load` runs it.
+A .cops file is a zip archive. `function-cpu`, `function-cuda` and
+`function-tpu` are functions that jax.export wrote, from any number of images of
+one size to their scores and maps. `weights.safetensors` contains the weights,
+and `metadata.json` describes the file.
+
+Example:
+  ```python
+  from cops_jax import export, images
+  from cops_jax.detector import AnomalyDetector
+
+  detector = AnomalyDetector.from_workdir("runs/visa")
+  export.export(detector, "visa.cops")
+  exported = export.load("visa.cops")
+  side = exported.metadata["image_size_pixels"]
+  batch = images.read("photo.jpg").resize(side)[None]
+  print(exported(batch)["image_score"])
+  ```
 """
 
 from __future__ import annotations
@@ -36,17 +49,20 @@ if TYPE_CHECKING:  # Reading a file needs none of the model's code.
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 _FORMAT = 3
-# JAX promises this from the day that jaxlib was built, which no installed file
-# says, so there is no date to write down.
+# JAX promises this from the day that jaxlib was built. No installed file states
+# that day, so the text has no date.
 _READABLE_BY = "jaxlib up to six months newer than {}"
 _WEIGHTS, _METADATA = "weights.safetensors", "metadata.json"
 
 
 def require_file_name(out: str | os.PathLike) -> AnyPath:
-  """Returns the path of a file to export to.
+  """Returns the path of a file to export to, after checking its name.
+
+  Args:
+    out: file name that ends in .cops or .onnx.
 
   Raises:
-    InputError: it is a folder, ends in neither .cops nor .onnx, or the packages
+    InputError: if it is a folder or ends in anything else, or if the packages
       for ONNX are missing.
   """
   path = to_path(out)
@@ -55,9 +71,8 @@ def require_file_name(out: str | os.PathLike) -> AnyPath:
     raise UsageError(f"{out} is a folder: name a file, such as model.cops")
   if path.suffix not in (".cops", ".onnx"):
     raise UsageError(
-      f"{out} ends in {path.suffix!r}: .cops is a file for JAX, .onnx one for"
-      " ONNX runtimes; `cops weights save` writes prompts as .pth or"
-      " .safetensors"
+      f"{out} ends in {path.suffix!r}: use .cops for JAX or .onnx for ONNX"
+      " runtimes. `cops weights save` writes prompts as .pth or .safetensors."
     )
   if path.suffix == ".onnx":
     from cops_jax.export.onnx import import_packages
@@ -70,18 +85,17 @@ def export(detector: AnomalyDetector, out: str | os.PathLike) -> dict[str, Any]:
   """Writes a detector as one file.
 
   Args:
-    detector: to be written.
-    out: the file, see `require_file_name`; one named .onnx is written by
-      `onnx.write_onnx`.
+    detector: detector to write, with its reference images if it has any.
+    out: file name that ends in .cops or .onnx.
 
   Returns:
-    The metadata that the file holds.
+    The metadata in the file: versions, hashes, image size and thresholds.
 
   Raises:
-    InputError: it cannot be written.
+    InputError: if the name has another ending, or the file cannot be written.
   """
   out = require_file_name(out)
-  # The file's function sees whole images.
+  # The exported function scores whole images, without tiles.
   config, thresholds = detector.config, detector.thresholds_for("")
   metadata = {
     "cops_jax": __version__,
@@ -120,7 +134,7 @@ def export(detector: AnomalyDetector, out: str | os.PathLike) -> dict[str, Any]:
 
 
 def _trace(detector):
-  """The functions and the weights, as bytes by name."""
+  """Returns the functions and the weights, as bytes by name."""
   from cops_jax.evaluation.step import make_predict_step
   from cops_jax.weights.model import build_model
 
@@ -162,10 +176,11 @@ def _trace(detector):
 
 
 class ExportedDetector:
-  """A detector from a file: from images to scores and maps.
+  """A detector from a .cops file; `load` returns one.
 
   Attributes:
-    metadata: the file's: versions, hashes, image size, thresholds.
+    metadata: content of metadata.json: versions, hashes, image size and
+      thresholds.
   """
 
   def __init__(
@@ -179,16 +194,19 @@ class ExportedDetector:
     self._call = jax.jit(exported.call)
 
   def __call__(self, images: np.ndarray) -> dict[str, Float[Array, "..."]]:
-    """Scores images of the side that the metadata say.
+    """Scores images of the exported size.
+
+    Each new number of images compiles the function again.
 
     Args:
-      images: uint8 RGB (b, h, w, 3); compiled again for each number of them.
+      images: RGB images, uint8 (b, h, w, 3), at least one. Height and width
+        are metadata["image_size_pixels"].
 
     Returns:
-      image_score (b,) and anomaly_map (b, h, w), float32 in [0, 1].
+      A dict of image_score (b,) and anomaly_map (b, h, w), float32 in [0, 1].
 
     Raises:
-      InputError: they have another type or size.
+      InputError: if the images have another type or shape.
     """
     images = np.asarray(images)
     side = self.metadata["image_size_pixels"]
@@ -205,30 +223,36 @@ class ExportedDetector:
 
 
 def load(path: str | os.PathLike) -> ExportedDetector:
-  """Reads a file that `export` wrote.
+  """Reads a .cops file that `export` wrote.
+
+  Args:
+    path: path or address of the file.
+
+  Returns:
+    The exported detector, with its weights on the default device.
 
   Raises:
-    InputError: there is no such file, it is damaged, or this version of JAX no
-      longer reads it.
+    InputError: if the file does not exist or is damaged, was not exported for
+      this platform, or cannot be read by this version of JAX.
   """
   path = fetch(path) if is_address(path) else pathlib.Path(path)
   backend = jax.default_backend()
   platform = "cuda" if backend == "gpu" else backend
   try:
-    # The archive's checksums are compared as its parts are read.
+    # Reading a part compares its checksum.
     with zipfile.ZipFile(path) as archive:
       if any(entry.compress_type for entry in archive.infolist()):
-        raise ValueError("an entry is compressed; none is as exported")
+        raise ValueError("an entry is compressed, but exported entries are not")
       metadata = json.loads(archive.read(_METADATA))
       if metadata["format"] != _FORMAT:
         raise InputError(
-          f"{path} has format {metadata['format']}, and this program reads"
-          f" {_FORMAT}: export the run again"
+          f"{path} has format {metadata['format']}, but this version reads"
+          f" format {_FORMAT}: export the run again"
         )
       if platform not in metadata["platforms"]:
         raise InputError(
-          f"{path} was made for {', '.join(metadata['platforms'])}, and JAX"
-          f" computes on {platform} here"
+          f"{path} was exported for {', '.join(metadata['platforms'])}, but JAX"
+          f" runs on {platform} here"
         )
       function = archive.read(f"function-{platform}")
       tensors = safetensors.numpy.load(archive.read(_WEIGHTS))
@@ -238,7 +262,7 @@ def load(path: str | os.PathLike) -> ExportedDetector:
     metadata["image_size_pixels"] + 0
   except InputError:
     raise
-  except Exception as error:  # Damage makes many kinds of errors.
+  except Exception as error:  # Damage causes many kinds of errors.
     raise InputError(
       f"{path} cannot be read as an exported detector: {shorten(error)}"
     ) from error
@@ -246,7 +270,7 @@ def load(path: str | os.PathLike) -> ExportedDetector:
     exported = jax_export.deserialize(bytearray(function))
   except Exception as error:  # JAX's errors are not documented.
     raise InputError(
-      f"{path} is for {readable_by}, and JAX {jax.__version__}"
-      f" does not read it ({shorten(error)}). Export the run again."
+      f"{path} is for {readable_by}, but JAX {jax.__version__}"
+      f" cannot read it ({shorten(error)}). Export the run again."
     ) from error
   return ExportedDetector(metadata, exported, params)

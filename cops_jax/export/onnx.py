@@ -1,4 +1,4 @@
-"""A detector as an ONNX file, by jax2onnx."""
+"""A whole detector as one ONNX file, exported with jax2onnx."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ from cops_jax.weights.model import build_model
 _OUTPUTS = ("image_score", "anomaly_map")
 _PACKAGES = ("jax2onnx", "onnx_ir", "onnxruntime")
 _TOLERANCE = 1e-3
-_MAX_BYTES = 2**31 - 2**20  # Of a protocol buffer, with room for the graph.
+# A protocol buffer has at most 2 GiB; the graph needs some of it.
+_MAX_BYTES = 2**31 - 2**20
 
 
 def write_onnx(
@@ -34,17 +35,17 @@ def write_onnx(
   """Writes a detector as one ONNX file.
 
   The input is images, uint8 (batch, h, w, 3). Outputs are image_score (batch,)
-  and anomaly_map (batch, h, w), float32 in [0, 1]. CLIP computes in float32,
-  whatever config.backbone.dtype says: few runtimes support bfloat16.
+  and anomaly_map (batch, h, w), float32 in [0, 1]. The backbone computes in
+  float32 for any config.backbone.dtype, because few runtimes support bfloat16.
 
   Args:
-    detector: what to write.
-    path: the file.
-    metadata: what the file says about itself; values are written as JSON.
+    detector: detector to write.
+    path: path of the file.
+    metadata: metadata of the file; values are written as JSON.
 
   Raises:
-    InputError: jax2onnx is missing, the weights are too large for one file,
-      ONNX Runtime does not compute with it what JAX does, or it cannot be
+    InputError: if jax2onnx is missing, the weights are too large for one file,
+      the results of ONNX Runtime differ from JAX's, or the file cannot be
       written.
   """
   config = detector.config.copy_and_resolve_references()
@@ -55,8 +56,8 @@ def write_onnx(
   size = sum(leaf.nbytes for leaf in jax.tree.leaves(variables))
   if size > _MAX_BYTES:
     raise InputError(
-      f"the weights take {size / 1e9:.1f} GB, and an ONNX file holds"
-      f" {_MAX_BYTES / 1e9:.1f} GB: export a .cops file, which holds any number"
+      f"the weights have {size / 1e9:.1f} GB, but an ONNX file holds at most"
+      f" {_MAX_BYTES / 1e9:.1f} GB: export a .cops file instead"
     )
 
   def detect(images):
@@ -70,7 +71,7 @@ def write_onnx(
 
 def import_packages() -> None:
   """Raises InputError if a package of the extra [onnx] is missing."""
-  # It would send usage data and leave a file in the temporary folder.
+  # ONNX Runtime would send usage data and leave a file in the temporary folder.
   os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
   with needs_extra("an ONNX file", "onnx", *_PACKAGES):
     for name in _PACKAGES:
@@ -83,11 +84,11 @@ def _convert(function, side, metadata):
   from jax2onnx import to_onnx
   from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-  # Of the graph's inner values, whose types nobody needs.
+  # It warns about types of the graph's inner values, which nothing needs.
   logging.getLogger("onnx_ir.serde").setLevel(logging.ERROR)
   (batch,) = jax.export.symbolic_shape("batch")
   with warnings.catch_warnings():
-    # jax2onnx asks for float64 on its way and takes float32.
+    # jax2onnx requests float64 and gets float32, with a warning.
     warnings.simplefilter("ignore")
     graph = to_onnx(
       function,
@@ -105,9 +106,9 @@ def _convert(function, side, metadata):
 
 
 def _check(content, function, side):
-  """Raises InputError unless ONNX Runtime computes what JAX does.
+  """Raises InputError unless ONNX Runtime computes the same results as JAX.
 
-  jax2onnx translates every operation in its own way, some of them wrongly.
+  jax2onnx has its own translation of each operation, and some are wrong.
   """
   import onnxruntime
 
@@ -117,18 +118,18 @@ def _check(content, function, side):
     want = jax.device_get(jax.jit(function)(images))
   try:
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # What it logs as errors, it raises too.
+    options.log_severity_level = 4  # It also raises the errors that it logs.
     session = onnxruntime.InferenceSession(content, options)
     got = session.run(_OUTPUTS, {"images": images})
   except Exception as error:  # ONNX Runtime's errors are not documented.
     raise InputError(
-      "jax2onnx makes no valid ONNX file of this run's config:"
+      "jax2onnx cannot write a valid ONNX file for this run's config:"
       f" {shorten(error)}"
     ) from error
   for name, array, expected in zip(_OUTPUTS, got, want, strict=True):
     difference = np.abs(array - expected).max()
     if not difference <= _TOLERANCE:
       raise InputError(
-        "jax2onnx makes a wrong ONNX file of this run's config: its"
+        "jax2onnx writes a wrong ONNX file for this run's config: its"
         f" {name} is off by {difference:.2g}"
       )

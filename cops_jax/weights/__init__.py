@@ -1,1 +1,1 @@
-"""CLIP weights and trained prompts, in and out."""
+"""Reading and writing of backbones and trained prompts."""

@@ -1,4 +1,4 @@
-"""Trained prompts in the names and shapes of their method's authors' files."""
+"""Converts prompts from and to the names and shapes of their authors' files."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import numpy as np
 if TYPE_CHECKING:
   from cops_jax.weights.clip import PretrainedCLIP
 
-# Evaluation does without CoPS's encoder, and the released files have none.
+# Evaluation does not need CoPS's encoder, and the released files have none.
 ENCODER = (
   *("category_vae.encoder", "category_vae.mean", "category_vae.log_var"),
   "vae_encoder.",
 )
-# Left over from training, or made by CLIP; nothing reads them.
+# Remains of the training and outputs of CLIP; nothing reads them.
 _UNUSED = (
   *("projector", "extractor_.", "token_", "tokenized_"),
   "compound_prompt_projections.",
@@ -27,18 +27,20 @@ _QKV = tuple(
   f"prototype_extractor.{part}" for part in ("query", "key", "value")
 )
 
-# What AnomalyCLIP's module keeps and never uses.
+# Sizes of the tensors that AnomalyCLIP's module reads and never uses.
 _PROMPT_LENGTH = 77
 _PLACEHOLDER = 343  # "x" in OpenAI's vocabulary.
 _PROJECTION_WIDTH = 896
 
 
 class _Part(NamedTuple):
-  """Parameters under both names.
+  """Parameters with their names here and in the authors' files.
 
   Attributes:
-    ours, theirs: names of the arrays.
-    to_theirs, to_ours: from the arrays of one to those of the other.
+    ours: names of the arrays here.
+    theirs: names of the arrays in the authors' files.
+    to_theirs: function from the arrays here to the authors'.
+    to_ours: function from the authors' arrays to those here.
   """
 
   ours: tuple[str, ...]
@@ -75,7 +77,7 @@ def _context(module):
   )
 
 
-# By method: the module with the words, and all parts but the deep prompts.
+# By method: the module with the words, and all parts except the deep prompts.
 _FORMATS = {
   "cops": (
     "prompt_learner",
@@ -127,7 +129,7 @@ def find_method(names: Iterable[str]) -> str | None:
 
 
 def select(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """Returns a file's tensors without those that nothing reads."""
+  """Returns the tensors of a file that are used."""
   return {
     name: array
     for name, array in tensors.items()
@@ -138,11 +140,12 @@ def select(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 def to_authors_names(
   trainable: Mapping[str, Any], method: str
 ) -> dict[str, np.ndarray]:
-  """Returns trained parameters in the authors' names, shapes and order.
+  """Returns prompts with the authors' names, shapes and order.
 
   Args:
-    trainable: the parameters. CoPS's encoder and deep prompts may be absent.
-    method: a name in METHODS.
+    trainable: tree of the prompts; CoPS's encoder and deep prompts can be
+      absent.
+    method: name in METHODS.
   """
   module, parts = _FORMATS[method]
   flat = {
@@ -164,7 +167,10 @@ def to_authors_names(
 def from_authors_names(
   tensors: Mapping[str, np.ndarray], method: str
 ) -> dict[str, Any]:
-  """Returns the inverse of `to_authors_names`."""
+  """Returns the tree of prompts from the authors' tensors.
+
+  This is the inverse of `to_authors_names`.
+  """
   module, parts = _FORMATS[method]
   flat = {}
   for ours, theirs, _, to_ours in parts:
@@ -182,11 +188,12 @@ def from_authors_names(
 def from_uniadet_head(
   tensors: Mapping[str, np.ndarray],
 ) -> dict[str, np.ndarray]:
-  """Returns UniADet's weights from a file of its reproduction; {} of others.
+  """Returns UniADet's weights from a file of its reproduction.
 
-  Its authors have published no weights. The reproduction of the repository
-  awesome-Industry-anomaly-detection-Reproduction names them by task and layer:
-  `head.w_cls.12`, `head.w_seg.12`.
+  UniADet's authors have published no weights. The reproduction in the
+  repository awesome-Industry-anomaly-detection-Reproduction names them by task
+  and layer: `head.w_cls.12`, `head.w_seg.12`. The result is empty for other
+  files.
   """
   found = {
     name: re.fullmatch(r"head\.w_(cls|seg)\.(\d+)", name) for name in tensors
@@ -203,7 +210,7 @@ def from_uniadet_head(
 def unused_tensors(
   trainable: Mapping[str, Any], backbone: PretrainedCLIP
 ) -> dict[str, np.ndarray]:
-  """Returns what AnomalyCLIP's module reads from a file and never uses."""
+  """Returns the tensors that AnomalyCLIP's module reads and never uses."""
   embeddings = backbone.params["text_model"]["embeddings"]["token_embedding"]
   table = np.asarray(embeddings["embedding"], np.float32)
   prompts, tokens = trainable["object_prompts"], backbone.tokens

@@ -1,4 +1,4 @@
-"""The frozen backbone that a config names."""
+"""Loading of the frozen backbone that a config names."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from cops_jax import methods
 from cops_jax.weights.clip import PretrainedCLIP, load_clip
 from cops_jax.weights.dino import PretrainedDINO, load_dino
 
-# Both have config, params and sha256.
+# Both have the attributes config, params and sha256.
 PretrainedBackbone = PretrainedCLIP | PretrainedDINO
 
 
@@ -18,10 +18,11 @@ def load_backbone(config: Any) -> PretrainedBackbone:
   CLIP's text tower is loaded only for a method that uses it.
 
   Args:
-    config: a ConfigDict with the fields of `cops_jax.config`.
+    config: ConfigDict with the fields of `cops_jax.config`.
 
   Raises:
-    InputError: see `clip.load_clip` and `dino.load_dino`.
+    InputError: if it cannot be loaded, see `clip.load_clip` and
+      `dino.load_dino`.
   """
   backbone = config.backbone
   source = backbone.weights, backbone.revision, backbone.sha256

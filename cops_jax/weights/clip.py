@@ -22,7 +22,8 @@ DEMO_CLIP = "demo"
 DEMO_FOLDER = pathlib.Path(__file__).parent / "demo_clip"
 
 _TOKENIZER = ("vocab.json", "merges.txt")
-# A folder's files of tensors, the preferred one first, and their names' form.
+# Files of tensors in a folder, in order of preference, with the function that
+# returns the place of a parameter in them.
 _TENSOR_FILES = {
   "model.safetensors": places.torch_place,
   "pytorch_model.bin": places.torch_place,
@@ -35,7 +36,7 @@ class PromptTokens:
   """Token ids around the learned words of a prompt, in CLIP's vocabulary."""
 
   start: int
-  damaged: tuple[int, ...]  # The word "damaged": one token in CLIP's own.
+  damaged: tuple[int, ...]  # The word "damaged": one token in OpenAI's CLIP.
   object: int  # The word "object".
   period: int
   end: int
@@ -48,16 +49,16 @@ OPENAI_TOKENS = PromptTokens(
 
 @dataclasses.dataclass(frozen=True)
 class PretrainedCLIP:
-  """A CLIP model as read from disk.
+  """A CLIP model that was read from files.
 
   Attributes:
     config: sizes of both towers.
     params: parameter tree of `CLIP`, float32, on the host.
     tokens: token ids around the learned words of a prompt; None without the
       text tower.
-    sha256: hash of the file with the weights, in hexadecimal.
-    tokenizer: folder of vocab.json and merges.txt; None if there is none, as
-      beside OpenAI's own files.
+    sha256: SHA-256 of the file with the weights, in hexadecimal.
+    tokenizer: folder of vocab.json and merges.txt, or None. OpenAI's files come
+      without one.
   """
 
   config: CLIPConfig
@@ -67,21 +68,21 @@ class PretrainedCLIP:
   tokenizer: pathlib.Path | None = None
 
   def tokenize(self, sentences: Sequence[str]) -> list[tuple[int, ...]]:
-    """Returns each sentence's token ids, from the start to the end token.
+    """Returns the token ids of each sentence, from start token to end token.
 
     Raises:
-      InputError: there is no tokenizer, or a sentence is too long or has a word
-        outside the vocabulary of a CLIP with a small one.
+      InputError: if there is no tokenizer, a sentence is too long, or it has a
+        word that a CLIP with a small vocabulary does not know.
     """
     if self.tokenizer is None:
       raise InputError(
-        "this CLIP came without a tokenizer, which hand-written texts need: put"
-        " CLIP's vocab.json and merges.txt beside the file with the weights, or"
-        " give a Hugging Face folder or name"
+        "hand-written texts need a tokenizer, but this CLIP has none: put"
+        " CLIP's vocab.json and merges.txt next to the file with the weights,"
+        " or use a Hugging Face folder or name"
       )
     tokenizer = _read_tokenizer(self.tokenizer)
     known = tokenizer.get_vocab()
-    if len(known) <= OPENAI_TOKENS.end:  # It has whole words alone.
+    if len(known) <= OPENAI_TOKENS.end:  # The vocabulary has only whole words.
       for sentence in sentences:
         for word in sentence.lower().split():
           word = word.rstrip(".,;:!?") or word
@@ -89,15 +90,15 @@ class PretrainedCLIP:
             words = re.findall(r"(\w{3,})</w>", " ".join(known))
             near = difflib.get_close_matches(word, words, 12, cutoff=0)
             raise InputError(
-              f"this CLIP does not know the word {word!r} of {sentence!r}, only"
-              f" those of its own captions, such as {', '.join(near)}"
+              f"this CLIP does not know the word {word!r} in {sentence!r};"
+              f" choose words of its captions, such as {', '.join(near)}"
             )
     limit = self.config.text_config.max_position_embeddings
     found = [tuple(tokenizer(text).input_ids) for text in sentences]
     for sentence, ids in zip(sentences, found, strict=True):
       if len(ids) > limit:
         raise InputError(
-          f"{sentence!r} has {len(ids)} tokens; CLIP reads at most {limit}"
+          f"{sentence!r} has {len(ids)} tokens, but CLIP reads at most {limit}"
         )
     return found
 
@@ -108,18 +109,19 @@ def load_clip(
   """Loads a CLIP model from the Hugging Face hub, a folder or a file.
 
   Args:
-    weights: name of a model on the hub, which is downloaded once; or a folder
-      in its format (config.json, vocab.json, merges.txt and one of
-      model.safetensors, pytorch_model.bin, flax_model.msgpack); or a file in
-      OpenAI's names, their own .pt or a state dict made from it; or "demo" for
-      the toy in this package. Folder and file may be addresses.
-    revision: branch, tag or commit on the hub; "" for the newest.
-    sha256: expected hash of the file with the weights; "" accepts any.
-    has_text: whether the text tower and the tokenizer are read too.
+    weights: one of four. The name of a model on the hub, which is downloaded
+      once; a folder in the hub's format (config.json, vocab.json, merges.txt
+      and one of model.safetensors, pytorch_model.bin, flax_model.msgpack); a
+      file with OpenAI's names, which is their .pt or a state dict of it; or
+      "demo" for the toy CLIP in this package. Folders and files can be
+      addresses.
+    revision: branch, tag or commit on the hub; empty for the newest.
+    sha256: expected hash of the file with the weights; empty accepts any.
+    has_text: if True, also reads the text tower and the tokenizer.
 
   Raises:
-    InputError: there is no such model, or a file is missing, damaged, not the
-      pinned one, or does not fit its config.json.
+    InputError: if there is no such model, or a file is missing or damaged, has
+      another hash, or does not fit its config.json.
   """
   if weights == DEMO_CLIP:
     weights = str(DEMO_FOLDER)
@@ -132,24 +134,24 @@ def _load_file(path, sha256, has_text):
   file = read_tensor_file(path, sha256)
   if not clip_names.is_openai(file.tensors):
     raise InputError(
-      f"{path} holds no CLIP in OpenAI's names, such as visual.conv1.weight."
-      " Give a file in Hugging Face's names by its folder, which has the"
-      " model's config.json and tokenizer."
+      f"{path} contains no CLIP with OpenAI's names, such as"
+      " visual.conv1.weight. If it has Hugging Face's names, give its folder,"
+      " which has the model's config.json and tokenizer."
     )
   config = clip_names.config_from_openai(file.tensors, str(path))
   params = clip_names.clip_params_from_tensors(
     file.tensors,
     config,
     clip_names.openai_place,
-    f"{path} does not hold a whole CLIP in OpenAI's names",
+    f"{path} does not contain a whole CLIP with OpenAI's names",
     has_text,
   )
   vocabulary = config.text_config.vocab_size
   if vocabulary != OPENAI_TOKENS.end + 1:
     raise InputError(
-      f"{path} has a vocabulary of {vocabulary} tokens; OpenAI's has"
-      f" {OPENAI_TOKENS.end + 1}. Give a model with its own tokenizer as a"
-      " Hugging Face folder."
+      f"{path} has a vocabulary of {vocabulary} tokens, but OpenAI's has"
+      f" {OPENAI_TOKENS.end + 1}. Use a Hugging Face folder for a model with"
+      " its own tokenizer."
     )
   has_tokenizer = all((path.parent / name).is_file() for name in _TOKENIZER)
   return PretrainedCLIP(
@@ -171,14 +173,14 @@ def _load_folder(folder, sha256, has_text):
     )
   except (AttributeError, TypeError, ValueError) as error:
     raise InputError(
-      f"{folder / folders.CONFIG} is not CLIP's: {error}"
+      f"{folder / folders.CONFIG} does not describe a CLIP: {error}"
     ) from error
   file = folders.read_tensors(folder, "clip", _TENSOR_FILES, num_layers, sha256)
   params = clip_names.clip_params_from_tensors(
     file.tensors,
     config,
     _TENSOR_FILES[file.path.name],
-    f"{file.path} does not hold the CLIP model that its config.json describes",
+    f"{file.path} does not contain the CLIP that its config.json describes",
     has_text,
   )
   if not has_text:
@@ -193,7 +195,7 @@ def _read_tokenizer(folder: pathlib.Path) -> CLIPTokenizerFast:
   )
   try:
     return CLIPTokenizerFast(vocab_file=vocabulary, merges_file=merges)
-  except Exception as error:  # Its own kinds are not documented.
+  except Exception as error:  # The tokenizer's errors are not documented.
     raise InputError(
       f"the tokenizer in {folder} is damaged: {shorten(error)}"
     ) from error
@@ -205,7 +207,8 @@ def _prompt_tokens(folder: pathlib.Path) -> PromptTokens:
   ids = tokenizer("object .").input_ids
   if len(ids) != 4:
     raise InputError(
-      f"the tokenizer in {folder} must know the word 'object' and the full stop"
-      f" as one token each, between a start and an end token; it gives {ids}"
+      f"the tokenizer in {folder} returns {ids} for 'object .', expected one"
+      " token for the word and one for the full stop, between a start and an"
+      " end token"
     )
   return PromptTokens(start, tuple(damaged), ids[1], ids[2], end)

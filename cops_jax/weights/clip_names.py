@@ -1,7 +1,7 @@
-"""CLIP's parameters under the names of each kind of weight file.
+"""Reads CLIP's parameters by the names of each kind of weight file.
 
-This project uses the names of transformers' Flax CLIP. Files in the names of
-its torch CLIP have torch's memory order. OpenAI's files also stack the
+This project uses the names of transformers' Flax CLIP. Files with the names of
+its torch CLIP have torch's order of axes. OpenAI's files also stack the
 projections of queries, keys and values into one tensor.
 """
 
@@ -25,9 +25,9 @@ from cops_jax.weights.places import (
   torch_place,
 )
 
-# CLIP's parameters that images need; without a scale its module is not built.
+# Parameters that images need; the module cannot be built without a scale.
 VISION_PARAMS = ("vision_model", "visual_projection", "logit_scale")
-# Entries besides parameters; OpenAI's archives note three sizes.
+# Entries that are not parameters; OpenAI's archives contain three sizes.
 _EXCUSED_NAMES = ("input_resolution", "context_length", "vocab_size")
 _EXCUSED_SUFFIXES = (".position_ids", ".attn_mask")
 
@@ -61,7 +61,7 @@ _OPENAI_HEAD_WIDTH = 64
 
 def openai_place(name: str, num_axes: int) -> Place:
   """Returns a parameter's place in a file of OpenAI's CLIP."""
-  if name in _OPENAI_PROJECTIONS:  # Kept as (in, out), as in flax.
+  if name in _OPENAI_PROJECTIONS:  # Stored as (in, out), as in flax.
     return flax_place(_OPENAI_PROJECTIONS[name], num_axes)
   name, axes, _ = torch_place(name, num_axes)
   for ours, theirs in _OPENAI_PARTS:
@@ -75,10 +75,11 @@ def openai_place(name: str, num_axes: int) -> Place:
 def clip_param_shapes(config: CLIPConfig) -> Mapping[str, Any]:
   """Returns the tree of `CLIP(config)` as `jax.ShapeDtypeStruct`s.
 
-  Tracing its initialisation would take seconds.
+  The shapes are written out because tracing the initialization takes seconds.
 
   Raises:
-    TypeError, ValueError: no CLIP has these sizes.
+    TypeError: if the sizes are not numbers.
+    ValueError: if no CLIP can have these sizes.
   """
   text, vision = config.text_config, config.vision_config
   words, patches = text.hidden_size, vision.hidden_size
@@ -152,21 +153,22 @@ def clip_params_from_tensors(
   """Returns the float32 parameters of `CLIP(config)` from a file's tensors.
 
   Args:
-    tensors: arrays by the file's names.
-    config: sizes to check them against.
+    tensors: arrays by their names in the file.
+    config: expected sizes.
     place: `flax_place`, `torch_place` or `openai_place`, by the file's names.
-    source: what an error's message begins with.
-    has_text: whether to return the text tower's parameters too. They are
+    source: beginning of an error's message, which names the file.
+    has_text: if True, also returns the text tower's parameters. They are
       checked in either case.
 
   Raises:
-    InputError: see `places.params_from_tensors`; or the sizes are impossible.
+    InputError: if the sizes are impossible, or tensors do not fit them, see
+      `places.params_from_tensors`.
   """
   try:
     shapes = clip_param_shapes(config)
   except Exception as error:  # Bad sizes fail late and in many ways.
     raise InputError(
-      f"{source}: its sizes describe no CLIP that can be built"
+      f"{source}: no CLIP can be built with its sizes"
       f" ({type(error).__name__}: {shorten(error)})"
     ) from error
   tensors = {
@@ -181,7 +183,7 @@ def clip_params_from_tensors(
 
 
 def is_openai(tensors: Mapping[str, np.ndarray]) -> bool:
-  """Returns whether tensors have the names of OpenAI's CLIP."""
+  """Returns True if tensors have the names of OpenAI's CLIP."""
   return any(name.startswith("visual.") for name in tensors)
 
 
@@ -190,24 +192,28 @@ def config_from_openai(
 ) -> CLIPConfig:
   """Returns the sizes of OpenAI's CLIP, from the shapes of its tensors.
 
-  Heads are 64 wide, as in all of OpenAI's models; a tower of at most that width
-  has one head.
+  Heads are 64 wide, as in all of OpenAI's models. A tower that is narrower has
+  one head.
+
+  Args:
+    tensors: arrays by OpenAI's names.
+    source: name of the file, for errors.
 
   Raises:
-    InputError: the tensors are another model's; names the source.
+    InputError: if the tensors belong to another model.
   """
   if any(name.startswith("visual.layer1.") for name in tensors):
     raise InputError(
-      f"{source} holds a CLIP with a ResNet; CoPS needs a vision transformer,"
-      " such as ViT-L-14-336px.pt"
+      f"{source} contains a CLIP with a ResNet, but a vision transformer is"
+      " needed, such as ViT-L-14-336px.pt"
     )
 
   def shape(name, num_axes):
     found = tensors[name].shape if name in tensors else ()
     if len(found) != num_axes or 0 in found:
       raise InputError(
-        f"{source} holds no CLIP in OpenAI's names: {name} is of shape {found},"
-        f" or missing; it must have {num_axes} axes"
+        f"{source} contains no CLIP with OpenAI's names: {name} has the shape"
+        f" {found} or is missing, expected {num_axes} axes"
       )
     return found
 
@@ -233,7 +239,7 @@ def config_from_openai(
     text_config=dict(
       vocab_size=vocabulary,
       max_position_embeddings=shape("positional_embedding", 2)[0],
-      # transformers' own defaults are not OpenAI's ids.
+      # The defaults of transformers are not OpenAI's ids.
       bos_token_id=vocabulary - 2,
       eos_token_id=vocabulary - 1,
       **tower("", text_width),

@@ -17,9 +17,9 @@ from cops_jax.weights import folders
 from cops_jax.weights.places import Place, params_from_tensors, torch_place
 
 _TENSOR_FILES = ("model.safetensors", "pytorch_model.bin")
-_UNUSED = "embeddings.mask_token"  # Of the training.
+_UNUSED = "embeddings.mask_token"  # Used only in the training of DINO.
 
-# Fields of config.json, by the architecture's, and what other fields must be.
+# Fields of config.json by fields of DINOConfig, and required values of others.
 _SIZES = {
   "patch_size": "patch_size",
   "num_layers": "num_hidden_layers",
@@ -39,7 +39,7 @@ _REQUIRED = {
   "proj_bias": True,
   "mlp_bias": True,
 }
-# From this project's names to each kind's.
+# Replacements from this project's names to those of each kind.
 _NAMES = {
   "dinov2": (
     (r"^layers_", "encoder.layer."),
@@ -69,12 +69,12 @@ _BOTH = (
 
 @dataclasses.dataclass(frozen=True)
 class PretrainedDINO:
-  """A DINO model as read from disk.
+  """A DINO model that was read from files.
 
   Attributes:
-    config: its architecture.
+    config: architecture of the model.
     params: parameter tree of `DINO`, float32, on the host.
-    sha256: hash of the file with the weights, in hexadecimal.
+    sha256: SHA-256 of the file with the weights, in hexadecimal.
   """
 
   config: DINOConfig
@@ -88,22 +88,22 @@ def load_dino(
   """Loads a DINO model from the Hugging Face hub or a folder.
 
   Args:
-    kind: "dinov2", with registers, or "dinov3".
+    kind: "dinov2" (with registers) or "dinov3".
     weights: name of a model on the hub, which is downloaded once, or a folder
-      in its format: config.json and model.safetensors or pytorch_model.bin.
-    revision: branch, tag or commit on the hub; an empty string is the newest.
-    sha256: expected hash of the file with the weights; an empty string accepts
-      any.
+      in the hub's format: config.json and model.safetensors or
+      pytorch_model.bin.
+    revision: branch, tag or commit on the hub; empty for the newest.
+    sha256: expected hash of the file with the weights; empty accepts any.
 
   Raises:
-    InputError: there is no such model, or a file is missing, damaged, of
-      another kind, not the pinned one, or does not fit its config.json.
+    InputError: if there is no such model, or a file is missing, damaged or of
+      another kind, has another hash, or does not fit its config.json.
   """
   folder = folders.find(weights, revision, (), _TENSOR_FILES)
   if not folder.is_dir():
     raise InputError(
-      f"{folder} is a file; config.backbone.kind {kind!r} needs the folder of"
-      " its config.json"
+      f"{folder} is a file, but config.backbone.kind is {kind!r}: give the"
+      " folder with its config.json"
     )
   config = _make_config(kind, folders.read_config(folder, kind), folder)
   file = folders.read_tensors(
@@ -114,18 +114,20 @@ def load_dino(
     name: array for name, array in file.tensors.items() if name != _UNUSED
   }
   zeros = {}
-  if kind == "dinov3":  # Its keys have no bias.
+  if kind == "dinov3":  # Its key projections have no bias.
     zeros = {
       f"layer.{layer}.attention.k_proj.bias": np.zeros(config.width, np.float32)
       for layer in range(config.num_layers)
     }
     if surplus := sorted(zeros.keys() & tensors.keys()):
-      raise InputError(f"{file.path} has biases of keys: {surplus[0]}")
+      raise InputError(
+        f"{file.path} has the bias {surplus[0]}, but DINOv3's keys have none"
+      )
   params = params_from_tensors(
     {**tensors, **zeros},
     shapes,
     functools.partial(_place, kind),
-    f"{file.path} does not hold the model that its config.json describes",
+    f"{file.path} does not contain the model that its config.json describes",
   )
   return PretrainedDINO(config, params, file.sha256)
 
@@ -158,8 +160,8 @@ def _make_config(kind, values, folder):
   for name, wanted in _REQUIRED.items():
     if values.get(name, wanted) != wanted:
       raise InputError(
-        f"{path}: {name} is {values[name]!r}, and only {wanted!r} is supported,"
-        " as of ViT-S, ViT-B and ViT-L"
+        f"{path}: {name} is {values[name]!r}, but only {wanted!r} is supported,"
+        " which ViT-S, ViT-B and ViT-L have"
       )
   try:
     sizes = {ours: values[theirs] for ours, theirs in _SIZES.items()}
@@ -187,4 +189,4 @@ def _make_config(kind, values, folder):
     )
   except (LookupError, TypeError, ValueError) as error:
     reason = f"{type(error).__name__}: {error}"
-    raise InputError(f"{path} describes no DINO model ({reason})") from error
+    raise InputError(f"{path} does not describe a DINO ({reason})") from error

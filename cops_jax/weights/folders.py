@@ -1,4 +1,4 @@
-"""A model's folder as on the Hugging Face hub: its config and its tensors."""
+"""Folders of models in the Hugging Face hub's format: config and tensors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cops_jax.weights.locate import locate, split_hub_name
 from cops_jax.weights.tensor_files import TensorFile, read_tensor_file
 
 CONFIG = "config.json"
-# The kinds of config.backbone.kind, by the model_type of their config.json.
+# Values of config.backbone.kind by the model_type in config.json.
 _KINDS = {
   "clip": "clip",
   "dinov2_with_registers": "dinov2",
@@ -27,19 +27,19 @@ def find(
   """Returns a folder or file of weights on this host; downloads it if needed.
 
   Args:
-    weights: see `locate.locate`.
-    revision: branch, tag or commit on the hub; an empty string is the newest.
-    others: names of the files besides config.json and tensors that are needed.
-    tensors: names of files of tensors; the first of those that exist is needed.
+    weights: path, address or name on the hub, see `locate.locate`.
+    revision: branch, tag or commit on the hub; empty for the newest.
+    others: names of the files needed in addition to config.json and tensors.
+    tensors: names of files of tensors, in order of preference; one is needed.
 
   Raises:
-    InputError: see `locate.locate`; or a revision is given for other weights
-      than the hub's.
+    InputError: if a revision is given for weights that are not on the hub, or
+      the weights cannot be located, see `locate.locate`.
   """
   if revision and (is_address(weights) or not split_hub_name(weights)):
     raise InputError(
       f"config.backbone.revision is {revision!r}, but {weights!r} is not a"
-      " model on the hub; leave the field empty"
+      " model on the hub: leave the field empty"
     )
   return locate(
     weights, lambda names: needed_files(names, others, tensors), revision
@@ -49,10 +49,11 @@ def find(
 def needed_files(
   names: Collection[str], others: Collection[str], tensors: Collection[str]
 ) -> list[str]:
-  """Returns which of a folder's files are needed; a file alone is named "".
+  """Returns the names of the files in a folder that are needed.
 
   Args:
-    names: names of all files.
+    names: names of all files in the folder; "" means a file instead of a
+      folder.
     others, tensors: see `find`.
   """
   first = [name for name in tensors if name in names][:1]
@@ -64,11 +65,11 @@ def read_config(folder: pathlib.Path, kind: str) -> dict[str, Any]:
   """Returns the values of a folder's config.json.
 
   Args:
-    folder: the folder.
-    kind: see config.backbone.kind in `cops_jax.config`.
+    folder: folder of the model.
+    kind: kind of backbone, from config.backbone.kind.
 
   Raises:
-    InputError: there is no such file, or it is damaged or of another kind.
+    InputError: if the file is missing, damaged or of another kind.
   """
   path = require_file(folder / CONFIG, kind)
   try:
@@ -77,20 +78,20 @@ def read_config(folder: pathlib.Path, kind: str) -> dict[str, Any]:
   except (ValueError, RecursionError) as error:
     raise InputError(f"{path} is not JSON: {error}") from error
   except AttributeError as error:
-    raise InputError(f"{path} is not a model's: {error}") from error
+    raise InputError(f"{path} does not describe a model: {error}") from error
   found = _KINDS.get(model_type, kind if model_type == kind else model_type)
   if found == kind and (kind, model_type) != ("dinov2", "dinov2"):
     return values
   if model_type == "dinov2":
     raise InputError(
-      f"{path} is that of a DINOv2 without registers; take one with them, such"
-      " as facebook/dinov2-with-registers-large"
+      f"{path} describes a DINOv2 without registers: choose one with registers,"
+      " such as facebook/dinov2-with-registers-large"
     )
   advice = "choose other weights"
   if found in _KINDS.values():
     advice = f"choose other weights, or set config.backbone.kind to {found!r}"
   raise InputError(
-    f"{path} is of model_type {model_type!r}, and config.backbone.kind is"
+    f"{path} has the model_type {model_type!r}, but config.backbone.kind is"
     f" {kind!r}: {advice}"
   )
 
@@ -105,33 +106,34 @@ def read_tensors(
   """Returns the tensors of a folder.
 
   Args:
-    folder: the folder.
-    kind: see config.backbone.kind in `cops_jax.config`.
-    names: names of the file that is read, the preferred one first.
+    folder: folder of the model.
+    kind: kind of backbone, from config.backbone.kind.
+    names: possible names of the file, in order of preference.
     num_layers: number of layers that config.json describes.
-    sha256: expected hash of the file; an empty string accepts any.
+    sha256: expected hash of the file; empty accepts any.
 
   Raises:
-    InputError: there is no such file, it is damaged, has another hash or too
+    InputError: if the file is missing or damaged, has another hash, or has too
       few tensors for the layers.
   """
   paths = [folder / name for name in names if (folder / name).is_file()]
   path = paths[0] if paths else require_file(folder / next(iter(names)), kind)
   file = read_tensor_file(path, sha256)
-  if num_layers > len(file.tensors):  # Building so many could take forever.
+  # A damaged number of layers could take forever to build.
+  if num_layers > len(file.tensors):
     raise InputError(
-      f"{folder / CONFIG} describes {num_layers} layers, but {path} holds only"
+      f"{folder / CONFIG} describes {num_layers} layers, but {path} has only"
       f" {len(file.tensors)} tensors"
     )
   return file
 
 
 def require_file(path: pathlib.Path, kind: str) -> pathlib.Path:
-  """Returns the path of a folder's file; raises InputError without the file."""
+  """Returns the path; raises InputError if there is no such file."""
   if path.is_file():
     return path
   others = ", vocab.json, merges.txt" if kind == "clip" else ""
   raise InputError(
-    f"{path} does not exist; a Hugging Face folder of {kind!r} holds {CONFIG},"
-    f" model.safetensors{others}"
+    f"{path} does not exist; a Hugging Face folder of {kind!r} contains"
+    f" {CONFIG}, model.safetensors{others}"
   )

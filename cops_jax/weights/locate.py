@@ -1,4 +1,4 @@
-"""Finds weights on this host, in a bucket or on the Hugging Face hub."""
+"""Locates weights on this host, in a bucket or on the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -16,17 +16,19 @@ from cops_jax.paths import is_address
 
 _logger = logging.getLogger(__name__)
 
-# Seconds for the hub to accept a connection, and without a byte of an answer.
+# Seconds to wait for a connection to the hub, and for the next byte.
 _TIMEOUTS = (10.0, 60.0)
 
-# From the names of all files to those that are needed.
+# Function from the names of all files to the names of those that are needed.
 Choose = Callable[[Collection[str]], Collection[str]]
 
 
 def split_hub_name(text: str | os.PathLike) -> tuple[str, str] | None:
-  """Splits OWNER/NAME or OWNER/NAME@REVISION; the revision may be "".
+  """Splits OWNER/NAME or OWNER/NAME@REVISION into name and revision.
 
-  Returns None if the text is no such name, or a file or folder here has it.
+  Returns:
+    OWNER/NAME and the revision, which is empty if there is none. None if the
+    text has another form or is the path of an existing file or folder.
   """
   text = os.fspath(text)
   found = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@(.+))?", text)
@@ -40,17 +42,17 @@ def locate(
 ) -> pathlib.Path:
   """Returns a file or folder on this host; copies or downloads it if needed.
 
-  A repository is downloaded into the hub client's own cache. Without a network,
-  or with HF_HUB_OFFLINE=1, an earlier download is used.
+  A repository is downloaded into the cache of the hub's client. Without a
+  network, or with HF_HUB_OFFLINE=1, an earlier download is used.
 
   Args:
     name: path or address of a file or folder, or OWNER/NAME or
       OWNER/NAME@REVISION on the Hugging Face hub.
-    choose: chooses the files to copy or download.
-    revision: branch, tag or commit on the hub; "" for the newest.
+    choose: function that chooses the files to copy or download.
+    revision: branch, tag or commit on the hub; empty for the newest.
 
   Raises:
-    InputError: there is nothing, or it cannot be copied or downloaded.
+    InputError: if it does not exist, or cannot be copied or downloaded.
   """
   name = os.path.expanduser(name)
   if is_address(name):
@@ -65,9 +67,9 @@ def locate(
     )
   try:
     return _download(repository[0], revision or repository[1] or None, choose)
-  except Exception as error:  # The hub's client has many kinds.
+  except Exception as error:  # The hub's client raises many kinds of errors.
     reason = type(error).__name__
-    if getattr(error, "filename", None):  # Of its cache, which HF_HOME moves.
+    if getattr(error, "filename", None):  # A file of its cache.
       reason = f"{error.filename}: {error.strerror}; see HF_HOME"
     at = f" at revision {revision!r}" if revision else ""
     raise InputError(
@@ -78,7 +80,7 @@ def locate(
 
 
 class _Patient(requests.adapters.BaseAdapter):
-  """Sends requests, of which those without a timeout get `_TIMEOUTS`."""
+  """Sends requests, and sets `_TIMEOUTS` for those without a timeout."""
 
   def __init__(self, adapter):
     super().__init__()
@@ -93,12 +95,12 @@ class _Patient(requests.adapters.BaseAdapter):
 
 def _download(name, revision, choose):
   import huggingface_hub
-  import huggingface_hub.constants  # It is no attribute otherwise.
+  import huggingface_hub.constants  # Not imported with the package.
 
   endpoint = huggingface_hub.constants.ENDPOINT
   session = huggingface_hub.get_session()
   session.mount(endpoint, _Patient(session.get_adapter(endpoint)))
-  _logger.info("asking %s for %s", endpoint, name)
+  _logger.info("looking for %s on %s", name, endpoint)
   try:
     available = huggingface_hub.HfApi().list_repo_files(name, revision=revision)
     folder = huggingface_hub.snapshot_download(

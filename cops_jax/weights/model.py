@@ -1,4 +1,4 @@
-"""The backbone that a config names, and the model that it describes on it."""
+"""Builds the model that a config describes, and loads its trained prompts."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ _logger = logging.getLogger(__name__)
 
 
 def settle_dtype(config: Any, record: Record | None) -> Any:
-  """Returns a copy of a config whose backbone.dtype is not "auto".
+  """Returns a copy of a config with backbone.dtype "auto" replaced.
 
   Args:
-    config: a ConfigDict with the fields of `cops_jax.config`.
-    record: record of the run, whose type replaces "auto"; None for a new run,
-      which takes bfloat16, or float32 on CPU.
+    config: ConfigDict with the fields of `cops_jax.config`.
+    record: record of the run, whose dtype replaces "auto". For a new run it is
+      None, and bfloat16 replaces "auto", or float32 on CPU.
   """
   config = config.copy_and_resolve_references()
   if config.backbone.dtype == "auto":
@@ -42,9 +42,9 @@ def settle_dtype(config: Any, record: Record | None) -> Any:
     )
     config.backbone.dtype = recorded or _fast_dtype()
     _logger.info(
-      "the backbone computes in %s, as %s",
+      "the backbone computes in %s, %s",
       config.backbone.dtype,
-      "the run does" if recorded else f"is fast on {jax.default_backend()}",
+      "as in the run" if recorded else f"fast on {jax.default_backend()}",
     )
   return config
 
@@ -60,15 +60,16 @@ def build_model(
   """Builds the model that a config describes, on a loaded backbone.
 
   Args:
-    config: a ConfigDict with the fields of `cops_jax.config`.
-    backbone: from `load_backbone` or `load_clip`.
-    platform: where its programs run: cpu, cuda or tpu; by default here.
+    config: ConfigDict with the fields of `cops_jax.config`.
+    backbone: backbone from `load_backbone` or `load_clip`.
+    platform: platform of the compiled programs: cpu, cuda or tpu. An empty
+      string is this machine's.
 
   Raises:
-    InputError: a field's value does not fit the backbone, another field or this
-      machine.
+    InputError: if a field's value does not fit the backbone, another field or
+      this machine.
   """
-  import ml_collections  # No part of the core's requirements.
+  import ml_collections  # The core's requirements do not include it.
 
   check_values(config, backbone.config)
   dtype = config.backbone.dtype
@@ -88,7 +89,7 @@ def build_model(
 def trainable_shapes(
   model: nn.Module, backbone: PretrainedBackbone, sharding: Sharding
 ) -> Mapping[str, Any]:
-  """Returns the shapes and types of a model's trainable tree."""
+  """Returns the shapes and dtypes of a model's trainable tree."""
   return jax.tree.map(
     lambda leaf: jax.ShapeDtypeStruct(
       leaf.shape, leaf.dtype, sharding=sharding
@@ -107,18 +108,22 @@ def load_trainable(
   path: str | os.PathLike,
   sharding: Sharding,
 ) -> tuple[Mapping[str, Any], str]:
-  """Loads trained parameters; returns them and their source, in words.
+  """Loads trained prompts.
 
-  A method that trains nothing computes its own, unless there is a file of them.
+  A method that trains nothing computes its parameters, unless a file has them.
 
   Args:
-    config: a ConfigDict with the fields of `cops_jax.config`.
-    model, backbone: from `build_model` and `load_backbone`.
-    path: see `prompts.load_prompts`.
+    config: ConfigDict with the fields of `cops_jax.config`.
+    model: model from `build_model`.
+    backbone: backbone from `load_backbone`.
+    path: run directory or file, see `prompts.load_prompts`.
     sharding: sharding of a checkpoint's leaves.
 
+  Returns:
+    The trainable tree, and its source in words.
+
   Raises:
-    InputError: see `prompts.load_prompts`.
+    InputError: if they cannot be loaded, see `prompts.load_prompts`.
   """
   method = methods.find(config.method)
   if not method.IS_TRAINED and not is_file(path):
@@ -131,13 +136,16 @@ def load_trainable(
 def place_backbone(
   backbone: PretrainedBackbone, model: nn.Module, mesh: Mesh, is_split: bool
 ) -> tuple[Mapping[str, Any], Sharding | Mapping[str, Any]]:
-  """Puts the backbone's parameters on the devices; returns them and shardings.
+  """Copies the backbone's parameters to the devices.
 
   Args:
-    backbone: what the model is built on.
-    model: its type is that of the matrices, see `cast_matrices`.
+    backbone: backbone that the model is built on.
+    model: model whose dtype the matrices get, see `cast_matrices`.
     mesh: mesh of the devices.
-    is_split: see `mesh.backbone_shardings`.
+    is_split: if True, each device holds a part, see `mesh.backbone_shardings`.
+
+  Returns:
+    The parameters on the devices, and their shardings.
   """
   params = cast_matrices(backbone.params, model.backbone.dtype)
   shardings = backbone_shardings(params, mesh, is_split)

@@ -1,4 +1,4 @@
-"""Places of parameters in files of weights, and reading them strictly."""
+"""Places of parameters in files of weights, and a strict reader of them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from cops_jax.weights.tensor_files import check_tensors
 
 
 class Place(NamedTuple):
-  """Name and form of a parameter in a file.
+  """Name and layout of a parameter in a file.
 
   Attributes:
-    name: name of the file's tensor.
-    axes: axes of the file's tensor in the order of the parameter's.
-    part: index of the parameter among three stacked ones; None if alone.
+    name: name of the tensor in the file.
+    axes: axes of the tensor in the order of the parameter's axes.
+    part: index of the parameter if the tensor stacks three of them; else None.
   """
 
   name: str
@@ -25,12 +25,12 @@ class Place(NamedTuple):
   part: int | None = None
 
   def file_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Returns the shape of the file's tensor for a parameter's shape."""
+    """Returns the shape of the tensor in the file, from the parameter's."""
     shape = tuple(shape[axis] for axis in np.argsort(self.axes))
     return shape if self.part is None else (3 * shape[0], *shape[1:])
 
   def from_file(self, tensor: np.ndarray) -> np.ndarray:
-    """Returns the parameter, float32, from the file's tensor."""
+    """Returns the parameter, float32, from the tensor in the file."""
     if self.part is not None:
       tensor = np.split(tensor, 3)[self.part]
     return np.asarray(np.transpose(tensor, self.axes), np.float32)
@@ -61,13 +61,15 @@ def params_from_tensors(
   """Returns a tree of float32 parameters from a file's tensors.
 
   Args:
-    tensors: arrays by the file's names.
+    tensors: arrays by their names in the file.
     shapes: tree of `jax.ShapeDtypeStruct`s of the parameters.
-    place: from a parameter's dotted name and number of axes to its place.
-    source: what an error's message begins with.
+    place: function from a parameter's dotted name and number of axes to its
+      place.
+    source: beginning of an error's message, which names the file.
 
   Raises:
-    InputError: names every missing, unexpected and misshapen tensor at once.
+    InputError: if tensors are missing, unexpected or of another shape; the
+      message lists all of them.
   """
   shapes = flax.traverse_util.flatten_dict(shapes, sep=".")
   places = {name: place(name, leaf.ndim) for name, leaf in shapes.items()}

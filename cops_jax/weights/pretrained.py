@@ -1,10 +1,12 @@
-"""Pretrained prompts: the authors' own, a repository of the hub, or a folder.
+"""Pretrained prompts: by name, from a repository on the hub, or from a folder.
 
-A repository or folder holds `prompts.safetensors`, with the record of the run
-that trained them; `config.json`, a copy of the record that people and the hub
-read; `thresholds.json`, if thresholds were chosen; and `README.md`, the model
-card.
-`cops_jax.publish` writes such a folder.
+A name such as "cops-visa" means prompts that a method's authors published. A
+repository or folder contains four files, which `cops_jax.publish` writes:
+
+- `prompts.safetensors`, with the record of the run that trained the prompts;
+- `config.json`, a copy of the record for people and the hub;
+- `thresholds.json`, if thresholds were chosen;
+- `README.md`, the model card.
 """
 
 from __future__ import annotations
@@ -26,16 +28,16 @@ FILES = (PROMPTS, CONFIG, THRESHOLDS, CARD)
 def find(name: str | os.PathLike) -> pathlib.Path:
   """Returns the file of pretrained prompts on this host.
 
-  Beside it are the other FILES of a repository or folder.
+  The other FILES of a repository or folder are next to it.
 
   Args:
-    name: a name of `published.AUTHORS_FILES`, or OWNER/NAME or
-      OWNER/NAME@REVISION (branch, tag or commit) on the Hugging Face hub, which
-      are downloaded once; or the path or address of a folder.
+    name: name in `published.AUTHORS_FILES`; OWNER/NAME or OWNER/NAME@REVISION
+      (branch, tag or commit) on the Hugging Face hub; or the path or address of
+      a folder. Names are downloaded once.
 
   Raises:
-    InputError: there are no such prompts, they cannot be downloaded, or the
-      repository or folder holds something else.
+    InputError: if there are no such prompts, they cannot be downloaded, or the
+      repository or folder contains something else.
   """
   if published.is_name(name):
     return published.fetch(os.fspath(name))
@@ -50,21 +52,21 @@ def find(name: str | os.PathLike) -> pathlib.Path:
   path = folder / PROMPTS
   if not path.is_file() or not read_tensor_file(path).record:
     raise InputError(
-      f"{name} holds no pretrained prompts, as it has no {PROMPTS} with the"
-      " record of a run: expected a folder that cops weights publish wrote, or"
-      " such a repository"
+      f"{name} has no pretrained prompts: expected a folder or repository with"
+      f" a {PROMPTS} that `cops weights publish` wrote"
     )
   return path
 
 
 def find_start(path: str | os.PathLike) -> str | os.PathLike:
-  """Returns the file of named pretrained prompts, or any other path as given.
+  """Returns the file of pretrained prompts, or any other path unchanged.
 
   Args:
-    path: see `find`, or see `prompts.load_prompts`.
+    path: pretrained prompts, see `find`, or a run directory or file, see
+      `prompts.load_prompts`.
 
   Raises:
-    InputError: see `find`.
+    InputError: if pretrained prompts cannot be found, see `find`.
   """
   is_pretrained = not is_address(path) and (
     published.is_name(path)

@@ -1,8 +1,8 @@
-"""Trained prompts, read from runs and files and written to single files.
+"""Trained prompts: read from runs and files, written to single files.
 
-They are in the checkpoints of a work directory, in a file of their method's
-authors (`epoch_N.pth`), or in safetensors under this project's own names. Files
-written here carry the record of the run that trained them.
+Prompts are read from a run's checkpoints, from a file in the format of their
+method's authors (`epoch_N.pth`), or from safetensors with this project's names.
+Files that this module writes contain the record of the run that trained them.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ from cops_jax.weights import authors_names, published, torch_files
 from cops_jax.weights.backbone import PretrainedBackbone, load_backbone
 from cops_jax.weights.tensor_files import HASH, check_tensors, read_tensor_file
 
-# The one key of the authors' files.
+# The only key of the dictionary in the authors' files.
 _ROOT = "prompt_learner"
-# Parts that CoPS's authors' files always have, of state and category words.
+# Parts for state and category words, which the files of CoPS's authors need.
 _CONDITIONAL = ("prototype_extractor", "category_vae")
 
 
 def find_record(path: str | os.PathLike) -> Record | None:
-  """Returns the record of prompts' training; None if they have none.
+  """Returns the record of the run that trained prompts, or None.
 
-  The authors' published files have one that stands in for theirs.
+  For the authors' published files the record comes from a recipe.
 
   Args:
-    path: a work directory or a file; see `load_prompts`.
+    path: run directory or file, see `load_prompts`.
 
   Raises:
-    InputError: there is nothing at the path, or its record is damaged.
+    InputError: if the path does not exist, or its record is damaged.
   """
   if not is_file(path):
     return read_record(path)
@@ -52,16 +52,19 @@ def find_record(path: str | os.PathLike) -> Record | None:
 
 
 def recorded_config(path: str | os.PathLike) -> Any:
-  """Returns the config of the run that trained prompts, as this version's.
+  """Returns the config of the run that trained prompts, for this version.
+
+  Args:
+    path: run directory or file, see `load_prompts`.
 
   Raises:
-    InputError: there is no record, or its config does not fit this version.
+    InputError: if there is no record, or its config does not fit this version.
   """
   record = find_record(path)
   if record is None:
     raise InputError(
-      f"{path} does not say with which config it was trained; give one, such"
-      " as that of the recipe visa, --config=visa"
+      f"{path} does not contain the config that it was trained with: give one,"
+      " such as that of the recipe visa, --config=visa"
     )
   return record.to_config(str(path))
 
@@ -69,21 +72,21 @@ def recorded_config(path: str | os.PathLike) -> Any:
 def load_prompts(
   path: str | os.PathLike, template: Mapping[str, Any], method: str = "cops"
 ) -> tuple[dict[str, Any], str]:
-  """Loads trained prompts; returns them and their source, in words.
+  """Loads trained prompts.
 
   Args:
-    path: a work directory, whose newest checkpoint is read, or a file.
-    template: the trainable tree that a model needs; arrays or their shapes.
-    method: method that needs them, see `cops_jax.methods`.
+    path: run directory, whose newest checkpoint is read, or file.
+    template: trainable tree of the model, with arrays or their shapes.
+    method: method of the model, see `cops_jax.methods`.
 
   Returns:
-    The trainable parameters, float32. The VAE's encoder is absent if a file has
-    none.
+    The trainable tree, float32, without the VAE's encoder if a file has none;
+    and its source in words.
 
   Raises:
-    InputError: there is no checkpoint, it is damaged, of another method or of
-      another model, or not all of its numbers are finite; names every missing,
-      unexpected and misshapen tensor of a file at once.
+    InputError: if there is no checkpoint, or it is damaged, belongs to another
+      method or another model, or has numbers that are not finite. For a file
+      the message lists all missing, unexpected and misshapen tensors.
   """
   if is_file(path):
     params, source = _read_file(path, template, method), str(path)
@@ -101,8 +104,8 @@ def load_prompts(
   ]
   if damaged:
     raise InputError(
-      f"{source} holds NaN or infinity in {', '.join(damaged)}: prompts that"
-      " cannot be used. Take an earlier checkpoint or another file."
+      f"{source} contains NaN or infinity in {', '.join(damaged)}. Use an"
+      " earlier checkpoint or another file."
     )
   return params, source
 
@@ -136,7 +139,7 @@ def _read_file(path, template, method):
   check_tensors(
     tensors,
     {name: array.shape for name, array in expected.items()},
-    f"{path} does not hold the prompts of this config's model",
+    f"{path} does not contain the prompts of this config's model",
   )
   if is_authors:
     tensors = authors_names.from_authors_names(tensors, method)
@@ -146,8 +149,8 @@ def _read_file(path, template, method):
   )
   if file.content_sha256 not in ("", hash_prompts(params)):
     raise InputError(
-      f"{path} is damaged: its tensors are not those that were written. Save"
-      " them again, or take a copy."
+      f"{path} is damaged: its tensors changed after they were written. Save"
+      " the prompts again, or use a copy."
     )
   return params
 
@@ -159,7 +162,7 @@ def _unflatten(tensors):
 def require_method(
   record: Record | None, method: str, path: str | os.PathLike
 ) -> None:
-  """Raises InputError if the prompts at a path are of another method."""
+  """Raises InputError if the prompts at a path belong to another method."""
   recorded = record.config.get("method", "cops") if record else method
   if recorded != method:
     raise _other_method(path, recorded, method)
@@ -167,7 +170,7 @@ def require_method(
 
 def _other_method(path, found, wanted):
   return InputError(
-    f"{path} holds prompts of the method {found!r}, and config.method is"
+    f"{path} has prompts of the method {found!r}, but config.method is"
     f" {wanted!r}"
   )
 
@@ -176,30 +179,30 @@ def _require_authors_format(trainable, method, path):
   """Raises InputError unless the authors' format can hold the prompts."""
   if method not in authors_names.METHODS:
     raise InputError(
-      f"{path}: the method {method!r} has no authors' format, only"
-      f" {' and '.join(authors_names.METHODS)} have; .safetensors holds any"
+      f"{path}: only {' and '.join(authors_names.METHODS)} have a format of"
+      f" their authors, not {method!r}. Save as .safetensors instead."
     )
   if method == "cops" and not all(part in trainable for part in _CONDITIONAL):
     raise InputError(
-      f"{path}: the authors' format has no prompts without state and category"
-      " words; .safetensors has"
+      f"{path}: the authors' format requires prompts with state and category"
+      " words. Save as .safetensors instead."
     )
 
 
 def _strip_root(tensors, path):
-  """Returns the authors' state dict."""
+  """Returns the state dict in an authors' file, without its root key."""
   prefix = f"{_ROOT}."
   if not any(name.startswith(prefix) for name in tensors):
     raise InputError(
-      f"{path} holds no trained prompts: a checkpoint of the authors' code is a"
-      f" dictionary with the one key {_ROOT!r}. It has"
+      f"{path} has no trained prompts: a checkpoint of the authors' code has"
+      f" only the key {_ROOT!r}, but this file has"
       f" {', '.join(sorted(tensors)[:3]) or 'no tensors'}."
     )
   return {name.removeprefix(prefix): tensors[name] for name in tensors}
 
 
 def hash_prompts(trainable: Mapping[str, Any]) -> str:
-  """Returns the SHA-256 of the parameters' names and values, in hexadecimal."""
+  """Returns the SHA-256 of the names and values of prompts, in hexadecimal."""
   digest = hashlib.sha256()
   for path, leaf in jax.tree_util.tree_leaves_with_path(trainable):
     digest.update(jax.tree_util.keystr(path).encode())
@@ -208,12 +211,12 @@ def hash_prompts(trainable: Mapping[str, Any]) -> str:
 
 
 def to_safetensors(trainable: Mapping[str, Any], record: Record) -> bytes:
-  """Returns a safetensors file of trained prompts and a record."""
+  """Returns the bytes of a safetensors file with prompts and their record."""
   flat = flax.traverse_util.flatten_dict(trainable, sep=".")
   digest = hash_prompts(trainable)
   return safetensors.numpy.save(
     {name: np.asarray(array, order="C") for name, array in flat.items()},
-    # One entry: the order of several is random, and so are the file's bytes.
+    # Several entries would have a random order, and the file random bytes.
     metadata={"record": f"{record.to_json()}{HASH}{digest}"},
   )
 
@@ -226,19 +229,19 @@ def write_prompts(
 ) -> None:
   """Writes trained prompts, float32, and the record of their run.
 
-  The same input gives the same bytes.
+  The same input always has the same bytes.
 
   Args:
-    path: ends in .safetensors, for this project's names, or in .pth, for the
-      authors' format.
-    trainable: the parameters.
+    path: file that ends in .safetensors, for this project's names, or in .pth,
+      for the authors' format.
+    trainable: tree of the prompts.
     record: record of the run that trained them.
-    backbone: CLIP that AnomalyCLIP's were trained on; with it, an authors' file
-      has all that their module wants to find.
+    backbone: CLIP that AnomalyCLIP's prompts were trained on. With it, a .pth
+      file has all the tensors that the authors' module reads.
 
   Raises:
-    InputError: the path has another ending or cannot be written, or the
-      authors' format has no such prompts.
+    InputError: if the path has another ending or cannot be written, or the
+      authors' format cannot hold the prompts.
   """
   path = to_path(path)
   if path.suffix == ".pth":
@@ -252,23 +255,23 @@ def write_prompts(
     write_file(path, to_safetensors(trainable, record))
   else:
     raise InputError(
-      f"{path} must end in .safetensors or .pth, which choose the format"
+      f"{path} must end in .safetensors or .pth, which selects the format"
     )
 
 
 def save(workdir: str, out: str) -> str:
-  """Writes the newest prompts of a work directory as one file.
+  """Writes the newest prompts of a run as one file.
 
   Args:
-    workdir: work directory of a training run.
-    out: see `write_prompts`.
+    workdir: run directory of a training.
+    out: file that ends in .safetensors or .pth, see `write_prompts`.
 
   Returns:
     A sentence about what was written.
 
   Raises:
-    InputError: there is no checkpoint, or the file cannot be written, or the
-      run's CLIP is needed and not available.
+    InputError: if there is no checkpoint, the file cannot be written, or the
+      run's CLIP is needed but not available.
   """
   record = read_record(workdir)
   from cops_jax.runs.checkpoints import Checkpoints  # Orbax is slow.
@@ -280,4 +283,4 @@ def save(workdir: str, out: str) -> str:
     backbone = load_backbone(record.to_config(workdir))
     check_backbone(record, backbone.sha256, workdir, allow_other_backbone=False)
   write_prompts(out, trainable, record, backbone)
-  return f"{out}: the prompts of step {step} of {workdir}"
+  return f"wrote the prompts of step {step} of {workdir} to {out}"

@@ -1,7 +1,7 @@
-"""The authors' own prompts: where they are published, and copies of them here.
+"""Prompts that the methods' authors published: addresses and local copies.
 
-A file is known by its content, wherever it lies. It has no record of its
-training; the recipe that its authors trained by stands in for one.
+A file is recognized by the hash of its content. It has no record of its
+training, so the record is built from the recipe that its authors used.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cops_jax.errors import InputError
 
-# The command line reads the names: what is slow is imported where it is used.
+# Functions import slow modules, because the command line reads AUTHORS_FILES.
 if TYPE_CHECKING:
   from cops_jax.runs.record import Record
   from cops_jax.weights.tensor_files import TensorFile
 
 _logger = logging.getLogger(__name__)
 
-# GitHub's servers of files at a commit. The first serves a pointer in place of
-# a file that is kept by Git LFS, and the second serves that file.
+# GitHub's servers for files at a commit. For a file in Git LFS, the first
+# returns a pointer, and the second returns the file.
 _SERVERS = (
   "https://raw.githubusercontent.com",
   "https://media.githubusercontent.com/media",
@@ -39,9 +39,9 @@ class AuthorsFile(NamedTuple):
 
   Attributes:
     place: repository, commit and path on GitHub.
-    recipe: recipe that it was trained by.
-    hashes: accepted hashes of its content: that of a Git blob, or SHA-256.
-    licence: licence of its repository.
+    recipe: name of the recipe that the authors trained with.
+    hashes: accepted hashes of the content: a Git blob's hash or a SHA-256.
+    licence: licence of the repository.
   """
 
   place: str
@@ -81,17 +81,17 @@ AUTHORS_FILES = {
 
 
 def is_name(text: str | os.PathLike) -> bool:
-  """Returns whether a text names authors' prompts, and no file here has it."""
+  """Returns True if a text names authors' prompts and no local file."""
   return os.fspath(text) in AUTHORS_FILES and not os.path.exists(text)
 
 
 def addresses(name: str) -> list[str]:
-  """Returns the address of a file, and that for Git LFS."""
+  """Returns the address of a file and its address for Git LFS."""
   return [f"{server}/{AUTHORS_FILES[name].place}" for server in _SERVERS]
 
 
 def kept_path(name: str) -> pathlib.Path:
-  """Returns the path of a file in the user's cache, whether it is there."""
+  """Returns the path of a file in the user's cache, which need not exist."""
   import pooch
 
   file = pathlib.PurePosixPath(AUTHORS_FILES[name].place).name
@@ -99,13 +99,13 @@ def kept_path(name: str) -> pathlib.Path:
 
 
 def fetch(name: str) -> pathlib.Path:
-  """Returns the verified file of the authors' prompts, downloaded once.
+  """Returns the verified file of authors' prompts; downloads it if needed.
 
   Args:
-    name: a name of AUTHORS_FILES.
+    name: name in AUTHORS_FILES.
 
   Raises:
-    InputError: it cannot be downloaded, or is another file than published.
+    InputError: if it cannot be downloaded, or is not the published file.
   """
   import pooch
 
@@ -114,8 +114,8 @@ def fetch(name: str) -> pathlib.Path:
   if path.exists():
     if fault := _find_fault(path, name):
       raise InputError(
-        f"{path} is not the file of {name}: {fault}. Delete it, which downloads"
-        f" it again, or put the file of {address} there."
+        f"{path} is not the file of {name}: {fault}. Delete it to download it"
+        f" again, or replace it with the file from {address}."
       )
     return path
 
@@ -129,22 +129,22 @@ def fetch(name: str) -> pathlib.Path:
 
   pooch.get_logger().setLevel(logging.WARNING)
   _logger.info("downloading %s to %s", address, path)
-  try:  # To another name: the path is that of a complete, verified file.
+  try:  # pooch renames the file only after it is complete and verified.
     pooch.retrieve(address, None, path.name, path.parent, downloader=download)
-  except OSError as error:  # All of requests' are.
+  except OSError as error:  # This includes all errors of requests.
     raise InputError(
       f"{name} cannot be downloaded from {address}"
-      f" ({error.strerror or type(error).__name__}): fetch this file by other"
-      f" means and put it at {path}, or name a proxy in HTTPS_PROXY"
+      f" ({error.strerror or type(error).__name__}): download it in another way"
+      f" and put it at {path}, or set HTTPS_PROXY"
     ) from error
   return path
 
 
 def find_record(file: TensorFile) -> Record | None:
-  """Returns the record that stands in for the authors'; None for other files.
+  """Returns the record of an authors' file, or None for other files.
 
-  It lacks the hash of their backbone, which is unknown, and the type of the
-  backbone's computation unless the recipe requires one.
+  The record has no hash of the backbone, which is unknown. It has a dtype of
+  the backbone only if the recipe requires one.
   """
   from cops_jax.config import recipe
   from cops_jax.runs.record import Record
@@ -160,7 +160,7 @@ def find_record(file: TensorFile) -> Record | None:
 
 
 def _find_fault(path, name):
-  """Returns why a file is not the published one; "" if it is."""
+  """Returns why a file is not the published one; empty if it is."""
   try:
     content = pathlib.Path(path).read_bytes()
   except OSError as error:

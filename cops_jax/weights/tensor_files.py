@@ -1,4 +1,4 @@
-"""Named tensors from a file of any format, read without running any of it."""
+"""Reads named tensors from files of several formats without running code."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from cops_jax.weights import torch_files
 
 _logger = logging.getLogger(__name__)
 
-HASH = "tensors' SHA-256: "  # Between a record and the hash of its tensors.
-_LARGE_BYTES = 4e9  # Takes several seconds to read, which is announced.
+HASH = "tensors' SHA-256: "  # Separates a record from the hash of its tensors.
+_LARGE_BYTES = 4e9  # Reading takes seconds, so a log line announces it.
 
 
 class TensorFile(NamedTuple):
-  """Contents of a file.
+  """Contents of a file of tensors.
 
   Attributes:
     path: path of the file.
-    format: its format, in a few words.
+    format: name of the format.
     tensors: read-only arrays by dotted name.
-    record: text that this project wrote beside them; "" if none.
-    sha256: hash of the file, in hexadecimal.
-    content_sha256: hash of the tensors that this project wrote beside them; ""
-      if none.
+    record: record that this project wrote into the file; empty if none.
+    sha256: SHA-256 of the file, in hexadecimal.
+    content_sha256: SHA-256 of the tensors that this project wrote into the
+      file; empty if none.
   """
 
   path: pathlib.Path
@@ -50,15 +50,18 @@ class TensorFile(NamedTuple):
 def read_tensor_file(
   path: str | os.PathLike, expected_sha256: str = ""
 ) -> TensorFile:
-  """Reads safetensors, torch's zip format or flax's msgpack, by content.
+  """Reads safetensors, torch's zip format or flax's msgpack.
+
+  The content decides the format, not the name.
 
   Args:
-    path: path of the file, or its address.
-    expected_sha256: checked before tensors are read; "" accepts any.
+    path: path or address of the file.
+    expected_sha256: expected hash of the file, compared before its tensors are
+      read; empty accepts any.
 
   Raises:
-    InputError: the file cannot be read, has another hash, is damaged or of
-      another format, or asks for more than tensors and plain containers.
+    InputError: if the file cannot be read, has another hash, is damaged or of
+      another format, or contains more than tensors and plain containers.
   """
   path = fetch(path) if is_address(path) else pathlib.Path(path)
   try:
@@ -75,9 +78,9 @@ def read_tensor_file(
     raise InputError(f"{path} cannot be read: {error.strerror}") from error
   if expected_sha256 and sha256 != expected_sha256.lower():
     raise InputError(
-      f"{path} has the SHA-256 {sha256}; config.backbone.sha256 expects"
-      f" {expected_sha256}. Get the right file, or change the field if this is"
-      " the one you want."
+      f"{path} has the SHA-256 {sha256}, but config.backbone.sha256 is"
+      f" {expected_sha256}. Get the right file, or change the field if this"
+      " file is right."
     )
   root, text, tensors = _read(path, name, read)
   if isinstance(root, torch_files.Module):
@@ -87,40 +90,40 @@ def read_tensor_file(
 
 
 def _read(path, name, read):
-  """Returns the root of a file, the text in it and its tensors by name."""
+  """Returns the root of a file, its record and its tensors by name."""
   try:
     root, text = read(path)
     return root, text, _flatten(root)
   except Exception as error:  # Damaged files fail in many ways.
     reason = str(error)
-    if type(error) is not ValueError:  # Messages of ours and of NumPy's.
+    if type(error) is not ValueError:  # A ValueError explains itself.
       kind = type(error).__name__
-      reason = f"it is damaged or incomplete ({kind}: {error}); get it again"
+      reason = f"it is damaged or incomplete ({kind}: {error}); get a new copy"
     raise InputError(
       f"{path} cannot be read as a {name} file: {shorten(reason)}"
     ) from error
 
 
 def _find_format(head, path):
-  """Returns a format's name, and its function from a path to tree and text."""
-  # Safetensors begins with the length of the JSON that follows. Its first bytes
-  # may look like a zip file's or a pickle's; its last are 0, unlike theirs.
+  """Returns the name of a file's format, and the function that reads it."""
+  # Safetensors begins with the length of its JSON in eight bytes. The first of
+  # them can look like a zip file or a pickle, but only here the last are 0.
   if head[8:9] == b"{" and head[4:8] == bytes(4):
     return "safetensors", _read_safetensors
   if head.startswith(b"PK"):
     return "torch", torch_files.read
-  # A msgpack map: a flax tree of parameters.
+  # Flax writes a tree of parameters as a msgpack map.
   if head[:1] > b"\x80" and (head[0] <= 0x8F or head[0] in (0xDE, 0xDF)):
     return "flax msgpack", _read_msgpack
-  reason = "it is cut off or of another format"
+  reason = "it is cut off or has another format"
   if head.startswith(b"\x80"):
     reason = (
-      "it is a bare pickle, as torch before 1.6 wrote it. Convert it once where"
-      " torch is installed: torch.save(torch.load(FILE, map_location='cpu',"
+      "it is a bare pickle, which torch before 1.6 wrote. Convert it on a"
+      " machine with torch: torch.save(torch.load(FILE, map_location='cpu',"
       " weights_only=True), NEW_FILE)"
     )
   if head.startswith(b"version https://git-lfs"):
-    reason = "it is a Git LFS pointer; fetch the file itself: git lfs pull"
+    reason = "it is a Git LFS pointer; get the file itself with `git lfs pull`"
   raise InputError(
     f"{path} is neither safetensors nor torch's zip format nor flax's msgpack:"
     f" {reason}"
@@ -132,15 +135,16 @@ def check_tensors(
   shapes: Mapping[str, tuple[int, ...]],
   source: str,
 ) -> None:
-  """Checks that tensors are floats of just these names and shapes.
+  """Checks that tensors are floats with exactly these names and shapes.
 
   Args:
     tensors: arrays by name.
     shapes: expected shapes by name.
-    source: what an error's message begins with.
+    source: beginning of an error's message, which names the file.
 
   Raises:
-    InputError: names every missing, unexpected and misshapen tensor at once.
+    InputError: if tensors are missing, unexpected or of another shape or type;
+      the message lists all of them.
   """
   problems = []
   for name, shape in shapes.items():
@@ -163,7 +167,7 @@ def check_tensors(
 def _flatten(root):
   """Returns the arrays in nested containers by dotted name.
 
-  A container met twice counts once.
+  A container that occurs several times counts once.
   """
   tensors, seen = {}, set()
 
@@ -171,10 +175,10 @@ def _flatten(root):
     if isinstance(value, torch_files.Module):
       value = value.attributes
     if isinstance(value, np.ndarray):
-      if not name.isprintable():  # Terminals would obey it.
-        raise ValueError(f"a tensor's name is {name!r}")
+      if not name.isprintable():  # It could contain commands to a terminal.
+        raise ValueError(f"the name of a tensor is not printable: {name!r}")
       if name in tensors:
-        raise ValueError(f"it holds two tensors of the name {name}")
+        raise ValueError(f"two of its tensors have the name {name}")
       tensors[name] = value
     if not isinstance(value, dict | list | tuple) or id(value) in seen:
       return
@@ -182,17 +186,17 @@ def _flatten(root):
     is_dict = isinstance(value, dict)
     for key, child in value.items() if is_dict else enumerate(value):
       if not isinstance(key, str | int):
-        raise ValueError(f"a dictionary has a {type(key).__name__} for a key")
+        raise ValueError(f"a dictionary has a {type(key).__name__} as a key")
       visit(child, f"{name}.{key}" if name else str(key))
 
   if not isinstance(root, dict | torch_files.Module):
-    raise ValueError("it holds no dictionary of tensors")
+    raise ValueError("it contains no dictionary of tensors")
   visit(root, "")
   return tensors
 
 
 def _check_header(path):
-  """Checks the sizes in a header against the file's; reads no tensor."""
+  """Compares the sizes in the header with the file's; reads no tensor."""
   with safe_open(path, framework="numpy"):
     return {}, ""
 

@@ -1,7 +1,8 @@
-"""Files of `torch.save` and `torch.jit.save`, read and written without torch.
+"""Reads files of `torch.save` and `torch.jit.save`, and writes the former.
 
-They are zip archives. `data.pkl` is a pickle of containers, in which a tensor
-refers to a storage; each storage's bytes are an entry of their own.
+This needs no torch. The files are zip archives. `data.pkl` is a pickle of
+containers in which a tensor refers to a storage, and the bytes of each storage
+are an entry of the archive.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ _DTYPES = {
   "ShortStorage": np.dtype(np.int16),
 }
 _STORAGES = {dtype: name for name, dtype in _DTYPES.items()}
-# Functions whose value is their first argument: parameters, typed lists.
+# Functions that return their first argument here: parameters, typed lists.
 _FIRST_ARGUMENT = (
   "torch._utils._rebuild_parameter",
   "torch.jit._pickle.build_boollist",
@@ -54,28 +55,28 @@ _INSTRUCTIONS = set(
   " NEWOBJ BUILD".split()
 )
 _MAX_TUPLES = 20_000  # The largest CLIP has about 6,500.
-_MAX_PICKLE_BYTES = 4 << 20  # That of the largest CLIP has 300 kB.
-_MAX_AXES = 64  # NumPy's.
+_MAX_PICKLE_BYTES = 4 << 20  # The largest CLIP has 300 kB.
+_MAX_AXES = 64  # NumPy's limit.
 _RECORD = "record.json"
 
 
 def read(path: pathlib.Path) -> tuple[Any, str]:
-  """Returns the containers and arrays of a file, and the text beside them.
+  """Returns the containers and arrays of a file, and its record as text.
 
-  No code of the file is run. An array is a read-only view of its storage.
+  No code in the file is run. An array is a read-only view of its storage.
 
   Args:
     path: path of the file.
 
   Raises:
-    Exception: of many kinds; the file is damaged, of another format, or asks
-      for anything but tensors and plain containers.
+    Exception: if the file is damaged, has another format, or contains anything
+      but tensors and plain containers. Errors have many types.
   """
   with zipfile.ZipFile(path) as archive:
     entries = archive.infolist()
     claimed = sum(entry.compress_size for entry in entries)
     if claimed > os.path.getsize(path):
-      raise ValueError(f"its entries claim {claimed} bytes, more than it has")
+      raise ValueError(f"its entries claim {claimed} bytes, but it has fewer")
     names = {entry.filename.partition("/")[2]: entry for entry in entries}
 
     def read_entry(name, limit=math.inf):
@@ -83,7 +84,7 @@ def read(path: pathlib.Path) -> tuple[Any, str]:
         raise ValueError(f"its entry {name} is missing")
       entry = names[name]
       if entry.compress_type != zipfile.ZIP_STORED:
-        raise ValueError(f"its entry {name} is compressed; torch stores it")
+        raise ValueError(f"its entry {name} is compressed, unlike torch's")
       if entry.file_size > limit:
         raise ValueError(f"its entry {name} has more than {limit} bytes")
       return archive.read(entry)
@@ -97,10 +98,10 @@ def read(path: pathlib.Path) -> tuple[Any, str]:
 
 
 def _check_instructions(stream):
-  """Raises ValueError for what could end the process or fill the memory.
+  """Raises ValueError if a pickle could end the process or fill the memory.
 
-  pickle allocates by the index of a memo entry, and hashes tuples within tuples
-  by recursion.
+  pickle allocates memory for the index of a memo entry, and hashes nested
+  tuples by recursion.
   """
   num_tuples = 0
   for opcode, argument, position in pickletools.genops(stream):
@@ -116,7 +117,7 @@ def _check_instructions(stream):
 class Module:
   """A TorchScript object.
 
-  Its attributes are not copied: many objects may be given the same.
+  Its attributes are not copied, because many objects can share them.
   """
 
   def __init__(self):
@@ -127,26 +128,30 @@ class Module:
 
 
 class _OrderedDict(dict):
-  """A state dict; its attributes are torch's notes on versions."""
+  """A state dict. Its attributes, torch's notes on versions, are ignored."""
 
   def __setstate__(self, state):
     pass
 
 
 class _Storage:
-  """Bytes that tensors are views of; no tuple, so never arguments of a call."""
+  """Bytes that tensors are views of.
+
+  It is not a tuple, so a pickle cannot use it as the arguments of a call.
+  """
 
   def __init__(self, dtype, content):
     self.dtype, self.content = dtype, content
 
   def __setstate__(self, state):
-    raise ValueError("it changes a storage")
+    raise ValueError("its pickle changes a storage")
 
 
 class _Unpickler(pickle.Unpickler):
-  """Admits tensors and plain containers.
+  """Unpickles only tensors and plain containers.
 
-  A name stands for a function made for it here, never for what it names.
+  Each known name is replaced by a function of this module. The function that
+  it names is never called.
   """
 
   def __init__(self, stream, read_entry, byte_order):
@@ -157,8 +162,8 @@ class _Unpickler(pickle.Unpickler):
   def find_class(self, module, name):
     full_name = f"{module}.{name}"
     if full_name == "torch._utils._rebuild_tensor_v2":
-      # New functions each time, as a pickle may set a function's attributes,
-      # without *arguments, which copy theirs.
+      # A pickle can set attributes of a function, so each function is new. It
+      # has no *arguments, which would copy a long tuple.
       return lambda a, b, c, d, e=None, f=None, g=None: _make_array(a, b, c, d)
     if full_name in _FIRST_ARGUMENT:
       return lambda first, second=None, third=None: first
@@ -169,16 +174,16 @@ class _Unpickler(pickle.Unpickler):
     if module.startswith("__torch__"):  # A TorchScript class.
       return Module
     raise ValueError(
-      f"it asks for {full_name[:200]}. Only tensors and plain containers are"
-      " read; nothing of it was run. Get a file that holds nothing else, such"
-      " as safetensors"
+      f"it refers to {full_name[:200]}, but only tensors and plain containers"
+      " are read. None of its code was run. Get a file without code, such as"
+      " safetensors"
     )
 
   def persistent_load(self, pid):
     tag, storage, key, _, size = pid
     types = (type(tag), type(storage), type(key), type(size))
     if types != (str, str, str, int) or tag != "storage" or size < 0:
-      raise ValueError("it refers to something else than a storage")
+      raise ValueError("its pickle refers to something other than a storage")
     dtype = _DTYPES[storage].newbyteorder(self._byte_order)
     content = memoryview(self._read_entry(f"data/{key}"))
     num_bytes = size * dtype.itemsize
@@ -191,7 +196,7 @@ class _Unpickler(pickle.Unpickler):
 
 def _make_array(storage, offset, shape, strides):
   if not isinstance(storage, _Storage):
-    raise ValueError("it makes a tensor from something else than a storage")
+    raise ValueError("a tensor is not a view of a storage")
   dtype, content = storage.dtype, storage.content
   if not (
     isinstance(shape, tuple)
@@ -199,8 +204,8 @@ def _make_array(storage, offset, shape, strides):
     and len(shape) == len(strides) <= _MAX_AXES
     and all(type(x) is int and x >= 0 for x in (offset, *shape, *strides))
   ):
-    raise ValueError("a tensor's offset, shape or strides make no sense")
-  # NumPy's own check overflows. Strides of zero make much out of little.
+    raise ValueError("a tensor's offset, shape or strides are invalid")
+  # NumPy's own check overflows, and strides of zero would allow huge arrays.
   capacity = len(content) // dtype.itemsize
   last = offset + sum(
     (size - 1) * stride for size, stride in zip(shape, strides, strict=True)
@@ -219,18 +224,18 @@ def write(
   root: str,
   record: str = "",
 ) -> None:
-  """Writes `{root: tensors}` as `torch.save` does; `torch.load` reads it.
+  """Writes `{root: tensors}` in the format of `torch.save`.
 
-  The same input gives the same bytes.
+  The same input always has the same bytes.
 
   Args:
     path: path of the file.
     tensors: arrays by name.
-    root: the one key of the outer dictionary.
-    record: any text, in an entry that torch ignores.
+    root: only key of the outer dictionary.
+    record: text for an entry that torch ignores; empty writes no entry.
 
   Raises:
-    WriteError: the file cannot be written.
+    WriteError: if the file cannot be written.
   """
   entries = {"data.pkl": _dump(tensors, root), "byteorder": b"little"}
   for key, array in enumerate(tensors.values()):
@@ -242,7 +247,7 @@ def write(
   file = io.BytesIO()
   with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
     for name, content in entries.items():
-      # The date and the system are fixed; the folder's name is torch's default.
+      # Date and system are fixed; the folder's name is torch's default.
       entry = zipfile.ZipInfo(f"archive/{name}", (1980, 1, 1, 0, 0, 0))
       entry.create_system = 3
       archive.writestr(entry, content)
@@ -250,11 +255,11 @@ def write(
 
 
 def _dump(tensors, root):
-  """Returns the pickle of `{root: tensors}`; storages are "0", "1", ..."""
+  """Returns the pickle of `{root: tensors}` with storages "0", "1", ..."""
   parts = [b"\x80\x02}", _text(root), b"}("]
   for key, (name, array) in enumerate(tensors.items()):
     storage = _STORAGES[array.dtype.newbyteorder("=")]
-    # In elements, of the C order that storages are written in.
+    # Storages are written in C order; strides count elements.
     strides = [math.prod(array.shape[axis + 1 :]) for axis in range(array.ndim)]
     parts += [_text(name), b"ctorch._utils\n_rebuild_tensor_v2\n(("]
     parts += [_text("storage"), f"ctorch\n{storage}\n".encode()]

@@ -1,4 +1,4 @@
-"""The exported file against the live detector."""
+"""The .cops file compared with the detector that it was exported from."""
 
 import contextlib
 import json
@@ -21,7 +21,7 @@ from helpers.images import make_image
 
 @pytest.fixture(scope="module")
 def detector(trained):
-  """With two normal images, whose patches the file holds."""
+  """A detector with two reference images; the file contains their patches."""
   normal = [make_image(seed) for seed in (10, 11)]
   plain = AnomalyDetector.from_workdir(trained[0])
   plain.origin = "cops-visa, the authors' prompts"
@@ -40,7 +40,7 @@ def path(detector, tmp_path_factory):
   return path
 
 
-def test_the_file_is_the_detector_for_any_number_of_images(detector, path):
+def test_the_file_scores_any_number_of_images_like_the_detector(detector, path):
   loaded = export.load(path)
   decoded = [detector.decode(make_image(seed, 48, 48)) for seed in range(3)]
   want = list(detector.detect(decoded))
@@ -56,8 +56,8 @@ def test_the_file_is_the_detector_for_any_number_of_images(detector, path):
       )
 
 
-def test_thresholds_of_tiles_are_left_out(detector, tmp_path, monkeypatch):
-  """The file sees whole images."""
+def test_thresholds_for_tiles_are_not_exported(detector, tmp_path, monkeypatch):
+  """An exported file scores whole images only."""
   monkeypatch.setattr(
     detector, "thresholds", [Thresholds(0.5, 0.25, "by hand", tiles="2x3")]
   )
@@ -66,7 +66,7 @@ def test_thresholds_of_tiles_are_left_out(detector, tmp_path, monkeypatch):
   assert metadata["thresholds"] is None
 
 
-def test_metadata(path):
+def test_metadata_describe_the_file_and_the_detector(path):
   metadata = export.load(path).metadata
   with zipfile.ZipFile(path) as archive:
     for platform in metadata["platforms"]:
@@ -76,7 +76,7 @@ def test_metadata(path):
       kernel = "tpu_custom_call" in exported.mlir_module()
       assert kernel == (platform == "tpu")
   assert metadata["platforms"] == ["cpu", "cuda", "tpu"]
-  assert metadata["cuda_attention"] == "xla"  # Made without a GPU.
+  assert metadata["cuda_attention"] == "xla"  # Exported without a GPU.
   assert metadata["readable_by"] == (
     f"jaxlib up to six months newer than {metadata['jaxlib']}"
   )
@@ -101,7 +101,7 @@ assert not heavy and "transformers" not in sys.modules, heavy
 """
 
 
-def test_it_runs_without_the_models_code(path):
+def test_the_file_runs_without_the_models_code(path):
   result = subprocess.run(
     [sys.executable, "-c", RUN_WITHOUT_THE_MODEL, path],
     capture_output=True,
@@ -123,7 +123,7 @@ def test_bad_images_are_refused(path):
 
 
 def rewrite(path, target, metadata=None, **changes):
-  """A copy with other metadata or contents."""
+  """Writes a copy of a file with other metadata or contents."""
   with zipfile.ZipFile(path) as archive:
     contents = {name: archive.read(name) for name in archive.namelist()}
   changed = json.loads(contents["metadata.json"]) | (metadata or {})
@@ -150,14 +150,14 @@ def test_bad_files_are_refused(path, tmp_path):
       InputError, match="bad.cops cannot be read as an exported det"
     ):
       export.load(bad)
-  # Flipped bits in all records that the archive keeps of its parts.
+  # Flip bits in all headers of the archive.
   with zipfile.ZipFile(path) as archive:
     starts = [part.header_offset for part in archive.infolist()]
     starts += [archive.start_dir]
   places = [start + index for start in starts for index in range(0, 64, 3)]
   for place in (*places, *range(len(content) - 200, len(content), 3)):
     bad.write_bytes(flip(place, 1 << place % 8))
-    with contextlib.suppress(InputError):  # Some bits mean nothing.
+    with contextlib.suppress(InputError):  # Some bits have no effect.
       export.load(bad)
   with zipfile.ZipFile(bad, "w", zipfile.ZIP_DEFLATED) as archive:
     archive.writestr("metadata.json", bytes(10**7))
@@ -172,17 +172,19 @@ def test_bad_files_are_refused(path, tmp_path):
     with pytest.raises(InputError, match="bad.cops cannot be read as an"):
       export.load(bad)
   rewrite(path, bad, {"format": 9})
-  with pytest.raises(InputError, match="bad.cops has format 9, and .* reads 3"):
+  with pytest.raises(InputError, match="bad.cops has format 9, .* format 3"):
     export.load(bad)
   rewrite(path, bad, {"platforms": ["tpu"]})
-  with pytest.raises(InputError, match="bad.cops was made for tpu, .* on cpu "):
+  with pytest.raises(InputError, match="was exported for tpu, .* on cpu here"):
     export.load(bad)
   rewrite(path, bad, **{"function-cpu": b"other"})
-  with pytest.raises(InputError, match="six months .* JAX .* does not read"):
+  with pytest.raises(InputError, match="six months .* JAX .* cannot read"):
     export.load(bad)
 
 
-def test_command(trained, tmp_path, capsys):
+def test_the_command_writes_a_file_or_reports_why_not(
+  trained, tmp_path, capsys
+):
   out = tmp_path / "made.cops"
   main([f"--workdir={trained[0]}", f"--out={out}"])
   text = capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""The ONNX file in ONNX Runtime against the live detector."""
+"""The ONNX file in ONNX Runtime compared with the detector."""
 
 import dataclasses
 import json
@@ -41,8 +41,8 @@ def check(session, images, want):
     np.testing.assert_allclose(anomaly_map, detection.anomaly_map, atol=1e-5)
 
 
-def test_the_file_is_the_detector_for_any_number_of_images(trained, path):
-  # What is compiled after an export is as it was before.
+def test_the_file_scores_any_number_of_images_like_the_detector(trained, path):
+  # This detector compiles after an export, which must not change its results.
   detector = AnomalyDetector.from_workdir(trained[0])
   decoded = decode(detector, 3)
   want = list(detector.detect(decoded))
@@ -61,8 +61,10 @@ def test_the_file_is_the_detector_for_any_number_of_images(trained, path):
   assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
-def test_without_category_and_state_words(trained, tmp_path):
-  """No codes and no prototypes; patches smoothed, and compared with images'."""
+def test_prompts_without_category_and_state_words_are_exported(
+  trained, tmp_path
+):
+  """The detector smooths patches and compares them with reference images."""
   whole = AnomalyDetector.from_workdir(trained[0])
   config = whole.config.copy_and_resolve_references()
   config.model.update(
@@ -84,13 +86,13 @@ def test_a_wrong_file_is_not_written(trained, tmp_path, monkeypatch):
   with monkeypatch.context() as patch:
     patch.setattr(onnx, "_convert", lambda *args: b"no model")
     with pytest.raises(
-      InputError, match="makes no valid ONNX file of this run"
+      InputError, match="cannot write a valid ONNX file for this run"
     ):
       export.export(AnomalyDetector.from_workdir(trained[0]), path)
   right = onnx.detect_anomalies
 
   def off(*args, **kwargs):
-    """Right where JAX computes, wrong where jax2onnx traces."""
+    """Returns right results to JAX and wrong ones to jax2onnx's tracing."""
     outputs = right(*args, **kwargs)
     if isinstance(args[2]["image"].shape[0], int):
       return outputs
@@ -102,7 +104,7 @@ def test_a_wrong_file_is_not_written(trained, tmp_path, monkeypatch):
   assert not list(tmp_path.iterdir())
 
 
-def test_what_cannot_be_written_is_reported(trained, tmp_path, monkeypatch):
+def test_failed_exports_are_reported(trained, tmp_path, monkeypatch):
   detector = AnomalyDetector.from_workdir(trained[0])
   path = tmp_path / "made.onnx"
   with monkeypatch.context() as patch:

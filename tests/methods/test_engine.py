@@ -74,7 +74,7 @@ def test_a_run_of_another_method_is_rejected(trained_run, make, tmp_path):
   """Evaluating, resuming and starting from the run have the same message."""
   config = make("demo")
   message = (
-    f"{trained_run} holds prompts of the method 'anomalyclip', and"
+    f"{trained_run} has prompts of the method 'anomalyclip', but"
     " config.method is 'cops'"
   )
   for attempt in (

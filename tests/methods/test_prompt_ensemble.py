@@ -239,7 +239,7 @@ def test_texts_need_a_tokenizer_and_at_most_77_tokens():
   with pytest.raises(InputError, match="'a a.* has 82 tokens; CLIP reads at"):
     backbone.tokenize(["a " * 80])
   bare = PretrainedCLIP(backbone.config, backbone.params, backbone.tokens, "")
-  with pytest.raises(InputError, match="came without a tokenizer, which"):
+  with pytest.raises(InputError, match="need a tokenizer, but this CLIP"):
     bare.tokenize(["a"])
 
 

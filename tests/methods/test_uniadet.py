@@ -187,7 +187,7 @@ def test_a_reproductions_file_is_read(case, tmp_path):
   torch.save({**facts, "backbone": "dinov2", "head": head}, path)
   found, _ = load_prompts(path, stored, "uniadet")
   chex.assert_trees_all_equal(found, stored)
-  with pytest.raises(InputError, match="holds prompts of the method 'uniadet'"):
+  with pytest.raises(InputError, match="has prompts of the method 'uniadet'"):
     load_prompts(path, stored, "cops")
 
 

@@ -109,7 +109,7 @@ def test_prompts_without_a_part_do_not_fit_the_authors_format(base, tmp_path):
     tmp_path / "prompts.pth",
     Record(config.to_dict(), backbone.sha256),
   )
-  reason = "authors' format has no prompts without"
+  reason = "authors' format requires prompts with"
   with pytest.raises(InputError, match=reason):
     prompts.write_prompts(path, params, record)
   assert not path.exists()

@@ -1,4 +1,4 @@
-"""CLIP from every kind of file, strictly."""
+"""CLIP is loaded strictly from every kind of file."""
 
 import hashlib
 import json
@@ -31,7 +31,7 @@ def copy(clip_folder, tmp_path):
 
 
 def edit(folder, **changes):
-  """Changes tensors of a folder; None removes one."""
+  """Changes tensors in a folder; None removes a tensor."""
   path = folder / "model.safetensors"
   tensors = {**load_file(path), **changes}
   save_file({k: v for k, v in tensors.items() if v is not None}, path)
@@ -46,7 +46,7 @@ def test_round_trip_is_exact_in_half_precision(clip_folder, tmp_path):
   assert second.params["logit_scale"].shape == ()
   assert second.tokens == first.tokens
   assert second.sha256 == sha256(tmp_path / "model.safetensors")
-  with pytest.raises(InputError, match=f"{second.sha256}; .* expects 00ff"):
+  with pytest.raises(InputError, match=f"{second.sha256}, but .* is 00ff"):
     load_clip(str(tmp_path), sha256="00ff")
 
 
@@ -59,8 +59,8 @@ def test_shapes_are_those_of_the_model(clip_folder):
   assert clip_names.clip_param_shapes(config) == model["params"]
 
 
-def test_every_format_gives_the_same_parameters(tmp_path):
-  """Files written by torch and transformers, read without either."""
+def test_every_format_has_the_same_parameters(tmp_path):
+  """torch and transformers wrote the files; neither is needed to read them."""
   folder = copy_folder(tmp_path)
   expected = None
   for name in weight_files.FOLDER_FILES:
@@ -89,7 +89,7 @@ def sha256(path):
 
 
 def copy_folder(tmp_path):
-  """The tiny CLIP as a Hugging Face folder."""
+  """Returns a Hugging Face folder of the tiny CLIP."""
   folder = tmp_path / "folder"
   folder.mkdir()
   for name in ("config.json", *weight_files.FOLDER_FILES):
@@ -100,8 +100,8 @@ def copy_folder(tmp_path):
 
 
 @pytest.mark.parametrize("name", ("model.safetensors", "pytorch_model.bin"))
-def test_transformers_own_files_give_torchs_output(tmp_path, name):
-  """Written by transformers from fp32 weights, with torch's own buffers."""
+def test_files_of_transformers_have_the_output_of_torch(tmp_path, name):
+  """transformers wrote them from fp32 weights, with torch's own buffers."""
   torch = pytest.importorskip("torch")
   model = weight_files.make_torch_clip()
   folder = copy_folder(tmp_path)
@@ -111,7 +111,7 @@ def test_transformers_own_files_give_torchs_output(tmp_path, name):
     model.save_pretrained(folder)
   else:
     state = model.state_dict()
-    # As old versions of transformers saved it.
+    # Old versions of transformers saved this buffer.
     state["text_model.embeddings.position_ids"] = torch.arange(20)[None]
     torch.save(state, folder / name)
   backbone = load_clip(str(folder))
@@ -131,7 +131,7 @@ def test_transformers_own_files_give_torchs_output(tmp_path, name):
 
 
 def openai_file(tmp_path, vocabulary=20, **changes):
-  """The golden file's tensors with some changed; None removes one."""
+  """Writes the golden file with some tensors changed; None removes one."""
   tensors = dict(
     read_tensor_file(weight_files.DATA / "openai_state.pt").tensors
   )
@@ -149,22 +149,21 @@ def openai_file(tmp_path, vocabulary=20, **changes):
   return str(path)
 
 
-def test_a_whole_openai_file(tmp_path):
-  """OpenAI's vocabulary gives OpenAI's token ids; a tokenizer may be beside."""
+def test_an_openai_file_has_openais_tokens_and_can_have_a_tokenizer(tmp_path):
   path = openai_file(tmp_path, vocabulary=49408)
   backbone = load_clip(path)
   assert backbone.tokens == PromptTokens(
     start=49406, damaged=(13568,), object=14115, period=269, end=49407
   )
   assert backbone.tokenizer is None
-  with pytest.raises(InputError, match="came without a tokenizer"):
+  with pytest.raises(InputError, match="but this CLIP has none"):
     backbone.tokenize(["a dent"])
   for name in ("vocab.json", "merges.txt"):
     shutil.copy(DEMO_FOLDER / name, tmp_path)
   assert load_clip(path).tokenizer == tmp_path
 
 
-def test_every_wrong_tensor_of_openais_is_listed(tmp_path):
+def test_every_wrong_tensor_of_an_openai_file_is_listed(tmp_path):
   path = openai_file(
     tmp_path,
     **{
@@ -178,7 +177,7 @@ def test_every_wrong_tensor_of_openais_is_listed(tmp_path):
   with pytest.raises(InputError) as caught:
     load_clip(path)
   message = str(caught.value)
-  assert f"{path} does not hold a whole CLIP in OpenAI's names:" in message
+  assert f"{path} does not contain a whole CLIP with OpenAI's" in message
   assert message.count("missing: ln_final.bias") == 1
   assert message.count("1.attn.in_proj_weight: (8, 8), expected (24, 8)") == 1
   assert "type of visual.proj: int32, expected a float" in message
@@ -191,17 +190,17 @@ def test_every_wrong_tensor_of_openais_is_listed(tmp_path):
   (
     (
       {"visual.conv1.weight": None},
-      r"conv1.weight is of shape \(\), or m",
+      r"conv1.weight has the shape \(\) or is m",
     ),
     (
       {"text_projection": np.zeros(3, np.float32)},
-      r"text_projection is of shape \(3,\), or missing; it must have 2 axes",
+      r"text_projection has the shape \(3,\) or is missing, expected 2 axes",
     ),
     (
       {"visual.layer1.0.conv1.weight": np.zeros((2, 2), np.float16)},
-      "CLIP with a ResNet; CoPS needs a vision transformer",
+      "CLIP with a ResNet, but a vision transformer is needed",
     ),
-    ({}, "vocabulary of 20 tokens; OpenAI's has 49408"),
+    ({}, "vocabulary of 20 tokens, but OpenAI's has 49408"),
   ),
 )
 def test_unusable_openai_files_are_refused(tmp_path, changes, expected):
@@ -212,7 +211,7 @@ def test_unusable_openai_files_are_refused(tmp_path, changes, expected):
 def test_the_hubs_cache_works_offline_and_by_revision(
   clip_folder, tmp_path, monkeypatch
 ):
-  """huggingface_hub's own client, on a cache as it lays it out."""
+  """The client of huggingface_hub reads a cache in its own layout."""
   folders = {}
   for scale, revision in enumerate(("main", "v2")):
     folders[revision] = shutil.copytree(clip_folder, tmp_path / revision)
@@ -226,14 +225,13 @@ def test_the_hubs_cache_works_offline_and_by_revision(
     ("some/clip", "v3", "'some/clip' at revision 'v3' is neither"),
     ("no/such-clip", "", "'no/such-clip' is neither a file or folder here"),
     (str(clip_folder), "main", "config.backbone.revision is 'main', but"),
-    (f"{clip_folder}/model.safetensors", "", "Hugging Face's names by its fo"),
+    (f"{clip_folder}/model.safetensors", "", "Hugging Face's names, give its"),
   ):
     with pytest.raises(InputError, match=expected):
       load_clip(name, revision)
 
 
-def test_a_hub_name_downloads_what_is_needed():
-  """The preferred file of tensors, and no other."""
+def test_a_hub_name_downloads_only_the_preferred_file_of_tensors():
   needed = ["config.json", "vocab.json", "merges.txt"]
   files = [*needed, "pytorch_model.bin", "tf_model.h5"]
   kinds = clip._TOKENIZER, clip._TENSOR_FILES
@@ -242,7 +240,7 @@ def test_a_hub_name_downloads_what_is_needed():
   assert folders.needed_files(files, *kinds) == [*needed, "model.safetensors"]
 
 
-def test_tokens_of_the_demo():
+def test_the_toy_clips_tokens_are_those_of_its_vocabulary():
   backbone = load_clip(DEMO_CLIP)
   vocab = json.loads((DEMO_FOLDER / "vocab.json").read_text())
   assert backbone.tokens == PromptTokens(
@@ -257,34 +255,34 @@ def test_tokens_of_the_demo():
 @pytest.mark.parametrize(
   "name", ("config.json", "vocab.json", "merges.txt", "model.safetensors")
 )
-def test_missing_file_is_reported(copy, name):
+def test_a_missing_file_is_reported(copy, name):
   (copy / name).unlink()
   with pytest.raises(InputError, match=f"{name} does not exist"):
     load_clip(str(copy))
 
 
 @pytest.mark.parametrize("text", ("{", "{}", '{"a": "b"}', "[" * 10**5))
-def test_damaged_vocabulary_is_refused(copy, text):
+def test_a_damaged_vocabulary_is_refused(copy, text):
   (copy / "vocab.json").write_text(text)
   with pytest.raises(InputError, match="the tokenizer in .* is damaged"):
     load_clip(str(copy))
 
 
-def test_damaged_config_is_refused(copy):
+def test_a_damaged_config_is_refused(copy):
   for text, expected in (
     ("{", "config.json is not JSON"),
     ("[" * 10**5, "config.json is not JSON"),
-    ("[]", "config.json is not a model's"),
-    ('{"vision_config": 3}', "config.json is not CLIP's"),
+    ("[]", "config.json does not describe a model"),
+    ('{"vision_config": 3}', "config.json does not describe a CLIP"),
     (
       '{"vision_config": {"num_hidden_layers": 1000000000}}',
-      "1000000012 layers, but .* holds only 110 tensors",
+      "1000000012 layers, but .* has only 110 tensors",
     ),
     ('{"text_config": {"num_attention_heads": 7}}', "7 heads do not divide"),
     ('{"text_config": {"hidden_act": "abs"}}', "'abs' is not an activation"),
     (
       '{"vision_config": {"num_hidden_layers": 1, "hidden_size": "many"}}',
-      "its sizes describe no CLIP that can be built",
+      "no CLIP can be built with its sizes",
     ),
   ):
     (copy / "config.json").write_text(text)
@@ -293,7 +291,7 @@ def test_damaged_config_is_refused(copy):
 
 
 def test_only_fields_that_the_towers_use_are_read_from_config_json(copy):
-  """transformers acts on other fields too; one of them names code to run."""
+  """transformers also reads other fields; one of them names code to run."""
   want = load_clip(str(copy)).config
   path = copy / "config.json"
   values = json.loads(path.read_text())

@@ -1,4 +1,4 @@
-"""DINO folders that are read, and those that are refused in one sentence."""
+"""DINO folders: some are read, others are refused in one sentence."""
 
 import json
 import shutil
@@ -26,7 +26,7 @@ def folders(tmp_path_factory, clip_folder):
 
 @pytest.fixture
 def change(folders, tmp_path):
-  """Copies a folder with other values in config.json."""
+  """A function that copies a folder and changes values in its config.json."""
 
   def change(kind, **values):
     copy = shutil.copytree(folders[kind], tmp_path / f"{kind}-changed")
@@ -48,7 +48,7 @@ def make_config(kind, folder):
   "kind, other",
   (("clip", "dinov2"), ("dinov2", "clip"), ("dinov3", "dinov2")),
 )
-def test_a_folder_of_another_kind(folders, kind, other):
+def test_a_folder_of_another_kind_is_refused(folders, kind, other):
   with pytest.raises(InputError, match=f"config.backbone.kind is '{kind}'"):
     load_backbone(make_config(kind, folders[other]))
 
@@ -62,7 +62,9 @@ def test_a_method_with_texts_needs_clip(folders):
 
 
 @pytest.mark.parametrize("kind, size", (("dinov2", 512), ("dinov3", 518)))
-def test_a_size_that_the_patches_do_not_divide(folders, kind, size):
+def test_the_image_size_must_be_a_multiple_of_the_patch_size(
+  folders, kind, size
+):
   config = make_config(kind, folders[kind])
   config.model.image_size_pixels = size
   with pytest.raises(InputError, match="a multiple of the patch size"):
@@ -72,8 +74,8 @@ def test_a_size_that_the_patches_do_not_divide(folders, kind, size):
 @pytest.mark.parametrize(
   "kind, values, expected",
   (
-    ("dinov2", {"model_type": "dinov2"}, "a DINOv2 without registers; take"),
-    ("dinov2", {"model_type": "vit"}, "is of model_type 'vit', and"),
+    ("dinov2", {"model_type": "dinov2"}, "a DINOv2 without registers: choo"),
+    ("dinov2", {"model_type": "vit"}, "has the model_type 'vit', but"),
     ("dinov2", {"use_swiglu_ffn": True}, "only False is supported"),
     ("dinov3", {"use_gated_mlp": True}, "only False is supported"),
     ("dinov3", {"num_attention_heads": 3}, "3 heads do not divide 64"),
@@ -83,15 +85,15 @@ def test_a_size_that_the_patches_do_not_divide(folders, kind, size):
     ("dinov2", {"image_size": 14}, "shape of embeddings.position_embeddings"),
   ),
 )
-def test_other_architectures(change, kind, values, expected):
+def test_other_architectures_are_refused(change, kind, values, expected):
   with pytest.raises(InputError, match=expected):
     load_dino(kind, str(change(kind, **values)))
 
 
-def test_weights_without_registers_or_with_a_key_bias(change):
+def test_missing_registers_and_key_biases_are_refused(change):
   for kind, edit, expected in (
     ("dinov2", "embeddings.register_tokens", "missing: embeddings.register"),
-    ("dinov3", "layer.0.attention.k_proj.bias", "has biases of keys"),
+    ("dinov3", "layer.0.attention.k_proj.bias", "DINOv3's keys have"),
   ):
     path = change(kind) / "model.safetensors"
     tensors = load_file(path)
@@ -102,9 +104,9 @@ def test_weights_without_registers_or_with_a_key_bias(change):
       load_dino(kind, str(path.parent))
 
 
-def test_a_file_and_a_folder_without_config(folders, tmp_path):
+def test_a_file_and_a_folder_without_config_are_refused(folders, tmp_path):
   path = folders["dinov3"] / "model.safetensors"
-  with pytest.raises(InputError, match="needs the folder of its config.json"):
+  with pytest.raises(InputError, match="give the folder with its config.json"):
     load_dino("dinov3", str(path))
   with pytest.raises(InputError, match="config.json does not exist; a Hugging"):
     load_dino("dinov3", str(tmp_path))

@@ -1,4 +1,4 @@
-"""The type that CLIP computes in: as fast as the platform, as a run began."""
+"""The dtype of the backbone: from the platform, or from the run."""
 
 import json
 import logging
@@ -12,23 +12,22 @@ from cops_jax.weights.backbone import load_backbone
 from cops_jax.weights.model import build_model, settle_dtype
 
 
-def test_the_type_of_a_new_run_and_of_one_that_began(config, caplog):
+def test_auto_is_the_fast_dtype_or_that_of_the_run(config, caplog):
   caplog.set_level(logging.INFO, "cops_jax")
   config.backbone.dtype = "auto"
   settled = settle_dtype(config, None)
   assert settled.backbone.dtype == "float32" and config.backbone.dtype == "auto"
-  assert "the backbone computes in float32, as is fast on cpu" in caplog.text
+  assert "the backbone computes in float32, fast on cpu" in caplog.text
   assert (
     build_model(config, load_backbone(config)).backbone.dtype == jnp.float32
   )
   record = Record({"backbone": {"dtype": "bfloat16"}}, "")
   assert settle_dtype(config, record).backbone.dtype == "bfloat16"
-  assert "the backbone computes in bfloat16, as the run does" in caplog.text
+  assert "the backbone computes in bfloat16, as in the run" in caplog.text
 
 
 @pytest.mark.parametrize("dtype", ("float32", "bfloat16"))
-def test_a_run_records_what_it_became(config, tmp_path, dtype):
-  """And "auto" goes on with a run in any type."""
+def test_a_run_records_its_dtype_and_resumes_with_auto(config, tmp_path, dtype):
   config.train.num_epochs = 0
   config.backbone.dtype = "auto" if dtype == "float32" else dtype
   for _ in range(2):

@@ -1,4 +1,4 @@
-"""Pretrained prompts: found on the hub and in folders, and refused if wrong."""
+"""Pretrained prompts: located on the hub and in folders, refused if wrong."""
 
 import json
 import os
@@ -25,26 +25,28 @@ def folder(published, tmp_path):
   return shutil.copytree(published, tmp_path / "folder")
 
 
-def test_folders_and_other_starts(published, trained, folder):
+def test_folders_are_found_and_other_paths_unchanged(
+  published, trained, folder
+):
   assert pretrained.find(published) == published / "prompts.safetensors"
   assert pretrained.find_start(published) == published / "prompts.safetensors"
   for path in (trained[0], folder / "prompts.safetensors", "gs://bucket/run"):
     assert pretrained.find_start(path) == path
 
 
-def test_folders_that_hold_no_prompts(folder):
-  """No folder, prompts without a record, and none."""
+def test_folders_without_pretrained_prompts_are_refused(folder):
+  """A file, prompts without a record, and a folder without prompts."""
   prompts = folder / "prompts.safetensors"
-  with pytest.raises(InputError, match="safetensors holds no pretrained"):
+  with pytest.raises(InputError, match="safetensors has no pretrained p"):
     pretrained.find(prompts)
   save_file(load_file(prompts), prompts)
   for _ in range(2):
-    with pytest.raises(InputError, match="no prompts.safetensors with the rec"):
+    with pytest.raises(InputError, match="folder has no pretrained prompts: e"):
       pretrained.find(folder)
     prompts.unlink(missing_ok=True)
 
 
-def test_damaged_prompts(folder):
+def test_damaged_prompts_are_refused(folder):
   flip(folder / "prompts.safetensors")
   with pytest.raises(InputError, match="prompts.safetensors is damaged: its"):
     AnomalyDetector.from_pretrained(folder)
@@ -53,7 +55,9 @@ def test_damaged_prompts(folder):
     pretrained.find(folder)
 
 
-def test_names_of_nothing(published, clip_folder, tmp_path, monkeypatch):
+def test_unknown_names_are_refused(
+  published, clip_folder, tmp_path, monkeypatch
+):
   for name, folder in (("some/prompts", published), ("some/clip", clip_folder)):
     hub.fill_cache(tmp_path, name, {"main": folder}, monkeypatch)
   for name in ("nowhere", "/no/where", "a/b/c", "../a/b", "owner/", "a/b@", ""):
@@ -64,9 +68,9 @@ def test_names_of_nothing(published, clip_folder, tmp_path, monkeypatch):
   for name in ("some/others", "some/prompts@v3"):
     with pytest.raises(InputError, match=f"'{name}' is .* downloaded .* cache"):
       pretrained.find(name)
-  with pytest.raises(InputError, match="^some/clip holds no .* no prompts.saf"):
+  with pytest.raises(InputError, match="^some/clip has no .* a prompts.safete"):
     pretrained.find("some/clip")
-  # A folder here of that name is meant.
+  # A local folder with that name comes first.
   monkeypatch.chdir(tmp_path)
   shutil.copytree(published, tmp_path / "some" / "prompts")
   found = str(pretrained.find("some/prompts"))
@@ -115,8 +119,8 @@ print(json.dumps([found, downloads]))
 
 
 def test_the_hubs_own_client_downloads_once(published, folder, tmp_path):
-  """From a server over HTTP; afterwards from the cache, without the server."""
-  (folder / "pytorch_model.bin").write_bytes(b"what nobody asked for")
+  """Later calls read the cache, also without the server."""
+  (folder / "pytorch_model.bin").write_bytes(b"not requested")
   result = subprocess.run(
     [sys.executable, "-c", DOWNLOAD, tmp_path / "home", published, folder],
     env={**environment(), "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"},
@@ -146,7 +150,7 @@ def test_the_hubs_own_client_downloads_once(published, folder, tmp_path):
       assert f"from the Hugging Face hub ({reason}), and the hub's" in message
 
 
-def test_an_address(published, bucket):
+def test_prompts_are_fetched_from_an_address(published, bucket):
   with pytest.raises(InputError, match="/prompts does not exist"):
     pretrained.find(f"{bucket}/prompts")
   for name in os.listdir(published):

@@ -1,4 +1,4 @@
-"""Trained prompts between this project's files and the authors'."""
+"""Trained prompts converted between this project's files and the authors'."""
 
 import dataclasses
 
@@ -24,7 +24,7 @@ def record_of(method):
 
 
 def stored(method):
-  """The state dict of the authors' own module, at the golden size."""
+  """Returns the state dict of the authors' module, at the golden size."""
   return {
     name.removeprefix("prompt."): array.astype(np.float32)
     for name, array in golden.load(SOURCES[method]).items()
@@ -38,7 +38,7 @@ def trained(method):
 
 
 def whole_module():
-  """All that AnomalyCLIP's module has, as its released files."""
+  """Returns all tensors of AnomalyCLIP's module, as in its released files."""
   tensors = stored("anomalyclip")
   for state in ("pos", "neg"):
     tensors[f"token_prefix_{state}"] = np.zeros((1, 1, 1, 128), np.float32)
@@ -61,7 +61,7 @@ def without_deep_prompts(method):
 
 
 def tiny_template():
-  """Shapes of the model that tests/data/weights/epoch_1.pth was made for."""
+  """Returns a tree with the shapes of tests/data/weights/epoch_1.pth."""
   tensors = weight_files.authors_tensors()
   for name in ("net.0", "mean", "log_var"):
     tensors[f"vae_encoder.{name}.weight"] = np.zeros((8, 8))
@@ -75,7 +75,7 @@ def authors_file(path, tensors):
 
 
 @pytest.mark.parametrize("method", SOURCES)
-def test_names_and_shapes_are_the_authors(method):
+def test_names_and_shapes_are_those_of_the_authors(method):
   expected = authors_names.select(stored(method))
   actual = authors_names.to_authors_names(trained(method), method)
   assert actual.keys() == expected.keys()
@@ -83,7 +83,7 @@ def test_names_and_shapes_are_the_authors(method):
     np.testing.assert_array_equal(actual[name], array, strict=True)
 
 
-def test_deep_prompts_are_in_the_order_of_numbers():
+def test_deep_prompts_are_in_numeric_order():
   tree = trained("cops")
   width = tree["prototype_extractor"]["queries"].shape[-1]
   deep = np.arange(11.0, dtype=np.float32)[:, None, None]
@@ -109,8 +109,8 @@ def test_round_trips_are_exact(tmp_path, method, name):
     assert path.read_bytes() == first
 
 
-def test_the_authors_released_file():
-  """Written by torch: half precision, no encoder, no record."""
+def test_the_authors_released_file_is_read():
+  """torch wrote it in half precision, without an encoder and a record."""
   path = weight_files.DATA / "epoch_1.pth"
   loaded, _ = prompts.load_prompts(path, tiny_template())
   singles = {
@@ -123,8 +123,8 @@ def test_the_authors_released_file():
   assert prompts.find_record(path) is None
 
 
-def test_entries_that_nothing_reads(tmp_path, monkeypatch):
-  """Those of either authors; AnomalyCLIP's tensors were on a GPU."""
+def test_unused_entries_are_ignored(tmp_path, monkeypatch):
+  """The files are CoPS's and AnomalyCLIP's, whose tensors were on a GPU."""
   surplus = np.zeros((2, 2), np.float32)
   names = ("projector.weight", "extractor_.attn.bias", "token_prefix_pos")
   tensors = weight_files.authors_tensors() | dict.fromkeys(names, surplus)
@@ -142,8 +142,8 @@ def test_entries_that_nothing_reads(tmp_path, monkeypatch):
   chex.assert_trees_all_equal(loaded, tree)
 
 
-def test_with_clip_the_file_has_all_of_the_authors_module(tmp_path):
-  """So that it loads strictly, there too."""
+def test_with_clip_the_file_has_all_tensors_of_the_authors_module(tmp_path):
+  """The authors' module can then load it strictly."""
   backbone, tree = load_clip("demo"), trained("anomalyclip")
   path = tmp_path / "epoch_15.pth"
   prompts.write_prompts(path, tree, record_of("anomalyclip"), backbone)
@@ -158,7 +158,7 @@ def test_with_clip_the_file_has_all_of_the_authors_module(tmp_path):
     for rows in (tensors, whole_module())
   )
   assert found == expected
-  # In OpenAI's vocabulary the ids are the stored ones.
+  # With OpenAI's vocabulary the ids are those of the released files.
   embedding = {"embedding": np.zeros((49408, 128), np.float32)}
   params = {"text_model": {"embeddings": {"token_embedding": embedding}}}
   backbone = dataclasses.replace(backbone, tokens=OPENAI_TOKENS, params=params)
@@ -172,7 +172,7 @@ def test_every_wrong_entry_is_listed_at_once(tmp_path):
     "ctx_pos": np.zeros((1, 14, 8), np.float32),
     "compound_prompts_text.2": np.zeros((4, 8), np.float32),
     "surplus": np.zeros(1, np.float32),
-    # A part of the encoder: the rest of it is missing.
+    # The other parts of the encoder are missing.
     "vae_encoder.mean.bias": np.zeros(8, np.float32),
     "t_a": np.zeros((6, 8), np.int64),
   }
@@ -195,7 +195,7 @@ def test_every_wrong_entry_is_listed_at_once(tmp_path):
 
 
 def test_prompts_of_another_method_are_refused(tmp_path):
-  """A file of either authors, an export and a run."""
+  """The paths are authors' files of both methods, an export and a run."""
   tree, record = trained("anomalyclip"), record_of("anomalyclip")
   theirs = authors_file(tmp_path / "epoch_15.pth", stored("anomalyclip"))
   export, workdir = tmp_path / "prompts.safetensors", tmp_path / "run"
@@ -210,12 +210,12 @@ def test_prompts_of_another_method_are_refused(tmp_path):
     with pytest.raises(InputError) as caught:
       prompts.load_prompts(path, tree, method)
     assert str(caught.value) == (
-      f"{path} holds prompts of the method {other!r}, and config.method is"
+      f"{path} has prompts of the method {other!r}, but config.method is"
       f" {method!r}"
     )
 
 
-def test_files_that_hold_no_such_prompts(tmp_path):
+def test_files_without_the_models_prompts_are_refused(tmp_path):
   tree = trained("cops")
   path = tmp_path / "prompts.safetensors"
   prompts.write_prompts(path, tree, record_of("cops"))
@@ -230,15 +230,15 @@ def test_files_that_hold_no_such_prompts(tmp_path):
   with pytest.raises(InputError, match="prompts.safetensors is damaged"):
     prompts.find_record(path)
   path = weight_files.DATA / "pytorch_model.bin"
-  with pytest.raises(InputError, match="holds no trained prompts: .* It has"):
+  with pytest.raises(InputError, match="has no trained prompts: .* file has"):
     prompts.load_prompts(path, tiny_template())
   with pytest.raises(InputError, match="nowhere.pth holds no training run"):
     prompts.find_record(tmp_path / "nowhere.pth")
 
 
-def test_a_method_without_an_authors_format(tmp_path):
+def test_a_method_without_an_authors_format_saves_only_safetensors(tmp_path):
   tree, record = trained("cops"), record_of("coop")
-  with pytest.raises(InputError, match="'coop' has no authors' format, only"):
+  with pytest.raises(InputError, match="have a format of .*, not 'coop'. Sa"):
     prompts.write_prompts(tmp_path / "a.pth", tree, record)
   assert not list(tmp_path.iterdir())
   path = tmp_path / "prompts.safetensors"

@@ -1,4 +1,4 @@
-"""The authors' prompts by name, from a server of files in their format."""
+"""Authors' prompts by name, downloaded from a local server."""
 
 import hashlib
 import json
@@ -41,13 +41,13 @@ def blob_hash(content):
 
 @pytest.fixture(scope="module")
 def own(request):
-  """The detector of the run whose prompts are served in the authors' format."""
+  """The detector of the run whose prompts the server has in authors' format."""
   return AnomalyDetector.from_pretrained(request.getfixturevalue("published"))
 
 
 @pytest.fixture
 def authors(own, clip_folder, data_dir, tmp_path, monkeypatch):
-  """Their file's content, where its copy is kept, and a server of it."""
+  """The content of the authors' file, the path of its copy, and its server."""
   tensors = authors_names.to_authors_names(own.trainable, "cops")
   tensors = {
     name: array
@@ -74,13 +74,13 @@ def authors(own, clip_folder, data_dir, tmp_path, monkeypatch):
 
 @pytest.fixture
 def kept(authors):
-  """The same, with a copy that was put there by hand."""
+  """The same as `authors`, with a copy that was put there by hand."""
   authors.path.parent.mkdir(parents=True)
   authors.path.write_bytes(authors.content)
   return authors
 
 
-def test_they_are_downloaded_once_and_used(authors, own):
+def test_authors_prompts_are_downloaded_once_and_used(authors, own):
   detector = AnomalyDetector.from_pretrained("cops-visa")
   assert detector.origin == ORIGIN and not detector.thresholds
   images = [make_image(seed) for seed in range(2)]
@@ -93,7 +93,7 @@ def test_they_are_downloaded_once_and_used(authors, own):
   assert pretrained.find("cops-visa") == authors.path
   assert pretrained.find_start("cops-visa") == authors.path
   assert len(authors.server.asked) == 1
-  # They are known wherever they lie.
+  # A copy is recognized in any place.
   copy = authors.path.rename(authors.path.with_name("mine.pth"))
   assert prompts.find_record(copy).origin == ORIGIN
 
@@ -115,8 +115,9 @@ POINTER = (
     ("no network", None, "ConnectionError"),
   ),
 )
-def test_a_failed_download(authors, raw, media, reason, monkeypatch):
-  """It is one sentence that names both places, and leaves nothing."""
+def test_a_failed_download_is_reported_and_leaves_no_file(
+  authors, raw, media, reason, monkeypatch
+):
   if raw == "proxy":
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
   elif raw == "no network":
@@ -127,9 +128,9 @@ def test_a_failed_download(authors, raw, media, reason, monkeypatch):
   with pytest.raises(InputError) as caught:
     pretrained.find("cops-visa")
   assert re.fullmatch(
-    rf"cops-visa cannot be downloaded from \S+/{PLACE} \(({reason}).*\): fetch"
-    rf" this file by other means and put it at {authors.path}, or name a proxy"
-    " in HTTPS_PROXY",
+    rf"cops-visa cannot be downloaded from \S+/{PLACE} \(({reason}).*\):"
+    rf" download it in another way and put it at {authors.path}, or set"
+    " HTTPS_PROXY",
     str(caught.value),
   )
   if reason == "HTTPError":
@@ -137,7 +138,7 @@ def test_a_failed_download(authors, raw, media, reason, monkeypatch):
   assert list(authors.path.parent.iterdir()) == []
 
 
-def test_a_file_of_git_lfs(authors):
+def test_a_file_in_git_lfs_is_downloaded(authors):
   authors.server.repositories = {
     f"/raw/{PLACE}": (200, POINTER, {}),
     f"/media/{PLACE}": (200, authors.content, {}),
@@ -145,8 +146,9 @@ def test_a_file_of_git_lfs(authors):
   assert pretrained.find("cops-visa").read_bytes() == authors.content
 
 
-def test_a_file_put_there_by_hand(kept, monkeypatch):
-  """It is used if its hash is either of those that are known."""
+def test_a_file_put_there_by_hand_is_used_if_its_hash_is_known(
+  kept, monkeypatch
+):
   sha256 = hashlib.sha256(kept.content).hexdigest()
   row = published.AUTHORS_FILES["cops-visa"]
   for hashes in (row.hashes, ("0" * 40, sha256)):
@@ -168,14 +170,16 @@ def test_a_file_put_there_by_hand(kept, monkeypatch):
   assert kept.server.asked == []
 
 
-def test_a_folder_of_that_name_is_meant(published, tmp_path, monkeypatch):
+def test_a_local_folder_with_the_name_comes_first(
+  published, tmp_path, monkeypatch
+):
   monkeypatch.chdir(tmp_path)
   (tmp_path / "cops-visa").symlink_to(published)
   found = pretrained.find("cops-visa")
   assert str(found) == "cops-visa/prompts.safetensors"
 
 
-def test_calibration_makes_a_folder_of_them(kept, own, tmp_path):
+def test_calibration_writes_a_folder_of_authors_prompts(kept, own, tmp_path):
   write_folder(tmp_path / "few", 4)
   images, out = tmp_path / "few", tmp_path / "some" / "folder"
   flags = ("--pretrained=cops-visa", "--normal", images)
@@ -195,7 +199,9 @@ def test_calibration_makes_a_folder_of_them(kept, own, tmp_path):
     assert f"run:     {ORIGIN}, trained on demo" in shown
 
 
-def test_evaluation_says_whose_they_are(kept, own, data_dir, tmp_path):
+def test_evaluation_reports_the_origin_of_the_prompts(
+  kept, own, data_dir, tmp_path
+):
   data = write_folder(tmp_path / "few", 4)
   flags = [
     *("--pretrained=cops-visa", f"--workdir={tmp_path}/found"),
@@ -212,13 +218,13 @@ def test_evaluation_says_whose_they_are(kept, own, data_dir, tmp_path):
   assert call("evaluate", *flags, "--checkpoint=epoch_10.pth")[0] == 2
 
 
-def test_training_begins_from_them(kept, own):
+def test_training_starts_from_authors_prompts(kept, own):
   config, params = own.config, jax.device_get(own.trainable)
   start = setup.read_start(config, own.backbone, params, "cops-visa", False)
   chex.assert_trees_all_equal(start, params)
 
 
-def test_the_list():
+def test_the_list_has_every_file_of_the_authors():
   code, shown, _ = call("weights", "list")
   assert code == 0
   for name, row in published.AUTHORS_FILES.items():

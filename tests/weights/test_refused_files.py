@@ -1,4 +1,4 @@
-"""Hostile, damaged and foreign weight files: refused in one sentence."""
+"""Hostile, damaged and foreign weight files, each refused in one sentence."""
 
 import io
 import json
@@ -20,7 +20,7 @@ from helpers import weight_files
 
 
 def archive(stream, *storages, compression=zipfile.ZIP_STORED):
-  """A zip archive as torch lays it out, with any pickle in it."""
+  """Returns a zip archive in torch's layout, with any pickle in it."""
   file = io.BytesIO()
   with zipfile.ZipFile(file, "w", compression) as entries:
     entries.writestr("archive/data.pkl", stream)
@@ -32,7 +32,7 @@ def archive(stream, *storages, compression=zipfile.ZIP_STORED):
 def pickled(
   shape, strides, size=4, offset=0, key="0", kind="FloatStorage", name=b"x"
 ):
-  """A pickle of {name: a tensor} with any numbers, valid or not."""
+  """Returns a pickle of {name: a tensor} with any numbers, valid or not."""
 
   def number(value):
     return b"\x8a\x09" + value.to_bytes(9, "little", signed=True)
@@ -53,18 +53,18 @@ def pickled(
 
 
 def tensor(*arguments, **more):
-  """A file with such a tensor, beside a storage of 16 bytes."""
+  """Returns a file with a tensor of `pickled` and a storage of 16 bytes."""
   return archive(pickled(*arguments, **more), bytes(16))
 
 
 def refuse(path, content, expected):
-  """Reads a file, whose error names it and takes little memory."""
+  """Checks that reading a file fails with little memory and names the file."""
   path.write_bytes(content)
   tracemalloc.start()
   try:
     with pytest.raises(InputError, match=expected) as caught:
       read_tensor_file(path)
-    # Some 260 kB are the buffer for the hash.
+    # The buffer for the hash has about 260 kB.
     peak = tracemalloc.get_traced_memory()[1]
     assert peak < 1e6 + 60 * len(content), expected
   finally:
@@ -75,7 +75,7 @@ def refuse(path, content, expected):
 
 
 class Call:
-  """Pickles as a call of a function, whose result may be given a state."""
+  """Pickles as a call of a function, optionally with a state for its result."""
 
   def __init__(self, function, *arguments, state=None):
     self.reduced = function, arguments, state
@@ -85,7 +85,7 @@ class Call:
 
 
 def hostile(target):
-  """Pickles that would create a file if any instruction of theirs ran."""
+  """Yields pickles that would create a file if their instructions ran."""
   code = f"open({str(target)!r}, 'w').close()"
   touch = f"touch {target}"
   for protocol in range(2, 6):
@@ -104,22 +104,22 @@ def hostile(target):
     "numpy.*_reconstruct",
     pickle.dumps({"x": np.array([Call(os.system, touch)])}, 2),
   )
-  # Names put together on the stack, plain and from the memo.
+  # These names are built on the stack, plainly and from the memo.
   strings = b"\x8c\x02os\x94\x8c\x06system\x94"
   yield "os.system", b"\x80\x04" + strings + b"\x93."
-  yield "for os . s. Only", b"\x80\x04\x8c\x03os\n\x8c\x02\x1bs\x93."
+  yield "to os . s, but only", b"\x80\x04\x8c\x03os\n\x8c\x02\x1bs\x93."
   yield "os.system", b"\x80\x04](" + strings + b"eh\x00h\x01\x93."
-  # The admitted names do not call their arguments.
+  # Known names do not call their arguments.
   admitted = b"\x80\x02ccollections\nOrderedDict\n"
   yield "os.system", admitted + b"(cos\nsystem\ntR."
   yield "TypeError", admitted + b"(](K\x01K\x02etR."
-  # Objects whose state their own code would set, and states of what is shared.
+  # Some objects set their state with their own code; some states are shared.
   yield "evil_module.Evil", b"\x80\x02cevil_module\nEvil\n)\x81}b."
   yield "AttributeError", b"\x80\x02]}X\x01\0\0\0xK\x01sb."
-  yield "holds no dictionary", admitted + b"}X\x01\0\0\0xK\x01sb."
+  yield "contains no dictionary", admitted + b"}X\x01\0\0\0xK\x01sb."
   yield "TypeError", b"\x80\x02c__torch__\nA\n}X\x01\0\0\0xK\x01sb."
   yield "builtin__.object", pickle.dumps(Call(object, state={"a": 1}), 2)
-  # Other ways to a name, registered extensions and persistent ids.
+  # Old instructions, registered extensions and persistent ids also name code.
   yield "instruction INST", b"\x80\x02(ievil_module\nEvil\n}b."
   yield "instruction STRING", b"(S'" + touch.encode() + b"'\nios\nsystem\n."
   yield "instruction EXT1", b"\x80\x02\x82\x01."
@@ -140,14 +140,14 @@ def test_hostile_pickles_are_refused_by_name_and_nothing_runs(
   for expected, stream in cases:
     refuse(tmp_path / "file.pth", archive(stream), expected)
     assert not target.exists() and "evil_module" not in sys.modules
-  # The files do what they say where they are unpickled.
+  # A plain pickle.loads does run them.
   with pytest.raises(AttributeError):
     pickle.loads(b"cevil_module\nEvil\n.")
   assert target.exists()
 
 
 def doubled():
-  """The instructions for a tuple with 2^60 paths through it."""
+  """Returns the instructions for a tuple with 2^60 paths through it."""
   levels = (b"q" + bytes([i]) + b"h" + bytes([i]) + b"\x86" for i in range(60))
   return b")" + b"".join(levels)
 
@@ -166,7 +166,7 @@ LONG_STRIDES = b"".join(
 
 
 def bomb():
-  """A storage of 64 MiB of zeros, compressed."""
+  """Returns a file with a compressed storage of 64 MiB of zeros."""
   return archive(b"\x80\x02}.", bytes(2**26), compression=zipfile.ZIP_DEFLATED)
 
 
@@ -179,14 +179,14 @@ def compressed_storage():
 
 
 def claim(at):
-  """An entry that claims a size, at an offset in the central directory."""
+  """Returns a file whose central directory has a wrong size at an offset."""
   content = tensor((1,), (1,), 2**24)
   entry = content.rindex(b"PK\x01\x02") + at
   return content[:entry] + struct.pack("<I", 2**26) + content[entry + 4 :]
 
 
 def shared_entries():
-  """A directory that names an entry's bytes a hundred times."""
+  """Returns a file whose directory names one entry's bytes a hundred times."""
   content = archive(pickled((2,), (1,)), bytes(4096))
   entry, end = content.rindex(b"PK\x01\x02"), content.rindex(b"PK\x05\x06")
   start = content.index(b"PK\x01\x02")
@@ -197,7 +197,7 @@ def shared_entries():
 
 
 def circle():
-  """2^40 paths lead through this file, and some in a circle."""
+  """Returns a file with 2^40 paths through its containers and with a circle."""
   stream = b"\x80\x02}X\x01\0\0\0x]q\x00}q\x01X\x01\0\0\0ch\x00sa"
   for level in range(2, 42):
     below = b"h" + bytes([level - 1])
@@ -216,7 +216,7 @@ def flipped():
 @pytest.mark.parametrize(
   "content, expected",
   (
-    # Declared sizes beyond the file's own.
+    # The declared sizes are larger than the file.
     (tensor((2,), (1,), 2**40), "storage 0 has 16 bytes instead of"),
     (tensor((2**40,), (0,)), "does not fit its storage"),
     (tensor((2**30, 2**30), (1, 1)), "cannot be read as a torch file"),
@@ -224,29 +224,29 @@ def flipped():
     (tensor((2,), (1,), size=1), "cannot be read as a torch file"),
     (tensor((2,), (-1,)), "cannot be read as a torch file"),
     (tensor((-2,), (1,)), "read as a torch file"),
-    # A sum that is 0 in 64 bits, and 4 MB for each of many strides.
+    # A sum overflows to 0 in 64 bits; each of many strides has 4 MB.
     (
       archive(pickled((5,), (2**60,), 8), bytes(32)),
       "does not fit its storage",
     ),
     (
       archive(LONG_STRIDES, bytes(16)),
-      "offset, shape or strides make no sense",
+      "offset, shape or strides are invalid",
     ),
     (tensor((1,) * 70, (1,) * 70), "cannot be read as a torch file"),
     (tensor((1, 2), (1,)), "cannot be read as a torch file"),
-    (tensor((2,), (1,), size=-1), "something else than a storage"),
+    (tensor((2,), (1,), size=-1), "something other than a storage"),
     (tensor((2,), (1,), key="1"), "entry data/1 is missing"),
     (tensor((2,), (1,), key="../data.pkl"), r"entry data/../data.pkl is m"),
-    (tensor((2,), (1,), kind="load"), "asks for torch.load"),
-    (bomb(), "entry data.pkl is compressed; torch stores it"),
-    (compressed_storage(), "entry data/0 is compressed; torch stores it"),
+    (tensor((2,), (1,), kind="load"), "refers to torch.load"),
+    (bomb(), "entry data.pkl is compressed, unlike torch's"),
+    (compressed_storage(), "entry data/0 is compressed, unlike torch's"),
     (claim(20), "its entries claim"),
     (claim(24), "cannot be read as a torch file"),
     (shared_entries(), "its entries claim|Overlapped"),
-    # What pickle's C code does without a check.
+    # pickle's C code does not check these.
     (archive(b"\x80\x02})" + b"\x85" * 10**5 + b"Ns."), "has 100001 tuples"),
-    (archive(b"\x80\x02(N" + doubled() + b"NNNtQ."), "else than a storage"),
+    (archive(b"\x80\x02(N" + doubled() + b"NNNtQ."), "other than a storage"),
     (archive(STORAGE_AS_ARGUMENTS, bytes(16)), "damaged or incomplete"),
     (archive(b"\x80\x02}r\0\0\0\x7f."), "memo index 2130706432"),
     (
@@ -264,33 +264,33 @@ def flipped():
       ),
       "RecursionError",
     ),
-    # Pickles that make no sense.
-    (archive(b"\x80\x02K\x01."), "holds no dictionary of tensors"),
+    # These pickles are malformed.
+    (archive(b"\x80\x02K\x01."), "contains no dictionary of tensors"),
     (archive(b"\x80\x02}"), "exhausted before seeing STOP"),
     (archive(b"\x80\x02}(K\x01u."), "damaged or incomplete"),
     (archive(b"\x80\x02}]K\x01s."), "unhashable type"),
-    (archive(b"\x80\x02})Ns."), "has a tuple for a key"),
-    (archive(pickled((1,), (1,), name=b"\x1b[m"), bytes(16)), r"is '\\x1b\[m'"),
-    # Damaged archives and other formats.
+    (archive(b"\x80\x02})Ns."), "has a tuple as a key"),
+    (archive(pickled((1,), (1,), name=b"\x1b[m"), bytes(16)), r": '\\x1b\[m'"),
+    # These archives are damaged or have another format.
     (flipped(), "damaged or incomplete"),
     (b"PK no zip", "damaged or incomplete"),
     (b"PK\x05\x06" + bytes(18), "its entry data.pkl is missing"),
-    (b"", "cut off or of another format"),
-    (b"<!DOCTYPE html>", "cut off or of another format"),
+    (b"", "cut off or has another format"),
+    (b"<!DOCTYPE html>", "cut off or has another format"),
     (b"version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"),
-    (pickle.dumps({"a": 1}, 2), "bare pickle, as torch before 1.6 wrote it. C"),
+    (pickle.dumps({"a": 1}, 2), "bare pickle, which torch before 1.6 wrote. "),
   ),
 )
-def test_malformed_torch_files(tmp_path, content, expected):
+def test_malformed_torch_files_are_refused(tmp_path, content, expected):
   refuse(tmp_path / "file.pth", content, expected)
 
 
-# The state of a TorchScript object is not looked at, nor copied.
+# The state of a TorchScript object is neither hashed nor copied.
 _STATE = b"\x80\x02c__torch__\nA\n)\x81](" + doubled() + b"N\x86eb."
 
 
 @pytest.mark.parametrize("content", (circle(), archive(_STATE)))
-def test_containers_that_hold_each_other(tmp_path, content):
+def test_containers_that_contain_each_other_are_read(tmp_path, content):
   path = tmp_path / "file.pth"
   path.write_bytes(content)
   assert read_tensor_file(path).tensors == {}
@@ -321,7 +321,7 @@ def flax_array(shape, dtype, size):
     (floats([2**40], 2**42), "read as a safetensors file: "),
     (floats([2**40], 4), "read as a safetensors file: "),
     (save({"a": np.zeros(3)})[:-1], "read as a safetensors file: "),
-    # Lists within lists, each of which would be allocated before it is read.
+    # Each of these nested lists would be allocated before it is read.
     (b"\x81\xa1a" + b"\xdd\0\x10\0\0" * 300, r"1048576 exceeds max_array_len"),
     (b"\x81\xa1a" * 2000, "read as a flax msgpack file"),
     (b"\x81\xa1a\xc1", "read as a flax msgpack file"),
@@ -333,13 +333,15 @@ def flax_array(shape, dtype, size):
     (flax_array((1,), "no type", 8), "data type .*no type.* not understood"),
   ),
 )
-def test_malformed_safetensors_and_msgpack(tmp_path, content, expected):
+def test_malformed_safetensors_and_msgpack_are_refused(
+  tmp_path, content, expected
+):
   refuse(tmp_path / "file", content, expected)
 
 
 @pytest.mark.parametrize("name", weight_files.FILES)
 def test_cut_and_changed_files_are_read_or_refused(tmp_path, name):
-  """An InputError if anything; a read past a storage would end the process."""
+  """Only InputError is raised; reading past a storage would end the process."""
   whole = (weight_files.DATA / name).read_bytes()
   path = tmp_path / "file"
   rng = np.random.default_rng(0)
@@ -355,7 +357,7 @@ def test_cut_and_changed_files_are_read_or_refused(tmp_path, name):
       assert len(str(error)) < 700
 
 
-def test_what_is_not_a_file(tmp_path):
+def test_a_missing_file_and_a_folder_are_refused(tmp_path):
   for path, reason in ((tmp_path / "no", "No such file"), (tmp_path, "Is a")):
     with pytest.raises(InputError, match=f"cannot be read: {reason}"):
       read_tensor_file(path)

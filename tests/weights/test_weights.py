@@ -1,4 +1,4 @@
-"""The command for weight files, and runs that begin or end with such files."""
+"""The command for weight files, and runs that start from such files."""
 
 import hashlib
 import logging
@@ -26,7 +26,7 @@ from helpers import weight_files
 
 @pytest.fixture(scope="module")
 def untrained(clip_folder, data_dir, tmp_path_factory):
-  """A run of no steps, and its config."""
+  """A run without steps, and its config."""
   from helpers.config import make_config
 
   config = make_config(clip_folder, data_dir)
@@ -43,7 +43,7 @@ def untrained_config(untrained):
 
 @pytest.fixture(scope="module")
 def saved(untrained, tmp_path_factory):
-  """Both formats of the run's prompts."""
+  """Files of the run's prompts in both formats."""
   folder = tmp_path_factory.mktemp("saved")
   paths = [folder / "prompts.pth", folder / "prompts.safetensors"]
   for path in paths:
@@ -53,7 +53,7 @@ def saved(untrained, tmp_path_factory):
 
 @pytest.fixture
 def other_clip(clip_folder, tmp_path):
-  """A CLIP of the same sizes with one other number."""
+  """A CLIP of the same sizes in which one number differs."""
   folder = shutil.copytree(clip_folder, tmp_path / "other_clip")
   path = folder / "model.safetensors"
   save_file(
@@ -67,7 +67,7 @@ def parameters(workdir):
     return jax.device_get(saved.restore_params()[1])
 
 
-def test_runs_and_exports_record_how_they_were_made(
+def test_runs_and_saved_files_have_the_same_record(
   untrained, saved, clip_folder
 ):
   workdir, config = untrained
@@ -86,10 +86,10 @@ def test_runs_and_exports_record_how_they_were_made(
     assert record.backbone_sha256 in text
 
 
-def test_the_command_exports(untrained, tmp_path, capsys):
+def test_the_command_saves_prompts(untrained, tmp_path, capsys):
   out = tmp_path / "deeper" / "prompts.pth"
   main(["save", f"--workdir={untrained[0]}", f"--out={out}"])
-  expected = f"{out}: the prompts of step 0 of {untrained[0]}\n"
+  expected = f"wrote the prompts of step 0 of {untrained[0]} to {out}\n"
   assert capsys.readouterr().out == expected
   assert out.is_file()
 
@@ -129,14 +129,14 @@ def test_the_command_reports_errors(untrained, arguments, expected):
     ),
   ),
 )
-def test_inspect(name, expected):
+def test_inspect_describes_files_of_every_format(name, expected):
   path = weight_files.DATA / name
   text = inspect(str(path))
   for part in (*expected, hashlib.sha256(path.read_bytes()).hexdigest()):
     assert part in text
 
 
-def test_inspect_of_a_run_and_of_something_else(untrained, tmp_path):
+def test_inspect_describes_a_run_and_an_unknown_file(untrained, tmp_path):
   text = inspect(str(untrained[0]))
   assert "newest:  the prompts of step 0; checkpoints of: 0\n" in text
   assert "  train.dataset = 'demo_auxiliary'\n" in text
@@ -146,7 +146,7 @@ def test_inspect_of_a_run_and_of_something_else(untrained, tmp_path):
   assert "neither CLIP nor known prompts" in text
 
 
-def test_training_begins_from_a_file_or_a_run(
+def test_training_starts_from_a_file_or_a_run(
   untrained, saved, untrained_config, tmp_path
 ):
   untrained_config.seed = 7
@@ -156,13 +156,13 @@ def test_training_begins_from_a_file_or_a_run(
     training.train(untrained_config, workdir, init_from=start)
     chex.assert_trees_all_equal(parameters(workdir), expected)
     assert read_record(workdir).init_from == str(start)
-  # A resumed run does not read the file again, and must ask for the same.
+  # A resumed run does not read the file again, but must name the same one.
   training.train(untrained_config, workdir, init_from=start)
   with pytest.raises(InputError, match="holds a run that began from"):
     training.train(untrained_config, workdir)
 
 
-def test_training_begins_from_the_authors_file_without_an_encoder(
+def test_training_starts_from_an_authors_file_without_an_encoder(
   untrained, untrained_config, tmp_path, caplog, monkeypatch
 ):
   monkeypatch.setattr(logging.getLogger("cops_jax"), "propagate", True)
@@ -191,14 +191,14 @@ def test_training_begins_from_the_authors_file_without_an_encoder(
 def test_a_start_that_does_not_fit_writes_nothing(untrained_config, tmp_path):
   workdir = tmp_path / "run"
   path = weight_files.DATA / "epoch_1.pth"
-  with pytest.raises(InputError, match="(?s)does not hold the prompts.*shape"):
+  with pytest.raises(InputError, match="(?s)not contain the prompts.*shape"):
     training.train(untrained_config, workdir, init_from=path)
   with pytest.raises(InputError, match="nowhere holds no training run"):
     training.train(untrained_config, workdir, init_from=tmp_path / "nowhere")
   assert not workdir.exists()
 
 
-def test_prompts_that_are_not_finite_are_refused(
+def test_changed_prompts_and_prompts_with_nan_are_refused(
   saved, untrained_config, tmp_path
 ):
   with safe_open(saved[1], framework="numpy") as file:
@@ -207,13 +207,13 @@ def test_prompts_that_are_not_finite_are_refused(
   path = tmp_path / "prompts.safetensors"
   tensors["prompt_learner.context"][0, 0, 0] += 1
   save_file(tensors, path, metadata)
-  expected = "its tensors are not those that were written"
+  expected = "its tensors changed after they were written"
   with pytest.raises(InputError, match=expected):
     training.train(untrained_config, tmp_path / "run", init_from=path)
   tensors["prompt_learner.context"][0, 0, 0] = np.nan
   metadata["record"], _, _ = metadata["record"].partition("tensors'")
   save_file(tensors, path, metadata)
-  expected = "holds NaN or infinity in prompt_learner.context: "
+  expected = "contains NaN or infinity in prompt_learner.context. "
   with pytest.raises(InputError, match=expected):
     training.train(untrained_config, tmp_path / "run", init_from=path)
   assert not (tmp_path / "run").exists()
@@ -252,5 +252,5 @@ def test_a_recorded_config_of_another_version_is_refused(untrained, tmp_path):
   with pytest.raises(InputError, match="written by version .*forgotten"):
     prompts.recorded_config(tmp_path)
   path = weight_files.DATA / "epoch_1.pth"
-  with pytest.raises(InputError, match="which config it was trained; give"):
+  with pytest.raises(InputError, match="config that it was trained with: "):
     prompts.recorded_config(path)
