@@ -109,12 +109,11 @@ def load_clip(
   """Loads a CLIP model from the Hugging Face hub, a folder or a file.
 
   Args:
-    weights: one of four. The name of a model on the hub, which is downloaded
-      once; a folder in the hub's format (config.json, vocab.json, merges.txt
-      and one of model.safetensors, pytorch_model.bin, flax_model.msgpack); a
-      file with OpenAI's names, which is their .pt or a state dict of it; or
-      "demo" for the toy CLIP in this package. Folders and files can be
-      addresses.
+    weights: name of a model on the hub, which is downloaded once; folder in
+      the hub's format (config.json, vocab.json, merges.txt and one of
+      model.safetensors, pytorch_model.bin, flax_model.msgpack); file with
+      OpenAI's names, which is their .pt or a state dict of it; or "demo" for
+      the toy CLIP in this package. Folders and files can be addresses.
     revision: branch, tag or commit on the hub; empty for the newest.
     sha256: expected hash of the file with the weights; empty accepts any.
     has_text: if True, also reads the text tower and the tokenizer.

@@ -22,14 +22,14 @@ _KINDS = {
 
 
 def find(
-  weights: str, revision: str, others: Collection[str], tensors: Collection[str]
+  weights: str, revision: str, more: Collection[str], tensors: Collection[str]
 ) -> pathlib.Path:
   """Returns a folder or file of weights on this host; downloads it if needed.
 
   Args:
     weights: path, address or name on the hub, see `locate.locate`.
     revision: branch, tag or commit on the hub; empty for the newest.
-    others: names of the files needed in addition to config.json and tensors.
+    more: names of the files needed in addition to config.json and tensors.
     tensors: names of files of tensors, in order of preference; one is needed.
 
   Raises:
@@ -42,22 +42,22 @@ def find(
       " model on the hub: leave the field empty"
     )
   return locate(
-    weights, lambda names: needed_files(names, others, tensors), revision
+    weights, lambda names: needed_files(names, more, tensors), revision
   )
 
 
 def needed_files(
-  names: Collection[str], others: Collection[str], tensors: Collection[str]
+  names: Collection[str], more: Collection[str], tensors: Collection[str]
 ) -> list[str]:
   """Returns the names of the files in a folder that are needed.
 
   Args:
-    names: names of all files in the folder; "" means a file instead of a
-      folder.
-    others, tensors: see `find`.
+    names: names of all files in the folder. A single file is an empty name.
+    more: names of the files needed in addition to config.json and tensors.
+    tensors: names of files of tensors, in order of preference.
   """
   first = [name for name in tensors if name in names][:1]
-  needed = (CONFIG, *others, *first, "")
+  needed = (CONFIG, *more, *first, "")
   return [name for name in needed if name in names]
 
 
@@ -132,8 +132,8 @@ def require_file(path: pathlib.Path, kind: str) -> pathlib.Path:
   """Returns the path; raises InputError if there is no such file."""
   if path.is_file():
     return path
-  others = ", vocab.json, merges.txt" if kind == "clip" else ""
+  more = ", vocab.json, merges.txt" if kind == "clip" else ""
   raise InputError(
     f"{path} does not exist; a Hugging Face folder of {kind!r} contains"
-    f" {CONFIG}, model.safetensors{others}"
+    f" {CONFIG}, model.safetensors{more}"
   )

@@ -1,4 +1,4 @@
-"""DINO folders: some are read, others are refused in one sentence."""
+"""DINO folders: supported ones are read, and the rest are refused."""
 
 import json
 import shutil
