@@ -216,8 +216,8 @@ def test_the_config_of_a_clip_has_its_sizes(clip_folder):
   (
     (
       ["--clip=demo", "--normal", "a scratched tile"],
-      "not know the word 'scratched' of 'a photo of a scratched tile .', only"
-      " those of its own captions, such as scratch, ",
+      "not know the word 'scratched' in 'a photo of a scratched tile .';"
+      " choose words of its captions, such as scratch, ",
     ),
     (
       ["--clip=demo", "--workdir=run"],
@@ -236,7 +236,7 @@ def test_wrong_arguments_are_reported(arguments, expected, tmp_path, capsys):
 
 def test_texts_need_a_tokenizer_and_at_most_77_tokens():
   backbone = load_clip("demo")
-  with pytest.raises(InputError, match="'a a.* has 82 tokens; CLIP reads at"):
+  with pytest.raises(InputError, match="'a a.* has 82 tokens, but CLIP reads"):
     backbone.tokenize(["a " * 80])
   bare = PretrainedCLIP(backbone.config, backbone.params, backbone.tokens, "")
   with pytest.raises(InputError, match="need a tokenizer, but this CLIP"):
