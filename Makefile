@@ -19,11 +19,11 @@ PIP_INSTALL = .venv/bin/python -m pip install --quiet --disable-pip-version-chec
 EXTRAS =  # Extras to install with the package, such as [docs,test].
 
 NUMBERS = tests/test_losses.py \
-  tests/methods/test_cops.py::test_vision_features_are_the_authors \
-  tests/methods/test_cops.py::test_training_outputs_are_the_authors \
-  tests/methods/test_cops.py::test_evaluation_outputs_are_the_authors \
+  tests/methods/test_cops.py::test_vision_features_match_the_authors \
+  tests/methods/test_cops.py::test_training_outputs_match_the_authors \
+  tests/methods/test_cops.py::test_evaluation_outputs_match_the_authors \
   tests/methods/test_anomalyclip.py tests/methods/test_prompt_ensemble.py \
-  tests/training/test_step.py::test_gradients_and_five_adam_steps_are_the_authors \
+  tests/training/test_step.py::test_gradients_and_five_adam_steps_match_the_authors \
   tests/training/test_step.py::test_devices_order_and_padding_do_not_matter \
   tests/inputs/test_feature_cache.py::test_training_and_evaluation_share_a_cache
 

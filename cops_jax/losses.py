@@ -4,7 +4,7 @@ Every mean is over the global batch. Examples that only pad it, for which
 `padding_mask` is False, are excluded. Masks are given as counts: the number of
 mask pixels in each patch of `patch_area` pixels. Predictions are constant
 within a patch, so counts yield the per-pixel losses exactly. A method that
-predicts each pixel passes its pixels as patches of area 1.
+predicts each pixel passes pixels as patches with an area of 1.
 """
 
 from __future__ import annotations

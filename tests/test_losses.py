@@ -33,7 +33,7 @@ def no_padding(batch=BATCH):
   return jnp.ones(batch, bool)
 
 
-def test_focal_loss_on_counts_is_that_on_pixels(case):
+def test_focal_loss_on_counts_equals_that_on_pixels(case):
   mask, counts, probability = case
   normal, anomaly = (on_pixels(probability[..., state]) for state in (0, 1))
   one_hot = np.clip(np.stack([1 - mask, mask], -1), 1e-5, 1 - 1e-5)

@@ -11,7 +11,7 @@ from helpers.golden import assert_close
 
 
 @pytest.mark.parametrize("image_size, grid_size", ((112, 14), (98, 7), (24, 3)))
-def test_nearest_anomaly_map_is_scipys_gaussian(image_size, grid_size):
+def test_nearest_anomaly_map_matches_scipy(image_size, grid_size):
   """The smallest image is narrower than the filter."""
   scores = np.random.default_rng(0).random((2, grid_size**2), np.float32)
   maps = scoring.anomaly_maps(jnp.asarray(scores), image_size, "nearest", 4.0)
@@ -23,7 +23,7 @@ def test_nearest_anomaly_map_is_scipys_gaussian(image_size, grid_size):
 
 
 @pytest.mark.parametrize("image_size, grid_size", ((112, 14), (98, 7), (24, 3)))
-def test_bilinear_anomaly_map_is_scipys_gaussian_of_jaxs(image_size, grid_size):
+def test_bilinear_anomaly_map_matches_jax_and_scipy(image_size, grid_size):
   """JAX upsamples with half-pixel centres and clamped edges."""
   patches = np.random.default_rng(0).random((2, 1, grid_size**2, 2), np.float32)
   pixels = scoring.upsample(jnp.asarray(patches), image_size)

@@ -19,8 +19,8 @@ from cops_jax.backbones.devices import on_each_device
 from cops_jax.errors import InputError
 from cops_jax.typing import Array, Float
 
-# cuDNN versions, from the first to before the second, for which faults of flash
-# attention were reported at lengths that are not multiples of 128.
+# Range of cuDNN versions, its end excluded, with reported faults of flash
+# attention at lengths that are not multiples of 128.
 _FAULTY_CUDNN = (91300, 91600)
 # Side of the block of scores that the TPU kernel computes at a time.
 _SPLASH_BLOCK = 512
@@ -53,7 +53,7 @@ def self_attention(
     hidden: tokens, after the layer's first norm.
     layers: parameters of the query, key, value and output projections.
     num_heads: number of heads, which share the width c.
-    num_queries: number of tokens, from the first, that are queries; 1 or all.
+    num_queries: number of queries: 1, which is the first token, or all tokens.
     has_value_path: if True, also computes value-value attention
       softmax(v v^T / sqrt(head_dim)) v of all tokens.
     implementation: "xla" holds all scores at once, "heads" those of one image
@@ -110,7 +110,7 @@ def _rotate(tokens, rotation):
   """Rotates channels i and i + d/2 of each token by the token's angles."""
   if rotation is None:
     return tokens
-  # Cuts the angles to the queries, or pads them: padding tokens become 0.
+  # Cut or pad the angles to the number of tokens. Padding tokens become 0.
   length = tokens.shape[2]
   cosine, sine = (
     jnp.pad(array, ((0, max(length - len(array), 0)), (0, 0)))[:length]
@@ -156,7 +156,7 @@ def choose_implementation(
 def require_implementation(
   implementation: str, dtype: jax.typing.DTypeLike
 ) -> None:
-  """Checks that this machine supports an implementation in a type.
+  """Checks that this machine supports an implementation for a data type.
 
   Raises:
     InputError: if it does not.

@@ -1,4 +1,4 @@
-"""CLIP's two towers with a value path and learned prompts, all of it frozen.
+"""Frozen CLIP, with a value path for images and embedded prompts for texts.
 
 `CLIP` adds methods to transformers' Flax module. It therefore loads the
 parameters of a stock `FlaxCLIPModel` unchanged, and its `__call__` is plain
@@ -96,8 +96,8 @@ class CLIP(FlaxCLIPModule):
 
     Returns:
       The class token of CLIP's own stream after the last layer, and all tokens
-      of the value path after each feature layer, class token first. In a layer
-      without a value path the latter are those of CLIP's own stream.
+      of the value path after each feature layer, class token first. In layers
+      without a value path, CLIP's own stream takes its place.
     """
     tower = self.vision_model
     tokens = tower.embeddings.patch_embedding(images)
@@ -194,8 +194,8 @@ class CLIP(FlaxCLIPModule):
     Args:
       parts: consecutive parts of the prompts: token embeddings without
         positions, up to the end token. All parts have the axes of the prompts.
-        An axis has length 1 as long as neither this part nor an earlier one
-        differs along it.
+        A part has length 1 along an axis if neither it nor an earlier part
+        differs along that axis.
       deep_prompts: row i replaces the tokens 1 to t before layer i + 1, counted
         from 0, so never before the first layer. There are fewer rows than
         layers.
@@ -264,13 +264,13 @@ def _causal_layer(layer, parts, is_last):
 
 
 def _replace(part, start, deep):
-  """Replaces the prompts' tokens 1, 2, ... in the part that begins at start."""
+  """Replaces those of the prompts' tokens 1, 2, ... that the part contains."""
   first = max(1 - start, 0)
   end = min(1 + len(deep) - start, part.shape[-2])
   if first >= end:
     return part
   rows = deep[first + start - 1 : end + start - 1]
-  # Casting last sums the gradient over prompts and devices in float32.
+  # Casting last keeps the gradient's sum over prompts and devices in float32.
   rows = jnp.broadcast_to(rows, (*part.shape[:-2], *rows.shape))
   return jnp.concatenate(
     [part[..., :first, :], rows.astype(part.dtype), part[..., end:, :]], axis=-2
@@ -278,7 +278,7 @@ def _replace(part, start, deep):
 
 
 def _attend_causally(attention, query, key, value):
-  """Returns causal attention; the queries belong to the last of the keys."""
+  """Returns causal attention of the last tokens to all tokens."""
   shape = query.shape
   # *b l c -> b l heads head_dim
   query, key, value = (

@@ -13,8 +13,8 @@ from jax.sharding import PartitionSpec
 def on_each_device(function: Callable[..., Any]) -> Callable[..., Any]:
   """Returns a function that each device applies to its own rows.
 
-  Kernels and loops need it: the compiler does not split them over the devices
-  of `mesh.jit_step`. All arguments and results have the same number of rows.
+  Kernels and loops need this, because the compiler does not split them over the
+  devices of `mesh.jit_step`. All arguments and results have equally many rows.
   """
 
   @functools.wraps(function)

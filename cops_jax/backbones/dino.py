@@ -58,8 +58,8 @@ def rotary_angles(
 
   The patch in row i and column j of a grid of G rows is at y = (2i+1)/G - 1
   and x = (2j+1)/G - 1. With head width d and f_m = theta^(-4m/d) for m < d/4,
-  its angles are 2 pi (y f, x f), twice. The class token and the registers,
-  which come first, have angle 0.
+  its angles are 2 pi (y f, x f), repeated to fill d channels. The class token
+  and the registers, which come first, have angle 0.
   """
   quarter = config.width // config.num_heads // 4
   frequencies = config.rope_theta ** -(np.arange(quarter) / quarter)
@@ -180,7 +180,7 @@ class DINO(nn.Module):
 
 
 class _Layer(nn.Module):
-  """Transformer layer with norms before, and layer scale after, each block."""
+  """Pre-norm transformer layer with layer scale."""
 
   config: DINOConfig
   dtype: Any

@@ -1,4 +1,4 @@
-"""Image and patch features from a frozen backbone, for the model of any method.
+"""Features of images from a frozen backbone, for the models of all methods.
 
 A model (`methods.Model`) contains the backbone as a submodule, and its config
 names the features that it needs. Its parameters are two trees: the frozen one
@@ -33,7 +33,7 @@ def encode_images(
   """Returns the backbone's image and patch features, float32.
 
   Args:
-    model: model of a method; need not be bound to variables.
+    model: model of a method; it need not be bound to variables.
     backbone_params: parameters of the backbone.
     images: images normalised for the backbone.
 

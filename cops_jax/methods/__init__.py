@@ -66,7 +66,7 @@ class Model(Protocol):
       False if they read the mask pixels per patch, "mask_counts", int32 (b, n).
     needs_noise: True if the losses read standard normal noise, "noise",
       (b, 1, d).
-    upsampling: method from patch scores to the anomaly map; see
+    upsampling: method of upsampling patch scores to the anomaly map; see
       `scoring.upsampling_matrix`.
     loss_terms: function of (features, batch) that returns loss terms of shape
       () by name, for `losses.total_loss`. The batch has label (b,),

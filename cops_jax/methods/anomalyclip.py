@@ -40,7 +40,7 @@ IS_TRAINED = USES_TEXT = True
 def round_to_float16(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
   """Rounds values in the forward and gradients in the backward pass to float16.
 
-  The authors' code does so with the deep prompts of each state.
+  The authors' code does this to the deep prompts of each state.
   """
   # XLA would drop a pair of casts as excess precision, and `reduce_precision`
   # alone flushes float16's subnormal numbers to zero.

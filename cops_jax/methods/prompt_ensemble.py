@@ -1,7 +1,7 @@
 """Prompt ensemble: hand-written texts on a frozen CLIP, without training.
 
 It follows Jeong et al., WinCLIP, CVPR 2023, with AnomalyCLIP's value path and
-maps. The text feature of a state is the mean of the features of its sentences.
+anomaly maps. The text feature of a state is the mean over its sentences.
 The trainable tree contains the text features of both states, so CLIP's text
 tower runs once and exports do not contain it.
 
@@ -111,7 +111,7 @@ class PromptEnsemble(nn.Module):
       }
     )
 
-    @jax.jit  # Compiled once, because all objects have the same shape.
+    @jax.jit  # Compiled once, because all sentences have the same length.
     def encode(params, token_ids, ends):
       variables = {"params": {"backbone": params}}
       return self.apply(variables, token_ids, ends, method="text_features")

@@ -4,7 +4,7 @@ One Language-Free Foundation Model Is Enough for Universal Vision Anomaly
 Detection, arXiv 2601.05552, 2026.
 
 Each feature layer has two vectors (normal, anomaly) that classify the image by
-its class token, and two others that segment it by its patch tokens. Their
+its class token, and two more that segment it by its patch tokens. Their
 probabilities are the softmax of `cosine / temperature`. Nothing else is
 learned.
 """

@@ -70,7 +70,7 @@ class Counts:
     """Returns the area under the ROC curve, in which ties count half.
 
     It is the probability that an anomalous item scores above a normal one
-    (Hanley and McNeil, Radiology 1982), as scikit-learn's `roc_auc_score`.
+    (Hanley and McNeil, Radiology 1982), and scikit-learn's `roc_auc_score`.
     """
     return _area(*_rates(self.normal, self.anomalous), limit=1.0)
 
@@ -98,7 +98,7 @@ class Counts:
   def aupro(self) -> float:
     """Returns the area under the per-region overlap, up to 30% false positives.
 
-    Per-region overlap is the share of a region's pixels that are found,
+    The per-region overlap is the share of a region's pixels that are found,
     averaged over all regions. The curve plots it against the false-positive
     rate of normal pixels. Its trapezoidal area, with linear interpolation at
     0.3, is divided by 0.3 (Bergmann et al., The MVTec Anomaly Detection
@@ -160,8 +160,8 @@ class Counts:
 
     Balanced accuracy is the mean of two shares: of the normal items below the
     threshold, and of the anomalous items that reach it. It does not depend on
-    the ratio of the two kinds, and is largest where Youden's J is (Cancer
-    1950). If several scores qualify, the highest is returned.
+    the ratio of normal to anomalous items, and is largest where Youden's J is
+    (Cancer 1950). If several scores qualify, the highest is returned.
     """
     false, true = _descending(self.normal, self.anomalous)
     if not len(true):
@@ -257,7 +257,7 @@ def _rates(normal, anomalous):
 
 
 def _area(x, y, limit):
-  """Returns the area under the line through points of ascending x, to limit."""
+  """Returns the area under a polyline of ascending x, up to x = limit."""
   if not len(x):
     return float("nan")
   end = np.searchsorted(x, limit, side="right")

@@ -128,7 +128,7 @@ class PixelMetrics:
     areas = _region_areas(mask)
     weights = np.rint(_REGION_WEIGHT / areas).astype(np.int64)
     self._keep_highest(scores, is_anomalous, weights)
-    bins = bins[is_anomalous]  # They are few, so moving them is cheap.
+    bins = bins[is_anomalous]  # These are few, so moving them is cheap.
     np.subtract.at(self.counts[0], bins, 1)
     np.add.at(self.counts[1], bins, 1)
     np.add.at(self.overlap, bins, weights)
@@ -146,7 +146,7 @@ class PixelMetrics:
       self.floor, self.highest = self._cut()
 
   def _cut(self):
-    """Returns the floor that keeps at most `_NUM_HIGHEST` scores, and these.
+    """Returns the floor with at most `_NUM_HIGHEST` scores above, and these.
 
     The result depends only on the scores of all pixels, not on the order in
     which they were added.

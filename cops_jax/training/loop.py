@@ -1,4 +1,4 @@
-"""The training loop: prompts are trained on one auxiliary data set."""
+"""The loop that trains prompts on one auxiliary data set."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def train(
 
   Raises:
     InputError: if the config, an input or the run cannot be used.
-    SystemExit: after a signal; all steps until then are saved. See `signals`.
+    SystemExit: after a signal; all completed steps are saved. See `signals`.
   """
   watch = Stopwatch()
   keep_compiled_programs(config)
@@ -159,7 +159,7 @@ def _train(
     signals.defer()
     asked = signals.ask(mesh)
     waiting = collections.deque()  # Steps that devices may still compute.
-    for step in range(first_step, num_steps + 1):  # `step` steps are taken.
+    for step in range(first_step, num_steps + 1):  # After `step` steps.
       with watch.spend("steps"):
         due = _find_due(settings, workdir, step, first_step, num_steps, asked)
         # Unless the newest step is due, only the one before it is fetched. With
@@ -207,7 +207,7 @@ def _train(
         _save(watch, log, saved, last_step, state, recent)
       saved.wait()
       agree(errors)
-      raise _not_finite(workdir, *failed)
+      raise _report_not_finite(workdir, *failed)
   return state
 
 
@@ -243,7 +243,7 @@ def _save(watch, log, saved, step, state, recent):
 
 
 def _make_describe(config, model, examples, watch, first_step):
-  """Returns a function of a step and recent loss terms that returns a log line.
+  """Returns a function that makes a log line of a step and recent loss terms.
 
   The function also reports progress and clears the terms.
   """
@@ -318,7 +318,7 @@ def _fetch(waiting, num_left, recent):
   return None
 
 
-def _not_finite(workdir, step, terms, paths):
+def _report_not_finite(workdir, step, terms, paths):
   """Writes non_finite.json and returns the error that ends the run."""
   names = [name for name, term in terms.items() if not math.isfinite(term)]
   paths = [path for part in gather_objects(paths.tolist()) for path in part]

@@ -74,7 +74,7 @@ def load(
   for note in shorten_list(examples.notes):
     _logger.warning("%s: %s", examples.name, note)
   if not examples[0]["has_mask"]:  # Report it before computing features.
-    raise _no_mask(examples.name, examples[0]["path"])
+    raise _masks_missing(examples.name, examples[0]["path"])
   return config, backbone, model, examples
 
 
@@ -242,13 +242,13 @@ def open_batches(
     examples, options, steps, skipped=skipped, features=features
   )
   batches = pipeline.keep_pace(
-    _checked(batches, examples, skipped, workdir),
+    _check_batches(batches, examples, skipped, workdir),
     *(len(steps), options, features, errors),
   )
   return batches, errors
 
 
-def _checked(batches, examples, skipped, workdir):
+def _check_batches(batches, examples, skipped, workdir):
   """Yields batches, lists skipped files and rejects images without masks.
 
   The first note of each kind is logged.
@@ -272,7 +272,7 @@ def _checked(batches, examples, skipped, workdir):
         raise InputError(f"no image of {examples.name!r} can be read")
     unmasked = batch["padding_mask"] & ~batch["has_mask"]
     if unmasked.any():
-      raise _no_mask(examples.name, batch["path"][unmasked][0])
+      raise _masks_missing(examples.name, batch["path"][unmasked][0])
     yield batch
 
 
@@ -286,7 +286,7 @@ def _list_skipped(path, skipped):
   write_file(path, to_json({**before, **skipped}, indent=2) + "\n")
 
 
-def _no_mask(name, path):
+def _masks_missing(name, path):
   return InputError(
     f"data set {name!r} cannot be trained on: its images, such as {path}, have"
     " no masks. Choose another config.train.dataset."

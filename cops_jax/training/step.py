@@ -32,8 +32,8 @@ class TrainState:
     step: number of completed steps, as a scalar array.
     params: trainable parameters.
     opt_state: state of the optimizer.
-    is_finite: True while all losses and gradients have been finite. From the
-      first step that is not finite on, no other attribute changes.
+    is_finite: True while all losses and gradients have been finite. The first
+      step that is not finite, and all later steps, change no other attribute.
   """
 
   step: Any
@@ -47,9 +47,8 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
   """Returns Adam with the settings of config.train.
 
-  With accumulate_steps above 1, parameters are updated once in every so many
-  steps, with the mean gradient of these steps. Steps that remain at the end
-  form one more update.
+  With accumulate_steps = k above 1, every k steps make one update, with their
+  mean gradient. Steps that remain at the end make one more update.
 
   Args:
     settings: config.train.

@@ -11,10 +11,10 @@ from cops_jax.runs.metrics_log import TIME_PREFIX
 
 
 class Stopwatch:
-  """Adds up how a run spends its seconds.
+  """Adds up the seconds that a run spends on each activity.
 
   Attributes:
-    seconds: seconds by the name that was given to `spend`.
+    seconds: seconds spent, by name of the activity.
   """
 
   def __init__(self):
@@ -45,7 +45,7 @@ def measure_speed(
   step_images: float,
   peak_rate: float,
 ) -> dict[str, float]:
-  """Returns the speed of steps, without the time between them.
+  """Returns the speed of steps, excluding other activities between them.
 
   Args:
     spent: seconds of "steps", and of devices that waited for "input".

@@ -37,7 +37,7 @@ def random_images(batch=2, side=32):
   return jax.random.normal(jax.random.key(0), (batch, side, side, 3))
 
 
-def test_features_without_a_value_path_are_stock_clips(stock):
+def test_features_without_a_value_path_match_stock_clip(stock):
   images = random_images()
   features, patches = encode(
     stock, images, feature_layers=(2, 4), num_value_layers=0
@@ -62,7 +62,7 @@ def test_features_without_a_value_path_are_stock_clips(stock):
     assert_close(patches[:, index], want)
 
 
-def test_prompts_of_plain_words_have_stock_text_features(stock):
+def test_prompts_of_plain_words_match_stock_clip(stock):
   ids = jnp.array([[48, 3, 7, 9, 49], [48, 5, 2, 4, 49]], jnp.int32)
   backbone = CLIP(stock.config)
   variables = {"params": stock.params}
@@ -110,7 +110,7 @@ def test_casting_matrices_changes_no_bit_of_the_features(stock):
   chex.assert_trees_all_equal(found, want)
 
 
-def test_resized_position_embedding_is_the_authors():
+def test_resized_position_embedding_matches_the_authors():
   expected = golden.load("visa_recipe")["enc.position_embedding"]
   embedding = golden.backbone_params()["vision_model"]["embeddings"]
   table = embedding["position_embedding"]["embedding"]

@@ -61,13 +61,13 @@ def make_batch(expected, features):
   }
 
 
-def test_vision_features_are_the_authors(expected, features):
+def test_vision_features_match_the_authors(expected, features):
   assert_close(features[0], expected["enc.image_features"])
   assert_close(features[1], expected["enc.patch_features"])
 
 
 @pytest.mark.parametrize("stage", ("train", "eval", "train_nocast"))
-def test_text_features_are_the_authors(expected, stage):
+def test_text_features_match_the_authors(expected, stage):
   cast = "none" if stage == "train_nocast" else "float16"
   actual = make_model(cast).apply(variables(), method="text_features")
   assert_close(actual, expected[f"{stage}.text_features"])
@@ -76,7 +76,7 @@ def test_text_features_are_the_authors(expected, stage):
   assert jnp.abs(other - actual).max() > 1e-6
 
 
-def test_patch_probabilities_are_the_authors(expected):
+def test_patch_probabilities_match_the_authors(expected):
   features = [
     jnp.asarray(expected[f"enc.{name}_features"]) for name in ("image", "patch")
   ]
@@ -87,7 +87,7 @@ def test_patch_probabilities_are_the_authors(expected):
 
 
 @pytest.mark.parametrize("cast", ("float16", "none"))
-def test_gradients_and_five_adam_steps_are_the_authors(
+def test_gradients_and_five_adam_steps_match_the_authors(
   expected, features, cast
 ):
   suffix = "_nocast" if cast == "none" else ""
@@ -111,7 +111,7 @@ def test_gradients_and_five_adam_steps_are_the_authors(
     assert_close(actual[name], want[name], 1e-3 if is_rounded else 5e-5)
 
 
-def test_scores_maps_and_metrics_are_the_authors(expected, features):
+def test_scores_maps_and_metrics_match_the_authors(expected, features):
   """The authors' maps are sums over feature layers, and ours are means."""
   batch = dict(zip(("image_features", "patch_features"), features, strict=True))
   model = make_model()
@@ -134,7 +134,7 @@ def test_scores_maps_and_metrics_are_the_authors(expected, features):
       assert values[name] == pytest.approx(float(expected[stored]), abs=1e-4)
 
 
-def test_float16_rounding_of_values_and_gradients_is_numpys():
+def test_float16_rounding_of_values_and_gradients_matches_numpy():
   """The values include subnormal numbers, ties and overflows."""
   rng = np.random.default_rng(0)
   exponents = rng.uniform(-30, 18, 10_000)

@@ -44,12 +44,12 @@ def encode(model, recipe):
   return encode(golden.backbone_params(), golden.images(recipe))
 
 
-def test_vision_features_are_the_authors(expected, features):
+def test_vision_features_match_the_authors(expected, features):
   assert_close(features[0], expected["enc.image_features"])
   assert_close(features[1], expected["enc.patch_features"])
 
 
-def test_training_outputs_are_the_authors(recipe, expected):
+def test_training_outputs_match_the_authors(recipe, expected):
   # This test reads the stored features, because a cosine near 0 has ten times
   # the relative error of the features.
   features = [
@@ -73,7 +73,7 @@ def test_training_outputs_are_the_authors(recipe, expected):
     assert_close(value, expected[f"train.{name}"])
 
 
-def test_evaluation_outputs_are_the_authors(recipe, expected, features):
+def test_evaluation_outputs_match_the_authors(recipe, expected, features):
   model, noise = golden.model(recipe), jnp.asarray(expected["in.eval_noise"])
   noise = noise.transpose(1, 0, 2)
   apply = functools.partial(model.apply, is_training=False)

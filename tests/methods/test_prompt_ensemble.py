@@ -67,7 +67,7 @@ def test_scores_and_maps_match_the_stored_ones(expected, sentences):
   assert_close(maps[:1], expected["ens.anomaly_map"])
 
 
-def test_texts_for_photographs_are_the_authors(sentences):
+def test_texts_for_photographs_match_the_authors(sentences):
   *states, templates = read_texts("photos")
   texts = [
     text
@@ -302,7 +302,7 @@ def test_texts_have_verdicts_without_training(tmp_path, capsys, monkeypatch):
     (["--out=x", "--anomalous", "."], "--anomalous needs normal images too"),
   ),
 )
-def test_texts_cannot_replace_images_of_a_calibration(
+def test_wrong_arguments_of_a_calibration_are_reported(
   arguments, expected, tmp_path, capsys, monkeypatch
 ):
   monkeypatch.chdir(tmp_path)

@@ -119,7 +119,7 @@ def test_pixel_metrics_match_hand_computed_values(mode):
 
 
 @pytest.mark.parametrize("decimals", (1, 2, 8))
-def test_image_metrics_equal_sklearns(decimals):
+def test_image_metrics_match_sklearn(decimals):
   rng = np.random.default_rng(decimals)
   labels = rng.random(500) < 0.3
   scores = np.round(rng.normal(labels * 0.7), decimals)
@@ -143,7 +143,7 @@ def test_image_metrics_equal_sklearns(decimals):
   ),
   ids=str,
 )
-def test_pixel_metrics_equal_sklearns(spread):
+def test_pixel_metrics_match_sklearn(spread):
   maps, masks = random_maps(**spread)
   exact = gather(maps, masks, "exact").compute()
   for name, value in reference(maps, masks, "pixel").items():
@@ -176,7 +176,7 @@ def test_constant_maps_have_defined_metrics(value, mode):
 
 
 @in_both_modes
-def test_aupro_equals_brute_force(mode):
+def test_aupro_matches_brute_force(mode):
   """Some regions touch only at corners, and one mask is empty."""
   rng = np.random.default_rng(1)
   masks = rng.random((5, 24, 24)) < 0.15
@@ -194,7 +194,7 @@ def test_aupro_equals_brute_force(mode):
 
 @in_both_modes
 @pytest.mark.parametrize("scale", (0.1, 3))
-def test_aupro_200_equals_brute_force(scale, mode):
+def test_aupro_200_matches_brute_force(scale, mode):
   maps, masks = random_maps(number=4, side=40, scale=scale)
   regions = scores_of_regions(maps, masks)
   thresholds = maps.min() + np.arange(200) / 200 * np.ptp(maps)

@@ -179,7 +179,7 @@ def wait_at_random(workdir, processes, rng):
   saved = workdir / "checkpoints"
   before = set(os.listdir(saved)) if saved.exists() else set()
   kinds = ("starting", "training", "saving", "saving")
-  # Processes of a cluster wait up to five minutes for the others to start.
+  # Until all processes have started, JAX waits for up to five minutes.
   kind = rng.choice(kinds[len(processes) > 1 :])
   if kind == "starting":
     time.sleep(rng.uniform(0, 10))

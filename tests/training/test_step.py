@@ -57,7 +57,7 @@ def golden_loss(recipe, batch, noise):
 
 
 @pytest.mark.parametrize("recipe", golden.RECIPES)
-def test_gradients_and_five_adam_steps_are_the_authors(recipe):
+def test_gradients_and_five_adam_steps_match_the_authors(recipe):
   expected = golden.load(f"{recipe}_recipe")
   params = golden.trainable("prompt.", golden.load("weights"))
   optimizer = optax.adam(1e-3, b1=0.5, b2=0.999, eps=1e-8)
