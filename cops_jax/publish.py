@@ -65,7 +65,7 @@ def publish(
       a file or folder.
 
   Returns:
-    Two lines: what was written, and what to do next.
+    Two lines that state what was written and what to do next.
 
   Raises:
     InputError: if there is no checkpoint, if the named backbone differs from

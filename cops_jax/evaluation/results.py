@@ -32,7 +32,8 @@ class CategoryResult:
   Attributes:
     metrics: values in [0, 1] by metric; NaN if undefined.
     undefined: reasons by undefined metric.
-    image_threshold, pixel_threshold: thresholds of the largest F1, or NaN.
+    image_threshold: threshold of the largest image F1, or NaN.
+    pixel_threshold: threshold of the largest pixel F1, or NaN.
     curves: defined curves by name: "image_roc", "image_pr", "pixel_roc",
       "pixel_pr" and "pixel_pro".
     num_masks: number of masks with anomalous pixels in the pixel metrics.

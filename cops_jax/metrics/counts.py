@@ -39,7 +39,8 @@ class Counts:
 
   Attributes:
     scores: distinct scores, ascending.
-    normal, anomalous: number of items with each score.
+    normal: number of normal items with each score.
+    anomalous: number of anomalous items with each score.
     overlap: sum of 1 / (area of the pixel's region) over the anomalous pixels
       with each score, times any constant; None for images.
     floor: scores below it are the lowest scores of float32 bins.
