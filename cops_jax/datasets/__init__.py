@@ -60,11 +60,10 @@ def load(
     A sequence of undecoded examples. Each is a dict of image and mask (bytes or
     path of a file; several masks are a list of paths), has_mask, label (0
     normal, 1 anomaly), category, anomaly_kind, dataset, path and id. The
-    sequence has the attributes `name`, used in examples and results; `identity`
-    (version or folder), which distinguishes data sets of the same name;
-    `notes` on files that were skipped and on guesses; and `is_published`, True
-    for a prepared published data set. `fingerprint()` returns a SHA-256 that
-    changes with the contents.
+    sequence has a `name` for examples and results; an `identity` (version or
+    folder), which distinguishes data sets of the same name; `notes` on skipped
+    files and guesses; `is_published`, True for a prepared published data set;
+    and `fingerprint()`, a SHA-256 that changes with the contents.
 
   Raises:
     InputError: if the name or split is unknown, the split is empty, or original

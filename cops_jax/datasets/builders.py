@@ -42,10 +42,10 @@ _VISIBLE = 128
 
 
 class Published(dataset_builder.ShardBasedBuilder, skip_registration=True):
-  """Stores the original files of a published data set, bytes unchanged.
+  """Builds a published data set; images keep the bytes of their files.
 
-  The data set is written shard by shard in the order of its files, because
-  TFDS's shuffling builder needs tensorflow for more than a gigabyte.
+  The stored order is that of the files, because TFDS's shuffling builder needs
+  tensorflow for more than a gigabyte.
   """
 
   VERSION = tfds.core.Version("1.1.0")

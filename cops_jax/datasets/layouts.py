@@ -233,9 +233,9 @@ def pair_masks(
     reason = f"no mask is named after {alone[0].name}"
   parents = ", ".join(sorted({str(image.parent) for image in images}))
   listing.problems.append(
-    f"masks in {folder} ({len(masks)}) cannot be assigned to the anomalous"
-    f" images in {parents} ({len(images)}): {reason}. Name each mask after its"
-    " image"
+    f"masks in {folder} cannot be assigned to the anomalous images in"
+    f" {parents} ({len(masks)} masks, {len(images)} images): {reason}. Name"
+    " each mask after its image"
   )
   return {}
 

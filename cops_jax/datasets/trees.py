@@ -75,7 +75,7 @@ def read_tree(root: pathlib.Path, categories: Sequence[str] = ()) -> Listing:
 
 
 def _find_test(folder):
-  """Returns a category's folder of test images; None if it is no category."""
+  """Returns the test folder of a category; None for any other folder."""
   names = list_folders(folder)
   test = next((names[name] for name in _TEST if name in names), None)
   return test or (folder if names.keys() & set(_NORMAL) else None)
@@ -141,7 +141,7 @@ def _read_category(category, folder, listing, notes):
       f" {', '.join(f.kind for f in anomalous)} as anomalous"
     )
   else:
-    folders += _read_others(children, (test, masks), note)
+    folders += _find_training_folders(children, (test, masks), note)
   add_images(
     listing,
     category,
@@ -152,7 +152,7 @@ def _read_category(category, folder, listing, notes):
   )
 
 
-def _read_others(children, known, note):
+def _find_training_folders(children, known, note):
   """Returns the folders of training images; notes the folders not read."""
   folders = []
   for name, path in children.items():
@@ -170,9 +170,9 @@ def _read_others(children, known, note):
 
 
 def _advise(folder, wanted=tuple(_NEAR)):
-  """Returns the end of a message with what to rename or move, if anything.
+  """Returns advice on what to rename or move, or an empty string.
 
-  `wanted` are the names that are missing in the folder.
+  The advice is the end of a message. `wanted` are the missing names.
   """
   folders, files = scan(folder)
   below = [path for above in folders for path in scan(above)[0]]

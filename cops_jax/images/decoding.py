@@ -233,7 +233,7 @@ def _make_upright(image, file, bits_per_channel):
   if image.mode == "F":
     raise ValueError(
       "its pixels are floating-point numbers, which have no fixed black and"
-      " white: save it with 8 or 16 bits per channel"
+      " white. Save it with 8 or 16 bits per channel"
     )
   if depth > 8:
     is_grey = image.mode.startswith("I")
@@ -245,12 +245,12 @@ def _make_upright(image, file, bits_per_channel):
     if not is_grey and bits < 16:
       raise ValueError(
         f"its colours have {bits} bits stored in 16, and only the high 8 of the"
-        " 16 can be decoded: save it with 8 bits per channel"
+        " 16 can be decoded. Save it with 8 bits per channel"
       )
     if union < 0 or union >> bits:
       raise ValueError(
         f"its values, from {values.min()} to {values.max()}, do not fit in"
-        f" {bits} bits: correct input.bits_per_channel"
+        f" {bits} bits. Set input.bits_per_channel to the bits of the camera"
       )
     if union and not union >> (bits - 1) and not significant and depth >= 16:
       notes.append(
@@ -328,7 +328,7 @@ def _find_bits(union, depth, significant, given):
     return 16 if union >> significant or not union & rest else significant
   if depth > 16 and given == BITS_PER_CHANNEL:
     raise ValueError(
-      "its pixels are 32-bit integers, which have no fixed white: save it with"
+      "its pixels are 32-bit integers, which have no fixed white. Save it with"
       " 8 or 16 bits per channel, or set input.bits_per_channel to the number"
       " of bits in use"
     )

@@ -1,8 +1,8 @@
 """Tiles: overlapping parts of an image, scored in addition to the whole image.
 
 A grid has rows and columns; (1, 1) is only the whole image. Tiles of a grid are
-equally large. Neighbours share a quarter of a tile, so a defect that is not
-wider is complete in one of them.
+equally large. Neighbours share a quarter of a tile, so a defect up to that
+width is complete in one of them.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ def cut(
 
 
 def _bands(number, image_size, length):
-  """Returns the pixels of each tile along an axis, and a matrix to them.
+  """Returns the pixels of each tile along an axis, and a matrix for its map.
 
   The matrix resizes a tile's map bilinearly, as `resize_map` does, and weights
   it by a raised cosine, which is 0 at the tile's edges and so avoids seams.
@@ -178,7 +178,7 @@ def blend(
   grid: tuple[int, int],
   size: tuple[int, int],
 ) -> Float[np.ndarray, "h w"]:
-  """Blends the maps of tiles, given row by row, into a map of width and height.
+  """Blends the maps of tiles, row by row, into a map of size (width, height).
 
   Each pixel is the mean of the tiles that contain it, weighted by a raised
   cosine that is 1 in the middle of a tile and falls to 0 at its edges.

@@ -50,7 +50,8 @@ class Augmentation:
   Attributes:
     kind: value of config.train.augmentation.
     seed: seed of the run.
-    pools: positions of images for mosaics, by category and label of an image.
+    pools: positions of the images that can join a mosaic, by category and
+      label.
   """
 
   kind: str
@@ -120,7 +121,7 @@ def read_example(
 
   Returns:
     The upright image, and the pixels and the mask at the model's size. The
-    mask's notes are on the mask of the example.
+    notes of the mask describe the example's own mask.
 
   Raises:
     InputError: if the example cannot be read.

@@ -77,7 +77,7 @@ def open_features(
 
   Args:
     config: a ConfigDict with the fields of `cops_jax.config`.
-    examples, split: result and argument of `cops_jax.datasets.load`.
+    examples, split: result of `cops_jax.datasets.load` and its split.
     model, backbone: model with the vision tower, and its weights.
     mesh: devices of the run. Each computes as many images at a time as in a
       step of the run, because the last bits depend on that number; in float32,

@@ -294,7 +294,7 @@ def iterate_batches(
       padding_mask, bool; category and path, str; example_id, uint32, if the
       options enable it: all (b,).
     - orientation (EXIF's number), int32 (b,); size (width and height), int32
-      (b, 2); notes (lines), str (b,): all of the example's own image file.
+      (b, 2); and notes (lines), str (b,): all about the example's own file.
 
     Padding and skipped examples have padding_mask False, features of ones, and
     zeros in the other fields.

@@ -199,7 +199,7 @@ def test_all_problems_are_reported_before_anything_is_written(tmp_path):
   assert "category 'bottle' has no test images" in str(error.value)
   assert f"rename {tree.root}/botle to bottle\n" in str(error.value)
   assert (
-    "pill/ground_truth/crack (1) cannot be assigned to the anomalous images"
+    "pill/ground_truth/crack cannot be assigned to the anomalous images"
     in str(error.value)
   )
   assert "no mask is named after 001.PNG" in str(error.value)

@@ -56,7 +56,7 @@ def test_a_folder_and_a_list_have_the_same_scores(workable, trained, tmp_path):
   assert scores[0] == scores[1]
   assert 0 <= found["parts"].mean["pixel_auroc"] <= 1
   (reason,) = evaluated.failed.values()
-  assert "called 'parts' too" in reason
+  assert "also called 'parts'" in reason
 
 
 def test_evaluation_and_calibration_use_the_same_masks(

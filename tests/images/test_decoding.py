@@ -146,7 +146,7 @@ def test_32_bit_integers_need_bits_per_channel():
 @pytest.mark.parametrize(
   "values, bits, expected",
   (
-    (ramp(12, np.float32), 12, "floating-point numbers.* save it with 8 or 16"),
+    (ramp(12, np.float32), 12, "floating-point numbers.* Save it with 8 or 16"),
     (ramp(12) + 1, 12, "values, from 1 to 4096, do not fit in 12 bits"),
     (-ramp(12, np.int32), 12, "values, from -4095 to 0, do not fit in 12 bits"),
   ),
@@ -179,7 +179,7 @@ def test_deep_colors_are_read_from_their_high_bytes():
   assert found.notes == ()
   assert read(deep_colors(ramp(12))).notes[0].endswith(": 12 bits")
   with pytest.raises(
-    InputError, match="12 bits stored in 16.*save it with 8 bits"
+    InputError, match="12 bits stored in 16.*Save it with 8 bits"
   ):
     read(deep_colors(ramp(12)), bits_per_channel=12)
 

@@ -199,7 +199,7 @@ def other_colour(rng, image, extent, strength, tint=0.3):
   direction = np.ones(3) + tint * rng.normal(0, 1, 3)
   direction /= np.abs(direction).max()
   sign = rng.choice([-1, 1])
-  # If the range ends before that, only the other sign is visible.
+  # If the colour would leave [0, 1], only the other sign is visible.
   if not 0 <= mean.mean() + sign * strength <= 1:
     sign = 1 if mean.mean() < 0.5 else -1
   return np.clip(mean + sign * strength * direction, 0, 1).astype(np.float32)
