@@ -1,18 +1,4 @@
-"""Chooses thresholds from normal images or labelled data.
-
-Example:
-  ```python
-  import pathlib
-
-  from cops_jax import calibrate, thresholds
-  from cops_jax.detector import AnomalyDetector
-
-  detector = AnomalyDetector.from_workdir("runs/visa")
-  good = sorted(pathlib.Path("photos/good").glob("*.jpg"))
-  chosen = calibrate.from_images(detector, good, false_alarms=0.01)
-  print(thresholds.write_thresholds("runs/visa", chosen))
-  ```
-"""
+"""Chooses thresholds from normal images or labelled data."""
 
 from __future__ import annotations
 
@@ -63,6 +49,14 @@ def from_images(
   Raises:
     InputError: if images are missing, one cannot be read, or the tiles are
       invalid.
+
+  Example:
+    ```python
+    detector = AnomalyDetector.from_workdir("runs/visa")
+    good = sorted(pathlib.Path("photos/good").glob("*.jpg"))
+    chosen = calibrate.from_images(detector, good, false_alarms=0.01)
+    print(thresholds.write_thresholds("runs/visa", chosen))
+    ```
   """
   images = [*normal, *anomalous]
   paths = (
@@ -101,6 +95,12 @@ def from_labelled_data(
   Raises:
     InputError: if there are no normal images or no anomalous ones, an image
       cannot be read, or the tiles are invalid.
+
+  Example:
+    ```python
+    examples = datasets.load("folder:/data/screws", "test")
+    chosen = calibrate.from_labelled_data(detector, examples)
+    ```
   """
   rows = (_decode(detector, example, tiles) for example in examples)
   found = _score(detector, rows, len(examples))

@@ -1,17 +1,4 @@
-"""Predictions on image files as lines of JSON and as a folder with a report.
-
-Example:
-  ```python
-  import pathlib
-
-  from cops_jax.detector import AnomalyDetector
-  from cops_jax.predict import predict_files
-
-  detector = AnomalyDetector.from_workdir("runs/visa")
-  paths = sorted(pathlib.Path("photos").glob("*.jpg"))
-  rows = predict_files(detector, paths, out=pathlib.Path("found"))
-  ```
-"""
+"""Predictions on image files as lines of JSON and as a folder with a report."""
 
 from __future__ import annotations
 
@@ -141,6 +128,13 @@ def predict_files(
   Raises:
     InputError: if `out` contains some of the images or cannot be written, or
       if scores are not finite.
+
+  Example:
+    ```python
+    detector = AnomalyDetector.from_workdir("runs/visa")
+    paths = sorted(pathlib.Path("photos").glob("*.jpg"))
+    rows = predict_files(detector, paths, out=pathlib.Path("found"))
+    ```
   """
   names = _names(paths)
   if out:

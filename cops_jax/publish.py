@@ -1,13 +1,6 @@
 """Writes prompts, thresholds and a model card as a folder to publish.
 
 `cops_jax.weights.pretrained` reads such folders.
-
-Example:
-  ```python
-  from cops_jax.publish import publish
-
-  print(publish("runs/visa", "published/visa"))
-  ```
 """
 
 from __future__ import annotations
@@ -71,6 +64,11 @@ def publish(
     InputError: if there is no checkpoint, if the named backbone differs from
       the run's or cannot be downloaded, or if the folder contains other files
       or cannot be written.
+
+  Example:
+    ```python
+    print(publish("runs/visa", "published/visa"))
+    ```
   """
   out = to_path(out)
   require_replaceable(out)

@@ -84,11 +84,11 @@ class Thresholds:
     method: how the thresholds were chosen, in words.
     prompts_sha256: SHA-256 of the prompts that the thresholds were chosen for,
       from `prompts.hash_prompts`; an empty string fits any prompts.
-    false_alarms: number of normal calibration images that reach the image
-      threshold, or None if unknown.
-    misses: number of anomalous calibration images that do not reach it, or
-      None if unknown.
-    tiles: tiles that the calibration images were scored with, see
+    false_alarms: proportion of the normal images in calibration that reach the
+      image threshold, or None if unknown.
+    misses: proportion of the anomalous images in calibration that do not reach
+      it, or None if unknown.
+    tiles: tiles that images were scored with in calibration, see
       `tiles.normalize`.
     normal_images_sha256: SHA-256 of the reference images, see
       `AnomalyDetector`; empty without reference images.

@@ -4,19 +4,6 @@ A .cops file is a zip archive. `function-cpu`, `function-cuda` and
 `function-tpu` are functions that jax.export wrote, from any number of images of
 one size to their scores and maps. `weights.safetensors` contains the weights,
 and `metadata.json` describes the file.
-
-Example:
-  ```python
-  from cops_jax import export, images
-  from cops_jax.detector import AnomalyDetector
-
-  detector = AnomalyDetector.from_workdir("runs/visa")
-  export.export(detector, "visa.cops")
-  exported = export.load("visa.cops")
-  side = exported.metadata["image_size_pixels"]
-  batch = images.read("photo.jpg").resize(side)[None]
-  print(exported(batch)["image_score"])
-  ```
 """
 
 from __future__ import annotations
@@ -93,6 +80,12 @@ def export(detector: AnomalyDetector, out: str | os.PathLike) -> dict[str, Any]:
 
   Raises:
     InputError: if the name has another ending, or the file cannot be written.
+
+  Example:
+    ```python
+    detector = AnomalyDetector.from_workdir("runs/visa")
+    export.export(detector, "visa.cops")
+    ```
   """
   out = require_file_name(out)
   # The exported function scores whole images, without tiles.
@@ -234,6 +227,14 @@ def load(path: str | os.PathLike) -> ExportedDetector:
   Raises:
     InputError: if the file does not exist or is damaged, was not exported for
       this platform, or cannot be read by this version of JAX.
+
+  Example:
+    ```python
+    detector = export.load("visa.cops")
+    side = detector.metadata["image_size_pixels"]
+    batch = images.read("photo.jpg").resize(side)[None]
+    print(detector(batch)["image_score"])
+    ```
   """
   path = fetch(path) if is_address(path) else pathlib.Path(path)
   backend = jax.default_backend()
