@@ -85,9 +85,9 @@ def to_row(
 
 
 def _names(paths):
-  """Returns a unique file name for each path, from its part below their folder.
+  """Returns a unique file name for each path, without a suffix.
 
-  The folder is the deepest one that contains all paths.
+  A name joins the parts of the path below the folder that all paths share.
   """
   paths = [pathlib.Path(os.path.normpath(path.absolute())) for path in paths]
   shared = os.path.commonpath([path.parent for path in paths])

@@ -140,7 +140,7 @@ def select(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 def to_authors_names(
   trainable: Mapping[str, Any], method: str
 ) -> dict[str, np.ndarray]:
-  """Returns prompts with the authors' names, shapes and order.
+  """Returns tensors with the authors' names, shapes and order, from prompts.
 
   Args:
     trainable: tree of the prompts; CoPS's encoder and deep prompts can be

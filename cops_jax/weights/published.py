@@ -81,7 +81,7 @@ AUTHORS_FILES = {
 
 
 def is_name(text: str | os.PathLike) -> bool:
-  """Returns True if a text names authors' prompts and no local file."""
+  """Returns True if a text is in AUTHORS_FILES and no local file has the name."""
   return os.fspath(text) in AUTHORS_FILES and not os.path.exists(text)
 
 
