@@ -83,9 +83,9 @@ def dice_loss(
 ) -> Float[Array, ""]:
   """Returns 1 minus the mean over images of their Dice coefficients.
 
-  `(2 sum(p m) + 1) / (sum(p) + sum(m) + 1)`, summed over pixels, for the
-  probability p and the mask m of one state (Milletari et al., V-Net, 2016, with
-  smoothing 1).
+  The coefficient is `(2 sum(p m) + 1) / (sum(p) + sum(m) + 1)`, with sums over
+  pixels of the probability p and the mask m of one state (Milletari et al.,
+  V-Net, 2016, with smoothing 1).
   """
   overlap = (probability * counts).sum(axis=-1)
   total = probability.sum(axis=-1) * patch_area + counts.sum(axis=-1)

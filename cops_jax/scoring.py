@@ -10,7 +10,7 @@ from cops_jax.typing import Array, Float
 
 NORMAL, ANOMALY = 0, 1
 
-_TRUNCATE_SIGMAS = 4.0  # Radius of the Gaussian filter, as in scipy.
+_TRUNCATE_SIGMAS = 4.0  # Radius of the Gaussian filter; scipy's default.
 
 # Share of the image probability in an image score with reference images, for
 # methods whose image score is the image probability without them.

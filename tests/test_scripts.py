@@ -34,7 +34,7 @@ def test_training_shows_progress_and_writes_its_files(trained):
   }
   assert all(0 < row["time/step_seconds"] < 100 for row in rows)
   assert all(0 <= row["time/input_share"] <= 1 for row in rows)
-  assert " ms a step, " in log and "% waiting for input)" in log
+  assert " ms per step, " in log and "% waiting for input)" in log
   account = re.search(r"the run took [\d.]+ s: (.*)", log)[1]
   for what in ("compiling", "steps", "input", "saving", "the rest"):
     assert re.search(rf"{what} [\d.]+ s", account), what

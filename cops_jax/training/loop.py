@@ -350,7 +350,9 @@ def _profile(workdir, steps):
     if local != folder:
       for name in find_files(local):
         write_file(folder / name, read_file(f"{local}/{name}"))
-  _logger.info("profile of steps %d to %d: %s", steps[0], steps[-1], folder)
+  _logger.info(
+    "wrote the profile of steps %d to %d: %s", steps[0], steps[-1], folder
+  )
 
 
 def _make_evaluate(config, backbone, model, backbone_params, shardings):

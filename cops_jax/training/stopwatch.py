@@ -76,7 +76,7 @@ def measure_speed(
 def describe_speed(speed: Mapping[str, float]) -> str:
   """Describes the result of `measure_speed` in a few words."""
   words = (
-    f"{1000 * speed[TIME_PREFIX + 'step_seconds']:.0f} ms a step,"
+    f"{1000 * speed[TIME_PREFIX + 'step_seconds']:.0f} ms per step,"
     f" {speed[TIME_PREFIX + 'input_share']:.0%} waiting for input"
   )
   mfu = speed.get(f"{TIME_PREFIX}mfu")
