@@ -81,7 +81,7 @@ AUTHORS_FILES = {
 
 
 def is_name(text: str | os.PathLike) -> bool:
-  """Returns True if a text is in AUTHORS_FILES and no local file has the name."""
+  """Returns True for a name in AUTHORS_FILES that no local file has."""
   return os.fspath(text) in AUTHORS_FILES and not os.path.exists(text)
 
 
