@@ -237,8 +237,8 @@ def test_output_into_pipes_is_utf_8():
     assert process.communicate()[0] == "\u00e4\n".encode()
 
 
-def test_an_error_is_reported_in_one_sentence(tmp_path):
-  """The error about a missing run names the command to use."""
+def test_a_missing_run_names_the_command_to_use(tmp_path):
+  """The error says that there is no run or no checkpoint."""
   with Checkpoints(tmp_path) as saved:
     for read in (lambda: read_record(tmp_path), saved.restore_params):
       with pytest.raises(SystemExit) as ended:

@@ -133,7 +133,7 @@ def test_a_config_is_checked_before_a_model_is_built(config, clip_folder):
     ("model.forgotten", Role.TRAINING | Role.RESULTS),
   ),
 )
-def test_fields_have_roles(name, role):
+def test_a_role_comes_from_the_field_or_its_section(name, role):
   found = [part for part in Role if configuration.decides(name, part)]
   assert found == list(role)
 

@@ -81,7 +81,7 @@ def package_versions() -> dict[str, str]:
 
 
 def require_same_job(
-  record: Record, clip_config: Any, others: Mapping[str, Any]
+  record: Record, backbone_config: Any, others: Mapping[str, Any]
 ) -> None:
   """Raises an error in all processes if they do not run the same job.
 
@@ -90,7 +90,7 @@ def require_same_job(
   Args:
     record: record of this process's run. Fields that name places on a host can
       differ.
-    clip_config: CLIP's configuration; a transformers.CLIPConfig.
+    backbone_config: configuration of the backbone.
     others: additional values that must be equal, by name.
 
   Raises:
@@ -106,9 +106,9 @@ def require_same_job(
       if name not in FIELDS or not FIELDS[name].is_local
     }
     | {
-      "SHA-256 of CLIP": record.backbone_sha256,
-      "SHA-256 of CLIP's config.json": digest_file(
-        clip_config.to_json_string().encode()
+      "SHA-256 of the backbone": record.backbone_sha256,
+      "SHA-256 of the backbone's config.json": digest_file(
+        backbone_config.to_json_string().encode()
       ),
       "init_from": record.init_from,
     }

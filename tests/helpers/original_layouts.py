@@ -97,7 +97,7 @@ def _visa(tree):
       mask = ""
       if label == "anomaly":
         mask = f"{category}/Data/Masks/Anomaly/{split}.png"
-        tree.mask(mask, value=3)  # A class index.
+        tree.mask(mask, value=3)  # The value is a class index.
       expected_kind = "anomaly" if mask else "good"
       tree.image(image, split, category, expected_kind, mask=mask or None)
       rows.append((category, split, label, image, mask))
@@ -134,7 +134,7 @@ def _head_ct(tree):
 
 
 def _yes_no(tree, prefix):
-  # The same names in both folders.
+  # Both folders have the same file names.
   for folder, kind in (("no", "good"), ("yes", "yes")):
     for name in ("Y1.jpg", "2 copy.JPG", "3.jpeg"):
       tree.image(f"{prefix}{folder}/{name}", "test", "brain", kind)

@@ -42,7 +42,7 @@ def take_five_adam_steps(model, params, backbone_params, batch):
   return np.array(rows), first_gradients
 
 
-def assert_same_way(start, ours, other, tolerance=1e-5):
+def assert_same_updates(start, ours, other, tolerance=1e-5):
   """Asserts that two trainings moved the parameters alike, up to rounding."""
   ours, other = (jax.tree.map(np.subtract, end, start) for end in (ours, other))
   norm = optax.tree.norm

@@ -38,7 +38,7 @@ def messages(caplog, monkeypatch):
   return caplog
 
 
-def test_round_trip(tmp_path):
+def test_a_checkpoint_is_saved_and_restored(tmp_path):
   params = {"a": jnp.arange(3.0), "b": {"c": jnp.ones((2, 2))}}
   opt_state = ({"count": jnp.int32(5)}, jnp.full(3, 0.1))
   with Checkpoints(tmp_path, num_kept=2) as saved:

@@ -31,7 +31,7 @@ def changed(section, name, value):
   return dataclasses.replace(RECORD, config=config)
 
 
-def test_round_trip(tmp_path):
+def test_a_record_is_written_and_read_back(tmp_path):
   claim_workdir(tmp_path, RECORD)
   assert read_record(tmp_path) == RECORD
   assert RECORD.version == cops_jax.__version__

@@ -24,7 +24,7 @@ from helpers.config import make_config, small_fields
 from helpers.images import make_image, write_folder
 from helpers.runs import flip, leaves, wait_for
 from helpers.scripts import ROOT, Program, run
-from helpers.steps import SMOOTH, assert_same_way
+from helpers.steps import SMOOTH, assert_same_updates
 
 # Three epochs of five steps; the last step of each epoch is not full.
 SETTINGS = {
@@ -92,7 +92,7 @@ def test_two_processes_train_and_evaluate_as_one(
   for workdir in (tmp_path, whole):
     with Checkpoints(workdir) as saved:
       ends.append(jax.device_get(saved.restore_params()[1]))
-  assert_same_way(start, *ends)
+  assert_same_updates(start, *ends)
   names = {path.name for path in tmp_path.iterdir()} - {"profile"}
   assert {path.name for path in whole.iterdir()} == names
 
@@ -261,8 +261,8 @@ DIFFERENCES = (
   " config.train.learning_rate is 0.001 in process 0 and 0.1 in process 1",
   "number of images of 'fewer' is 14 in process 0 and 13 in process 1; SHA",
   "SHA-256 of 'changed' (see config.input.compare_bytes) is",
-  "SHA-256 of CLIP is",
-  "SHA-256 of CLIP's config.json is",
+  "SHA-256 of the backbone is",
+  "SHA-256 of the backbone's config.json is",
   "config.evaluation.num_pictures is 4 in process 0 and 0 in process 1",
   "SHA-256 of the prompts is",
   "version of jax is '0.0' in process 0 and '0.1' in process 1",

@@ -22,7 +22,7 @@ from cops_jax.runtime.mesh import (
 from cops_jax.training import step as train_steps
 from helpers import golden
 from helpers.golden import assert_close
-from helpers.steps import assert_same_way, make_adam, tiny_batch
+from helpers.steps import assert_same_updates, make_adam, tiny_batch
 from tools.compile_ahead import exchanges
 
 # Columns of the stored losses.
@@ -153,7 +153,7 @@ def test_devices_order_and_padding_do_not_matter():
   for name in one[0]:
     losses, want = ([terms[name] for terms in run] for run in (many, one))
     np.testing.assert_allclose(losses, want, rtol=1e-4, err_msg=name)
-  assert_same_way(compiled(1)[1].params, params, many_params)
+  assert_same_updates(compiled(1)[1].params, params, many_params)
 
 
 def test_noise_depends_on_the_step():
