@@ -30,7 +30,7 @@ class Check:
     formats: numbers of image files by format and mode.
     problems: faults that must be fixed before the data set can be used.
     warnings: differences from the published data set.
-    oddities: unusual facts that can be correct.
+    notes: unusual facts, skipped files and guesses, which can be correct.
   """
 
   def __init__(self, name: str, source: str):
@@ -39,7 +39,7 @@ class Check:
     self.formats: collections.Counter = collections.Counter()
     self.problems: list[str] = []
     self.warnings: list[str] = []
-    self.oddities: list[str] = []
+    self.notes: list[str] = []
 
   def __str__(self) -> str:
     lines = [f"{self.name}: {self.source}"]
@@ -47,7 +47,7 @@ class Check:
       lines += ["", *self._table(), ""]
       formats = (f"{n} {name}" for name, n in self.formats.most_common())
       lines.append(f"image files: {', '.join(formats)}")
-    for title in ("problems", "warnings", "oddities"):
+    for title in ("problems", "warnings", "notes"):
       found = getattr(self, title)
       lines.append(f"{title}: {len(found) or 'none'}")
       lines += [f"  {line}" for line in shorten_list(found)]
@@ -107,7 +107,7 @@ def check(
     root = listing.root or root
     result = Check(name, f"original files in {root}")
     result.problems += listing.problems
-    result.oddities += listing.notes
+    result.notes += listing.notes
 
     def load(index):
       image = listing.images[index]
@@ -180,7 +180,7 @@ def _inspect_all(
       result.problems += problems
       notes[path] = "\n".join(lines)
       progress.update(index + 1, f"checking {result.name}")
-  result.oddities += count_notes(notes)
+  result.notes += count_notes(notes)
 
 
 def _inspect(split, example):

@@ -50,14 +50,14 @@ class FileExamples(Examples):
     The state of a file is its size and time or, with `by_contents`, its bytes.
     The location of the folder does not count.
     """
-    look = digest_file if self._by_contents else file_state
+    state_of = digest_file if self._by_contents else file_state
     facts = ("id", "category", "anomaly_kind", "label", "has_mask")
     return digest_lines(
       json.dumps(
         [
           *(example[name] for name in facts),
-          look(example["image"]),
-          *map(look, masks if isinstance(masks, list) else [masks]),
+          state_of(example["image"]),
+          *map(state_of, masks if isinstance(masks, list) else [masks]),
         ]
       )
       for example in self

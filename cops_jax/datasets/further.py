@@ -127,9 +127,8 @@ def count_differences(
   """Returns differences between a test split and the published data set.
 
   Args:
-    name: name of a data set; only published ones have known numbers.
-    num_images: number of images in the test split.
-    num_anomalies: number of anomalous images in the test split.
+    name: name of a data set; a custom one has no differences.
+    num_images, num_anomalies: counts of the test split.
   """
   row = PUBLISHED.get(name)
   if row is None:

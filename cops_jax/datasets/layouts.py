@@ -85,8 +85,7 @@ class KindFolder:
   """A folder of images of one kind.
 
   Attributes:
-    split: split of its images.
-    kind: kind of its images; "good" for normal images.
+    split, kind: split and kind of its images; normal images have kind "good".
     path: path of the folder, which is searched recursively.
     masks: folder of its masks; None if there is none.
   """
@@ -104,7 +103,7 @@ def add_images(
   *,
   parent: pathlib.Path,
   has_mask: bool,
-  masks_beside: bool = False,
+  masks_among_images: bool = False,
   all_required: bool = False,
 ) -> None:
   """Adds a category's images and their masks to a listing.
@@ -115,22 +114,22 @@ def add_images(
     folders: folders of its images.
     parent: folder of its test images.
     has_mask: True if there is pixel-level ground truth.
-    masks_beside: if True, searches the image folders for masks (x_mask.png, or
-      x.png for x.jpg). If there are any, skips anomalous images without one.
+    masks_among_images: if True, searches image folders for masks (x_mask.png,
+      or x.png for x.jpg). If there are any, skips anomalous images without one.
     all_required: if True, a folder without images is a problem.
   """
   found = {}  # Folders by image.
   mask_of = {}
   for folder in folders:
     files = list_images(folder.path, listing)
-    if masks_beside:
-      beside = _masks_beside(files, folder.path)
-      masks = {mask for group in beside.values() for mask in group}
+    if masks_among_images:
+      masks_here = _find_masks_among(files, folder.path)
+      masks = {mask for group in masks_here.values() for mask in group}
       files = [file for file in files if file not in masks]
-      mask_of |= beside if folder.kind != NORMAL_KIND else {}
+      mask_of |= masks_here if folder.kind != NORMAL_KIND else {}
     if not files:
-      worry = listing.problems if all_required else listing.oddities
-      worry.append(f"{folder.path} has no images")
+      messages = listing.problems if all_required else listing.oddities
+      messages.append(f"{folder.path} has no images")
     found |= dict.fromkeys(files, folder)
   if not any(folder.split == "test" for folder in found.values()):
     listing.problems.append(
@@ -171,7 +170,7 @@ def add_images(
   ]
 
 
-def _masks_beside(files, folder):
+def _find_masks_among(files, folder):
   """Returns masks by image, for the files in a folder."""
   groups = collections.defaultdict(list)
   for file in files:

@@ -1,7 +1,6 @@
 """Readers of data sets with a list of images and labels.
 
-Each reader returns a listing of all images and of all problems; it does not
-stop at the first problem.
+Each reader returns all images and all problems, not only the first problem.
 """
 
 from __future__ import annotations

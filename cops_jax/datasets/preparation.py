@@ -64,9 +64,9 @@ def prepare(
 ) -> tfds.core.DatasetBuilder:
   """Prepares a data set if it is not prepared yet.
 
-  Several processes can call this at once: one prepares the data set and the
-  other processes wait. TFDS moves a finished data set into place. Leftovers of
-  an interrupted call are removed.
+  If several processes call this at once, one prepares the data set and the rest
+  wait. TFDS moves a finished data set into place; leftovers of an interrupted
+  call are removed.
 
   Args:
     name: name of a registered data set.

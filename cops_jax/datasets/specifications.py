@@ -59,8 +59,7 @@ class Specification:
     num_test_images: published number of test images; None if unknown.
     num_test_anomalies: the same for anomalous images.
     size: description of the size if num_test_images is unknown.
-    url, sha256: address and hash of a tar file of the original files, for a
-      data set that can be downloaded.
+    url, sha256: address and hash of a tar file of the original files, if any.
     package: Python package that contains the original files.
   """
 

@@ -1,7 +1,6 @@
 """Readers of data sets whose folders name categories and kinds of images.
 
-Each reader returns a listing of all images and of all problems; it does not
-stop at the first problem.
+Each reader returns all images and all problems, not only the first problem.
 """
 
 from __future__ import annotations
@@ -148,7 +147,7 @@ def _read_category(category, folder, listing, notes):
     folders,
     parent=test,
     has_mask=bool(masks),
-    masks_beside=not masks,
+    masks_among_images=not masks,
   )
 
 

@@ -35,10 +35,7 @@ _SYSTEM = (
 
 
 def is_hidden(name: str) -> bool:
-  """Returns True for names of hidden and system files and folders.
-
-  Examples are .ipynb_checkpoints, ._a.png of macOS, Thumbs.db and @eaDir.
-  """
+  """Returns True for hidden and system names, such as ._a.png or Thumbs.db."""
   return name.startswith(".") or name.casefold() in _SYSTEM
 
 

@@ -50,8 +50,7 @@ class Augmentation:
   Attributes:
     kind: value of config.train.augmentation.
     seed: seed of the run.
-    pools: positions of the images that can join a mosaic, by category and
-      label.
+    pools: positions of the images for mosaics of each category and label.
   """
 
   kind: str
@@ -186,8 +185,7 @@ def crop(
   or a side of the image has fewer pixels than cells, returns the whole image.
 
   Args:
-    image: upright image.
-    mask: upright mask; its grid has its own size.
+    image, mask: upright image and mask; the mask can have another size.
     is_anomalous: True if the image is anomalous.
     change: result of `Augmentation.draw`.
   """

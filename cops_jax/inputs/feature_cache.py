@@ -137,8 +137,7 @@ class FeatureCache:
       row: other fields of the image, see `pipeline.iterate_batches`.
 
     Raises:
-      InputError: if a feature is not a finite number in the stored type; names
-        the path of the image.
+      InputError: if a feature is not finite in the stored type; names the path.
     """
     path = row["path"]
     width = self.shape[-1]

@@ -79,8 +79,8 @@ def test_faulty_files_are_listed(tmp_path):
     " (nut/test/good/wide.png: 12 bits)",
     f"{tree.root}/nut/test/good/notes.txt is not an image file and is skipped",
   ):
-    assert expected in result.oddities
-  assert len(result.oddities) == 4
+    assert expected in result.notes
+  assert len(result.notes) == 4
   assert result.formats == {"PNG RGB": 4, "PNG I;16": 1, "unreadable": 1}
   assert "problems: 2\n  nut/test/dent/1.png" in str(result)
 

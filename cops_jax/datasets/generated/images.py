@@ -57,8 +57,8 @@ def generate_pair(
     defect: key of the defect in `DEFECTS`, or None.
     rng: source of all randomness.
     size: side of the square images in pixels.
-    defect_scale: side of the square that the defect is drawn in, as a share of
-      the side of the image; the defect's lengths scale with it.
+    defect_scale: scale of the defect's lengths, at most 1; the defect is drawn
+      in a square of this share of the image's side.
 
   Returns:
     The image with the defect and the image without it, uint8 (size, size, 3),
