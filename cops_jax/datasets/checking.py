@@ -30,7 +30,7 @@ class Check:
     formats: numbers of image files by format and mode.
     problems: faults that must be fixed before the data set can be used.
     warnings: differences from the published data set.
-    notes: unusual facts, skipped files and guesses, which can be correct.
+    notes: skipped files, guesses and unusual facts, which can be correct.
   """
 
   def __init__(self, name: str, source: str):

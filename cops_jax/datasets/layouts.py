@@ -52,7 +52,7 @@ class Listing:
   Attributes:
     images: all images.
     problems: faults that must be fixed before the data set can be used.
-    oddities: skipped files and guesses, which can be correct.
+    oddities: notes on skipped files and on guesses.
     hidden: hidden files and folders, which are skipped.
     root: folder that ids are relative to, if it is below the requested folder.
   """

@@ -271,7 +271,7 @@ def _listed_file(
 
 
 def _relative(root: pathlib.Path, text: str, listing: Listing) -> str:
-  """Returns an absolute path relative to the root, if that file exists."""
+  """Converts an absolute path to one below the root, if that file exists."""
   if pathlib.Path(text).is_relative_to(root):
     return os.path.relpath(text, root)
   parts = text.split("/")

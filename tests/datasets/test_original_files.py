@@ -231,7 +231,7 @@ def test_an_unwritable_data_directory_is_reported(tmp_path):
 
 
 def test_inverted_masks_change_the_fingerprint(tmp_path):
-  """Preparing the same files again does not."""
+  """Preparing the same files again does not change it."""
   tree = write_tree("kvasir", tmp_path)
   before = load(tree).fingerprint()
   shutil.rmtree(tmp_path / "prepared")
