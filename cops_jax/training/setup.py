@@ -156,7 +156,7 @@ def prepare(
   _logger.info(
     "training on %d images of %s: %d steps of %d images; %d %s device(s) of"
     " %d process(es), mesh %s; %s trainable parameters; %.1f MB of training"
-    " state and %.1f MB of backbone per device",
+    " state and %.1f MB of backbone on each device",
     len(examples),
     examples.name,
     num_steps,
