@@ -20,7 +20,7 @@ from cops_jax.weights.backbone import PretrainedBackbone, load_backbone
 from cops_jax.weights.clip import DEMO_CLIP, OPENAI_TOKENS, PretrainedCLIP
 from cops_jax.weights.clip_names import VISION_PARAMS, clip_param_shapes
 from cops_jax.weights.dino import PretrainedDINO, dino_param_shapes
-from cops_jax.weights.model import settle_dtype
+from cops_jax.weights.model import choose_dtype
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +107,7 @@ def load(name: str) -> tuple[Any, PretrainedBackbone]:
 
   Demos use the toy CLIP. Published backbones have random weights.
   """
-  config = settle_dtype(recipe(name), None)
+  config = choose_dtype(recipe(name), None)
   if config.backbone.weights == DEMO_CLIP:
     return config, load_backbone(config)
   rng = np.random.default_rng(0)

@@ -68,9 +68,9 @@ def from_images(
     (path, detector.decode(image, tiles=tiles), label, None, ())
     for path, image, label in zip(paths, images, labels, strict=True)
   )
-  found = _score(detector, rows, len(images))
+  scored = _score(detector, rows, len(images))
   source = f"{len(normal)} normal and {len(anomalous)} anomalous images"
-  return _choose(detector, found, source, false_alarms, tiles)
+  return _choose(detector, scored, source, false_alarms, tiles)
 
 
 def from_labelled_data(
@@ -103,13 +103,13 @@ def from_labelled_data(
     ```
   """
   rows = (_decode(detector, example, tiles) for example in examples)
-  found = _score(detector, rows, len(examples))
-  source = f"{len(found.scores)} images of {examples.name}"
-  return _choose(detector, found, source, false_alarms, tiles)
+  scored = _score(detector, rows, len(examples))
+  source = f"{len(scored.scores)} images of {examples.name}"
+  return _choose(detector, scored, source, false_alarms, tiles)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Found:
+class _Scored:
   """Scores of images, the highest values of their maps, and their labels."""
 
   scores: Float[np.ndarray, "n"]
@@ -128,53 +128,53 @@ class _Found:
     )
 
 
-def _choose(detector, found, source, false_alarms, tiles):
+def _choose(detector, scored, source, false_alarms, tiles):
   """Returns thresholds by false alarms or, if None, by balanced accuracy."""
   if false_alarms is not None:
-    return _few_false_alarms(detector, found, false_alarms, tiles)
-  image = thresholds.of_balanced_accuracy(found.scores, found.labels)
+    return _few_false_alarms(detector, scored, false_alarms, tiles)
+  image = thresholds.of_balanced_accuracy(scored.scores, scored.labels)
   if np.isnan(image):
     raise InputError(
-      f"there are {found.labels.sum()} anomalous and {(~found.labels).sum()}"
+      f"there are {scored.labels.sum()} anomalous and {(~scored.labels).sum()}"
       " normal images, but balanced accuracy needs both. Use --normal if you"
       " have only normal images."
     )
   method = f"largest balanced accuracy on {source}"
-  pixel = found.pixels.count().best_threshold()
+  pixel = scored.pixels.count().best_threshold()
   if np.isnan(pixel):
-    count, total = found.errors(image)[0].count, int((~found.labels).sum())
+    count, total = scored.errors(image)[0].count, int((~scored.labels).sum())
     count = min(count, total - 1)
-    normal_peaks = found.peaks[~found.labels]
+    normal_peaks = scored.peaks[~scored.labels]
     pixel = thresholds.of_false_positive_rate(normal_peaks, count / total)
     method += (
       f"; no masks: pixel threshold reached in {count} of {total} normal images"
     )
-  return _make(detector, found, image, pixel, method, tiles)
+  return _make(detector, scored, image, pixel, method, tiles)
 
 
-def _few_false_alarms(detector, found, rate, tiles):
-  if found.labels.all():
+def _few_false_alarms(detector, scored, rate, tiles):
+  if scored.labels.all():
     raise InputError("there are no normal images to choose thresholds from")
   image, pixel = (
-    thresholds.of_false_positive_rate(values[~found.labels], rate)
-    for values in (found.scores, found.peaks)
+    thresholds.of_false_positive_rate(values[~scored.labels], rate)
+    for values in (scored.scores, scored.peaks)
   )
-  false_alarms, _ = found.errors(image)
+  false_alarms, _ = scored.errors(image)
   method = (
     f"reached by {false_alarms.count} of {false_alarms.total} normal images;"
     f" true rate at most {false_alarms.high:.1%} ({CONFIDENCE:.0%} confidence)"
   )
-  return _make(detector, found, image, pixel, method, tiles)
+  return _make(detector, scored, image, pixel, method, tiles)
 
 
-def _make(detector, found, image, pixel, method, tiles):
+def _make(detector, scored, image, pixel, method, tiles):
   tiles = normalize(tiles)
   if tiles:
     method += f", with tiles {tiles}"
   if detector.num_normal_images:
     method += f", with reference images ({detector.num_normal_images})"
   return Thresholds(
-    *(image, pixel, method, detector.prompts_sha256, *found.errors(image)),
+    *(image, pixel, method, detector.prompts_sha256, *scored.errors(image)),
     *(tiles, detector.normal_images_sha256),
   )
 
@@ -207,10 +207,10 @@ def _score(detector, rows, number):
   scores, peaks, labels = [], [], []
   pixels, notes = metrics.PixelMetrics(), {}
   rows, ahead = itertools.tee(rows)
-  found = detector.detect(
+  detections = detector.detect(
     dataclasses.replace(image, size=size) for _, image, *_ in ahead
   )
-  for detection, row in zip(found, rows, strict=True):
+  for detection, row in zip(detections, rows, strict=True):
     path, image, label, mask, mask_notes = row
     notes[path] = "\n".join([*image.notes, *mask_notes])
     scores.append(detection.image_score)
@@ -221,6 +221,6 @@ def _score(detector, rows, number):
     progress.update(len(scores), "choosing thresholds")
   for note in count_notes(notes):
     _logger.warning("%s", note)
-  return _Found(
+  return _Scored(
     np.array(scores), np.array(peaks), np.array(labels, bool), pixels
   )

@@ -72,9 +72,9 @@ class AnomalyDetector:
     from cops_jax.config import reading
     from cops_jax.evaluation.normal_images import make_memory_step
     from cops_jax.evaluation.step import make_predict_step
-    from cops_jax.weights.model import build_model, place_backbone, settle_dtype
+    from cops_jax.weights.model import build_model, choose_dtype, place_backbone
 
-    config = settle_dtype(config, None)
+    config = choose_dtype(config, None)
     model = build_model(config, backbone)
     self.config, self.backbone, self.trainable = config, backbone, trainable
     self.image_size = config.model.image_size_pixels
@@ -209,9 +209,9 @@ class AnomalyDetector:
   ):
     from cops_jax.runs.record import check_backbone
     from cops_jax.weights.backbone import load_backbone
-    from cops_jax.weights.model import build_model, load_trainable, settle_dtype
+    from cops_jax.weights.model import build_model, choose_dtype, load_trainable
 
-    config = settle_dtype(config, record)
+    config = choose_dtype(config, record)
     backbone = backbone or load_backbone(config)
     if record is not None:
       check_backbone(
@@ -258,14 +258,14 @@ class AnomalyDetector:
     pixels = np.stack(
       [part for image in decoded for part in (image.pixels, *image.parts)]
     )
-    found = copy.copy(self)
-    found._warned = set()
-    found.num_normal_images = len(images)
-    found.normal_images_sha256 = hash_images(pixels)
+    clone = copy.copy(self)
+    clone._warned = set()
+    clone.num_normal_images = len(images)
+    clone.normal_images_sha256 = hash_images(pixels)
     memory = self._remember(self._params[1], pixels)
-    found.trainable = {**self.trainable, **memory}
-    found._params = replicate(found.trainable, self._mesh), self._params[1]
-    return found
+    clone.trainable = {**self.trainable, **memory}
+    clone._params = replicate(clone.trainable, self._mesh), self._params[1]
+    return clone
 
   @property
   def max_batch_size(self) -> int:
@@ -366,14 +366,14 @@ class AnomalyDetector:
     images = iter(images)
     while batch := list(itertools.islice(images, self.max_batch_size)):
       decoded = [one for one in batch if not isinstance(one, InputError)]
-      found = self._run(
+      outputs = self._run(
         [pixels for image in decoded for pixels in (image.pixels, *image.parts)]
       )
       for image in batch:
         if isinstance(image, InputError):
           yield image
           continue
-        rows = list(itertools.islice(found, 1 + len(image.parts)))
+        rows = list(itertools.islice(outputs, 1 + len(image.parts)))
         score, anomaly_map = tiling.join(rows, image.grid, image.size)
         fitting = self.thresholds_for(image.tiles)
         yield Detection(

@@ -236,10 +236,10 @@ def _find_results(workdir, prompts_sha256, backbone_sha256):
   """Returns the run's results if they were measured on these prompts."""
   reason = "the run was not evaluated"
   if exists(workdir / "results.json"):
-    found = read_results(workdir)
-    evaluated = found.get("prompts_sha256"), found.get("backbone_sha256")
+    results = read_results(workdir)
+    evaluated = results.get("prompts_sha256"), results.get("backbone_sha256")
     if evaluated == (prompts_sha256, backbone_sha256):
-      return found
+      return results
     reason = "results.json comes from other prompts or another backbone"
   _logger.warning(
     "the card has no results because %s; to add them, run"

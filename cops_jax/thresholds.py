@@ -201,9 +201,9 @@ def read_fitting(
   Raises:
     InputError: if the file is damaged.
   """
-  found = read_thresholds(workdir)
-  fitting = [row for row in found if row.prompts_sha256 in ("", prompts_sha256)]
-  if found and not fitting:
+  rows = read_thresholds(workdir)
+  fitting = [row for row in rows if row.prompts_sha256 in ("", prompts_sha256)]
+  if rows and not fitting:
     _logger.warning(
       "the thresholds in %s do not apply: they were chosen for other prompts;"
       " choose new ones with `cops calibrate`",
@@ -216,14 +216,14 @@ def _from_values(values):
   for name in ("false_alarms", "misses"):
     if values[name] is not None:
       values[name] = Proportion(**values[name])
-  found = Thresholds(**values)
+  chosen = Thresholds(**values)
   # A threshold that no image reaches can be slightly above 1.
-  if not all(0 <= x <= 1 + _LEAST_MARGIN for x in (found.image, found.pixel)):
+  if not all(0 <= x <= 1 + _LEAST_MARGIN for x in (chosen.image, chosen.pixel)):
     raise ValueError(
-      f"thresholds are {found.image} and {found.pixel}, expected 0 to 1"
+      f"thresholds are {chosen.image} and {chosen.pixel}, expected 0 to 1"
     )
-  normalize(found.tiles)
-  return found
+  normalize(chosen.tiles)
+  return chosen
 
 
 def put(

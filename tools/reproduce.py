@@ -40,7 +40,7 @@ from cops_jax.reporting.papers import paper_results
 from cops_jax.runtime import signals
 from cops_jax.tables import align
 from cops_jax.weights.backbone import load_backbone
-from cops_jax.weights.model import settle_dtype
+from cops_jax.weights.model import choose_dtype
 from tools import runs
 
 # Recipes by method. The first is evaluated on all data sets except the one that
@@ -93,7 +93,7 @@ def make_configs(
         if (dataset == seen) == (name != RECIPES[method][0])
       )
       config.update_from_flattened_dict(own)
-      config = settle_dtype(config, None)
+      config = choose_dtype(config, None)
       if "feature_cache.dtype" not in own:
         config.feature_cache.dtype = config.backbone.dtype
       if config.evaluation.datasets:

@@ -48,9 +48,9 @@ from cops_jax.weights import prompts
 from cops_jax.weights.backbone import load_backbone
 from cops_jax.weights.model import (
   build_model,
+  choose_dtype,
   load_trainable,
   place_backbone,
-  settle_dtype,
 )
 
 _logger = logging.getLogger(__name__)
@@ -255,7 +255,7 @@ def _load_model(config, workdir, checkpoint, allow_other_backbone):
   is_trained = methods.find(config.method).IS_TRAINED
   has_prompts = is_trained or checkpoint != workdir
   record = (prompts.find_record if has_prompts else find_run)(checkpoint)
-  config = settle_dtype(config, record)
+  config = choose_dtype(config, record)
   backbone = _load_checked_backbone(
     config, record, checkpoint, allow_other_backbone
   )

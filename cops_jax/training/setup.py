@@ -36,7 +36,7 @@ from cops_jax.training.step import (
 )
 from cops_jax.weights import pretrained, prompts
 from cops_jax.weights.backbone import PretrainedBackbone, load_backbone
-from cops_jax.weights.model import build_model, place_backbone, settle_dtype
+from cops_jax.weights.model import build_model, choose_dtype, place_backbone
 
 _logger = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ def load(
     import_writers()  # Reports missing packages before anything is loaded.
   begun = find_record(workdir)
   prompts.require_method(begun, config.method, workdir)
-  config = settle_dtype(config, begun)
+  config = choose_dtype(config, begun)
   backbone = load_backbone(config)
   model = build_model(config, backbone)
   examples = load_examples(config, config.train.dataset, config.train.split)

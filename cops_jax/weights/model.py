@@ -27,7 +27,7 @@ from cops_jax.weights.backbone import PretrainedBackbone
 _logger = logging.getLogger(__name__)
 
 
-def settle_dtype(config: Any, record: Record | None) -> Any:
+def choose_dtype(config: Any, record: Record | None) -> Any:
   """Returns a copy of a config with backbone.dtype "auto" replaced.
 
   Args:
