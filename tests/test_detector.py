@@ -221,7 +221,7 @@ def test_unusable_runs_are_reported(workdir, tmp_path, clip_folder):
   ):
     AnomalyDetector.from_workdir(old)
   released = ROOT / "tests" / "data" / "weights" / "epoch_1.pth"
-  with pytest.raises(InputError, match="with which config.*recipe visa"):
+  with pytest.raises(InputError, match="not contain the config.*recipe visa"):
     AnomalyDetector.from_files(clip_folder, released)
 
 
