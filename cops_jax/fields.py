@@ -14,8 +14,7 @@ SECTIONS = {"model": _BOTH, "train": _TRAINING, "evaluation": _RESULTS}
 FIELDS = {
   "method": Field(
     "cops",
-    "Method that trains prompts and scores images: a module of"
-    " cops_jax.methods.",
+    "Method of training and scoring: a module of cops_jax.methods.",
     _BOTH,
   ),
   "seed": Field(
@@ -59,17 +58,15 @@ FIELDS = {
   ),
   "input.num_workers": Field(
     0,
-    "Number of processes that decode images, at most four times the number of"
-    " cores. 0 decodes in threads of the main process, which is enough for a"
-    " few cores.",
+    "Number of processes that decode images, at most four per core. 0 decodes"
+    " in threads of the main process, which is enough for a few cores.",
     low=0,
     is_local=True,
   ),
   "input.unreadable_files": Field(
     "error",
     'Response to an image or mask that cannot be decoded: "error" ends the'
-    ' run; "skip" logs a warning, lists the file in the results and skips the'
-    " example.",
+    ' run; "skip" warns, lists the file in the results and skips the example.',
     _RESULTS,
     choices=("error", "skip"),
   ),
@@ -81,8 +78,7 @@ FIELDS = {
   ),
   "input.max_image_megapixels": Field(
     80.0,
-    "Size above which images are not decoded, because some small files need"
-    " gigabytes.",
+    "Largest image that is decoded, because some small files need gigabytes.",
     low=1e-6,
     below=math.inf,
   ),
@@ -156,20 +152,15 @@ FIELDS = {
   ),
   "model.num_value_layers": Field(
     24,
-    "Number of last layers of CLIP's vision tower that have a value path; 0"
-    " disables it.",
+    "Number of CLIP's last vision layers with a value path; 0 disables it.",
     low=0,
   ),
   "model.smoothing_window_patches": Field(
-    5,
-    "Side of the window over which neighbouring patches are averaged; odd. 1"
-    " disables it.",
-    low=1,
+    5, "Side of the window that averages patches; odd. 1 disables it.", low=1
   ),
   "model.num_heads": Field(
     12,
-    "Number of attention heads of the prototype extractor; divides CLIP's"
-    " joint width.",
+    "Number of the prototype extractor's heads; divides CLIP's joint width.",
     low=1,
   ),
   "model.num_context_words": Field(
@@ -191,15 +182,10 @@ FIELDS = {
     low=0,
   ),
   "model.deep_prompt_length": Field(
-    4,
-    "Number of tokens that deep prompts replace in a layer of the text tower.",
-    low=0,
+    4, "Number of tokens that deep prompts replace in a layer.", low=0
   ),
   "model.deep_prompt_depth": Field(
-    8,
-    "Number of layers of the text tower that have deep prompts; 0 disables"
-    " them.",
-    low=0,
+    8, "Number of text layers with deep prompts; 0 disables them.", low=0
   ),
   "model.prototype_injection": Field(
     "crossed",
@@ -242,8 +228,7 @@ FIELDS = {
     " meta.json.",
   ),
   "train.split": Field(
-    "test",
-    "Split of the data set to train on; the test split has the anomalies.",
+    "test", "Split to train on; the test split has the anomalies."
   ),
   "train.num_epochs": Field(
     10,
@@ -278,9 +263,7 @@ FIELDS = {
   "train.b2": Field(
     0.999, "Adam's decay rate of the mean of squared gradients.", low=0, below=1
   ),
-  "train.eps": Field(
-    1e-8, "Number that Adam adds to the divisor.", low=1e-30, below=1
-  ),
+  "train.eps": Field(1e-8, "Adam's epsilon.", low=1e-30, below=1),
   "train.reconstruction": Field(
     "none",
     'Loss between image features and category biases: "none", "pairwise" (each'
@@ -311,9 +294,7 @@ FIELDS = {
     3, "Number of newest checkpoints to keep.", low=1, role=_NOTHING
   ),
   "evaluation.datasets": Field(
-    ("mvtec_ad",),
-    "Data sets to evaluate on, as in train.dataset.",
-    role=_NOTHING,
+    ("mvtec_ad",), "Data sets to score; see train.dataset.", role=_NOTHING
   ),
   "evaluation.split": Field("test", "Split of each data set to score."),
   "evaluation.batch_size": Field(
@@ -337,10 +318,7 @@ FIELDS = {
     high=1,
   ),
   "evaluation.beta": Field(
-    0.9,
-    "Share of the whole image's probability in the image score.",
-    low=0,
-    high=1,
+    0.9, "Share of the whole image's probability in its score.", low=0, high=1
   ),
   "evaluation.blur_sigma_pixels": Field(
     4.0,
@@ -351,24 +329,22 @@ FIELDS = {
   ),
   "evaluation.num_normal_images": Field(
     0,
-    "Number of reference images of each category, drawn from the training"
-    " split, with which the category's other images are compared; 0 disables"
-    " it.",
+    "Number of reference images from each category's training split, with which"
+    " its other images are compared; 0 disables it.",
     low=0,
     high=2**16,
   ),
   "evaluation.memory_share": Field(
     0.5,
-    "Share of the distance to the reference images' patches in a patch's"
-    " score.",
+    "Share of the distance to reference images' patches in a patch's score.",
     low=0,
     high=1,
   ),
   "evaluation.tiles": Field(
     "",
-    "Rows x columns of overlapping tiles, such as 2x3, that are scored in"
-    " addition to each whole image, to find small defects in large images; an"
-    " empty string disables them. Maps and metrics keep the model's size.",
+    "Rows x columns of overlapping tiles, such as 2x3, to score in addition to"
+    " each image, for small defects in large images; an empty string disables"
+    " them. Maps and metrics keep the model's size.",
   ),
   "evaluation.pixel_metrics": Field(
     "binned",
@@ -378,8 +354,7 @@ FIELDS = {
   ),
   "evaluation.num_pictures": Field(
     4,
-    "Number of pictures of each kind (best, worst and random) in a data set's"
-    " report.",
+    "Number of pictures of each kind, best, worst and random, in a report.",
     low=0,
   ),
 }

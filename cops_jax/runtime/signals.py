@@ -100,11 +100,7 @@ def ask(mesh: Any) -> Any:
 
 
 def is_due(asked: Any) -> bool:
-  """Returns whether to stop, the same in all processes.
-
-  Args:
-    asked: result of `ask`.
-  """
+  """Returns whether to stop; all processes get the same answer to `ask`."""
   return _noted is not None if asked is None else bool(asked)
 
 
