@@ -1,4 +1,4 @@
-"""AnomalyCLIP's published recipe trained on MVTec AD, for all other data sets.
+"""AnomalyCLIP's published recipe: trained on MVTec AD, for all other data sets.
 
   cops train --config=anomalyclip_mvtec --workdir=runs/a_mvtec
   cops evaluate --workdir=runs/a_mvtec

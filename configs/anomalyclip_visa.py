@@ -1,4 +1,4 @@
-"""AnomalyCLIP's published recipe trained on VisA, for MVTec AD only.
+"""AnomalyCLIP's published recipe: trained on VisA, for MVTec AD only.
 
   cops train --config=anomalyclip_visa --workdir=runs/a_visa
   cops evaluate --workdir=runs/a_visa

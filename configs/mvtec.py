@@ -1,4 +1,4 @@
-"""CoPS's published recipe trained on MVTec AD, for VisA only.
+"""CoPS's published recipe: trained on MVTec AD, for VisA only.
 
   cops train --config=mvtec --workdir=runs/mvtec
   cops evaluate --workdir=runs/mvtec

@@ -1,4 +1,4 @@
-"""UniADet's published recipe trained on MVTec AD, for VisA only.
+"""UniADet's published recipe: trained on MVTec AD, for VisA only.
 
   cops train --config=uniadet_mvtec --workdir=runs/u_mvtec
   cops evaluate --workdir=runs/u_mvtec

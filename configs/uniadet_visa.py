@@ -1,4 +1,4 @@
-"""UniADet's published recipe trained on VisA, for all other data sets.
+"""UniADet's published recipe: trained on VisA, for all other data sets.
 
   cops train --config=uniadet_visa --workdir=runs/u_visa
   cops evaluate --workdir=runs/u_visa

@@ -1,4 +1,4 @@
-"""CoPS's published recipe trained on VisA, for all other data sets.
+"""CoPS's published recipe: trained on VisA, for all other data sets.
 
   cops train --config=visa --workdir=runs/visa
   cops evaluate --workdir=runs/visa

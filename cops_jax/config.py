@@ -205,7 +205,7 @@ def check_values(config: Any, backbone: Any) -> None:
 
 
 def _find_mistype(name, value):
-  """Returns the kind that a value must be; empty if it is of that kind."""
+  """Returns the kind that a field's value should have; empty if it has it."""
   default = FIELDS[name].default
   if type(value) is not type(default):
     return _KINDS[type(default)]

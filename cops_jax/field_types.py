@@ -1,4 +1,4 @@
-"""Declarations of a config's fields: type, limits and role."""
+"""The types that declare a config's fields, their limits and their roles."""
 
 from __future__ import annotations
 

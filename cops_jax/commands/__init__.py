@@ -91,7 +91,7 @@ def _write_utf8():
 def command_line(
   main: Callable[[Sequence[str] | None], int | None],
 ) -> Callable[..., int | None]:
-  """Decorates the main function of a command, which can be given its arguments.
+  """Decorates the main function of a command, which accepts its arguments.
 
   Exit status and message of the program:
     an `InputError`, or an OSError about a file: 1, with the message.

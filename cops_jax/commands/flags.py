@@ -109,7 +109,7 @@ def add(parser: Any, *names: str, **options: Any) -> None:
 
 
 def add_prompts(parser: argparse.ArgumentParser) -> None:
-  """Adds the flags that select a detector; one of the first is required."""
+  """Adds the flags that select a detector, which needs a source of prompts."""
   group = parser.add_mutually_exclusive_group(required=True)
   add(group, "--workdir", "--pretrained", "--clip")
   add(parser, "--allow_other_backbone", "--normal_images")

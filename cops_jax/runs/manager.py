@@ -46,7 +46,7 @@ def open_manager(
 
 
 def _alone():
-  """Returns Orbax's options for a process that does not wait for others."""
+  """Returns Orbax's options for a process that waits for no other process."""
   index = jax.process_index()
   return ocp.options.MultiprocessingOptions(
     primary_host=index,

@@ -69,13 +69,13 @@ def end_process(message: str, code: int = EXIT_CODE) -> None:
 
 
 def defer() -> None:
-  """Makes signals only recorded, for `is_due` to report."""
+  """Records signals from now on, for `is_due` to report, instead of ending."""
   global _is_deferred
   _is_deferred = True
 
 
 def release() -> None:
-  """Makes signals end the process at once again, also one already recorded."""
+  """Lets signals end the process at once again, including a recorded one."""
   global _is_deferred
   _is_deferred = False
   if _noted:
