@@ -51,7 +51,7 @@ class AnomalyDetector:
   Attributes:
     thresholds: thresholds for verdicts, each chosen for certain tiles and
       reference images. If empty, detections have no verdict.
-    origin: who trained the prompts, if they come from another project; empty
+    origin: source of prompts that no run of this project trained; empty
       otherwise.
     num_normal_images: number of reference images.
     normal_images_sha256: SHA-256 of the reference images' pixels at the

@@ -175,12 +175,6 @@ def summarize(
   Args:
     rows: rows from `to_row`.
     skipped: numbers of skipped files by suffix.
-
-  Example:
-    ```python
-    print(summarize(rows, {".gif": 2}))
-    # 5 images: 1 anomaly, 3 normal, 1 unreadable, 2 skipped (.gif)
-    ```
   """
   counts = collections.Counter(
     "unreadable" if "error" in row else row["verdict"] for row in rows

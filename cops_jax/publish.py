@@ -179,11 +179,7 @@ def _add(contents, earlier, out, chosen):
 
 
 def require_replaceable(out: str | os.PathLike) -> None:
-  """Raises InputError unless a folder is new, empty or has pretrained prompts.
-
-  Args:
-    out: folder to write.
-  """
+  """Raises InputError if a folder has files but no pretrained prompts."""
   out = to_path(out)
   try:
     names = find_files(out) if is_address(out) else os.listdir(out)
@@ -275,7 +271,7 @@ def make_card(
   thresholds: Sequence[Thresholds] = (),
   results: Mapping[str, Any] | None = None,
 ) -> str:
-  """Returns the model card of prompts: their training, results and limits.
+  """Returns the text of a model card: training, results and limits of prompts.
 
   Args:
     record: record of the training run, without local paths.
@@ -285,9 +281,6 @@ def make_card(
     hub_backbone: name of the backbone on the hub; empty if it is not there.
     thresholds: thresholds that were chosen for the prompts.
     results: content of results.json, or None if they were not evaluated.
-
-  Returns:
-    The text of the card's README.md.
   """
   config = complete(record.config)
   data = _describe_data(config["train.dataset"])

@@ -62,11 +62,6 @@ def estimate(count: int, total: int) -> Proportion:
   Args:
     count: number of images counted, from 0 to total.
     total: number of all images, at least 1.
-
-  Example:
-    ```python
-    print(estimate(0, 8))  # 0 of 8, 0.0% (95% interval 0.0% to 36.9%)
-    ```
   """
   from scipy import stats  # Slow to import.
 
@@ -130,12 +125,11 @@ def to_json(rows: Iterable[Thresholds]) -> str:
 def why_unfit(rows: Sequence[Thresholds], way: tuple[str, str]) -> str:
   """Returns why none of the thresholds apply to a way of scoring images.
 
+  The text is empty if some of them apply, or if there are none.
+
   Args:
     rows: thresholds.
     way: tiles and reference images, see `Thresholds.way`.
-
-  Returns:
-    A sentence, or an empty string if some thresholds apply or there are none.
   """
   chosen = [row.way for row in rows]
   if not chosen or way in chosen:
@@ -190,16 +184,13 @@ def read_thresholds(workdir: str | os.PathLike) -> list[Thresholds]:
 def read_fitting(
   workdir: str | os.PathLike, prompts_sha256: str
 ) -> list[Thresholds]:
-  """Returns a run's thresholds that were chosen for its current prompts.
+  """Returns a run's thresholds that were chosen for the given prompts.
 
-  A warning reports thresholds that were all chosen for other prompts.
+  If there are only thresholds for other prompts, a warning reports it.
 
   Args:
     workdir: run directory, or folder of pretrained prompts.
     prompts_sha256: SHA-256 of the prompts, from `prompts.hash_prompts`.
-
-  Raises:
-    InputError: if the file is damaged.
   """
   rows = read_thresholds(workdir)
   fitting = [row for row in rows if row.prompts_sha256 in ("", prompts_sha256)]

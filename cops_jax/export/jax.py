@@ -45,12 +45,9 @@ _WEIGHTS, _METADATA = "weights.safetensors", "metadata.json"
 def require_file_name(out: str | os.PathLike) -> AnyPath:
   """Returns the path of a file to export to, after checking its name.
 
-  Args:
-    out: file name that ends in .cops or .onnx.
-
   Raises:
-    InputError: if it is a folder or ends in anything else, or if the packages
-      for ONNX are missing.
+    InputError: if it is a folder or ends in neither .cops nor .onnx, or if the
+      packages for ONNX are missing.
   """
   path = to_path(out)
   is_folder = not is_address(path) and path.is_dir()

@@ -167,10 +167,7 @@ def to_authors_names(
 def from_authors_names(
   tensors: Mapping[str, np.ndarray], method: str
 ) -> dict[str, Any]:
-  """Returns the tree of prompts from the authors' tensors.
-
-  This is the inverse of `to_authors_names`.
-  """
+  """Returns a tree of prompts; the inverse of `to_authors_names`."""
   module, parts = _FORMATS[method]
   flat = {}
   for ours, theirs, _, to_ours in parts:

@@ -195,12 +195,8 @@ def config_from_openai(
   Heads are 64 wide, as in all of OpenAI's models. A tower that is narrower has
   one head.
 
-  Args:
-    tensors: arrays by OpenAI's names.
-    source: name of the file, for errors.
-
   Raises:
-    InputError: if the tensors belong to another model.
+    InputError: if the tensors belong to another model; names the source.
   """
   if any(name.startswith("visual.layer1.") for name in tensors):
     raise InputError(

@@ -176,7 +176,10 @@ def _make_config(kind, values, folder):
       if type(value) is not int or not 0 < value < 1 << 20
     ]
     if wrong:
-      raise ValueError(f"{wrong[0]} is {sizes[wrong[0]]!r}")
+      raise ValueError(
+        f"{wrong[0]} is {sizes[wrong[0]]!r}, expected a positive whole number"
+        " below 2^20"
+      )
     if sizes["width"] % (4 * sizes["num_heads"]):
       raise ValueError(
         f"{sizes['num_heads']} heads do not divide {sizes['width']} channels"

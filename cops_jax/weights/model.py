@@ -108,7 +108,7 @@ def load_trainable(
   path: str | os.PathLike,
   sharding: Sharding,
 ) -> tuple[Mapping[str, Any], str]:
-  """Loads trained prompts.
+  """Loads trained prompts; returns them and their source in words.
 
   A method that trains nothing computes its parameters, unless a file has them.
 
@@ -118,9 +118,6 @@ def load_trainable(
     backbone: backbone from `load_backbone`.
     path: run directory or file, see `prompts.load_prompts`.
     sharding: sharding of a checkpoint's leaves.
-
-  Returns:
-    The trainable tree, and its source in words.
 
   Raises:
     InputError: if they cannot be loaded, see `prompts.load_prompts`.
@@ -136,16 +133,13 @@ def load_trainable(
 def place_backbone(
   backbone: PretrainedBackbone, model: nn.Module, mesh: Mesh, is_split: bool
 ) -> tuple[Mapping[str, Any], Sharding | Mapping[str, Any]]:
-  """Copies the backbone's parameters to the devices.
+  """Returns the backbone's parameters on the devices, and their shardings.
 
   Args:
     backbone: backbone that the model is built on.
     model: model whose dtype the matrices get, see `cast_matrices`.
     mesh: mesh of the devices.
     is_split: if True, each device holds a part, see `mesh.backbone_shardings`.
-
-  Returns:
-    The parameters on the devices, and their shardings.
   """
   params = cast_matrices(backbone.params, model.backbone.dtype)
   shardings = backbone_shardings(params, mesh, is_split)

@@ -52,10 +52,7 @@ def find_record(path: str | os.PathLike) -> Record | None:
 
 
 def recorded_config(path: str | os.PathLike) -> Any:
-  """Returns the config of the run that trained prompts, for this version.
-
-  Args:
-    path: run directory or file, see `load_prompts`.
+  """Returns the config in the record of `find_record`, for this version.
 
   Raises:
     InputError: if there is no record, or its config does not fit this version.
@@ -229,7 +226,7 @@ def write_prompts(
 ) -> None:
   """Writes trained prompts, float32, and the record of their run.
 
-  The same input always has the same bytes.
+  The same prompts are always written as the same bytes.
 
   Args:
     path: file that ends in .safetensors, for this project's names, or in .pth,

@@ -79,8 +79,7 @@ def read_tensor_file(
   if expected_sha256 and sha256 != expected_sha256.lower():
     raise InputError(
       f"{path} has the SHA-256 {sha256}, but config.backbone.sha256 is"
-      f" {expected_sha256}. Get the right file, or change the field if this"
-      " file is right."
+      f" {expected_sha256}. Get that file, or change the field to use this one."
     )
   root, text, tensors = _read(path, name, read)
   if isinstance(root, torch_files.Module):

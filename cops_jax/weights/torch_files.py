@@ -226,7 +226,7 @@ def write(
 ) -> None:
   """Writes `{root: tensors}` in the format of `torch.save`.
 
-  The same input always has the same bytes.
+  The same tensors are always written as the same bytes.
 
   Args:
     path: path of the file.
