@@ -85,7 +85,7 @@ def test_help_is_fast_in_every_folder(name, tmp_path):
     ("train --workdir=x --config=vsia", "is not a recipe (did you mean visa?)"),
     ("datasets check visa --deap", "arguments: --deap (did you mean --deep or"),
     ("datasets prepare vsia", "unknown data set 'vsia' (did you mean visa"),
-    ("export --workdir=x --out=demo.pth", "demo.pth ends in '.pth': use .cops "),
+    ("export --workdir=x --out=demo.pth", "demo.pth ends in '.pth': use .cops"),
     ("export --workdir=x --out=new.cops/", "new.cops/ is a folder: name a fil"),
     ("export --workdir=x --out=.", ". is a folder: name a file, such as model"),
     ("export --workdir=x --out=--", "--out=-- has no value"),
