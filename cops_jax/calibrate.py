@@ -20,7 +20,7 @@ from cops_jax.images.tiles import normalize
 from cops_jax.paths import readable
 from cops_jax.progress import Progress
 from cops_jax.scoring import ANOMALY, NORMAL
-from cops_jax.tables import count_notes
+from cops_jax.tables import count_notes, count_of
 from cops_jax.thresholds import CONFIDENCE, Proportion, Thresholds, estimate
 from cops_jax.typing import Bool, Float
 
@@ -104,7 +104,7 @@ def from_labelled_data(
   """
   rows = (_decode(detector, example, tiles) for example in examples)
   scored = _score(detector, rows, len(examples))
-  source = f"{len(scored.scores)} images of {examples.name}"
+  source = f"{count_of(len(scored.scores), 'image')} of {examples.name}"
   return _choose(detector, scored, source, false_alarms, tiles)
 
 

@@ -20,6 +20,7 @@ from cops_jax.images.drawing import pair, to_file
 from cops_jax.images.tiles import WHOLE
 from cops_jax.paths import AnyPath, is_address, readable
 from cops_jax.progress import Progress
+from cops_jax.tables import count_of
 from cops_jax.weights.clip import DEMO_CLIP
 
 _THUMBNAIL_PIXELS = 300
@@ -188,7 +189,7 @@ def summarize(
   if skipped:
     total = sum(skipped.values())
     parts.append(f"{total} skipped ({', '.join(sorted(skipped))})")
-  images = f"{len(rows)} image{'' if len(rows) == 1 else 's'}"
+  images = count_of(len(rows), "image")
   return ": ".join([images, *filter(None, [", ".join(parts)])])
 
 

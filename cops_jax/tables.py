@@ -23,6 +23,12 @@ def align(rows: Sequence[Sequence[str]], num_text_columns: int) -> list[str]:
   ]
 
 
+def count_of(number: int, noun: str) -> str:
+  """Returns a number with its noun, such as "1 image" or "2 images"."""
+  ending = "" if number == 1 else "es" if noun.endswith("s") else "s"
+  return f"{number} {noun}{ending}"
+
+
 def one_line(name: str) -> str:
   """Returns a name with characters escaped that would break a table's line."""
   return "".join(c if c.isprintable() else repr(c)[1:-1] for c in name)
@@ -57,7 +63,7 @@ def count_notes(notes: Mapping[str, str], number: int = 3) -> list[str]:
       kind, _, detail = line.partition(": ")
       kinds.setdefault(kind, []).append(f"{path}: {detail}")
   return [
-    f"{len(found)} {'image' if len(found) == 1 else 'images'}: {kind}"
+    f"{count_of(len(found), 'image')}: {kind}"
     f" ({'; '.join(shorten_list(found, number))})"
     for kind, found in kinds.items()
   ]

@@ -15,10 +15,10 @@ from helpers.scripts import ROOT, call, run
 
 def test_training_shows_progress_and_writes_its_files(trained):
   workdir, log = trained
-  assert "576 images of demo_auxiliary: 9 steps of 64 images" in log
+  assert "576 images of demo_auxiliary: 9 steps with batch size 64" in log
   assert "| prompt_learner/context " in log
   assert "epoch 1/1, loss" in log and "9/9 steps" in log and "left" in log
-  assert "8 cpu device(s) of 1 process(es), mesh {'data': 8}" in log
+  assert "8 cpu devices of 1 process, mesh {'data': 8}" in log
   assert "MB of backbone on each device" in log
   with Image.open(workdir / "losses.png") as curves:
     assert curves.width > 800

@@ -32,7 +32,7 @@ from collections.abc import Sequence
 from cops_jax.commands import command_line, flags, make_parser
 from cops_jax.errors import InputError, UsageError
 from cops_jax.progress import show_messages
-from cops_jax.tables import shorten_list
+from cops_jax.tables import count_of, shorten_list
 
 _FALSE_ALARMS = 0.01
 
@@ -103,8 +103,8 @@ def _find_images(parser, options):
   )
   if both:
     raise InputError(
-      f"{len(both)} images are in both --normal and --anomalous, such as"
-      f" {min(both)}"
+      f"--normal and --anomalous have {count_of(len(both), 'image')} in common,"
+      f" such as {min(both)}. List each image under one flag only."
     )
   return normal, anomalous
 
@@ -139,8 +139,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
   own = {*map(os.path.realpath, options.normal_images)}
   if same := own & {*map(os.path.realpath, normal)}:
     raise InputError(
-      f"{len(same)} images are in both --normal and --normal_images, such as"
-      f" {min(same)}. An image does not differ from itself, so the thresholds"
+      f"--normal and --normal_images have {count_of(len(same), 'image')} in"
+      f" common, such as {min(same)}. Their scores, and so the thresholds,"
       " would be far too low. Calibrate on other normal images."
     )
   if normal:

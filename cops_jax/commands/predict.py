@@ -104,8 +104,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
   same = set(map(os.path.realpath, options.normal_images))
   if number := sum(os.path.realpath(path) in same for path in paths):
     _logger.info(
-      "%d of these images are also reference images (--normal_images), so their"
-      " scores are low",
+      "the images include reference images (--normal_images), which get low"
+      " scores: %d",
       number,
     )
   if not detector.thresholds:

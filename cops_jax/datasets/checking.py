@@ -160,8 +160,8 @@ def _compare_bytes(result, builder, root, images, data_dir, manual_dir):
   ]
   if changed := [*changed, *originals]:
     result.warnings.append(
-      f"{len(changed)} images in {root} differ from the prepared copy, such as"
-      f" {changed[0]}"
+      f"images in {root} that differ from the prepared copy: {len(changed)},"
+      f" such as {changed[0]}"
     )
 
 

@@ -11,6 +11,7 @@ from cops_jax.datasets.specifications import (
   table,
 )
 from cops_jax.datasets.trees import read_tree
+from cops_jax.tables import count_of
 
 _ROWS = (
   Specification(
@@ -134,13 +135,13 @@ def count_differences(
   if row is None:
     return []
   found = {
-    "images": (num_images, row.num_test_images),
-    "anomalous images": (num_anomalies, row.num_test_anomalies),
+    "image": (num_images, row.num_test_images),
+    "anomalous image": (num_anomalies, row.num_test_anomalies),
   }
   return [
-    f"{number} {what} in the test split, {abs(number - known)}"
+    f"{count_of(number, noun)} in the test split, {abs(number - known)}"
     f" {'fewer' if number < known else 'more'} than the {known} of the"
     " published data set"
-    for what, (number, known) in found.items()
+    for noun, (number, known) in found.items()
     if known not in (None, number)
   ]

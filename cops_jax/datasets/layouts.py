@@ -12,7 +12,7 @@ from typing import Any
 
 from cops_jax.errors import InputError
 from cops_jax.images.finding import IMAGE_SUFFIXES, is_hidden
-from cops_jax.tables import shorten_list
+from cops_jax.tables import count_of, shorten_list
 
 NORMAL_KIND = "good"
 
@@ -231,10 +231,10 @@ def pair_masks(
   if alone and shared:
     reason = f"no mask is named after {alone[0].name}"
   parents = ", ".join(sorted({str(image.parent) for image in images}))
+  numbers = f"{count_of(len(masks), 'mask')}, {count_of(len(images), 'image')}"
   listing.problems.append(
     f"masks in {folder} cannot be assigned to the anomalous images in"
-    f" {parents} ({len(masks)} masks, {len(images)} images): {reason}. Name"
-    " each mask after its image"
+    f" {parents} ({numbers}): {reason}. Name each mask after its image"
   )
   return {}
 

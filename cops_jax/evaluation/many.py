@@ -43,7 +43,7 @@ from cops_jax.runtime.processes import (
   in_first_process,
   require_same,
 )
-from cops_jax.tables import group_by_reason
+from cops_jax.tables import count_of, group_by_reason
 from cops_jax.weights import prompts
 from cops_jax.weights.backbone import load_backbone
 from cops_jax.weights.model import (
@@ -198,8 +198,8 @@ class _Run:
       "device": f"{mesh.size} x {jax.devices()[0].device_kind}",
     }
     _logger.info(
-      "evaluating %s on %d %s device(s)",
-      *(source, mesh.size, jax.default_backend()),
+      "evaluating %s on %s",
+      *(source, count_of(mesh.size, f"{jax.default_backend()} device")),
     )
     backbone_params, shardings = place_backbone(
       backbone, model, mesh, config.backbone.split_over_devices

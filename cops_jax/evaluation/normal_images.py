@@ -27,6 +27,7 @@ from cops_jax.runtime.mesh import (
   shard_batch,
 )
 from cops_jax.runtime.processes import in_all_processes, require_same
+from cops_jax.tables import count_of
 from cops_jax.typing import Integer
 
 SPLIT = "train"
@@ -112,8 +113,8 @@ def _draw(config, name, examples):
     if len(places) < number:
       raise InputError(
         f"config.evaluation.num_normal_images is {number}, but the split"
-        f" {SPLIT!r} of data set {name!r} has {len(places)} normal images of"
-        f" {category!r}"
+        f" {SPLIT!r} of data set {name!r} has"
+        f" {count_of(len(places), 'normal image')} of {category!r}"
       )
     rows = [normal[place] for _, place in sorted(places)[:number]]
     paths[category], images = sorted(row["path"] for row in rows), []

@@ -84,8 +84,7 @@ def find_images(
       found.setdefault(os.path.realpath(path), path)
   if hidden:
     _logger.warning(
-      "%d hidden or system files were skipped, such as %s",
-      *(len(hidden), hidden[0]),
+      "hidden or system files skipped: %d, such as %s", len(hidden), hidden[0]
     )
   if skipped:
     _logger.warning("%s", _explain(skipped))
@@ -95,7 +94,7 @@ def find_images(
 def _explain(skipped):
   """Returns which images were skipped, and how to read some of them."""
   counts = [f"{number} {suffix}" for suffix, number in skipped.most_common()]
-  text = f"images in unsupported formats were skipped: {', '.join(counts)}"
+  text = f"images in unsupported formats skipped: {', '.join(counts)}"
   if not skipped.keys().isdisjoint(_HEIC_SUFFIXES):
     text += '; to read HEIC, run pip install "cops-jax[heic]"'
   return text

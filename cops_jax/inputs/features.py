@@ -32,6 +32,7 @@ from cops_jax.paths import require_local, to_path
 from cops_jax.progress import Progress, gigabytes
 from cops_jax.runtime.mesh import jit_step, make_mesh, run_ahead, shard_batch
 from cops_jax.runtime.processes import in_all_processes
+from cops_jax.tables import count_of
 from cops_jax.weights.backbone import PretrainedBackbone
 from cops_jax.weights.model import place_backbone
 
@@ -181,8 +182,9 @@ def _require_space(cache, number, name):
   needed = number * cache.num_bytes
   free = shutil.disk_usage(cache.folder).free
   text = (
-    f"the features of {number} images of {name} need {gigabytes(needed)} as"
-    f" {cache.dtype}, and {cache.folder} has {gigabytes(free)} free"
+    f"the features of {count_of(number, 'image')} of {name} need"
+    f" {gigabytes(needed)} as {cache.dtype}, and {cache.folder} has"
+    f" {gigabytes(free)} free"
   )
   _logger.info("%s", text)
   if needed > free:

@@ -33,7 +33,7 @@ from cops_jax.reporting.tables import (
   write_results,
 )
 from cops_jax.scoring import ANOMALY
-from cops_jax.tables import group_by_reason, shorten_list
+from cops_jax.tables import count_of, group_by_reason, shorten_list
 from cops_jax.weights.clip import DEMO_CLIP
 
 # Keys: whether the image is anomalous, and whether it is called anomalous.
@@ -156,10 +156,8 @@ def _describe_task(config):
   number = num_normal_images(config)
   if not number:
     return "zero-shot anomaly detection"
-  return (
-    f"anomaly detection with {number} reference"
-    f" image{'' if number == 1 else 's'} of each category"
-  )
+  images = count_of(number, "reference image")
+  return f"anomaly detection with {images} of each category"
 
 
 def _summarize(results):

@@ -27,7 +27,7 @@ from cops_jax.runs.metrics_log import import_writers
 from cops_jax.runs.record import check_backbone, find_record
 from cops_jax.runtime.mesh import make_mesh, num_device_bytes, replicate
 from cops_jax.runtime.processes import in_all_processes
-from cops_jax.tables import shorten_list
+from cops_jax.tables import count_of, shorten_list
 from cops_jax.training.step import (
   TrainState,
   create_train_state,
@@ -154,16 +154,15 @@ def prepare(
   )
   _logger.info("trainable parameters:\n%s", overview)
   _logger.info(
-    "training on %d images of %s: %d steps of %d images; %d %s device(s) of"
-    " %d process(es), mesh %s; %s trainable parameters; %.1f MB of training"
-    " state and %.1f MB of backbone on each device",
-    len(examples),
+    "training on %s of %s: %s with batch size %d; %s of %s, mesh %s; %s"
+    " trainable parameters; %.1f MB of training state and %.1f MB of backbone"
+    " on each device",
+    count_of(len(examples), "image"),
     examples.name,
-    num_steps,
+    count_of(num_steps, "step"),
     settings.batch_size,
-    mesh.size,
-    jax.default_backend(),
-    jax.process_count(),
+    count_of(mesh.size, f"{jax.default_backend()} device"),
+    count_of(jax.process_count(), "process"),
     dict(mesh.shape),
     f"{sum(leaf.size for leaf in jax.tree.leaves(params)):,}",
     num_device_bytes(state) / 1e6,

@@ -56,7 +56,7 @@ def test_masks_are_matched_to_images(tmp_path, images, masks):
     (
       ["a.png", "b.png"],
       ["x.png"],
-      "1 masks, 2 images.: the names do not match",
+      "1 mask, 2 images.: the names do not match",
     ),
     (
       ["03.png", "04.png"],

@@ -61,8 +61,8 @@ def whole(flags, tmp_path_factory):
   cluster = start_cluster(2, 2, "train.py", *flags, f"--workdir={workdir}")
   codes, logs = end_cluster(cluster)
   assert codes == [0, 0], logs
-  assert "4 cpu device(s) of 2 process(es)" in logs[0]
-  assert "cpu device(s)" not in logs[1]
+  assert "4 cpu devices of 2 processes" in logs[0]
+  assert "cpu devices" not in logs[1]
   return workdir
 
 
