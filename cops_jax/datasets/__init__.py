@@ -29,8 +29,8 @@ def require_known(name: str) -> None:
   """Raises UsageError if no data set has that name."""
   if name not in NAMES:
     raise UsageError(
-      f"unknown data set {name!r}{suggest(name, NAMES)}; the known ones are"
-      f" {', '.join(NAMES)}. For your own images, use folder:PATH or"
+      f"unknown data set {name!r}{suggest(name, NAMES)}; the known data sets"
+      f" are {', '.join(NAMES)}. For your own images, use folder:PATH or"
       " meta_json:PATH"
     )
 
@@ -50,7 +50,7 @@ def load(
       "meta_json:PATH" for a folder with a meta.json. The last two are read from
       their files every time.
     split: "test", which contains anomalies, or "train" if the data set has it.
-    data_dir: folder of TFDS's prepared data; None for TFDS's default.
+    data_dir: folder of prepared data sets; None for TFDS's default.
     manual_dir: folder of the original files, which contains a folder NAME for
       each data set; None for downloads/manual in data_dir.
     by_contents: if True, the fingerprint of a folder or meta.json is computed
@@ -66,8 +66,8 @@ def load(
     and `fingerprint()`, a SHA-256 that changes with the contents.
 
   Raises:
-    InputError: if the name or split is unknown, the split is empty, or original
-      files are needed and are missing or not as expected.
+    InputError: if the name or split is unknown, the split is empty, or the data
+      set is not prepared and its original files are missing or not as expected.
   """
   location = custom.locate(name)
   if location:

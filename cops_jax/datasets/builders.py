@@ -1,10 +1,9 @@
-"""TFDS builders of the published and of the generated data sets."""
+"""TFDS builders of the published and the generated data sets."""
 
 from __future__ import annotations
 
 import functools
 import importlib.util
-import io
 import logging
 import os
 import pathlib
@@ -32,6 +31,7 @@ from cops_jax.datasets.specifications import SPECIFICATIONS, Specification
 from cops_jax.errors import InputError, shorten
 from cops_jax.images import masks
 from cops_jax.images.decoding import open_image
+from cops_jax.images.drawing import to_file
 from cops_jax.paths import to_path
 from cops_jax.progress import Progress
 
@@ -53,7 +53,7 @@ class Published(dataset_builder.ShardBasedBuilder, skip_registration=True):
   specification: Specification
 
   def __init__(self, *, file_format: Any = None, **kwargs: Any):
-    # The only format that does not need tensorflow.
+    # No other format works without tensorflow.
     super().__init__(file_format=file_format or "array_record", **kwargs)
 
   def _info(self) -> DatasetInfo:
@@ -76,7 +76,7 @@ class Published(dataset_builder.ShardBasedBuilder, skip_registration=True):
     self, dl_manager: tfds.download.DownloadManager
   ) -> Mapping[str, Sequence[Callable[[], Iterator[Any]]]]:
     root = self._get_original_files(dl_manager)
-    # List all files before writing, so that problems are found first.
+    # All files are listed first, so that problems are found before writing.
     listing = self.specification.read(root, self.specification.categories)
     root = listing.root or root
     listing.require_sound(self.name)
@@ -106,8 +106,8 @@ class Published(dataset_builder.ShardBasedBuilder, skip_registration=True):
   def find_original_files(self, manual_dir: Any = None) -> pathlib.Path | None:
     """Returns the folder of the original files, or None if there is none.
 
-    Searches the manual directory, then the downloads, then an installed package
-    that contains the files. `manual_dir` is that of `cops_jax.datasets.load`.
+    Searches `manual_dir`, which is None for the default, then the downloads,
+    then an installed package that contains the files.
     """
     downloads = pathlib.Path(self.data_dir_root) / "downloads"
     for parent in (manual_dir or downloads / "manual", downloads):
@@ -131,7 +131,7 @@ class Published(dataset_builder.ShardBasedBuilder, skip_registration=True):
     if self.specification.url:
       downloads = pathlib.Path(dl_manager.download_dir)
       return _download(self.specification, downloads / self.name)
-    # tfds.data_source, too, passes this error on.
+    # Callers of tfds.data_source see this error too.
     raise InputError(
       f"data set {self.name!r} is not prepared in {self.data_dir_root}, and its"
       f" original files were not found: {self.MANUAL_DOWNLOAD_INSTRUCTIONS}"
@@ -170,9 +170,9 @@ def _stored_mask(
 ) -> tuple[pathlib.Path | bytes, Sequence[str]]:
   """Returns the mask to store, and notes on it.
 
-  A mask with plain values is stored as its file, any other as a new PNG. In the
-  paper's data sets, soft edges are anomalous, because the authors' code and the
-  published results count them.
+  A file that is anomalous from grey 128 on is stored unchanged, any other mask
+  as a new PNG. In the paper's data sets, soft edges are anomalous, because the
+  authors' code and the published results count them.
   """
   path = listed.masks[0] if listed.masks else listed.image
   try:
@@ -215,13 +215,11 @@ def _shards(
 
 
 def _png(array: np.ndarray) -> bytes:
-  file = io.BytesIO()
-  Image.fromarray(array).save(file, "PNG", compress_level=1)
-  return file.getvalue()
+  return to_file(Image.fromarray(array), "PNG", compress_level=1)
 
 
 class _Demo(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-  """Generates normal and defective images, most of them in the split `test`."""
+  """Generates normal and defective images in the split `test`."""
 
   VERSION = tfds.core.Version("1.0.0")
 

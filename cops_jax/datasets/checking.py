@@ -25,12 +25,12 @@ class Check:
 
   Attributes:
     name: name of the data set.
-    source: description of the files that were checked.
+    source: description of the checked files.
     counts: numbers by (category, split, "normal" or "anomalous" or "masks").
     formats: numbers of image files by format and mode.
     problems: faults that must be fixed before the data set can be used.
     warnings: differences from the published data set.
-    notes: skipped files, guesses and unusual facts, which can be correct.
+    notes: skipped files, guesses, and unusual facts that can be correct.
   """
 
   def __init__(self, name: str, source: str):
@@ -80,14 +80,12 @@ def check(
   manual_dir: str | None = None,
   is_deep: bool = False,
 ) -> Check:
-  """Reads every file of a data set.
-
-  Checks the original files if they exist, else the prepared copy.
+  """Checks the original files of a data set or, without them, its copy.
 
   Args:
     name, data_dir, manual_dir: the arguments of `cops_jax.datasets.load`.
-    is_deep: if True, also compares the bytes of the prepared copy with those
-      that were prepared, and with the original files.
+    is_deep: if True, also checks the SHA-256 of the prepared copy's files and
+      compares its images with the original files.
 
   Raises:
     InputError: if the path of custom data is not a folder, or the prepared data
@@ -127,7 +125,7 @@ def check(
     result = Check(name, "neither original files nor a prepared copy")
     result.problems.append(
       builder.MANUAL_DOWNLOAD_INSTRUCTIONS
-      or f"prepare it first: cops datasets prepare {name}"
+      or f"prepare the data set first: cops datasets prepare {name}"
     )
     return result
   anomalous = result.total("test", "anomalous")
@@ -170,7 +168,7 @@ def _inspect_all(
   load: Callable[[int], tuple[str, Mapping[str, Any]]],
   number: int,
 ) -> None:
-  """Adds counts and faults of examples, which it reads in parallel threads."""
+  """Reads examples in parallel threads; adds their counts and faults."""
   progress, notes = Progress(number, "images"), {}
   with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
     found = pool.map(lambda index: _inspect(*load(index)), range(number))

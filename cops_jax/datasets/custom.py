@@ -22,7 +22,7 @@ from cops_jax.paths import require_local, to_path
 
 
 class FileExamples(Examples):
-  """Examples with paths of images and masks, opened when they are decoded."""
+  """Examples whose images and masks are paths, which decoding opens."""
 
   is_published = False
 
@@ -48,7 +48,7 @@ class FileExamples(Examples):
     """Returns a SHA-256 of the names, labels and states of all files.
 
     The state of a file is its size and time or, with `by_contents`, its bytes.
-    The location of the folder does not count.
+    The location of the folder does not matter.
     """
     state_of = digest_file if self._by_contents else file_state
     facts = ("id", "category", "anomaly_kind", "label", "has_mask")
@@ -66,7 +66,7 @@ class FileExamples(Examples):
 
 
 def _read_folder(root):
-  """Reads Real-IAD's lists if the folder has them, else its folders."""
+  """Reads Real-IAD's lists if there are any, else the tree of folders."""
   has_lists = REAL_IAD_LISTS in list_folders(root)
   return (read_real_iad if has_lists else read_tree)(root)
 
@@ -76,7 +76,7 @@ READERS = {"folder": _read_folder, "meta_json": read_meta_json}
 
 
 def locate(name: str) -> tuple[str, pathlib.Path] | None:
-  """Returns reader and root folder of a custom data set; None for other names.
+  """Returns the reader and the root of a custom data set; None for others.
 
   Raises:
     InputError: if the path is not a folder.
@@ -102,7 +102,7 @@ def name_of(reader: str, root: pathlib.Path) -> str:
 
 
 def read_listing(reader: str, root: pathlib.Path) -> Listing:
-  """Lists the images of a custom data set with a reader of `READERS`.
+  """Lists the images of a custom data set that `locate` found.
 
   Raises:
     InputError: if a folder or list cannot be read.
@@ -118,11 +118,7 @@ def read_listing(reader: str, root: pathlib.Path) -> Listing:
 def load_custom(
   reader: str, root: pathlib.Path, split: str, by_contents: bool = False
 ) -> FileExamples:
-  """Returns the examples of a custom data set that `locate` found.
-
-  Raises:
-    InputError: if the files are not as expected.
-  """
+  """Returns the examples of a custom data set that `locate` found."""
   name, listing = name_of(reader, root), read_listing(reader, root)
   listing.require_sound(name)
   images = [image for image in listing.images if image.split == split]

@@ -125,12 +125,7 @@ PUBLISHED = SPECIFICATIONS | FURTHER
 def count_differences(
   name: str, num_images: int, num_anomalies: int
 ) -> list[str]:
-  """Returns differences between a test split and the published data set.
-
-  Args:
-    name: name of a data set; a custom one has no differences.
-    num_images, num_anomalies: counts of the test split.
-  """
+  """Returns how a test split differs from the published numbers, if known."""
   row = PUBLISHED.get(name)
   if row is None:
     return []

@@ -26,9 +26,7 @@ class ListedImage:
 
   Attributes:
     split: "train" or "test".
-    category: name of the product or organ.
     anomaly_kind: kind of the anomaly; "good" for a normal image.
-    image: image file.
     masks: mask files, which are united; empty for images without a mask.
     has_mask: False if there is no pixel-level ground truth.
   """
@@ -47,10 +45,9 @@ class ListedImage:
 
 @dataclasses.dataclass
 class Listing:
-  """The images and problems that a reader found.
+  """All images that a reader found, and all problems.
 
   Attributes:
-    images: all images.
     problems: faults that must be fixed before the data set can be used.
     oddities: notes on skipped files and on guesses.
     hidden: hidden files and folders, which are skipped.
@@ -82,12 +79,9 @@ class Listing:
 
 @dataclasses.dataclass(frozen=True)
 class KindFolder:
-  """A folder of images of one kind.
+  """A folder of images of one kind and, if there is one, a folder of masks.
 
-  Attributes:
-    split, kind: split and kind of its images; normal images have kind "good".
-    path: path of the folder, which is searched recursively.
-    masks: folder of its masks; None if there is none.
+  It is searched recursively. The kind of normal images is "good".
   """
 
   split: str
@@ -112,7 +106,7 @@ def add_images(
     listing: receives the images, problems and oddities.
     category: name of the category.
     folders: folders of its images.
-    parent: folder of its test images.
+    parent: folder of its test images, for messages.
     has_mask: True if there is pixel-level ground truth.
     masks_among_images: if True, searches image folders for masks (x_mask.png,
       or x.png for x.jpg). If there are any, skips anomalous images without one.
@@ -159,12 +153,7 @@ def add_images(
       mask_of |= pair_masks(images, folder, listing)
   listing.images += [
     ListedImage(
-      folder.split,
-      category,
-      folder.kind,
-      file,
-      mask_of.get(file, ()),
-      has_mask,
+      folder.split, category, folder.kind, file, mask_of.get(file, ()), has_mask
     )
     for file, folder in found.items()
   ]
@@ -296,7 +285,7 @@ def list_folders(
 def scan(
   folder: pathlib.Path, listing: Listing | None = None
 ) -> tuple[list[pathlib.Path], list[pathlib.Path]]:
-  """Returns folders and files in a folder; the listing counts hidden ones."""
+  """Returns folders and files in a folder; adds hidden ones to the listing."""
   if not folder.is_dir():
     return [], []
   # The folder's entries hold their types, which saves a query for each file.
@@ -312,7 +301,7 @@ def scan(
 
 
 def find_folder(root: pathlib.Path, path: str) -> pathlib.Path:
-  """Finds a folder below a root in any case; else returns the plain path."""
+  """Returns a folder below a root, whose names are matched in any case."""
   for part in path.strip("/").split("/") if path else ():
     if not (root / part).is_dir():
       part = list_folders(root).get(part.casefold(), root / part).name

@@ -1,7 +1,4 @@
-"""Readers of data sets with a list of images and labels.
-
-Each reader returns all images and all problems, not only the first problem.
-"""
+"""Readers of data sets with a list of images and labels."""
 
 from __future__ import annotations
 
@@ -40,9 +37,9 @@ def read_meta_json(
   It is {"train": {CATEGORY: [ENTRY, ...]}, "test": {...}}. An entry has
   img_path and mask_path, specie_name (kind of the anomaly) and anomaly (0 or
   1; images with a probability in between are skipped). Paths are relative to
-  the root or absolute. Of an absolute path outside the root, the longest ending
-  that is a file below the root is used. A category has masks for all anomalous
-  images or, if each mask_path is empty, for none.
+  the root or absolute. An absolute path outside the root is replaced by its
+  longest ending that is a file below the root. A category has masks for all
+  anomalous images or, if each mask_path is empty, for none.
 
   Args:
     root: root folder of the data set.
@@ -58,10 +55,9 @@ def read_table(
   table: str | pathlib.Path,
   parse: Callable[[str], Splits],
 ) -> Listing:
-  """Reads a list of images.
+  """Reads a list of images; the other arguments are those of `read_meta_json`.
 
   Args:
-    root, categories: the arguments of `read_meta_json`.
     table: path of the list below the root.
     parse: converts the text of the list to the contents of a meta.json.
   """
@@ -109,7 +105,7 @@ def _check_whole(listing, path, categories):
 
 
 def parse_visa(text: str) -> Splits:
-  """Parses VisA's table: columns object, split, label, image and mask."""
+  """Parses VisA's table of object, split, label, image and mask."""
   splits = {}
   for row in csv.DictReader(text.splitlines()):
     entry = {
@@ -123,7 +119,7 @@ def parse_visa(text: str) -> Splits:
 
 
 def parse_head_ct(text: str) -> Splits:
-  """Parses HeadCT's table on Kaggle: number of an image; 1 for an anomaly."""
+  """Parses HeadCT's table on Kaggle, of numbers of images and labels."""
   rows = list(csv.reader(text.splitlines()))[1:]
   entries = [
     {"img_path": f"head_ct/{int(row[0]):03}.png", "anomaly": int(row[1])}
@@ -133,7 +129,7 @@ def parse_head_ct(text: str) -> Splits:
 
 
 def parse_elpv(text: str) -> Splits:
-  """Parses ELPV's table: path of an image; probability of a defect."""
+  """Parses ELPV's table of paths of images and probabilities of a defect."""
   rows = [line.split() for line in text.splitlines()]
   entries = [{"img_path": row[0], "anomaly": float(row[1])} for row in rows]
   return {"test": {"solar_cell": entries}}
@@ -254,7 +250,7 @@ def _listed_file(
   """Returns a listed file below the root, or adds a problem."""
   text = text or ""
   if "\\" in text and not (root / text).is_file():
-    text = text.replace("\\", "/")  # Written on Windows.
+    text = text.replace("\\", "/")  # The list was written on Windows.
   text = os.path.normpath(text)
   if text == os.curdir:
     listing.problems.append(f"{place}: a path is empty")

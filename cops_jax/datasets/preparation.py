@@ -32,7 +32,7 @@ def make_builder(
     require_local(data_dir, "the folder of prepared data, data_dir,")
   try:
     return tfds.builder(name, data_dir=data_dir, file_format="array_record")
-  except Exception as error:  # TFDS's parsers raise many kinds.
+  except Exception as error:  # TFDS's parsers raise many kinds of errors.
     folder = pathlib.Path(data_dir or tfds.core.constants.DATA_DIR) / name
     raise InputError(
       f"the prepared data set {name!r} in {folder} is damaged"
@@ -45,8 +45,7 @@ def why_unprepared(
 ) -> str:
   """Returns why a published data set cannot be read, or an empty string.
 
-  It can be read if it is prepared or its original files exist. The arguments
-  are those of `prepare`.
+  A data set can be read if it is prepared or its original files exist.
   """
   builder = make_builder(name, data_dir)
   if builder.data_path.exists() or builder.find_original_files(manual_dir):
@@ -66,13 +65,7 @@ def prepare(
 
   If several processes call this at once, one prepares the data set and the rest
   wait. TFDS moves a finished data set into place; leftovers of an interrupted
-  call are removed.
-
-  Args:
-    name: name of a registered data set.
-    data_dir: folder of TFDS's prepared data; None for TFDS's default.
-    manual_dir: folder of the original files, which contains a folder NAME for
-      each data set; None for downloads/manual in data_dir.
+  call are removed. The arguments are those of `cops_jax.datasets.load`.
 
   Returns:
     The builder of the data set.
@@ -126,10 +119,6 @@ def load_prepared(
   name: str, split: str, data_dir: str | None, manual_dir: str | None
 ) -> PreparedExamples:
   """Opens a split of a registered data set, which is prepared if necessary.
-
-  Args:
-    name, data_dir, manual_dir: the arguments of `prepare`.
-    split: name of the split.
 
   Raises:
     InputError: if `prepare` raises it, or the split does not exist.

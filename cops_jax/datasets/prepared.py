@@ -1,4 +1,4 @@
-"""Prepared data sets: their examples, and the record of their contents."""
+"""Reads prepared data sets and the record of their contents."""
 
 from __future__ import annotations
 
@@ -12,13 +12,7 @@ import tensorflow_datasets as tfds
 from cops_jax.datasets.further import PUBLISHED
 from cops_jax.datasets.schema import Examples
 from cops_jax.errors import InputError, WriteError
-from cops_jax.files import (
-  digest_file,
-  digest_lines,
-  seal,
-  unseal,
-  write_file,
-)
+from cops_jax.files import digest_file, digest_lines, seal, unseal, write_file
 
 _logger = logging.getLogger(__name__)
 
@@ -77,13 +71,13 @@ def read_contents(
 ) -> dict[str, Any]:
   """Reads contents.json and checks the files of a prepared data set against it.
 
-  A shard is read once, and again if its size or time has changed. contents.json
-  is written if it is missing or damaged, or if times have changed.
+  A shard is hashed once, and again if its size or time has changed. If
+  contents.json is missing, damaged or has other times, it is rewritten.
 
   Args:
     builder: builder of a prepared data set.
     notes: notes to record if contents.json is missing or damaged.
-    is_deep: if True, reads every file again.
+    is_deep: if True, hashes every file again.
 
   Returns:
     "files" with size, time and SHA-256 by file name, and "notes".

@@ -16,19 +16,19 @@ _SEE_HOMEPAGE = "see the home page"
 
 
 def _folders(images, masks=None, normal=(), kinds=()):
-  """Returns a reader of one layout; the arguments are `read_folders`'s."""
+  """Returns `read_folders` for one layout."""
   return functools.partial(
     read_folders, images=images, masks=masks, normal=normal, kinds=kinds
   )
 
 
 def first(*readers):
-  """Returns a reader of the first layout that exists, see `read_first`."""
+  """Returns `read_first` for several readers, the publisher's layout first."""
   return functools.partial(read_first, readers=readers)
 
 
 def table(path, parse):
-  """Returns a reader of a list of images, see `read_table`."""
+  """Returns `read_table` for one list of images."""
   return functools.partial(read_table, table=path, parse=parse)
 
 
@@ -46,7 +46,7 @@ class Specification:
   """A published data set.
 
   Attributes:
-    name: name in TFDS and of the folder of original files.
+    name: name of the data set in TFDS and of the folder of original files.
     title: name that the publishers use.
     domain: "industrial" or "medical".
     categories: names of the products or organs.
@@ -59,7 +59,8 @@ class Specification:
     num_test_images: published number of test images; None if unknown.
     num_test_anomalies: the same for anomalous images.
     size: description of the size if num_test_images is unknown.
-    url, sha256: address and hash of a tar file of the original files, if any.
+    url, sha256: address and hash of a tar file of the original files, if there
+      is one.
     package: Python package that contains the original files.
   """
 

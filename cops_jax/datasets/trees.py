@@ -1,7 +1,4 @@
-"""Readers of data sets whose folders name categories and kinds of images.
-
-Each reader returns all images and all problems, not only the first problem.
-"""
+"""Readers of data sets whose folders name categories and kinds of images."""
 
 from __future__ import annotations
 
@@ -28,7 +25,7 @@ Reader = Callable[[pathlib.Path, Sequence[str]], Listing]
 _NORMAL = (NORMAL_KIND, "normal", "ok")
 _TEST = ("test", "test_public")
 _MASKS = ("ground_truth", "ground truth", "groundtruth", "gt", "masks", "mask")
-# Names that are not read but likely to mean the key.
+# Names that are not read, but that probably mean the key.
 _NEAR = {
   "test": ("test", "testing", "test_images", "val", "validation", "eval"),
   NORMAL_KIND: (
@@ -42,11 +39,12 @@ _NEAR = {
 def read_tree(root: pathlib.Path, categories: Sequence[str] = ()) -> Listing:
   """Reads folders of normal images and of images of each kind of anomaly.
 
-  They are in a category's folder test (MVTec AD) or test_public (MVTec AD 2),
-  or in its own folder (Real-IAD). Normal images are in good, normal or ok; all
-  other folders contain anomalous images. Masks are in ground_truth, masks or
-  mask, with or without a folder for each kind, or next to the images. Images
-  without masks have only labels. Names are read in any case.
+  These folders are in a category's folder test (MVTec AD) or test_public (MVTec
+  AD 2), or in the category's own folder (Real-IAD). Normal images are in good,
+  normal or ok; all other folders contain anomalous images. Masks are in
+  ground_truth, masks or mask, with or without a folder for each kind, or next
+  to the images. Images without masks have only labels. Names are read in any
+  case.
 
   Args:
     root: folder of the data set or, without categories, of a single category.
@@ -152,7 +150,7 @@ def _read_category(category, folder, listing, notes):
 
 
 def _find_training_folders(children, known, note):
-  """Returns the folders of training images; notes the folders not read."""
+  """Returns the folders of training images; notes the folders to skip."""
   folders = []
   for name, path in children.items():
     if name == "train":
@@ -169,9 +167,9 @@ def _find_training_folders(children, known, note):
 
 
 def _advise(folder, wanted=tuple(_NEAR)):
-  """Returns advice on what to rename or move, or an empty string.
+  """Returns the end of a message, which advises what to rename or move.
 
-  The advice is the end of a message. `wanted` are the missing names.
+  The result is empty without advice. `wanted` are the missing names.
   """
   folders, files = scan(folder)
   below = [path for above in folders for path in scan(above)[0]]
@@ -204,8 +202,7 @@ def read_folders(
   """Reads the images of a single category from folders named after their kind.
 
   Args:
-    root: root folder of the data set.
-    categories: name of the only category.
+    root, categories: folder of the data set, and name of the only category.
     images: path of the image folders below the root. {kind} at its end means
       any folder except that of the masks; without it, all images are anomalous.
     masks: path of the mask folders, also with {kind}; None without masks.
@@ -251,10 +248,6 @@ def read_first(
 
   Searches the root and two levels of folders, because unpacking an archive
   often adds a folder. If no layout is complete, returns the first with images.
-
-  Args:
-    root, categories: the arguments of the readers.
-    readers: reader of the publisher's own layout, then of other layouts.
   """
   children = scan(root)[0]
   grandchildren = [path for child in children for path in scan(child)[0]]

@@ -1,4 +1,4 @@
-"""Reads image files, bytes, arrays and PIL images with one function."""
+"""Reads images from files, bytes, arrays and PIL images."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
   from PIL import Image
 
 
-# PIL's other decoders start programs (EPS) or are hardly tested.
+# PIL's other decoders start programs (EPS) or have few tests.
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
 # Bytes 4 to 12 of HEIC files.
 _HEIC = tuple(
@@ -46,7 +46,7 @@ class UprightImage:
 
   Attributes:
     image: PIL image; in the mode of the file if `read` changed nothing.
-    notes: guesses made by `read`, each as "KIND: DETAIL".
+    notes: guesses of `read`, each as "KIND: DETAIL".
     orientation: EXIF's number of the orientation in the file; 1 is upright.
     stored_as: format of the file and PIL's mode, such as "PNG I;16".
   """
@@ -97,14 +97,14 @@ def read(
 ) -> UprightImage:
   """Returns an image upright, on white, with 8 bits per channel.
 
-  The whole package reads images with this function. It does not change 8-bit
-  images that are upright and opaque. Otherwise:
+  The whole package reads images with this function. It does not change images
+  of 8 bits per channel that are upright and opaque. For all others:
 
   - EXIF's orientation is applied.
   - Transparent pixels are blended with white.
-  - The high 8 bits of a channel are used. Its number of bits is the one that
-    the file declares (TIFF: BitsPerSample below 16; PNG: sBIT), else
-    `bits_per_channel`. No pixel's value depends on other pixels.
+  - The high 8 bits of a channel are used. The number of its bits is the one
+    that the file declares (TIFF: BitsPerSample below 16; PNG: sBIT), else
+    `bits_per_channel`. The value of a pixel does not depend on other pixels.
   - 32-bit integers are read if `bits_per_channel` differs from its default;
     floating-point numbers are refused.
   - The first of several pages or frames is used.
@@ -113,7 +113,8 @@ def read(
 
   Args:
     image: an image of any kind in `AnyImage`.
-    bits_per_channel: bits of channels with more than 8 that are not declared.
+    bits_per_channel: bits of a channel with more than 8 bits, for files that do
+      not declare them.
     max_pixels: largest number of pixels to decode; larger files are refused.
     name: name of the image in errors; by default the path of the file.
 
@@ -206,12 +207,12 @@ def open_image(
 ) -> Iterator[Image.Image]:
   """Opens an image file or its bytes with PIL and decodes it completely.
 
-  Use this for masks, whose values are not colours, and `read` for images. It
-  decodes the image at once, because PIL raises an error only at the first
-  attempt and then returns the intact part of a damaged image.
+  Use it for masks, because their values are not colours, and `read` for images.
+  The image is decoded at once: PIL raises an error only at the first attempt,
+  and then returns the intact part of a damaged image.
 
   Raises:
-    ValueError: if it is not a regular file, is empty, has none of `FORMATS` or
+    ValueError: if the file is not regular, is empty, has none of `FORMATS` or
       more than `max_pixels`. PIL raises many kinds of errors for damaged files.
   """
   with _open_file(file, max_pixels) as (image, _):
@@ -271,7 +272,7 @@ def _make_upright(image, file, bits_per_channel):
     upright = Image.alpha_composite(white, upright.convert("RGBA"))
     upright = upright.convert("RGB")
   if upright.mode not in _MODES:
-    raise ValueError(f"its pixels have PIL's unsupported mode {upright.mode}")
+    raise ValueError(f"PIL reads it in the unsupported mode {upright.mode}")
   stored_as = f"{image.format} {image.mode}"
   return UprightImage(upright, tuple(notes), orientation, stored_as)
 
@@ -307,7 +308,7 @@ def _find_depth(image, file):
   if image.mode == "I":
     return 32, 0
   depth = 16 if image.mode.startswith("I;16") else 8
-  # The plugin scales grey to 16 bits, and colours to 8.
+  # pillow_heif scales grey to 16 bits and colours to 8.
   return depth, depth if image.format == "HEIF" else 0
 
 
@@ -317,8 +318,8 @@ def _find_bits(union, depth, significant, given):
   Args:
     union: bitwise union of all values.
     depth: number of bits that a channel is stored in, more than 8.
-    significant: bits that the file declares, such as a PNG's sBIT, or 0.
-    given: the argument bits_per_channel of `read`.
+    significant: bits that the file declares in a PNG's sBIT, or 0.
+    given: bits_per_channel of `read`.
   """
   if depth < 16:
     return depth
@@ -347,7 +348,7 @@ def read_orientation(image: Image.Image) -> int:
 
 
 def turn_upright(image: Image.Image) -> Image.Image:
-  """Applies the EXIF orientation to an image, if it can be read."""
+  """Returns an image rotated by its EXIF orientation, if that can be read."""
   from PIL import ImageOps
 
   if read_orientation(image) == 1:

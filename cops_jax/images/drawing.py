@@ -16,7 +16,7 @@ if TYPE_CHECKING:
   from PIL import Image
 
 TILE_PIXELS = 224
-# Colour of outlines, which is not in heat maps and rare in images.
+# Colour of outlines, which heat maps do not have and images rarely have.
 LINE_COLOR = (0, 235, 255)
 _BAND_COLOR = (40, 44, 52)
 _LEAST_LETTER_PIXELS = 12
@@ -74,11 +74,11 @@ def overlay(
     image: image to draw on.
     anomaly_map: map of the same size; higher values are more opaque.
     low, high: ends of the colour scale.
-    regions: pixels of the regions to outline.
+    regions: True for the pixels of regions to outline.
   """
   from PIL import Image
 
-  # Only bytes, because photographs have many pixels.
+  # PIL blends bytes, which saves memory for photographs.
   colors = Image.fromarray(heat_colors(anomaly_map, low, high))
   opacity = _levels(anomaly_map, low, high, 255 * _MAX_OPACITY)
   mixed = Image.composite(
@@ -91,7 +91,7 @@ def _outline(picture, regions):
   """Draws light lines with dark edges around regions; returns the picture.
 
   Lines cover pixels of a region only at the border of the picture, so small
-  regions remain visible. Their width grows with the picture.
+  regions remain visible. Lines are wider in larger pictures.
   """
   if not regions.any():
     return picture
@@ -121,7 +121,7 @@ def pair(
     image, anomaly_map: image and map of the same size.
     threshold: pixel threshold; regions that reach it are outlined. The lightest
       colour means twice the threshold or, if it is None, 1.
-    side: longest side of each of the two in pixels; larger images are shrunk.
+    side: longest side of the image in pixels; a larger image is shrunk.
   """
   from PIL import Image
 
@@ -130,10 +130,10 @@ def pair(
   )
   regions = Image.fromarray(np.uint8(255) * (anomaly_map >= threshold))
   shown, values = Image.fromarray(image), Image.fromarray(anomaly_map)
-  for one in (shown, values):
-    one.thumbnail((side, side), Image.Resampling.BILINEAR)
+  for picture in (shown, values):
+    picture.thumbnail((side, side), Image.Resampling.BILINEAR)
   image, anomaly_map = np.asarray(shown), np.asarray(values)
-  # Small regions of a large image must not vanish.
+  # A pixel belongs to a region if any part of it does, so that none vanishes.
   regions = np.asarray(regions.resize(shown.size, Image.Resampling.BOX)) > 0
   axis = 0 if shown.width > 2 * shown.height else 1
   gap = list(image.shape)
@@ -151,9 +151,9 @@ def caption(
 ) -> Image.Image:
   """Returns an image with words in a band below it.
 
-  Letters grow with the image. Below a narrow image, each word has its own line,
-  and the picture is widened if necessary. If `is_marked`, the band has the
-  colour of outlines.
+  Letters are larger below larger images. Below a narrow image, each word has
+  its own line, and the picture is widened if necessary. If `is_marked`, the
+  band has the colour of outlines.
   """
   from PIL import Image, ImageDraw, ImageFont
 

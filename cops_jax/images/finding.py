@@ -21,7 +21,7 @@ IMAGE_SUFFIXES = (
   *(".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"),
   *(_HEIC_SUFFIXES if importlib.util.find_spec("pillow_heif") else ()),
 )
-# Suffixes of images that are not read, but counted.
+# Images with these suffixes are counted, but not read.
 _OTHER_SUFFIXES = (
   *_HEIC_SUFFIXES,
   *(".avif", ".gif", ".jp2", ".jxl", ".pgm", ".ppm", ".psd", ".tga"),
@@ -40,7 +40,7 @@ def is_hidden(name: str) -> bool:
 
 
 def is_place(text: str) -> bool:
-  """Returns True for an existing file or folder, or a pattern that matches."""
+  """Returns True for an existing file or folder, or a pattern of some."""
   path = os.path.expanduser(text)
   return os.path.exists(path) or bool(
     glob.glob(path, recursive=True, include_hidden=True)
@@ -64,7 +64,7 @@ def find_images(
     skipped: receives the numbers of images in unsupported formats, by suffix.
 
   Raises:
-    InputError: if a place contains no image; names the place.
+    InputError: if a place contains no image.
   """
   skipped = collections.Counter() if skipped is None else skipped
   out = out and os.path.realpath(out)
@@ -92,7 +92,7 @@ def find_images(
 
 
 def _explain(skipped):
-  """Returns which images were skipped, and how to read some of them."""
+  """Returns a message about skipped images, with a remedy if there is one."""
   counts = [f"{number} {suffix}" for suffix, number in skipped.most_common()]
   text = f"images in unsupported formats skipped: {', '.join(counts)}"
   if not skipped.keys().isdisjoint(_HEIC_SUFFIXES):

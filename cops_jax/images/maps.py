@@ -23,7 +23,7 @@ class MapWriter:
   are complete. Each process of a cluster writes its own CATEGORY-PROCESS.npz.
 
   Args:
-    folder: output folder; created if missing; None writes nothing.
+    folder: output folder, created if missing; None writes nothing.
   """
 
   def __init__(self, folder: AnyPath | None):
@@ -37,7 +37,7 @@ class MapWriter:
   def write(
     self, category: str, path: str, anomaly_map: Float[np.ndarray, "h w"]
   ) -> None:
-    """Adds the map of an image; the image's path is its key.
+    """Adds the map of an image under the path of the image.
 
     Raises:
       InputError: if the map cannot be written.

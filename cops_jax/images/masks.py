@@ -10,11 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from cops_jax.errors import InputError, shorten
-from cops_jax.images.decoding import (
-  MAX_PIXELS,
-  open_image,
-  turn_upright,
-)
+from cops_jax.images.decoding import MAX_PIXELS, open_image, turn_upright
 from cops_jax.typing import Bool, Integer
 
 if TYPE_CHECKING:
@@ -46,13 +42,13 @@ class Mask(NamedTuple):
   notes: tuple[str, ...] = ()
 
   def turn(self, orientation: int, size: tuple[int, int]) -> Mask:
-    """Returns the mask of an anomalous image, upright.
+    """Returns the upright mask of an anomalous image.
 
     The mask is rotated like its image, unless it already has the shape of the
     upright image.
 
     Args:
-      orientation: EXIF's number of the orientation of the image's file.
+      orientation: EXIF's number of the orientation in the file of the image.
       size: width and height of the upright image.
     """
     from PIL import ExifTags, Image
@@ -79,10 +75,7 @@ class Mask(NamedTuple):
     """Returns the upright mask at a given size, uint8 with 0 and 1.
 
     PIL's bilinear filter resizes it as 0 and 255; pixels above one half are
-    anomalous.
-
-    Args:
-      size: width and height of the result in pixels; a single number for both.
+    anomalous. A single number is both width and height.
     """
     from PIL import Image
 
@@ -103,7 +96,7 @@ def example_mask(
   size: tuple[int, int],
   reading: Mapping[str, int],
 ) -> Mask:
-  """Returns the upright mask of an example; a False pixel if it has none.
+  """Returns the upright mask of an example; one False pixel if it has no mask.
 
   Args:
     example: an example of `cops_jax.datasets.load`.
@@ -135,16 +128,16 @@ def read_mask(
   - Every value above 0 is anomalous: 255, a dark 1, or a number for each kind
     of defect (VisA, MVTec LOCO). The largest channel of a colour counts.
   - Soft edges, which are values between the lowest and the highest, are split
-    at the middle. A JPEG and a file of floating-point numbers have soft edges;
-    so has a file with values above 63 if it has more than 16 values in between
-    or one of these fills no square of 3 x 3 pixels.
+    at the middle. JPEGs and files of floating-point numbers have soft edges. A
+    file with values above 63 has soft edges if it has more than 16 values in
+    between, or one of them fills no square of 3 x 3 pixels.
   - If no pixel is black, the background is the lower of two values, or the
     first of two palette indices.
   - Transparent pixels are black. If the result does not have two values, the
     alpha channel is the mask.
 
   Args:
-    files: paths or bytes of the mask's files.
+    files: path or bytes of a file, or several, which are united.
     max_pixels: largest number of pixels of a file.
     has_soft_edges: if False, every value above 0 is anomalous, as in the
       authors' code.

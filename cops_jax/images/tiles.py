@@ -1,8 +1,8 @@
 """Tiles: overlapping parts of an image, scored in addition to the whole image.
 
-A grid has rows and columns; (1, 1) is only the whole image. Tiles of a grid are
-equally large. Neighbours share a quarter of a tile, so a defect up to that
-width is complete in one of them.
+A grid has rows and columns; (1, 1) is only the whole image. The tiles of a grid
+are equally large. Neighbours share a quarter of a tile, so one of them contains
+all of a defect up to that width.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _MAX_SHRINKAGE = 2.0  # Factor by which "auto" can shrink the sides of a tile.
 
 @dataclasses.dataclass(frozen=True)
 class DecodedImage:
-  """An image at the model's size.
+  """An image and its tiles at the model's size.
 
   Attributes:
     pixels: pixels of the whole image, RGB.
@@ -101,15 +101,10 @@ def choose_grid(
 def decode(
   image: UprightImage, image_size: int, tiles: str = ""
 ) -> DecodedImage:
-  """Returns an image and its tiles at the model's size.
-
-  Args:
-    image: result of `cops_jax.images.read`.
-    image_size: side of the model's input, in pixels.
-    tiles: argument of `normalize`.
+  """Returns an image and its tiles at the model's size, in pixels.
 
   Raises:
-    InputError: if the tiles are invalid.
+    UsageError: if `normalize` does not accept the tiles.
   """
   tiles = normalize(tiles)
   grid = choose_grid(tiles, image.size, image_size)
@@ -125,12 +120,12 @@ def decode(
 
 
 def _tile_share(number):
-  """Returns the length of a tile as a share of the image's."""
+  """Returns the length of a tile as a share of the image."""
   return 1 / (number - (number - 1) * _OVERLAP)
 
 
 def _spans(number):
-  """Returns begin and end of each tile as shares of the image, (number, 2)."""
+  """Returns start and end of each tile as shares of the image, (number, 2)."""
   share = _tile_share(number)
   starts = np.arange(number) * (1 - _OVERLAP) * share
   return np.stack([starts, np.minimum(starts + share, 1)], axis=1)
@@ -208,7 +203,7 @@ def join(
     found: score and map of the whole image, then of each tile, row by row; the
       grid (1, 1) has no tiles.
     grid: rows and columns of the tiles.
-    size: width and height of the resulting map, in pixels.
+    size: width and height of the result, in pixels.
   """
   score, anomaly_map = found[0]
   anomaly_map = resize_map(anomaly_map, size)

@@ -12,7 +12,7 @@ from cops_jax.errors import InputError
 def load_examples(
   config: Any, name: str, split: str
 ) -> Sequence[Mapping[str, Any]]:
-  """Calls `datasets.load` with the folders in a config.
+  """Opens a split of a data set, with the folders in a config.
 
   Raises:
     InputError: if `datasets.load` raises it, or config.input.num_workers is too
@@ -22,7 +22,7 @@ def load_examples(
   if workers > most:
     raise InputError(
       f"config.input.num_workers is {workers}, but must be at most {most}, four"
-      " times the number of this machine's cores"
+      " for each of this machine's cores"
     )
   from cops_jax import datasets  # With TFDS, which is slow to import.
 
@@ -38,7 +38,7 @@ def load_examples(
 def describe_data(
   examples: Sequence[Mapping[str, Any]], fingerprint: str
 ) -> dict[str, Any]:
-  """Returns the facts of a data set that all processes of a job must share."""
+  """Returns the facts about a data set that all processes must share."""
   name = repr(examples.name)
   return {
     f"number of images of {name}": len(examples),

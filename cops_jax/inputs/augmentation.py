@@ -1,9 +1,10 @@
 """Mosaics and crops of training images.
 
 This is the class-aware augmentation of UniADet (arXiv 2601.05552). Each time an
-image is read, it stays unchanged with probability 1/2. Otherwise it becomes,
-with equal probability, a tile of a mosaic or a cell of its own grid, of 2 x 2
-or 3 x 3. Its category and label do not change.
+image is read, it stays unchanged with probability 1/2. Otherwise, with equal
+probability, it becomes a tile of a mosaic or is cropped to a cell of a grid.
+Mosaics and grids have 2 x 2 or 3 x 3 cells. The category and the label of the
+image do not change.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class Change:
   """The change of an image in one step.
 
   Attributes:
-    number: number of rows and of columns of the grid.
+    number: number of rows, which is also that of columns.
     places: positions of a mosaic's images, row by row; empty for a crop.
     rng: generator that chooses the cell of a crop.
   """
@@ -78,12 +79,9 @@ class Augmentation:
 def make_augmentation(
   kind: str, seed: int, examples: Sequence[Mapping[str, Any]]
 ) -> Augmentation | None:
-  """Returns an augmentation of the images of a data set.
+  """Returns an augmentation for the examples of a data set.
 
-  Args:
-    kind: value of config.train.augmentation; "none" returns None.
-    seed: seed of the run.
-    examples: result of `cops_jax.datasets.load`.
+  `kind` is the value of config.train.augmentation; "none" returns None.
   """
   if kind == "none":
     return None
@@ -108,7 +106,7 @@ def read_example(
   options: BatchOptions,
   failures: list[tuple[str, str]],
 ) -> tuple[UprightImage, Integer[np.ndarray, "s s 3"], Mask]:
-  """Reads an image and its mask, and augments them if `options` requires it.
+  """Reads an image and its mask, and augments them if `options` says so.
 
   Args:
     example: example at the position `place` in `examples`.
@@ -158,11 +156,11 @@ def _open(example, reading):
 def make_mosaic(
   tiles: Iterable[tuple[UprightImage, Mask]], number: int, side: int
 ) -> tuple[Integer[np.ndarray, "s s 3"], Integer[np.ndarray, "s s"]]:
-  """Returns the pixels of a mosaic and of its mask; resizes each tile once.
+  """Returns the pixels of a mosaic and of its mask.
 
   Args:
-    tiles: upright images and masks, row by row.
-    number: number of rows and of columns.
+    tiles: upright images and masks, row by row; each is resized once.
+    number: number of rows, which is also that of columns.
     side: width and height of the mosaic, in pixels.
   """
   pixels = np.empty((side, side, 3), np.uint8)
@@ -179,15 +177,11 @@ def make_mosaic(
 def crop(
   image: UprightImage, mask: Mask, is_anomalous: bool, change: Change
 ) -> tuple[UprightImage, Mask]:
-  """Returns a random cell of an image and of its mask, before they are resized.
+  """Returns a random cell of an upright image and of its mask.
 
-  The cell of an anomalous image contains an anomalous pixel. If no cell does,
-  or a side of the image has fewer pixels than cells, returns the whole image.
-
-  Args:
-    image, mask: upright image and mask; the mask can have another size.
-    is_anomalous: True if the image is anomalous.
-    change: result of `Augmentation.draw`.
+  The mask can have another size than the image. The cell of an anomalous image
+  contains an anomalous pixel. If no cell does, or a side of the image has fewer
+  pixels than cells, returns the whole image.
   """
   parts = [
     mask.pixels[top:bottom, left:right]

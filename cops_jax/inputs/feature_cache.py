@@ -1,4 +1,4 @@
-"""The file format of the feature cache: shards of a few images each.
+"""Reads and writes the feature cache, in shards of a few images each.
 
 A shard is a NumPy file with the checksum and the features of each image. It is
 written completely or not at all.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import math
 import os
 import pathlib
 import zlib
@@ -21,7 +22,7 @@ from cops_jax.errors import InputError, shorten
 
 # Limits of a shard. An interruption loses at most one shard.
 _SHARD_BYTES = 64 << 20
-_SHARD_IMAGES = 16  # Few, so that processes can share a small data set.
+_SHARD_IMAGES = 16  # Processes can share a small data set.
 _IS_STORED = 1 << 32  # A bit above those of a CRC-32.
 # Fields of `pipeline.iterate_batches` that are stored after the features of an
 # image, so that the image is not needed again.
@@ -39,34 +40,22 @@ class FeatureCache:
   Attributes:
     folder: folder of the shards; can be missing.
     dtype: type of the stored features.
-    shape: shape (f, n, d) of the patch features of an image.
+    image_shape: shape (d,) or (f, d) of the features of an image.
+    patch_shape: shape (f, n, d) of the features of its patches.
     num_images: number of images in the data set.
-    num_class_tokens: class tokens of an image; None means one without an axis.
   """
 
   folder: pathlib.Path
   dtype: str
-  shape: tuple[int, int, int]
+  image_shape: tuple[int, ...]
+  patch_shape: tuple[int, int, int]
   num_images: int
-  num_class_tokens: int | None = None
 
   @property
   def num_bytes(self) -> int:
     """Number of bytes stored for an image."""
-    layers, patches, width = self.shape
-    number = (self._num_class_rows + layers * patches) * width
+    number = math.prod(self.image_shape) + math.prod(self.patch_shape)
     return number * jnp.dtype(self.dtype).itemsize + _FACTS.itemsize
-
-  @property
-  def _num_class_rows(self):
-    return self.num_class_tokens or 1
-
-  @property
-  def _class_shape(self):
-    width = self.shape[-1]
-    if self.num_class_tokens is None:
-      return (width,)
-    return (self.num_class_tokens, width)
 
   @property
   def shard_size(self) -> int:
@@ -86,14 +75,14 @@ class FeatureCache:
     ]
 
   def find(self, index: int) -> dict[str, Any] | None:
-    """Returns the features of the image at a position, or None.
+    """Returns the features of the image at a position, or None if missing.
 
-    Returns:
-      image_features (d,) or (f, d) and patch_features (f, n, d) in the stored
-      type; and orientation, size and notes as in `pipeline.iterate_batches`.
+    The result has image_features and patch_features in the stored type, and
+    orientation, size and notes as in `pipeline.iterate_batches`.
 
     Raises:
-      InputError: if they are damaged or belong to another image or cache.
+      InputError: if the features are damaged or belong to another image or
+        cache.
     """
     shard, row = divmod(index, self.shard_size)
     checksums, features = self._read(shard, range(row, row + 1))
@@ -102,15 +91,15 @@ class FeatureCache:
     content = features.tobytes()
     if checksums[row] != self._checksum(index, content):
       raise self._damaged(shard, f"the checksum of image {index} differs")
-    rows = np.frombuffer(content[: -_FACTS.itemsize], jnp.dtype(self.dtype))
-    rows = rows.reshape(-1, self.shape[-1])
+    values = np.frombuffer(content[: -_FACTS.itemsize], jnp.dtype(self.dtype))
+    image, patches = np.split(values, [math.prod(self.image_shape)])
     (facts,) = np.frombuffer(content[-_FACTS.itemsize :], _FACTS)
     return {
       "orientation": facts["orientation"],
       "size": facts["size"],
       "notes": np.str_(facts["notes"].decode(errors="ignore")),
-      "image_features": rows[: self._num_class_rows].reshape(self._class_shape),
-      "patch_features": rows[self._num_class_rows :].reshape(self.shape),
+      "image_features": image.reshape(self.image_shape),
+      "patch_features": patches.reshape(self.patch_shape),
     }
 
   def padding(self) -> dict[str, Any]:
@@ -120,8 +109,8 @@ class FeatureCache:
       "orientation": np.int32(1),
       "size": np.zeros(2, np.int32),
       "notes": np.str_(""),
-      "image_features": np.ones(self._class_shape, dtype),
-      "patch_features": np.ones(self.shape, dtype),
+      "image_features": np.ones(self.image_shape, dtype),
+      "patch_features": np.ones(self.patch_shape, dtype),
     }
 
   def encode(
@@ -132,28 +121,23 @@ class FeatureCache:
   ) -> bytes:
     """Returns the bytes to store for an image.
 
-    Args:
-      image_features, patch_features: features of the image.
-      row: other fields of the image, see `pipeline.iterate_batches`.
+    `row` has the other fields of the image, as in `pipeline.iterate_batches`.
 
     Raises:
-      InputError: if a feature is not finite in the stored type; names the path.
+      InputError: if a feature is not finite in the stored type.
     """
     path = row["path"]
-    width = self.shape[-1]
-    rows = np.concatenate(
-      [image_features.reshape(-1, width), patch_features.reshape(-1, width)]
-    )
+    values = np.concatenate([image_features.ravel(), patch_features.ravel()])
     with np.errstate(over="ignore"):  # Overflows are found below.
-      stored = rows.astype(jnp.dtype(self.dtype))
-    if not np.isfinite(rows).all():
+      stored = values.astype(jnp.dtype(self.dtype))
+    if not np.isfinite(values).all():
       raise InputError(
         f"the features of {path} contain NaN or infinity: the weights of the"
         " backbone are damaged"
       )
     if not np.isfinite(stored).all():
       raise InputError(
-        f"the features of {path} reach {np.abs(rows).max():.4g}, more than"
+        f"the features of {path} reach {np.abs(values).max():.4g}, more than"
         f" {self.dtype} can hold. Set config.feature_cache.dtype to bfloat16 or"
         " float32."
       )

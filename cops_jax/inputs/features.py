@@ -1,8 +1,9 @@
 """Fills and opens the feature cache.
 
 The backbone is frozen, so the features of an image that is not augmented never
-change. A cache is a folder named with the hash of its `manifest.json`, which
-contains all that the features depend on. Each start computes missing features.
+change. A cache is a folder named after the hash of its `manifest.json`, which
+contains everything that the features depend on. Missing features are computed
+whenever a cache is opened.
 """
 
 from __future__ import annotations
@@ -72,9 +73,9 @@ def open_features(
 ) -> FeatureCache | None:
   """Opens the feature cache of a data set and computes missing features.
 
-  All processes of a cluster call this. Processes that share the folder compute
-  a part each; a process with its own folder computes all features. Separate
-  runs wait for each other.
+  All processes of a cluster must call this. Processes that share the folder
+  compute a part each; a process with its own folder computes all features.
+  Separate runs wait for each other.
 
   Args:
     config: a ConfigDict with the fields of `cops_jax.config`.
@@ -82,9 +83,9 @@ def open_features(
     model, backbone: model with the vision tower, and its weights.
     mesh: devices of the run. Each computes as many images at a time as in a
       step of the run, because the last bits depend on that number; in float32,
-      it is part of the cache's key.
+      the number is part of the cache's key.
     batch_size: batch size of the run.
-    skipped: see `pipeline.iterate_batches`.
+    skipped: argument of `pipeline.iterate_batches`.
 
   Returns:
     The cache; None if the config disables it.
@@ -105,11 +106,16 @@ def open_features(
     config, backbone, local_mesh, device_size * local_mesh.size
   )
   num_layers = len(config.model.feature_layers)
+  width = model.backbone.feature_width
   num_patches = (options.image_size // options.patch_size) ** 2
-  shape = num_layers, num_patches, model.backbone.feature_width
-  num_class_tokens = num_layers if model.has_layer_tokens else None
   folder = features_folder(config) / f"{examples.name}-{key}"
-  cache = FeatureCache(folder, dtype, shape, len(examples), num_class_tokens)
+  cache = FeatureCache(
+    folder,
+    dtype,
+    image_shape=(num_layers, width) if model.has_layer_tokens else (width,),
+    patch_shape=(num_layers, num_patches, width),
+    num_images=len(examples),
+  )
   # Compile once, and only if there is an image to encode.
   make_encode = functools.cache(
     lambda: _make_encode(config, model, backbone, local_mesh)
@@ -142,7 +148,7 @@ def open_features(
 
 
 def _file_states(examples):
-  """Returns sizes and times of image files; None for prepared data sets."""
+  """Returns sizes and times of image files; None for a prepared data set."""
   if isinstance(examples[0]["image"], bytes):
     return None
   return [file_state(example["image"]) for example in examples]
@@ -233,13 +239,13 @@ def _fill(cache, examples, states, part, options, make_encode, skipped):
           )
           num_done += 1
         progress.update(num_done, message)
-    finally:  # Save finished features if an image cannot be read.
+    finally:  # Finished features are saved even if an image cannot be read.
       if ready:
         cache.add(ready, writer)
 
 
 def _acquire(folder, writer):
-  """Returns the lock on the shards of a part, for a `with` statement."""
+  """Acquires the lock on the shards of a part; `with` releases it."""
   import filelock
 
   lock = filelock.FileLock(folder / f".{writer}.lock")

@@ -1,8 +1,8 @@
 """Batches from image files, with Grain.
 
-A batch depends only on the data set, the seed and the step. The step is
-therefore an iterator's whole state, even within an epoch, and the global order
-is the same for any number of hosts and worker processes.
+A batch depends only on the data set, the seed and the step. Reading can
+therefore start at any step, and the global order is the same for any number of
+hosts and worker processes.
 """
 
 from __future__ import annotations
@@ -62,10 +62,10 @@ class BatchOptions:
   Attributes:
     image_size: side of an image in pixels, a multiple of `patch_size`.
     patch_size: side of a patch in pixels.
-    batch_size: examples in a global batch; an epoch's last one can have fewer.
+    batch_size: examples in a global batch; the last of an epoch can have fewer.
     num_devices: devices of all processes; batches are padded to a multiple.
-    process_index, process_count: index and number of the processes; each loads
-      a contiguous part of every batch.
+    process_index, process_count: index of this process and number of processes;
+      each loads a contiguous part of every batch.
     num_workers: number of processes that decode images; 0 uses threads.
     shuffle_seed: seed of each epoch's order; None keeps the data set's order.
     reading: keyword arguments of `images.read`, see `config.reading`.
@@ -110,12 +110,8 @@ def make_options(
 ) -> BatchOptions:
   """Returns the options of this process for the batches of a run.
 
-  Args:
-    config: a ConfigDict with the fields of `cops_jax.config`.
-    backbone: result of `load_backbone`.
-    mesh: devices of the run, or only those of this process.
-    batch_size: number of examples in a global batch.
-    **kwargs: other fields of `BatchOptions`.
+  `mesh` contains the devices of the run or only those of this process;
+  `**kwargs` are other fields of `BatchOptions`.
   """
   is_cluster = mesh.is_multi_process
   return BatchOptions(
@@ -142,7 +138,7 @@ def _permutation(
 class _RowLoader:
   """Loads the row at a position in this process's sequence of rows.
 
-  This is a class and not a closure because worker processes must unpickle it.
+  It is a class and not a closure because worker processes must unpickle it.
   """
 
   examples: Sequence[Mapping[str, Any]]

@@ -19,7 +19,7 @@ def unseen(data_dir):
 
 def test_unknown_names_are_refused(data_dir):
   with pytest.raises(
-    InputError, match="'mvtec' .*known ones are mvtec_ad, visa, .*fo"
+    InputError, match="'mvtec' .*known data sets are mvtec_ad, visa, .*fo"
   ):
     datasets.load("mvtec", "test")
   with pytest.raises(InputError, match="no split 'train'; it has: test"):

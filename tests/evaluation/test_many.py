@@ -267,7 +267,7 @@ def test_bad_names_and_a_second_evaluation_are_refused(
   quick, evaluate, evaluated, folder, workdir, tmp_path
 ):
   for name, expected in (
-    ("mvtec", "unknown data set 'mvtec' .*the known ones are mvtec_ad, visa"),
+    ("mvtec", "unknown data set 'mvtec' .*the known data sets are mvtec_ad"),
     ("folder:/nowhere", "/nowhere is not a folder"),
   ):
     with pytest.raises(InputError, match=expected):

@@ -360,7 +360,7 @@ def test_a_full_disk_is_reported_before_and_while_writing(
 
 
 def test_numbers_that_do_not_fit_are_refused(tmp_path):
-  cache = feature_cache.FeatureCache(tmp_path, "float16", (1, 2, 3), 1)
+  cache = feature_cache.FeatureCache(tmp_path, "float16", (3,), (1, 2, 3), 1)
   patches = np.ones((1, 2, 3), np.float32)
   row = dict(path="a.png", orientation=1, size=(4, 4), notes="")
   cache.encode(np.full(3, 65504, np.float32), patches, row)
