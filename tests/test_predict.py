@@ -17,16 +17,13 @@ from cops_jax.commands import predict as predict_command
 from cops_jax.detector import AnomalyDetector
 from cops_jax.errors import InputError
 from cops_jax.images import finding
-from helpers.images import make_image
+from helpers.images import make_image, write_folder, write_images
 
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
   root = tmp_path_factory.mktemp("photos")
-  for index, name in enumerate(("a/0.png", "a/b/0.jpg", "c.PNG", "d.bmp")):
-    path = root / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    make_image(index).save(path)
+  write_images(root, "a/0.png", "a/b/0.jpg", "c.PNG", "d.bmp")
   (root / "notes.txt").write_text("no image")
   for name in ("broken.png", "e.AVIF", "f.gif"):
     (root / name).write_bytes(b"no image")
@@ -66,6 +63,10 @@ def test_images_are_found_by_path_folder_and_pattern(photos):
 SKIPPED = r", 2 skipped \(.avif, .gif\)"
 
 
+def rows_of(text):
+  return [json.loads(line) for line in text.splitlines()]
+
+
 @pytest.fixture
 def predict_photos(photos, workdir, capsys):
   """Runs the command on images with a broken one; returns rows and messages."""
@@ -75,7 +76,7 @@ def predict_photos(photos, workdir, capsys):
     with pytest.raises(SystemExit, match=f"^5 images: .*1 unreadable{SKIPPED}"):
       predict_command.main([str(photos), f"--workdir={workdir}", *flags])
     lines, messages = capsys.readouterr()
-    return [json.loads(line) for line in lines.splitlines()], messages
+    return rows_of(lines), messages
 
   return call
 
@@ -132,8 +133,7 @@ def test_a_folder_is_predicted_with_and_without_thresholds(
 
 
 def read_rows(folder):
-  text = (folder / "predictions.jsonl").read_text("utf-8")
-  return [json.loads(line) for line in text.splitlines()]
+  return rows_of((folder / "predictions.jsonl").read_text("utf-8"))
 
 
 def test_the_output_folder_can_be_among_the_images(
@@ -144,8 +144,7 @@ def test_the_output_folder_can_be_among_the_images(
   monkeypatch.setattr(
     predict_command.flags, "open_detector", lambda _: detector
   )
-  for index in range(4):
-    make_image(index).save(tmp_path / f"{index}.png")
+  write_images(tmp_path, *(f"{index}.png" for index in range(4)))
   out = tmp_path / "found"
 
   def call(folder):
@@ -190,10 +189,7 @@ def test_thresholds_from_labelled_data_are_optimal(
     return chosen, capsys.readouterr().out
 
   root = tmp_path / "parts"
-  for index in range(12):
-    path = root / "test" / ("good", "bad")[index % 2] / f"{index}.png"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    make_image(index).save(path)
+  write_folder(root, 12, has_masks=False)
   files = sorted((root / "test").glob("*/*.png"))
   labels = np.array([path.parent.name == "bad" for path in files])
   detector = AnomalyDetector.from_workdir(workdir)
@@ -282,7 +278,7 @@ def test_verdicts_need_thresholds_for_the_same_tiles(workdir, tmp_path, capsys):
     lines, messages = capsys.readouterr()
     with Image.open(out / "pictures/2.jpg") as picture:
       assert picture.width >= 2 * 80 and picture.height >= 210
-    return [json.loads(line) for line in lines.splitlines()], messages
+    return rows_of(lines), messages
 
   detector = AnomalyDetector.from_workdir(workdir)
   rows, messages = find()
@@ -312,10 +308,7 @@ def test_verdicts_need_thresholds_for_the_same_tiles(workdir, tmp_path, capsys):
 def test_verdicts_need_thresholds_for_the_same_reference_images(
   workdir, tmp_path, capsys
 ):
-  for index in range(5):
-    path = tmp_path / ("good" if index < 2 else "") / f"{index}.png"
-    path.parent.mkdir(exist_ok=True)
-    make_image(index).save(path)
+  write_images(tmp_path, "good/0.png", "good/1.png", "2.png", "3.png", "4.png")
   good, place = f"--normal_images={tmp_path}/good", f"--workdir={workdir}"
   normal = ["--normal", f"{tmp_path}/2.png", f"{tmp_path}/3.png"]
   with pytest.raises(
@@ -336,7 +329,7 @@ def test_verdicts_need_thresholds_for_the_same_reference_images(
   detector = plain.with_normal_images(files)
   assert chosen.prompts_sha256 == detector.prompts_sha256
   assert chosen.normal_images_sha256 == detector.normal_images_sha256
-  rows = [json.loads(line) for line in lines.splitlines()]
+  rows = rows_of(lines)
   found = detector([row["path"] for row in rows])
   for row, detection in zip(rows, found, strict=True):
     assert row["image_score"] == round(detection.image_score, 6)
@@ -378,7 +371,7 @@ def test_hidden_files_are_skipped_and_names_can_be_any_bytes(
   for images in ((str(folder),), (f"{folder}/**/*",)):
     predict_command.main([*images, place, f"--out={out}"])
     text, messages = capsys.readouterr()
-    (row,) = map(json.loads, text.splitlines())
+    (row,) = rows_of(text)
     assert row["path"] == f"{folder}/caf\\xe9.png" and "image_score" in row
     assert skipped in messages
   assert [path.name for path in out.rglob("*.jpg")] == ["caf\\xe9.jpg"]

@@ -25,8 +25,8 @@ from cops_jax.runs.checkpoints import Checkpoints, find_damage
 from cops_jax.runs.record import read_record
 from cops_jax.weights.prompts import hash_prompts, load_prompts
 from helpers import demo_pages, original_layouts
-from helpers.demo_pages import ask, post, serve, to_bytes
-from helpers.images import make_image, write_folder
+from helpers.demo_pages import ask, post, serve
+from helpers.images import encode, make_image, write_folder
 from helpers.scripts import ROOT, Program, run
 
 pytestmark = pytest.mark.soak
@@ -280,7 +280,7 @@ def test_bad_input_never_shows_a_traceback(trained, tmp_path):
 
 def test_the_page_survives_a_crowd(detector):
   """It sends 1,000 requests, 16 at a time; some are slow or broken."""
-  image = to_bytes(make_image(0, 400, 300))
+  image = encode(make_image(0, 400, 300))
   with serve(detector) as port:
     for _ in range(20):
       post(port, image)

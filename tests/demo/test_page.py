@@ -13,13 +13,13 @@ from PIL import Image
 from cops_jax.demo.server import _draw_examples
 from cops_jax.thresholds import find_boxes
 from helpers import demo_pages
+from helpers.browser import DESKTOP, PHONE, BrowserPage
 from helpers.demo_pages import ask, post, until
 from helpers.images import make_image
 from helpers.scripts import start_afresh
 
 detector, port = demo_pages.detector, demo_pages.port  # Fixtures.
 
-PHONE, DESKTOP = 390, 1280
 # WebDriver's names of keys.
 ENTER, ESCAPE = "\ue007", "\ue00c"
 END, HOME, LEFT = "\ue010", "\ue011", "\ue012"
@@ -38,21 +38,11 @@ def address():
     assert process.returncode in (130, 0) and "Traceback" not in err
 
 
-class Page:
-  """The page in a browser."""
+class Page(BrowserPage):
+  """The page of `cops demo`, once it is ready."""
 
-  def __init__(self, browser, address, width, scheme="light"):
-    self.browser = browser
-    # A window has a minimum width, but an emulated screen has none.
-    size = {"width": width, "height": 900, "deviceScaleFactor": 1}
-    self.emulate("DeviceMetricsOverride", **size, mobile=True)
-    self.emulate("TouchEmulationEnabled", enabled=width == PHONE)
-    media = {"prefers-color-scheme": scheme}
-    # Elements stand still while they are clicked.
-    media["prefers-reduced-motion"] = "reduce"
-    media = [{"name": name, "value": value} for name, value in media.items()]
-    self.emulate("EmulatedMedia", features=media)
-    browser.get(address)
+  def __init__(self, *arguments):
+    super().__init__(*arguments)
     until(lambda: self.all("#page:not(.early), #notice:not([hidden])"), 60)
     self.run(
       "window.announced = [];"
@@ -60,22 +50,6 @@ class Page:
       "new MutationObserver(() => announced.push(live.textContent))"
       "  .observe(live, {childList: true});"
     )
-
-  def emulate(self, name, **arguments):
-    self.browser.execute_cdp_cmd(f"Emulation.set{name}", arguments)
-
-  def run(self, script, *arguments):
-    return self.browser.execute_script(script, *arguments)
-
-  def all(self, selector):
-    return self.browser.find_elements("css selector", selector)
-
-  def one(self, selector):
-    (element,) = self.all(selector)
-    return element
-
-  def text(self, selector):
-    return self.one(selector).text
 
   def press(self, control, key):
     self.one(f"#{control}").send_keys(key)
@@ -87,6 +61,17 @@ class Page:
         len(self.all(f"li.{kind}")) == number
         for kind, number in numbers.items()
       )
+    )
+
+  def wait_for_results(self, number):
+    until(lambda: len(self.all("li.anomaly, li.normal")) == number)
+
+  def dispatch(self, kind, event, field, files):
+    """Sends an event with files, which are a JavaScript expression."""
+    self.run(
+      "const data = new DataTransfer();"
+      f"for (const file of {files}) data.items.add(file);"
+      f"document.dispatchEvent(new {kind}('{event}', {{{field}: data}}));"
     )
 
   def cards(self):
@@ -110,9 +95,7 @@ class Page:
 
   def is_sound(self):
     """Returns True if the page fits the window and has logged no errors."""
-    assert self.run(
-      "return document.documentElement.scrollWidth <= window.innerWidth"
-    )
+    assert self.fits()
     # Refused uploads and the slow reading of canvases by `painted` are logged.
     expected = ("network", "rendering")
     log = self.browser.get_log("browser")
@@ -213,7 +196,7 @@ def test_results_and_pictures_can_be_saved(
 
   paths, wanted = list(images)[-2:], list(images.values())[-2:]
   page.upload(*paths)
-  until(lambda: len(page.all("li.anomaly, li.normal")) == 2)
+  page.wait_for_results(2)
   page.one("#json").click()
   rows = json.loads(downloaded("results.json").read_text())
   for row, path, want in zip(rows, paths, wanted, strict=True):
@@ -254,7 +237,7 @@ def test_a_guess_about_an_image_is_shown(address, browser, tmp_path):
   path = tmp_path / "pages.tif"
   pages[0].save(path, save_all=True, append_images=pages[1:])
   page.upload(path)
-  until(lambda: page.all("li.anomaly, li.normal"))
+  page.wait_for_results(1)
   remark = "only the first of several pages or frames is used: 2"
   assert page.text(".remark") == remark
 
@@ -269,7 +252,7 @@ def test_bad_files_do_not_affect_other_files(
   broken.write_bytes(b"no image")
   first, second, *_ = images
   page.upload(first, broken, large, second)
-  until(lambda: len(page.all("li.anomaly, li.normal")) == 2)
+  page.wait_for_results(2)
   page.count(failed=2)
   # They leave no gaps among the results.
   assert len(page.all("#refused li")) == 2 and len(page.all("#list li")) == 2
@@ -280,24 +263,19 @@ def test_bad_files_do_not_affect_other_files(
     page.announces(text)
   assert "2 failed" in page.text("#status")
   # More images than the limit are dropped; one notice reports them together.
-  page.run(
-    "const data = new DataTransfer();"
-    f"const large = new Blob([new Uint8Array({32 * 2**20 + 1})]);"
-    "for (let i = 0; i < 60; i++)"
-    "  data.items.add(new File([large], `${i}.png`));"
-    "document.dispatchEvent(new DragEvent('drop', {dataTransfer: data}));"
+  blob = f"new Blob([new Uint8Array({32 * 2**20 + 1})])"
+  files = (
+    f"Array(60).fill({blob}).map((large, i) => new File([large], i + '.png'))"
   )
+  page.dispatch("DragEvent", "drop", "dataTransfer", files)
   page.count(failed=48)
   not_added = "14 of 60 images were not added, because the limit is 50."
   assert not_added in page.text("#notice")
   page.announces(not_added)
   page.one("#clear").click()
   assert not page.all("li") and not page.one("#notice").is_displayed()
-  page.run(
-    "const data = new DataTransfer(); data.items.add(new File(['x'], 'p.png'));"
-    "const event = new ClipboardEvent('paste', {clipboardData: data});"
-    "document.dispatchEvent(event);"
-  )
+  files = "[new File(['x'], 'p.png')]"
+  page.dispatch("ClipboardEvent", "paste", "clipboardData", files)
   page.count(failed=1)
   assert page.is_sound()
 
@@ -411,5 +389,5 @@ def test_the_page_waits_for_a_loading_or_absent_server(
   assert page.text("#status") == f"5 images{DOT}5 remaining"
   with demo_pages.serve(detector, port=port):
     page.one("#retry").click()
-    until(lambda: len(page.all("li.anomaly, li.normal")) == 5)
+    page.wait_for_results(5)
   assert not page.one("#away").is_displayed() and page.is_sound()

@@ -22,8 +22,8 @@ from cops_jax.demo import server
 from cops_jax.demo.server import _EXAMPLES
 from cops_jax.detector import AnomalyDetector
 from helpers import demo_pages
-from helpers.demo_pages import ask, black, post, serve, to_bytes, until
-from helpers.images import make_image
+from helpers.demo_pages import ask, black, post, serve, until
+from helpers.images import encode, make_image
 
 detector, port = demo_pages.detector, demo_pages.port  # Fixtures.
 
@@ -33,7 +33,7 @@ def from_data_url(text):
 
 
 def test_the_answer_is_the_detection(detector, port):
-  content = to_bytes(make_image(0, 1400, 900), "JPEG")
+  content = encode(make_image(0, 1400, 900), "JPEG")
   status, answer = post(port, content)
   assert status == 200
   want = detector(content)
@@ -55,7 +55,7 @@ def test_the_answer_is_the_detection(detector, port):
 def test_each_model_has_its_own_scores_and_thresholds(detector):
   """The first model is the default."""
   other = AnomalyDetector.from_clip("demo")
-  content = to_bytes(make_image(0))
+  content = encode(make_image(0))
   others = [(other, "by hand"), (other, "again")]
   with serve(detector, others=others) as port:
     found = [
@@ -91,9 +91,9 @@ def test_the_shown_image_is_what_the_detector_scored(detector, port):
   exif[0x112] = 6  # The orientation tag: turn the image clockwise.
   lying = upright.transpose(Image.Transpose.ROTATE_90)
   for content, seen in (
-    (to_bytes(deep), grey),
-    (to_bytes(clear), Image.new("RGB", clear.size, "white")),
-    (to_bytes(lying, exif=exif), upright),
+    (encode(deep), grey),
+    (encode(clear), Image.new("RGB", clear.size, "white")),
+    (encode(lying, exif=exif), upright),
   ):
     status, answer = post(port, content)
     assert status == 200 and (answer["width"], answer["height"]) == seen.size
@@ -109,10 +109,10 @@ def test_the_shown_image_is_what_the_detector_scored(detector, port):
   (
     (b"", 422, "photo.png cannot be read: it is empty"),
     (b"no image", 422, "photo.png cannot be read: it is not a valid image"),
-    (to_bytes(make_image(0))[:300], 422, "photo.png cannot be read: .*trunc"),
+    (encode(make_image(0))[:300], 422, "photo.png cannot be read: .*trunc"),
     (b"\0" * 300_001, 413, "photo.png is too large: the limit is 0.286"),
     (
-      to_bytes(Image.fromarray(np.zeros((9, 9), np.int32)), "TIFF"),
+      encode(np.zeros((9, 9), np.int32), "TIFF"),
       *(422, "photo.png cannot be read: .*32-bit integers, which"),
     ),
     (black(8000, 6251), 422, "photo.png .* more than 50 million pixels"),
@@ -128,7 +128,7 @@ def test_bad_uploads_get_an_error_message(port, content, status, expected):
 
 def test_an_image_of_a_closed_connection_is_not_scored(detector, monkeypatch):
   """The page closes connections when the user chooses another method."""
-  content = to_bytes(make_image(0))
+  content = encode(make_image(0))
   detect, seen, is_due = detector.detect, [], threading.Event()
 
   def wait(images):
@@ -185,7 +185,7 @@ def test_a_failure_of_the_server_shows_no_traceback(
     raise RuntimeError("out of memory")
 
   monkeypatch.setattr(detector, "detect", fail)
-  response, content = ask(port, "POST", "/api/detect", to_bytes(make_image(0)))
+  response, content = ask(port, "POST", "/api/detect", encode(make_image(0)))
   assert response.status == 500 and b"memory" not in content
   assert "the server failed" in json.loads(content)["error"]
   assert response.headers["X-Content-Type-Options"] == "nosniff"
@@ -201,7 +201,7 @@ def begin_upload(port, length):
 
 
 def test_concurrent_uploads_are_limited(detector):
-  content = to_bytes(make_image(0))
+  content = encode(make_image(0))
   with serve(detector, max_uploads=2) as port:
     with begin_upload(port, len(content)) as first:
       with begin_upload(port, len(content)):
@@ -247,7 +247,7 @@ def test_an_upload_that_stalls_is_ended(detector, limit):
 
 
 def test_requests_from_other_sites_are_refused(detector, port):
-  content = to_bytes(make_image(0))
+  content = encode(make_image(0))
   for origin, status in (
     (f"http://127.0.0.1:{port}", 200),
     ("http://evil.example", 403),

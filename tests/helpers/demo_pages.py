@@ -7,7 +7,6 @@ A test file uses a fixture of this module by assigning it to a name:
 import contextlib
 import functools
 import http.client
-import io
 import json
 import socket
 import threading
@@ -19,6 +18,7 @@ from PIL import Image
 
 from cops_jax import demo
 from cops_jax.demo.server import Limits, make_app, make_server
+from helpers.images import encode
 
 
 @pytest.fixture(scope="module")
@@ -68,15 +68,9 @@ def post(port, body, name="photo.png", **options):
   return response.status, json.loads(content)
 
 
-def to_bytes(image, kind="PNG", **options):
-  file = io.BytesIO()
-  image.save(file, kind, **options)
-  return file.getvalue()
-
-
 @functools.cache
 def black(width, height):
-  return to_bytes(Image.new("1", (width, height)))
+  return encode(Image.new("1", (width, height)))
 
 
 def until(condition, seconds=20):

@@ -13,12 +13,7 @@ from PIL import Image
 from cops_jax.errors import InputError
 from cops_jax.images import finding, read
 from cops_jax.images.masks import read_mask
-
-
-def encode(image, format="PNG", **options):
-  file = io.BytesIO()
-  image.save(file, format, **options)
-  return file.getvalue()
+from helpers.images import encode
 
 
 def noise_image(mode, size=(23, 17)):
@@ -57,11 +52,16 @@ def test_large_photographs_are_decoded_at_full_size(tmp_path):
     np.testing.assert_array_equal(read(image).pixels, want)
 
 
+def chunk(kind, content):
+  """Returns a part of a PNG file."""
+  checksum = zlib.crc32(kind + content)
+  length = struct.pack(">I", len(content))
+  return length + kind + content + struct.pack(">I", checksum)
+
+
 def with_chunk(data, kind, content):
   """Returns a PNG with a chunk after its header."""
-  chunk = kind + content
-  chunk += struct.pack(">I", zlib.crc32(chunk))
-  return data[:33] + struct.pack(">I", len(content)) + chunk + data[33:]
+  return data[:33] + chunk(kind, content) + data[33:]
 
 
 def packed_tiff(values):
@@ -88,8 +88,8 @@ def ramp(bits, dtype=np.uint16):
 @pytest.mark.parametrize(
   "make",
   (
-    lambda values, bits: dict(image=encode(Image.fromarray(values))),
-    lambda values, bits: dict(image=encode(Image.fromarray(values), "TIFF")),
+    lambda values, bits: dict(image=encode(values)),
+    lambda values, bits: dict(image=encode(values, "TIFF")),
     lambda values, bits: dict(image=values),
     lambda values, bits: dict(
       image=encode(
@@ -98,13 +98,11 @@ def ramp(bits, dtype=np.uint16):
       )
     ),
     lambda values, bits: dict(
-      image=with_chunk(encode(Image.fromarray(values)), b"sBIT", bytes([bits])),
+      image=with_chunk(encode(values), b"sBIT", bytes([bits])),
       bits_per_channel=9,
     ),
     lambda values, bits: dict(
-      image=with_chunk(
-        encode(Image.fromarray(values << (16 - bits))), b"sBIT", bytes([bits])
-      )
+      image=with_chunk(encode(values << (16 - bits)), b"sBIT", bytes([bits]))
     ),
   ),
   ids=("PNG", "TIFF", "array", "big-endian", "sBIT", "sBIT, scaled"),
@@ -129,14 +127,12 @@ def test_a_tiff_declares_its_12_bits():
 
 def test_a_tiff_can_store_white_as_zero():
   """PIL inverts such a TIFF only if it has 8 bits."""
-  file = io.BytesIO()
-  Image.fromarray(ramp(16)).save(file, "TIFF", tiffinfo={262: 0})
-  got = read(file.getvalue()).pixels[..., 0]
+  got = read(encode(ramp(16), "TIFF", tiffinfo={262: 0})).pixels[..., 0]
   np.testing.assert_array_equal(got, 255 - (ramp(16) >> 8))
 
 
 def test_32_bit_integers_need_bits_per_channel():
-  data = encode(Image.fromarray(ramp(12, np.int32)), "TIFF")
+  data = encode(ramp(12, np.int32), "TIFF")
   with pytest.raises(InputError, match="32-bit integers.*bits_per_channel"):
     read(data)
   got = read(data, bits_per_channel=12).pixels[..., 0]
@@ -153,7 +149,7 @@ def test_32_bit_integers_need_bits_per_channel():
 )
 def test_values_outside_the_range_are_refused(values, bits, expected):
   with pytest.raises(InputError, match=expected):
-    read(encode(Image.fromarray(values), "TIFF"), bits_per_channel=bits)
+    read(encode(values, "TIFF"), bits_per_channel=bits)
 
 
 def deep_colors(values):
@@ -161,16 +157,8 @@ def deep_colors(values):
   rows = np.repeat(values[..., None], 3, axis=-1).astype(">u2")
   lines = b"".join(b"\0" + row.tobytes() for row in rows)
   header = struct.pack(">IIBBBBB", *values.shape[::-1], 16, 2, 0, 0, 0)
-  content = b"\x89PNG\r\n\x1a\n"
-  for kind, part in (
-    (b"IHDR", header),
-    (b"IDAT", zlib.compress(lines)),
-    (b"IEND", b""),
-  ):
-    part = kind + part
-    content += struct.pack(">I", len(part) - 4) + part
-    content += struct.pack(">I", zlib.crc32(part))
-  return content
+  parts = {b"IHDR": header, b"IDAT": zlib.compress(lines), b"IEND": b""}
+  return b"\x89PNG\r\n\x1a\n" + b"".join(map(chunk, parts, parts.values()))
 
 
 def test_deep_colors_are_read_from_their_high_bytes():
@@ -186,11 +174,11 @@ def test_deep_colors_are_read_from_their_high_bytes():
 
 @pytest.mark.parametrize("bits", (12, 15))
 def test_values_that_use_fewer_bits_are_noted(bits):
-  data = encode(Image.fromarray(ramp(bits)))
+  data = encode(ramp(bits))
   (note,) = read(data).notes
   assert note.startswith("the values use fewer than 16 bits")
   assert "bits_per_channel" in note and note.endswith(f": {bits} bits")
-  assert read(encode(Image.fromarray(ramp(bits) * 0))).notes == ()
+  assert read(encode(ramp(bits) * 0)).notes == ()
 
 
 @pytest.mark.parametrize("mode", ("LA", "RGBA", "P", "L", "RGB", "I;16"))
@@ -205,7 +193,7 @@ def test_transparent_images_are_blended_with_white(mode):
     image = image.quantize(8)
   elif mode == "I;16":
     grey = np.where(np.asarray(image)[..., 3] > 0, 80 << 8, 7).astype(np.uint16)
-    data = with_chunk(encode(Image.fromarray(grey)), b"tRNS", b"\0\7")
+    data = with_chunk(encode(grey), b"tRNS", b"\0\7")
   else:
     image = image.convert(mode)
     options = dict(transparency=image.getpixel((0, 0)))

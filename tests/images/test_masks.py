@@ -16,17 +16,10 @@ from cops_jax.images.masks import (
   example_mask,
   read_mask,
 )
+from helpers.images import encode
 
 DRAWN = np.zeros((40, 50), bool)
 DRAWN[10:20, 5:21] = True  # 8.0% of all pixels.
-
-
-def encode(image, format="PNG", **options):
-  if isinstance(image, np.ndarray):
-    image = Image.fromarray(image)
-  file = io.BytesIO()
-  image.save(file, format, **options)
-  return file.getvalue()
 
 
 def colored(background, anomaly):

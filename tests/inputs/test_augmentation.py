@@ -15,16 +15,10 @@ from cops_jax.inputs.augmentation import make_augmentation
 from cops_jax.training import setup
 from cops_jax.weights.clip import load_clip
 from cops_jax.weights.model import build_model
-from helpers.images import write_folder
+from helpers.images import encode, write_folder
 from helpers.listings import Made
 
 SIDE = 40
-
-
-def encode(pixels, **options):
-  file = io.BytesIO()
-  Image.fromarray(pixels).save(file, "PNG", **options)
-  return file.getvalue()
 
 
 def make_examples(number=12):

@@ -1,13 +1,13 @@
 """The feature cache is exact, shared, resumable and never stale."""
 
 import ast
-import collections
 import concurrent.futures
 import dataclasses
 import logging
 import os
 import shutil
 import types
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -27,17 +27,13 @@ from helpers.runs import leaves
 
 
 @pytest.fixture
-def encoded(monkeypatch):
-  """Counts the images whose features are encoded."""
-  counts = collections.Counter()
+def encoded():
+  """Yields a mock whose call count is the number of encoded images."""
   encode = feature_cache.FeatureCache.encode
-
-  def count(self, *args):
-    counts["images"] += 1
-    return encode(self, *args)
-
-  monkeypatch.setattr(feature_cache.FeatureCache, "encode", count)
-  return counts
+  with mock.patch.object(
+    feature_cache.FeatureCache, "encode", autospec=True, side_effect=encode
+  ) as encoded:
+    yield encoded
 
 
 def test_training_and_evaluation_share_a_cache(
@@ -53,28 +49,26 @@ def test_training_and_evaluation_share_a_cache(
   without, filling = tmp_path / "without", tmp_path / "filling"
   training.train(config, without)
   want = many.evaluate(config, without).results["nuts"]
-  assert not encoded
+  assert not encoded.called
 
   config.feature_cache.dtype = "float32"
   training.train(config, filling)
-  assert encoded["images"] == 27
+  assert encoded.call_count == 27
   if AS_FOR_USERS:
     for item in ("params", "opt_state"):
       assert leaves(filling, 6, item) == leaves(without, 6, item)
     assert read_metrics(filling) == read_metrics(without)
-  for row, other in zip(
-    read_metrics(filling), read_metrics(without), strict=True
-  ):
-    assert row["loss"] == pytest.approx(other["loss"], rel=1e-4)
+  losses, wanted = (
+    [row["loss"] for row in read_metrics(run)] for run in (filling, without)
+  )
+  assert losses == pytest.approx(wanted, rel=1e-4)
   # An image feature, 2 x 9 patch features of width 24, and how it was read.
   gigabytes = f"{27 * ((1 + 2 * 9) * 24 * 4 + 512) / 1e9:.3g} GB"
   assert f"{gigabytes} as float32, and " in caplog.text
   assert "computing features of nuts: 27/27 images" in caplog.text
 
-  def fail(images):
-    raise AssertionError("the vision tower was compiled")
-
   # The vision tower would call this for each image.
+  fail = mock.Mock(side_effect=AssertionError("the tower was compiled"))
   monkeypatch.setattr("cops_jax.backbones.features.normalize_images", fail)
   found = many.evaluate(config, tmp_path / "other", checkpoint=without)
   found = found.results["nuts"]
@@ -85,17 +79,17 @@ def test_training_and_evaluation_share_a_cache(
 @pytest.fixture
 def images(tmp_path):
   """Writes a folder of 12 BMP images of the same size."""
-  rng = np.random.default_rng(0)
-  root = tmp_path / "made"
-  for index in range(12):
-    path = root / "test" / ("good", "bad")[index % 2] / f"{index:02}.bmp"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(rng.integers(0, 256, (20, 20, 3), np.uint8)).save(path)
-  return root
+  write_folder(tmp_path / "made", 12, has_masks=False, suffix=".bmp")
+  return tmp_path / "made"
 
 
 def load(root, **kwargs):
   return datasets.load(f"folder:{root}", "test", **kwargs)
+
+
+@pytest.fixture
+def examples(images):
+  return load(images)
 
 
 @pytest.fixture(scope="module")
@@ -198,35 +192,28 @@ def test_batches_from_the_cache_differ_only_in_the_features(
   subset = pipeline.Subset(examples, [9, 1])
   options = pipeline.BatchOptions(48, 16, batch_size=2)
   (batch,) = pipeline.iterate_batches(subset, options, range(1), features=cache)
-  for row, index in enumerate(subset.indices):
-    np.testing.assert_array_equal(
-      batch["image_features"][row], cache.find(index)["image_features"]
-    )
-
-
-class Killed(BaseException):
-  pass
+  found = [cache.find(index)["image_features"] for index in subset.indices]
+  np.testing.assert_array_equal(batch["image_features"], found)
 
 
 def test_an_interrupted_fill_resumes(
-  images, open_cache, fake_tower, encoded, monkeypatch
+  examples, open_cache, fake_tower, encoded, monkeypatch
 ):
-  examples = load(images)
   monkeypatch.setattr(feature_cache, "_SHARD_IMAGES", 5)
   real = os.replace
 
   def replace(source, target):
     if str(target).endswith("000001.npy"):
-      raise Killed  # The file is written but not in place.
+      raise KeyboardInterrupt  # The file is written but not in place.
     real(source, target)
 
   with monkeypatch.context() as context:
     context.setattr(os, "replace", replace)
-    with pytest.raises(Killed):
+    with pytest.raises(KeyboardInterrupt):
       open_cache(examples)
-  num_before = encoded["images"]
+  num_before = encoded.call_count
   cache = open_cache(examples)
-  assert encoded["images"] == num_before + 7 and not cache.missing()
+  assert encoded.call_count == num_before + 7 and not cache.missing()
   names = sorted(path.name for path in cache.folder.glob("*.npy"))
   assert names == ["000000.npy", "000001.npy", "000002.npy"]
   shards = [(cache.folder / name).read_bytes() for name in names]
@@ -252,24 +239,24 @@ def test_changed_files_of_equal_length_get_another_cache(
   by_times, by_bytes = (
     open_cache(load(images, by_contents=flag)).folder for flag in (False, True)
   )
-  assert by_times != by_bytes and encoded["images"] == 24
+  assert by_times != by_bytes and encoded.call_count == 24
   changed = images / "test" / "bad" / "03.bmp"
   change(changed, is_touched=False)
   assert open_cache(load(images)).folder == by_times
   other = open_cache(load(images, by_contents=True))
-  assert other.folder != by_bytes and encoded["images"] == 36
+  assert other.folder != by_bytes and encoded.call_count == 36
   change(changed, is_touched=True)
   assert open_cache(load(images)).folder != by_times
-  assert encoded["images"] == 48
+  assert encoded.call_count == 48
   assert open_cache(load(images, by_contents=True)).folder == by_bytes
-  assert encoded["images"] == 48
+  assert encoded.call_count == 48
 
 
 @pytest.mark.parametrize(
   "module, name", ((features, "_acquire"), (pipeline, "read"))
 )
 def test_an_image_that_changes_while_it_is_read_is_reported(
-  module, name, images, open_cache, fake_tower, monkeypatch
+  module, name, images, examples, open_cache, fake_tower, monkeypatch
 ):
   real = getattr(module, name)
 
@@ -279,12 +266,13 @@ def test_an_image_that_changes_while_it_is_read_is_reported(
 
   monkeypatch.setattr(module, name, touch_and_call)
   with pytest.raises(InputError, match="03.bmp of .*has changed since"):
-    open_cache(load(images))
+    open_cache(examples)
 
 
-def test_damage_is_detected(images, open_cache, fake_tower, monkeypatch):
+def test_damage_is_detected(
+  images, examples, open_cache, fake_tower, monkeypatch
+):
   monkeypatch.setattr(feature_cache, "_SHARD_IMAGES", 6)
-  examples = load(images)
   cache = open_cache(examples)
   whole = [cache.find(index) for index in range(12)]
   path = cache.folder / "000000.npy"
@@ -324,39 +312,28 @@ def test_damage_is_detected(images, open_cache, fake_tower, monkeypatch):
 
 
 def test_features_are_read_without_parsing_text(
-  images, open_cache, fake_tower, monkeypatch
+  examples, open_cache, fake_tower
 ):
   """CPython 3.11's parser can fail in threads although files are intact."""
-  examples = load(images)
   cache = open_cache(examples)
 
-  def fail(*_, **kwargs):
-    raise SystemError("AST constructor recursion depth mismatch")
-
-  with monkeypatch.context() as context:
-    context.setattr(ast, "parse", fail)
-    batches = iterate(examples, features=cache)
-  assert len(batches) == 6
+  error = SystemError("AST constructor recursion depth mismatch")
+  with mock.patch.object(ast, "parse", side_effect=error):
+    assert len(iterate(examples, features=cache)) == 6
 
 
 def test_a_full_disk_is_reported_before_and_while_writing(
-  images, open_cache, fake_tower, encoded, monkeypatch
+  examples, open_cache, fake_tower, encoded
 ):
-  examples = load(images)
-  with monkeypatch.context() as context:
-    usage = types.SimpleNamespace(free=1000)
-    context.setattr(shutil, "disk_usage", lambda path: usage)
+  usage = types.SimpleNamespace(free=1000)
+  with mock.patch.object(shutil, "disk_usage", return_value=usage):
     with pytest.raises(InputError, match="need 2.8e-05 GB.* 1e-06 GB free"):
       open_cache(examples)
-  assert not encoded
-
-  def save(*_):
-    raise OSError(28, "No space left on device")
-
-  monkeypatch.setattr(np, "save", save)
-  message = "No space left on device.*config.features_dir"
-  with pytest.raises(InputError, match=message):
-    open_cache(examples)
+  assert not encoded.called
+  error = OSError(28, "No space left on device")
+  with mock.patch.object(np, "save", side_effect=error):
+    with pytest.raises(InputError, match="No space left.*config.features_dir"):
+      open_cache(examples)
 
 
 def test_numbers_that_do_not_fit_are_refused(tmp_path):
@@ -370,10 +347,9 @@ def test_numbers_that_do_not_fit_are_refused(tmp_path):
 
 
 def test_bfloat16_holds_all_that_a_bfloat16_clip_computes(
-  images, open_cache, cache_config
+  examples, open_cache, cache_config
 ):
   cache_config.backbone.dtype = "bfloat16"
-  examples = load(images)
   exact = open_cache(examples)
   cache_config.feature_cache.dtype = "bfloat16"
   half = open_cache(examples)
@@ -385,14 +361,14 @@ def test_bfloat16_holds_all_that_a_bfloat16_clip_computes(
 
 
 def test_fields_that_change_the_features_change_the_cache(
-  images, open_cache, cache_config, backbone, monkeypatch
+  examples, open_cache, cache_config, backbone, monkeypatch
 ):
   monkeypatch.setattr(features, "_fill", lambda *_: None)
 
   def num_caches(name, value):
     changed = cache_config.copy_and_resolve_references()
     changed.update_from_flattened_dict({name: value})
-    folder = open_cache(load(images), changed, backbone=backbone).folder
+    folder = open_cache(examples, changed, backbone=backbone).folder
     return len(list(folder.parent.iterdir()))
 
   for name, value in {"seed": 1, "backbone.split_over_devices": True}.items():
@@ -414,9 +390,9 @@ def test_fields_that_change_the_features_change_the_cache(
 
 
 def test_one_process_computes_and_the_other_processes_wait(
-  images, open_cache, fake_tower, encoded
+  examples, open_cache, fake_tower, encoded
 ):
   with concurrent.futures.ThreadPoolExecutor(3) as pool:
-    caches = list(pool.map(open_cache, [load(images)] * 3))
-  assert encoded["images"] == 12
+    caches = list(pool.map(open_cache, [examples] * 3))
+  assert encoded.call_count == 12
   assert not any(cache.missing() for cache in caches)

@@ -1,6 +1,5 @@
 """Batches contain every example once, for any numbers of hosts and workers."""
 
-import io
 import multiprocessing
 import os
 
@@ -13,13 +12,8 @@ from cops_jax.inputs import load_examples, pipeline
 from cops_jax.inputs.augmentation import make_augmentation
 from cops_jax.losses import count_mask_pixels
 from cops_jax.runtime.randomness import hash_example
+from helpers.images import encode
 from helpers.listings import Made
-
-
-def encode(image, format="PNG"):
-  file = io.BytesIO()
-  image.save(file, format)
-  return file.getvalue()
 
 
 def test_mask_counts_are_row_major():

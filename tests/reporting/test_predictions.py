@@ -13,6 +13,7 @@ from cops_jax.images.drawing import to_file
 from cops_jax.images.finding import MANIFEST, find_images
 from cops_jax.reporting import predictions
 from cops_jax.thresholds import Thresholds
+from helpers.browser import BrowserPage
 
 # Names of images, the highest score first.
 NAMES = ("=1,<b>#", "größe 日本", "third")
@@ -69,35 +70,29 @@ def test_predictions_are_written_as_lines_and_as_a_table(folder):
 
 @pytest.mark.parametrize("width, scheme", ((1280, "light"), (390, "dark")))
 def test_the_page_works_in_a_browser(folder, browser, width, scheme):
-  media = [{"name": "prefers-color-scheme", "value": scheme}]
-  size = {"width": width, "height": 900, "deviceScaleFactor": 1}
-  browser.execute_cdp_cmd(
-    "Emulation.setDeviceMetricsOverride", {**size, "mobile": width == 390}
+  page = BrowserPage(
+    browser, (folder / predictions.PAGE).as_uri(), width, scheme
   )
-  browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": media})
-  browser.get((folder / predictions.PAGE).as_uri())
 
   def one(selector):
-    return browser.find_element("css selector", selector)
+    return page.all(selector)[0]
 
   def shown():
-    rows = browser.find_elements("css selector", "li:not([hidden]) h2")
+    rows = page.all("li:not([hidden]) h2")
     return [row.get_attribute("title").split("/")[-1] for row in rows]
 
   def enlarged():
     script = "const i = document.querySelector('dialog img');"
     script += "return new Promise((end) => setTimeout(() => end(i.src), 200))"
-    return browser.execute_script(script)
+    return page.run(script)
 
   everything = [*(f"{name}.png" for name in NAMES), "broken.png"]
   assert shown() == everything and one("h1").text == "4 <images>"
   assert one("li").text.split("\n")[0] == "=1,<b>#.png"
   assert "anomaly score 0.800, 1 region" in one("li").text
   assert "by <hand>" in one("main").text and "is a toy" in one(".note").text
-  assert browser.execute_script(
-    "return document.documentElement.scrollWidth <= window.innerWidth"
-  )
-  assert browser.execute_script(
+  assert page.fits()
+  assert page.run(
     "return [...document.querySelectorAll('li img')].every("
     "  (image) => image.naturalWidth === 602 && image.width > 200)"
   )

@@ -14,6 +14,7 @@ from cops_jax.evaluation import results
 from cops_jax.images.drawing import picture_tiles
 from cops_jax.metrics import METRICS
 from cops_jax.reporting import report
+from helpers.browser import BrowserPage
 from helpers.made_results import FIRST, NAN, row
 
 PROVENANCE = {
@@ -260,18 +261,10 @@ def test_pictures_have_headings_and_sizes(text):
 @pytest.mark.parametrize("width", (1280, 390))
 def test_the_page_is_shown_completely_in_a_browser(page, browser, width):
   """There are no errors, nothing is cut off, and every picture is shown."""
-  # A window has a minimum width, but an emulated screen has none.
-  browser.execute_cdp_cmd(
-    "Emulation.setDeviceMetricsOverride",
-    {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False},
-  )
-  browser.get(page.as_uri())
+  page = BrowserPage(browser, page.as_uri(), width)
   assert browser.get_log("browser") == []
-  assert browser.execute_script("return window.innerWidth") == width
-  assert browser.execute_script(
-    "return document.documentElement.scrollWidth <= window.innerWidth"
-  )
-  sizes = browser.execute_script(
+  assert page.run("return window.innerWidth") == width and page.fits()
+  sizes = page.run(
     "return Promise.all([...document.images].map(async image => {"
     "  await image.decode();"
     "  return [image.naturalWidth, image.width];"
@@ -280,7 +273,7 @@ def test_the_page_is_shown_completely_in_a_browser(page, browser, width):
   assert len(sizes) == 12 * (4 + 4 + 3)
   for natural, shown in sizes:
     assert natural > 0 and 100 < shown <= width
-  charts, height = browser.execute_script(
+  charts, height = page.run(
     "const charts = [...document.querySelectorAll('.chart')];"
     "return [charts.length, Math.min(...charts.map("
     "  (chart) => chart.getBoundingClientRect().height))]"
