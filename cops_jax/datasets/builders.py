@@ -79,7 +79,7 @@ class Published(dataset_builder.ShardBasedBuilder, skip_registration=True):
     # All files are listed first, so that problems are found before writing.
     listing = self.specification.read(root, self.specification.categories)
     root = listing.root or root
-    listing.require_sound(self.name)
+    listing.require_no_problems(self.name)
     test = [row for row in listing.images if row.split == "test"]
     listing.oddities += count_differences(
       self.name, len(test), sum(row.is_anomaly for row in test)

@@ -120,6 +120,6 @@ def load_custom(
 ) -> FileExamples:
   """Returns the examples of a custom data set that `locate` found."""
   name, listing = name_of(reader, root), read_listing(reader, root)
-  listing.require_sound(name)
+  listing.require_no_problems(name)
   images = [image for image in listing.images if image.split == split]
   return FileExamples(name, root, images, listing.notes, by_contents)

@@ -67,8 +67,8 @@ class Listing:
       return self.oddities
     return [*self.oddities, f"hidden files skipped: {len(self.hidden)}"]
 
-  def require_sound(self, name: str) -> None:
-    """Raises InputError, which names the first problems, if there are any."""
+  def require_no_problems(self, name: str) -> None:
+    """Raises InputError with the first problems, if there are any."""
     if self.problems:
       shown = shorten_list(self.problems)
       raise InputError(
@@ -100,12 +100,11 @@ def add_images(
   masks_among_images: bool = False,
   all_required: bool = False,
 ) -> None:
-  """Adds a category's images and their masks to a listing.
+  """Adds the images in the folders of a category to a listing.
 
   Args:
     listing: receives the images, problems and oddities.
-    category: name of the category.
-    folders: folders of its images.
+    category, folders: name and folders of the category.
     parent: folder of its test images, for messages.
     has_mask: True if there is pixel-level ground truth.
     masks_among_images: if True, searches image folders for masks (x_mask.png,
@@ -187,7 +186,7 @@ def pair_masks(
   ending such as "_mask" or "_GT". A folder named after an image can contain
   several masks of it. If no name matches and the numbers of files are equal,
   images and masks are matched in sorted order, with numbers sorted by value. If
-  both fail, that is a problem of the listing.
+  both fail, the listing receives a problem.
 
   Args:
     images: anomalous images, each with the folder that its name is relative to.

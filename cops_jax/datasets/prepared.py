@@ -75,7 +75,6 @@ def read_contents(
   contents.json is missing, damaged or has other times, it is rewritten.
 
   Args:
-    builder: builder of a prepared data set.
     notes: notes to record if contents.json is missing or damaged.
     is_deep: if True, hashes every file again.
 

@@ -51,11 +51,9 @@ class Specification:
     domain: "industrial" or "medical".
     categories: names of the products or organs.
     read: reader of the original files.
-    layout: description of the original files in their folder.
-    description: one or two sentences about the data set.
+    layout: description of the folder of original files.
     licence: licence that the publishers state, or where to find it.
     homepage: address to get the data set from.
-    citation: paper to cite.
     num_test_images: published number of test images; None if unknown.
     num_test_anomalies: the same for anomalous images.
     size: description of the size if num_test_images is unknown.

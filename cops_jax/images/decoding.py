@@ -315,11 +315,8 @@ def _find_depth(image, file):
 def _find_bits(union, depth, significant, given):
   """Returns the number of bits that the values of a channel can use.
 
-  Args:
-    union: bitwise union of all values.
-    depth: number of bits that a channel is stored in, more than 8.
-    significant: bits that the file declares in a PNG's sBIT, or 0.
-    given: bits_per_channel of `read`.
+  `union` is the bitwise union of all values, and `significant` the number of
+  bits that a PNG declares, or 0.
   """
   if depth < 16:
     return depth

@@ -68,13 +68,10 @@ def overlay(
   high: float,
   regions: Bool[np.ndarray, "h w"],
 ) -> Integer[np.ndarray, "h w 3"]:
-  """Draws the colours of a map and outlines of regions on an image.
+  """Returns an image with the colours of a map and outlines of regions.
 
-  Args:
-    image: image to draw on.
-    anomaly_map: map of the same size; higher values are more opaque.
-    low, high: ends of the colour scale.
-    regions: True for the pixels of regions to outline.
+  Higher values of the map, from `low` to `high`, are lighter and more opaque.
+  `regions` is True for the pixels of regions to outline.
   """
   from PIL import Image
 

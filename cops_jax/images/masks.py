@@ -99,7 +99,7 @@ def example_mask(
   """Returns the upright mask of an example; one False pixel if it has no mask.
 
   Args:
-    example: an example of `cops_jax.datasets.load`.
+    example: example of a data set, see `cops_jax.datasets.load`.
     orientation, size: the arguments of `Mask.turn`.
     reading: result of `config.reading`; "max_pixels" also limits the mask.
 

@@ -111,8 +111,7 @@ def read_example(
   Args:
     example: example at the position `place` in `examples`.
     place, step: position in the data set and number of the training step.
-    examples: all examples of the data set.
-    options: options of the batches.
+    examples, options: the arguments of `pipeline.iterate_batches`.
     failures: receives the paths of unreadable images of a mosaic, with reasons;
       the example itself replaces them.
 

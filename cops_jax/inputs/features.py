@@ -78,13 +78,11 @@ def open_features(
   Separate runs wait for each other.
 
   Args:
-    config: a ConfigDict with the fields of `cops_jax.config`.
-    examples, split: result of `cops_jax.datasets.load` and its split.
+    config, examples, split: config of the run, and a split of a data set.
     model, backbone: model with the vision tower, and its weights.
-    mesh: devices of the run. Each computes as many images at a time as in a
-      step of the run, because the last bits depend on that number; in float32,
-      the number is part of the cache's key.
-    batch_size: batch size of the run.
+    mesh, batch_size: devices and batch size of the run. A device computes as
+      many images at a time as in a step of the run, because the last bits
+      depend on that number; in float32, it is part of the cache's key.
     skipped: argument of `pipeline.iterate_batches`.
 
   Returns:

@@ -311,7 +311,7 @@ def test_changed_original_files_are_detected(tmp_path, capsys):
   image = next((tree.root / "images").glob("[!.T]*.*"))
   image.write_bytes(image.read_bytes() + b"x")
   main(["check", "kvasir", "--deep", *flags])
-  expected = f"prepared copy, such as images/{image.name}"
+  expected = f"prepared copy: 1, such as images/{image.name}"
   assert expected in capsys.readouterr().out
 
 
