@@ -14,7 +14,7 @@ import jaxlib
 
 # Tests spend most of their time in the compiler. With few optimizations it is
 # ten times as fast, here and in the processes that tests start.
-# JAX_DISABLE_MOST_OPTIMIZATIONS=0 compiles as for users.
+# JAX_DISABLE_MOST_OPTIMIZATIONS=0 compiles as users' programs do.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 if (
   os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] == "1"
@@ -44,11 +44,7 @@ from jaxtyping import install_import_hook
 from helpers.bucket import BUCKET, Server
 from helpers.clip_config import make_clip_config
 from helpers.config import make_config, small_fields
-from helpers.scripts import (
-  reduce_garbage_collection,
-  run,
-  run_exit_functions,
-)
+from helpers.scripts import reduce_garbage_collection, run, run_exit_functions
 
 reduce_garbage_collection()
 
@@ -74,7 +70,7 @@ def pytest_unconfigure(config):
     os._exit(0)
 
 
-# The slowest files start first, so that all workers end at the same time.
+# The slowest files start first, so that all workers end at about the same time.
 _FIRST = (
   *("test_processes", "test_runs_in_buckets", "test_documentation"),
   *("test_loop", "test_evaluator", "test_step", "test_page", "test_resume"),

@@ -1,6 +1,6 @@
-"""Data sets by name; `load` returns their examples.
+"""Opens data sets by name.
 
-Importing this package registers the published and the demo's data sets in TFDS.
+Importing this package registers the published data sets and the demo's in TFDS.
 """
 
 from __future__ import annotations

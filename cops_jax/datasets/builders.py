@@ -200,7 +200,7 @@ def _stored_mask(
 def _shards(
   images: Sequence[ListedImage],
 ) -> dict[str, list[Sequence[ListedImage]]]:
-  """Returns each split's images in shards of about `_SHARD_BYTES`."""
+  """Returns the images of each split in shards of about `_SHARD_BYTES`."""
   shards = {}
   for split in sorted({image.split for image in images}):
     shards[split] = [[]]

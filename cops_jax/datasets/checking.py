@@ -5,8 +5,6 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import os
-from collections.abc import Callable, Mapping
-from typing import Any
 
 from cops_jax.datasets import custom, preparation
 from cops_jax.datasets.further import PUBLISHED, count_differences
@@ -163,12 +161,11 @@ def _compare_bytes(result, builder, root, images, data_dir, manual_dir):
     )
 
 
-def _inspect_all(
-  result: Check,
-  load: Callable[[int], tuple[str, Mapping[str, Any]]],
-  number: int,
-) -> None:
-  """Reads examples in parallel threads; adds their counts and faults."""
+def _inspect_all(result, load, number):
+  """Reads examples in parallel threads; adds their counts and faults.
+
+  `load` returns the split and the example at a position.
+  """
   progress, notes = Progress(number, "images"), {}
   with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
     found = pool.map(lambda index: _inspect(*load(index)), range(number))

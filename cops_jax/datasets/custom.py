@@ -76,7 +76,7 @@ READERS = {"folder": _read_folder, "meta_json": read_meta_json}
 
 
 def locate(name: str) -> tuple[str, pathlib.Path] | None:
-  """Returns the reader and the root of a custom data set; None for others.
+  """Returns the reader and root of a custom data set; None for other names.
 
   Raises:
     InputError: if the path is not a folder.

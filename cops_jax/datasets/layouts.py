@@ -1,4 +1,4 @@
-"""Lists the files of a data set: images, their masks, and problems."""
+"""Lists the images and masks of a data set, and problems with them."""
 
 from __future__ import annotations
 

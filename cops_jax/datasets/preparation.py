@@ -118,11 +118,7 @@ def prepare(
 def load_prepared(
   name: str, split: str, data_dir: str | None, manual_dir: str | None
 ) -> PreparedExamples:
-  """Opens a split of a registered data set, which is prepared if necessary.
-
-  Raises:
-    InputError: if `prepare` raises it, or the split does not exist.
-  """
+  """Opens a split of a registered data set, which is prepared if necessary."""
   builder = prepare(name, data_dir, manual_dir)
   contents = read_contents(builder)
   if split not in builder.info.splits:

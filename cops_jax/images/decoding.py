@@ -207,9 +207,9 @@ def open_image(
 ) -> Iterator[Image.Image]:
   """Opens an image file or its bytes with PIL and decodes it completely.
 
-  Use it for masks, because their values are not colours, and `read` for images.
-  The image is decoded at once: PIL raises an error only at the first attempt,
-  and then returns the intact part of a damaged image.
+  This is for masks, because their values are not colours; `read` is for images.
+  The image is decoded at once, because PIL raises an error only at the first
+  attempt and then returns the intact part of a damaged image.
 
   Raises:
     ValueError: if the file is not regular, is empty, has none of `FORMATS` or
@@ -293,7 +293,7 @@ def _count_pages(image, file):
 
 
 def _find_depth(image, file):
-  """Returns a file's bits per channel, and the bits it declares or 0."""
+  """Returns the stored and the declared bits per channel; 0 if undeclared."""
   if hasattr(image, "tag_v2"):
     return max(image.tag_v2.get(_BITS, (1,))), 0
   if image.format == "PNG" and file is not None:

@@ -148,8 +148,9 @@ def cut(
 def _bands(number, image_size, length):
   """Returns the pixels of each tile along an axis, and a matrix for its map.
 
-  The matrix resizes a tile's map bilinearly, as `resize_map` does, and weights
-  it by a raised cosine, which is 0 at the tile's edges and so avoids seams.
+  The matrix resizes the map of a tile bilinearly, as `resize_map` does, and
+  weights it by a raised cosine. This is 0 at the edges of the tile, which
+  avoids seams.
   """
   places = (np.arange(length) + 0.5) / length
   spans, share = _spans(number), _tile_share(number)

@@ -103,7 +103,7 @@ class FeatureCache:
     }
 
   def padding(self) -> dict[str, Any]:
-    """Returns the features of padding: ones, which can be normalized."""
+    """Returns the features of padding, which are ones and can be normalized."""
     dtype = jnp.dtype(self.dtype)
     return {
       "orientation": np.int32(1),

@@ -283,8 +283,8 @@ def iterate_batches(
     Batches with these fields:
 
     - image: uint8 (b, h, w, 3); with a tile grid also tiles, uint8 (b, t, h, w,
-      3). With `features` instead image_features (b, d) and patch_features (b,
-      f, n, d).
+      3). With `features` instead image_features (b, d) or (b, f, d), and
+      patch_features (b, f, n, d).
     - mask_counts: int32 (b, n); with full masks instead mask, uint8 (b, h, w).
     - index (position in the data set) and label, int32; has_mask and
       padding_mask, bool; category and path, str; example_id, uint32, if the

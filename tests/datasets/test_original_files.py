@@ -19,11 +19,7 @@ from PIL import Image, ImageOps
 
 from cops_jax import datasets
 from cops_jax.commands.datasets import main
-from cops_jax.datasets import (
-  builders,
-  preparation,
-  prepared,
-)
+from cops_jax.datasets import builders, preparation, prepared
 from cops_jax.errors import InputError
 from cops_jax.images import read
 from cops_jax.images.masks import EMPTY, FULL

@@ -18,7 +18,7 @@ BUCKET = "made-bucket"
 
 
 class _Handler(RequestHandler):
-  """The emulator's handler with faults, and the generations that it lacks."""
+  """The emulator's handler, to which faults and generations are added."""
 
   def __init__(self, served, *args):
     self._served, self._generation = served, None
@@ -132,7 +132,7 @@ class Server:
 
   @contextlib.contextmanager
   def failing(self, status, methods=("GET", "POST", "PUT", "DELETE"), text=""):
-    """Answers requests of these methods, with `text` in the path, by errors."""
+    """Answers requests of these methods by errors if their path has `text`."""
     self.fault = lambda method, path, body: (
       status if method in methods and text in path else None
     )

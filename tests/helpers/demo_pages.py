@@ -1,4 +1,4 @@
-"""Demo pages that are served to tests, and requests to them.
+"""Serves demo pages to tests, and sends requests to them.
 
 A test file uses a fixture of this module by assigning it to a name:
 `port = demo_pages.port`.

@@ -115,7 +115,7 @@ def images(recipe):
 
 
 def assert_close(actual, expected, tolerance=1e-5):
-  """Asserts a bound on the largest difference over the largest entry."""
+  """Asserts that the largest difference is small next to the largest entry."""
   actual, expected = np.asarray(actual), np.asarray(expected)
   assert actual.shape == expected.shape
   error = np.abs(actual - expected).max() / np.abs(expected).max()

@@ -1,4 +1,4 @@
-"""Folders and lists of images with their expected examples."""
+"""Writes lists of images, and checks examples against a tree."""
 
 import json
 
@@ -57,10 +57,10 @@ def write_meta(tree, change=lambda splits: None):
   (tree.root / "meta.json").write_text(json.dumps(splits))
 
 
-def plates(root, normal="good"):
-  """Writes a normal image, and an anomalous one with a mask; returns both."""
+def plates(root):
+  """Writes a tree of a normal image and an anomalous one with a mask."""
   tree = Tree(root)
-  tree.image(f"nut/test/{normal}/0.png", "test", "nut")
+  tree.image("nut/test/good/0.png", "test", "nut")
   tree.image("nut/test/dent/1.png", "test", "nut", "dent")
   tree.mask("nut/ground_truth/dent/1.png")
   return tree

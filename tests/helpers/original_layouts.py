@@ -1,4 +1,4 @@
-"""Tiny copies of the published data sets' layouts, with stray files."""
+"""Writes tiny data sets in the published layouts, with stray files."""
 
 import csv
 import dataclasses
@@ -204,11 +204,8 @@ def _real_iad(tree):
       ("train", f"OK/S0001/{name}_0001_OK_C1", "OK"),
       ("test", f"OK/S0002/{name}_0002_OK_C1", "OK"),
       ("test", f"NG/HS/S0003/{name}__0003_NG_HS_C1", "HS"),
-      (
-        "test",
-        f"NG/HS/S0003/{name}__0003_NG_HS_C2",
-        "OK",
-      ),  # Defect out of view.
+      # The defect is out of view.
+      ("test", f"NG/HS/S0003/{name}__0003_NG_HS_C2", "OK"),
     ):
       path, mask = f"realiad_1024/{name}/{stem}.jpg", None
       if kind != "OK":

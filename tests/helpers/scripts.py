@@ -55,9 +55,10 @@ def _forks():
 
 
 def reduce_garbage_collection():
-  """Makes garbage collection rarer, which otherwise takes a tenth of the time.
+  """Makes garbage collection rarer.
 
-  It would examine millions of objects from traces, which are not garbage.
+  It would take a tenth of the time to examine millions of objects from traces,
+  which are not garbage.
   """
   gc.freeze()
   gc.set_threshold(200_000, 20, 50)
@@ -145,7 +146,7 @@ class Program:
     return self.returncode
 
   def communicate(self, timeout=900):
-    """Waits for its end; returns standard output and standard error."""
+    """Waits for the program to end; returns its output and its errors."""
     self.wait(timeout)
     return [output.result() for output in self._outputs]
 
@@ -165,7 +166,7 @@ def run(*arguments, **options):
 
 @contextlib.contextmanager
 def capture():
-  """Yields captured output and errors; restores the log handlers at the end."""
+  """Captures output and errors; restores the log handlers at the end."""
   logger = logging.getLogger("cops_jax")
   before = logger.handlers, logger.level, logger.propagate
   out, err = io.StringIO(), io.StringIO()

@@ -23,7 +23,7 @@ def make_adam(accumulate_steps=1, num_steps=100):
 
 
 def take_five_adam_steps(model, params, backbone_params, batch):
-  """Returns (loss, image, patch) terms of each step, and first gradients."""
+  """Returns the loss terms of each step, (5, 3), and the first gradients."""
   optimizer = optax.adam(1e-3, b1=0.5, b2=0.999, eps=1e-8)
   state = optimizer.init(params)
 

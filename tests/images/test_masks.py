@@ -107,7 +107,7 @@ def test_a_mask_of_one_value_is_empty_or_full(value, expected, mode):
   assert (read_mask(encode(image)).pixels == expected).all()
 
 
-def soft(factor=4):
+def soft():
   large = Image.fromarray(np.kron(colored(0, 255), np.ones((4, 4), np.uint8)))
   return large.rotate(0.5, Image.Resampling.BICUBIC).resize((50, 40))
 

@@ -26,8 +26,7 @@ def test_grids_are_parsed_and_normalized(text, normal, grid):
 
 
 @pytest.mark.parametrize(
-  "text",
-  ("3", "0x2", "9x1", "2x", "2X3", "-1x2", "2x3x4", " "),
+  "text", ("3", "0x2", "9x1", "2x", "2X3", "-1x2", "2x3x4", " ")
 )
 def test_bad_grids_are_refused(text):
   assert tiles.parse_grid(text) is None

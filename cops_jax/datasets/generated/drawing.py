@@ -194,7 +194,7 @@ def mean_colour(image, extent):
 
 
 def other_colour(rng, image, extent, strength, tint=0.3):
-  """Draws a colour that differs from a region's mean by about `strength`."""
+  """Draws a colour that differs by about `strength` from the region's mean."""
   mean = mean_colour(image, extent)
   direction = np.ones(3) + tint * rng.normal(0, 1, 3)
   direction /= np.abs(direction).max()

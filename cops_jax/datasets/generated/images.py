@@ -16,7 +16,7 @@ from cops_jax.datasets.generated.drawing import (
 
 
 def _capture(rng, size):
-  """Draws lighting gain and sensor noise of a photograph, (size, size, 3)."""
+  """Draws the lighting gain and sensor noise of a photograph."""
   y, x = (axis / (REFERENCE_SIZE / 2) for axis in pixel_grid(size))
   tilt = rng.normal(0, 0.06, 2).astype(np.float32)
   vignette = np.float32(rng.uniform(0, 0.12))
