@@ -140,8 +140,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
   if same := own & {*map(os.path.realpath, normal)}:
     raise InputError(
       f"--normal and --normal_images have {count_of(len(same), 'image')} in"
-      f" common, such as {min(same)}. Their scores, and so the thresholds,"
-      " would be far too low. Calibrate on other normal images."
+      f" common, such as {min(same)}. Reference images get low scores, so the"
+      " thresholds would be too low. Calibrate on other normal images."
     )
   if normal:
     if rate is None and not anomalous:
