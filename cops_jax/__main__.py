@@ -1,8 +1,4 @@
-"""The console command: `cops COMMAND`, or `python -m cops_jax COMMAND`.
-
-Each command is a module of `cops_jax.commands` and is imported when it is
-called. It imports JAX only after it has read its arguments, so help is fast.
-"""
+"""The console command: `cops COMMAND`, or `python -m cops_jax COMMAND`."""
 
 from __future__ import annotations
 

@@ -41,14 +41,14 @@ def from_images(
     normal: normal images in any form that `images.read` accepts.
     anomalous: anomalous images in the same forms.
     false_alarms: largest share of the normal images that can reach the image
-      threshold, and of those with a pixel that reaches the pixel threshold.
+      threshold, and largest share that can have a pixel at the pixel threshold.
       None applies the rule of `from_labelled_data`, which needs anomalous
       images.
-    tiles: tiles of the later predictions, see `AnomalyDetector`.
+    tiles: tiles that predictions will use, see `AnomalyDetector`.
 
   Raises:
-    InputError: if images are missing, one cannot be read, or the tiles are
-      invalid.
+    InputError: if there are too few images, an image cannot be read, or the
+      tiles are invalid.
 
   Example:
     ```python
@@ -82,15 +82,15 @@ def from_labelled_data(
   """Returns thresholds chosen from labelled data.
 
   The image threshold has the largest balanced accuracy, and the pixel threshold
-  the largest F1. Without masks, the pixel threshold is one that no more normal
-  images reach than the image threshold.
+  the largest F1. Without masks, at most as many normal images reach the pixel
+  threshold as reach the image threshold.
 
   Args:
     detector: detector that the thresholds are for.
     examples: labelled examples from `cops_jax.datasets.load`.
-    false_alarms: largest share of normal images called anomalous. It replaces
-      both rules, as in `from_images`.
-    tiles: tiles of the later predictions, see `AnomalyDetector`.
+    false_alarms: largest share of false alarms, as in `from_images`. It
+      replaces both rules.
+    tiles: tiles that predictions will use, see `AnomalyDetector`.
 
   Raises:
     InputError: if there are no normal images or no anomalous ones, an image
@@ -110,7 +110,7 @@ def from_labelled_data(
 
 @dataclasses.dataclass(frozen=True)
 class _Scored:
-  """Scores of images, the highest values of their maps, and their labels."""
+  """Scores of images, maxima of their maps, labels (True if anomalous)."""
 
   scores: Float[np.ndarray, "n"]
   peaks: Float[np.ndarray, "n"]
@@ -120,7 +120,7 @@ class _Scored:
   def errors(
     self, threshold: float
   ) -> tuple[Proportion | None, Proportion | None]:
-    """Returns false alarms and misses; None without images of that kind."""
+    """Returns false alarms and misses; None for a kind without images."""
     flagged = self.scores >= threshold
     return tuple(
       estimate(int(is_wrong.sum()), len(is_wrong)) if len(is_wrong) else None
@@ -129,7 +129,7 @@ class _Scored:
 
 
 def _choose(detector, scored, source, false_alarms, tiles):
-  """Returns thresholds by false alarms or, if None, by balanced accuracy."""
+  """Chooses by the share of false alarms or, if None, by balanced accuracy."""
   if false_alarms is not None:
     return _few_false_alarms(detector, scored, false_alarms, tiles)
   image = thresholds.of_balanced_accuracy(scored.scores, scored.labels)
@@ -154,7 +154,9 @@ def _choose(detector, scored, source, false_alarms, tiles):
 
 def _few_false_alarms(detector, scored, rate, tiles):
   if scored.labels.all():
-    raise InputError("there are no normal images to choose thresholds from")
+    raise InputError(
+      "there are no normal images to choose thresholds from: add some"
+    )
   image, pixel = (
     thresholds.of_false_positive_rate(values[~scored.labels], rate)
     for values in (scored.scores, scored.peaks)
@@ -180,7 +182,7 @@ def _make(detector, scored, image, pixel, method, tiles):
 
 
 def _decode(detector, example, tiles):
-  """Returns an example's path, image, label, mask and notes on the mask."""
+  """Returns one of the rows that `_score` reads."""
   path = example["path"]
   image = detector.decode(example["image"], path, tiles)
   try:
@@ -195,12 +197,10 @@ def _decode(detector, example, tiles):
 
 
 def _score(detector, rows, number):
-  """Scores images and collects their labels and masks, at the model's size.
+  """Scores images at the model's size and collects their labels and masks.
 
-  Args:
-    detector: detector that scores the images.
-    rows: path, image, label, mask and notes on the mask of each image.
-    number: number of rows.
+  A row has an image's path, the decoded image, its label, its mask or None, and
+  notes on the mask.
   """
   size = (detector.image_size, detector.image_size)
   progress = Progress(number, "images")

@@ -1,8 +1,4 @@
-"""Configs: defaults, recipes, recorded configs, and checks of their values.
-
-A config is a locked ml_collections.ConfigDict with all fields that
-`cops_jax.fields.FIELDS` declares.
-"""
+"""Configs: locked ml_collections.ConfigDicts with the fields in `FIELDS`."""
 
 from __future__ import annotations
 
@@ -40,7 +36,8 @@ def recipe(name: str) -> Any:
       `get_config`; an argument of that function can follow after a colon.
 
   Raises:
-    InputError: if there is no such recipe or file, or the file raises an error.
+    InputError: if the recipe or file does not exist, or the file raises an
+      error.
   """
   place, argument = re.fullmatch(r"(.*?)(?::(\w+))?", name).groups()
   path = pathlib.Path(place)
@@ -67,7 +64,6 @@ def recipe(name: str) -> Any:
 
 
 def _expand(value):
-  """Returns a field's value with ~ expanded in paths."""
   if isinstance(value, tuple):
     return tuple(map(_expand, value))
   return expand(value) if isinstance(value, str) else value
@@ -119,7 +115,7 @@ def restore(recorded: Mapping[str, Any], source: str, version: str) -> Any:
 
   Args:
     recorded: nested dictionaries; missing fields get their defaults.
-    source: name of the run or file that it comes from, for messages.
+    source: name of the run or file that contains it, for messages.
     version: version of this project that recorded it, for messages.
 
   Raises:
@@ -136,7 +132,7 @@ def restore(recorded: Mapping[str, Any], source: str, version: str) -> Any:
   if errors:
     raise InputError(
       f"{source} was written by version {version}, and its config does not fit"
-      f" this version: {'; '.join(sorted(errors))}"
+      f" this version: {'; '.join(sorted(errors))}. Install that version."
     )
   return _to_config(values)
 
@@ -166,13 +162,13 @@ def check_values(config: Any, backbone: Any) -> None:
   """Checks every field of a config.
 
   Args:
-    config: a ConfigDict.
+    config: config to check.
     backbone: configuration of the backbone; see `vision.sizes_of`.
 
   Raises:
     InputError: if a field is missing, if its value does not fit its limits, the
-      backbone or another field, or if it is not the default of a field that the
-      method does not read.
+      backbone or another field, or if a field that the method does not read is
+      not at its default.
   """
   values = flatten(config.to_dict())
   missing = FIELDS.keys() - values.keys()
@@ -205,7 +201,7 @@ def check_values(config: Any, backbone: Any) -> None:
 
 
 def _find_mistype(name, value):
-  """Returns the kind that a field's value should have; empty if it has it."""
+  """Returns the kind of value that a field requires; empty if it has that."""
   default = FIELDS[name].default
   if type(value) is not type(default):
     return _KINDS[type(default)]
@@ -221,7 +217,10 @@ def _refuse(name, value, expected):
 
 
 def _misfits(config, backbone, unread):
-  """Yields fields that do not fit the rest, and what they must be."""
+  """Yields fields that do not fit the backbone, the method or other fields.
+
+  Each comes with a description of the values that fit.
+  """
   from cops_jax.backbones.vision import sizes_of
   from cops_jax.images.tiles import EXPECTED, parse_grid
 
@@ -254,7 +253,7 @@ def _misfits(config, backbone, unread):
 
 
 def _text_misfits(model, clip, unread):
-  """Yields the prompts' fields that do not fit CLIP, and what they must be."""
+  """Yields the misfits among the fields of prompts for CLIP's text tower."""
   if model.num_state_words and clip.projection_dim % model.num_heads:
     width = clip.projection_dim
     yield "model.num_heads", f"a divisor of CLIP's joint width {width}"

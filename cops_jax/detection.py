@@ -41,7 +41,7 @@ class Detection:
 
   @property
   def is_anomaly(self) -> bool | None:
-    """True if the score reaches the threshold; None without thresholds."""
+    """True if the score reaches its threshold; None without thresholds."""
     if self.thresholds is None:
       return None
     return self.image_score >= self.thresholds.image
@@ -85,7 +85,8 @@ class Detection:
     if upright.size != self.anomaly_map.shape[::-1]:
       raise InputError(
         "the image has {} x {} pixels, but".format(*upright.size)
-        + " its anomaly map {1} x {0}".format(*self.anomaly_map.shape)
+        + " its anomaly map has {1} x {0}: pass the image that was"
+        " scored".format(*self.anomaly_map.shape)
       )
     pixel, words = None, [f"score {self.image_score:.3f}"]
     if self.thresholds:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger(__name__)
 
-_MAX_DEVICE_IMAGES = 8  # In one batch, on each device.
+_MAX_DEVICE_IMAGES = 8  # Largest number of images of a batch on each device.
 
 
 class AnomalyDetector:
@@ -44,9 +44,9 @@ class AnomalyDetector:
   detection.picture("large.jpg").save("found.jpg")
   ```
 
-  A detector can be shared by threads. It pads each batch to a power of two of
-  images for each device and compiles once for each such size. The result for
-  an image depends only on its pixels, not on its name or batch.
+  Threads can share a detector. Batches are padded to a power of two of images
+  on each device, and each size is compiled once. The result for an image
+  depends only on its pixels, not on its name or batch.
 
   Attributes:
     thresholds: thresholds for verdicts, each chosen for certain tiles and
@@ -239,8 +239,8 @@ class AnomalyDetector:
     Args:
       images: reference images, in any form that `images.read` accepts: normal
         images of one product. They replace earlier reference images.
-      tiles: tiles of the reference images to compare with as well. Use the
-        same value as in later calls of the detector.
+      tiles: tiles of the reference images, which are compared too. Pass the
+        same value in later calls of the detector.
 
     Raises:
       InputError: if there are no images, one cannot be read, or the tiles are
@@ -289,12 +289,9 @@ class AnomalyDetector:
   def thresholds_for(self, tiles: str) -> Thresholds | None:
     """Returns the thresholds for these tiles and the reference images, or None.
 
-    Tiles and reference images change scores and maps, so thresholds chosen
-    with other ones do not apply. If there are only such thresholds, a warning
-    reports it once.
-
-    Args:
-      tiles: tiles from `tiles.normalize`.
+    Scores depend on tiles and reference images, so a threshold applies only to
+    those that it was chosen with. If no threshold applies, a warning says so,
+    once for each value of `tiles`, which comes from `tiles.normalize`.
     """
     way = tiles, self.normal_images_sha256
     for row in self.thresholds:
@@ -315,16 +312,16 @@ class AnomalyDetector:
       images: an image, or a list or tuple of images of any sizes, each in a
         form that `images.read` accepts.
       tiles: tiles to score in addition to the whole image, to find small
-        defects: rows x columns such as "2x3", or "auto" to choose them by the
-        image's size (see `tiles.choose_grid`). An image with t tiles takes as
-        long as 1 + t images.
+        defects: rows x columns such as "2x3", or "auto", which chooses them by
+        the image's size (see `tiles.choose_grid`). An image with t tiles takes
+        as long as 1 + t images.
 
     Returns:
       One detection for a single image, a list of them otherwise.
 
     Raises:
-      InputError: if an image cannot be read, with its path or its position, or
-        if the tiles are invalid.
+      InputError: if an image cannot be read or the tiles are invalid. The
+        message names the image's path or position.
     """
     if not isinstance(images, (list, tuple)):
       return self([images], tiles)[0]
@@ -341,7 +338,7 @@ class AnomalyDetector:
 
     Args:
       image: image in any form that `images.read` accepts.
-      name: name of the image in errors, if it is not a path.
+      name: name in error messages of an image that is not a path.
       tiles: tiles to cut, see `tiles.normalize`.
 
     Raises:
@@ -381,7 +378,7 @@ class AnomalyDetector:
         )
 
   def _run(self, images):
-    """Yields scores and maps of any number of images at the model's size."""
+    """Yields the score and map of each image of the model's size."""
     batches = padded_batches(images, self._mesh, self.max_batch_size)
     for number, batch in batches:
       with self._lock:  # Two threads must not compile the same step.

@@ -18,7 +18,7 @@ class UsageError(InputError):
 
 
 class WriteError(InputError):
-  """Error in writing a file; some callers then write it elsewhere."""
+  """Error in writing a file; callers can catch it and write elsewhere."""
 
 
 class MissingRunError(InputError):
@@ -30,7 +30,7 @@ class MissingRunError(InputError):
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-  """Returns " (did you mean A or B?)", or an empty string if none is near."""
+  """Returns " (did you mean A or B?)"; empty if no known name is similar."""
   import difflib
 
   near = difflib.get_close_matches(name, list(known))
@@ -52,7 +52,8 @@ def needs_extra(what: str, extra: str, *packages: str) -> Iterator[None]:
   Args:
     what: feature that needs the extra, for the message.
     extra: name of the extra in pyproject.toml.
-    *packages: packages that it installs; other import errors are not changed.
+    *packages: packages that the extra installs; errors in importing any other
+      package are raised unchanged.
 
   Raises:
     InputError: if one of the packages is not installed.

@@ -12,8 +12,8 @@ _MAX_INT = 2**31 - 1
 class Role(enum.Flag):
   """Kinds of results that depend on a field.
 
-  Fields with the places of weights and data have no role, because hashes of
-  their contents are compared.
+  Fields that locate weights and data have no role, because hashes of the
+  contents are compared instead.
   """
 
   # A run resumes only with the same value.
@@ -30,8 +30,8 @@ class Field:
     default: value of the field if nothing sets it; all values have its type.
     comment: description that --help prints.
     role: results that depend on the field; None means the role of its section
-      in `SECTIONS`. A field without a role affects only places, speed and what
-      is shown.
+      in `SECTIONS`. A field without a role affects only where files are, how
+      fast a run is, and what it shows.
     choices: the allowed values; empty if the field has limits instead.
     low: smallest value.
     high: largest value; see `highest`.

@@ -1,4 +1,4 @@
-"""Every field of a config, once: default, comment, role and limits."""
+"""The fields of a config, each with its default, comment, role and limits."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ FIELDS = {
   ),
   "backbone.clip_projection": Field(
     True,
-    "Projects CLIP's tokens to the width that they share with texts. Other"
+    "Projects CLIP's tokens to the joint width of images and texts. Other"
     " backbones ignore this field.",
     _BOTH,
   ),
@@ -147,8 +147,7 @@ FIELDS = {
     518, "Side that images are resized to; a multiple of the patch size.", low=1
   ),
   "model.feature_layers": Field(
-    (24,),
-    "Vision layers whose patches are scored, counted from 1.",
+    (24,), "Vision layers whose patches are scored, counted from 1."
   ),
   "model.num_value_layers": Field(
     24,
@@ -206,14 +205,14 @@ FIELDS = {
     " (in words that the demo's CLIP knows) from this package.",
   ),
   "model.normal_texts": Field(
-    (), "Texts for normal images, in place of that file's states."
+    (), "Texts for normal images, in place of those in model.texts."
   ),
   "model.anomalous_texts": Field(
-    (), "Texts for anomalous images, in place of that file's states."
+    (), "Texts for anomalous images, in place of those in model.texts."
   ),
-  "model.object_name": Field("object", "Word for the object in those texts."),
+  "model.object_name": Field("object", "Word for the object in model.texts."),
   "model.use_category_names": Field(
-    False, "Replaces that word by the category's name in evaluations."
+    False, "Replaces model.object_name by the category's name in evaluations."
   ),
   "model.temperature": Field(
     0.07,
@@ -248,9 +247,9 @@ FIELDS = {
   ),
   "train.augmentation": Field(
     "none",
-    'Change of a random half of the images at each visit: "class_aware" crops'
+    'Change of a random half of the images in each epoch: "class_aware" crops'
     " them or joins them with images of the same category in a mosaic;"
-    ' "class_agnostic" crops them or joins them with images of any category.'
+    ' "class_agnostic" crops them or joins them with images of any category;'
     ' "none" changes nothing.',
     choices=("none", "class_aware", "class_agnostic"),
   ),
@@ -313,7 +312,7 @@ FIELDS = {
   ),
   "evaluation.alpha": Field(
     0.26,
-    "Share of the distance to normal prototypes in that weight.",
+    "Share of the distance to normal prototypes in the weight of a patch.",
     low=0,
     high=1,
   ),
@@ -329,8 +328,8 @@ FIELDS = {
   ),
   "evaluation.num_normal_images": Field(
     0,
-    "Number of reference images from each category's training split, with which"
-    " its other images are compared; 0 disables it.",
+    "Number of normal images of each category's training split that serve as"
+    " reference images for its scored images; 0 disables the comparison.",
     low=0,
     high=2**16,
   ),
@@ -348,13 +347,13 @@ FIELDS = {
   ),
   "evaluation.pixel_metrics": Field(
     "binned",
-    'Way of counting pixels: "binned", in constant memory, or "exact", which'
-    " keeps every pixel and suits small data sets.",
+    'Way of counting pixels: "binned", which needs constant memory, or "exact",'
+    " which keeps every pixel and suits small data sets.",
     choices=("binned", "exact"),
   ),
   "evaluation.num_pictures": Field(
     4,
-    "Number of pictures of each kind, best, worst and random, in a report.",
+    "Number of pictures of each kind (best, worst, random) in a report.",
     low=0,
   ),
 }

@@ -1,7 +1,7 @@
 """Files on local disks and in buckets: atomic writes, and sealed JSON.
 
-A bucket has only names with slashes; a folder exists as long as a name begins
-with it. Functions raise OSError with a reason and the path, unless they name
+A bucket has no folders: a folder exists while some file's name begins with it.
+Functions raise OSError with a reason and the path, unless their docstring names
 another error.
 """
 
@@ -34,8 +34,8 @@ _SEAL = "sha256"
 def whole_file(path: str | os.PathLike) -> Iterator[pathlib.Path]:
   """Yields a local path to write to, and moves the file to `path` at the end.
 
-  Creates the folders above it. If several processes write the same path at the
-  same time, on any hosts, the last one wins.
+  Missing folders are created. If several processes on any hosts write the same
+  path at the same time, the last one wins.
 
   Raises:
     WriteError: if the file cannot be written.
@@ -85,7 +85,7 @@ def write_file(path: str | os.PathLike, content: str | bytes) -> None:
     with whole_file(path) as partial:
       partial.write_bytes(content)
     return
-  # Not through a temporary file, which a killed process would leave behind.
+  # A killed process would leave a temporary file behind, so there is none.
   with (
     _raise_write_errors(path),
     _open_bucket(to_path(path), is_writing=True) as (bucket, name),
@@ -147,8 +147,8 @@ def size_of(path: str | os.PathLike) -> int:
 def find_files(path: str | os.PathLike) -> dict[str, int]:
   """Returns the sizes of all files below a folder, by relative name, sorted.
 
-  The result is empty if the folder does not exist. If the path is a file in a
-  bucket, its name is "".
+  The result is empty if the folder does not exist. A path that is a file in a
+  bucket has the name "".
   """
   if is_address(path):
     return {name: info["size"] for name, info in _find_in_bucket(path).items()}
@@ -156,7 +156,8 @@ def find_files(path: str | os.PathLike) -> dict[str, int]:
   for folder, _, names in os.walk(path):
     for name in names:
       file = pathlib.Path(folder, name)
-      with contextlib.suppress(FileNotFoundError):  # Deleted meanwhile.
+      # Another process can delete files meanwhile.
+      with contextlib.suppress(FileNotFoundError):
         found[file.relative_to(path).as_posix()] = file.stat().st_size
   return dict(sorted(found.items()))
 
@@ -205,10 +206,11 @@ def fetch(
 
   Args:
     address: gs:// address of the file or folder.
-    choose: returns which of a folder's files to copy; by default all.
+    choose: function from the names of a folder's files to those to copy; None
+      copies all.
 
   Raises:
-    InputError: if nothing is at the address, or it cannot be copied.
+    InputError: if the address does not exist or cannot be copied.
   """
   import filelock
   import pooch
@@ -216,7 +218,7 @@ def fetch(
   try:
     found = _find_in_bucket(address)
     if not found:
-      raise InputError(f"{address} does not exist")
+      raise InputError(f"{address} does not exist; check the address")
     names = choose(found) if choose and "" not in found else list(found)
     state = [(name, found[name]["size"], found[name]["etag"]) for name in names]
     key = hashlib.sha256(f"{address} {sorted(state)}".encode()).hexdigest()[:16]
@@ -243,8 +245,8 @@ def fetch(
 
 @contextlib.contextmanager
 def _open_bucket(address, is_writing=False):
-  """Yields gcsfs and a name in it; turns gcsfs's errors into OSError."""
-  to_path(address)  # Checks it.
+  """Yields gcsfs and an address's name in it; turns all errors into OSError."""
+  to_path(address)  # Raises InputError for an unsupported address.
   import fsspec
 
   try:
@@ -274,7 +276,7 @@ def _explain(error):
 
 
 def digest_lines(lines: Iterable[str]) -> str:
-  """Returns one SHA-256 of lines of text, in hexadecimal."""
+  """Returns the SHA-256 of lines of text, in hexadecimal."""
   digest = hashlib.sha256()
   for line in lines:
     # File names can contain bytes that are not UTF-8.
@@ -298,7 +300,7 @@ def digest_file(file: bytes | pathlib.Path, may_remember: bool = False) -> str:
 
   Args:
     file: path of the file, or its bytes.
-    may_remember: if True, reads a file only once while its size and time stay
+    may_remember: if True, reads the file only once while its size and time stay
       the same.
   """
   if isinstance(file, bytes):
@@ -324,10 +326,8 @@ _remember_digest = functools.lru_cache(2**17)(_digest_path)
 def to_json(value: Any, **options: Any) -> str:
   r"""Returns a value as JSON that can be written as UTF-8.
 
-  Args:
-    value: value of JSON's types; bytes of file names that are not UTF-8 become
-      \udcNN.
-    **options: arguments of `json.dumps`.
+  Bytes of file names that are not UTF-8 become \udcNN. Options are arguments of
+  `json.dumps`.
   """
   text = json.dumps(value, ensure_ascii=False, **options)
   return text.encode(errors="backslashreplace").decode()
@@ -342,7 +342,7 @@ def unseal(text: str | bytes) -> dict[str, Any]:
   """Returns the dictionary that `seal` received.
 
   Raises:
-    ValueError: if the text is not sealed, or was changed since.
+    ValueError: if the text is not sealed, or has changed since.
   """
   try:
     values = json.loads(text)

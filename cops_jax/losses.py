@@ -1,10 +1,10 @@
 """Training losses, as pure functions on arrays.
 
-Every mean is over the global batch. Examples that only pad it, for which
-`padding_mask` is False, are excluded. Masks are given as counts: the number of
-mask pixels in each patch of `patch_area` pixels. Predictions are constant
-within a patch, so counts yield the per-pixel losses exactly. A method that
-predicts each pixel passes pixels as patches with an area of 1.
+Every mean is over the global batch without its padding, where `padding_mask` is
+False. Masks are passed as the number of mask pixels in each patch of
+`patch_area` pixels. Predictions are constant within a patch, so these counts
+determine the per-pixel losses exactly. A method that predicts each pixel passes
+pixels as patches with an area of 1.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def image_loss(
   labels: Integer[Array, "b"],
   padding_mask: Bool[Array, "b"],
 ) -> Float[Array, ""]:
-  """Returns the mean softmax cross-entropy of images with their labels."""
+  """Returns the mean softmax cross-entropy of the images' labels."""
   import optax  # Input workers import this module but do not need optax.
 
   losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
@@ -163,7 +163,7 @@ def reconstruction_loss(
   Args:
     image_features: image features, not L2-normalised.
     category_bias: one decoded bias for each image.
-    padding_mask: False for examples that only pad the batch.
+    padding_mask: False for padding.
     mode: "pairwise" compares every image with every bias, as the authors'
       released code does; "matched" compares each image with its own bias;
       "none" returns 0.

@@ -1,4 +1,4 @@
-"""Local paths and gs:// addresses in Google Cloud Storage."""
+"""Local paths and gs:// addresses of Google Cloud Storage."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def is_address(path: str | os.PathLike) -> bool:
 def expand(text: str) -> str:
   """Replaces ~ by the home folder at the beginning of every path in a text.
 
-  A path begins with the text or after a colon, comma, equals sign or quote, as
-  in flags, in lists, and after prefixes such as folder:.
+  A path begins at the start of the text, or after a colon, comma, equals sign
+  or quote, as in flags, in lists, and after prefixes such as folder:.
   """
   home = os.path.expanduser("~")
   return re.sub(r"(?<![^=:,'\"])~(?=/|$)", lambda _: home, text)
@@ -33,7 +33,7 @@ def expand(text: str) -> str:
 def to_path(path: str | os.PathLike) -> AnyPath:
   """Returns a local path with ~ expanded, or an etils path for an address.
 
-  Use `cops_jax.files` to read and write files at either.
+  `cops_jax.files` reads and writes both.
 
   Raises:
     InputError: if an address is not gs://BUCKET/PATH, or gcsfs is not

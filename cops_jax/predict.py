@@ -31,11 +31,11 @@ _MAX_NAME_BYTES = 200
 def predict(
   detector: AnomalyDetector, paths: Sequence[pathlib.Path], tiles: str = ""
 ) -> Iterator[tuple[pathlib.Path, Detection | InputError]]:
-  """Yields each path with its detection, or with the error of its image.
+  """Yields each path, in order, with its image's detection or error.
 
   Args:
     detector: detector that scores the images.
-    paths: paths of the images; the order is kept.
+    paths: paths of the images.
     tiles: tiles to score in addition to each image, see `AnomalyDetector`.
 
   Raises:
@@ -63,7 +63,7 @@ def to_row(
   Returns:
     The path, and either "error" or "image_score", "verdict", "threshold",
     "threshold_method" and "boxes". Without thresholds the last four are None.
-    "note" and "tiles" are added where they apply.
+    "note" and "tiles" are present only if the image has notes or tiles.
   """
   row = {"path": readable(path)}
   if isinstance(outcome, InputError):
@@ -86,7 +86,7 @@ def to_row(
 
 
 def _names(paths):
-  """Returns a unique file name for each path, without a suffix.
+  """Returns a unique file name without a suffix for each path.
 
   A name joins the parts of the path below the folder that all paths share.
   """
@@ -171,12 +171,7 @@ def predict_files(
 def summarize(
   rows: Sequence[Mapping[str, Any]], skipped: Mapping[str, int] | None = None
 ) -> str:
-  """Returns a line with the numbers of anomalies and of normal images.
-
-  Args:
-    rows: rows from `to_row`.
-    skipped: numbers of skipped files by suffix.
-  """
+  """Returns a line with the numbers of anomalies and of normal images."""
   counts = collections.Counter(
     "unreadable" if "error" in row else row["verdict"] for row in rows
   )
@@ -205,7 +200,7 @@ def _require_apart(out, paths):
 
 
 def _draw(path, image, detection):
-  """Writes an image's picture, and returns a small one without a caption."""
+  """Writes an image's picture and returns a small one without a caption."""
   from PIL import Image
 
   picture = detection.picture(image)

@@ -13,7 +13,7 @@ _INTERVAL_SECONDS = 5.0
 
 def show_messages() -> None:
   """Prints this project's log messages to standard error, without prefixes."""
-  # Not those of other packages: JAX and Orbax log every detail at this level.
+  # Other packages stay silent: JAX and Orbax log every detail at this level.
   logger = logging.getLogger("cops_jax")
   logger.setLevel(logging.INFO)
   logger.propagate = False
@@ -23,18 +23,12 @@ def show_messages() -> None:
 
 
 def gigabytes(number: int) -> str:
-  """Formats a number of bytes in gigabytes."""
+  """Returns a number of bytes as text, in gigabytes."""
   return f"{number / 1e9:.3g} GB"
 
 
 class Progress:
-  """Logs progress towards a known total.
-
-  Args:
-    total: number of units of work.
-    unit: name of the units, in the plural.
-    start: number of units already done.
-  """
+  """Logs progress from `start` to `total`; `unit` is a plural noun."""
 
   def __init__(self, total: int, unit: str, start: int = 0):
     self._total, self._unit, self._start = total, unit, start

@@ -1,7 +1,4 @@
-"""Writes prompts, thresholds and a model card as a folder to publish.
-
-`cops_jax.weights.pretrained` reads such folders.
-"""
+"""Writes folders of prompts, thresholds and a model card, ready to publish."""
 
 from __future__ import annotations
 
@@ -61,9 +58,9 @@ def publish(
     Two lines that state what was written and what to do next.
 
   Raises:
-    InputError: if there is no checkpoint, if the named backbone differs from
-      the run's or cannot be downloaded, or if the folder contains other files
-      or cannot be written.
+    InputError: if there is no checkpoint, the named backbone differs from the
+      run's or cannot be downloaded, or the folder contains other files or
+      cannot be written.
 
   Example:
     ```python
@@ -115,7 +112,7 @@ def add_thresholds(
     name: folder or repository of the prompts, see `pretrained.find`.
     out: folder to write, which can be the same folder; pretrained prompts in
       it are replaced.
-    chosen: new thresholds.
+    chosen: additional thresholds.
 
   Returns:
     A sentence about the thresholds, see `thresholds.put`.
@@ -143,8 +140,8 @@ def write_detector(
   Args:
     detector: detector to write.
     out: folder to write; pretrained prompts in it are replaced.
-    chosen: thresholds for these prompts. They are added to those that the
-      folder has for the same prompts.
+    chosen: thresholds for these prompts. They join those that the folder
+      already has for the same prompts.
 
   Returns:
     A sentence about the thresholds, see `thresholds.put`.
@@ -163,7 +160,7 @@ def write_detector(
 
 
 def _add(contents, earlier, out, chosen):
-  """Writes a folder, and adds thresholds to earlier ones for its prompts."""
+  """Writes a folder with new thresholds and the earlier ones of its prompts."""
   out = to_path(out)
   require_replaceable(out)
   kept = thresholds.read_thresholds(out)
@@ -197,7 +194,7 @@ def require_replaceable(out: str | os.PathLike) -> None:
 
 
 def _without_paths(record: Record, workdir: Any, backbone: str) -> Record:
-  """Returns a record to publish, with names of data and runs but no paths."""
+  """Returns a copy of a record with names of data and runs but no paths."""
   config = record.to_config(str(workdir))
   config.data_dir = config.manual_dir = config.features_dir = ""
   config.train.dataset = _last_part(config.train.dataset)
@@ -220,7 +217,7 @@ def _without_paths(record: Record, workdir: Any, backbone: str) -> Record:
 
 
 def _last_part(name):
-  """Returns the last part of a path after its kind; other names unchanged."""
+  """Shortens KIND:PATH to KIND:NAME and a path to its name."""
   kind, _, path = name.rpartition(":")
   last = os.path.basename(path.rstrip("/"))
   if path.startswith("//") or os.path.isabs(name):  # gs://BUCKET/PATH is one.
@@ -246,11 +243,8 @@ def _find_results(workdir, prompts_sha256, backbone_sha256):
 
 
 def _write(out, contents: Mapping[str, str | bytes]):
-  """Writes all files or none, and deletes other files of earlier prompts.
-
-  The file of the prompts is the last to appear.
-  """
-  # At its end the stack renames the files, in reverse order.
+  """Writes all files or none, and deletes other files of earlier prompts."""
+  # At its end the stack renames the files in reverse order: prompts last.
   with contextlib.ExitStack() as stack:
     for name in pretrained.FILES:
       if name in contents:
@@ -280,7 +274,7 @@ def make_card(
     prompts_sha256: SHA-256 of the prompts, from `prompts.hash_prompts`.
     hub_backbone: name of the backbone on the hub; empty if it is not there.
     thresholds: thresholds that were chosen for the prompts.
-    results: content of results.json, or None if they were not evaluated.
+    results: content of results.json; None if the prompts were not evaluated.
   """
   config = complete(record.config)
   data = _describe_data(config["train.dataset"])
@@ -291,7 +285,7 @@ def make_card(
       for name, row in results["datasets"].items()
     }
     rows |= {name: (mean, "", "") for name, mean in results["means"].items()}
-    settings = [  # Fields that differed in the evaluation.
+    settings = [  # Fields that the evaluation changed.
       f"{name} = {value!r}"
       for name, value in complete(results["config"]).items()
       if decides(name, Role.RESULTS) and value != config.get(name)
@@ -322,12 +316,7 @@ def make_card(
 
 
 def replace_thresholds(card: str, thresholds: Sequence[Thresholds]) -> str:
-  """Returns a card with its section on thresholds replaced.
-
-  Args:
-    card: text from `make_card`, which can have been edited.
-    thresholds: thresholds to describe.
-  """
+  """Returns a card, which users can edit, with new thresholds."""
   template = _environment().get_template("thresholds.md.jinja")
   section = template.render(thresholds=thresholds)
   pattern = r"^## Thresholds\n.*?(?=^## |\Z)"
@@ -338,7 +327,7 @@ def _environment():
   environment = make_environment()
   environment.filters["cell"] = _to_cell
   environment.filters["public"] = lambda notes: shorten_list(
-    [note for note in notes if "/" not in note]  # The rest name local files.
+    [note for note in notes if "/" not in note]  # Others name local files.
   )
   return environment
 

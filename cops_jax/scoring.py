@@ -18,7 +18,7 @@ MEMORY_BETA = 0.5
 
 
 def normalize(x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
-  """Returns x, L2-normalised along the last axis."""
+  """Returns vectors, L2-normalised along the last axis."""
   return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
 
 
@@ -27,8 +27,8 @@ def smooth_patches(
 ) -> Float[Array, "b f n d"]:
   """Averages each patch with its neighbours in a square window.
 
-  This is the spatial part of CoPS's alignment. The stride is 1. The grid is
-  padded with zeros, which count: the divisor is always window**2.
+  This is the spatial part of CoPS's alignment. Zeros pad the grid, and they
+  count: the divisor is always window**2.
   """
   if window == 1:
     return patches
@@ -63,9 +63,9 @@ def text_logits(
   """Returns `cosine / temperature` of images and of patches with both texts.
 
   Args:
-    image_features, patch_features: features; L2-normalised here.
-    text_features: L2-normalised features, for each image or, with shape (2, d),
-      for all images.
+    image_features, patch_features: features; this function L2-normalises them.
+    text_features: L2-normalised features of each image, or, with shape (2, d),
+      of all images.
     temperature: divisor of the cosines.
   """
   shape = (image_features.shape[0], *text_features.shape[-2:])
@@ -87,10 +87,11 @@ def min_max_scale(x: Float[Array, "b n"]) -> Float[Array, "b n"]:
 def distance_weight(
   distances: Float[Array, "b s=2 n"], alpha: float
 ) -> Float[Array, "b n"]:
-  """Returns the weight of each patch by its distances to the prototypes.
+  """Returns the weight of each patch, from its distances to the prototypes.
 
-  `alpha * scaled(d_normal) + (1 - alpha) * (1 - scaled(d_anomaly))`, min-max
-  scaled per image (the global-local weighting of CoPS section 3.4).
+  The weight is `alpha * scaled(d_normal) + (1 - alpha) * (1 -
+  scaled(d_anomaly))`, min-max scaled per image (the global-local weighting of
+  CoPS, section 3.4).
   """
   far_from_normal = min_max_scale(distances[:, NORMAL])
   near_anomaly = 1 - min_max_scale(distances[:, ANOMALY])
@@ -102,7 +103,7 @@ def weighted_patch_scores(
   distances: Float[Array, "b s=2 n"] | None,
   alpha: float,
 ) -> Float[Array, "b n"]:
-  """Returns the weighted anomaly probability of each patch, a mean over layers.
+  """Returns each patch's weighted anomaly probability, averaged over layers.
 
   Without distances, the weight is 1.
   """
@@ -128,12 +129,13 @@ def probabilities(
   distances: Float[Array, "b n"] | None = None,
   share: float = 0.5,
 ) -> tuple[Float[Array, "b"], Float[Array, "b n"]]:
-  """Returns the anomaly probabilities of images and patches as their scores.
+  """Returns image and patch scores, which are anomaly probabilities.
 
-  Patch scores are means over feature layers and so stay in [0, 1]. AnomalyCLIP
-  sums over layers, which leaves all metrics the same. With `memory_distances`
-  to reference images, patch scores are fused with these, and the image score is
-  the mean of the image probability and the largest patch score.
+  Patch scores are means over feature layers, so they stay in [0, 1].
+  AnomalyCLIP sums over layers, which leaves all metrics the same. With
+  `memory_distances` to reference images, patch scores are fused with these
+  distances, and the image score is the mean of the image probability and the
+  largest patch score.
   """
   patches = jax.nn.softmax(patch_logits)[..., ANOMALY].mean(axis=1)
   if distances is None:
@@ -147,8 +149,8 @@ def memory_distances(
 ) -> Float[Array, "b n"]:
   """Returns the distance of each patch to the nearest reference patch.
 
-  `mean over layers of clip(1 - largest cosine, 0, 1)`. Clipping keeps scores in
-  [0, 1]. The cosines of only one layer are in memory at a time.
+  The distance is the mean over layers of `clip(1 - largest cosine, 0, 1)`;
+  clipping keeps scores in [0, 1]. Layers are computed in turn to save memory.
 
   Args:
     patch_features: patch features, not L2-normalised.
@@ -179,7 +181,7 @@ def fuse(
 ) -> Float[Array, "b n"]:
   """Returns `(1 - share) * patch_scores + share * distances`.
 
-  Without distances, the patch scores are returned unchanged.
+  Without distances, returns the patch scores.
   """
   if distances is None:
     return patch_scores

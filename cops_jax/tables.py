@@ -9,9 +9,9 @@ def align(rows: Sequence[Sequence[str]], num_text_columns: int) -> list[str]:
   """Returns the lines of a table with aligned columns.
 
   Args:
-    rows: cells of each row, equally many in all.
-    num_text_columns: number of first columns to align left; the remaining ones
-      are aligned right.
+    rows: cells of each row; all rows have the same number.
+    num_text_columns: number of first columns to align left; the remaining
+      columns are aligned right.
   """
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   return [
@@ -30,12 +30,12 @@ def count_of(number: int, noun: str) -> str:
 
 
 def one_line(name: str) -> str:
-  """Returns a name with characters escaped that would break a table's line."""
+  """Returns a name with line breaks and control characters escaped."""
   return "".join(c if c.isprintable() else repr(c)[1:-1] for c in name)
 
 
 def shorten_list(lines: Sequence[str], number: int = 10) -> list[str]:
-  """Returns the first lines, and a line with the number of remaining ones."""
+  """Returns the first lines, and a line that counts the remaining lines."""
   shown = list(lines[:number])
   if len(lines) > number:
     shown.append(f"and {len(lines) - number} more")
@@ -43,7 +43,7 @@ def shorten_list(lines: Sequence[str], number: int = 10) -> list[str]:
 
 
 def group_by_reason(reasons: Mapping[str, str]) -> dict[str, str]:
-  """Returns each reason once, by the names that share it, such as "a, b"."""
+  """Returns each reason once, by the joined names that share it: "a, b"."""
   groups = {}
   for name, reason in reasons.items():
     groups.setdefault(reason, []).append(name)
@@ -51,7 +51,7 @@ def group_by_reason(reasons: Mapping[str, str]) -> dict[str, str]:
 
 
 def count_notes(notes: Mapping[str, str], number: int = 3) -> list[str]:
-  """Returns a line for each kind of note: its number and the first examples.
+  """Returns a line for each kind of note, with its count and first examples.
 
   Args:
     notes: lines "KIND: DETAIL" by path.

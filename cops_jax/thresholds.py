@@ -38,7 +38,7 @@ class Proportion:
     count: number of images counted.
     total: number of all images.
     low: lower end of the confidence interval of the true share.
-    high: upper end of that interval.
+    high: upper end of the interval.
   """
 
   count: int
@@ -57,11 +57,8 @@ def estimate(count: int, total: int) -> Proportion:
   """Returns a proportion with its exact confidence interval at `CONFIDENCE`.
 
   The interval is Clopper and Pearson's (Biometrika 1934). The normal
-  approximation is wrong for few images and for a count of 0.
-
-  Args:
-    count: number of images counted, from 0 to total.
-    total: number of all images, at least 1.
+  approximation is wrong for few images and for a count of 0. There must be at
+  least one image.
   """
   from scipy import stats  # Slow to import.
 
@@ -82,7 +79,7 @@ class Thresholds:
     false_alarms: proportion of the normal images in calibration that reach the
       image threshold, or None if unknown.
     misses: proportion of the anomalous images in calibration that do not reach
-      it, or None if unknown.
+      the image threshold, or None if unknown.
     tiles: tiles that images were scored with in calibration, see
       `tiles.normalize`.
     normal_images_sha256: SHA-256 of the reference images, see
@@ -105,7 +102,7 @@ class Thresholds:
 
   @property
   def errors(self) -> dict[str, Proportion]:
-    """Numbers of "false alarms" and "misses", by these names, where known."""
+    """Known proportions by name: "false alarms" and "misses"."""
     both = {"false alarms": self.false_alarms, "misses": self.misses}
     return {name: errors for name, errors in both.items() if errors}
 
@@ -125,11 +122,8 @@ def to_json(rows: Iterable[Thresholds]) -> str:
 def why_unfit(rows: Sequence[Thresholds], way: tuple[str, str]) -> str:
   """Returns why none of the thresholds apply to a way of scoring images.
 
-  The text is empty if some of them apply, or if there are none.
-
-  Args:
-    rows: thresholds.
-    way: tiles and reference images, see `Thresholds.way`.
+  The text is empty if some of them apply, or if there are none. `way` is
+  described in `Thresholds.way`.
   """
   chosen = [row.way for row in rows]
   if not chosen or way in chosen:
@@ -145,7 +139,7 @@ def why_unfit(rows: Sequence[Thresholds], way: tuple[str, str]) -> str:
 
 
 def _describe(ways):
-  """Returns each way in words; omits reference images if no way has any."""
+  """Returns ways in words, without reference images if no way has any."""
   has_images = any(images for _, images in ways)
   texts = []
   for tiles, images in ways:
@@ -186,11 +180,8 @@ def read_fitting(
 ) -> list[Thresholds]:
   """Returns a run's thresholds that were chosen for the given prompts.
 
-  If there are only thresholds for other prompts, a warning reports it.
-
-  Args:
-    workdir: run directory, or folder of pretrained prompts.
-    prompts_sha256: SHA-256 of the prompts, from `prompts.hash_prompts`.
+  If there are only thresholds for other prompts, a warning reports it. See
+  `read_thresholds` for the folder, and `prompts.hash_prompts` for the hash.
   """
   rows = read_thresholds(workdir)
   fitting = [row for row in rows if row.prompts_sha256 in ("", prompts_sha256)]
@@ -220,16 +211,15 @@ def _from_values(values):
 def put(
   chosen: Thresholds, rows: Iterable[Thresholds], path: AnyPath
 ) -> tuple[list[Thresholds], str]:
-  """Adds thresholds to earlier ones.
+  """Adds thresholds to earlier ones, by the rule of `write_thresholds`.
 
   Args:
-    chosen: new thresholds. They replace earlier ones for the same tiles,
-      reference images and prompts.
+    chosen: new thresholds.
     rows: earlier thresholds.
-    path: file that they will be written to.
+    path: file for all of them, which the sentence names.
 
   Returns:
-    All thresholds, and a sentence about what was kept and replaced.
+    All thresholds, and a sentence about those that were kept and replaced.
   """
   fits = ("", chosen.prompts_sha256)
   kept, replaced = [], []
@@ -253,11 +243,11 @@ def write_thresholds(workdir: str | os.PathLike, chosen: Thresholds) -> str:
 
   Args:
     workdir: run directory.
-    chosen: new thresholds. They replace earlier ones for the same tiles,
+    chosen: new thresholds. They replace earlier thresholds for the same tiles,
       reference images and prompts.
 
   Returns:
-    A sentence about what was kept and replaced, see `put`.
+    A sentence about the thresholds that were kept and replaced.
 
   Raises:
     InputError: if the file is damaged or cannot be written.
@@ -277,7 +267,7 @@ def of_false_positive_rate(
   score, because the last bits of a score depend on its batch.
 
   Args:
-    normal_scores: scores of normal images or pixels, (n,), at least one.
+    normal_scores: scores of normal images or pixels, at least one.
     rate: share of the scores that can reach the threshold, in [0, 1).
   """
   ordered = np.sort(normal_scores)[::-1]
@@ -296,14 +286,8 @@ def of_balanced_accuracy(
   """Returns the threshold with the largest balanced accuracy.
 
   It is half-way between two scores. The threshold with the largest F1 would
-  call nearly all images anomalous if most of them are.
-
-  Args:
-    scores: image scores, (n,).
-    labels: True for anomalous images, (n,).
-
-  Returns:
-    The threshold, or NaN unless there are both normal and anomalous images.
+  call nearly all images anomalous if most of them are. Labels are True for
+  anomalous images. If images of a kind are missing, the result is NaN.
   """
   best = metrics.count_images(scores, labels).balanced_threshold()
   below = scores[scores < best]
@@ -322,11 +306,11 @@ def find_boxes(
 
   Args:
     anomaly_map: anomaly map, (h, w).
-    threshold: lowest value of a region's pixels.
+    threshold: pixel threshold.
 
   Returns:
-    For each region (left, top, right, bottom) in pixels, largest region first;
-    right and bottom are exclusive.
+    A tuple (left, top, right, bottom) in pixels for each region, largest region
+    first. Right and bottom are exclusive.
   """
   regions = anomaly_map >= threshold
   if not regions.any():

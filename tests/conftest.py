@@ -88,7 +88,7 @@ def pytest_collection_modifyitems(items):
 
 
 def _share(tmp_path_factory, name, fill):
-  """Returns a folder that all workers share; the first one fills it."""
+  """Returns a folder that all workers share; the first worker fills it."""
   base = tmp_path_factory.getbasetemp()
   if "PYTEST_XDIST_WORKER" in os.environ:
     base = base.parent
@@ -118,7 +118,7 @@ def _temporary_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory):
   """Folder of prepared data sets, where the demo's are generated once."""
-  # The folder can start empty, because preparation holds a lock.
+  # Preparation holds a lock, so the folder can start empty.
   return str(_share(tmp_path_factory, "data", fill=lambda folder: None))
 
 
@@ -167,7 +167,7 @@ def arguments(clip_folder, data_dir):
 
 @pytest.fixture(scope="session")
 def trained(arguments, tmp_path_factory):
-  """The run directory of a training, copied for each worker, and its log."""
+  """The run directory of a training, copied for each worker, and the log."""
 
   def train(folder):
     code, _, err = run("train.py", *arguments, f"--workdir={folder}/run")

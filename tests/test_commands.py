@@ -52,7 +52,7 @@ def call(*arguments, folder):
 
 @pytest.mark.parametrize("name", ("", *COMMANDS))
 def test_help_is_fast_in_every_folder(name, tmp_path):
-  """It needs less than 0.3 s of CPU time, so other programs do not matter."""
+  """The limit is 0.3 s of CPU time, which other programs do not affect."""
   arguments = [*([name] if name else []), "--help"]
   for _ in range(3):
     code, out, err, seconds = call(*arguments, folder=tmp_path)

@@ -180,7 +180,7 @@ def test_a_config_of_another_version_is_refused(sections, expected):
     configuration.restore(recorded(**sections), "runs/old", "9.9")
   assert str(caught.value) == (
     "runs/old was written by version 9.9, and its config does not fit this"
-    f" version: {expected}"
+    f" version: {expected}. Install that version."
   )
 
 

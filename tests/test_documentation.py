@@ -23,7 +23,7 @@ from helpers.scripts import ROOT, call, capture
 
 PAGES = ("README.md", *sorted(f"docs/{p.name}" for p in ROOT.glob("docs/*.md")))
 
-# Reasons why blocks are not run, or the tests that do it, by their first lines.
+# Reasons why blocks are not run, or the tests that run them, by first line.
 NOT_RUN = {
   "python -m venv .venv && . .venv/bin/activate": "installs",
   "cops demo --workdir=runs/visa": "serves a page until Ctrl-C: tests/demo",
@@ -46,10 +46,9 @@ NOT_RUN = {
 # They need Slurm, gcloud, kubectl, several hosts or buckets; see
 # tests/tools/test_launch.py, tests/runtime and tests/test_runs_in_buckets.py.
 NOT_RUN_PAGES = ("docs/buckets.md", "docs/scaling.md")
-# Lines of blocks that are run otherwise. The first asks, see
-# tests/test_commands.py; the second takes minutes, see
-# tests/tools/test_runs.py; the third needs the extra onnx, see
-# tests/export/test_onnx.py.
+# Lines that other tests run. The first asks a question (test_commands.py), the
+# second takes minutes (tools/test_runs.py), and the third needs the extra onnx
+# (export/test_onnx.py).
 NOT_RUN_LINES = (
   "cops cache remove",
   "python -m tools.ablate",

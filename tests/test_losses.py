@@ -74,7 +74,7 @@ def test_reconstruction_compares_pairs_or_own_biases_or_nothing():
 
 
 def test_padding_does_not_change_any_loss(case):
-  """A real image and a padding image have the losses of the real one alone."""
+  """The losses of an image are the same with and without a padding image."""
   _, counts, probability = case
   rng = np.random.default_rng(1)
   first, second = rng.normal(size=(2, BATCH, 5)).astype(np.float32)

@@ -139,7 +139,7 @@ def read_rows(folder):
 def test_the_output_folder_can_be_among_the_images(
   trained, tmp_path, monkeypatch, capsys
 ):
-  """Its pictures are not input, and after Ctrl-C it has the finished rows."""
+  """Pictures in it are not input, and Ctrl-C keeps the finished rows."""
   detector = AnomalyDetector.from_workdir(trained[0])
   monkeypatch.setattr(
     predict_command.flags, "open_detector", lambda _: detector
@@ -386,7 +386,7 @@ def test_hidden_files_are_skipped_and_names_can_be_any_bytes(
 
 
 def test_names_of_pictures_are_unique(tmp_path):
-  """A name contains the folders below the one that all paths share."""
+  """A name contains the folders below the folder that all paths share."""
   names = ("a/x.png", "a/x.jpg", "b/x.png", "deep/../b/c/y.png")
   paths = [tmp_path / name for name in names]
   assert predict._names(paths) == ["a-x", "a-x-2", "b-x", "b-c-y"]

@@ -111,7 +111,7 @@ def test_a_run_ends_and_resumes_if_the_server_stops(
 
 @pytest.mark.soak
 def test_a_run_killed_at_random_resumes(train, bucket, trained):
-  """It is killed twelve times, and starts again whenever it has finished."""
+  """The run is killed twelve times. If it finishes before, it starts again."""
   workdir, num_killed, num_finished = f"{bucket}/run", 0, 0
   while num_killed < 12:
     process = Program(*train)

@@ -1,7 +1,7 @@
-"""The commands, one module each, and what they share: parsing and exit codes.
+"""The commands, one module each, and their shared parser and exit codes.
 
-A command's module imports JAX, data sets and models only after it has read its
-arguments, so help and usage errors appear at once.
+A module imports JAX, data sets and models only after it has read its arguments,
+so help and usage errors appear at once.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ def make_parser(
   """Returns a parser without arguments.
 
   Args:
-    name: name of the command or tool.
+    name: name of the command or tool, which replaces {} in `program`.
     description: help text, printed as it is; usually the module's docstring.
-    program: command line of the program, with {} in place of the name.
+    program: command line of the program.
   """
   return Parser(
     prog=program.format(name),
@@ -71,10 +71,7 @@ def make_parser(
 
 
 def end_soon() -> None:
-  """Ends the program in 20 seconds if its threads keep it from exiting.
-
-  They may be waiting for a server that is gone.
-  """
+  """Ends the program in 20 seconds even if threads wait for a lost server."""
   ending = threading.Timer(_EXIT_SECONDS, os._exit, [1])
   ending.daemon = True
   ending.start()
@@ -93,12 +90,11 @@ def command_line(
 ) -> Callable[..., int | None]:
   """Decorates the main function of a command, which accepts its arguments.
 
-  Exit status and message of the program:
-    an `InputError`, or an OSError about a file: 1, with the message.
-    a `UsageError`: 2, with the message.
-    output that is closed early, as by `... | head`: 1, without a message.
-    Ctrl-C: 130, with "interrupted".
-  Output to files and pipes is UTF-8.
+  Output to files and pipes is UTF-8. The exit status of the program is
+    1 after an `InputError` or an OSError about a file, with the message;
+    2 after a `UsageError`, with the message;
+    1 if its output is closed early, as by `... | head`, without a message;
+    130 after Ctrl-C, with "interrupted".
   """
 
   @functools.wraps(main)
@@ -139,7 +135,7 @@ def command_line(
     except OSError as error:
       if error.filename is None:
         raise
-      # Any access to a path can raise this, for example if a name is too long.
+      # Any access to a path can raise this error, for example for a long name.
       sys.exit(f"error: {shorten(error.filename)}: {error.strerror}")
 
   return run

@@ -4,9 +4,9 @@
   cops cache remove features
   cops cache remove visa openai/clip-vit-large-patch14-336
 
-These are prepared data sets, cached vision features, compiled programs, copies
-of files in buckets, and downloads. All are created again when needed; data sets
-need their original files for this.
+The data are prepared data sets, vision features, compiled programs, copies of
+files in buckets, and downloads. Commands create them again when they need them;
+prepared data sets need their original files for this.
 """
 
 from __future__ import annotations
@@ -37,11 +37,7 @@ class _Kept(NamedTuple):
 
 
 def find(data_dir: str | None = None) -> dict[str, _Kept]:
-  """Returns the stored data by name: a description, its bytes and its folder.
-
-  Args:
-    data_dir: folder of prepared data sets; None means TFDS's default.
-  """
+  """Returns a description, the bytes and the folder of stored data, by name."""
   import huggingface_hub
   import pooch
   import tensorflow_datasets as tfds
@@ -90,7 +86,7 @@ def _confirm():
 
 def _parser() -> argparse.ArgumentParser:
   parser = make_parser("cache", __doc__)
-  text = "include the prepared data sets in this folder; default:"
+  text = "include the data in this folder of prepared data sets; default:"
   text += " ~/tensorflow_datasets"
   parser.add_argument("--data_dir", help=text)
   commands = parser.add_subparsers(dest="command")

@@ -9,18 +9,18 @@ r"""Chooses the thresholds for verdicts and stores them with the prompts.
     --normal photos/good "a clean weld" --anomalous "a weld with a crack"
 
 Given normal and anomalous images, chooses the image threshold with the largest
-balanced accuracy, which weighs both kinds equally in any proportion, and
-the pixel threshold with the largest F1. Without masks, the pixel threshold is
-one that no more normal images reach than reach the image threshold.
+balanced accuracy, which weighs both kinds equally in any proportion, and the
+pixel threshold with the largest F1. Without masks, at most as many normal
+images reach the pixel threshold as reach the image threshold.
 
-With --false_alarms, or with normal images only, each threshold is one that at
-most this share of the normal images reaches. The error rates on these images
-are printed and stored, with their confidence intervals.
+With --false_alarms, or with normal images only, at most this share of the
+normal images reaches each threshold. The error rates on these images are
+printed and stored, with their confidence intervals.
 
 The thresholds of a run are stored in its run directory. For downloaded prompts
 and for texts with --clip, --out names a folder for prompts and thresholds,
-which --pretrained then accepts. Each number of --tiles has thresholds of its
-own, and a verdict uses those of the same tiles.
+which --pretrained then accepts. Each value of --tiles has its own thresholds,
+and a verdict uses those that were chosen with the same tiles.
 """
 
 from __future__ import annotations

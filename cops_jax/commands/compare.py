@@ -2,8 +2,8 @@
 
   cops compare runs/seed0 runs/seed1 runs/seed2
 
-The table has a row for each run, and the mean and standard deviation of the
-runs of each method.
+The table has a row for each run. It also has the mean and standard deviation
+over the runs of each method.
 """
 
 from __future__ import annotations

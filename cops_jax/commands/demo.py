@@ -5,10 +5,10 @@
   cops demo --clip=openai/clip-vit-large-patch14-336
   cops demo
 
---clip uses hand-written texts instead of trained prompts. With several models,
-the page offers a choice. Without these flags, it uses the toy CLIP in this
-package with trained prompts and with hand-written texts. The trained prompts
-come from the recipe demo with seed 0, and their thresholds from
+--clip uses hand-written texts instead of trained prompts. If there are several
+models, the page offers a choice. Without these flags, the page uses the toy
+CLIP in this package, with trained prompts and with hand-written texts. The
+trained prompts come from the recipe demo with seed 0, and their thresholds from
 `cops calibrate --data=demo_unseen`.
 """
 
@@ -26,7 +26,7 @@ _LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1", "[::1]")
 
 
 def _load_models(options):
-  """Returns detectors, each with its description on the page."""
+  """Returns detectors and their descriptions on the page."""
   import numpy as np
 
   from cops_jax.demo import load_detector

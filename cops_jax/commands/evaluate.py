@@ -5,7 +5,7 @@
   cops evaluate --pretrained=cops-visa --workdir=runs/authors
 
 Prints a table, and writes report.html, results.json and scores.csv into the run
-directory. The config is that of the run; flags override its fields:
+directory. The config comes from the run. Flags override its fields:
 --config.evaluation.batch_size=4. The same command resumes an interrupted
 evaluation.
 """
@@ -91,7 +91,7 @@ def _evaluate(config, options, checkpoint):
       print(tables.format_table(found.results), flush=True)
       print(f"report: {report.write(options.workdir, found)}")
   if not found.results:
-    sys.exit("error: no data set was evaluated")
+    sys.exit("error: no data set was evaluated; see above")
   if found.failed:
     total = len(found.failed) + len(found.results)
     sys.exit(

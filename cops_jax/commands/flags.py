@@ -1,4 +1,4 @@
-"""Flags that several commands share, and the objects that they select."""
+"""Flags that several commands share, and the detector that they select."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def _parse_bool(text):
   return values[text.lower()]
 
 
-# Accepts --flag, --flag=true and --flag=false. Only for commands without
-# positional arguments, which --flag would take as its value.
+# Accepts --flag, --flag=true and --flag=false. It suits only commands without
+# positional arguments, because --flag would read one as its value.
 _OPTIONAL_BOOL = dict(type=_parse_bool, nargs="?", const=True, metavar="BOOL")
 BOOL = dict(action="store", default=False, **_OPTIONAL_BOOL)
 
@@ -97,19 +97,16 @@ _SHARED = {
 
 
 def add(parser: Any, *names: str, **options: Any) -> None:
-  """Adds shared flags to a parser or a group of its flags.
+  """Adds shared flags to a parser or to one of its groups.
 
-  Args:
-    parser: an `argparse.ArgumentParser` or one of its groups.
-    *names: names of the flags.
-    **options: arguments of `add_argument` that override the flags' own.
+  Options override the flags' own arguments of `add_argument`.
   """
   for name in names:
     parser.add_argument(name, **{**_SHARED[name], **options})
 
 
 def add_prompts(parser: argparse.ArgumentParser) -> None:
-  """Adds the flags that select a detector, which needs a source of prompts."""
+  """Adds the flags that select a detector; a source of prompts is required."""
   group = parser.add_mutually_exclusive_group(required=True)
   add(group, "--workdir", "--pretrained", "--clip")
   add(parser, "--allow_other_backbone", "--normal_images")
@@ -118,11 +115,8 @@ def add_prompts(parser: argparse.ArgumentParser) -> None:
 def open_detector(options: argparse.Namespace) -> AnomalyDetector:
   """Returns the detector that --workdir, --pretrained or --clip selects.
 
-  The other flags set how it reads images and its reference images.
-
-  Args:
-    options: the command's arguments. Replaces the files, folders and patterns
-      in `normal_images` by the image files found there.
+  Replaces the files, folders and patterns in `options.normal_images` by the
+  images found there.
 
   Raises:
     InputError: if the detector cannot be loaded, or a reference image cannot be
@@ -174,8 +168,7 @@ def add_cluster(parser: argparse.ArgumentParser) -> None:
 def cluster(options: argparse.Namespace) -> Iterator[None]:
   """Joins the cluster that the flags describe, if any.
 
-  If another process of the cluster is lost, this process ends with
-  `signals.EXIT_CODE`.
+  If the cluster loses a process, this process ends with `signals.EXIT_CODE`.
   """
   from cops_jax.runtime import processes, signals
 
@@ -203,7 +196,7 @@ def comma_list(text: str) -> list[str]:
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:
-  """Adds --config and a flag for each field, and shortens the usage."""
+  """Adds --config and a flag for each field of a config."""
   from cops_jax.config import recipe_names
   from cops_jax.fields import FIELDS
 
@@ -218,7 +211,7 @@ def add_config(parser: argparse.ArgumentParser) -> None:
     f" {', '.join(recipe_names())}",
   )
   group = parser.add_argument_group(
-    "fields of the config", "These flags override the config's values."
+    "fields of the config", "These flags override values of the config."
   )
   values = {
     bool: _OPTIONAL_BOOL,
@@ -236,7 +229,7 @@ def add_config(parser: argparse.ArgumentParser) -> None:
 
 
 def _parse_tuple(text):
-  """Parses a tuple; (24,) and 24 are the same, as are ('visa',) and visa."""
+  """Parses a tuple; (24,) and 24 are equal, and so are ('visa',) and visa."""
   import ast
 
   try:
@@ -263,9 +256,7 @@ def read_config(
 ) -> Any:
   """Returns the ConfigDict that --config names, with the fields' flags applied.
 
-  Args:
-    options: arguments of a parser that `add_config` extended.
-    default: returns the config to use without --config; None requires --config.
+  Without --config, calls `default`, or raises UsageError if it is None.
 
   Raises:
     InputError: if the config does not exist or cannot be read.

@@ -9,21 +9,21 @@ around anomalous regions. "note" lists assumptions made in reading the image.
 Verdicts need thresholds: choose them with `cops calibrate`.
 
 If an image cannot be read, its line has "error", the other images are scored,
-and the exit code is 1. Images in unsupported formats in folders are skipped and
+and the exit code is 1. In folders, files of unsupported formats are skipped and
 counted.
 
-With --out, also writes a report, index.html, with pictures of the images and
-their anomaly maps, predictions.jsonl and predictions.csv. Replaces the files
-that an earlier command wrote there, and keeps all other files.
+With --out, also writes predictions.jsonl, predictions.csv and a report,
+index.html, with pictures of the images and their anomaly maps. Replaces the
+files that an earlier command wrote there, and keeps all other files.
+
+To compare the images with hand-written texts, without a run:
 
   cops predict photos/ --clip=openai/clip-vit-large-patch14-336 \
     --normal="a clean weld" --anomalous="a weld with a crack"
 
-compares the images with hand-written texts and needs no run.
+To also compare the images with a few normal images of the same product:
 
   cops predict photos/ --workdir=runs/visa --normal_images=photos/good
-
-also compares the images with a few normal images of the same product.
 
 The model sees a large photograph at reduced size, where a defect of a few
 pixels vanishes. --tiles=auto also scores tiles of the photograph; "tiles" in a

@@ -72,7 +72,7 @@ def _parse_steps(text):
 
 
 def _verify(workdir):
-  """Prints the state of a run directory's files; returns the exit status."""
+  """Prints the state of a run's checkpoints; returns the exit status."""
   from cops_jax.runs import checkpoints
   from cops_jax.runs.record import read_record
 

@@ -6,12 +6,12 @@
   cops weights inspect prompts.pth
   cops weights inspect runs/demo
 
-`list` shows the prompts that the methods' authors published, whose names
---pretrained accepts, and where copies are stored. `save` writes the newest
+`list` shows the prompts that the methods' authors published, under the names
+that --pretrained accepts, and where copies are stored. `save` writes the newest
 prompts of a run to one file: .safetensors, or .pth for the authors' code.
 `publish` writes them with their config, thresholds and model card to a folder
 that --pretrained accepts and that is ready for `hf upload`. `inspect` describes
-a file of weights without running code in it, or the newest checkpoint, config
+a file of weights, without running code in it, or the newest checkpoint, config
 and backbone of a run.
 """
 
@@ -63,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     "--out",
     required=True,
     metavar="FOLDER",
-    help="write to this folder, which is new, empty, or holds pretrained"
+    help="write to this folder, which must be new, empty, or contain pretrained"
     " prompts to replace",
   )
   command.add_argument(
@@ -71,8 +71,8 @@ def _parser() -> argparse.ArgumentParser:
     default="",
     metavar="OWNER/NAME",
     help="set the name of the run's backbone on the Hugging Face hub, if the"
-    " run read it from a file or folder; the command downloads it and compares"
-    " its hash",
+    " run loaded it from a file or folder; the command downloads it and"
+    " compares hashes",
   )
   command = commands.add_parser(
     "inspect", help="describe a file of weights or a run"
@@ -102,10 +102,7 @@ def _list_published():
 
 
 def inspect(path: str) -> str:
-  """Returns a description of a file of weights or of a run.
-
-  Args:
-    path: the file, or a run directory.
+  """Returns a description of a file of weights or of a run directory.
 
   Raises:
     InputError: if the file cannot be read, or the folder holds no run.

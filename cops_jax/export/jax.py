@@ -36,8 +36,8 @@ if TYPE_CHECKING:  # Reading a file needs none of the model's code.
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 _FORMAT = 3
-# JAX promises this from the day that jaxlib was built. No installed file states
-# that day, so the text has no date.
+# JAX counts the months from the day that jaxlib was built, which no installed
+# file states.
 _READABLE_BY = "jaxlib up to six months newer than {}"
 _WEIGHTS, _METADATA = "weights.safetensors", "metadata.json"
 
@@ -46,8 +46,8 @@ def require_file_name(out: str | os.PathLike) -> AnyPath:
   """Returns the path of a file to export to, after checking its name.
 
   Raises:
-    InputError: if it is a folder or ends in neither .cops nor .onnx, or if the
-      packages for ONNX are missing.
+    InputError: if the path is a folder or ends in neither .cops nor .onnx, or
+      if the packages for ONNX are missing.
   """
   path = to_path(out)
   is_folder = not is_address(path) and path.is_dir()
@@ -70,7 +70,7 @@ def export(detector: AnomalyDetector, out: str | os.PathLike) -> dict[str, Any]:
 
   Args:
     detector: detector to write, with its reference images if it has any.
-    out: file name that ends in .cops or .onnx.
+    out: file that ends in .cops or .onnx.
 
   Returns:
     The metadata in the file: versions, hashes, image size and thresholds.
@@ -237,7 +237,7 @@ def load(path: str | os.PathLike) -> ExportedDetector:
   backend = jax.default_backend()
   platform = "cuda" if backend == "gpu" else backend
   try:
-    # Reading a part compares its checksum.
+    # Reading an entry also compares its checksum.
     with zipfile.ZipFile(path) as archive:
       if any(entry.compress_type for entry in archive.infolist()):
         raise ValueError("an entry is compressed, but exported entries are not")
@@ -250,7 +250,7 @@ def load(path: str | os.PathLike) -> ExportedDetector:
       if platform not in metadata["platforms"]:
         raise InputError(
           f"{path} was exported for {', '.join(metadata['platforms'])}, but JAX"
-          f" runs on {platform} here"
+          f" runs on {platform} here: set JAX_PLATFORMS to one of them"
         )
       function = archive.read(f"function-{platform}")
       tensors = safetensors.numpy.load(archive.read(_WEIGHTS))
@@ -262,7 +262,8 @@ def load(path: str | os.PathLike) -> ExportedDetector:
     raise
   except Exception as error:  # Damage causes many kinds of errors.
     raise InputError(
-      f"{path} cannot be read as an exported detector: {shorten(error)}"
+      f"{path} cannot be read as an exported detector ({shorten(error)}): get a"
+      " new copy"
     ) from error
   try:
     exported = jax_export.deserialize(bytearray(function))

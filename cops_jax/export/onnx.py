@@ -25,7 +25,7 @@ from cops_jax.weights.model import build_model
 _OUTPUTS = ("image_score", "anomaly_map")
 _PACKAGES = ("jax2onnx", "onnx_ir", "onnxruntime")
 _TOLERANCE = 1e-3
-# A protocol buffer has at most 2 GiB; the graph needs some of it.
+# A protocol buffer has at most 2 GiB, and the graph needs a part of them.
 _MAX_BYTES = 2**31 - 2**20
 
 
@@ -38,10 +38,7 @@ def write_onnx(
   and anomaly_map (batch, h, w), float32 in [0, 1]. The backbone computes in
   float32 for any config.backbone.dtype, because few runtimes support bfloat16.
 
-  Args:
-    detector: detector to write.
-    path: path of the file.
-    metadata: metadata of the file; values are written as JSON.
+  Values of the metadata are written as JSON.
 
   Raises:
     InputError: if jax2onnx is missing, the weights are too large for one file,
@@ -84,7 +81,7 @@ def _convert(function, side, metadata):
   from jax2onnx import to_onnx
   from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-  # It warns about types of the graph's inner values, which nothing needs.
+  # onnx_ir warns about types of the graph's inner values, which nothing needs.
   logging.getLogger("onnx_ir.serde").setLevel(logging.ERROR)
   (batch,) = jax.export.symbolic_shape("batch")
   with warnings.catch_warnings():
@@ -108,7 +105,8 @@ def _convert(function, side, metadata):
 def _check(content, function, side):
   """Raises InputError unless ONNX Runtime computes the same results as JAX.
 
-  jax2onnx has its own translation of each operation, and some are wrong.
+  jax2onnx translates each operation separately, and some translations are
+  wrong.
   """
   import onnxruntime
 
@@ -123,13 +121,13 @@ def _check(content, function, side):
     got = session.run(_OUTPUTS, {"images": images})
   except Exception as error:  # ONNX Runtime's errors are not documented.
     raise InputError(
-      "jax2onnx cannot write a valid ONNX file for this run's config:"
-      f" {shorten(error)}"
+      "jax2onnx cannot write a valid ONNX file for this run's config"
+      f" ({shorten(error)}): export a .cops file instead"
     ) from error
   for name, array, expected in zip(_OUTPUTS, got, want, strict=True):
     difference = np.abs(array - expected).max()
     if not difference <= _TOLERANCE:
       raise InputError(
         "jax2onnx writes a wrong ONNX file for this run's config: its"
-        f" {name} is off by {difference:.2g}"
+        f" {name} is off by {difference:.2g}. Export a .cops file instead."
       )

@@ -12,11 +12,7 @@ import jax
 import orbax.checkpoint as ocp
 from absl import logging as absl_logging
 
-from cops_jax.errors import (
-  InputError,
-  MissingRunError,
-  shorten,
-)
+from cops_jax.errors import InputError, MissingRunError, shorten
 from cops_jax.files import (
   delete,
   digest_file,
@@ -34,15 +30,15 @@ from cops_jax.runtime.processes import in_first_process
 
 _logger = logging.getLogger(__name__)
 
-_MANIFEST = "manifest.json"  # Has the SHA-256 of each file of a checkpoint.
+_MANIFEST = "manifest.json"  # The SHA-256 of each file of a checkpoint.
 _DAMAGED = ".damaged"  # Suffix of a damaged checkpoint's name.
 
 
 def find_steps(workdir: str | os.PathLike) -> list[int]:
   """Returns the steps of a run directory's checkpoints, ascending.
 
-  Checkpoints without a manifest are skipped, because their writing or deletion
-  was interrupted.
+  Skips checkpoints without a manifest, which were only partly written or
+  deleted.
 
   Raises:
     InputError: if the checkpoints cannot be listed.
@@ -63,7 +59,7 @@ def find_damage(workdir: str | os.PathLike) -> dict[int, list[str]]:
   """Verifies every checkpoint of a run directory.
 
   Returns:
-    A list for each step, with a sentence for each damaged file.
+    A sentence for each damaged file, in a list for each step.
 
   Raises:
     InputError: if there is no checkpoint.
@@ -97,7 +93,7 @@ def _find_damage(directory):
 def _write_manifest(directory):
   names = [name for name in find_files(directory) if name != _MANIFEST]
   if not is_address(directory):
-    for name in names:  # The files must be on the disk before the manifest is.
+    for name in names:  # These files must be on the disk before the manifest.
       sync(directory / name)
   files = {name: digest_file(read_file(directory / name)) for name in names}
   write_file(directory / _MANIFEST, seal({"files": files}, indent=2))
@@ -117,10 +113,11 @@ class Checkpoints:
 
   A checkpoint contains the trainable parameters, the optimizer's state and the
   loss terms that are not yet in metrics.jsonl, but not the frozen backbone.
-  Orbax writes it in the background under a temporary name. It is complete once
-  it has its final name and a manifest. The manifest is deleted first, so a
-  killed process leaves only whole checkpoints. Every checkpoint is verified
-  before it is read; if the newest is damaged, the previous one is used.
+  Orbax writes it in the background under a temporary name. A checkpoint is
+  complete once it has its final name and a manifest. Deletion begins with the
+  manifest, so a killed process leaves only whole checkpoints. Every checkpoint
+  is verified before it is read. If the newest is damaged, the previous one is
+  used.
 
   In a cluster only the first process saves, because all have the same arrays.
 
@@ -169,11 +166,11 @@ class Checkpoints:
     opt_state: Any,
     recent_terms: Sequence[Mapping[str, float]] = (),
   ) -> None:
-    """Begins to save a new step, once the previous save is complete.
+    """Waits for the previous save and begins to save a new checkpoint.
 
     Args:
-      step: number of completed steps; names the checkpoint.
-      params, opt_state: trees of JAX arrays; can be donated after this returns.
+      step: number of completed steps, which names the checkpoint.
+      params, opt_state: trees of JAX arrays, which can then be donated.
       recent_terms: loss terms that are not yet in metrics.jsonl.
 
     Raises:
@@ -200,11 +197,7 @@ class Checkpoints:
       raise self._not_written(step, error) from error
 
   def check(self) -> None:
-    """Raises the error of a failed save; does not wait for a running one.
-
-    Raises:
-      InputError: if the save has failed in this process.
-    """
+    """Raises InputError if a save of this process has failed; does not wait."""
     if not self._manager.is_saving_in_progress():
       self._wait()
 
@@ -230,7 +223,7 @@ class Checkpoints:
   ) -> tuple[int, Any, Any, list[dict[str, float]]]:
     """Restores the newest undamaged checkpoint.
 
-    Renames newer, damaged ones unless `num_kept` is None.
+    Renames damaged checkpoints that are newer, unless `num_kept` is None.
 
     Args:
       params, opt_state: trees with the shapes and shardings to restore.
@@ -239,7 +232,8 @@ class Checkpoints:
       The step, the parameters, the optimizer's state and recent loss terms.
 
     Raises:
-      InputError: if every checkpoint is damaged, or it is from another model.
+      InputError: if there is no undamaged checkpoint, or it is from another
+        model.
     """
     step = in_first_process(self._find_good_step)
     restored = self._restore(
@@ -251,17 +245,15 @@ class Checkpoints:
     return step, restored.params, restored.opt_state, restored.recent_terms
 
   def restore_params(self, params: Any = None) -> tuple[int, Any]:
-    """Restores the parameters of the newest undamaged checkpoint.
+    """Returns the newest undamaged checkpoint's step and parameters.
 
     Args:
       params: tree with the shapes and shardings to restore; None restores the
         saved shapes on one device.
 
-    Returns:
-      The step and the parameters.
-
     Raises:
-      InputError: if every checkpoint is damaged, or it is from another model.
+      InputError: if there is no undamaged checkpoint, or it is from another
+        model.
     """
     step = in_first_process(self._find_good_step)
     if params is None:
@@ -272,7 +264,7 @@ class Checkpoints:
     return step, self._restore(step, params=restore_as(params)).params
 
   def _find_good_step(self):
-    """Returns the newest undamaged step; renames damaged, newer ones."""
+    """Returns the newest undamaged step; see `restore` for damaged steps."""
     damaged = []
     for step in reversed(find_steps(self._workdir)):
       path = self._directory / str(step)
@@ -319,11 +311,9 @@ class Checkpoints:
     )
 
   def _require_room(self, step, num_bytes):
-    """Raises OSError on a full disk; some Orbax versions print tracebacks.
-
-    It allocates the bytes, because the free space that the system reports
-    ignores quotas and limits.
-    """
+    """Raises OSError if the disk is too full for a checkpoint."""
+    # Some versions of Orbax print tracebacks on a full disk. This allocates the
+    # bytes, because the free space that the system reports ignores quotas.
     if is_address(self._directory) or not hasattr(os, "posix_fallocate"):
       return
     self._directory.mkdir(parents=True, exist_ok=True)
@@ -335,7 +325,7 @@ class Checkpoints:
       path.unlink(missing_ok=True)
 
   def _complete(self, path):
-    """Writes the manifest and deletes old checkpoints; in the background."""
+    """Writes a manifest and deletes old checkpoints, in the background."""
     if path.parent != self._directory:
       return  # Some versions of Orbax also call this for items' folders.
     if not is_address(path):

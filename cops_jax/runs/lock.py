@@ -21,8 +21,8 @@ from cops_jax.runtime.processes import in_first_process
 
 _logger = logging.getLogger(__name__)
 
-# Environment variable with the name of a job. Launch files set it, and restart
-# the job on this host or another.
+# Environment variable with the name of a job. The launch files set it. They
+# restart a job on any host.
 _JOB = "COPS_JAX_JOB"
 
 
@@ -32,15 +32,15 @@ def hold(workdir: str | os.PathLike, purpose: str) -> Iterator[None]:
 
   On file systems with locks, the system releases the lock of a dead process. On
   other file systems and in buckets, the lock is a file, which a killed process
-  leaves behind. This process takes it over if it belongs to the same job (the
-  environment variable COPS_JAX_JOB) or to a dead process on this machine.
+  leaves behind. This process takes that file over if it belongs to the same job
+  (the environment variable COPS_JAX_JOB) or to a dead process on this machine.
 
   Args:
     workdir: run directory; created if missing.
     purpose: name of the lock, such as "training".
 
   Raises:
-    InputError: if another process holds the lock; names that process.
+    InputError: if another process, which the message names, holds the lock.
     WriteError: if the run directory cannot be written.
   """
   held = contextlib.ExitStack()

@@ -15,7 +15,7 @@ _SAVE_SECONDS = 300  # A save fails after this time without progress.
 
 
 class Manager(ocp.CheckpointManager):
-  """Orbax's manager, which leaves preemption to the training loop."""
+  """Orbax's manager without its preemption, which the training loop handles."""
 
   def reached_preemption(self, step: int) -> bool:
     # Orbax's method uses JAX's preemption service, which `processes` disables.
@@ -27,10 +27,7 @@ def open_manager(
 ) -> Manager:
   """Returns a manager of checkpoints that only this process saves.
 
-  Args:
-    directory: folder of the checkpoints; need not exist.
-    complete: function that a saving process calls in the background, with a
-      checkpoint's folder, once Orbax has finished it.
+  `complete` runs in the background with each folder that Orbax has written.
   """
   return Manager(
     directory,
@@ -75,7 +72,7 @@ def _make_options(complete, is_in_bucket):
     multiprocessing_options=_alone(),
     async_options=ocp.AsyncOptions(
       timeout_secs=_SAVE_SECONDS,
-      # With True, Orbax's other threads wait for a directory forever.
+      # With True, some of Orbax's threads wait for a directory forever.
       create_directories_asynchronously=False,
     ),
     temporary_path_class=Completed,
@@ -85,8 +82,8 @@ def _make_options(complete, is_in_bucket):
 def _make_arrays_handler():
   """Returns a handler that writes whole arrays.
 
-  By default each device slices its part off every array, which is slower than
-  writing arrays as small as these.
+  By default each device writes a slice of every array, which is slower for such
+  small arrays.
   """
   arrays = ocp.type_handlers.ArrayHandler(
     primary_host=jax.process_index(), use_replica_parallel=False
@@ -102,8 +99,8 @@ def _make_arrays_handler():
 def restore_as(tree: Any) -> ocp.args.PyTreeRestore:
   """Returns Orbax's arguments that restore a tree's shapes and shardings.
 
-  Leaves without a sharding are restored on one device. Orbax's default is the
-  devices that saved them, and it fails on any others.
+  Leaves without a sharding are restored on one device. By default Orbax
+  requires the devices that saved them.
   """
   device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 

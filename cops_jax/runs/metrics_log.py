@@ -35,10 +35,6 @@ class RunLog:
   """Writer of metrics.jsonl and, on request, of TensorBoard's files.
 
   In a cluster only the first process uses it.
-
-  Args:
-    workdir: run directory.
-    use_tensorboard: if True, also writes TensorBoard's files.
   """
 
   def __init__(self, workdir: AnyPath, use_tensorboard: bool = False):
@@ -49,11 +45,14 @@ class RunLog:
     self._lines: list[str] | None = [] if is_address(workdir) else None
 
   def open(self, last_step: int) -> None:
-    """Opens the log and deletes the lines after `last_step`, which run again.
+    """Opens the log and deletes the lines of steps that will run again.
+
+    Args:
+      last_step: last step to keep.
 
     Raises:
-      InputError: if metrics.jsonl is damaged or cannot be written, or if the
-        extra [tensorboard] is needed and missing.
+      InputError: if metrics.jsonl is damaged or cannot be written, or the extra
+        [tensorboard] is needed but not installed.
     """
     if self._use_tensorboard:
       folder = str(self._workdir / "tensorboard")
@@ -87,20 +86,16 @@ class RunLog:
       self._tensorboard.flush()
 
   def flush(self) -> None:
-    """Writes the lines that are not yet in a bucket.
-
-    Raises:
-      InputError: if they cannot be written.
-    """
+    """Writes the log if it is in a bucket; raises InputError if this fails."""
     if self._lines is not None:
       write_file(self._path, "".join(self._lines))
 
 
 def read_metrics(workdir: AnyPath) -> list[dict[str, Any]]:
-  """Returns the rows of metrics.jsonl without times, or [] without the file.
+  """Returns the rows of metrics.jsonl without times; none without the file.
 
   Raises:
-    InputError: if the file is damaged; names the line.
+    InputError: if the file is damaged. The message names the line.
   """
   return [
     {
@@ -159,12 +154,13 @@ def plot_losses(
   num_columns = -(-len(names) // 2)
   figure = Figure(figsize=(3 * num_columns, 5.4))
   figure.suptitle(title)
-  # Fixed margins, because matplotlib's search for them is as slow as drawing.
+  # The margins are fixed because matplotlib's search for them is as slow as
+  # drawing.
   figure.subplots_adjust(0.08, 0.1, 0.98, 0.87, wspace=0.35, hspace=0.45)
   axes = figure.subplots(2, num_columns, squeeze=False).flat
   epochs = [row["step"] / epoch_steps for row in rows]
   for axis, name in itertools.zip_longest(axes, names):
-    if name is None:  # The last of an odd number of axes.
+    if name is None:  # The number of names is odd.
       axis.set_axis_off()
       continue
     axis.plot(epochs, [row.get(name, math.nan) for row in rows])

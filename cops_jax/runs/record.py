@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _logger = logging.getLogger(__name__)
 
 _FILE = "run.json"
-# Packages with versions that can change the last digits of results.
+# Another version of these packages can change the last digits of results.
 _PACKAGES = (
   *("jax", "jaxlib", "flax", "optax", "transformers", "numpy", "pillow"),
 )
@@ -42,14 +42,15 @@ class Record:
   """The facts from which a run's model can be built again.
 
   Attributes:
-    config: the resolved config, as nested dictionaries.
+    config: resolved config, as nested dictionaries.
     backbone_sha256: hash of the file with the backbone's weights; empty if
       unknown.
-    init_from: source of its initial parameters; empty for random ones.
+    init_from: source of the initial parameters; empty if they were random.
     version: version of this project that began the run.
     data_sha256: fingerprint of the training examples; empty for a run that
       trains nothing.
-    origin: source of the prompts, if no run of this project trained them.
+    origin: source of prompts that no run of this project trained; empty
+      otherwise.
   """
 
   config: Mapping[str, Any]
@@ -60,13 +61,10 @@ class Record:
   origin: str = ""
 
   def to_config(self, source: str) -> ml_collections.ConfigDict:
-    """Returns the config as a config of this version.
-
-    Args:
-      source: place of the record, for messages.
+    """Returns a config of this version; `source` locates the record in errors.
 
     Raises:
-      InputError: if it does not fit this version; see `config.restore`.
+      InputError: if the config does not fit this version.
     """
     return restore(self.config, source, self.version)
 
@@ -94,7 +92,7 @@ def require_same_job(
     others: additional values that must be equal, by name.
 
   Raises:
-    InputError: if a value differs; names it, the process, and both values.
+    InputError: if a value differs, see `processes.require_same`.
   """
   config = complete(record.config)
   require_same(
@@ -120,7 +118,7 @@ def from_json(text: str | bytes, source: str) -> Record:
   """Returns the record that `Record.to_json` wrote.
 
   Raises:
-    InputError: if the text is not a record; names the source.
+    InputError: if the text from this source is not a record.
   """
   try:
     values = unseal(text)
@@ -190,8 +188,8 @@ def claim_workdir(
       examples that differ from those that the run began with.
 
   Raises:
-    InputError: if the directory holds a run with a different config, backbone,
-      start or data, or it cannot be written.
+    InputError: if the directory cannot be written, or holds a run with another
+      config, backbone, data or initial parameters.
   """
   workdir = to_path(workdir)
   saved = find_record(workdir)
@@ -233,7 +231,7 @@ def check_config(
     run: name of the run, for messages.
 
   Raises:
-    InputError: if values differ; names them.
+    InputError: if values, which the message names, differ.
   """
   saved, asked = complete(record.config), complete(config)
   differences = [
@@ -253,11 +251,7 @@ def check_config(
 def check_backbone(
   record: Record, sha256: str, run: str, allow_other_backbone: bool
 ) -> None:
-  """Checks that the backbone's weights are those that a run was trained on.
-
-  Raises:
-    InputError: if they are not; names both hashes.
-  """
+  """Raises InputError if the weights differ from those of a run's training."""
   if record.backbone_sha256 not in ("", sha256) and not allow_other_backbone:
     raise InputError(
       f"{run} was trained on weights with the SHA-256 {record.backbone_sha256};"

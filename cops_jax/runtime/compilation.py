@@ -1,4 +1,4 @@
-"""A persistent cache of compiled programs."""
+"""The cache of compiled programs on disk."""
 
 from __future__ import annotations
 
@@ -16,10 +16,7 @@ def keep_compiled_programs(config: Any) -> None:
 
   Call it before anything is compiled. It keeps a folder that is set in JAX, for
   example by JAX_COMPILATION_CACHE_DIR, and does not use a folder that it cannot
-  write.
-
-  Args:
-    config: a ConfigDict with the fields of `cops_jax.config`.
+  write to.
   """
   if not config.compilation_cache or jax.config.jax_compilation_cache_dir:
     return

@@ -1,4 +1,4 @@
-"""The device mesh, and how batches and parameters are split over it."""
+"""The mesh of devices, and the sharding of batches and parameters on it."""
 
 from __future__ import annotations
 
@@ -34,18 +34,14 @@ def replicated_sharding(mesh: Mesh) -> NamedSharding:
 def backbone_shardings(
   backbone_params: Mapping[str, Any], mesh: Mesh, is_split: bool
 ) -> Sharding | Mapping[str, Any]:
-  """Returns the shardings of the backbone's parameters.
+  """Returns a tree with the sharding of each array, or one sharding for all.
 
   Args:
-    backbone_params: tree of arrays.
-    mesh: the devices.
+    backbone_params: tree of the backbone's arrays.
+    mesh: mesh of the devices.
     is_split: if True, each device holds an equal part of each array instead of
       a copy. An array is split along its longest axis that the number of
       devices divides.
-
-  Returns:
-    A tree with the sharding of each array, or one sharding if they are not
-    split.
   """
 
   def split(leaf):
@@ -75,12 +71,12 @@ def jit_step(
   Args:
     step: function of `num_replicated` arguments, the backbone's parameters and
       a batch. The batch's rows are split over the devices.
-    mesh: the devices.
+    mesh: mesh of the devices.
     shardings: result of `backbone_shardings`; None means a copy on every
       device.
     num_replicated: number of first arguments, with a copy on every device.
-    updates_state: True if the step returns a new first argument. The memory of
-      the old one is then donated, and the results are replicated instead of
+    updates_state: True if the step returns a new value of its first argument.
+      The old value is then donated, and the results are replicated instead of
       split like the batch.
   """
 
@@ -108,12 +104,9 @@ def shard_batch(
   mesh: Mesh,
   fields: Sequence[str] | None = None,
 ) -> dict[str, jax.Array]:
-  """Puts this process's part of a global batch on its devices.
+  """Puts this process's rows of a global batch on its devices.
 
-  Args:
-    batch: this process's rows, by field.
-    mesh: the devices.
-    fields: fields to put on the devices, if the batch has them; None means all.
+  If `fields` are named, puts only those that the batch has.
   """
   sharding = batch_sharding(mesh)
   return {
@@ -126,13 +119,13 @@ def shard_batch(
 def padded_batches(
   images: Sequence[np.ndarray], mesh: Mesh, max_size: int
 ) -> Iterator[tuple[int, dict[str, jax.Array]]]:
-  """Yields batches of images on the devices, and the number of images in each.
+  """Yields the number of images in each batch, and the batch on the devices.
 
-  Zeros pad a batch to a power of two of images for each device.
+  Zeros pad a batch to a power of two of images on each device.
 
   Args:
     images: uint8 images of one size, (h, w, 3).
-    mesh: the devices, all of this process.
+    mesh: mesh of devices of this process.
     max_size: largest number of images in a batch.
   """
   for start in range(0, len(images), max_size):
@@ -157,7 +150,7 @@ def local_rows(tree: Any, mesh: Mesh) -> Any:
 def run_ahead(
   batches: Iterable[Any], step: Callable[[Any], Any]
 ) -> Iterator[tuple[Any, Any]]:
-  """Yields batches with a step's outputs; the devices run one batch ahead."""
+  """Yields each batch and its outputs; the devices run one batch ahead."""
   ready = None
   for batch in batches:
     running = batch, step(batch)

@@ -33,8 +33,8 @@ def start(
   """Joins a cluster. Call it before anything else uses JAX's devices.
 
   Without arguments, JAX recognizes the cluster from the environment: a TPU pod,
-  Slurm, Open MPI or Kubernetes. Only the first process logs messages below
-  warnings.
+  Slurm, Open MPI or Kubernetes. Processes other than the first log only
+  warnings and errors.
 
   Args:
     coordinator_address: host:port of the first process.
@@ -44,7 +44,7 @@ def start(
       as dead.
 
   Raises:
-    InputError: if the arguments do not fit, or the processes cannot connect.
+    InputError: if the arguments are invalid or the processes cannot connect.
   """
   import jax
 
@@ -71,9 +71,9 @@ def start(
 def find_lost_peer(error: BaseException | None) -> str:
   """Returns the reason if an error shows that another process is lost.
 
-  A computation across processes fails if one of them has died. JAX then raises
-  its runtime error or, on CPU, an error of another type that mentions Gloo. The
-  result is an empty string for all other errors, such as those of a bucket.
+  A computation across processes fails if one of them dies. JAX then raises its
+  runtime error or, on CPU, an error of another type that mentions Gloo. All
+  other errors, such as those of a bucket, return an empty string.
   """
   import jax
 
@@ -106,7 +106,7 @@ def gather_objects(value: Any) -> list[Any]:
 
   if jax.process_count() == 1:
     return [value]
-  # Compression shrinks counts of pixels, mostly zeros, to a hundredth.
+  # Counts of pixels are mostly zeros; compression shrinks them to a hundredth.
   content = np.frombuffer(zlib.compress(pickle.dumps(value), 1), np.uint8)
   sizes = multihost_utils.process_allgather(np.int32(content.size)).reshape(-1)
   padded = np.zeros(sizes.max(), np.uint8)
@@ -128,12 +128,9 @@ def collect(errors: list[Exception]) -> Iterator[None]:
 
 
 def in_all_processes(function: Callable[..., Any], *args: Any) -> Any:
-  """Calls a function in every process; if it fails in one, it fails in all.
+  """Returns a function's result in each process; if one fails, all fail.
 
   All processes must call this. The function must not wait for other processes.
-
-  Returns:
-    The function's result in this process.
 
   Raises:
     InputError: in every process, if the function raised an error in one.
@@ -152,8 +149,8 @@ def agree(errors: Sequence[Exception]) -> None:
     errors: this process's errors, in the order in which they occurred.
 
   Raises:
-    InputError: if any process has an error; describes the first. A process
-      with an error raises its own first error unchanged.
+    InputError: if another process has an error; the message describes its
+      first. A process with an error raises its own first error unchanged.
   """
   text = None
   if errors:
@@ -175,7 +172,8 @@ def require_same(values: Mapping[str, Any]) -> None:
     values: values to compare, by a name for messages.
 
   Raises:
-    InputError: if a value differs; names it, the process, and both values.
+    InputError: if a value differs. The message names it, the process, and both
+      values.
   """
   first, *others = gather_objects(dict(values))
   found = [
@@ -196,7 +194,7 @@ def require_same(values: Mapping[str, Any]) -> None:
 def in_first_process(function: Callable[..., Any], *args: Any) -> Any:
   """Calls a function in the first process and returns its result in all.
 
-  An error is raised in all processes, so that none waits for one that ended.
+  Errors are raised in all processes, so that none waits for one that ended.
 
   Raises:
     InputError: in all processes, if the function raises it.

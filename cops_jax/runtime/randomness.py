@@ -13,7 +13,7 @@ import numpy as np
 from cops_jax.files import digest_file
 from cops_jax.typing import Array, Float, Integer
 
-# Purposes of random numbers; a key depends on the seed and its purpose.
+# Purposes of random numbers. A key depends on the seed and a purpose.
 INIT_KEY, TRAIN_KEY, AUGMENTATION_KEY = range(3)
 
 
@@ -25,8 +25,8 @@ def random_key(seed: int, purpose: int) -> jax.Array:
 def hash_example(example: Mapping[str, Any]) -> np.uint32:
   """Returns the number that keys an example's noise in training.
 
-  It hashes the data set and id of a prepared image, or the contents and
-  relative path of a file, so a folder can be renamed or moved.
+  The number is a hash of the data set and id of a prepared image, or of the
+  contents and relative path of a file, so a folder can be renamed or moved.
   """
   scope = example["dataset"]
   if not isinstance(example["image"], bytes):
@@ -38,9 +38,9 @@ def hash_example(example: Mapping[str, Any]) -> np.uint32:
 def example_noise(
   key: jax.Array, example_ids: Integer[Array, "b"], width: int
 ) -> Float[Array, "b z=1 d"]:
-  """Returns standard normal noise that depends on the key and example only.
+  """Returns standard normal noise that depends only on the key and example.
 
-  It does not depend on the example's batch or device.
+  The noise does not depend on the batch or the device.
   """
 
   def draw(example_id):

@@ -1,4 +1,4 @@
-"""Handlers of SIGTERM and Ctrl-C, which stop a training that can resume."""
+"""Handlers of SIGTERM and Ctrl-C that stop a training so that it can resume."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ _is_deferred = False
 def catch_signals() -> None:
   """Makes SIGTERM and Ctrl-C end the process with `EXIT_CODE`.
 
-  They end it at once until `defer` is called, because nothing is lost before.
-  A second Ctrl-C kills the process at any time.
+  Until `defer` is called they end it at once, because nothing can be lost. A
+  second Ctrl-C kills the process at any time.
   """
   signal.signal(signal.SIGTERM, _note)
   signal.signal(signal.SIGINT, _note)
@@ -35,9 +35,9 @@ def catch_signals() -> None:
 def watch() -> None:
   """Catches signals even while this process waits for other processes.
 
-  Python runs a signal handler only between its own instructions, which a
-  process that waits inside a library does not reach. A thread then ends the
-  process. The main thread must call this.
+  Python runs a signal handler only between its own instructions, and a process
+  that waits inside a library does not reach the next one. A thread then ends
+  the process. The main thread must call this.
   """
   catch_signals()
   reader, writer = os.pipe()
@@ -56,12 +56,7 @@ def _end_late(reader):
 
 
 def end_process(message: str, code: int = EXIT_CODE) -> None:
-  """Ends this process at once, without waiting for threads or processes.
-
-  Args:
-    message: text to print to standard error.
-    code: exit status.
-  """
+  """Prints a message and ends this process without waiting for its threads."""
   os.write(2, f"{message}\n".encode())
   for child in multiprocessing.active_children():
     child.terminate()
@@ -69,13 +64,13 @@ def end_process(message: str, code: int = EXIT_CODE) -> None:
 
 
 def defer() -> None:
-  """Records signals from now on, for `is_due` to report, instead of ending."""
+  """Makes signals only set what `is_due` reports, instead of ending."""
   global _is_deferred
   _is_deferred = True
 
 
 def release() -> None:
-  """Lets signals end the process at once again, including a recorded one."""
+  """Reverses `defer`; a signal that was recorded ends the process now."""
   global _is_deferred
   _is_deferred = False
   if _noted:
@@ -105,14 +100,7 @@ def is_due(asked: Any) -> bool:
 
 
 def stop(message: str) -> None:
-  """Ends the process with `EXIT_CODE`; the same command resumes.
-
-  Args:
-    message: description of the state that was reached.
-
-  Raises:
-    SystemExit: always.
-  """
+  """Prints a message and raises SystemExit; the same command resumes."""
   # Not a log message, because signal handlers cannot use buffered files.
   os.write(2, f"{message}: {_RESUMES}\n".encode())
   sys.exit(EXIT_CODE)
@@ -121,7 +109,7 @@ def stop(message: str) -> None:
 def _note(number, _):
   global _noted
   _noted = signal.Signals(number).name
-  # A second Ctrl-C can kill a save, which loses no earlier checkpoint.
+  # A second Ctrl-C can kill a save, but no earlier checkpoint is lost.
   signal.signal(signal.SIGINT, signal.SIG_DFL)
   if not _is_deferred:
     _stop_at_once()

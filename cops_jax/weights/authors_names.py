@@ -1,4 +1,4 @@
-"""Converts prompts from and to the names and shapes of their authors' files."""
+"""Converts prompts from and to the names and shapes in their authors' files."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import numpy as np
 if TYPE_CHECKING:
   from cops_jax.weights.clip import PretrainedCLIP
 
-# Evaluation does not need CoPS's encoder, and the released files have none.
+# Parts that evaluation does not need and that the released files lack.
 ENCODER = (
   *("category_vae.encoder", "category_vae.mean", "category_vae.log_var"),
   "vae_encoder.",
 )
-# Remains of the training and outputs of CLIP; nothing reads them.
+# Leftovers of the authors' training and outputs of CLIP, which nothing reads.
 _UNUSED = (
   *("projector", "extractor_.", "token_", "tokenized_"),
   "compound_prompt_projections.",
@@ -34,14 +34,7 @@ _PROJECTION_WIDTH = 896
 
 
 class _Part(NamedTuple):
-  """Parameters with their names here and in the authors' files.
-
-  Attributes:
-    ours: names of the arrays here.
-    theirs: names of the arrays in the authors' files.
-    to_theirs: function from the arrays here to the authors'.
-    to_ours: function from the authors' arrays to those here.
-  """
+  """Names of parameters here and in the authors' files, and conversions."""
 
   ours: tuple[str, ...]
   theirs: tuple[str, ...]
@@ -77,7 +70,7 @@ def _context(module):
   )
 
 
-# By method: the module with the words, and all parts except the deep prompts.
+# The module with the words, and all parts except the deep prompts, by method.
 _FORMATS = {
   "cops": (
     "prompt_learner",
@@ -119,7 +112,7 @@ METHODS = tuple(_FORMATS)
 
 
 def find_method(names: Iterable[str]) -> str | None:
-  """Returns the method that a file's tensors belong to; None if unclear."""
+  """Returns the method that a file's tensors belong to, or None if unknown."""
   names = tuple(names)
   if any(
     name.startswith(("t_n", "t_a", "extractor.", "vae_")) for name in names
@@ -140,12 +133,9 @@ def select(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 def to_authors_names(
   trainable: Mapping[str, Any], method: str
 ) -> dict[str, np.ndarray]:
-  """Returns tensors with the authors' names, shapes and order, from prompts.
+  """Converts prompts to tensors with the authors' names, shapes and order.
 
-  Args:
-    trainable: tree of the prompts; CoPS's encoder and deep prompts can be
-      absent.
-    method: name in METHODS.
+  CoPS's encoder and the deep prompts can be absent. The method is in METHODS.
   """
   module, parts = _FORMATS[method]
   flat = {
@@ -167,7 +157,7 @@ def to_authors_names(
 def from_authors_names(
   tensors: Mapping[str, np.ndarray], method: str
 ) -> dict[str, Any]:
-  """Returns a tree of prompts; the inverse of `to_authors_names`."""
+  """Returns a tree of prompts. This is the inverse of `to_authors_names`."""
   module, parts = _FORMATS[method]
   flat = {}
   for ours, theirs, _, to_ours in parts:
@@ -188,9 +178,9 @@ def from_uniadet_head(
   """Returns UniADet's weights from a file of its reproduction.
 
   UniADet's authors have published no weights. The reproduction in the
-  repository awesome-Industry-anomaly-detection-Reproduction names them by task
-  and layer: `head.w_cls.12`, `head.w_seg.12`. The result is empty for other
-  files.
+  repository awesome-Industry-anomaly-detection-Reproduction names weights by
+  task and layer: `head.w_cls.12`, `head.w_seg.12`. Other files return no
+  weights.
   """
   found = {
     name: re.fullmatch(r"head\.w_(cls|seg)\.(\d+)", name) for name in tensors

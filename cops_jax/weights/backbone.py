@@ -1,4 +1,4 @@
-"""Loading of the frozen backbone that a config names."""
+"""The function that loads the frozen backbone."""
 
 from __future__ import annotations
 
@@ -13,16 +13,10 @@ PretrainedBackbone = PretrainedCLIP | PretrainedDINO
 
 
 def load_backbone(config: Any) -> PretrainedBackbone:
-  """Loads the backbone that a config names.
-
-  CLIP's text tower is loaded only for a method that uses it.
-
-  Args:
-    config: ConfigDict with the fields of `cops_jax.config`.
+  """Loads the backbone that a config names, with a text tower if it is used.
 
   Raises:
-    InputError: if it cannot be loaded, see `clip.load_clip` and
-      `dino.load_dino`.
+    InputError: if the backbone cannot be loaded.
   """
   backbone = config.backbone
   source = backbone.weights, backbone.revision, backbone.sha256

@@ -22,8 +22,8 @@ DEMO_CLIP = "demo"
 DEMO_FOLDER = pathlib.Path(__file__).parent / "demo_clip"
 
 _TOKENIZER = ("vocab.json", "merges.txt")
-# Files of tensors in a folder, in order of preference, with the function that
-# returns the place of a parameter in them.
+# Files of tensors in a folder, in order of preference. Each comes with the
+# function that locates a parameter in it.
 _TENSOR_FILES = {
   "model.safetensors": places.torch_place,
   "pytorch_model.bin": places.torch_place,
@@ -57,8 +57,8 @@ class PretrainedCLIP:
     tokens: token ids around the learned words of a prompt; None without the
       text tower.
     sha256: SHA-256 of the file with the weights, in hexadecimal.
-    tokenizer: folder of vocab.json and merges.txt, or None. OpenAI's files come
-      without one.
+    tokenizer: folder of vocab.json and merges.txt, or None. OpenAI publishes
+      its files without a tokenizer.
   """
 
   config: CLIPConfig
@@ -71,8 +71,8 @@ class PretrainedCLIP:
     """Returns the token ids of each sentence, from start token to end token.
 
     Raises:
-      InputError: if there is no tokenizer, a sentence is too long, or it has a
-        word that a CLIP with a small vocabulary does not know.
+      InputError: if there is no tokenizer, or a sentence is too long or has a
+        word that is not in a small vocabulary.
     """
     if self.tokenizer is None:
       raise InputError(
@@ -98,7 +98,8 @@ class PretrainedCLIP:
     for sentence, ids in zip(sentences, found, strict=True):
       if len(ids) > limit:
         raise InputError(
-          f"{sentence!r} has {len(ids)} tokens, but CLIP reads at most {limit}"
+          f"{sentence!r} has {len(ids)} tokens, but CLIP reads at most {limit}:"
+          " shorten it"
         )
     return found
 
@@ -134,7 +135,7 @@ def _load_file(path, sha256, has_text):
   if not clip_names.is_openai(file.tensors):
     raise InputError(
       f"{path} contains no CLIP with OpenAI's names, such as"
-      " visual.conv1.weight. If it has Hugging Face's names, give its folder,"
+      " visual.conv1.weight. If it has Hugging Face's names, name its folder,"
       " which has the model's config.json and tokenizer."
     )
   config = clip_names.config_from_openai(file.tensors, str(path))
@@ -196,7 +197,7 @@ def _read_tokenizer(folder: pathlib.Path) -> CLIPTokenizerFast:
     return CLIPTokenizerFast(vocab_file=vocabulary, merges_file=merges)
   except Exception as error:  # The tokenizer's errors are not documented.
     raise InputError(
-      f"the tokenizer in {folder} is damaged: {shorten(error)}"
+      f"the tokenizer in {folder} is damaged ({shorten(error)}): get a new copy"
     ) from error
 
 
@@ -206,8 +207,8 @@ def _prompt_tokens(folder: pathlib.Path) -> PromptTokens:
   ids = tokenizer("object .").input_ids
   if len(ids) != 4:
     raise InputError(
-      f"the tokenizer in {folder} returns {ids} for 'object .', expected one"
-      " token for the word and one for the full stop, between a start and an"
-      " end token"
+      f"the tokenizer in {folder} returns {ids} for 'object .'; expected a"
+      " start token, a token for the word, one for the full stop and an end"
+      " token. Choose another CLIP."
     )
   return PromptTokens(start, tuple(damaged), ids[1], ids[2], end)

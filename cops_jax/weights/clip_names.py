@@ -1,7 +1,7 @@
-"""Reads CLIP's parameters by the names of each kind of weight file.
+"""Reads CLIP's parameters by the names in each kind of weight file.
 
-This project uses the names of transformers' Flax CLIP. Files with the names of
-its torch CLIP have torch's order of axes. OpenAI's files also stack the
+This project uses the names of Flax CLIP in transformers. Files with the names
+of torch CLIP have torch's order of axes. OpenAI's files also stack the
 projections of queries, keys and values into one tensor.
 """
 
@@ -25,9 +25,9 @@ from cops_jax.weights.places import (
   torch_place,
 )
 
-# Parameters that images need; the module cannot be built without a scale.
+# Parameters for images. The module cannot be built without the scale.
 VISION_PARAMS = ("vision_model", "visual_projection", "logit_scale")
-# Entries that are not parameters; OpenAI's archives contain three sizes.
+# Entries that are not parameters. OpenAI's archives contain the three sizes.
 _EXCUSED_NAMES = ("input_resolution", "context_length", "vocab_size")
 _EXCUSED_SUFFIXES = (".position_ids", ".attn_mask")
 
@@ -61,7 +61,7 @@ _OPENAI_HEAD_WIDTH = 64
 
 def openai_place(name: str, num_axes: int) -> Place:
   """Returns a parameter's place in a file of OpenAI's CLIP."""
-  if name in _OPENAI_PROJECTIONS:  # Stored as (in, out), as in flax.
+  if name in _OPENAI_PROJECTIONS:  # Their axes are (in, out), as in flax.
     return flax_place(_OPENAI_PROJECTIONS[name], num_axes)
   name, axes, _ = torch_place(name, num_axes)
   for ours, theirs in _OPENAI_PARTS:
@@ -161,8 +161,7 @@ def clip_params_from_tensors(
       checked in either case.
 
   Raises:
-    InputError: if the sizes are impossible, or tensors do not fit them, see
-      `places.params_from_tensors`.
+    InputError: if the sizes are impossible or the tensors do not fit them.
   """
   try:
     shapes = clip_param_shapes(config)
@@ -192,11 +191,10 @@ def config_from_openai(
 ) -> CLIPConfig:
   """Returns the sizes of OpenAI's CLIP, from the shapes of its tensors.
 
-  Heads are 64 wide, as in all of OpenAI's models. A tower that is narrower has
-  one head.
+  Heads are 64 wide, as in all of OpenAI's models. Narrower towers have one.
 
   Raises:
-    InputError: if the tensors belong to another model; names the source.
+    InputError: if the tensors from this source belong to another model.
   """
   if any(name.startswith("visual.layer1.") for name in tensors):
     raise InputError(

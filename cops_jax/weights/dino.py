@@ -1,4 +1,4 @@
-"""DINO models from the Hugging Face hub and folders."""
+"""DINO models from the Hugging Face hub and from folders."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from cops_jax.weights.places import Place, params_from_tensors, torch_place
 _TENSOR_FILES = ("model.safetensors", "pytorch_model.bin")
 _UNUSED = "embeddings.mask_token"  # Used only in the training of DINO.
 
-# Names in config.json by field of DINOConfig, and values that it must have.
+# Names in config.json by field of DINOConfig, and the values it must have.
 _SIZES = {
   "patch_size": "patch_size",
   "num_layers": "num_hidden_layers",
@@ -102,7 +102,7 @@ def load_dino(
   folder = folders.find(weights, revision, (), _TENSOR_FILES)
   if not folder.is_dir():
     raise InputError(
-      f"{folder} is a file, but config.backbone.kind is {kind!r}: give the"
+      f"{folder} is a file, but config.backbone.kind is {kind!r}: name the"
       " folder with its config.json"
     )
   config = _make_config(kind, folders.read_config(folder, kind), folder)
@@ -160,8 +160,8 @@ def _make_config(kind, values, folder):
   for name, wanted in _REQUIRED.items():
     if values.get(name, wanted) != wanted:
       raise InputError(
-        f"{path}: {name} is {values[name]!r}, but only {wanted!r} is supported,"
-        " which ViT-S, ViT-B and ViT-L have"
+        f"{path}: {name} is {values[name]!r}, but only {wanted!r} is supported:"
+        " choose ViT-S, ViT-B or ViT-L"
       )
   try:
     sizes = {ours: values[theirs] for ours, theirs in _SIZES.items()}

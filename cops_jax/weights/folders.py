@@ -1,4 +1,4 @@
-"""Folders of models in the Hugging Face hub's format: config and tensors."""
+"""Folders with a model's config and tensors in the format of the hub."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def find(
     tensors: names of files of tensors, in order of preference; one is needed.
 
   Raises:
-    InputError: if a revision is given for weights that are not on the hub, or
-      the weights cannot be located, see `locate.locate`.
+    InputError: if the weights cannot be located, or are not on the hub but have
+      a revision.
   """
   if revision and (is_address(weights) or not split_hub_name(weights)):
     raise InputError(
@@ -49,12 +49,9 @@ def find(
 def needed_files(
   names: Collection[str], more: Collection[str], tensors: Collection[str]
 ) -> list[str]:
-  """Returns the names of the files in a folder that are needed.
+  """Returns those of a folder's files that are needed; see `find`.
 
-  Args:
-    names: names of all files in the folder. A single file is an empty name.
-    more: names of the files needed in addition to config.json and tensors.
-    tensors: names of files of tensors, in order of preference.
+  If `names` contains only an empty name, the folder is a single file.
   """
   first = [name for name in tensors if name in names][:1]
   needed = (CONFIG, *more, *first, "")
@@ -64,12 +61,8 @@ def needed_files(
 def read_config(folder: pathlib.Path, kind: str) -> dict[str, Any]:
   """Returns the values of a folder's config.json.
 
-  Args:
-    folder: folder of the model.
-    kind: kind of backbone, from config.backbone.kind.
-
   Raises:
-    InputError: if the file is missing, damaged or of another kind.
+    InputError: if the file is missing, damaged or of another kind of backbone.
   """
   path = require_file(folder / CONFIG, kind)
   try:
@@ -107,7 +100,7 @@ def read_tensors(
 
   Args:
     folder: folder of the model.
-    kind: kind of backbone, from config.backbone.kind.
+    kind: kind of backbone, for messages.
     names: possible names of the file, in order of preference.
     num_layers: number of layers that config.json describes.
     sha256: expected hash of the file; empty accepts any.
@@ -129,7 +122,7 @@ def read_tensors(
 
 
 def require_file(path: pathlib.Path, kind: str) -> pathlib.Path:
-  """Returns the path; raises InputError if there is no such file."""
+  """Returns a path; raises InputError if it is not a file."""
   if path.is_file():
     return path
   more = ", vocab.json, merges.txt" if kind == "clip" else ""

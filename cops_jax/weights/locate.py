@@ -19,16 +19,15 @@ _logger = logging.getLogger(__name__)
 # Seconds to wait for a connection to the hub, and for the next byte.
 _TIMEOUTS = (10.0, 60.0)
 
-# Function from the names of all files to the names of those that are needed.
+# Function from the names of all files to the names of the needed files.
 Choose = Callable[[Collection[str]], Collection[str]]
 
 
 def split_hub_name(text: str | os.PathLike) -> tuple[str, str] | None:
   """Splits OWNER/NAME or OWNER/NAME@REVISION into name and revision.
 
-  Returns:
-    OWNER/NAME and the revision, which is empty if there is none. None if the
-    text has another form or is the path of an existing file or folder.
+  Without @REVISION, the revision is empty. Returns None if the text has another
+  form or is the path of an existing file or folder.
   """
   text = os.fspath(text)
   found = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@(.+))?", text)
@@ -52,7 +51,7 @@ def locate(
     revision: branch, tag or commit on the hub; empty for the newest.
 
   Raises:
-    InputError: if it does not exist, or cannot be copied or downloaded.
+    InputError: if the name does not exist, or cannot be copied or downloaded.
   """
   name = os.path.expanduser(name)
   if is_address(name):

@@ -30,10 +30,8 @@ _logger = logging.getLogger(__name__)
 def choose_dtype(config: Any, record: Record | None) -> Any:
   """Returns a copy of a config with backbone.dtype "auto" replaced.
 
-  Args:
-    config: ConfigDict with the fields of `cops_jax.config`.
-    record: record of the run, whose dtype replaces "auto". For a new run it is
-      None, and bfloat16 replaces "auto", or float32 on CPU.
+  The dtype in the run's record replaces "auto". Without a record or a dtype in
+  it, float32 replaces "auto" on CPU, and bfloat16 on other platforms.
   """
   config = config.copy_and_resolve_references()
   if config.backbone.dtype == "auto":
@@ -63,7 +61,7 @@ def build_model(
     config: ConfigDict with the fields of `cops_jax.config`.
     backbone: backbone from `load_backbone` or `load_clip`.
     platform: platform of the compiled programs: cpu, cuda or tpu. An empty
-      string is this machine's.
+      string means the platform of this machine.
 
   Raises:
     InputError: if a field's value does not fit the backbone, another field or
@@ -108,7 +106,7 @@ def load_trainable(
   path: str | os.PathLike,
   sharding: Sharding,
 ) -> tuple[Mapping[str, Any], str]:
-  """Loads trained prompts; returns them and their source in words.
+  """Returns trained prompts, and their source in words.
 
   A method that trains nothing computes its parameters, unless a file has them.
 
@@ -120,7 +118,7 @@ def load_trainable(
     sharding: sharding of a checkpoint's leaves.
 
   Raises:
-    InputError: if they cannot be loaded, see `prompts.load_prompts`.
+    InputError: if the prompts cannot be loaded.
   """
   method = methods.find(config.method)
   if not method.IS_TRAINED and not is_file(path):
@@ -135,11 +133,8 @@ def place_backbone(
 ) -> tuple[Mapping[str, Any], Sharding | Mapping[str, Any]]:
   """Returns the backbone's parameters on the devices, and their shardings.
 
-  Args:
-    backbone: backbone that the model is built on.
-    model: model whose dtype the matrices get, see `cast_matrices`.
-    mesh: mesh of the devices.
-    is_split: if True, each device holds a part, see `mesh.backbone_shardings`.
+  Matrices are cast to the model's dtype. See `backbone_shardings` for
+  `is_split`.
   """
   params = cast_matrices(backbone.params, model.backbone.dtype)
   shardings = backbone_shardings(params, mesh, is_split)

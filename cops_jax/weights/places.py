@@ -1,4 +1,4 @@
-"""Places of parameters in files of weights, and a strict reader of them."""
+"""The names and layouts of parameters in files of weights."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Place(NamedTuple):
   Attributes:
     name: name of the tensor in the file.
     axes: axes of the tensor in the order of the parameter's axes.
-    part: index of the parameter if the tensor stacks three of them; else None.
+    part: index of the parameter if the tensor stacks three of them, or None.
   """
 
   name: str
@@ -25,12 +25,12 @@ class Place(NamedTuple):
   part: int | None = None
 
   def file_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Returns the shape of the tensor in the file, from the parameter's."""
+    """Returns the shape of the tensor for the shape of the parameter."""
     shape = tuple(shape[axis] for axis in np.argsort(self.axes))
     return shape if self.part is None else (3 * shape[0], *shape[1:])
 
   def from_file(self, tensor: np.ndarray) -> np.ndarray:
-    """Returns the parameter, float32, from the tensor in the file."""
+    """Returns the parameter, float32, in the tensor from the file."""
     if self.part is not None:
       tensor = np.split(tensor, 3)[self.part]
     return np.asarray(np.transpose(tensor, self.axes), np.float32)
@@ -68,7 +68,7 @@ def params_from_tensors(
     source: beginning of an error's message, which names the file.
 
   Raises:
-    InputError: if tensors are missing, unexpected or of another shape; the
+    InputError: if tensors are missing, unexpected or of another shape. The
       message lists all of them.
   """
   shapes = flax.traverse_util.flatten_dict(shapes, sep=".")

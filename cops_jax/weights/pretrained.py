@@ -1,7 +1,7 @@
 """Pretrained prompts: by name, from a repository on the hub, or from a folder.
 
 A name such as "cops-visa" means prompts that a method's authors published. A
-repository or folder contains four files, which `cops_jax.publish` writes:
+repository or folder contains files that `cops_jax.publish` writes:
 
 - `prompts.safetensors`, with the record of the run that trained the prompts;
 - `config.json`, a copy of the record for people and the hub;
@@ -36,7 +36,7 @@ def find(name: str | os.PathLike) -> pathlib.Path:
       a folder. Names are downloaded once.
 
   Raises:
-    InputError: if there are no such prompts, they cannot be downloaded, or the
+    InputError: if the prompts do not exist or cannot be downloaded, or the
       repository or folder contains something else.
   """
   if published.is_name(name):
@@ -61,12 +61,8 @@ def find(name: str | os.PathLike) -> pathlib.Path:
 def find_start(path: str | os.PathLike) -> str | os.PathLike:
   """Returns the file of pretrained prompts, or any other path unchanged.
 
-  Args:
-    path: pretrained prompts, see `find`, or a run directory or file, see
-      `prompts.load_prompts`.
-
   Raises:
-    InputError: if pretrained prompts cannot be found, see `find`.
+    InputError: if the path names pretrained prompts, but `find` fails.
   """
   is_pretrained = not is_address(path) and (
     published.is_name(path)

@@ -1,8 +1,8 @@
-"""Trained prompts: read from runs and files, written to single files.
+"""Reads trained prompts from runs and files, and writes them to single files.
 
-Prompts are read from a run's checkpoints, from a file in the format of their
-method's authors (`epoch_N.pth`), or from safetensors with this project's names.
-Files that this module writes contain the record of the run that trained them.
+A file is in the format of its method's authors (`epoch_N.pth`), or safetensors
+with this project's names. Files that this module writes contain the record of
+the run that trained the prompts.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from cops_jax.weights.tensor_files import HASH, check_tensors, read_tensor_file
 
 # The only key of the dictionary in the authors' files.
 _ROOT = "prompt_learner"
-# Parts for state and category words, which the files of CoPS's authors need.
+# Parts for state and category words, which the format of CoPS's authors needs.
 _CONDITIONAL = ("prototype_extractor", "category_vae")
 
 
 def find_record(path: str | os.PathLike) -> Record | None:
   """Returns the record of the run that trained prompts, or None.
 
-  For the authors' published files the record comes from a recipe.
+  The record of a file that the authors published comes from a recipe.
 
   Args:
     path: run directory or file, see `load_prompts`.
@@ -52,7 +52,7 @@ def find_record(path: str | os.PathLike) -> Record | None:
 
 
 def recorded_config(path: str | os.PathLike) -> Any:
-  """Returns the config in the record of `find_record`, for this version.
+  """Returns the config in the record of prompts, as a config of this version.
 
   Raises:
     InputError: if there is no record, or its config does not fit this version.
@@ -60,8 +60,8 @@ def recorded_config(path: str | os.PathLike) -> Any:
   record = find_record(path)
   if record is None:
     raise InputError(
-      f"{path} does not contain the config that it was trained with: give one,"
-      " such as that of the recipe visa, --config=visa"
+      f"{path} does not contain the config that it was trained with: set"
+      " --config, such as --config=visa for the recipe visa"
     )
   return record.to_config(str(path))
 
@@ -77,13 +77,13 @@ def load_prompts(
     method: method of the model, see `cops_jax.methods`.
 
   Returns:
-    The trainable tree, float32, without the VAE's encoder if a file has none;
-    and its source in words.
+    The trainable tree, float32, and its source in words. The VAE's encoder is
+    missing if the file has none.
 
   Raises:
-    InputError: if there is no checkpoint, or it is damaged, belongs to another
-      method or another model, or has numbers that are not finite. For a file
-      the message lists all missing, unexpected and misshapen tensors.
+    InputError: if the prompts are missing, damaged or not finite, or belong to
+      another method or model. For a file the message lists all missing,
+      unexpected and misshapen tensors.
   """
   if is_file(path):
     params, source = _read_file(path, template, method), str(path)
@@ -168,7 +168,7 @@ def require_method(
 def _other_method(path, found, wanted):
   return InputError(
     f"{path} has prompts of the method {found!r}, but config.method is"
-    f" {wanted!r}"
+    f" {wanted!r}: use a config of the same method"
   )
 
 
@@ -226,15 +226,15 @@ def write_prompts(
 ) -> None:
   """Writes trained prompts, float32, and the record of their run.
 
-  The same prompts are always written as the same bytes.
+  Equal prompts and records are written as equal bytes.
 
   Args:
     path: file that ends in .safetensors, for this project's names, or in .pth,
       for the authors' format.
     trainable: tree of the prompts.
     record: record of the run that trained them.
-    backbone: CLIP that AnomalyCLIP's prompts were trained on. With it, a .pth
-      file has all the tensors that the authors' module reads.
+    backbone: CLIP that AnomalyCLIP's prompts were trained on. It adds tensors
+      to a .pth file that the authors' module reads and never uses.
 
   Raises:
     InputError: if the path has another ending or cannot be written, or the
@@ -267,8 +267,8 @@ def save(workdir: str, out: str) -> str:
     A sentence about what was written.
 
   Raises:
-    InputError: if there is no checkpoint, the file cannot be written, or the
-      run's CLIP is needed but not available.
+    InputError: if there is no checkpoint, the file cannot be written, or a CLIP
+      that the format needs is not available.
   """
   record = read_record(workdir)
   from cops_jax.runs.checkpoints import Checkpoints  # Orbax is slow.

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cops_jax.errors import InputError
 
-# Functions import slow modules, because the command line reads AUTHORS_FILES.
+# The command line reads AUTHORS_FILES, so only functions import slow modules.
 if TYPE_CHECKING:
   from cops_jax.runs.record import Record
   from cops_jax.weights.tensor_files import TensorFile
 
 _logger = logging.getLogger(__name__)
 
-# GitHub's servers for files at a commit. For a file in Git LFS, the first
+# GitHub's servers of files at a commit. For a file in Git LFS, the first server
 # returns a pointer, and the second returns the file.
 _SERVERS = (
   "https://raw.githubusercontent.com",
@@ -40,7 +40,7 @@ class AuthorsFile(NamedTuple):
   Attributes:
     place: repository, commit and path on GitHub.
     recipe: name of the recipe that the authors trained with.
-    hashes: accepted hashes of the content: a Git blob's hash or a SHA-256.
+    hashes: accepted hashes of the content, each a Git blob's hash or a SHA-256.
     licence: licence of the repository.
   """
 
@@ -105,7 +105,7 @@ def fetch(name: str) -> pathlib.Path:
     name: name in AUTHORS_FILES.
 
   Raises:
-    InputError: if it cannot be downloaded, or is not the published file.
+    InputError: if the file cannot be downloaded, or is not the published one.
   """
   import pooch
 
@@ -143,8 +143,8 @@ def fetch(name: str) -> pathlib.Path:
 def find_record(file: TensorFile) -> Record | None:
   """Returns the record of an authors' file, or None for other files.
 
-  The record has no hash of the backbone, which is unknown. It has a dtype of
-  the backbone only if the recipe requires one.
+  The record has no hash of the backbone, because it is unknown. It has the
+  backbone's dtype only if the recipe requires one.
   """
   from cops_jax.config import recipe
   from cops_jax.runs.record import Record

@@ -52,12 +52,12 @@ def read_tensor_file(
 ) -> TensorFile:
   """Reads safetensors, torch's zip format or flax's msgpack.
 
-  The content decides the format, not the name.
+  The file's content decides its format.
 
   Args:
     path: path or address of the file.
-    expected_sha256: expected hash of the file, compared before its tensors are
-      read; empty accepts any.
+    expected_sha256: hash to compare before the tensors are read; empty accepts
+      any file.
 
   Raises:
     InputError: if the file cannot be read, has another hash, is damaged or of
@@ -89,7 +89,7 @@ def read_tensor_file(
 
 
 def _read(path, name, read):
-  """Returns the root of a file, its record and its tensors by name."""
+  """Returns a file's root container, its record and its tensors by name."""
   try:
     root, text = read(path)
     return root, text, _flatten(root)
@@ -105,8 +105,8 @@ def _read(path, name, read):
 
 def _find_format(head, path):
   """Returns the name of a file's format, and the function that reads it."""
-  # Safetensors begins with the length of its JSON in eight bytes. The first of
-  # them can look like a zip file or a pickle, but only here the last are 0.
+  # Safetensors begins with the length of its JSON in eight bytes. The first
+  # bytes can look like a zip file or a pickle, but only here the last are 0.
   if head[8:9] == b"{" and head[4:8] == bytes(4):
     return "safetensors", _read_safetensors
   if head.startswith(b"PK"):
@@ -142,8 +142,8 @@ def check_tensors(
     source: beginning of an error's message, which names the file.
 
   Raises:
-    InputError: if tensors are missing, unexpected or of another shape or type;
-      the message lists all of them.
+    InputError: if tensors are missing, unexpected or of another shape or type.
+      The message lists all of them.
   """
   problems = []
   for name, shape in shapes.items():
@@ -195,7 +195,7 @@ def _flatten(root):
 
 
 def _check_header(path):
-  """Compares the sizes in the header with the file's; reads no tensor."""
+  """Compares sizes in the header with the file's size; reads no tensor."""
   with safe_open(path, framework="numpy"):
     return {}, ""
 

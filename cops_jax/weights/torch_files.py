@@ -1,8 +1,8 @@
-"""Reads files of `torch.save` and `torch.jit.save`, and writes the former.
+"""Reads files of `torch.save` and `torch.jit.save` without torch.
 
-This needs no torch. The files are zip archives. `data.pkl` is a pickle of
-containers in which a tensor refers to a storage, and the bytes of each storage
-are an entry of the archive.
+Also writes files of `torch.save`. The files are zip archives. `data.pkl` is a
+pickle of containers in which a tensor refers to a storage, and the bytes of
+each storage are an entry of the archive.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _DTYPES = {
   "ShortStorage": np.dtype(np.int16),
 }
 _STORAGES = {dtype: name for name, dtype in _DTYPES.items()}
-# Functions that return their first argument here: parameters, typed lists.
+# Functions for parameters and typed lists; here they return the first argument.
 _FIRST_ARGUMENT = (
   "torch._utils._rebuild_parameter",
   "torch.jit._pickle.build_boollist",
@@ -64,9 +64,6 @@ def read(path: pathlib.Path) -> tuple[Any, str]:
   """Returns the containers and arrays of a file, and its record as text.
 
   No code in the file is run. An array is a read-only view of its storage.
-
-  Args:
-    path: path of the file.
 
   Raises:
     Exception: if the file is damaged, has another format, or contains anything
@@ -115,10 +112,7 @@ def _check_instructions(stream):
 
 
 class Module:
-  """A TorchScript object.
-
-  Its attributes are not copied, because many objects can share them.
-  """
+  """A TorchScript object, with attributes that many objects can share."""
 
   def __init__(self):
     self.attributes = {}
@@ -128,17 +122,14 @@ class Module:
 
 
 class _OrderedDict(dict):
-  """A state dict. Its attributes, torch's notes on versions, are ignored."""
+  """A state dict without its attributes, torch's notes on versions."""
 
   def __setstate__(self, state):
     pass
 
 
 class _Storage:
-  """Bytes that tensors are views of.
-
-  It is not a tuple, so a pickle cannot use it as the arguments of a call.
-  """
+  """Bytes of tensors, not as a tuple, which a pickle could pass to a call."""
 
   def __init__(self, dtype, content):
     self.dtype, self.content = dtype, content
@@ -150,8 +141,8 @@ class _Storage:
 class _Unpickler(pickle.Unpickler):
   """Unpickles only tensors and plain containers.
 
-  Each known name is replaced by a function of this module. The function that
-  it names is never called.
+  Functions of this module replace those that a pickle names, which are never
+  called.
   """
 
   def __init__(self, stream, read_entry, byte_order):
@@ -162,8 +153,8 @@ class _Unpickler(pickle.Unpickler):
   def find_class(self, module, name):
     full_name = f"{module}.{name}"
     if full_name == "torch._utils._rebuild_tensor_v2":
-      # A pickle can set attributes of a function, so each function is new. It
-      # has no *arguments, which would copy a long tuple.
+      # A pickle can set a function's attributes, so each call returns a new
+      # function. It has no *arguments, which would copy a long tuple.
       return lambda a, b, c, d, e=None, f=None, g=None: _make_array(a, b, c, d)
     if full_name in _FIRST_ARGUMENT:
       return lambda first, second=None, third=None: first
@@ -226,13 +217,8 @@ def write(
 ) -> None:
   """Writes `{root: tensors}` in the format of `torch.save`.
 
-  The same tensors are always written as the same bytes.
-
-  Args:
-    path: path of the file.
-    tensors: arrays by name.
-    root: only key of the outer dictionary.
-    record: text for an entry that torch ignores; empty writes no entry.
+  Equal tensors are written as equal bytes. Torch ignores the entry with the
+  record, which is written unless it is empty.
 
   Raises:
     WriteError: if the file cannot be written.
@@ -247,7 +233,7 @@ def write(
   file = io.BytesIO()
   with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
     for name, content in entries.items():
-      # Date and system are fixed; the folder's name is torch's default.
+      # The date and system are fixed. Torch names the folder by default.
       entry = zipfile.ZipInfo(f"archive/{name}", (1980, 1, 1, 0, 0, 0))
       entry.create_system = 3
       archive.writestr(entry, content)

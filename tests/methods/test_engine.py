@@ -75,7 +75,7 @@ def test_a_run_of_another_method_is_rejected(trained_run, make, tmp_path):
   config = make("demo")
   message = (
     f"{trained_run} has prompts of the method 'anomalyclip', but"
-    " config.method is 'cops'"
+    " config.method is 'cops': use a config of the same method"
   )
   for attempt in (
     lambda: many.evaluate(config, trained_run),

@@ -159,7 +159,7 @@ def test_a_damaged_manifest_is_refused(tmp_path, content):
 def test_the_newest_undamaged_step_is_used(
   saved_dir, tmp_path, messages, place, request
 ):
-  """Remains of an interrupted process are deleted."""
+  """The test also checks that files of an interrupted process are deleted."""
   workdir = tmp_path / "run"
   if place == "bucket":
     workdir = to_path(f"{request.getfixturevalue('bucket')}/run")

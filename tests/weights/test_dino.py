@@ -1,4 +1,4 @@
-"""DINO folders: supported ones are read, and the rest are refused."""
+"""DINO folders: supported models are read, and all others are refused."""
 
 import json
 import shutil
@@ -106,7 +106,7 @@ def test_missing_registers_and_key_biases_are_refused(change):
 
 def test_a_file_and_a_folder_without_config_are_refused(folders, tmp_path):
   path = folders["dinov3"] / "model.safetensors"
-  with pytest.raises(InputError, match="give the folder with its config.json"):
+  with pytest.raises(InputError, match="name the folder with its config.json"):
     load_dino("dinov3", str(path))
   with pytest.raises(InputError, match="config.json does not exist; a Hugging"):
     load_dino("dinov3", str(tmp_path))

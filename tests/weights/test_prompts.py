@@ -124,7 +124,7 @@ def test_the_authors_released_file_is_read():
 
 
 def test_unused_entries_are_ignored(tmp_path, monkeypatch):
-  """The files are CoPS's and AnomalyCLIP's, whose tensors were on a GPU."""
+  """One file is CoPS's. The other is AnomalyCLIP's, saved from a GPU."""
   surplus = np.zeros((2, 2), np.float32)
   names = ("projector.weight", "extractor_.attn.bias", "token_prefix_pos")
   tensors = weight_files.authors_tensors() | dict.fromkeys(names, surplus)
@@ -211,7 +211,7 @@ def test_prompts_of_another_method_are_refused(tmp_path):
       prompts.load_prompts(path, tree, method)
     assert str(caught.value) == (
       f"{path} has prompts of the method {other!r}, but config.method is"
-      f" {method!r}"
+      f" {method!r}: use a config of the same method"
     )
 
 

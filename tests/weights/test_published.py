@@ -74,7 +74,7 @@ def authors(own, clip_folder, data_dir, tmp_path, monkeypatch):
 
 @pytest.fixture
 def kept(authors):
-  """The same as `authors`, with a copy that was put there by hand."""
+  """The fixture `authors` with a copy of the file put there by hand."""
   authors.path.parent.mkdir(parents=True)
   authors.path.write_bytes(authors.content)
   return authors
