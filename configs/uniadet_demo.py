@@ -4,7 +4,7 @@
   cops evaluate --workdir=runs/u_demo
 
 --config=uniadet_demo:augmented trains with class-aware augmentation, as the
-published recipe does. It cannot use cached features.
+published recipe does. Augmented images cannot use cached features.
 """
 
 from cops_jax.config import default

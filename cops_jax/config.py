@@ -201,7 +201,7 @@ def check_values(config: Any, backbone: Any) -> None:
 
 
 def _find_mistype(name, value):
-  """Returns the kind of value that a field requires; empty if it has that."""
+  """Returns the kind of value that a field requires; empty if it fits."""
   default = FIELDS[name].default
   if type(value) is not type(default):
     return _KINDS[type(default)]

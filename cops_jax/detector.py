@@ -289,9 +289,10 @@ class AnomalyDetector:
   def thresholds_for(self, tiles: str) -> Thresholds | None:
     """Returns the thresholds for these tiles and the reference images, or None.
 
-    Scores depend on tiles and reference images, so a threshold applies only to
-    those that it was chosen with. If no threshold applies, a warning says so,
-    once for each value of `tiles`, which comes from `tiles.normalize`.
+    Scores depend on tiles and reference images, so thresholds apply only to
+    those that they were chosen with. If all thresholds were chosen with other
+    ones, a warning is logged once for each value of `tiles`, which comes from
+    `tiles.normalize`.
     """
     way = tiles, self.normal_images_sha256
     for row in self.thresholds:

@@ -316,7 +316,7 @@ def make_card(
 
 
 def replace_thresholds(card: str, thresholds: Sequence[Thresholds]) -> str:
-  """Returns a card, which users can edit, with new thresholds."""
+  """Returns a card, which can have been edited, with new thresholds."""
   template = _environment().get_template("thresholds.md.jinja")
   section = template.render(thresholds=thresholds)
   pattern = r"^## Thresholds\n.*?(?=^## |\Z)"

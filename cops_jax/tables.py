@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+_NUM_EXAMPLES = 3
+
 
 def align(rows: Sequence[Sequence[str]], num_text_columns: int) -> list[str]:
   """Returns the lines of a table with aligned columns.
@@ -50,12 +52,10 @@ def group_by_reason(reasons: Mapping[str, str]) -> dict[str, str]:
   return {", ".join(names): reason for reason, names in groups.items()}
 
 
-def count_notes(notes: Mapping[str, str], number: int = 3) -> list[str]:
+def count_notes(notes: Mapping[str, str]) -> list[str]:
   """Returns a line for each kind of note, with its count and first examples.
 
-  Args:
-    notes: lines "KIND: DETAIL" by path.
-    number: number of examples to show.
+  A note is a line "KIND: DETAIL"; notes are in a text for each path.
   """
   kinds = {}
   for path in sorted(notes):
@@ -64,6 +64,6 @@ def count_notes(notes: Mapping[str, str], number: int = 3) -> list[str]:
       kinds.setdefault(kind, []).append(f"{path}: {detail}")
   return [
     f"{count_of(len(found), 'image')}: {kind}"
-    f" ({'; '.join(shorten_list(found, number))})"
+    f" ({'; '.join(shorten_list(found, _NUM_EXAMPLES))})"
     for kind, found in kinds.items()
   ]

@@ -238,7 +238,7 @@ def test_output_into_pipes_is_utf_8():
 
 
 def test_a_missing_run_names_the_command_to_use(tmp_path):
-  """The error says that there is no run or no checkpoint."""
+  """The error reports that there is no run or no checkpoint."""
   with Checkpoints(tmp_path) as saved:
     for read in (lambda: read_record(tmp_path), saved.restore_params):
       with pytest.raises(SystemExit) as ended:

@@ -5,8 +5,8 @@
   cops cache remove visa openai/clip-vit-large-patch14-336
 
 The data are prepared data sets, vision features, compiled programs, copies of
-files in buckets, and downloads. Commands create them again when they need them;
-prepared data sets need their original files for this.
+files in buckets, and downloads. All are created again when needed. Data sets
+need their original files for this.
 """
 
 from __future__ import annotations

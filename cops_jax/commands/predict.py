@@ -9,8 +9,8 @@ around anomalous regions. "note" lists assumptions made in reading the image.
 Verdicts need thresholds: choose them with `cops calibrate`.
 
 If an image cannot be read, its line has "error", the other images are scored,
-and the exit code is 1. In folders, files of unsupported formats are skipped and
-counted.
+and the exit code is 1. Images of unsupported formats in a folder are skipped
+and counted.
 
 With --out, also writes predictions.jsonl, predictions.csv and a report,
 index.html, with pictures of the images and their anomaly maps. Replaces the

@@ -232,8 +232,7 @@ class Checkpoints:
       The step, the parameters, the optimizer's state and recent loss terms.
 
     Raises:
-      InputError: if there is no undamaged checkpoint, or it is from another
-        model.
+      InputError: if all checkpoints are damaged, or come from another model.
     """
     step = in_first_process(self._find_good_step)
     restored = self._restore(
@@ -252,8 +251,7 @@ class Checkpoints:
         saved shapes on one device.
 
     Raises:
-      InputError: if there is no undamaged checkpoint, or it is from another
-        model.
+      InputError: if all checkpoints are damaged, or come from another model.
     """
     step = in_first_process(self._find_good_step)
     if params is None:

@@ -35,9 +35,9 @@ def catch_signals() -> None:
 def watch() -> None:
   """Catches signals even while this process waits for other processes.
 
-  Python runs a signal handler only between its own instructions, and a process
-  that waits inside a library does not reach the next one. A thread then ends
-  the process. The main thread must call this.
+  Python runs signal handlers only between its own instructions, so a process
+  that waits inside a library does not run them. A thread then ends the process.
+  The main thread must call this.
   """
   catch_signals()
   reader, writer = os.pipe()
@@ -55,22 +55,22 @@ def _end_late(reader):
   )
 
 
-def end_process(message: str, code: int = EXIT_CODE) -> None:
+def end_process(message: str) -> None:
   """Prints a message and ends this process without waiting for its threads."""
   os.write(2, f"{message}\n".encode())
   for child in multiprocessing.active_children():
     child.terminate()
-  os._exit(code)
+  os._exit(EXIT_CODE)
 
 
 def defer() -> None:
-  """Makes signals only set what `is_due` reports, instead of ending."""
+  """Makes signals set `is_due` instead of ending the process."""
   global _is_deferred
   _is_deferred = True
 
 
 def release() -> None:
-  """Reverses `defer`; a signal that was recorded ends the process now."""
+  """Reverses `defer`, and ends the process if a signal was recorded."""
   global _is_deferred
   _is_deferred = False
   if _noted:

@@ -12,7 +12,7 @@ import numpy as np
 if TYPE_CHECKING:
   from cops_jax.weights.clip import PretrainedCLIP
 
-# Parts that evaluation does not need and that the released files lack.
+# CoPS's encoder, which evaluation does not need and the released files lack.
 ENCODER = (
   *("category_vae.encoder", "category_vae.mean", "category_vae.log_var"),
   "vae_encoder.",
@@ -179,8 +179,8 @@ def from_uniadet_head(
 
   UniADet's authors have published no weights. The reproduction in the
   repository awesome-Industry-anomaly-detection-Reproduction names weights by
-  task and layer: `head.w_cls.12`, `head.w_seg.12`. Other files return no
-  weights.
+  task and layer: `head.w_cls.12`, `head.w_seg.12`. The result is empty for
+  other files.
   """
   found = {
     name: re.fullmatch(r"head\.w_(cls|seg)\.(\d+)", name) for name in tensors

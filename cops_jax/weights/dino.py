@@ -19,7 +19,7 @@ from cops_jax.weights.places import Place, params_from_tensors, torch_place
 _TENSOR_FILES = ("model.safetensors", "pytorch_model.bin")
 _UNUSED = "embeddings.mask_token"  # Used only in the training of DINO.
 
-# Names in config.json by field of DINOConfig, and the values it must have.
+# Names in config.json by field of DINOConfig, and required values in it.
 _SIZES = {
   "patch_size": "patch_size",
   "num_layers": "num_hidden_layers",

@@ -233,8 +233,8 @@ def write_prompts(
       for the authors' format.
     trainable: tree of the prompts.
     record: record of the run that trained them.
-    backbone: CLIP that AnomalyCLIP's prompts were trained on. It adds tensors
-      to a .pth file that the authors' module reads and never uses.
+    backbone: CLIP that AnomalyCLIP's prompts were trained on. With it, a .pth
+      file also has the tensors that the authors' module reads and never uses.
 
   Raises:
     InputError: if the path has another ending or cannot be written, or the

@@ -129,7 +129,7 @@ class _OrderedDict(dict):
 
 
 class _Storage:
-  """Bytes of tensors, not as a tuple, which a pickle could pass to a call."""
+  """Bytes that tensors are views of. A tuple could be arguments of a call."""
 
   def __init__(self, dtype, content):
     self.dtype, self.content = dtype, content
@@ -141,8 +141,8 @@ class _Storage:
 class _Unpickler(pickle.Unpickler):
   """Unpickles only tensors and plain containers.
 
-  Functions of this module replace those that a pickle names, which are never
-  called.
+  The functions that a pickle names are never called. Functions of this module
+  replace them.
   """
 
   def __init__(self, stream, read_entry, byte_order):
@@ -233,7 +233,7 @@ def write(
   file = io.BytesIO()
   with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
     for name, content in entries.items():
-      # The date and system are fixed. Torch names the folder by default.
+      # The date and system are fixed. Torch's default folder is "archive".
       entry = zipfile.ZipInfo(f"archive/{name}", (1980, 1, 1, 0, 0, 0))
       entry.create_system = 3
       archive.writestr(entry, content)
