@@ -55,7 +55,8 @@ def group_by_reason(reasons: Mapping[str, str]) -> dict[str, str]:
 def count_notes(notes: Mapping[str, str]) -> list[str]:
   """Returns a line for each kind of note, with its count and first examples.
 
-  A note is a line "KIND: DETAIL"; notes are in a text for each path.
+  Args:
+    notes: lines "KIND: DETAIL" by path.
   """
   kinds = {}
   for path in sorted(notes):

@@ -279,13 +279,8 @@ def test_bad_input_never_shows_a_traceback(trained, tmp_path):
 
 
 def test_the_page_survives_a_crowd(detector):
-<<<<<<< HEAD
-  """It sends 1,000 requests, 16 at a time; some are slow or broken."""
-  image = encode(make_image(0, 400, 300))
-=======
   """The crowd sends 1,000 requests, 16 at a time; some are slow or broken."""
-  image = to_bytes(make_image(0, 400, 300))
->>>>>>> 1b9594e (Second reading of commands, runs, weights and export: shorter docstrings, messages with a remedy)
+  image = encode(make_image(0, 400, 300))
   with serve(detector) as port:
     for _ in range(20):
       post(port, image)
