@@ -225,7 +225,7 @@ def test_the_hubs_cache_works_offline_and_by_revision(
     ("some/clip", "v3", "'some/clip' at revision 'v3' is neither"),
     ("no/such-clip", "", "'no/such-clip' is neither a file or folder here"),
     (str(clip_folder), "main", "config.backbone.revision is 'main', but"),
-    (f"{clip_folder}/model.safetensors", "", "Hugging Face's names, give its"),
+    (f"{clip_folder}/model.safetensors", "", "Hugging Face's names, name its"),
   ):
     with pytest.raises(InputError, match=expected):
       load_clip(name, revision)
