@@ -37,7 +37,7 @@ def _cells(section, row):
 
 
 def main() -> None:
-  """Measures the sections on the command line and prints the table."""
+  """Measures the sections that the command line names, and prints the table."""
   parser = argparse.ArgumentParser(
     prog="python -m benchmarks",
     description="Measures speed on this machine and prints one table.",
@@ -45,7 +45,7 @@ def main() -> None:
   parser.add_argument(
     "sections",
     nargs="*",
-    help=f"run only these of {', '.join(SECTIONS)}; default all",
+    help=f"measure only these of {', '.join(SECTIONS)}; default all",
   )
   parser.add_argument(
     "--quick",
@@ -55,7 +55,7 @@ def main() -> None:
   options = parser.parse_args()
   if unknown := set(options.sections) - set(SECTIONS):
     parser.error(
-      f"unknown sections {', '.join(sorted(unknown))}: choose from"
+      f"unknown sections {', '.join(sorted(unknown))}. Choose from"
       f" {', '.join(SECTIONS)}"
     )
   found = []

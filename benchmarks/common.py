@@ -49,11 +49,7 @@ def measure(call: Callable[[], Any], repeats: int) -> np.ndarray:
 
 
 def published_config(kind: str) -> CLIPConfig | DINOConfig:
-  """Returns the sizes of a published backbone, all of which are ViT-L.
-
-  Args:
-    kind: value of config.backbone.kind.
-  """
+  """Returns the sizes of the published ViT-L of a config.backbone.kind."""
   width, num_layers, num_heads = 1024, 24, 16
   if kind == "clip":
     return CLIPConfig(
@@ -105,7 +101,7 @@ def without_weights(config: Any) -> PretrainedBackbone:
 def load(name: str) -> tuple[Any, PretrainedBackbone]:
   """Returns a recipe's config and backbone.
 
-  Demos use the toy CLIP. Published backbones have random weights.
+  A demo has the toy CLIP, and other recipes a backbone with random weights.
   """
   config = choose_dtype(recipe(name), None)
   if config.backbone.weights == DEMO_CLIP:
@@ -120,10 +116,10 @@ def load(name: str) -> tuple[Any, PretrainedBackbone]:
 
 
 def write_images(root: pathlib.Path, number: int) -> None:
-  """Writes images of smooth noise, which compress about like photographs.
+  """Writes images of smooth noise, which compress about as well as photographs.
 
-  The images have 1024 x 1024 pixels and MVTec AD's layout. Half of them are
-  PNG files and half JPEG, and half have a mask.
+  The images have 1024 x 1024 pixels and MVTec AD's layout. Half of them are PNG
+  files, and half are JPEG files. Half of them have a mask.
   """
   rng = np.random.default_rng(0)
   mask = np.zeros((1024, 1024), np.uint8)

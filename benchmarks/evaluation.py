@@ -65,7 +65,7 @@ def rows(is_quick: bool) -> Iterator[Row]:
     )
     share = number * flops / np.median(seconds) / rate
     yield Row(
-      f"evaluation step, {number} image(s)",
+      f"evaluation step, batch size {number}",
       seconds,
       f"{number / np.median(seconds):.2f} images/s; {number * flops / 1e12:.3g}"
       f" TFLOP at {share:.2f} of the matrix rate; compiled in"
@@ -78,9 +78,9 @@ def rows(is_quick: bool) -> Iterator[Row]:
 
 
 def _method_row(name):
-  """Times the step of one image; UniADet's also with four reference images."""
+  """Times the step for one image, for UniADet also with 4 reference images."""
   config, backbone = load(name)
-  # The toy CLIP's tokenizer, and texts in its words.
+  # Published tokenizers are not at hand. The toy CLIP's knows these texts.
   if config.method == "prompt_ensemble":
     config.model.texts = "demo"
     backbone = dataclasses.replace(backbone, tokenizer=DEMO_FOLDER)

@@ -1,10 +1,9 @@
 """Images per second of the input pipeline, compared with plain PIL.
 
-Generated images of 1024 x 1024 pixels, half PNG and half JPEG, half of them
-with a mask, are decoded to 518 x 518 pixels: first in turn by plain PIL, and
-then by the pipeline with threads only and with worker processes, with and
-without the class-aware augmentation. The start of worker processes is not
-counted.
+Generated images of 1024 x 1024 pixels are decoded to 518 x 518 pixels. First,
+plain PIL decodes one after the other. Then the pipeline decodes them with
+threads only and with worker processes, with and without the class-aware
+augmentation. The start of worker processes is not counted.
 """
 
 from __future__ import annotations

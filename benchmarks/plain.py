@@ -1,8 +1,8 @@
 """A plain evaluation step of CoPS, the baseline of the benchmark.
 
-It uses transformers' own layers, computes each prompt separately with all 77
-tokens and all image tokens in all layers, and filters maps at full size with
-scipy. Its scores and maps are the same.
+It uses transformers' own layers, computes all 77 tokens of each prompt and all
+image tokens in all layers, and filters maps at full size with scipy. Its scores
+and maps are the same.
 """
 
 from __future__ import annotations
@@ -31,15 +31,10 @@ from cops_jax.scoring import (
 
 
 def make_step(model: CoPS):
-  """Returns the plain evaluation step.
+  """Returns the plain evaluation step of a model with all kinds of words.
 
-  Args:
-    model: model with state words, category words and at least one feature
-      layer.
-
-  Returns:
-    `step(variables, images)`, which returns image_score (b,) and anomaly_map
-    (b, h, w) on the host.
+  It is `step(variables, images)` and returns image_score (b,) and anomaly_map
+  (b, h, w) on the host.
   """
 
   @jax.jit
@@ -71,10 +66,8 @@ def make_step(model: CoPS):
     variables: Mapping[str, Any], images: np.ndarray
   ) -> dict[str, np.ndarray]:
     maps, scores = jax.device_get(on_device(variables, images))
-    maps = [
-      ndimage.gaussian_filter(one, model.config.evaluation.blur_sigma_pixels)
-      for one in maps
-    ]
+    sigma = model.config.evaluation.blur_sigma_pixels
+    maps = [ndimage.gaussian_filter(anomaly_map, sigma) for anomaly_map in maps]
     return {"image_score": scores, "anomaly_map": np.stack(maps)}
 
   return step

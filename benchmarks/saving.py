@@ -1,8 +1,8 @@
 """Time that training waits for a checkpoint.
 
-The published recipe's parameters and optimizer state have 79 MB. For each
-checkpoint, the benchmark measures how long `save` delays the next training
-step, and how long it takes until the checkpoint is complete.
+The published recipe's parameters and optimizer state have 79 MB. The benchmark
+measures how long `save` delays the next training step, and how long it takes
+until the checkpoint is complete.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Speed of training steps from cached features, compared with no cache.
 
 The batch size is 1, to save memory, and the data set has two images. Each time
-is an epoch's mean time of a step, from image files to new parameters. The first
-epoch is not counted.
+is the mean over the steps of an epoch, from image files to new parameters. The
+first epoch is not counted.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ _NUM_IMAGES = 2
 _NUM_EPOCHS = {"none": 2, "bfloat16": 10}
 
 
-def _step_seconds(config, backbone, examples) -> np.ndarray:
-  """Returns the seconds of a step in each epoch except the first."""
+def _step_seconds(config, backbone, examples):
+  """Returns the mean seconds of a step in each epoch except the first."""
   mesh = make_mesh(jax.devices()[:1])
   model = build_model(config, backbone)
   cache = features.open_features(

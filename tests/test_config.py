@@ -79,7 +79,7 @@ def test_bad_values_are_reported_in_one_sentence(name, value, expected):
 @pytest.mark.parametrize(
   "values, expected",
   (
-    ({"method": "padim"}, "'padim'; the methods are anomalyclip, cops"),
+    ({"method": "padim"}, "'padim'. Choose one of anomalyclip, cops"),
     (
       {"evaluation.tiles": "2x3", "feature_cache.dtype": "float16"},
       "'2x3'.* with feature_cache.dtype 'float16'",

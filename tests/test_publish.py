@@ -249,7 +249,7 @@ def test_local_paths_are_not_published(
   card = ModelCard.load(tmp_path / "tiny" / "README.md")
   assert card.data.base_model == "some/clip"
   assert card.data.license == "other"
-  assert "other trained prompts, start, so" in card.text
+  assert "other trained prompts, start. The data of" in card.text
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ next to a run directory for each ablation and seed. The numbers in brackets are
 differences from the full model. Repeat the command to resume. After a failure
 the remaining runs continue; failures are reported at the end, with exit code 1.
 By default, CoPS's demo is ablated. --config=configs/visa.py chooses another
-config, --config=uniadet_demo:augmented another method. --config.train.b1=0.9
-sets a field.
+config, and --config=uniadet_demo:augmented another method.
+--config.train.b1=0.9 sets a field.
 """
 
 from __future__ import annotations

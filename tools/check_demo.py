@@ -2,8 +2,8 @@
 
   python -m tools.check_demo --workdir=runs/demo
 
-configs/demo.py contains the range over seeds and kinds of processors. The exit
-code is 1 if a metric is outside.
+The range in configs/demo.py covers seeds and kinds of processors. The exit code
+is 1 if a metric is outside.
 """
 
 from __future__ import annotations
@@ -18,11 +18,7 @@ from cops_jax.reporting import tables
 
 
 def check(mean: Mapping[str, float]) -> tuple[bool, str]:
-  """Returns whether the demo's metrics are as expected, and a line to print.
-
-  Args:
-    mean: values in [0, 1] by metric.
-  """
+  """Returns True if the metrics, in [0, 1], are as expected; and a report."""
   is_expected, texts = True, []
   for metric, (low, high) in EXPECTED_PERCENT.items():
     value = round(100 * mean[metric], 1)

@@ -6,7 +6,7 @@ Requires the extra [tpu-aot], but no TPU. Prints the compiler's numbers for the
 training step, the training step from cached features and the evaluation step:
 memory of a chip, operations, bytes accessed and bytes that chips exchange. Also
 prints the shortest times that the chip's published peak rates allow. Nothing is
-run. Flags set fields of the config: --config.model.image_size_pixels=336. The
+run. --config.model.image_size_pixels=336 sets a field of the config. The
 recipes' backbones are not downloaded; config.backbone.weights can also be a
 folder or "demo".
 """
@@ -50,7 +50,7 @@ from cops_jax.training.step import (
 from cops_jax.weights.backbone import PretrainedBackbone, load_backbone
 from cops_jax.weights.model import build_model, trainable_shapes
 
-# Weights that are not downloaded, because their sizes are known here.
+# Weights that are not downloaded, because `benchmarks.common` has their sizes.
 _PUBLISHED = (
   "openai/clip-vit-large-patch14-336",
   "facebook/dinov2-with-registers-large",
@@ -74,8 +74,8 @@ class Report:
   Attributes:
     step: name of the step.
     argument_bytes, temporary_bytes: memory of arguments and temporary arrays.
-    flops: operations: the compiler's count plus those of attention kernels,
-      which the compiler does not count.
+    flops: operations, including those of attention kernels, which the compiler
+      does not count.
     accessed_bytes: bytes of memory that are read or written.
     collectives: bytes that chips exchange, by kind of exchange and type.
     outputs: types of the step's outputs.
@@ -99,7 +99,7 @@ def tpu_mesh(topology: str) -> Mesh:
   Raises:
     InputError: if libtpu is missing or does not know the slice.
   """
-  # Otherwise libtpu spends minutes asking the cloud which TPU this machine has.
+  # By default, libtpu asks the cloud for minutes which TPU this machine has.
   os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
   # Several programs can compile at a time, because none uses a TPU.
   os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
@@ -118,8 +118,8 @@ def tpu_mesh(topology: str) -> Mesh:
     )
   except Exception as error:  # JAX and libtpu raise many types of errors.
     raise InputError(
-      f"--topology={topology} is not a slice that libtpu knows; examples are"
-      f" v5e:4x4, v4:2x2x2 and v6e:8x8 ({shorten(error)})"
+      f"--topology={topology} is not a slice that libtpu knows"
+      f" ({shorten(error)}). Choose one such as v5e:4x4, v4:2x2x2 or v6e:8x8"
     ) from error
   # The cache could store programs for absent chips, but not load them again.
   jax.config.update("jax_enable_compilation_cache", False)
@@ -128,7 +128,7 @@ def tpu_mesh(topology: str) -> Mesh:
 
 
 def read_backbone(config: Any) -> PretrainedBackbone:
-  """Returns a config's backbone; published ones have shapes but no weights."""
+  """Returns a config's backbone; a published one has shapes but no weights."""
   is_published = config.backbone.weights in _PUBLISHED
   return (without_weights if is_published else load_backbone)(config)
 
@@ -197,10 +197,7 @@ def compile_steps(
 
 
 def _kernel_flops(model, side):
-  """Returns the operations of the attention kernels for one image.
-
-  They multiply padded queries, keys and values.
-  """
+  """Returns the attention kernels' operations for one image and its padding."""
   if model.backbone.attention not in ("auto", "splash"):
     return 0
   sizes = sizes_of(model.backbone.config)
@@ -259,10 +256,9 @@ _ARRAY = re.compile(r"([a-z]+)(\d+)?\[([\d,]*)\]")
 
 
 def exchanges(text: str) -> collections.Counter[tuple[str, str]]:
-  """Returns the bytes that devices exchange, by kind of exchange and type.
+  """Returns the bytes that devices exchange, from a compiled program's text.
 
-  Args:
-    text: text of a compiled program.
+  The keys are the kind of exchange and the type of the array.
   """
   found = collections.Counter()
   for line in text.splitlines():
@@ -277,11 +273,9 @@ def exchanges(text: str) -> collections.Counter[tuple[str, str]]:
 
 
 def table(reports: Sequence[Report], kind: str) -> str:
-  """Returns a text table of reports with a column for each step.
+  """Returns a text table with a column for each step.
 
-  Args:
-    reports: reports from `compile_steps`.
-    kind: kind of the chip; for unknown kinds, times are omitted.
+  Times are omitted if the kind of the chip is not in `CHIPS`.
   """
   rows = [["", *(report.step for report in reports)]]
 
@@ -329,7 +323,7 @@ def _parser():
 def main(arguments: Sequence[str] | None = None) -> None:
   options = _parser().parse_args(arguments)
   show_messages()
-  jax.config.update("jax_platforms", "cpu")  # JAX need not search for a TPU.
+  jax.config.update("jax_platforms", "cpu")  # JAX must not search for a TPU.
   config, topology = flags.read_config(options), options.topology
   images_per_chip = max(options.images_per_chip, 1)
   mesh = tpu_mesh(topology)

@@ -62,12 +62,12 @@ def make_configs(
 
   Args:
     names: names of methods.
-    evaluated: data sets to evaluate.
+    evaluated: data sets to evaluate on.
     overrides: values of config fields by dotted name. A recipe gets those that
       its method reads.
 
   Returns:
-    ConfigDicts by recipe. Recipes without a data set to evaluate are omitted.
+    ConfigDicts by recipe. Recipes with no data set to evaluate on are omitted.
 
   Raises:
     InputError: if a method has no table.
@@ -76,7 +76,7 @@ def make_configs(
   for method in names:
     if method not in RECIPES:
       raise UsageError(
-        f"there is no table of the method {method!r}: choose from"
+        f"there is no table of the method {method!r}. Choose from"
         f" {', '.join(RECIPES)}"
       )
     unread = methods.unread_fields(method)
@@ -116,10 +116,6 @@ def find_unprepared(
 ) -> list[str]:
   """Returns the data sets that are not prepared yet.
 
-  Args:
-    names: names of data sets.
-    data_dir, manual_dir: see `preparation.prepare`.
-
   Raises:
     InputError: if a name is not one of the thirteen, data sets are missing, or
       original files are not as expected.
@@ -130,7 +126,7 @@ def find_unprepared(
   for name in names:
     if name not in SPECIFICATIONS:
       raise UsageError(
-        f"{name!r} is not a data set of the tables: choose from"
+        f"{name!r} is not a data set of the tables. Choose from"
         f" {', '.join(SPECIFICATIONS)}"
       )
     row = SPECIFICATIONS[name]
@@ -155,11 +151,8 @@ def find_unprepared(
 def make_rows(configs: Mapping[str, Any], found: Runs) -> list[Row]:
   """Returns rows from `comparison.compare` of the methods and their papers.
 
-  The metrics are those of CoPS's paper and of the papers of the methods.
-
-  Args:
-    configs: ConfigDicts by recipe.
-    found: results from `runs.run_all`.
+  The metrics are those of CoPS's paper and of the methods' papers. `configs`
+  has ConfigDicts by recipe, and `found` is a result of `runs.run_all`.
   """
   merged = {}  # Results of both recipes by method and seed.
   for name, contents in found.items():

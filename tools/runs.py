@@ -18,7 +18,7 @@ from cops_jax.reporting.comparison import Row, Runs, write_rows
 from cops_jax.reporting.tables import results_json
 from cops_jax.runtime import signals
 
-# A name in the package, so that messages appear like the package's own.
+# A logger of the package, so that its messages are shown too.
 _logger = logging.getLogger("cops_jax.runs")
 
 
@@ -30,9 +30,7 @@ def seeds(text: str) -> list[int]:
 def make_parser(name: str, text: str) -> argparse.ArgumentParser:
   """Returns a parser with the flags that all tools that run configs share.
 
-  Args:
-    name: name of the tool's module.
-    text: docstring of the module.
+  `name` and `text` are the name and the docstring of the tool's module.
   """
   parser = commands.make_parser(name, text, commands.TOOL)
   flags.add(parser, "--workdir", required=True)
@@ -57,7 +55,7 @@ def list_runs(
 ) -> list[tuple[str, int]]:
   """Returns the name and seed of each run.
 
-  A method that is not trained gets one run only, with the first seed.
+  A method that is not trained has one run only, with the first seed.
   """
   return [
     (name, seed)
@@ -111,7 +109,9 @@ def run_all(
   import jax
 
   if jax.process_count() > 1:
-    raise InputError("this tool runs in one process, not in a cluster")
+    raise InputError(
+      "this tool does not run in a cluster. Start it in a single process"
+    )
   found, failures = {}, {}
   runs = list_runs(configs, seeds)
   for number, (name, seed) in enumerate(runs, start=1):
@@ -145,12 +145,8 @@ def write_table(
 ) -> None:
   """Prints a table and writes table.txt, table.csv and table.json.
 
-  Args:
-    workdir: folder of the files.
-    rows: rows from `comparison.compare`.
-    text: the table as text.
-    runs, failures: results of `run_all`.
-    **facts: additional fields of table.json.
+  `runs` and `failures` are results of `run_all`. table.json also contains the
+  `facts`.
   """
   write_file(workdir / "table.txt", text + "\n")
   write_rows(workdir / "table.csv", rows)

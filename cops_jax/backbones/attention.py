@@ -1,8 +1,8 @@
 """Self-attention over an image's tokens, with one implementation per platform.
 
-All implementations compute softmax(q k^T / sqrt(head_dim)) v. They differ in
-how much of the scores, an n x n matrix per head for n tokens, is in memory at
-once.
+All implementations compute softmax(q k^T / sqrt(head_dim)) v. The scores are an
+n x n matrix per head for n tokens. The implementations differ in how much of it
+is in memory at once.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from cops_jax.backbones.devices import on_each_device
 from cops_jax.errors import InputError
 from cops_jax.typing import Array, Float
 
-# Range of cuDNN versions, its end excluded, with reported faults of flash
-# attention at lengths that are not multiples of 128.
+# From the first of these cuDNN versions up to, but not including, the second,
+# flash attention has reported faults at lengths that 128 does not divide.
 _FAULTY_CUDNN = (91300, 91600)
 # Side of the block of scores that the TPU kernel computes at a time.
 _SPLASH_BLOCK = 512
@@ -53,7 +53,7 @@ def self_attention(
     hidden: tokens, after the layer's first norm.
     layers: parameters of the query, key, value and output projections.
     num_heads: number of heads, which share the width c.
-    num_queries: number of queries: 1, which is the first token, or all tokens.
+    num_queries: 1 to compute the first token only, or the number of tokens.
     has_value_path: if True, also computes value-value attention
       softmax(v v^T / sqrt(head_dim)) v of all tokens.
     implementation: "xla" holds all scores at once, "heads" those of one image
@@ -65,7 +65,6 @@ def self_attention(
     The attention of the queries, and the value-value attention or None, both
     after the output projection.
   """
-
   function, length = _FUNCTIONS[implementation], hidden.shape[1]
   is_splash = implementation == "splash"
   # Padding the tokens before the projections pads them once, not per head.
@@ -94,8 +93,8 @@ def self_attention(
 def _split_heads(tokens, layer, num_heads, is_direct):
   """Projects tokens (b, n, c) to heads, (b, heads, n, head_dim).
 
-  The direct product yields the memory layout that the TPU kernel reads. On a
-  CPU it would copy the matrices.
+  With is_direct, the product yields the memory layout that the TPU kernel
+  reads. On a CPU, that product would copy the matrices.
   """
   kernel, bias = (layer[name].astype(tokens.dtype) for name in _PARTS)
   if is_direct:
@@ -110,7 +109,7 @@ def _rotate(tokens, rotation):
   """Rotates channels i and i + d/2 of each token by the token's angles."""
   if rotation is None:
     return tokens
-  # Cut or pad the angles to the number of tokens. Padding tokens become 0.
+  # There can be fewer queries than tokens, or padding, which becomes 0.
   length = tokens.shape[2]
   cosine, sine = (
     jnp.pad(array, ((0, max(length - len(array), 0)), (0, 0)))[:length]
@@ -169,7 +168,7 @@ def require_implementation(
   if reason:
     raise InputError(
       f"config.backbone.attention is {implementation!r}, which cannot be used:"
-      f" {reason}. Set it to 'auto'."
+      f" {reason}. Set config.backbone.attention to 'auto'."
     )
 
 
@@ -228,7 +227,7 @@ def padded_length(length: int) -> int:
 
 
 def _splash(query, key, value, length):
-  """Computes with the TPU kernel; tokens from `length` on are padding."""
+  """Runs the TPU kernel; tokens from position `length` on are padding."""
   from jax.experimental.pallas.ops.tpu import splash_attention
 
   _, heads, padded, width = query.shape

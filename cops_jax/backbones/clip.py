@@ -59,12 +59,8 @@ class CLIP(FlaxCLIPModule):
   ) -> tuple[Float[Array, "b f d"], Float[Array, "b f n d"]]:
     """Returns plain CLIP's class and patch tokens after the given layers.
 
-    Args:
-      images, feature_layers: see `vision_streams`.
-
-    Returns:
-      Class tokens and patch tokens after the post-layernorm and, with
-      `has_projection`, the projection. They are not L2-normalised.
+    The post-layernorm and, with `has_projection`, the projection are applied.
+    The tokens are not L2-normalised. For the arguments, see `vision_streams`.
     """
     _, tokens = self.vision_streams(
       images, feature_layers=feature_layers, num_value_layers=0
@@ -158,12 +154,10 @@ class CLIP(FlaxCLIPModule):
   ) -> tuple[Float[Array, "b d"], Float[Array, "b f n d"]]:
     """Returns plain CLIP's image features and the value path's patch features.
 
-    The arguments are those of `vision_streams`.
-
-    Returns:
-      Image features: the projected class token, without the post-layernorm, as
-      in the authors' code. Patch features of each feature layer: the projected
-      patches in row-major order, not smoothed. Neither is L2-normalised.
+    An image feature is the projected class token without the post-layernorm, as
+    in the authors' code. The patch features of each feature layer are the
+    projected patches in row-major order, not smoothed. Neither is
+    L2-normalised. For the arguments, see `vision_streams`.
     """
     class_token, value_paths = self.vision_streams(
       images, feature_layers=feature_layers, num_value_layers=num_value_layers
@@ -244,7 +238,7 @@ class CLIP(FlaxCLIPModule):
 
 
 def _causal_layer(layer, parts, is_last):
-  """Returns the parts after a layer; if it is the last, only the end token."""
+  """Returns the parts after a layer; after the last, only the end token."""
   attention = layer.self_attn
   normed = [layer.layer_norm1(part) for part in parts]
   keys = [attention.k_proj(part) for part in normed]

@@ -2,8 +2,8 @@
 
 Oquab et al., DINOv2: Learning Robust Visual Features without Supervision, 2023;
 Darcet et al., Vision Transformers Need Registers, 2023; Siméoni et al., DINOv3,
-2025. The two differ in how patches get their positions: DINOv2 adds position
-embeddings before the first layer, and DINOv3 rotates queries and keys in every
+2025. They differ in how patches get their positions. DINOv2 adds position
+embeddings before the first layer. DINOv3 rotates queries and keys in every
 layer.
 """
 
@@ -93,10 +93,7 @@ class DINO(nn.Module):
 
   Attributes:
     config: architecture of the tower.
-    dtype: type of the computation; parameters keep their own type.
-    attention: implementation of attention, or "auto"; see
-      `attention.self_attention`.
-    platform: platform of the programs; see `attention.choose_implementation`.
+    dtype, attention, platform: see `clip.CLIP`.
   """
 
   config: DINOConfig

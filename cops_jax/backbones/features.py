@@ -103,11 +103,8 @@ def init_parts(
 ) -> Mapping[str, Any]:
   """Returns random parameters of a method's trained parts, float32.
 
-  Args:
-    model: model of a method.
-    key: PRNG key.
-    use_parts: function that calls the trained parts of the bound model, but not
-      the backbone, which is slow.
+  `use_parts` calls the trained parts of the bound model, but not the backbone,
+  which is slow.
   """
 
   @jax.jit  # Under jit, values that no parameter needs are not computed.

@@ -1,7 +1,7 @@
 """Floating-point operations per image, and peak rates of devices.
 
 A product of (n, k) and (k, m) counts as 2 n k m operations. Embeddings, norms,
-softmax and anomaly maps are not counted. Together they are below one percent.
+softmax and anomaly maps are not counted; together they are below one percent.
 """
 
 from __future__ import annotations
@@ -30,9 +30,7 @@ PEAK_TERA_FLOPS = {
 def vision_flops(config: Any, backbone: Any) -> float:
   """Returns the operations that compute an image's features.
 
-  Args:
-    config: a ConfigDict with the fields of `cops_jax.config`.
-    backbone: configuration of the backbone; see `vision.sizes_of`.
+  `backbone` is the configuration of the backbone; see `vision.sizes_of`.
   """
   model, sizes = config.model, sizes_of(backbone)
   num_patches = (model.image_size_pixels // sizes.patch_size) ** 2
@@ -43,9 +41,10 @@ def vision_flops(config: Any, backbone: Any) -> float:
   last = max(model.feature_layers)
   num_layers, num_value = sizes.num_layers, model.num_value_layers
   flops = (num_layers - 1) * layer
-  if num_value:  # The last layer: keys and values of all tokens, one query.
+  if num_value:
+    # The last layer computes keys and values of all tokens, but one query.
     flops += 4 * tokens * width**2 + 4 * width**2 + mlp
-    # The value path: attention and its output projection.
+    # The value path has attention and its output projection only.
     num_value = max(min(num_value - num_layers + last, num_value), 0)
     flops += num_value * (attention + 2 * tokens * width**2)
   else:
@@ -61,13 +60,11 @@ def prompt_flops(
 ) -> float:
   """Returns the operations that compute an image's prompts.
 
-  The gradient of training doubles them: it passes through the text tower, whose
-  own weights are frozen.
-
   Args:
     num_tokens: text tokens per image; see `methods.Model.num_prompt_tokens`.
     backbone: configuration of CLIP; not read if num_tokens is 0.
-    is_training: if True, counts the gradient too.
+    is_training: if True, counts the gradient too. It doubles the operations,
+      because it passes through the text tower, whose weights are frozen.
   """
   if not num_tokens:
     return 0.0

@@ -44,7 +44,7 @@ class LearnedPrompts(nn.Module):
 def join_parts(
   parts: Sequence[Float[Array, "... _l d"]],
 ) -> Float[Array, "... _l d"]:
-  """Joins consecutive parts of prompts; all broadcast to the last part."""
+  """Joins consecutive parts of prompts, broadcast to the last part."""
   shape = parts[-1].shape[:-2]
   return jnp.concatenate(
     [jnp.broadcast_to(part, shape + part.shape[-2:]) for part in parts], axis=-2

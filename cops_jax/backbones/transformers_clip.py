@@ -1,8 +1,8 @@
 """transformers' Flax CLIP. No other module imports transformers.
 
-Version 4.57 is the last series with Flax and gets no more fixes. The project
-therefore uses only CLIP's configuration, Flax modules and tokenizer, and reads
-from a `config.json` only the fields that the towers use.
+Version 4.57 is the last with Flax and gets no more fixes. The project therefore
+uses only CLIP's configuration, Flax modules and tokenizer, and reads only those
+fields of a `config.json` that the towers use.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 
 def _load_lazily(package, name):
-  """Delays the loading of a package's module until it is first used."""
+  """Delays loading a package's module until it is first used."""
   path = f"{package}.{name}"
   if path not in sys.modules:
     spec = importlib.util.find_spec(path)
@@ -25,8 +25,8 @@ def _load_lazily(package, name):
     setattr(sys.modules[package], name, module)
 
 
-# transformers imports this module for text generation, which is not used here,
-# and the module imports much of scipy.
+# transformers imports this module only for text generation, which is not used
+# here. The module is slow to import, because it imports much of scipy.
 _load_lazily("jax.experimental", "sparse")
 # Without these variables, transformers imports torch and tensorflow if they are
 # installed, which takes seconds. It reads the variables once. A program that

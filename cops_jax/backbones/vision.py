@@ -1,7 +1,7 @@
 """The parts that all frozen vision towers share.
 
-A backbone is a Flax module with frozen parameters. Every backbone has the
-attributes `dtype`, `attention`, `implementation`, `image_mean`, `image_std` and
+A backbone is a Flax module with frozen parameters. It has the attributes
+`dtype`, `attention`, `implementation`, `image_mean`, `image_std` and
 `feature_width`, the width d of its features. Its method
 `encode_layers(images, feature_layers)` returns class tokens (b, f, d) and patch
 tokens (b, f, n, d) after the given layers. `CLIP` also has a value path and a
@@ -28,7 +28,7 @@ class Sizes:
   Attributes:
     patch_size: side of a patch, in pixels.
     num_layers, num_heads: numbers of layers and of attention heads.
-    width, mlp_width: channels of a token, and inside an MLP.
+    width, mlp_width: numbers of channels of a token and inside an MLP.
     num_other_tokens: number of tokens that are not patches.
   """
 
@@ -41,11 +41,7 @@ class Sizes:
 
 
 def sizes_of(config: Any) -> Sizes:
-  """Returns the sizes of a vision tower.
-
-  Args:
-    config: a transformers `CLIPConfig` or a `dino.DINOConfig`.
-  """
+  """Returns the sizes in a `CLIPConfig` or a `DINOConfig`."""
   if isinstance(config, Sizes):
     return config
   vision = config.vision_config

@@ -3,8 +3,8 @@
 `POST /api/detect?name=photo.jpg` expects an image file as its body. The answer
 is the row that `cops predict` prints for an image, with the image and its
 anomaly map for the page. The query field `tiles` has the values of
-`cops predict --tiles`. The answer to a failed request is {"error": MESSAGE} and
-a matching status, which is 503 while the models are loading.
+`cops predict --tiles`. The answer to a failed request is {"error": MESSAGE}.
+Its status is 503 while the models are loading.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ from cops_jax.images.drawing import heat_colors, to_file
 from cops_jax.images.tiles import normalize
 from cops_jax.predict import to_row
 
-# Limits of open connections, and of seconds until a request begins.
+# Limit of open connections, and seconds within which a request must begin.
 _MAX_CONNECTIONS, _REQUEST_SECONDS = 100, 10.0
 _PAGE = pathlib.Path(__file__).parent / "page"
-# At most this many times `Limits.max_bytes` are read of a refused upload.
+# A refused upload is read up to this multiple of `Limits.max_bytes`.
 _MAX_DRAINED = 8
 _SHOWN_SIDE, _MAP_SIDE = 1024, 512
 _HEADERS = {
@@ -98,8 +98,8 @@ def make_app(
 
   Args:
     models: detectors to choose from on the page, each with a description. The
-      first is the default. The page reports that they are loading until the
-      future is done.
+      first is the default. Until the future is done, the page reports that the
+      model is loading.
     limits: limits of requests; by default `Limits()`.
     hosts: allowed values of the Host header. Restricting them blocks web sites
       whose domain names resolve to this server (DNS rebinding).
@@ -144,7 +144,7 @@ def make_server(app: ASGIApp) -> uvicorn.Server:
 
 
 class _Connection(H11Protocol):
-  """A connection that is closed if it is one too many or stays idle.
+  """A connection that is closed if there are too many or if it stays idle.
 
   uvicorn itself waits forever for the rest of a request's headers.
   """
@@ -172,9 +172,9 @@ class _Server:
     self._lock = asyncio.Lock()
 
   def _choose(self, request):
-    """Returns the number of the model that a request names, and all models."""
+    """Returns the number of the requested model, and all models."""
     if not self._models.done():
-      raise _unavailable("the model is loading; try again in a few seconds")
+      raise _unavailable("the model is loading. Try again in a few seconds")
     models = self._models.result()
     number = request.query_params.get("model", "0")
     if not number.isdecimal() or int(number) >= len(models):
@@ -241,7 +241,7 @@ class _Server:
     if self._num[what] >= most:
       raise _unavailable(
         f"the server is processing {self._num[what]} {what}, which is the"
-        " limit; try again in a few seconds"
+        " limit. Try again in a few seconds"
       )
     self._num[what] += 1
     try:
@@ -250,7 +250,7 @@ class _Server:
       self._num[what] -= 1
 
   async def _drain(self, request):
-    """Discards the rest of an upload, up to a limit."""
+    """Reads and discards the rest of an upload, up to a limit."""
     num_bytes = 0
     with contextlib.suppress(TimeoutError, ClientDisconnect, RuntimeError):
       async with asyncio.timeout(self._limits.max_pause_seconds):
@@ -320,7 +320,6 @@ def _unavailable(why):
 
 
 def _tiles(request):
-  """Returns the normalized tiles of a request."""
   try:
     return normalize(request.query_params.get("tiles", ""))
   except InputError as error:
@@ -329,7 +328,7 @@ def _tiles(request):
 
 def _titles(detectors):
   """Returns names for the models: their methods, numbered if they repeat."""
-  names = [methods.find(one.config.method).TITLE for one in detectors]
+  names = [methods.find(row.config.method).TITLE for row in detectors]
   return [
     name
     if names.count(name) == 1
@@ -366,7 +365,7 @@ def _answer_refusal(request, error):
 def _answer_failure(request, error):
   """Answers without details; starlette raises the error again for the log."""
   return JSONResponse(
-    {"error": "the server failed; see its log for the reason"}, 500
+    {"error": "the server failed. See its log for the reason"}, 500
   )
 
 

@@ -44,7 +44,7 @@ class Evaluator:
   """Evaluates prompts on data sets with one compiled step.
 
   In a cluster every process creates an evaluator and makes the same calls. The
-  processes divide the images among them, and each returns the whole result.
+  processes divide the images among themselves. Each returns the whole result.
   """
 
   def __init__(
@@ -65,8 +65,8 @@ class Evaluator:
       shardings: result of `mesh.backbone_shardings`.
     """
     settings = config.evaluation
-    self._config, self._model, self._clip = config, model, backbone
-    self._mesh = mesh
+    self._config, self._model = config, model
+    self._backbone, self._mesh = backbone, mesh
     self._step = make_predict_step(model, mesh, shardings)
     self._make_memory = make_memory_step(model, mesh, shardings)
     self._options = pipeline.make_options(
@@ -90,7 +90,7 @@ class Evaluator:
     Args:
       trainable, backbone_params: the model's two parameter trees, on the mesh.
       examples: a data set from `cops_jax.datasets.load`.
-      num_pictures: number of pictures of each kind, see `results.Picture`.
+      num_pictures: number of pictures of each kind; see `results.Picture`.
       maps_folder: folder for the anomaly maps; None writes none.
       normal: reference images from `normal_images.draw`, or None.
 
@@ -125,7 +125,11 @@ class Evaluator:
         f" {len(found.skipped)} skipped, of {len(examples)}"
       )
     if not num_images:
-      raise InputError(f"no image of {examples.name!r} can be read")
+      path, reason = min(found.skipped.items())
+      raise InputError(
+        f"no image of {examples.name!r} can be read. The first is {path}:"
+        f" {reason}"
+      )
     categories = found.categories()
     chosen = found.choose(categories, num_pictures)
     ranges, drawn = found.ranges(), {}
@@ -157,7 +161,7 @@ class Evaluator:
       examples,
       self._config.evaluation.split,
       self._model,
-      self._clip,
+      self._backbone,
       self._mesh,
       batch_size=self._options.batch_size,
       skipped=skipped if may_skip else None,
@@ -168,7 +172,7 @@ class Evaluator:
     if not self._config.model.use_category_names:
       return None
     categories = sorted({example["category"] for example in examples})
-    return self._model.category_text_features(self._clip, categories)
+    return self._model.category_text_features(self._backbone, categories)
 
   def _order(self, normal, indices):
     """Returns the indices, grouped by category if there are reference images.
@@ -187,7 +191,7 @@ class Evaluator:
     ]
 
   def _params(self, trainable, backbone_params, normal, indices):
-    """Yields the parameters of each step: one for a batch, one for each tile.
+    """Yields the parameters of each step: those of a batch and of its tiles.
 
     With reference images, they include the memory of the batch's category.
     """
@@ -212,7 +216,7 @@ class Evaluator:
     indices,
     message="",
   ):
-    """Yields the rows of this process with their scores and anomaly maps."""
+    """Yields this process's rows with their scores and anomaly maps."""
     options, params = self._options, make_params(indices)
     may_skip = self._config.input.unreadable_files == "skip"
     progress = Progress(len(examples), "images")
@@ -248,7 +252,7 @@ class Evaluator:
         progress.update(done, message)
 
   def _draw(self, rows, examples, ranges, categories, errors):
-    """Draws pictures by index; their images are scored again for the maps."""
+    """Returns pictures by index; `rows` are scored again for their maps."""
     drawn = {}
     with collect(errors):
       for row in rows:
@@ -274,7 +278,7 @@ class Evaluator:
 
 
 def _with_tiles(batches, num_tiles):
-  """Yields each batch, and then a copy for each tile with it as the image."""
+  """Yields each batch, then for each tile a copy with the tile as its image."""
   for batch in batches:
     yield batch
     for tile in range(num_tiles):
@@ -282,7 +286,7 @@ def _with_tiles(batches, num_tiles):
 
 
 def _join(outputs, place, grid):
-  """Merges the outputs for the whole image and its tiles into one row's."""
+  """Merges the outputs for a whole image and for its tiles."""
   found = [
     (output["image_score"][place], output["anomaly_map"][place])
     for output in outputs

@@ -18,7 +18,7 @@ from cops_jax.runtime.processes import gather_objects
 
 
 class Scored(NamedTuple):
-  """A scored image, its index in the data set and the range of its map."""
+  """A scored image, its index in the data set, and the range of its map."""
 
   image: ImageResult
   index: int
@@ -33,9 +33,9 @@ class Findings:
   Attributes:
     mode: one of `metrics.PIXEL_METRICS_MODES`.
     images: scored images in any order.
-    pixels: pixel metrics by category.
-    num_masks: numbers of masks with anomalous pixels by category.
-    skipped: reasons by path of unreadable images.
+    pixels: pixel metrics of each category.
+    num_masks: number of masks with anomalous pixels of each category.
+    skipped: reason for each unreadable image, by path.
     notes: guesses made when an image and its mask were read, by path.
   """
 
@@ -60,8 +60,8 @@ class Findings:
     score, anomaly_map = float(row["image_score"]), row["anomaly_map"]
     if not (np.isfinite(score) and np.isfinite(anomaly_map).all()):
       raise InputError(
-        f"the score of {path} in data set {dataset!r} is not a number: the"
-        " prompts or the backbone's weights are damaged"
+        f"the score of {path} in data set {dataset!r} is not finite, because"
+        " the prompts or the backbone's weights are damaged. Replace them"
       )
     image = ImageResult(dataset, category, path, int(row["label"]), score)
     ends = float(anomaly_map.min()), float(anomaly_map.max())
@@ -77,7 +77,7 @@ class Findings:
     return image
 
   def gather(self) -> Findings:
-    """Returns the findings of all processes; every process returns the same."""
+    """Returns the findings of all processes together, in every process."""
     whole = Findings(self.mode)
     for part in gather_objects(self):
       whole.images += part.images
@@ -115,11 +115,11 @@ class Findings:
   def choose(
     self, categories: Mapping[str, CategoryResult], number: int
   ) -> list[tuple[str, Scored]]:
-    """Returns the images to show with their kinds, `number` of each kind.
+    """Returns the images to show, `number` of each kind, with their kinds.
 
-    The scores of the best are furthest on the correct side of their category's
-    threshold, those of the worst furthest on the wrong side. The choice does
-    not depend on the order of the images or on batches.
+    The best images score furthest on the correct side of their category's
+    threshold, the worst furthest on the wrong side. The choice does not depend
+    on the order of the images.
     """
     rows = sorted(
       self.images, key=lambda row: (row.image.category, row.image.path)

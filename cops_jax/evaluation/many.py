@@ -77,7 +77,7 @@ def evaluate(
     config: a ConfigDict with the fields of `cops_jax.config`.
     workdir: run directory. If it cannot be written, a warning is logged.
     names: data sets, see `datasets.load`. "all" means the thirteen published
-      ones; those that are not prepared are skipped. The default is
+      data sets, of which unprepared ones are skipped. The default is
       config.evaluation.datasets.
     checkpoint: trained prompts, see `prompts.load_prompts`; by default those of
       the run directory.
@@ -111,7 +111,7 @@ def evaluate(
         )
         if examples.name in found:
           raise InputError(
-            f"another data set is also called {examples.name!r}: give their"
+            f"another data set is also called {examples.name!r}. Give their"
             " folders different names"
           )
         found[examples.name] = run.evaluate(name, examples, workdir, save_maps)
@@ -127,7 +127,7 @@ def evaluate(
 
 
 def _expand(names):
-  """Returns known names, each once, and those of "all" that can be skipped."""
+  """Returns the names, each once, and those of "all" that can be skipped."""
   from cops_jax import datasets
 
   may_skip = ()
@@ -141,7 +141,7 @@ def _expand(names):
 
 
 def _find_unprepared(config, names):
-  """Returns, and logs, reasons by data set that is unprepared on any host."""
+  """Logs and returns why data sets are unprepared on any host, by name."""
   from cops_jax import datasets
 
   reasons = {}
@@ -184,9 +184,10 @@ class _Run:
     )
     prompts_sha256 = prompts.hash_prompts(trainable)
     require_same({"SHA-256 of the prompts": prompts_sha256})
-    # Calibration, the detector and export read the record.
     if not record and not is_trained:
-      in_first_process(_begin_run, workdir, config, backbone)
+      # Calibration, the detector and export read the record.
+      with contextlib.suppress(WriteError):
+        in_first_process(claim_workdir, workdir, here)
     provenance = {
       "version": __version__,
       "checkpoint": source,
@@ -244,43 +245,32 @@ def _describe_training(record):
   return f"{train.get('dataset')}, seed {record.config.get('seed')}"
 
 
-def _begin_run(workdir, config, backbone):
-  """Records an untrained method's run, if its directory can be written."""
-  with contextlib.suppress(WriteError):
-    claim_workdir(workdir, Record(config.to_dict(), backbone.sha256))
-
-
 def _load_model(config, workdir, checkpoint, allow_other_backbone):
-  """Returns the config with a settled dtype, record, backbone and model."""
-  is_trained = methods.find(config.method).IS_TRAINED
+  """Returns the config with the run's dtype, the record, backbone and model.
+
+  Config and backbone are checked against the record.
+  """
+  is_trained, source = methods.find(config.method).IS_TRAINED, str(checkpoint)
   has_prompts = is_trained or checkpoint != workdir
   record = (prompts.find_record if has_prompts else find_run)(checkpoint)
   config = choose_dtype(config, record)
-  backbone = _load_checked_backbone(
-    config, record, checkpoint, allow_other_backbone
-  )
+  if record is not None:
+    prompts.require_method(record, config.method, checkpoint)
+    if not record.origin:
+      check_config(record, config.to_dict(), ("backbone", "model"), source)
+  elif is_trained:
+    _logger.warning(
+      "%s does not record its backbone. Make sure that it was trained on %s",
+      *(source, config.backbone.weights),
+    )
+  backbone = load_backbone(config)
+  if record is not None:
+    check_backbone(record, backbone.sha256, source, allow_other_backbone)
   return config, record, backbone, build_model(config, backbone)
 
 
-def _load_checked_backbone(config, record, checkpoint, allow_other_backbone):
-  """Returns the backbone, checked with the config against the training's."""
-  if record is None:
-    if methods.find(config.method).IS_TRAINED:
-      _logger.warning(
-        "%s does not record which backbone it was trained on", checkpoint
-      )
-    return load_backbone(config)
-  prompts.require_method(record, config.method, checkpoint)
-  if not record.origin:
-    sections = ("backbone", "model")
-    check_config(record, config.to_dict(), sections, str(checkpoint))
-  backbone = load_backbone(config)
-  check_backbone(record, backbone.sha256, str(checkpoint), allow_other_backbone)
-  return backbone
-
-
 def _describe_data(result, examples, fingerprint):
-  """Returns the result with the identity of its data and all notes on it."""
+  """Returns the result with its data's identity and all notes on the data."""
   from cops_jax.datasets.further import count_differences
 
   differences = []

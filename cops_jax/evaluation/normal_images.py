@@ -80,8 +80,8 @@ def draw(
     The reference images, or None if config.evaluation.num_normal_images is 0.
 
   Raises:
-    InputError: if there is no training split, it has too few normal images of
-      a category, or an image cannot be read.
+    InputError: if an image cannot be read, or the training split is missing or
+      has too few normal images of a category.
   """
   if not config.evaluation.num_normal_images:
     return None
@@ -114,7 +114,8 @@ def _draw(config, name, examples):
       raise InputError(
         f"config.evaluation.num_normal_images is {number}, but the split"
         f" {SPLIT!r} of data set {name!r} has"
-        f" {count_of(len(places), 'normal image')} of {category!r}"
+        f" {count_of(len(places), 'normal image')} of {category!r}. Choose a"
+        " smaller number"
       )
     rows = [normal[place] for _, place in sorted(places)[:number]]
     paths[category], images = sorted(row["path"] for row in rows), []
@@ -135,9 +136,7 @@ def make_memory_step(
   """Returns the step from reference images to the memory of their patches.
 
   Args:
-    model: model of a method.
-    mesh: devices that batches are split over.
-    backbone_shardings: shardings of the backbone; None if it is replicated.
+    model, mesh, backbone_shardings: see `step.make_predict_step`.
 
   Returns:
     `step(backbone_params, images)`, which all processes call with the same

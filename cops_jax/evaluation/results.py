@@ -30,11 +30,11 @@ class CategoryResult:
   """Metrics of a category, computed over all its images and all their pixels.
 
   Attributes:
-    metrics: values in [0, 1] by metric; NaN if undefined.
-    undefined: reasons by undefined metric.
+    metrics: value of each metric in [0, 1]; NaN if undefined.
+    undefined: reason for each undefined metric.
     image_threshold: threshold of the largest image F1, or NaN.
     pixel_threshold: threshold of the largest pixel F1, or NaN.
-    curves: defined curves by name: "image_roc", "image_pr", "pixel_roc",
+    curves: curves by name, if defined: "image_roc", "image_pr", "pixel_roc",
       "pixel_pr" and "pixel_pro".
     num_masks: number of masks with anomalous pixels in the pixel metrics.
   """
@@ -73,13 +73,14 @@ class DatasetResult:
     categories: results by category, sorted by name.
     images: results of the images, sorted by category and path.
     pictures: images to show in the report.
-    skipped: reasons by path of unreadable files, which no metric includes.
+    skipped: reason for each file that could not be read, by path. Metrics do
+      not include these files.
     identity: version or folder of the data.
     data_sha256: fingerprint of the data.
     notes: omissions, guesses and differences from the published data set.
     normal_images: paths of the reference images, if any, by category.
     is_published: True for a published data set with the known numbers of
-      images. Only these are compared with the papers.
+      images. Only such results are compared with the papers.
     seconds: duration of the evaluation, including compilation.
     peak_memory_bytes: peak memory of the process at the end.
   """
@@ -115,8 +116,8 @@ class Evaluated:
 
   Attributes:
     results: results by data set, computed now or in an earlier evaluation.
-    skipped: reasons by data set that is not prepared.
-    failed: reasons by data set that could not be evaluated.
+    skipped: reason for each data set that is not prepared.
+    failed: reason for each data set that could not be evaluated.
     provenance: prompts, backbone, config, versions and device.
   """
 
@@ -141,7 +142,7 @@ def group_means(
 ) -> dict[str, dict[str, float]]:
   """Returns means over groups of data sets, as in the papers' tables.
 
-  Data sets have equal weights. A group of fewer than two has no mean.
+  Data sets have equal weights. A group of fewer than two data sets has no mean.
 
   Args:
     results: results by data set.

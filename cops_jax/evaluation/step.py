@@ -1,4 +1,4 @@
-"""The compiled step from a batch to its scores and anomaly maps."""
+"""The step from a batch to its scores and anomaly maps."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def make_predict_step(
   mesh: Mesh,
   backbone_shardings: Sharding | Mapping[str, Any] | None = None,
 ) -> Callable[..., dict[str, jax.Array]]:
-  """Returns the compiled step from a batch to its scores and anomaly maps.
+  """Returns `detect_anomalies` as a compiled step.
 
   Args:
     model: model of a method.
@@ -78,8 +78,7 @@ def make_predict_step(
 
   Returns:
     `step(trainable, backbone_params, batch)`, which returns image_score (b,)
-    and anomaly_map (b, h, w), float32 in [0, 1]. A batch contains the inputs
-    of `encode_batch`.
+    and anomaly_map (b, h, w), float32 in [0, 1].
   """
 
   def predict_step(trainable, backbone_params, batch):

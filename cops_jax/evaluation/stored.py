@@ -51,18 +51,15 @@ class StoredResult:
     provenance: Mapping[str, Any],
     save_maps: bool,
   ):
-    """Determines the result's file and inputs; writes nothing.
+    """Determines the file and the inputs; writes nothing.
 
-    Args:
-      workdir: run directory.
-      examples: data set from `cops_jax.datasets.load`.
-      fingerprint: fingerprint of the examples.
-      provenance: inputs as in `results.Evaluated`, and the SHA-256 of the
-        reference images.
-      save_maps: if True, the anomaly maps are part of the result.
+    `provenance` is the field of `results.Evaluated`, with the SHA-256 of the
+    reference images. If `save_maps` is True, the result includes anomaly maps.
     """
-    names = ("version", "prompts_sha256", "backbone_sha256")
-    names = (*names, "normal_images_sha256")
+    names = (
+      *("version", "prompts_sha256", "backbone_sha256"),
+      "normal_images_sha256",
+    )
     config = complete(provenance["config"])
     key = {name: provenance[name] for name in names} | {
       "config": {
@@ -74,7 +71,7 @@ class StoredResult:
       "fingerprint": fingerprint,
       "num_images": len(examples),
     }
-    # Tuples become lists, as in the stored key.
+    # In the stored key, tuples are lists.
     self._key = json.loads(json.dumps(key))
     self._path = workdir / "evaluation" / f"{examples.name}.json"
     self.maps_folder = workdir / "maps" / examples.name if save_maps else None
@@ -133,7 +130,7 @@ class StoredResult:
 
 
 def _with_nan(values):
-  """Returns values with NaN for None, because JSON stores NaN as null."""
+  """Returns values with NaN for None, which is how JSON stores NaN."""
   return {
     name: math.nan if value is None else value for name, value in values.items()
   }

@@ -110,7 +110,7 @@ def find(name: str) -> Method:
   """
   if name not in names():
     raise InputError(
-      f"config.method is {name!r}{suggest(name, names())}; the methods are"
+      f"config.method is {name!r}{suggest(name, names())}. Choose one of"
       f" {', '.join(names())}"
     )
   return importlib.import_module(f"{__name__}.{name}")

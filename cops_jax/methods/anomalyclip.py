@@ -90,7 +90,8 @@ class AnomalyCLIP(nn.Module):
   def num_prompt_tokens(self, *, is_training: bool) -> float:
     """Returns an image's share of the tokens of a step's two prompts.
 
-    "damaged" counts as one token. In evaluation the share is negligible.
+    "damaged" counts as one token. In evaluation the result is 0, because the
+    share is negligible.
     """
     if not is_training:
       return 0.0

@@ -52,7 +52,7 @@ PROTOTYPE_INJECTIONS = {"crossed": (1, 0), "matched": (0, 1)}
 
 _normal = nn.initializers.normal(0.02)
 # Glorot-uniform over the stacked (3d, d) matrix of three projections has the
-# limit sqrt(6 / (3d + d)): that of variance scaling of a (d, d) matrix by 1/2.
+# limit sqrt(6 / (3d + d)), as has variance scaling of a (d, d) matrix by 1/2.
 _stacked_glorot = nn.initializers.variance_scaling(0.5, "fan_avg", "uniform")
 
 
@@ -108,7 +108,7 @@ class CategoryVAE(nn.Module):
 
   This is implicit category token sampling (ICTS, CoPS section 3.3). The encoder
   is linear, relu and two linear heads; the decoder is linear, relu, linear. All
-  layers, features, codes and biases have the same width.
+  layers have the same width.
   """
 
   width: int
@@ -140,7 +140,7 @@ class Outputs(NamedTuple):
     prototypes: prototypes of each state; None without state words.
     distances: see `scoring.prototype_distances`; None without state words.
     text_features: L2-normalised text features of the prompts.
-    patch_probability: probabilities of patches, for each feature layer.
+    patch_probability: probabilities of the patches of each feature layer.
     image_logits: cosines of image and text features over the temperature.
     category_bias: biases decoded from the codes; None without category words.
     code_mean, code_log_var: the codes' posterior; None in evaluation and
@@ -314,12 +314,12 @@ class CoPS(nn.Module):
     end = settings.num_context_words + settings.num_state_words
     context, state, category = jnp.split(
       words, (settings.num_context_words, end), axis=1
-    )  # each: s words d
+    )  # Each is (s, words, d).
     prefix, suffix = (
       self.backbone.embed_tokens(jnp.array(tokens))[None, None, None]
       for tokens in (self.prefix_tokens, self.suffix_tokens)
     )
-    # Each array broadcasts to b s z words d.
+    # Each array broadcasts to (b, s, z, words, d).
     words = [prefix, context[None, :, None]]
     if prototypes is not None:
       order = PROTOTYPE_INJECTIONS[settings.prototype_injection]

@@ -2,13 +2,13 @@
 
 It follows Jeong et al., WinCLIP, CVPR 2023, with AnomalyCLIP's value path and
 anomaly maps. The text feature of a state is the mean over its sentences.
-The trainable tree contains the text features of both states, so CLIP's text
-tower runs once and exports do not contain it.
+The trainable tree contains the text features of both states. CLIP's text tower
+therefore runs only once, and exports do not contain it.
 
 A file of texts has three sections, `[normal]`, `[anomalous]` and `[templates]`,
-with one text per line. A state has a {} for the object's name, a template one
-for the state. Every state is put into every template. Lines that begin with #
-are comments.
+with one text per line. A state has a {} for the object's name, and a template
+has a {} for the state. Every state is put into every template. Lines that begin
+with # are comments.
 """
 
 from __future__ import annotations
@@ -40,7 +40,6 @@ FIELDS = (
 )
 IS_TRAINED, USES_TEXT = False, True
 
-# The texts that come with this project.
 _FOLDER = pathlib.Path(__file__).parent / "prompt_texts"
 _SECTIONS = ("normal", "anomalous", "templates")
 
@@ -101,7 +100,7 @@ class PromptEnsemble(nn.Module):
     """Returns both states' text features for each object's sentences."""
     rows = [[ids for state in tokens for ids in state] for tokens in objects]
     length = max(len(ids) for row in rows for ids in row)
-    # Moving the text tower to the device once serves all objects.
+    # The text tower is moved to the device once, for all objects.
     vision = ("vision_model", "visual_projection")
     text_params = jax.device_put(
       {
@@ -147,7 +146,7 @@ class PromptEnsemble(nn.Module):
   ) -> tuple[Float[Array, "b"], Float[Array, "b n"]]:
     """Returns scores of images and patches; see `methods.Model`.
 
-    A batch with text_features (b, 2, d) uses these in place of the model's.
+    If the batch has text_features (b, 2, d), they replace the model's.
     """
     text_features = self.variables["params"]["ensemble"]["text_features"]
     text_features = batch.get("text_features", text_features)
@@ -198,9 +197,9 @@ def read_texts(
 
   Args:
     source: path of a file, or "demo" or "photos" for this project's files.
-    normal, anomalous: states that replace the file's, such as "a weld with a
-      crack". They can contain a {} for the object's name. A leading article is
-      dropped, because templates have their own.
+    normal, anomalous: states that replace those of the file, such as "a weld
+      with a crack". They can contain a {} for the object's name. A leading
+      article is dropped, because templates have their own.
 
   Returns:
     Normal states, anomalous states and templates.
@@ -217,7 +216,7 @@ def read_texts(
     raise InputError(
       f"config.model.texts is {source!r}, but the file cannot be read"
       f" ({error}). Set it to the path of a file of texts or to one of"
-      f" {', '.join(sorted(file.stem for file in _FOLDER.glob('*.txt')))}."
+      f" {', '.join(sorted(file.stem for file in _FOLDER.glob('*.txt')))}"
     ) from error
   sections = _parse(lines, path)
   for name, given in (("normal", normal), ("anomalous", anomalous)):
@@ -245,12 +244,16 @@ def _parse(lines, path):
       )
   empty = [name for name in _SECTIONS if not sections[name]]
   if empty:
-    raise InputError(f"{path} has no texts under [{empty[0]}]")
+    raise InputError(
+      f"{path} has no texts under [{empty[0]}]. Add at least one line"
+    )
   return sections
 
 
 def _without_article(text, name):
   state = re.sub(r"^(an?|the)\s+", "", " ".join(text.split()), flags=re.I)
   if not state:
-    raise InputError(f"config.model.{name}_texts has an empty text: {text!r}")
+    raise InputError(
+      f"config.model.{name}_texts has an empty text: {text!r}. Remove it"
+    )
   return state

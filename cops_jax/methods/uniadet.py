@@ -79,11 +79,9 @@ class UniADet(nn.Module):
     self, key: jax.Array, backbone_params: Mapping[str, Any] | None = None
   ) -> Mapping[str, Any]:
     """Returns random trainable parameters, float32."""
-
-    def use_weights(model):
-      return model.image_weights(), model.patch_weights()
-
-    return init_parts(self, key, use_weights)
+    return init_parts(
+      self, key, lambda model: (model.image_weights(), model.patch_weights())
+    )
 
   def __call__(
     self,

@@ -1,9 +1,4 @@
-"""Detection metrics of a category's images and pixels.
-
-Image metrics are AUROC, average precision and F1-max. Pixel metrics are the
-same three, AUPRO and AUPRO-200, over the pixels of all images that have a mask.
-`metrics.counts` defines them.
-"""
+"""Detection metrics of images and pixels; `metrics.counts` defines them."""
 
 from cops_jax.metrics.counts import (
   METRICS,

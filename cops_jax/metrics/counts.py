@@ -9,7 +9,6 @@ import numpy as np
 
 from cops_jax.typing import Bool, Float, Integer
 
-# Titles of the metrics.
 METRICS = {
   "image_auroc": "image AUROC",
   "image_ap": "image AP",
@@ -43,7 +42,7 @@ class Counts:
     anomalous: number of anomalous items with each score.
     overlap: sum of 1 / (area of the pixel's region) over the anomalous pixels
       with each score, times any constant; None for images.
-    floor: scores below it are the lowest scores of float32 bins.
+    floor: score below which each score is the lowest of a bin, in float32.
   """
 
   scores: Float[np.ndarray, "t"]
@@ -70,17 +69,17 @@ class Counts:
   def auroc(self) -> float:
     """Returns the area under the ROC curve, in which ties count half.
 
-    It is the probability that an anomalous item scores above a normal one
-    (Hanley and McNeil, Radiology 1982), and scikit-learn's `roc_auc_score`.
+    The area is the probability that an anomalous item scores above a normal
+    one (Hanley and McNeil, Radiology 1982). scikit-learn's `roc_auc_score`
+    returns the same.
     """
     return _area(*_rates(self.normal, self.anomalous), limit=1.0)
 
   def average_precision(self) -> float:
     """Returns the average precision, a step-wise sum over thresholds t.
 
-    `sum_t (recall_t - recall_{t-1}) precision_t`, as papers in this field and
-    scikit-learn's `average_precision_score` compute it. It is not the
-    trapezoidal area.
+    Papers in this field and scikit-learn's `average_precision_score` compute
+    `sum_t (recall_t - recall_{t-1}) precision_t`, not the trapezoidal area.
     """
     recall, precision = self._precision_recall()
     if not len(recall):
@@ -122,7 +121,7 @@ class Counts:
     low, high = float(self.scores[0]), float(self.scores[-1])
     steps = np.arange(NUM_THRESHOLDS) / NUM_THRESHOLDS
     thresholds = low + steps * (high - low)
-    # Below the floor, scores are float32, and so thresholds must be, too.
+    # Scores below the floor are float32, so thresholds there must be float32.
     rounded = thresholds.astype(np.float32)
     thresholds = np.where(thresholds < self.floor, rounded, thresholds)
     places = np.searchsorted(self.scores, thresholds, side="right")
@@ -171,9 +170,9 @@ class Counts:
     return self._highest_of(true * false[-1] - false * true[-1])
 
   def _highest_of(self, values):
-    """Returns the highest score with the largest value.
+    """Returns the score with the largest value, the highest if several do.
 
-    `values` start with that of the highest score.
+    The first of `values` belongs to the highest score.
     """
     return float(self.scores[-1 - values.argmax()]) if len(values) else np.nan
 
@@ -226,8 +225,7 @@ def undefined_reasons(
 
   Args:
     values: metrics of a category.
-    images: counts of the category's images.
-    pixels: counts of the pixels of its images with masks.
+    images, pixels: counts of the category's images, and of pixels with a mask.
   """
   reasons = {
     name: f"no {'normal' if counts.anomalous.any() else 'anomalous'} {name}s"

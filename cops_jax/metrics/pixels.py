@@ -24,7 +24,7 @@ _MIDDLE_BINS = tuple(int(s * _INVERSE_WIDTH) for s in (_EDGE, 1 - _EDGE))
 _FIRST_BIN = _END_BINS[0] + _MIDDLE_BINS[0] - _END_BINS[1]
 NUM_BINS = 2 * np.diff(_END_BINS).item() + np.diff(_MIDDLE_BINS).item() + 1
 # Number of highest scores that are stored exactly. If few pixels are called
-# anomalous, two of them in one bin change the metrics.
+# anomalous, the metrics change when two of them share a bin.
 _NUM_HIGHEST = 2**16
 # Pixels binned at once, so that temporaries stay in the processor's cache.
 _CHUNK_PIXELS = 2**16
@@ -73,8 +73,7 @@ def lowest_scores() -> Float[np.ndarray, "bins"]:
 class PixelMetrics:
   """Counts of pixels by ground truth and binned score, over any set of images.
 
-  The size is fixed, and counts are integers, so states merge exactly and in any
-  order.
+  The size is fixed. Counts are integers, so states merge exactly, in any order.
 
   Scores in one bin count as ties, except for the 65,536 highest scores, which
   are stored exactly. In the tests all metrics are within 1e-4 of the exact
@@ -146,10 +145,9 @@ class PixelMetrics:
       self.floor, self.highest = self._cut()
 
   def _cut(self):
-    """Returns the floor with at most `_NUM_HIGHEST` scores above, and these.
+    """Returns a floor with at most `_NUM_HIGHEST` scores above it, and those.
 
-    The result depends only on the scores of all pixels, not on the order in
-    which they were added.
+    The result does not depend on the order in which pixels were added.
     """
     scores = self.highest[0]
     if len(scores) <= _NUM_HIGHEST:

@@ -25,8 +25,8 @@ _CURVES = {
 _NUM_BINS = 30
 _POINTS = 340, 250  # Width and height.
 _NAMED = "named "  # Prefix of the ids of elements that get a tooltip.
-# matplotlib draws in these colors. They are then replaced by CSS variables,
-# because the page is light or dark.
+# matplotlib draws in these colors. CSS variables then replace them, because the
+# page can be light or dark.
 _COLORS = {
   name: f"#fe01{number:02x}"
   for number, name in enumerate(
@@ -54,8 +54,8 @@ _STYLE = {
 def draw_charts(result: DatasetResult) -> list[str]:
   """Returns SVG elements: the histogram of image scores and all defined curves.
 
-  Their colors are CSS variables of the page. The tooltip of a curve or a
-  threshold is the name of its category.
+  Colors are CSS variables of the page. The tooltip of a curve or a threshold is
+  the name of its category.
   """
   labels = ("Image scores", "score", "images", "AUROC")
   charts = [
@@ -153,11 +153,10 @@ def _plot_curves(axes, name, rows):
 
 
 def _at_threshold(row: CategoryResult, level: str):
-  """Returns the rates at the threshold of the largest F1.
+  """Returns rates at the threshold of the largest F1.
 
-  Returns:
-    False-positive rate, recall, precision and the share of anomalous items,
-    which is the precision of random scores.
+  They are the false-positive rate, recall, precision and the share of anomalous
+  items, which is the precision of random scores.
   """
   recall, precision = (np.asarray(axis) for axis in row.curves[f"{level}_pr"])
   share = precision[-1]

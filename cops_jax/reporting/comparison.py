@@ -33,7 +33,7 @@ class Row:
     name: name that the runs share.
     metric: one of `cops_jax.metrics.METRICS`.
     values: defined values by run.
-    reference: value that the mean is compared with; NaN if there is none.
+    reference: value to compare the mean with; NaN if there is none.
     is_comparable: True if the reference was measured on the same data.
     is_alike: True if all runs were evaluated on the same data.
   """
@@ -86,14 +86,14 @@ def compare(
 ) -> list[Row]:
   """Returns the rows of a table of means over runs.
 
-  The last rows are means over groups of data sets, over the data sets for
-  which every name has a mean.
+  The last rows are means over groups of data sets. They include the data sets
+  for which every name has a mean.
 
   Args:
     runs: results to compare.
     base: name whose mean over the same runs is the reference.
-    papers: references by name, data set and metric. They are comparable if the
-      runs used the published data.
+    papers: references by name, data set and metric. They are compared only if
+      the runs used the published data.
   """
   means = {
     name: {run: means_of(content) for run, content in contents.items()}

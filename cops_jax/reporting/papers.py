@@ -12,7 +12,7 @@ _ALL = {
   "uniadet": ("image_auroc", "pixel_ap"),
 }
 # Percentages by method and data set. Data sets without masks have the first two
-# metrics only, data sets without normal images the last two.
+# metrics only, and data sets without normal images have the last two only.
 _PERCENT = {
   "cops": {
     "mvtec_ad": (95.0, 97.8, 93.4, 41.9),
@@ -47,7 +47,6 @@ _PERCENT = {
 }
 _PIXELS_ONLY = ("isic", "cvc_colondb", "cvc_clinicdb", "kvasir", "endo")
 
-
 # UniADet's image AUROC and pixel AP in percent on the data sets below, by
 # backbone and number of reference images for each category.
 _UNIADET_DATASETS = ("mvtec_ad", "visa", "real_iad")
@@ -62,7 +61,7 @@ _UNIADET_PERCENT = {
   ("dinov2", 4): ((98.7, 65.4), (96.9, 45.2), (90.3, 48.5)),
   ("dinov3", 4): ((98.2, 69.0), (97.1, 45.5), (88.5, 49.8)),
 }
-# UniADet's authors have published no code; these are reproductions by others,
+# UniADet's authors have published no code. These are reproductions by others,
 # by backbone and data set, without reference images.
 _UNIADET_REPRODUCED = {
   ("clip", "mvtec_ad"): "image AUROC 90.0 to 91.4 and pixel AP 43.3 to 44.2 on"
@@ -76,10 +75,10 @@ def paper_results(config: Mapping[str, Any]) -> dict[str, dict[str, float]]:
   """Returns the metrics of a method's paper by data set, in [0, 1].
 
   The result is empty for a method without a paper. Only UniADet's paper has
-  results with reference images; they depend on the backbone.
+  results with reference images. Its results depend on the backbone.
 
   Args:
-    config: nested dictionaries, of which the method, backbone.kind and
+    config: nested dictionaries. Only method, backbone.kind and
       evaluation.num_normal_images are read.
   """
   method = config["method"]
@@ -100,12 +99,7 @@ def paper_results(config: Mapping[str, Any]) -> dict[str, dict[str, float]]:
 
 
 def reproduced_results(config: Mapping[str, Any], name: str) -> str:
-  """Returns a text with others' reproductions in percent, or an empty string.
-
-  Args:
-    config: see `paper_results`.
-    name: name of the data set.
-  """
+  """Returns a text with reproductions by others; empty if there are none."""
   if config["method"] != "uniadet" or _uniadet_key(config)[1]:
     return ""
   return _UNIADET_REPRODUCED.get((config["backbone"]["kind"], name), "")
@@ -116,5 +110,5 @@ def _uniadet_key(config):
 
 
 def num_normal_images(config: Mapping[str, Any]) -> int:
-  """Returns the number of reference images, 0 for configs of older versions."""
+  """Returns the number of reference images; older configs have none."""
   return config.get("evaluation", {}).get("num_normal_images", 0)

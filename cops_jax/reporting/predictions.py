@@ -52,14 +52,14 @@ def replace_earlier(out: AnyPath, names: Collection[str]) -> None:
     try:
       listed = {*map(str, json.loads(files.read_file(manifest)))}
     except (TypeError, ValueError) as error:
-      raise InputError(f"{manifest} is damaged: delete it") from error
+      raise InputError(f"{manifest} is damaged. Delete it") from error
     # The manifest can be forged: only names that this command writes count.
     earlier = {name for name in listed & existing if _OWN.fullmatch(name)}
   foreign = sorted(existing - earlier)
   if taken := sorted({*names} & {*foreign}):
     raise InputError(
-      f"{out / taken[0]} was not written by this command and would be replaced:"
-      " choose another folder, or delete the file"
+      f"{out / taken[0]} was not written by this command and would be replaced."
+      " Choose another folder or delete the file"
     )
   files.write_file(manifest, files.to_json(sorted({*names} | earlier)))
   for name in earlier:
@@ -67,7 +67,7 @@ def replace_earlier(out: AnyPath, names: Collection[str]) -> None:
   files.write_file(manifest, files.to_json(sorted(names)))
   if foreign:
     named = ", ".join(shorten_list(foreign, 3))
-    _logger.info("files in %s that are not results are kept: %s", out, named)
+    _logger.info("keeping files in %s that are not results: %s", out, named)
 
 
 def write(

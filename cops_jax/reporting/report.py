@@ -36,9 +36,9 @@ from cops_jax.scoring import ANOMALY
 from cops_jax.tables import count_of, group_by_reason, shorten_list
 from cops_jax.weights.clip import DEMO_CLIP
 
-# Keys: whether the image is anomalous, and whether it is called anomalous.
-# Values: the name of the verdict, and whether it is right. Here and on the page
-# of `cops demo`, right verdicts are green, wrong ones are red, and nothing else
+# Keys: True if the image is anomalous, and True if it is called anomalous.
+# Values: name of the verdict, and True if it is right. Here and on the page of
+# `cops demo`, right verdicts are green and wrong verdicts are red. Nothing else
 # is green or red.
 _VERDICTS = {
   (True, True): ("found", True),
@@ -51,22 +51,13 @@ _VERDICTS = {
 def write(workdir: str | os.PathLike, evaluated: Evaluated) -> AnyPath:
   """Writes report.html, results.json and scores.csv; returns the page's path.
 
+  The page needs no other file and no network.
+
   Raises:
     InputError: if a file cannot be written.
   """
   workdir = to_path(workdir)
   write_results(workdir, evaluated)
-  return write_report(workdir, evaluated)
-
-
-def write_report(workdir: AnyPath, evaluated: Evaluated) -> AnyPath:
-  """Writes report.html into a run directory and returns its path.
-
-  The page needs no other file and no network.
-
-  Raises:
-    InputError: if the file cannot be written.
-  """
   provenance, results = evaluated.provenance, evaluated.results
   config = {"method": "cops", **provenance["config"]}
   method = config["method"]
@@ -85,7 +76,7 @@ def write_report(workdir: AnyPath, evaluated: Evaluated) -> AnyPath:
     is_toy=config["backbone"]["weights"] == DEMO_CLIP,
     metrics=METRICS,
     results=results,
-    # No paper's mean is shown: it can be over other data sets than these.
+    # Papers' means are not shown, because they can include other data sets.
     means=means | group_means(results, domains()),
     papers=papers,
     reproduced="; ".join(
@@ -111,12 +102,9 @@ def write_report(workdir: AnyPath, evaluated: Evaluated) -> AnyPath:
 
 
 def render_page(template: str, **values: Any) -> str:
-  """Returns a page's text.
+  """Returns the page of a template of this package.
 
-  Args:
-    template: file name of a template of this package.
-    **values: variables of the template. The command, the time and the colours
-      of anomaly maps are added.
+  The command, the time and the colours of anomaly maps are added to `values`.
   """
   program, *arguments = sys.argv
   command = f"{pathlib.Path(program).name} {shlex.join(arguments)}".strip()

@@ -22,7 +22,7 @@ from cops_jax.metrics import METRICS
 from cops_jax.paths import AnyPath
 from cops_jax.tables import align, one_line, shorten_list
 
-# Increase it when a field of results.json changes its meaning or is removed.
+# Increase when a field of results.json changes its meaning or is removed.
 SCHEMA_VERSION = 1
 
 
@@ -32,7 +32,7 @@ def percent(value: float, form: str = ".1f") -> str:
 
 
 def domains() -> dict[str, str]:
-  """Returns "industrial" or "medical" by name of each published data set."""
+  """Returns "industrial" or "medical" for each published data set, by name."""
   from cops_jax.datasets.specifications import SPECIFICATIONS
 
   return {name: row.domain for name, row in SPECIFICATIONS.items()}
@@ -46,7 +46,7 @@ def format_table(results: Mapping[str, DatasetResult]) -> str:
     return one_line(name), one_line(category), *cells
 
   lines = [("data set", "category", *METRICS.values())]
-  rules = [1]  # Indices of lines with a rule above them.
+  rules = [1]  # Indices of lines that get a rule above them.
   for name, result in results.items():
     for category, row in result.categories.items():
       lines.append(line(name, category, row.metrics))
@@ -61,8 +61,8 @@ def format_table(results: Mapping[str, DatasetResult]) -> str:
     if result.skipped:
       number = len(result.images) + len(result.skipped)
       texts.append(
-        f"{name}: {len(result.skipped)} of {number} images could not be read"
-        " and were skipped; see results.json"
+        f"{name}: files skipped as unreadable: {len(result.skipped)} of"
+        f" {number}; see results.json"
       )
     if result.num_masks:
       texts.append(
@@ -75,7 +75,7 @@ def format_table(results: Mapping[str, DatasetResult]) -> str:
 
 
 def describe_normal_images(result: DatasetResult) -> list[str]:
-  """Returns a line with the reference images of each category."""
+  """Returns a line for each category with its reference images, if any."""
   return [
     f"reference images of {category} ({len(paths)}): {', '.join(paths)}"
     for category, paths in result.normal_images.items()
@@ -189,14 +189,16 @@ def read_results(workdir: AnyPath) -> dict[str, Any]:
     *(ValueError, KeyError, TypeError),
     *(AttributeError, OverflowError),
   ) as error:
-    raise InputError(f"{path} is damaged: {error!r}") from error
+    raise InputError(
+      f"{path} is damaged ({error!r}). Run `cops evaluate --workdir={workdir}`"
+      " again"
+    ) from error
 
 
 def means_of(content: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-  """Returns the mean metrics of each data set from results.json's content.
+  """Returns the mean metrics of each data set in the content of results.json.
 
-  Metrics that are undefined, or unknown to the version that wrote the file, are
-  NaN.
+  Metrics that are undefined or that an older version did not store are NaN.
   """
   return {
     name: {

@@ -62,18 +62,19 @@ def train(
   """Trains prompts, and resumes from the run's newest checkpoint if it has one.
 
   Writes run.json, metrics.jsonl (loss terms every few steps), losses.png and
-  checkpoints/. If unreadable files were skipped, skipped_files.json contains
-  the reason for each.
+  checkpoints/, and skipped_files.json if unreadable files were skipped.
 
   Args:
     config: a ConfigDict with the fields of `cops_jax.config`.
     workdir: run directory; created if missing.
     init_from: trained prompts to start from, see `pretrained.find_start`; an
-      empty string starts from random ones. The optimizer always starts afresh.
+      empty string starts from random prompts. The optimizer's state is never
+      taken over.
     allow_other_backbone: if True, accepts other backbone weights than those of
       the run or of `init_from`.
     allow_other_data: if True, resumes with other images than the run has used.
-    profile_steps: first and last step to profile, into the folder profile/.
+    profile_steps: first and last step to profile; empty to profile none. The
+      profile is written to the folder profile/.
 
   Returns:
     The state after the last step.
@@ -159,7 +160,7 @@ def _train(
     signals.defer()
     asked = signals.ask(mesh)
     waiting = collections.deque()  # Steps that devices may still compute.
-    for step in range(first_step, num_steps + 1):  # After `step` steps.
+    for step in range(first_step, num_steps + 1):  # `step` steps are done.
       with watch.spend("steps"):
         due = _find_due(settings, workdir, step, first_step, num_steps, asked)
         # Unless the newest step is due, only the one before it is fetched. With
@@ -224,7 +225,7 @@ def _find_due(settings, workdir, step, first_step, num_steps, asked):
     for name, steps in every.items()
     if step > 0 < steps and (is_last or step % steps == 0)
   }
-  if step == first_step:  # Repeats an evaluation that was interrupted.
+  if step == first_step:  # Only an interrupted evaluation is repeated.
     due &= {"evaluate"}
     if due and not in_first_process(_lacks_evaluation, workdir, step):
       due = set()
@@ -237,13 +238,13 @@ def _find_due(settings, workdir, step, first_step, num_steps, asked):
 
 def _save(watch, log, saved, step, state, recent):
   with watch.spend("saving"):
-    # The log comes first, since a resumed run drops lines after its checkpoint.
+    # The log comes first: a resumed run drops its lines after the checkpoint.
     in_first_process(log.flush)
     saved.save(step, state.params, state.opt_state, recent)
 
 
 def _make_describe(config, model, examples, watch, first_step):
-  """Returns a function that makes a log line of a step and recent loss terms.
+  """Returns a function from a step and recent loss terms to a log line.
 
   The function also reports progress and clears the terms.
   """
@@ -303,7 +304,7 @@ def _fetch_batch(batches, state, watch):
 
 
 def _fetch(waiting, num_left, recent):
-  """Moves the loss terms of the oldest waiting steps to `recent`.
+  """Moves loss terms to `recent`, except those of the newest `num_left` steps.
 
   Returns:
     The first step that is not finite, with its terms and this process's image
@@ -339,7 +340,7 @@ def _report_not_finite(workdir, step, terms, paths):
 
 @contextlib.contextmanager
 def _profile(workdir, steps):
-  """Profiles the steps in the context, into the folder profile/."""
+  """Writes a profile of the steps in the context to the folder profile/."""
   folder = workdir / "profile"
   with contextlib.ExitStack() as stack:
     local = folder
@@ -359,7 +360,7 @@ def _make_evaluate(config, backbone, model, backbone_params, shardings):
   """Returns a function of trainable parameters that evaluates all data sets."""
   evaluator = Evaluator(config, model, backbone, make_mesh(), shardings)
   examples = []
-  if config.train.evaluate_every_steps:  # Missing data sets fail early.
+  if config.train.evaluate_every_steps:  # A missing data set must fail early.
     examples = in_all_processes(
       lambda: [
         load_examples(config, name, config.evaluation.split)

@@ -46,17 +46,13 @@ def load(
 ) -> tuple[Any, PretrainedBackbone, nn.Module, Sequence[Mapping[str, Any]]]:
   """Loads the backbone, the model and the examples to train on.
 
-  Args:
-    config: a ConfigDict with the fields of `cops_jax.config`.
-    workdir: run directory; need not exist.
-
   Returns:
     The config with the run's backbone.dtype, the backbone, the model and the
     examples.
 
   Raises:
     InputError: if one of them cannot be loaded, the images have no masks, the
-      method trains nothing, or the run belongs to another method.
+      method has nothing to train, or the run belongs to another method.
   """
   if not methods.find(config.method).IS_TRAINED:
     raise InputError(
@@ -73,7 +69,7 @@ def load(
   examples = load_examples(config, config.train.dataset, config.train.split)
   for note in shorten_list(examples.notes):
     _logger.warning("%s: %s", examples.name, note)
-  if not examples[0]["has_mask"]:  # Report it before computing features.
+  if not examples[0]["has_mask"]:  # Fails before features are computed.
     raise _masks_missing(examples.name, examples[0]["path"])
   return config, backbone, model, examples
 
@@ -85,13 +81,9 @@ def read_start(
   init_from: str | os.PathLike,
   allow_other_backbone: bool,
 ) -> Mapping[str, Any]:
-  """Returns trained parameters to start from.
+  """Returns the trained parameters of `init_from`; see `loop.train`.
 
-  Args:
-    config, backbone: results of `load`.
-    params: random parameters; they provide the VAE encoder if the trained
-      prompts have none.
-    init_from, allow_other_backbone: see `loop.train`.
+  If they have no VAE encoder, the encoder of the random `params` is used.
 
   Raises:
     InputError: if the prompts cannot be read, or belong to another backbone or
@@ -132,10 +124,6 @@ def prepare(
 ) -> tuple[int, TrainState, Any, Mapping[str, Any], Any]:
   """Places a run's state and backbone on the devices, and logs their sizes.
 
-  Args:
-    config, examples, backbone, model: results of `load`.
-    params: trainable parameters before the first step.
-
   Returns:
     The number of steps, the state, the compiled step, the backbone's parameters
     and their shardings.
@@ -172,7 +160,7 @@ def prepare(
 
 
 def peak_images_per_second(config: Any, model: nn.Module) -> float:
-  """Returns the images per second at the devices' peak rate; 0 if unknown."""
+  """Returns images per second at the devices' peak rate; 0 if unknown."""
   if jnp.dtype(config.backbone.dtype).itemsize != 2:
     return 0.0
   backbone = model.backbone.config
@@ -199,15 +187,10 @@ def open_batches(
   model: nn.Module,
   steps: range,
 ) -> tuple[Iterator[dict[str, np.ndarray]], list[Exception]]:
-  """Returns this process's part of each step's batch.
+  """Returns this process's part of the batches of `steps`, counted from 0.
 
   If the config enables the feature cache and images are not augmented, the
-  features are computed first.
-
-  Args:
-    config, examples, backbone, model: results of `load`.
-    workdir: run directory, for skipped_files.json if files are skipped.
-    steps: numbers of the steps, from 0.
+  features are computed first. Skipped files are listed in the run directory.
 
   Returns:
     The batches of `pipeline.iterate_batches`, and a list that receives the
@@ -252,7 +235,7 @@ def _check_batches(batches, examples, skipped, workdir):
 
   The first note of each kind is logged.
   """
-  # Each process reads, and therefore skips, only its own part.
+  # Each process reads its own part only, and has its own list of skipped files.
   process = jax.process_index()
   suffix = f"-{process}" if process else ""
   path, num_listed = workdir / f"skipped_files{suffix}.json", 0
@@ -268,7 +251,9 @@ def _check_batches(batches, examples, skipped, workdir):
       num_listed = len(skipped)
       _list_skipped(path, skipped)
       if num_listed == len(examples):
-        raise InputError(f"no image of {examples.name!r} can be read")
+        raise InputError(
+          f"no image of {examples.name!r} can be read. See {path} for reasons"
+        )
     unmasked = batch["padding_mask"] & ~batch["has_mask"]
     if unmasked.any():
       raise _masks_missing(examples.name, batch["path"][unmasked][0])
@@ -276,7 +261,7 @@ def _check_batches(batches, examples, skipped, workdir):
 
 
 def _list_skipped(path, skipped):
-  """Adds files to those that the run skipped before it was interrupted."""
+  """Adds files to the list of those that an interrupted run has skipped."""
   try:
     before = dict(json.loads(read_file(path)))
   except (OSError, ValueError, TypeError, RecursionError):

@@ -26,7 +26,7 @@ STEP_FIELDS = (
 
 @flax.struct.dataclass
 class TrainState:
-  """State that a training step updates; it excludes the backbone's parameters.
+  """State that a training step updates, without the backbone's parameters.
 
   Attributes:
     step: number of completed steps, as a scalar array.
@@ -48,11 +48,8 @@ def make_optimizer(
   """Returns Adam with the settings of config.train.
 
   With accumulate_steps = k above 1, every k steps make one update, with their
-  mean gradient. Steps that remain at the end make one more update.
-
-  Args:
-    settings: config.train.
-    num_steps: number of steps of the whole training.
+  mean gradient. Steps that remain at the end of the training, after `num_steps`
+  steps, make one more update.
   """
   adam = optax.adam(
     settings.learning_rate, b1=settings.b1, b2=settings.b2, eps=settings.eps
@@ -88,9 +85,9 @@ def loss_and_terms(
   Args:
     model: model of a method.
     params, backbone_params: the model's two parameter trees.
-    batch: fields of `encode_batch`; label and padding_mask (b,); and, if the
-      model needs them, mask_counts (b, n) or mask (b, h, w), and noise
-      (b, 1, d), standard normal.
+    batch: fields of `encode_batch`; label and padding_mask (b,); mask_counts
+      (b, n) or mask (b, h, w); and, if the model needs it, standard normal
+      noise (b, 1, d).
 
   Returns:
     The loss, and the terms by name, including "loss", all of shape ().
@@ -122,8 +119,9 @@ def make_train_step(
       a copy of the backbone.
 
   Returns:
-    A function `step(state, backbone_params, batch)`. It donates the state and
-    returns the next state, and the loss, its terms and the gradient's norm.
+    A function `step(state, backbone_params, batch)` that donates the state. It
+    returns the next state and, by name, the loss, its terms and the gradient's
+    norm.
   """
   key = random_key(model.config.seed, TRAIN_KEY)
   width = model.backbone.feature_width

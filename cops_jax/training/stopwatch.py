@@ -1,4 +1,4 @@
-"""Measures how a run spends its time and how fast its steps are."""
+"""The time that a run spends on each activity, and the speed of its steps."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Stopwatch:
 
   @contextlib.contextmanager
   def spend(self, name: str) -> Iterator[None]:
-    """Counts the time in the context; contexts must not be nested."""
+    """Adds the time in the context; contexts must not be nested."""
     began = time.monotonic()
     try:
       yield
@@ -48,7 +48,7 @@ def measure_speed(
   """Returns the speed of steps, excluding other activities between them.
 
   Args:
-    spent: seconds of "steps", and of devices that waited for "input".
+    spent: seconds of "steps", and seconds that devices waited for "input".
     num_steps: number of steps in that time.
     step_images: number of images in a step.
     peak_rate: images per second at the devices' peak rate; 0 if unknown.
@@ -74,7 +74,7 @@ def measure_speed(
 
 
 def describe_speed(speed: Mapping[str, float]) -> str:
-  """Describes the result of `measure_speed` in a few words."""
+  """Returns the result of `measure_speed` in a few words."""
   words = (
     f"{1000 * speed[TIME_PREFIX + 'step_seconds']:.0f} ms per step,"
     f" {speed[TIME_PREFIX + 'input_share']:.0%} waiting for input"

@@ -72,7 +72,7 @@ def test_every_section_returns_its_rows(clip_folder, data_dir, monkeypatch):
     for row in section.rows(is_quick=True)
   }
   for what, words in (
-    ("evaluation step, 4 image(s)", "of the matrix rate"),
+    ("evaluation step, batch size 4", "of the matrix rate"),
     ("plain step, 1 image", "the evaluation step takes"),
     ("demo: training step of 1 image, feature cache bfloat16", "times as fast"),
     ("uniadet_demo: 1 image", "with 4 reference images"),

@@ -254,7 +254,7 @@ def test_bad_files_do_not_affect_other_files(
   page.upload(first, broken, large, second)
   page.wait_for_results(2)
   page.count(failed=2)
-  # They leave no gaps among the results.
+  # Failed images leave no gaps among the results.
   assert len(page.all("#refused li")) == 2 and len(page.all("#list li")) == 2
   unread = "<b>broken.jpg cannot be read: it is not a valid image file (PNG"
   too_large = "large.png is too large: it has 32.0 MB, and the limit is 32 MB"
@@ -269,7 +269,7 @@ def test_bad_files_do_not_affect_other_files(
   )
   page.dispatch("DragEvent", "drop", "dataTransfer", files)
   page.count(failed=48)
-  not_added = "14 of 60 images were not added, because the limit is 50."
+  not_added = "Added 46 of 60 images, because the limit is 50."
   assert not_added in page.text("#notice")
   page.announces(not_added)
   page.one("#clear").click()

@@ -209,7 +209,7 @@ def test_concurrent_uploads_are_limited(detector):
         response, refusal = ask(port, "POST", "/api/detect", content)
         assert response.status == 503 and response.headers["Retry-After"] == "1"
         assert "is processing 2 uploads" in json.loads(refusal)["error"]
-      # The second upload was closed, so there is a free place.
+      # The second upload was closed, so another one is accepted.
       until(lambda: post(port, content)[0] == 200)
       first.sendall(content)
       assert first.recv(15) == b"HTTP/1.1 200 OK"

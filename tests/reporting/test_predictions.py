@@ -135,7 +135,7 @@ def test_earlier_results_are_replaced_and_other_files_are_kept(folder, caplog):
   assert (out / predictions.PAGE).exists()
   caplog.set_level("INFO")
   predictions.replace_earlier(out, [*predictions.FILES, "pictures/b.jpg"])
-  assert re.search("kept: notes.txt, pictures/mine.png$", caplog.text)
+  assert re.search("results: notes.txt, pictures/mine.png$", caplog.text)
   left = {path.relative_to(out).as_posix() for path in out.rglob("*.*")}
   assert left == {MANIFEST, "notes.txt", "pictures/mine.png"}
   assert (folder / "predictions.csv").exists()

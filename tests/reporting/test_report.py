@@ -94,7 +94,7 @@ def write(workdir, found, skipped=(), failed=(), **changes):
   evaluated = results.Evaluated(
     *(found, dict(skipped), dict(failed), PROVENANCE | changes)
   )
-  page = report.write_report(workdir, evaluated)
+  page = report.write(workdir, evaluated)
   return page, re.sub(r"\s+", " ", page.read_text())
 
 
@@ -130,7 +130,8 @@ def test_the_page_needs_no_other_file(page, text):
   assert "http" not in re.sub(r'"data:[^"]*"', "", text)
   assert "<b>" not in text and "0&lt;b&gt;.png" in text
   assert "runs/&lt;made&gt; &amp; found" in text
-  assert [path.name for path in page.parent.iterdir()] == ["report.html"]
+  names = {path.name for path in page.parent.iterdir()}
+  assert names == {"report.html", "results.json", "scores.csv"}
 
 
 def test_the_page_contains_results_terms_and_reasons(text):

@@ -29,7 +29,7 @@ def test_the_table_contains_all_results():
   assert ["made", "mean", "80.0", "70.0", "60.0", *first[3:]] in cells
   assert len({len(line) for line in lines[:-3]}) == 1
   assert lines[-3:] == [
-    "made: 1 of 2 images could not be read and were skipped; see results.json",
+    "made: files skipped as unreadable: 1 of 2; see results.json",
     "made: pixel metrics include the masks of 1 of 1 anomalous images",
     "made: reference images of c0 (2): c0/x.png, c0/y.png",
   ]

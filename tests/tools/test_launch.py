@@ -155,7 +155,7 @@ def test_the_gke_manifest_is_valid():
   assert resources["limits"] == resources["requests"]
   assert job["completions"] * resources["limits"]["google.com/tpu"] == num_chips
 
-  # A pod failure policy requires "Never". The end of one pod ends the job.
+  # A pod failure policy requires "Never". If one pod ends, the job ends.
   assert pod["restartPolicy"] == "Never" and job["backoffLimit"] == 0
   lost, error = job["podFailurePolicy"]["rules"]
   assert lost["action"] == "Count"

@@ -61,7 +61,7 @@ def test_the_step_is_compiled_once_and_loss_terms_are_averaged(
 def test_a_step_that_is_not_finite_stops_the_run(
   tiny, tmp_path, monkeypatch, kind, names
 ):
-  """A loss that is finite but has a gradient that is not stops the run, too.
+  """A finite loss with a gradient that is not finite stops the run, too.
 
   The loop notices it one step later. That step changes nothing.
   """

@@ -12,7 +12,7 @@ set -u
 
 max_restarts=50
 if (( $# == 0 )); then
-  echo "no command was given. Run restart.sh COMMAND..." >&2
+  echo "no command was given. Run restart.sh COMMAND" >&2
   exit 2
 fi
 

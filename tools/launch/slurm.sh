@@ -19,7 +19,7 @@
 # Slurm sends SIGTERM three minutes before the time limit. All processes then save
 # the same step and end with exit code 75. If a process is killed, all other
 # processes end with 75 too. In both cases the job is requeued and resumes. Any
-# other error ends it.
+# other error ends the job.
 set -u
 
 max_restarts=50
@@ -32,8 +32,8 @@ export COPS_JAX_JOB=${SLURM_JOB_ID:+slurm/$SLURM_JOB_ID}
 srun --kill-on-bad-exit=0 python train.py "${arguments[@]}"
 status=$?
 
-# srun returns the highest exit code. 137 is that of a killed process, and 134 that
-# of a process that JAX aborted because another one was lost.
+# srun returns the highest exit code: 137 if a process was killed, and 134 if JAX
+# aborted a process because another process was lost.
 if (( status == 75 || status == 134 || status == 137 )); then
   if (( ${SLURM_RESTART_COUNT:-0} < max_restarts )); then
     scontrol requeue "$SLURM_JOB_ID"

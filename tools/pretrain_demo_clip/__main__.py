@@ -4,7 +4,7 @@
 
 Runs on a CPU and takes 44 minutes on 2 cores. Each pair is an image with and
 without a defect. The demo's six evaluation categories and its unseen kinds of
-defects are never generated here.
+defects are never generated.
 """
 
 from __future__ import annotations

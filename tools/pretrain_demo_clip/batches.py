@@ -22,7 +22,7 @@ def augment(
   images: Sequence[Integer[np.ndarray, "h w 3"]],
   mask: Bool[np.ndarray, "h w"],
 ) -> tuple[list[Integer[np.ndarray, "h w 3"]], Bool[np.ndarray, "h w"]]:
-  """Flips, turns and recolours both images of a pair and their mask alike."""
+  """Flips, turns and recolours both images of a pair and their mask equally."""
   turns, flip = rng.integers(4), rng.random() < 0.5
   channels, invert = rng.permutation(3), rng.random() < 0.25
 
@@ -39,7 +39,7 @@ def augment(
 def draw_pair(
   rng: np.random.Generator, category: str, kind: int, size: int
 ) -> tuple[np.ndarray, np.ndarray, Bool[np.ndarray, "h w"]]:
-  """Draws an image with and without a defect and crops both alike.
+  """Draws the same image with and without a defect, and crops both equally.
 
   Args:
     rng: source of all randomness.
@@ -49,8 +49,7 @@ def draw_pair(
 
   Returns:
     The normal and the defective image, uint8 (size, size, 3), and the mask of
-    the defect, bool (size, size). The mask is all False if the defect is
-    outside the crop.
+    the defect, bool (size, size). The defect can be outside the crop.
   """
   defective, normal, mask = generated.generate_pair(
     CATEGORIES[category], captions.KINDS[kind], rng, IMAGE_SIZE
@@ -72,13 +71,13 @@ def patch_shares(mask: Bool[np.ndarray, "b h w"]) -> Float[np.ndarray, "b n"]:
 def draw_batch(
   rng: np.random.Generator, tokenize: Tokenize, num_pairs: int, size: int
 ) -> dict[str, np.ndarray]:
-  """Draws a batch of pairs: all normal images, then all defective ones.
+  """Draws a batch of pairs: all normal images, then all defective images.
 
   Args:
     rng: source of all randomness.
     tokenize: function from texts to token ids.
-    num_pairs: number of pairs, each of another category. The batch size b is
-      twice as large.
+    num_pairs: number of pairs, each of a different category. The batch size b
+      is twice as large.
     size: side of the square images in pixels, a multiple of the patch size.
 
   Returns:
@@ -131,13 +130,9 @@ def draw_batch(
 def prefetched_batches(
   seed: int, tokenize: Tokenize, num_pairs: int, sizes: Sequence[int]
 ) -> Iterator[dict[str, np.ndarray]]:
-  """Yields batches that a thread draws while XLA computes.
+  """Yields a batch for each of `sizes`, drawn by a thread while XLA computes.
 
-  Args:
-    seed: seed of all batches. A batch depends on it and on its own number.
-    tokenize: function from texts to token ids.
-    num_pairs: number of pairs in a batch.
-    sizes: side of the images in pixels for each batch.
+  A batch depends on the seed and on its number.
   """
   batches = queue.Queue(maxsize=4)
 

@@ -10,8 +10,7 @@ from tools.pretrain_demo_clip.categories import CATEGORIES
 KINDS = tuple(generated.SEEN_DEFECTS)
 GOOD = ("flawless", "perfect", "intact", "normal", "undamaged", "clean")
 BAD = ("damaged", "defective", "broken", "anomalous", "flawed", "faulty")
-# Red, green and blue in [0, 1] of each colour's word. Attributes make the
-# features of a patch describe more than its state.
+# Red, green and blue in [0, 1] of each colour's word.
 COLORS = {
   "red": (0.75, 0.2, 0.2),
   "orange": (0.85, 0.5, 0.2),
@@ -26,6 +25,7 @@ COLORS = {
   "black": (0.1, 0.1, 0.1),
   "white": (0.9, 0.9, 0.9),
 }
+# Texts about attributes make a patch's features describe more than its state.
 ATTRIBUTES = (
   tuple(COLORS),
   ("dark", "dim", "light", "bright"),
@@ -48,7 +48,7 @@ def words(name: str) -> str:
 
 
 def vocabulary() -> list[str]:
-  """Returns texts that together contain all words of all captions."""
+  """Returns texts that contain every word of the captions."""
   texts = ["object . with without the an image close-up", *TEMPLATES]
   texts += [*GOOD, *BAD, *map(words, KINDS)]
   texts += map(words, CATEGORIES)
@@ -61,11 +61,7 @@ def draw_caption(
 ) -> str:
   """Returns a random caption of an image.
 
-  Args:
-    rng: source of all randomness.
-    category: name of a category in `CATEGORIES`.
-    is_bad: True if a defect is visible.
-    kind: index of the defect in `KINDS`; not used for good images.
+  `is_bad` is True if a defect is visible, and `kind` is its index in `KINDS`.
   """
   if is_bad and rng.random() < 0.6:
     text = f"{words(category)} with a {words(KINDS[kind])}"

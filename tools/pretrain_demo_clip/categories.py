@@ -1,7 +1,7 @@
 """The categories that the toy CLIP is pretrained on.
 
-They are the training categories of `cops_jax.datasets.generated` and many that
-only the pretraining uses. None is an evaluation category.
+They are the training categories of `cops_jax.datasets.generated` and many more
+that only the pretraining uses. None of them is an evaluation category.
 """
 
 import functools

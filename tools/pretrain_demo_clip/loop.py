@@ -15,7 +15,7 @@ from cops_jax.backbones.clip import CLIP
 from tools.pretrain_demo_clip.losses import total_loss
 from tools.pretrain_demo_clip.model import IMAGE_SIZE
 
-# The first part of the training uses crops, which are cheaper and more varied.
+# The first steps use crops, which are cheaper and more varied.
 CROP_SIZE, CROP_FRACTION = 80, 0.7
 PEAK_LEARNING_RATE, WEIGHT_DECAY = 1e-3, 0.05
 REPORT_EVERY_STEPS, SAVE_EVERY_STEPS = 50, 500
@@ -28,7 +28,7 @@ def image_sizes(steps: int) -> list[int]:
 
 
 def make_optimizer(steps: int) -> optax.GradientTransformation:
-  """Returns an optimizer with Muon for the layers' matrices, else Adam."""
+  """Returns Muon for the matrices of layers, and Adam for everything else."""
 
   def muon_dimensions(params):
     def choose(path, leaf):
@@ -59,9 +59,9 @@ def make_optimizer(steps: int) -> optax.GradientTransformation:
 def make_train_step(
   model: CLIP, optimizer: optax.GradientTransformation
 ) -> Callable[..., tuple[Any, Any, dict[str, jax.Array]]]:
-  """Returns the step from parameters, optimizer state and batch.
+  """Returns `step(params, state, batch)`, which returns the next of both.
 
-  The step returns the next parameters and state, and the loss terms by name.
+  The step also returns the loss terms by name.
   """
 
   @jax.jit
@@ -81,14 +81,7 @@ def make_train_step(
 def progress_line(
   step: int, steps: int, history: Sequence[Mapping[str, float]], seconds: float
 ) -> str:
-  """Returns the progress line after a step.
-
-  Args:
-    step: number of completed steps.
-    steps: number of all steps.
-    history: loss terms of the latest steps, of which the means are shown.
-    seconds: seconds since the first step.
-  """
+  """Returns the progress line after a step, with the means of `history`."""
   means = {k: np.mean([row[k] for row in history]) for k in history[0]}
   text = "  ".join(f"{name} {value:.3f}" for name, value in means.items())
   rate = step / seconds
@@ -110,8 +103,7 @@ def train(
     params: initial parameters, including `params["heads"]`.
     batches: a batch from `batches.draw_batch` for each step.
     steps: number of steps.
-    save: function that is called with the parameters every `SAVE_EVERY_STEPS`
-      steps and at the end.
+    save: function that writes the parameters.
   """
   optimizer = make_optimizer(steps)
   state = optimizer.init(params)

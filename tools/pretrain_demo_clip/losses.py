@@ -118,12 +118,9 @@ def attribute_loss(
   texts: Float[Array, "t d"],
   images: Integer[Array, "b h w 3"],
 ) -> Float[Array, ""]:
-  """Returns the sum over groups of attributes of patch-word cross-entropies.
+  """Returns the cross-entropies of patches and words, added over the groups.
 
-  Args:
-    patches: unit vectors of patches.
-    texts: unit vectors of `captions.attribute_texts`.
-    images: images in uint8.
+  `patches` are unit vectors, and `texts` those of `captions.attribute_texts`.
   """
   sizes = np.cumsum([len(group) for group in ATTRIBUTES])[:-1]
   return sum(
@@ -144,12 +141,8 @@ def repair_loss(
 ) -> Float[Array, ""]:
   """Returns the squared error of the predicted difference from normal images.
 
-  Args:
-    tokens: patch tokens of the last layer.
-    head: linear head; its columns are the colours of a patch's pixels.
-    images: normalized images: the normal ones of all pairs, then the defective
-      ones.
-    weight: weight of each patch.
+  `tokens` are the last layer's. The columns of `head` are the colours of a
+  patch's pixels. `images` have the order of `batches.draw_batch`.
   """
   pixels = patch_pixels(images)
   normal_pixels = jnp.tile(pixels[: len(pixels) // 2], (2, 1, 1))
@@ -162,10 +155,7 @@ def total_loss(
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
   """Returns the loss to minimize, and its unweighted terms by name.
 
-  Args:
-    model: model that is bound to its parameters.
-    batch: batch from `batches.draw_batch`.
-    heads: heads from `model.initial_heads`.
+  The model is bound to its parameters. `heads` are from `model.initial_heads`.
   """
   images = normalize_images(batch["image"], CLIP.image_mean, CLIP.image_std)
   tokens, patches, pooled, class_token = image_features(model, images)

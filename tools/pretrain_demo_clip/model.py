@@ -22,10 +22,7 @@ TEMPERATURE = 0.07  # The same as in CoPS.
 
 
 def clip_config(vocab_size: int) -> CLIPConfig:
-  """Returns the config for a tokenizer with `vocab_size` tokens.
-
-  The last two tokens begin and end a text.
-  """
+  """Returns the config for a tokenizer whose last two tokens delimit a text."""
   return CLIPConfig(
     text_config=dict(
       vocab_size=vocab_size,
@@ -58,9 +55,9 @@ def initial_params(
 
   transformers' initial values suit larger models. Here kernels have a scale of
   1/sqrt(fan-in), and vision attention starts by comparing: every head subtracts
-  from a token the mean of similar and nearby tokens. To this end, query and key
+  from a token the mean of similar and nearby tokens. For this, query and key
   are equal, output is minus the inverse of value, and positions are sines
-  (after Trockman and Kolter 2023). The model learns several times faster.
+  (after Trockman and Kolter 2023). The model then learns several times faster.
   """
   shapes = flax.traverse_util.flatten_dict(clip_param_shapes(config))
   params = {}
@@ -102,11 +99,7 @@ def initial_params(
 def sine_positions(side: int, width: int) -> Float[Array, "n1 c"]:
   """Returns position embeddings: sines and cosines of row and column.
 
-  The first row, for the class token, is zero.
-
-  Args:
-    side: number of patches in a row of the square grid.
-    width: width of the embedding.
+  The first row, for the class token, is zero. The grid has `side**2` patches.
   """
   frequencies = 2 * 10 ** (-1.5 * np.arange(width // 4) / (width // 4))
   angles = np.arange(side)[:, None] * frequencies
@@ -123,9 +116,8 @@ def initial_heads(
 ) -> dict[str, Array]:
   """Returns linear heads on the last layer's tokens.
 
-  Returns:
-    `defective`, (c,), with `bias`, (), and `repair`, (c, pixels), which has a
-    column for each colour of each pixel in a patch.
+  They are `defective`, (c,), with `bias`, (), and `repair`, (c, pixels), which
+  has a column for each colour of each pixel in a patch.
   """
   width = config.vision_config.hidden_size
   return {

@@ -26,8 +26,7 @@ def attribute_labels(
 ) -> tuple[Integer[Array, "b n"], ...]:
   """Returns the index of each patch's word in each group of `ATTRIBUTES`.
 
-  Args:
-    images: images with colours in [0, 1].
+  The colours of `images` are in [0, 1].
   """
   pixels = patch_pixels(images)
   pixels = pixels.reshape(*pixels.shape[:2], -1, 3)

@@ -17,11 +17,9 @@ MAX_LENGTH = 16  # Tokens of a caption, including its start and end tokens.
 def build_tokenizer(
   folder: pathlib.Path, texts: Sequence[str]
 ) -> CLIPTokenizerFast:
-  """Writes a byte-level BPE tokenizer with one token for each word.
+  """Writes a byte-level BPE tokenizer with one token for each word of texts.
 
-  Args:
-    folder: folder for vocab.json, merges.txt and the configuration.
-    texts: texts that together contain every word.
+  The folder receives vocab.json, merges.txt and the configuration.
   """
   base = _byte_alphabet()
   vocab = base + [symbol + "</w>" for symbol in base]

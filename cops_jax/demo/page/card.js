@@ -13,7 +13,7 @@ export const DOT = " \u00b7 ";
 
 // Values of the sliders: opacity, image threshold and pixel threshold. Without
 // chosen thresholds, a threshold is null until its slider is moved, and there are
-// no verdicts. Also the palette of the map, and the chosen thresholds or null.
+// no verdicts. `view` also has the palette of maps, and the chosen thresholds or null.
 export const view = {};
 
 function make(width, height) {
@@ -58,7 +58,7 @@ export class Card {
     return !this.answer && !this.error;
   }
 
-  // The text that is shown until there are results, or the error.
+  // The error, or the text that is shown until there are results.
   get state() {
     return this.find(".state").textContent;
   }
@@ -197,7 +197,7 @@ export class Card {
     canvas.toBlob((blob) => save(blob, `${this.name.replace(/\.\w+$/, "")}-heatmap.png`));
   }
 
-  // Returns the row of `cops predict` for the thresholds of the sliders.
+  // Returns the row that `cops predict` would write with the sliders' thresholds.
   toRow() {
     if (this.error) return { path: this.name, error: this.error };
     const { image_score, note, tiles, boxes } = this.answer;

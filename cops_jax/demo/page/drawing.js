@@ -43,13 +43,13 @@ export class Palette {
   }
 }
 
-// Outlines the regions whose levels reach `least`. Returns their boxes in pixels
-// of the map (left, top, right, bottom), that of the largest region first.
+// Outlines the regions whose levels reach `least`. Returns their boxes (left, top,
+// right, bottom) in pixels of the map, the largest region first.
 export function outline(context, levels, least) {
   const { width, height } = context.canvas;
   const drawn = context.createImageData(width, height);
-  // 1 in regions, 2 in visited parts of regions, 3 outside of the image. Regions
-  // have no outline along the border of the image: a frame around the whole image
+  // 1 in regions, 2 in visited parts of regions, 3 outside the image. Regions have
+  // no outline along the border of the image, because a frame around a whole image
   // would show nothing.
   const across = width + 2 * LINE;
   const mask = new Uint8Array(across * (height + 2 * LINE)).fill(3);

@@ -4,7 +4,7 @@ import { Card, DOT, save, view } from "./card.js";
 import { Palette } from "./drawing.js";
 
 const SENT_AT_ONCE = 3;
-const MAX_FAILURES = 4; // Failed requests in a row until the page stops sending.
+const MAX_FAILURES = 4; // Failed requests in a row after which the page stops sending.
 const MAX_NEWS = 3; // Errors that screen readers announce together.
 const TOUCH = "(max-width: 700px), (pointer: coarse)"; // As in page.css.
 const COUNTED = { anomaly: "anomalous", normal: "normal", found: "found", missed: "missed", "false alarm": "false alarms", correct: "correct" };
@@ -37,7 +37,7 @@ function add(sources) {
   for (const card of taken) cards.add(card);
   queue.push(...taken);
   const left = sources.length - taken.length;
-  notify(left && `${left} of ${sources.length} images were not added, because the limit is ${info.limits.max_images}. Clear the page to add more`);
+  notify(left && `Added ${taken.length} of ${sources.length} images, because the limit is ${info.limits.max_images}. Clear the page to add more`);
   arrange();
   if (matchMedia(TOUCH).matches) {
     // On a phone, the list is below the button that was tapped.
@@ -53,7 +53,7 @@ function follow(card) {
   card?.element.scrollIntoView();
 }
 
-// Puts the results in order. An element that is in place keeps the focus.
+// Puts the results in order. An element that is not moved keeps the focus.
 function arrange() {
   const shown = [...cards].filter((card) => !card.error);
   const score = (card) => card.answer?.image_score ?? -1;
@@ -81,12 +81,12 @@ function fail(card, message) {
   $("refused").append(card.element); // A small card would leave a gap in the results.
 }
 
-// Uploads an image, again while the server is full or loading; returns the answer.
+// Uploads an image and returns the answer. Tries again while the server is full or loading.
 async function send(card, signal) {
   card.say("scoring");
   const { max_bytes } = info.limits;
   if (card.file?.size > max_bytes) throw new Error(`${card.name} is too large: it has ${(card.file.size / 2 ** 20).toFixed(1)} MB, and the limit is ${max_bytes / 2 ** 20} MB`);
-  await card.file?.slice(0, 1).arrayBuffer(); // Fails here, and not as a failed request, if the file was deleted.
+  await card.file?.slice(0, 1).arrayBuffer(); // Fails if the file was deleted, so that this does not count as a failed request.
   const url = `api/detect?${choice}&name=${encodeURIComponent(card.name)}`;
   for (let attempt = 1, failures = 0; cards.has(card); attempt++) {
     let response;
@@ -299,7 +299,7 @@ function choose() {
 async function begin() {
   calls.abort();
   calls = new AbortController();
-  sending = Infinity; // Sends nothing until the answer is there.
+  sending = Infinity; // Sends nothing until the answer arrives.
   const { signal } = calls;
   $("away").hidden = true;
   $("loading").hidden = Boolean(info);
