@@ -4,8 +4,8 @@
 
 A flag sets any field of the config: --config.train.batch_size=16. On SIGTERM
 and Ctrl-C, training saves a checkpoint and ends with exit code 75. The same
-command resumes an interrupted run. With --verify the command only checks the
-checkpoints of the run directory.
+command resumes an interrupted run. With --verify, it only checks the record and
+the checkpoints in the run directory.
 """
 
 from __future__ import annotations

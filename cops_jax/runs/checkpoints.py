@@ -232,7 +232,7 @@ class Checkpoints:
       The step, the parameters, the optimizer's state and recent loss terms.
 
     Raises:
-      InputError: if all checkpoints are damaged, or come from another model.
+      InputError: if there is no undamaged checkpoint of this model.
     """
     step = in_first_process(self._find_good_step)
     restored = self._restore(
@@ -251,7 +251,7 @@ class Checkpoints:
         saved shapes on one device.
 
     Raises:
-      InputError: if all checkpoints are damaged, or come from another model.
+      InputError: if there is no undamaged checkpoint of this model.
     """
     step = in_first_process(self._find_good_step)
     if params is None:

@@ -121,7 +121,8 @@ def load_dino(
     }
     if surplus := sorted(zeros.keys() & tensors.keys()):
       raise InputError(
-        f"{file.path} has the bias {surplus[0]}, but DINOv3's keys have none"
+        f"{file.path} has the bias {surplus[0]}, but DINOv3's keys have none:"
+        " choose other weights"
       )
   params = params_from_tensors(
     {**tensors, **zeros},
