@@ -80,7 +80,7 @@ def rows(is_quick: bool) -> Iterator[Row]:
 def _method_row(name):
   """Times the step for one image, for UniADet also with 4 reference images."""
   config, backbone = load(name)
-  # Published tokenizers are not at hand. The toy CLIP's knows these texts.
+  # The published tokenizer is not downloaded. The toy CLIP's knows these texts.
   if config.method == "prompt_ensemble":
     config.model.texts = "demo"
     backbone = dataclasses.replace(backbone, tokenizer=DEMO_FOLDER)

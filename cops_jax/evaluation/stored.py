@@ -71,7 +71,7 @@ class StoredResult:
       "fingerprint": fingerprint,
       "num_images": len(examples),
     }
-    # In the stored key, tuples are lists.
+    # The stored key has lists in place of tuples.
     self._key = json.loads(json.dumps(key))
     self._path = workdir / "evaluation" / f"{examples.name}.json"
     self.maps_folder = workdir / "maps" / examples.name if save_maps else None

@@ -41,11 +41,7 @@ def draw_pair(
 ) -> tuple[np.ndarray, np.ndarray, Bool[np.ndarray, "h w"]]:
   """Draws the same image with and without a defect, and crops both equally.
 
-  Args:
-    rng: source of all randomness.
-    category: name of a category in `CATEGORIES`.
-    kind: index of the defect in `captions.KINDS`.
-    size: side of the square crop in pixels.
+  `kind` is the index of the defect in `captions.KINDS`.
 
   Returns:
     The normal and the defective image, uint8 (size, size, 3), and the mask of
@@ -73,12 +69,8 @@ def draw_batch(
 ) -> dict[str, np.ndarray]:
   """Draws a batch of pairs: all normal images, then all defective images.
 
-  Args:
-    rng: source of all randomness.
-    tokenize: function from texts to token ids.
-    num_pairs: number of pairs, each of a different category. The batch size b
-      is twice as large.
-    size: side of the square images in pixels, a multiple of the patch size.
+  Each pair is of a different category. The batch size b is 2 * num_pairs. The
+  size of images is a multiple of the patch size.
 
   Returns:
     Arrays by name:

@@ -98,12 +98,8 @@ def train(
 ) -> None:
   """Runs a step for each batch, prints progress and saves regularly.
 
-  Args:
-    model: model with the parameters `params["clip"]`.
-    params: initial parameters, including `params["heads"]`.
-    batches: a batch from `batches.draw_batch` for each step.
-    steps: number of steps.
-    save: function that writes the parameters.
+  `params["clip"]` belongs to the model, and `params["heads"]` to its losses.
+  `batches` yields a batch from `batches.draw_batch` for each step.
   """
   optimizer = make_optimizer(steps)
   state = optimizer.init(params)

@@ -81,7 +81,6 @@ def image_features(
 def weighted_mean(
   values: Float[Array, "*any"], weight: Float[Array, "*any"]
 ) -> Float[Array, ""]:
-  """Returns the weighted mean of values."""
   return (values * weight).sum() / weight.sum()
 
 
