@@ -26,7 +26,7 @@ COMMANDS = {
 
 _USAGE = """usage: cops COMMAND ...
 
-Zero-shot visual anomaly detection with CLIP, in JAX.
+Zero-shot visual anomaly detection in JAX.
 
 {}
 
