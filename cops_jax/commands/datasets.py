@@ -1,8 +1,8 @@
 """Lists, checks and prepares data sets.
 
-  cops datasets list
-  cops datasets check visa --manual_dir=DIR
-  cops datasets prepare visa mvtec_ad --manual_dir=DIR
+cops datasets list
+cops datasets check visa --manual_dir=DIR
+cops datasets prepare visa mvtec_ad --manual_dir=DIR
 """
 
 from __future__ import annotations
