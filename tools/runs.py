@@ -110,7 +110,7 @@ def run_all(
 
   if jax.process_count() > 1:
     raise InputError(
-      "this tool does not run in a cluster. Start it in a single process"
+      "this tool does not run in a cluster. Start it in a single process."
     )
   found, failures = {}, {}
   runs = list_runs(configs, seeds)

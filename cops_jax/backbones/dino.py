@@ -20,10 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cops_jax.backbones.attention import (
-  choose_implementation,
-  self_attention,
-)
+from cops_jax.backbones.attention import choose_implementation, self_attention
 from cops_jax.backbones.vision import Sizes, resize_position_embedding
 from cops_jax.typing import Array, Float
 

@@ -80,7 +80,7 @@ def prepare(
     raise InputError(
       f"data set {name!r} needs the package array_record, which is not"
       " installed and does not exist for Windows. Use Linux, macOS or WSL, or"
-      " read the images from their folder with folder:PATH"
+      " read the images from their folder with folder:PATH."
     ) from error
   if manual_dir:
     require_local(manual_dir, "the folder of original files, manual_dir,")

@@ -61,7 +61,7 @@ class Findings:
     if not (np.isfinite(score) and np.isfinite(anomaly_map).all()):
       raise InputError(
         f"the score of {path} in data set {dataset!r} is not finite, because"
-        " the prompts or the backbone's weights are damaged. Replace them"
+        " the prompts or the backbone's weights are damaged. Replace them."
       )
     image = ImageResult(dataset, category, path, int(row["label"]), score)
     ends = float(anomaly_map.min()), float(anomaly_map.max())

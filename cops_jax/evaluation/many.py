@@ -31,11 +31,7 @@ from cops_jax.runs.record import (
 )
 from cops_jax.runs.record import find_record as find_run
 from cops_jax.runtime.compilation import keep_compiled_programs
-from cops_jax.runtime.mesh import (
-  make_mesh,
-  replicate,
-  replicated_sharding,
-)
+from cops_jax.runtime.mesh import make_mesh, replicate, replicated_sharding
 from cops_jax.runtime.processes import (
   find_lost_peer,
   gather_objects,
@@ -112,7 +108,7 @@ def evaluate(
         if examples.name in found:
           raise InputError(
             f"another data set is also called {examples.name!r}. Give their"
-            " folders different names"
+            " folders different names."
           )
         found[examples.name] = run.evaluate(name, examples, workdir, save_maps)
       except InputError as error:

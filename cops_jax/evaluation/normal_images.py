@@ -115,7 +115,7 @@ def _draw(config, name, examples):
         f"config.evaluation.num_normal_images is {number}, but the split"
         f" {SPLIT!r} of data set {name!r} has"
         f" {count_of(len(places), 'normal image')} of {category!r}. Choose a"
-        " smaller number"
+        " smaller number."
       )
     rows = [normal[place] for _, place in sorted(places)[:number]]
     paths[category], images = sorted(row["path"] for row in rows), []

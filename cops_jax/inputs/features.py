@@ -226,7 +226,7 @@ def _fill(cache, examples, states, part, options, make_encode, skipped):
           if states and states[index] != file_state(examples[index]["image"]):
             raise InputError(
               f"{batch['path'][row]} of data set {examples.name!r} has changed"
-              " since the start. Run the same command again"
+              " since the start. Run the same command again."
             )
           if ready and index // size > max(ready) // size:
             cache.add(ready, writer)

@@ -188,7 +188,7 @@ class _RowLoader:
       raise InputError(
         f"{self.features.folder} has no features of {example['path']}, because"
         " it could not be read when they were computed. Run the same command"
-        " again"
+        " again."
       )
     # The cache has only the notes that were made when features were computed.
     lines = dict.fromkeys([*str(facts["notes"]).splitlines(), *mask.notes])

@@ -245,7 +245,7 @@ def _parse(lines, path):
   empty = [name for name in _SECTIONS if not sections[name]]
   if empty:
     raise InputError(
-      f"{path} has no texts under [{empty[0]}]. Add at least one line"
+      f"{path} has no texts under [{empty[0]}]. Add at least one line."
     )
   return sections
 
@@ -254,6 +254,6 @@ def _without_article(text, name):
   state = re.sub(r"^(an?|the)\s+", "", " ".join(text.split()), flags=re.I)
   if not state:
     raise InputError(
-      f"config.model.{name}_texts has an empty text: {text!r}. Remove it"
+      f"config.model.{name}_texts has an empty text: {text!r}. Remove it."
     )
   return state

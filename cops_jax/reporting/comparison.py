@@ -11,12 +11,7 @@ import numpy as np
 
 from cops_jax.metrics import METRICS
 from cops_jax.paths import AnyPath
-from cops_jax.reporting.tables import (
-  domains,
-  means_of,
-  percent,
-  write_csv,
-)
+from cops_jax.reporting.tables import domains, means_of, percent, write_csv
 from cops_jax.tables import align, one_line
 
 # Contents of results.json by name and run, such as a method and a seed.

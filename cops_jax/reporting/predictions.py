@@ -52,14 +52,14 @@ def replace_earlier(out: AnyPath, names: Collection[str]) -> None:
     try:
       listed = {*map(str, json.loads(files.read_file(manifest)))}
     except (TypeError, ValueError) as error:
-      raise InputError(f"{manifest} is damaged. Delete it") from error
+      raise InputError(f"{manifest} is damaged. Delete it.") from error
     # The manifest can be forged: only names that this command writes count.
     earlier = {name for name in listed & existing if _OWN.fullmatch(name)}
   foreign = sorted(existing - earlier)
   if taken := sorted({*names} & {*foreign}):
     raise InputError(
       f"{out / taken[0]} was not written by this command and would be replaced."
-      " Choose another folder or delete the file"
+      " Choose another folder or delete the file."
     )
   files.write_file(manifest, files.to_json(sorted({*names} | earlier)))
   for name in earlier:

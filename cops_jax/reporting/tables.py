@@ -171,7 +171,7 @@ def read_results(workdir: AnyPath) -> dict[str, Any]:
     if version != SCHEMA_VERSION:
       raise InputError(
         f"{path} has the schema version {version}, but this program reads"
-        f" {SCHEMA_VERSION}. Run `cops evaluate --workdir={workdir}` again"
+        f" {SCHEMA_VERSION}. Run `cops evaluate --workdir={workdir}` again."
       )
     for name, means in means_of(content).items():
       for metric, value in means.items():
@@ -181,7 +181,7 @@ def read_results(workdir: AnyPath) -> dict[str, Any]:
   except OSError as error:
     raise InputError(
       f"{path} cannot be read: {error.strerror}. Run `cops evaluate"
-      f" --workdir={workdir}` first"
+      f" --workdir={workdir}` first."
     ) from error
   except InputError:
     raise
@@ -191,7 +191,7 @@ def read_results(workdir: AnyPath) -> dict[str, Any]:
   ) as error:
     raise InputError(
       f"{path} is damaged ({error!r}). Run `cops evaluate --workdir={workdir}`"
-      " again"
+      " again."
     ) from error
 
 

@@ -38,11 +38,7 @@ from cops_jax.runtime.processes import (
 from cops_jax.runtime.randomness import INIT_KEY, random_key
 from cops_jax.training import setup
 from cops_jax.training.step import STEP_FIELDS, TrainState
-from cops_jax.training.stopwatch import (
-  Stopwatch,
-  describe_speed,
-  measure_speed,
-)
+from cops_jax.training.stopwatch import Stopwatch, describe_speed, measure_speed
 from cops_jax.weights import prompts
 
 _logger = logging.getLogger(__name__)

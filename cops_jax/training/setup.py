@@ -252,7 +252,7 @@ def _check_batches(batches, examples, skipped, workdir):
       _list_skipped(path, skipped)
       if num_listed == len(examples):
         raise InputError(
-          f"no image of {examples.name!r} can be read. See {path} for reasons"
+          f"no image of {examples.name!r} can be read. See {path} for reasons."
         )
     unmasked = batch["padding_mask"] & ~batch["has_mask"]
     if unmasked.any():
