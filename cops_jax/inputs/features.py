@@ -73,24 +73,21 @@ def open_features(
 ) -> FeatureCache | None:
   """Opens the feature cache of a data set and computes missing features.
 
-  All processes of a cluster must call this. Processes that share the folder
-  compute a part each; a process with its own folder computes all features.
-  Separate runs wait for each other.
+  All processes of a cluster must call this. Those that share the folder compute
+  a part each; a process with its own folder computes all. Runs take turns.
+  Returns None if the config disables the cache.
 
   Args:
     config, examples, split: config of the run, and a split of a data set.
     model, backbone: model with the vision tower, and its weights.
     mesh, batch_size: devices and batch size of the run. A device computes as
-      many images at a time as in a step of the run, because the last bits
-      depend on that number; in float32, it is part of the cache's key.
+      many images at a time as in a step; in float32, the last bits depend on
+      that number, so it is part of the cache's key.
     skipped: argument of `pipeline.iterate_batches`.
-
-  Returns:
-    The cache; None if the config disables it.
 
   Raises:
     InputError: if an image cannot be read, the cache is damaged or does not fit
-      on the disk, or a feature is not a finite number in the stored type.
+      on the disk, or a feature is not finite in the stored type.
   """
   dtype = config.feature_cache.dtype
   if dtype == "none":
@@ -138,9 +135,9 @@ def open_features(
     in_all_processes(fill, range(1, jax.process_count()))
   except (OSError, WriteError) as error:
     raise InputError(
-      f"features cannot be saved in {folder}: {error} (those already saved are"
-      " kept). Set config.features_dir to another folder or"
-      " config.feature_cache.dtype to none."
+      f"features cannot be saved in {folder}: {error}. Saved ones are kept. Set"
+      " config.features_dir to another folder or config.feature_cache.dtype to"
+      " none."
     ) from error
   return cache
 
