@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
 from collections.abc import Sequence
 
 from cops_jax.commands import command_line, flags, make_parser
@@ -88,22 +87,11 @@ def _verify(workdir):
   return 1 if any(damage_of_steps.values()) else 0
 
 
-def _report_unraisable(unraisable):
-  """Prints an error outside of Python's calls, except a repeated one.
-
-  If a disk becomes full during a save, Orbax raises the error of one file and
-  closes its event loop. TensorStore reports the other files to the closed loop.
-  """
-  if str(unraisable.exc_value) != "Event loop is closed":
-    sys.__unraisablehook__(unraisable)
-
-
 @command_line
 def main(arguments: Sequence[str] | None = None) -> int | None:
   signals.catch_signals()
   options = _parser().parse_args(arguments)
   show_messages()
-  sys.unraisablehook = _report_unraisable
   if options.verify:
     return _verify(options.workdir)
   config = flags.read_config(options)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -135,8 +136,10 @@ class Checkpoints:
     self._num_kept = num_kept
     self._saving: int | None = None
     self._verbosity = absl_logging.get_verbosity()
+    self._report_unraisable = sys.unraisablehook
     # Orbax also logs the errors that it raises, with tracebacks.
     absl_logging.set_verbosity(absl_logging.FATAL)
+    sys.unraisablehook = self._skip_closed_loops
     if num_kept is not None:
       in_first_process(self._delete_incomplete)
     self._manager = open_manager(self._directory, self._complete)
@@ -149,11 +152,21 @@ class Checkpoints:
       self.wait()
       self._manager.close()
       absl_logging.set_verbosity(self._verbosity)
+      sys.unraisablehook = self._report_unraisable
       return
     try:
       self._wait()
     except InputError as error:  # The first error is more useful.
       _logger.error("%s", error)
+
+  def _skip_closed_loops(self, unraisable):
+    """Reports an error that no caller can catch, except repeated ones.
+
+    If a disk becomes full during a save, Orbax raises the error of one file and
+    closes its event loop. TensorStore then fails to report the other files.
+    """
+    if str(unraisable.exc_value) != "Event loop is closed":
+      self._report_unraisable(unraisable)
 
   def latest_step(self) -> int | None:
     """Returns the step of the newest checkpoint, unverified, or None."""
