@@ -177,8 +177,8 @@ def summarize(
   )
   parts = []
   if counts["anomaly"] + counts["normal"]:
-    anomalies = "anomaly" if counts["anomaly"] == 1 else "anomalies"
-    parts = [f"{counts['anomaly']} {anomalies}", f"{counts['normal']} normal"]
+    anomalies = count_of(counts["anomaly"], "anomaly")
+    parts = [anomalies, f"{counts['normal']} normal"]
   if counts["unreadable"]:
     parts.append(f"{counts['unreadable']} unreadable")
   if skipped:

@@ -25,10 +25,18 @@ def align(rows: Sequence[Sequence[str]], num_text_columns: int) -> list[str]:
   ]
 
 
+def inflect(noun: str, number: int) -> str:
+  """Returns the singular or the plural of a noun."""
+  if number == 1:
+    return noun
+  if noun.endswith("y"):
+    return f"{noun[:-1]}ies"
+  return f"{noun}es" if noun.endswith("s") else f"{noun}s"
+
+
 def count_of(number: int, noun: str) -> str:
   """Returns a number with its noun, such as "1 image" or "2 images"."""
-  ending = "" if number == 1 else "es" if noun.endswith("s") else "s"
-  return f"{number} {noun}{ending}"
+  return f"{number} {inflect(noun, number)}"
 
 
 def one_line(name: str) -> str:

@@ -33,7 +33,7 @@ from cops_jax.reporting.tables import (
   write_results,
 )
 from cops_jax.scoring import ANOMALY
-from cops_jax.tables import count_of, group_by_reason, shorten_list
+from cops_jax.tables import count_of, group_by_reason, inflect, shorten_list
 from cops_jax.weights.clip import DEMO_CLIP
 
 # Keys: True if the image is anomalous, and True if it is called anomalous.
@@ -133,6 +133,7 @@ def make_environment() -> Any:
     autoescape=lambda name: ".html" in name,
     undefined=jinja2.StrictUndefined,
   )
+  environment.filters["inflect"] = inflect
   environment.filters["percent"] = percent
   environment.filters["number"] = lambda value: (
     "n/a" if math.isnan(value) else f"{value:.3f}"
