@@ -111,7 +111,9 @@ class AnomalyDetector:
     record = read_record(workdir)
     config = record.to_config(str(workdir))
     loaded = cls._load(config, workdir, record, allow_other_backbone)
-    return loaded._with_thresholds(workdir)
+    digest = loaded.prompts_sha256
+    loaded.thresholds = thresholds.read_fitting(workdir, digest)
+    return loaded
 
   @classmethod
   def from_pretrained(
@@ -142,7 +144,9 @@ class AnomalyDetector:
     if backbone is not None:
       config.backbone.weights, config.backbone.revision = str(backbone), ""
     loaded = cls._load(config, path, record, allow_other_backbone)
-    return loaded._with_thresholds(path.parent)
+    digest = loaded.prompts_sha256
+    loaded.thresholds = thresholds.read_fitting(path.parent, digest)
+    return loaded
 
   @classmethod
   def from_files(
@@ -224,10 +228,6 @@ class AnomalyDetector:
     loaded = cls(config, trainable, backbone)
     loaded.origin = record.origin if record else ""
     return loaded
-
-  def _with_thresholds(self, folder):
-    self.thresholds = thresholds.read_fitting(folder, self.prompts_sha256)
-    return self
 
   def with_normal_images(
     self, images: AnyImage | Sequence[AnyImage], tiles: str = ""

@@ -21,25 +21,26 @@ SUPERSEDED = {
 }
 
 
-def find_docstrings():
+@pytest.fixture(scope="module")
+def docstrings():
+  """Returns the place and the text of each docstring."""
+  found = []
   for path in SOURCES:
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
       if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
-        text = ast.get_docstring(node)
-        if text:
-          name = getattr(node, "name", "")
-          yield f"{path.relative_to(ROOT)} {name}", text
+        name, text = getattr(node, "name", ""), ast.get_docstring(node)
+        found += [(f"{path.relative_to(ROOT)} {name}", text)] if text else []
+  return found
 
 
-def test_docstrings_begin_with_a_sentence():
-  found = list(find_docstrings())
-  assert len(found) > 1000
-  assert not [at for at, text in found if NO_SENTENCE.match(text)]
+def test_docstrings_begin_with_a_sentence(docstrings):
+  assert len(docstrings) > 1000
+  assert not [at for at, text in docstrings if NO_SENTENCE.match(text)]
 
 
-def test_descriptions_of_arguments_stand_alone():
+def test_descriptions_of_arguments_stand_alone(docstrings):
   wrong = []
-  for at, text in find_docstrings():
+  for at, text in docstrings:
     sections = re.findall(r"^(?:Args|Attributes):\n((?:  .*\n?)+)", text, re.M)
     for line in "\n".join(sections).splitlines():
       description = re.match(r"  [*\w, ]+: (.*)", line)

@@ -196,7 +196,8 @@ class _Run:
     }
     _logger.info(
       "evaluating %s on %s",
-      *(source, count_of(mesh.size, f"{jax.default_backend()} device")),
+      source,
+      count_of(mesh.size, f"{jax.default_backend()} device"),
     )
     backbone_params, shardings = place_backbone(
       backbone, model, mesh, config.backbone.split_over_devices
@@ -215,9 +216,7 @@ class _Run:
     provenance = self.provenance | {
       "normal_images_sha256": normal.sha256 if normal else ""
     }
-    stored = StoredResult(
-      *(workdir, examples, fingerprint, provenance, save_maps)
-    )
+    stored = StoredResult(workdir, examples, fingerprint, provenance, save_maps)
     result = stored.read()
     if result is None:
       result = self.evaluator.run(
@@ -257,7 +256,8 @@ def _load_model(config, workdir, checkpoint, allow_other_backbone):
   elif is_trained:
     _logger.warning(
       "%s does not record its backbone. Make sure that it was trained on %s",
-      *(source, config.backbone.weights),
+      source,
+      config.backbone.weights,
     )
   backbone = load_backbone(config)
   if record is not None:

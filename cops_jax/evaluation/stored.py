@@ -57,7 +57,9 @@ class StoredResult:
     reference images. If `save_maps` is True, the result includes anomaly maps.
     """
     names = (
-      *("version", "prompts_sha256", "backbone_sha256"),
+      "version",
+      "prompts_sha256",
+      "backbone_sha256",
       "normal_images_sha256",
     )
     config = complete(provenance["config"])
